@@ -1,0 +1,343 @@
+// The Python face of the CPU kernels: turns arrays into pointers, and refuses what a kernel could not take.
+// One function a kernel, same name, same argument order, outputs last and allocated by the caller.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace py = pybind11;
+using namespace pydiff;
+
+namespace {
+
+using Shape = std::vector<int64_t>;
+
+std::string text(const Shape& shape) {
+    std::string s = "(";
+    for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+    return s + (shape.size() == 1 ? ",)" : ")");
+}
+
+// An array argument after its checks: dtype, rank and shape, alignment, memory order, and writability of outputs.
+// A -1 in the expected shape matches any size. Overlap of outputs with inputs is the caller's contract (ops/ allocates).
+template <class T>
+class Array {
+public:
+    Array(const py::object& object, const char* name, const Shape& expected, bool output = false, bool rows_only = false) {
+        if (!py::isinstance<py::array>(object))
+            throw py::type_error(std::string(name) + " must be a NumPy array, got " +
+                                 std::string(py::str(py::type::of(object).attr("__name__"))));
+        py::array array = py::reinterpret_borrow<py::array>(object);
+        if (!py::isinstance<py::array_t<T>>(array))
+            throw py::type_error(std::string(name) + " must have dtype " + std::string(py::str(py::dtype::of<T>())) +
+                                 " in native byte order, got " + std::string(py::str(array.dtype())));
+        shape_.assign(array.shape(), array.shape() + array.ndim());
+        bool fits = shape_.size() == expected.size();
+        for (size_t i = 0; fits && i < shape_.size(); ++i) fits = expected[i] < 0 || shape_[i] == expected[i];
+        if (!fits)
+            throw py::value_error(std::string(name) + " must have shape " + text(expected) + ", got " + text(shape_));
+        for (py::ssize_t i = 0; i < array.ndim(); ++i) strides_.push_back(array.strides(i) / static_cast<int64_t>(sizeof(T)));
+        if (reinterpret_cast<uintptr_t>(array.data()) % alignof(T) != 0)
+            throw py::value_error(std::string(name) + " is not aligned to its element size");
+        if (rows_only ? !contiguous_rows(array) : !(array.flags() & py::array::c_style))
+            throw py::value_error(std::string(name) + " must be C-contiguous" + (rows_only ? " along its last axis" : ""));
+        if (output && !array.writeable()) throw py::value_error(std::string(name) + " is read-only");
+        data_ = const_cast<T*>(static_cast<const T*>(array.data()));
+    }
+    const T* in() const { return data_; }
+    T* out() const { return data_; }
+    int64_t size(size_t axis) const { return shape_[axis]; }
+    int64_t stride(size_t axis) const { return strides_[axis]; }
+    const Shape& shape() const { return shape_; }
+
+private:
+    static bool contiguous_rows(const py::array& array) {
+        if (array.size() == 0) return true;  // NumPy gives some empty arrays strides of zero
+        const auto last = array.ndim() - 1;
+        if (array.shape(last) > 1 && array.strides(last) != static_cast<py::ssize_t>(sizeof(T))) return false;
+        for (py::ssize_t i = 0; i < last; ++i)
+            if (array.shape(i) > 1 && (array.strides(i) < 0 || array.strides(i) % static_cast<py::ssize_t>(sizeof(T)))) return false;
+        return true;
+    }
+    T* data_ = nullptr;
+    Shape shape_, strides_;
+};
+
+using Floats = Array<float>;
+using Words = Array<uint32_t>;
+
+Floats input(const py::object& o, const char* name, const Shape& s) { return Floats(o, name, s); }
+Floats output(const py::object& o, const char* name, const Shape& s) { return Floats(o, name, s, true); }
+
+// An optional array: a null pointer for None.
+const float* optional_input(const py::object& o, const char* name, const Shape& s) {
+    return o.is_none() ? nullptr : input(o, name, s).in();
+}
+float* optional_output(const py::object& o, const char* name, const Shape& s) {
+    return o.is_none() ? nullptr : output(o, name, s).out();
+}
+
+int64_t positive(int64_t value, const char* name) {
+    if (value < 1) throw py::value_error(std::string(name) + " must be at least 1, got " + std::to_string(value));
+    return value;
+}
+
+// ---------------------------------------------------------------- conv2d
+
+Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, std::pair<int64_t, int64_t> stride,
+                         std::pair<int64_t, int64_t> pad) {
+    const Conv2dShape s{x[0], x[1], x[2], x[3], w[0], w[1], w[3], y[1], y[2], positive(stride.first, "stride"),
+                        positive(stride.second, "stride"), pad.first, pad.second};
+    positive(s.kh, "kernel height");
+    positive(s.kw, "kernel width");
+    if (pad.first < 0 || pad.second < 0) throw py::value_error("padding must not be negative");
+    if (w[2] != s.cin)
+        throw py::value_error("w must take " + std::to_string(s.cin) + " channels as x has, got " + text(w));
+    if (y[0] != s.n || y[3] != s.cout)
+        throw py::value_error("y must have " + std::to_string(s.n) + " pictures of " + std::to_string(s.cout) +
+                              " channels, got " + text(y));
+    return s;
+}
+
+void bind_conv2d_forward(py::object x, py::object w, py::object bias, std::pair<int64_t, int64_t> stride,
+                         std::pair<int64_t, int64_t> pad, py::object y) {
+    const Floats xa = input(x, "x", {-1, -1, -1, -1}), wa = input(w, "w", {-1, -1, -1, -1});
+    const Floats ya = output(y, "y", {-1, -1, -1, -1});
+    const Conv2dShape s = conv2d_shape(xa.shape(), wa.shape(), ya.shape(), stride, pad);
+    const float* b = optional_input(bias, "bias", {s.cout});
+    py::gil_scoped_release nogil;
+    conv2d_forward(s, xa.in(), wa.in(), b, ya.out());
+}
+
+void bind_conv2d_backward_input(py::object dy, py::object w, std::pair<int64_t, int64_t> stride,
+                                std::pair<int64_t, int64_t> pad, py::object dx) {
+    const Floats dya = input(dy, "dy", {-1, -1, -1, -1}), wa = input(w, "w", {-1, -1, -1, -1});
+    const Floats dxa = output(dx, "dx", {-1, -1, -1, -1});
+    const Conv2dShape s = conv2d_shape(dxa.shape(), wa.shape(), dya.shape(), stride, pad);
+    py::gil_scoped_release nogil;
+    conv2d_backward_input(s, dya.in(), wa.in(), dxa.out());
+}
+
+void bind_conv2d_backward_weight(py::object dy, py::object x, std::pair<int64_t, int64_t> stride,
+                                 std::pair<int64_t, int64_t> pad, py::object dw, py::object dbias) {
+    const Floats dya = input(dy, "dy", {-1, -1, -1, -1}), xa = input(x, "x", {-1, -1, -1, -1});
+    const Floats dwa = output(dw, "dw", {-1, -1, -1, -1});
+    const Conv2dShape s = conv2d_shape(xa.shape(), dwa.shape(), dya.shape(), stride, pad);
+    float* db = optional_output(dbias, "dbias", {s.cout});
+    py::gil_scoped_release nogil;
+    conv2d_backward_weight(s, dya.in(), xa.in(), dwa.out(), db);
+}
+
+// ---------------------------------------------------------------- group_norm
+
+GroupNormShape group_norm_shape(const Floats& x, int64_t groups, bool silu) {
+    const GroupNormShape s{x.size(0), x.size(1), x.size(2), positive(groups, "groups"), silu};
+    if (s.c % groups != 0)
+        throw py::value_error(std::to_string(s.c) + " channels do not divide into " + std::to_string(groups) + " groups");
+    return s;
+}
+
+void bind_group_norm_forward(py::object x, py::object gamma, py::object beta, int64_t groups, float eps, bool silu,
+                             py::object y, py::object mean, py::object rstd) {
+    const Floats xa = input(x, "x", {-1, -1, -1});
+    const GroupNormShape s = group_norm_shape(xa, groups, silu);
+    const Floats ga = input(gamma, "gamma", {s.c}), ba = input(beta, "beta", {s.c});
+    const Floats ya = output(y, "y", xa.shape());
+    const Floats ma = output(mean, "mean", {s.n, groups}), ra = output(rstd, "rstd", {s.n, groups});
+    py::gil_scoped_release nogil;
+    group_norm_forward(s, eps, xa.in(), ga.in(), ba.in(), ya.out(), ma.out(), ra.out());
+}
+
+void bind_group_norm_backward(py::object dy, py::object x, py::object gamma, py::object beta, py::object mean,
+                              py::object rstd, int64_t groups, bool silu, py::object dx, py::object dgamma,
+                              py::object dbeta) {
+    const Floats xa = input(x, "x", {-1, -1, -1}), dya = input(dy, "dy", xa.shape());
+    const GroupNormShape s = group_norm_shape(xa, groups, silu);
+    const Floats ga = input(gamma, "gamma", {s.c}), ba = input(beta, "beta", {s.c});
+    const Floats ma = input(mean, "mean", {s.n, groups}), ra = input(rstd, "rstd", {s.n, groups});
+    const Floats dxa = output(dx, "dx", xa.shape()), dga = output(dgamma, "dgamma", {s.c}),
+                 dba = output(dbeta, "dbeta", {s.c});
+    py::gil_scoped_release nogil;
+    group_norm_backward(s, dya.in(), xa.in(), ga.in(), ba.in(), ma.in(), ra.in(), dxa.out(), dga.out(), dba.out());
+}
+
+// ---------------------------------------------------------------- attention
+
+AttentionShape attention_shape(const Floats& q, const Floats& k, const Floats& v, int64_t heads, float scale) {
+    const int64_t c = q.size(2);
+    if (c % positive(heads, "heads") != 0)
+        throw py::value_error(std::to_string(c) + " channels do not divide into " + std::to_string(heads) + " heads");
+    if (k.size(1) < 1) throw py::value_error("attention needs at least one key");
+    return {q.size(0), q.size(1), k.size(1), heads, c / heads, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
+            v.stride(0), v.stride(1), scale};
+}
+
+Floats rows(const py::object& o, const char* name, const Shape& s) { return Floats(o, name, s, false, true); }
+
+void bind_attention_forward(py::object q, py::object k, py::object v, int64_t heads, float scale, py::object out,
+                            py::object lse) {
+    const Floats qa = rows(q, "q", {-1, -1, -1}), ka = rows(k, "k", {qa.size(0), -1, qa.size(2)}),
+                 va = rows(v, "v", ka.shape());
+    const AttentionShape s = attention_shape(qa, ka, va, heads, scale);
+    const Floats oa = output(out, "out", qa.shape()), la = output(lse, "lse", {s.n, heads, s.tq});
+    py::gil_scoped_release nogil;
+    attention_forward(s, qa.in(), ka.in(), va.in(), oa.out(), la.out());
+}
+
+void bind_attention_backward(py::object dout, py::object q, py::object k, py::object v, py::object out, py::object lse,
+                             int64_t heads, float scale, py::object dq, py::object dk, py::object dv) {
+    const Floats qa = rows(q, "q", {-1, -1, -1}), ka = rows(k, "k", {qa.size(0), -1, qa.size(2)}),
+                 va = rows(v, "v", ka.shape());
+    const AttentionShape s = attention_shape(qa, ka, va, heads, scale);
+    const Floats doa = input(dout, "dout", qa.shape()), oa = input(out, "out", qa.shape()),
+                 la = input(lse, "lse", {s.n, heads, s.tq});
+    const Floats dqa = output(dq, "dq", qa.shape()), dka = output(dk, "dk", ka.shape()), dva = output(dv, "dv", ka.shape());
+    py::gil_scoped_release nogil;
+    attention_backward(s, doa.in(), qa.in(), ka.in(), va.in(), oa.in(), la.in(), dqa.out(), dka.out(), dva.out());
+}
+
+// ---------------------------------------------------------------- noise
+
+// The counter holds the number of a block of four normals in 32 bits.
+void check_noise_size(int64_t size) {
+    if (size > (int64_t{1} << 34)) throw py::value_error("a sample may have at most 2^34 elements, got " + std::to_string(size));
+}
+
+NoiseKey noise_key(uint64_t seed, uint32_t purpose, const py::object& sample, const py::object& step, int64_t n) {
+    return {seed, purpose, Words(sample, "sample", {n}).in(), Words(step, "step", {n}).in()};
+}
+
+void bind_normal(uint64_t seed, uint32_t purpose, py::object sample, py::object step, py::object eps) {
+    const Floats ea = output(eps, "eps", {-1, -1});
+    check_noise_size(ea.size(1));
+    const NoiseKey key = noise_key(seed, purpose, sample, step, ea.size(0));
+    py::gil_scoped_release nogil;
+    normal(ea.size(0), ea.size(1), key, ea.out());
+}
+
+void bind_noise_forward(py::object x0, py::object alpha, py::object sigma, uint64_t seed, uint32_t purpose,
+                        py::object sample, py::object step, py::object x_t, py::object eps) {
+    const Floats xa = input(x0, "x0", {-1, -1});
+    const int64_t n = xa.size(0), size = xa.size(1);
+    check_noise_size(size);
+    const Floats aa = input(alpha, "alpha", {n}), sa = input(sigma, "sigma", {n});
+    const NoiseKey key = noise_key(seed, purpose, sample, step, n);
+    const Floats ta = output(x_t, "x_t", xa.shape()), ea = output(eps, "eps", xa.shape());
+    py::gil_scoped_release nogil;
+    noise_forward(n, size, xa.in(), aa.in(), sa.in(), key, ta.out(), ea.out());
+}
+
+void bind_noise_backward(py::object dx_t, py::object alpha, py::object dx0) {
+    const Floats da = input(dx_t, "dx_t", {-1, -1}), aa = input(alpha, "alpha", {da.size(0)}),
+                 oa = output(dx0, "dx0", da.shape());
+    py::gil_scoped_release nogil;
+    noise_backward(da.size(0), da.size(1), da.in(), aa.in(), oa.out());
+}
+
+// ---------------------------------------------------------------- denoise
+
+// coefficients: u, v, low, high, a, b, d, s, guidance, then one c per history array.
+DenoiseStep denoise_step(const std::vector<float>& coefficients, const std::vector<const float*>& history) {
+    if (coefficients.size() != 9 + history.size())
+        throw py::value_error("denoise takes 9 coefficients and one per history array, got " +
+                              std::to_string(coefficients.size()) + " for " + std::to_string(history.size()) + " arrays");
+    const float* c = coefficients.data();
+    return {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c + 9, history.data(),
+            static_cast<int64_t>(history.size())};
+}
+
+void bind_denoise_forward(py::object x, py::object f, py::object f_uncond, const std::vector<float>& coefficients,
+                          const std::vector<py::object>& history, py::object noise, py::object x_next, py::object x0_hat) {
+    const Floats xa = input(x, "x", {-1, -1}), fa = input(f, "f", xa.shape());
+    const float* fu = optional_input(f_uncond, "f_uncond", xa.shape());
+    std::vector<const float*> past;
+    for (const auto& h : history) past.push_back(input(h, "history", xa.shape()).in());
+    const DenoiseStep step = denoise_step(coefficients, past);
+    const Floats na = output(x_next, "x_next", xa.shape()), ha = output(x0_hat, "x0_hat", xa.shape());
+    NoiseKey key{};
+    const bool noisy = !noise.is_none();
+    if (noisy) {
+        check_noise_size(xa.size(1));
+        const auto parts = noise.cast<std::tuple<uint64_t, uint32_t, py::object, py::object>>();
+        key = noise_key(std::get<0>(parts), std::get<1>(parts), std::get<2>(parts), std::get<3>(parts), xa.size(0));
+    }
+    py::gil_scoped_release nogil;
+    denoise_forward(xa.size(0), xa.size(1), step, xa.in(), fa.in(), fu, noisy ? &key : nullptr, na.out(), ha.out());
+}
+
+void bind_denoise_backward(py::object dx_next, py::object dx0_hat, py::object x, py::object f, py::object f_uncond,
+                           const std::vector<float>& coefficients, py::object dx, py::object df) {
+    const Floats xa = input(x, "x", {-1, -1}), fa = input(f, "f", xa.shape());
+    const float* fu = optional_input(f_uncond, "f_uncond", xa.shape());
+    const Floats ga = input(dx_next, "dx_next", xa.shape()), ha = input(dx0_hat, "dx0_hat", xa.shape());
+    const DenoiseStep step = denoise_step(std::vector<float>(coefficients.begin(),
+                                                             coefficients.begin() + std::min<size_t>(9, coefficients.size())), {});
+    const Floats dxa = output(dx, "dx", xa.shape()), dfa = output(df, "df", xa.shape());
+    py::gil_scoped_release nogil;
+    denoise_backward(xa.size(0), xa.size(1), step, ga.in(), ha.in(), xa.in(), fa.in(), fu, dxa.out(), dfa.out());
+}
+
+// ---------------------------------------------------------------- adamw
+
+void bind_adamw(py::object p, py::object g, py::object m, py::object v, py::object ema, float lr, float beta1, float beta2,
+                float eps, float weight_decay, float bias_correction1, float bias_correction2, float grad_scale,
+                float ema_decay) {
+    const Floats pa = output(p, "p", {-1}), ga = input(g, "g", pa.shape());
+    const Floats ma = output(m, "m", pa.shape()), va = output(v, "v", pa.shape());
+    float* e = optional_output(ema, "ema", pa.shape());
+    const AdamWStep step{lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale, ema_decay};
+    py::gil_scoped_release nogil;
+    adamw(pa.size(0), step, pa.out(), ga.in(), ma.out(), va.out(), e);
+}
+
+double bind_squared_norm(py::object g) {
+    const Floats ga = input(g, "g", {-1});
+    py::gil_scoped_release nogil;
+    return squared_norm(ga.size(0), ga.in());
+}
+
+// What this processor can run, best first: the names of the modules that backend.py may load.
+std::vector<std::string> supported_levels() {
+    std::vector<std::string> levels;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+        levels.push_back("avx512");
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) levels.push_back("avx2");
+#endif
+    levels.push_back("baseline");
+    return levels;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(PYDIFF_MODULE, m) {
+    m.doc() = "pydiff's CPU kernels; see csrc/README.md. Call them through pydiff.ops, which allocates the outputs.";
+    m.attr("simd_width") = simd_width;
+    m.def("supported_levels", &supported_levels);
+    m.def("threads", &threads, py::call_guard<py::gil_scoped_release>());
+    m.def("set_threads", &set_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>());
+
+    m.def("conv2d_forward", &bind_conv2d_forward);
+    m.def("conv2d_backward_input", &bind_conv2d_backward_input);
+    m.def("conv2d_backward_weight", &bind_conv2d_backward_weight);
+    m.def("group_norm_forward", &bind_group_norm_forward);
+    m.def("group_norm_backward", &bind_group_norm_backward);
+    m.def("attention_forward", &bind_attention_forward);
+    m.def("attention_backward", &bind_attention_backward);
+    m.def("normal", &bind_normal);
+    m.def("noise_forward", &bind_noise_forward);
+    m.def("noise_backward", &bind_noise_backward);
+    m.def("denoise_forward", &bind_denoise_forward);
+    m.def("denoise_backward", &bind_denoise_backward);
+    m.def("adamw", &bind_adamw);
+    m.def("squared_norm", &bind_squared_norm);
+}

@@ -1,0 +1,71 @@
+// One reverse step of any sampler that is linear in the state, the model's output and earlier outputs: DDPM (Ho, Jain and
+// Abbeel 2020, alg. 2), DDIM (Song, Meng and Ermon 2021, eq. 12), and the multistep solvers that keep a history.
+//
+//     f      = f_uncond + guidance (f_cond - f_uncond)        classifier-free guidance (Ho and Salimans 2022, eq. 6)
+//     x0_hat = clip(u x + v f, low, high)
+//     x_next = a x + b x0_hat + d f + sum_k c[k] history[k] + s z
+//
+// Backward, for gradients dx_next and dx0_hat of the loss (history and f_uncond are constants), f' the guided output:
+//     1. clip:   dx0 = (b dx_next + dx0_hat) [low <= u x + v f' <= high]        (an element at a bound passes its gradient)
+//     2. state:  dx  = a dx_next + u dx0
+//     3. model:  df' = d dx_next + v dx0,   df = guidance df' with guidance, df' without
+//
+// Array path: pydiff/ops/denoise.py. Reference: pydiff/reference/denoise.py.
+#include "kernels.h"
+#include "parallel.h"
+#include "philox.h"
+
+namespace pydiff {
+namespace {
+
+constexpr int64_t tile = 4096;  // elements of one work item; a multiple of every normals_width
+
+// The guided model output at offset `at`, of which `count` elements exist.
+inline vfloat guided(const DenoiseStep& step, const float* f, const float* f_uncond, int64_t at, int64_t count) {
+    const vfloat cond = load_upto(f + at, count);
+    if (!f_uncond) return cond;
+    const vfloat uncond = load_upto(f_uncond + at, count);
+    return uncond + step.guidance * (cond - uncond);
+}
+
+}  // namespace
+
+void denoise_forward(int64_t n, int64_t size, const DenoiseStep& step, const float* x, const float* f,
+                     const float* f_uncond, const NoiseKey* key, float* x_next, float* x0_hat) {
+    parallel_tiles(n, size, tile, [&](int64_t i, int64_t begin, int64_t end) {
+        for (int64_t e = begin; e < end; e += normals_width) {
+            vfloat z[4] = {};
+            if (key) normals(*key, i, e, z);
+            for (int64_t k = 0, element = e; k < 4 && element < end; ++k, element += simd_width) {
+                const int64_t at = i * size + element, count = end - element;
+                const vfloat xs = load_upto(x + at, count), fs = guided(step, f, f_uncond, at, count);
+                vfloat x0 = step.u * xs + step.v * fs;
+                x0 = x0 < step.low ? broadcast(step.low) : x0;  // written so that NaN stays NaN
+                x0 = x0 > step.high ? broadcast(step.high) : x0;
+                vfloat next = step.a * xs + step.b * x0 + step.d * fs;
+                for (int64_t h = 0; h < step.k; ++h) next += step.c[h] * load_upto(step.history[h] + at, count);
+                if (key) next += step.s * z[k];
+                store_upto(x0_hat + at, x0, count);
+                store_upto(x_next + at, next, count);
+            }
+        }
+    });
+}
+
+void denoise_backward(int64_t n, int64_t size, const DenoiseStep& step, const float* dx_next, const float* dx0_hat,
+                      const float* x, const float* f, const float* f_uncond, float* dx, float* df) {
+    const float through_guidance = f_uncond ? step.guidance : 1.0f;
+    parallel_tiles(n, size, tile, [&](int64_t i, int64_t begin, int64_t end) {
+        for (int64_t at = i * size + begin; at < i * size + end; at += simd_width) {
+            const int64_t count = i * size + end - at;
+            const vfloat xs = load_upto(x + at, count), fs = guided(step, f, f_uncond, at, count);
+            const vfloat x0 = step.u * xs + step.v * fs, dnext = load_upto(dx_next + at, count);
+            const vint passes = (x0 >= step.low) & (x0 <= step.high);
+            const vfloat dx0 = passes ? step.b * dnext + load_upto(dx0_hat + at, count) : vfloat{};  // 1
+            store_upto(dx + at, step.a * dnext + step.u * dx0, count);                               // 2
+            store_upto(df + at, through_guidance * (step.d * dnext + step.v * dx0), count);          // 3
+        }
+    });
+}
+
+}  // namespace pydiff

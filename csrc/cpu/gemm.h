@@ -1,0 +1,47 @@
+// Matrix product in register tiles: the arithmetic under conv2d (every direction) and attention.
+//
+//   c[r, j] = start[r, j] + sum_k a(r, k) b[k, j]
+//
+// After K. Goto, R. A. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008: a tile of c
+// (tile_rows x tile_columns) stays in registers while k runs; b comes from a panel that fits the L1 cache; a from L2.
+// Callers cut their problem into such panels; there is no threading here.
+//
+// Promise: c[r, j] is the sum over k = 0, 1, ... in that order, each term by one multiply_add, then `start` is added. So a
+// result depends on its own row of a and column of b only, not on the tile it fell into: how work is cut cannot change it.
+#pragma once
+#include <cstdint>
+
+#include "simd.h"
+
+namespace pydiff {
+
+// 6 x 2 accumulators, 2 vectors of b and one of a fill the 16 registers of SSE2 and AVX2; AVX-512 has 32.
+constexpr int tile_rows = 6;
+constexpr int tile_vectors = simd_width == 16 ? 4 : 2;
+constexpr int tile_columns = tile_vectors * simd_width;
+constexpr int64_t panel_depth = simd_width == 16 ? 96 : 256;  // panel_depth x tile_columns floats take 16 to 24 KB
+
+// How a lies in memory: a(r, k) = a[r * lda + k], or a[k * lda + r] (the product with a transposed).
+enum class Order { rows, columns };
+
+// What the sum is added to: nothing, the row vector `bias` (n), or what c holds.
+struct Start {
+    const float* bias = nullptr;
+    bool accumulate = false;
+};
+
+// a (m, k), b (k, n) with n <= tile_columns, c (m, n); any m, k >= 0. Each row of b must be readable up to the next multiple
+// of simd_width; pack_panel makes such rows.
+void gemm_panel(Order order, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                const Start& start, float* c, int64_t ldc);
+
+// panel[k, j] = b[k, j] for j < n, 0 from there to the row's end; rows of panel_width(n) floats.
+void pack_panel(int64_t k, int64_t n, const float* b, int64_t ldb, float* panel);
+inline int64_t panel_width(int64_t n) { return (n + simd_width - 1) / simd_width * simd_width; }
+
+// panel[j, i] = a[i, j] for i < m, 0 from there to the row's end: a (m, n) transposed, rows of `width` >= m floats.
+void pack_transposed(int64_t m, int64_t n, const float* a, int64_t lda, float* panel, int64_t width);
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace pydiff

@@ -1,0 +1,261 @@
+#include "parallel.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace pydiff {
+namespace {
+
+constexpr int most_threads = 1024;
+
+// Waits for ready() in a loop, up to 200 us: true if it came true. Waking a sleeping thread costs 50 to 200 us on a virtual
+// machine, as much as a whole region, and a training step enters some 200 regions a few microseconds apart. Giving the core
+// up between looks leaves it to NumPy's threads when they have work.
+template <class F>
+bool spin(F ready) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+    do {
+        for (int i = 0; i < 32; ++i) {
+            if (ready()) return true;
+#if defined(__x86_64__) || defined(__i386__)
+            __builtin_ia32_pause();
+#elif defined(__aarch64__)
+            asm volatile("yield");
+#endif
+        }
+        std::this_thread::yield();
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+}
+
+thread_local bool inside_region = false;
+
+// What the threads of one region share. Lives on the caller's stack: the caller leaves only when no worker is in it.
+struct Region {
+    const RangeBody* body;
+    int64_t count, grain;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;  // written by whoever sets `failed` first; read when all have left
+
+    void work() {
+        inside_region = true;
+        for (;;) {
+            const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+            if (begin >= count || failed.load(std::memory_order_relaxed)) break;
+            try {
+                (*body)(begin, std::min(begin + grain, count));
+            } catch (...) {
+                if (!failed.exchange(true)) error = std::current_exception();
+            }
+        }
+        inside_region = false;
+    }
+};
+
+// A region offers one seat for each worker that could help. Workers sit down, claim chunks until none are left, and stand
+// up. All of it changes under the mutex; seats_ and seated_ are atomic only so that spinning can look without it.
+class Pool {
+public:
+    explicit Pool(int threads) {
+        try {
+            for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+        } catch (const std::system_error& error) {
+            const size_t started = workers_.size() + 1;
+            stop();
+            throw std::runtime_error("the system allows only " + std::to_string(started) + " of " +
+                                     std::to_string(threads) + " threads (" + error.what() +
+                                     "); set PYDIFF_THREADS to that number or less");
+        }
+    }
+    ~Pool() { stop(); }
+
+    void run(Region& region) {
+        const int64_t chunks = (region.count + region.grain - 1) / region.grain;
+        const int helpers = static_cast<int>(std::min<int64_t>(static_cast<int64_t>(workers_.size()), chunks - 1));
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            region_ = &region;
+            seats_ = helpers;
+        }
+        // Costs nothing for workers that spin: only sleeping ones are woken.
+        for (int i = 0; i < helpers; ++i) wake_.notify_one();
+        region.work();
+        // Only workers that sat down are waited for: one that the system has not woken yet costs nothing.
+        std::unique_lock<std::mutex> lock(mutex_);
+        seats_ = 0;
+        region_ = nullptr;
+        if (seated_ > 0) {
+            lock.unlock();
+            spin([this] { return seated_.load(std::memory_order_relaxed) == 0; });
+            lock.lock();
+        }
+        left_.wait(lock, [this] { return seated_ == 0; });
+    }
+
+private:
+    void serve() {
+        for (;;) {
+            const bool offered = spin([this] { return seats_.load(std::memory_order_relaxed) > 0; });
+            std::unique_lock<std::mutex> lock(mutex_);
+            if (!offered) wake_.wait(lock, [this] { return stopping_ || seats_ > 0; });
+            if (stopping_) return;
+            if (seats_ == 0) continue;  // others were quicker
+            Region* region = region_;
+            --seats_;
+            ++seated_;
+            lock.unlock();
+            region->work();
+            lock.lock();
+            if (--seated_ == 0) left_.notify_one();
+        }
+    }
+    void stop() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            stopping_ = true;
+        }
+        wake_.notify_all();
+        for (auto& worker : workers_) worker.join();
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_, left_;
+    std::vector<std::thread> workers_;
+    Region* region_ = nullptr;
+    std::atomic<int> seats_{0}, seated_{0};
+    bool stopping_ = false;
+};
+
+// Whole processors that a container's CPU quota allows (docker --cpus); most_threads without a quota.
+int quota() {
+    long long microseconds = 0, period = 0;
+    if (std::unique_ptr<FILE, int (*)(FILE*)> file{std::fopen("/sys/fs/cgroup/cpu.max", "r"), std::fclose})
+        if (std::fscanf(file.get(), "%lld %lld", &microseconds, &period) == 2 && period > 0)  // "max 100000" gives 0
+            return static_cast<int>(std::min<long long>(std::max(1LL, microseconds / period), most_threads));
+    return most_threads;
+}
+
+int default_threads() {
+    if (const char* text = std::getenv("PYDIFF_THREADS")) {
+        char* end = nullptr;
+        const long n = std::strtol(text, &end, 10);
+        if (end == text || *end != '\0' || n < 1 || n > most_threads)
+            throw std::invalid_argument("PYDIFF_THREADS must be a whole number from 1 to " +
+                                        std::to_string(most_threads) + ", got '" + text + "'");
+        return static_cast<int>(n);
+    }
+#ifdef __linux__
+    cpu_set_t set;  // respects taskset and container CPU sets, which hardware_concurrency may not
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, std::min(CPU_COUNT(&set), quota()));
+#endif
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+struct State {
+    std::mutex region;            // held by the Python thread whose region the pool runs
+    std::atomic<int> threads{0};  // 0: not decided yet
+    Pool* pool = nullptr;
+};
+// Never freed: workers may still look at it while the process exits.
+std::atomic<State*> state_pointer{nullptr};
+
+// A forked child has none of its parent's threads, and the mutexes may be locked by one of them: it starts afresh and
+// leaks the old state on purpose.
+void forget_in_child() {
+    State* fresh = new State;
+    fresh->threads = state_pointer.load()->threads.load();
+    state_pointer.store(fresh);
+    inside_region = false;
+}
+
+State& state() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        state_pointer.store(new State);
+        pthread_atfork(nullptr, nullptr, forget_in_child);
+    });
+    return *state_pointer.load();
+}
+
+}  // namespace
+
+void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body) {
+    if (count <= 0) return;
+    grain = std::max<int64_t>(grain, 1);
+    if (!inside_region && count > grain && threads() > 1) {
+        State& s = state();
+        std::unique_lock<std::mutex> lock(s.region, std::try_to_lock);
+        if (lock.owns_lock() && s.threads > 1) {
+            if (!s.pool) s.pool = new Pool(s.threads);
+            Region region{&body, count, grain, {}, {}, {}};
+            s.pool->run(region);
+            if (region.failed) std::rethrow_exception(region.error);
+            return;
+        }
+    }
+    for (int64_t begin = 0; begin < count; begin += grain) body(begin, std::min(begin + grain, count));
+}
+
+int threads() {
+    State& s = state();
+    if (s.threads == 0) {
+        int undecided = 0;
+        s.threads.compare_exchange_strong(undecided, default_threads());  // a set_threads in between wins
+    }
+    return s.threads;
+}
+
+void set_threads(int n) {
+    if (n < 1 || n > most_threads)
+        throw std::invalid_argument("threads must be from 1 to " + std::to_string(most_threads) + ", got " +
+                                    std::to_string(n));
+    State& s = state();
+    std::lock_guard<std::mutex> lock(s.region);
+    if (n == s.threads) return;
+    delete s.pool;
+    s.pool = nullptr;
+    s.threads = n;
+}
+
+float* scratch(int slot, size_t count) {
+    struct Buffers {
+        void* data[scratch_slots] = {};
+        size_t size[scratch_slots] = {};
+        ~Buffers() {
+            for (void* p : data) std::free(p);
+        }
+    };
+    thread_local Buffers buffers;
+    if (buffers.size[slot] < count || !buffers.data[slot]) {
+        std::free(buffers.data[slot]);
+        buffers.data[slot] = nullptr;
+        buffers.size[slot] = 0;
+        const size_t bytes = (std::max<size_t>(count, 1) * sizeof(float) + 63) / 64 * 64;
+        buffers.data[slot] = std::aligned_alloc(64, bytes);
+        if (!buffers.data[slot]) throw std::bad_alloc();
+        buffers.size[slot] = count;
+    }
+    return static_cast<float*>(buffers.data[slot]);
+}
+
+}  // namespace pydiff

@@ -1,0 +1,108 @@
+// Elementary functions of a whole vector: exp, log, sqrt, sigmoid, SiLU, and sine and cosine of 2 pi u.
+//
+// Each is an exact reduction of the argument to a short interval, a polynomial there, and an exact reconstruction
+// (J.-M. Muller, "Elementary Functions", 3rd ed., chapters 3 and 11). The polynomials are our own minimax fits, with
+// coefficients rounded to float32 one at a time and the rest refitted. Errors are below 2 units in the last place, with
+// or without fused multiply-add; NaN gives NaN, and infinities give the function's limit (NaN for sine and cosine).
+//
+// `x < a ? a : x` keeps NaN (every comparison with it is false), which is why the clamps are written that way round.
+#pragma once
+#include "simd.h"
+
+namespace pydiff {
+
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2. Results below 2^-126 are rounded to subnormals, not flushed.
+inline vfloat exp(vfloat x) {
+    // Beyond these the result is infinite or zero, and n stays small enough for the bit arithmetic below.
+    x = x > 89.0f ? broadcast(89.0f) : x;
+    x = x < -104.0f ? broadcast(-104.0f) : x;
+    // Adding 1.5 * 2^23 leaves no bits behind the point, so the sum's low bits are the integer n.
+    const float shift = 12582912.0f;
+    const vfloat shifted = x * 1.44269504f + shift;
+    const vuint n = (vuint)shifted - (vuint)broadcast(shift);
+    const vfloat count = shifted - shift;
+    // ln 2 in two parts (Cody and Waite 1980): the first has 15 bits, so count * 0.693145752 is exact.
+    const vfloat r = (x - count * 0.693145751953125f) - count * 1.42860677e-6f;
+    vfloat p = r * 0x1.6a48fcp-10f + 0x1.12399cp-7f;
+    p = p * r + 0x1.5558b4p-5f;
+    p = p * r + 0x1.555492p-3f;
+    p = p * r + 0x1.fffffcp-2f;
+    p = p * (r * r) + r + 1.0f;
+    // 2^n in two factors: one alone would leave the range of float for subnormal results and for overflow.
+    const vuint half = (vuint)((vint)n >> 1);
+    return p * (vfloat)((half + 127) << 23) * (vfloat)((n - half + 127) << 23);
+}
+
+// ln(x) = e ln 2 + ln(1 + f), x = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). -inf at zero, NaN below.
+inline vfloat log(vfloat x) {
+    const vint subnormal = x < 0x1p-126f;
+    const vfloat scaled = subnormal ? x * 0x1p23f : x;
+    const vuint offset = (vuint)scaled - 0x3f3504f3u;  // the bits of sqrt(1/2)
+    const vint e = (vint)offset >> 23;
+    const vfloat f = (vfloat)((vuint)scaled - ((vuint)e << 23)) - 1.0f;
+    const vfloat exponent = __builtin_convertvector(e, vfloat) - (subnormal ? broadcast(23.0f) : vfloat{});
+    vfloat p = f * -0x1.38dc38p-4f + 0x1.056c20p-3f;
+    p = p * f + -0x1.0d854cp-3f;
+    p = p * f + 0x1.22d792p-3f;
+    p = p * f + -0x1.54720cp-3f;
+    p = p * f + 0x1.99a028p-3f;
+    p = p * f + -0x1.000228p-2f;
+    p = p * f + 0x1.555554p-2f;
+    // Smallest terms first; 0.693145752 has 15 bits, so its product with the exponent is exact.
+    const vfloat square = f * f;
+    const vfloat tail = p * (square * f) + exponent * 1.42860677e-6f - 0.5f * square;
+    vfloat result = exponent * 0.693145751953125f + (f + tail);
+    const float infinity = __builtin_inff();
+    result = x == infinity ? x : result;
+    result = x == 0.0f ? broadcast(-infinity) : result;
+    return x >= 0.0f ? result : broadcast(__builtin_nanf(""));
+}
+
+inline vfloat sqrt(vfloat x) {
+    for (int i = 0; i < simd_width; ++i) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+}
+
+// sigma(x) = 1 / (1 + e^-x) = e^x / (1 + e^x): the form whose exponential cannot overflow.
+inline vfloat sigmoid(vfloat x) {
+    const vfloat e = exp(x > 0.0f ? -x : x);
+    return (x > 0.0f ? broadcast(1.0f) : e) / (1.0f + e);
+}
+
+// SiLU(x) = x sigma(x) (Elfwing, Uchibe and Doya 2018), also called swish. -infinity gives -0, the limit.
+inline vfloat silu(vfloat x) {
+    return (x < -1e30f ? broadcast(-1e30f) : x) * sigmoid(x);
+}
+
+// The derivative of SiLU: sigma(x) (1 + x (1 - sigma(x))).
+inline vfloat silu_derivative(vfloat x) {
+    const vfloat s = sigmoid(x);
+    return s * (1.0f + (x < -1e30f ? broadcast(-1e30f) : x) * (1.0f - s));
+}
+
+// sin(2 pi u) and cos(2 pi u) for any u. Working in turns makes the reduction to an eighth of a turn exact.
+inline void sincos_turns(vfloat u, vfloat& sine, vfloat& cosine) {
+    // The fraction of a turn; from 2^24 on every float is whole. Infinity and NaN become NaN.
+    const vint small = (u < 0x1p24f) & (u > -0x1p24f);
+    const vfloat whole = __builtin_convertvector(__builtin_convertvector(small ? u : vfloat{}, vint), vfloat);
+    const vfloat turn = small ? u - whole : u * 0.0f;
+    // r = turn - quarters / 4, |r| <= 1/8.
+    const vfloat shifted = turn * 4.0f + 12582912.0f;
+    const vuint quarters = (vuint)shifted;  // only its two lowest bits matter
+    const vfloat r = turn - (shifted - 12582912.0f) * 0.25f;
+    const vfloat t = r * r;
+    vfloat s = t * -0x1.2db5c2p+6f + 0x1.465facp+6f;
+    s = s * t + -0x1.4abbbep+5f;
+    // 2 pi in two parts, since one float's rounding of it would already be half a unit in the last place.
+    s = r * 6.28318548f + (r * -1.74845553e-7f + s * t * r);
+    vfloat c = t * 0x1.d4f446p+5f + -0x1.55b2b2p+6f;
+    c = c * t + 0x1.03c1b0p+6f;
+    c = c * t + -0x1.3bd3ccp+4f;
+    c = c * t + 1.0f;
+    const vint swap = (vint)(quarters << 31) < 0;
+    const vuint sine_sign = (quarters << 30) & 0x80000000u, cosine_sign = ((quarters + 1) << 30) & 0x80000000u;
+    sine = (vfloat)((vuint)(swap ? c : s) ^ sine_sign);
+    cosine = (vfloat)((vuint)(swap ? s : c) ^ cosine_sign);
+}
+
+}  // namespace pydiff

@@ -1,0 +1,89 @@
+"""The one switch: which array library an array belongs to, and which compiled kernels serve it.
+
+Everything above this file writes `xp = array_module(x)` and asks `native(x, "group_norm_forward")` for a compiled
+function; a None means "use the array path". Environment, read once at import:
+
+    PYDIFF_NATIVE   auto (default): compiled kernels where they exist; require: an error without them; off: NumPy only
+    PYDIFF_SIMD     baseline, avx2 or avx512: use this instruction set instead of the best one the processor has
+    PYDIFF_THREADS  threads of the compiled CPU kernels (default: the processors this process may run on)
+"""
+
+import importlib
+import os
+import sys
+
+import numpy as np
+
+_LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}
+
+
+def _setting(name, allowed, default):
+    value = os.environ.get(name) or default
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(a for a in allowed if a)}; got {value!r}")
+    return value
+
+
+NATIVE = _setting("PYDIFF_NATIVE", ("auto", "require", "off"), "auto")
+
+
+def _load_cpu():
+    """The best CPU module this machine can run, or None, and one sentence that says why it is this one."""
+    if NATIVE == "off":
+        return None, "switched off by PYDIFF_NATIVE=off"
+    wanted = _setting("PYDIFF_SIMD", ("", *_LEVELS), "")
+    try:
+        supported = importlib.import_module(_LEVELS["baseline"]).supported_levels()
+        if wanted and wanted not in supported:
+            raise ImportError(f"PYDIFF_SIMD={wanted} was asked for, but this processor supports {', '.join(supported)}")
+        level = wanted or supported[0]
+        return importlib.import_module(_LEVELS[level]), f"instruction set {level}"
+    except ImportError as error:
+        if NATIVE == "require" or wanted:
+            raise ImportError(f"the compiled CPU kernels could not be loaded: {error}") from error
+        missing = isinstance(error, ModuleNotFoundError)
+        return None, "not built (no C++ compiler when pydiff was installed?)" if missing else f"failed to load: {error}"
+
+
+cpu, cpu_reason = _load_cpu()
+
+
+def array_module(*arrays):
+    """numpy or cupy: the library that the first array-like argument belongs to. CuPy is never imported here."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
+        return cupy
+    return np
+
+
+def native(x, name):
+    """The compiled function `name` (`csrc/cpu/kernels.h` lists them) that serves arrays like x, or None: array path.
+
+    x: ndarray. The CPU kernels are float32; other dtypes and devices take the array path.
+    """
+    if cpu is not None and type(x) is np.ndarray and x.dtype == np.float32:
+        return getattr(cpu, name)
+    return None
+
+
+def empty(like, shape):
+    """An uninitialised C-ordered array of like's dtype on like's device: where every op's output comes from."""
+    return array_module(like).empty(shape, like.dtype)
+
+
+def contiguous(x):
+    """x itself when C-contiguous, else a copy that is (0-d arrays stay 0-d, unlike in np.ascontiguousarray)."""
+    return x if x.flags.c_contiguous else x.copy(order="C")
+
+
+def threads():
+    """Threads that the compiled CPU kernels use; 1 without them."""
+    return cpu.threads() if cpu is not None else 1
+
+
+def set_threads(n):
+    """Set the number of threads of the compiled CPU kernels (n >= 1). Results do not depend on it, bit for bit."""
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"threads must be a whole number of at least 1, got {n!r}")
+    if cpu is not None:
+        cpu.set_threads(int(n))

@@ -1,0 +1,212 @@
+"""The command line: pydiff demo | train | sample | report | data | bench | info.
+
+The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydiff.options import Options
+
+
+@dataclass
+class Demo:
+    """Train on handwritten digits on this machine (about a minute), then draw, film and explain what happened."""
+
+    out: Path = Path("demo")
+    """Folder for samples.png, film, report.html and model/. The same command again goes on where it stopped."""
+    options: Options = field(default_factory=lambda: Options(steps=1500, batch_size=64))
+
+    def run(self):
+        announce()
+        run = train_command("digits", self.out, self.options)
+        print(f"writing {self.out / 'report.html'}", flush=True)
+        page = run.report()
+        show(run)
+        print(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
+        print(f"model     {self.out / 'model'}   (pydiff sample {self.out} -n 64)")
+
+
+@dataclass
+class Train:
+    """Train on pictures. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
+
+    data: str
+    """digits, faces, a folder of pictures (class = subfolder), or an .npz or .npy file."""
+    out: Path = Path("runs/latest")
+    """Folder of the run; the finished model goes to OUT/model."""
+    options: Options = field(default_factory=Options)
+
+    def run(self):
+        announce()
+        run = train_command(self.data, self.out, self.options)
+        show(run)
+        print(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+
+
+@dataclass
+class Sample:
+    """Draw new pictures with a trained model."""
+
+    run_folder: Path
+    """Folder of a run or of a model."""
+    n: Annotated[int, "-n"] = 16
+    """How many."""
+    out: Path = Path("samples.png")
+    """Where to write them: .png for one grid, .npz for the array, a folder for one picture each."""
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """The way back from noise."""
+    steps: int = 50
+    """Steps of the way back."""
+    seed: int = 0
+    """Picture i depends on the seed and i alone."""
+    eta: float = 0.0
+    """Fresh noise in every ddim step, 0 to 1."""
+    label: int | None = None
+    """Class number for all pictures; left out, the classes take turns."""
+    guidance: float = 1.0
+    """How much more than it would by itself the model follows the class."""
+
+    def run(self):
+        import numpy as np
+
+        from pydiff.report.grid import grid, save_png
+        from pydiff.run import load
+
+        run = load(self.run_folder)
+        labels = None if self.label is None else np.full(self.n, self.label)
+        images = run.sample(self.n, self.seed, self.sampler, self.steps, labels, self.guidance, self.eta, progress=True)
+        if self.out.suffix == ".npz":
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(self.out, images=images)
+        elif self.out.suffix == ".png":
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            save_png(self.out, grid(images))
+        elif self.out.suffix:
+            raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for i, image in enumerate(images):
+                save_png(self.out / f"{i:06d}.png", image)
+        print(f"{len(images)} pictures in {self.out}")
+
+
+@dataclass
+class Report:
+    """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest training pictures."""
+
+    run_folder: Path
+    """Folder of a run."""
+    out: Path | None = None
+    """Folder for the page; left out, the run's own."""
+
+    def run(self):
+        from pydiff.run import load
+
+        print(load(self.run_folder).report(self.out))
+
+
+@dataclass
+class Data:
+    """Show what would be trained on: count, size, channels, classes, and what had to be left out."""
+
+    data: str
+    """digits, faces, a folder of pictures, or an .npz or .npy file."""
+    size: int | None = None
+    """Side length to resize to."""
+
+    def run(self):
+        from pydiff.data import describe, load
+        from pydiff.data.pixels import to_uint8
+        from pydiff.report.grid import grid
+        from pydiff.report.terminal import show as picture
+
+        dataset = load(self.data, size=self.size)
+        print(describe(dataset))
+        print(picture(grid(to_uint8(dataset.normalized(range(min(32, len(dataset))))))))
+
+
+@dataclass
+class Bench:
+    """Time the kernels on this machine: reference, array path, C++, and PyTorch where it is installed."""
+
+    ops: tuple[str, ...] = ()
+    """conv2d, group_norm, attention, noise, denoise, adamw; left out, all."""
+    json: Path | None = None
+    """File for the figures."""
+    quick: bool = False
+    """Few and small shapes."""
+
+    def run(self):
+        from pydiff.bench import main
+
+        main(list(self.ops), self.json, self.quick)
+
+
+@dataclass
+class Info:
+    """Say what was built, what is used, and why not the rest."""
+
+    def run(self):
+        from pydiff.info import describe
+
+        print(describe())
+
+
+COMMANDS = {"demo": Demo, "train": Train, "sample": Sample, "report": Report, "data": Data, "bench": Bench, "info": Info}
+
+
+def announce():
+    """Says aloud when the slow path is taken: pip hides why."""
+    from pydiff import backend
+
+    if backend.cpu is None:
+        print(f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.", flush=True)
+
+
+def train_command(data, out, options):
+    """Trains, with progress on the terminal."""
+    from pydiff.data import load
+    from pydiff.train import train
+
+    dataset = load(data, size=options.size)
+    print(dataset.summary(), flush=True)
+    return train(dataset, out=out, **options.to_config())
+
+
+def show(run):
+    """A few samples in the terminal."""
+    from pydiff.report.grid import grid
+    from pydiff.report.terminal import show as picture
+
+    print(picture(grid(run.sample(16, steps=min(25, run.process.schedule.T)), columns=8, scale=1)))
+
+
+def main(arguments=None):
+    """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
+    import tyro
+
+    from pydiff.checkpoint import CheckpointError
+    from pydiff.train import Interrupted
+
+    annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
+    union = annotated[0]
+    for other in annotated[1:]:
+        union = union | other
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagConversionOff)
+    try:
+        command = tyro.cli(union, args=arguments, prog="pydiff", description=__doc__.splitlines()[0], config=config[:2])
+        command.run()
+    except Interrupted as stopped:
+        print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:
+        print(f"pydiff: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+

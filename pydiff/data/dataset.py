@@ -1,0 +1,135 @@
+"""What every source becomes: pictures (N, H, W, C), labels or none, and a record of what was skipped or decided."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from pydiff import random
+from pydiff.data.pixels import from_uint8
+
+# `split` draws from the data-order stream at an epoch that training never reaches, so it shares no numbers with it.
+SPLIT_EPOCH = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Pictures for training. `pydiff.data.load` makes one from a folder, a file or an array.
+
+    name     what it was loaded from
+    images   (N, H, W, C) uint8, or float32 in [-1, 1] where the source is finer than 8 bits; read-only
+    labels   (N,) int64 in 0 .. len(classes) - 1, or None; read-only
+    classes  the name of each label, or None
+    skipped  (path, reason) of every file that could not be used, in order of path
+    notes    what was decided for you: the size, the value range, the layout
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    classes: list[str] | None = None
+    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self):
+        object.__setattr__(self, "images", _read_only(_checked_images(self.images)))
+        if (self.labels is None) != (self.classes is None):
+            raise ValueError("labels and classes belong together: give both, or neither")
+        if self.labels is not None:
+            object.__setattr__(self, "labels", _read_only(_checked_labels(self.labels, len(self.images), self.classes)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one picture."""
+        return self.images.shape[1:]
+
+    def normalized(self, indices) -> np.ndarray:
+        """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError): (n, H, W, C) float32 in [-1, 1]."""
+        picked = self.images[self._checked_indices(indices)]
+        return from_uint8(picked) if picked.dtype == np.uint8 else picked
+
+    def split(self, fraction: float, seed: int = 0) -> tuple["Dataset", "Dataset"]:
+        """(rest, held out): a random `fraction` of the pictures is held out, at least 1 and at most N - 1.
+
+        A pure function of N, fraction and seed; both parts keep the order of the pictures.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction is {fraction!r}, expected a number between 0 and 1; use for example 0.1")
+        n = len(self)
+        if n < 2:
+            raise ValueError(f"cannot hold pictures out of {self.name}, which has only {n}; at least 2 are needed")
+        count = min(max(round(n * fraction), 1), n - 1)
+        order = random.permutation(seed, random.DATA, SPLIT_EPOCH, n)
+        held, rest = np.sort(order[:count]), np.sort(order[count:])
+        return self.subset(rest), dataclasses.replace(self.subset(held), name=f"{self.name} (held out)", skipped=[])
+
+    def subset(self, indices) -> "Dataset":
+        """A data set of the pictures with these indices, in this order; the classes stay as they are."""
+        indices = self._checked_indices(indices)
+        labels = None if self.labels is None else self.labels[indices]
+        return dataclasses.replace(self, images=self.images[indices], labels=labels)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of shape, dtype, pixels and labels: by it a resumed run notices changed data."""
+        digest = hashlib.sha256(f"{self.images.dtype.name} {self.images.shape} {self.labels is not None}".encode())
+        little_endian = self.images.dtype.newbyteorder("<")
+        for image in self.images:  # one at a time: no second copy of the data
+            digest.update(np.ascontiguousarray(image, little_endian))
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8"))
+        return digest.hexdigest()
+
+    def summary(self) -> str:
+        """A few lines of text: count, size, channels, classes, then what was decided and how much was skipped."""
+        height, width, channels = self.shape
+        kind = plural(channels, "channel") + {1: " (grey)", 3: " (RGB)", 4: " (RGBA)"}.get(channels, "")
+        line = f"{self.name}: {plural(len(self), 'picture')}, {height} x {width}, {kind}, {self.images.dtype}"
+        if self.classes is not None:
+            line += f", {plural(len(self.classes), 'class', 'classes')}"
+        lines = [line, *self.notes]
+        if self.skipped:
+            path, reason = self.skipped[0]
+            lines.append(f"{plural(len(self.skipped), 'file')} skipped (first: {path}: {reason})")
+        return "\n".join(lines)
+
+    def _checked_indices(self, indices) -> np.ndarray:
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or not (indices.dtype.kind in "iu" or indices.size == 0):
+            raise TypeError(f"got {indices.dtype} indices of shape {indices.shape}, expected integers of shape (n,)")
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"indices run from {indices.min()} to {indices.max()}, expected 0 .. {len(self) - 1}")
+        return indices.astype(np.int64)
+
+
+def plural(count: int, singular: str, several: str | None = None) -> str:
+    """The number with its noun: 1 file, 1,797 files."""
+    return f"{count:,} {singular if count == 1 else several or singular + 's'}"
+
+
+def _checked_images(images) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C), none of them 0; reshape them")
+    if images.dtype != np.uint8 and images.dtype != np.float32:
+        raise ValueError(f"images are {images.dtype}, expected uint8 or float32; pydiff.data.load converts others")
+    if images.dtype == np.float32 and not (images.min() >= -1 and images.max() <= 1):  # also catches NaN
+        raise ValueError(f"images run from {images.min()} to {images.max()}, expected [-1, 1]; use pydiff.data.load")
+    return images
+
+
+def _checked_labels(labels, n: int, classes: list[str]) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}, expected integers of shape ({n},)")
+    if not (labels.min() >= 0 and labels.max() < len(classes)):
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 .. {len(classes) - 1}")
+    return labels.astype(np.int64, copy=False)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()  # the caller's own array stays writeable
+    view.flags.writeable = False
+    return view

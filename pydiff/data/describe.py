@@ -1,0 +1,66 @@
+"""What `pydiff data DATA` prints: what was found, what was skipped and why, and what to think of before training."""
+
+import numpy as np
+
+from pydiff.data.dataset import Dataset, plural
+
+SHOWN = 20  # classes and skipped files that are listed before "and N more"
+FEW_PICTURES = 500
+LARGE_SIDE = 128
+BATCH = 64
+
+
+def describe(dataset: Dataset) -> str:
+    """Several lines: count, size, channels, notes, classes, values, skipped files with reasons, hints for training."""
+    lines = [dataset.summary()]
+    if dataset.classes is not None:
+        counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
+        lines.append("classes: " + _some([f"{c} ({k})" for c, k in zip(dataset.classes, counts, strict=True)], ", "))
+    low, high, mean, std = statistics(dataset)
+    lines.append(f"values: {low:.3f} .. {high:.3f} in [-1, 1]; mean {_numbers(mean)}, std {_numbers(std)}")
+    if dataset.skipped:
+        lines.append("skipped:\n  " + _some([f"{path}: {reason}" for path, reason in dataset.skipped], "\n  "))
+    return "\n".join(lines + [f"hint: {hint}" for hint in hints(dataset)])
+
+
+def statistics(dataset: Dataset) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """(least, greatest, mean (C,), standard deviation (C,)) of the values in [-1, 1], in float64."""
+    n, channels = len(dataset), dataset.shape[-1]
+    blocks = [np.arange(start, min(start + 256, n)) for start in range(0, n, 256)]
+    low, high, total = np.inf, -np.inf, np.zeros(channels)
+    for block in blocks:
+        x = dataset.normalized(block)
+        low, high = min(low, float(x.min())), max(high, float(x.max()))
+        total += x.sum(axis=(0, 1, 2), dtype=np.float64)
+    mean = total / (dataset.images.size // channels)
+    squares = np.zeros(channels)
+    for block in blocks:  # a second pass: E[x^2] - E[x]^2 loses digits
+        squares += ((dataset.normalized(block) - mean) ** 2).sum(axis=(0, 1, 2))
+    return low, high, mean, np.sqrt(squares / (dataset.images.size // channels))
+
+
+def hints(dataset: Dataset) -> list[str]:
+    """Sentences for whoever is about to train on this data."""
+    height, width, _ = dataset.shape
+    found = []
+    if height % 4 or width % 4:
+        below, above = max(min(height, width) // 8 * 8, 8), -(-max(height, width) // 8) * 8
+        sizes = f"size={above}" if below == above else f"size={below} or size={above}"
+        found.append(f"{height} x {width} cannot be halved twice, as a U-Net does; try {sizes}")
+    if max(height, width) > LARGE_SIDE:
+        found.append(f"{height} x {width} is slow without a GPU; size=64 shows sooner whether training works")
+    if len(dataset) < FEW_PICTURES:
+        count = plural(len(dataset), "picture")
+        found.append(f"{count} may be learned by heart; compare samples with the nearest pictures")
+    batch = min(BATCH, len(dataset))
+    found.append(f"a batch of {batch} sees every picture once in {plural(-(-len(dataset) // batch), 'step')}")
+    return found
+
+
+def _some(items: list[str], separator: str) -> str:
+    rest = [f"and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
+    return separator.join(items[:SHOWN] + rest)
+
+
+def _numbers(values: np.ndarray) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)

@@ -1,0 +1,46 @@
+"""Which pictures make up the batch of a step, and which are mirrored: pure functions of the step, so resume is exact.
+
+The pictures form one endless stream, epoch after epoch, each epoch in its own random order. Step s takes the places
+s B .. s B + B - 1 of the stream, so no picture is dropped at the end of an epoch, and batches may span epochs.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from pydiff import random
+
+
+def batch_indices(n: int, batch_size: int, step: int, seed: int = 0) -> np.ndarray:
+    """Indices (batch_size,) int64 in 0 .. n - 1 of the pictures of this step. Steps may be asked for in any order.
+
+    Place p of the stream is entry p mod n of the permutation of epoch p // n. The stream does not depend on batch_size.
+    """
+    for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("step", step, 0)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} is {value!r}, expected an integer; convert it with int()")
+        if value < least:
+            raise ValueError(f"{name} is {value}, expected at least {least}; an empty stream has no batches")
+    n, batch_size, step = int(n), int(batch_size), int(step)
+    first, parts = step * batch_size, []
+    stop = first + batch_size
+    while first < stop:
+        epoch, place = divmod(first, n)
+        parts.append(_epoch_order(seed, epoch, n)[place : place + stop - first])
+        first += len(parts[-1])
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=4)  # a large set is not sorted again at each step; it changes no result
+def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    order = random.permutation(seed, random.DATA, epoch, n)
+    order.flags.writeable = False
+    return order
+
+
+def flip(images: np.ndarray, step: int, seed: int = 0) -> np.ndarray:
+    """A batch (N, H, W, C) with about half of it mirrored left to right, chosen by (seed, step, place in the batch)."""
+    if images.ndim != 4:
+        raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C); add the missing axes")
+    chosen = random.uniform(random.key(seed, random.AUGMENT, np.arange(len(images)), step)) < 0.5
+    return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)

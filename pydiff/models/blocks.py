@@ -1,0 +1,142 @@
+"""The building blocks of the U-Net: residual block, down- and upsampling, and one level of the descent and the ascent.
+
+Layouts are (N, H, W, C). `temb` is the activated embedding of the step number (and class), (N, D): the context that the
+lecture calls temporal. Attribute names follow diffusers' blocks, because they are the names in checkpoint files.
+"""
+
+from pydiff import ops
+from pydiff.nn import Attention, Conv2d, Dropout, GroupNorm, Linear, Module
+
+
+class ResnetBlock(Module):
+    """Two 3x3 convolutions around the step embedding, plus a shortcut (He et al. 2016; Ho et al. 2020, appendix B).
+
+        h = conv1(silu(norm1(x)));   h = conv2(dropout(silu(norm2(h + temb))));   y = (shortcut(x) + h) / output_scale
+
+    scale_shift: the embedding gives a scale and a shift applied behind norm2 instead (Dhariwal & Nichol 2021, sect. 3).
+    resample: None, "up" or "down" changes the resolution by 2 between norm1 and conv1, in the shortcut too.
+    """
+
+    def __init__(
+        self, cin, cout, temb_dim, groups, eps, dropout=0.0, scale_shift=False, output_scale=1.0, resample=None
+    ):
+        self.norm1 = GroupNorm(groups, cin, eps, activation="silu")
+        self.conv1 = Conv2d(cin, cout, 3, padding=1)
+        self.time_emb_proj = Linear(temb_dim, 2 * cout if scale_shift else cout)
+        self.norm2 = GroupNorm(groups, cout, eps, activation=None if scale_shift else "silu")
+        self.dropout = Dropout(dropout)
+        self.conv2 = Conv2d(cout, cout, 3, padding=1)
+        self.conv_shortcut = Conv2d(cin, cout, 1) if cin != cout else None
+        self.scale_shift, self.output_scale = scale_shift, output_scale
+        self.resample = {None: None, "up": ops.upsample_nearest, "down": ops.average_pool}[resample]
+
+    def forward(self, x, temb):
+        h = self.norm1(x)
+        if self.resample:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
+        t = self.time_emb_proj(temb)
+        t = t.reshape(len(t), 1, 1, t.shape[1])  # (N, 1, 1, C or 2C)
+        if self.scale_shift:
+            c = h.shape[-1]
+            h = ops.silu(self.norm2(h) * (1 + t[..., :c]) + t[..., c:])
+        else:
+            h = self.norm2(h + t)
+        h = self.conv2(self.dropout(h))
+        x = self.conv_shortcut(x) if self.conv_shortcut else x
+        return x + h if self.output_scale == 1 else (x + h) * (1 / self.output_scale)
+
+
+class Downsample(Module):
+    """Halves the resolution with a 3x3 convolution of stride 2; odd sizes are rounded up.
+
+    padding 0 is diffusers' way of saying: one row below and one column to the right, none above and to the left.
+    """
+
+    def __init__(self, channels, padding=1):
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding or ((0, 1), (0, 1)))
+
+    def forward(self, x, _temb):
+        return self.conv(x)
+
+
+class Upsample(Module):
+    """Doubles the resolution by repeating pixels, then a 3x3 convolution."""
+
+    def __init__(self, channels):
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x, _temb):
+        return self.conv(ops.upsample_nearest(x))
+
+
+class DownBlock(Module):
+    """One level of the descent: residual blocks (with attention behind each, if asked for), then half the resolution.
+
+    downsample: None, "conv" or "resnet". Returns x and the list of everything the ascent will want to see again.
+    """
+
+    def __init__(self, cin, cout, layers, attention, downsample, downsample_padding, **resnet):
+        self.resnets = [ResnetBlock(cin if i == 0 else cout, cout, **resnet) for i in range(layers)]
+        self.attentions = [_attention(cout, attention, resnet) for _ in range(layers)] if attention else []
+        if downsample == "resnet":
+            self.downsamplers = [ResnetBlock(cout, cout, **resnet, resample="down")]
+        else:
+            self.downsamplers = [Downsample(cout, downsample_padding)] if downsample else []
+
+    def forward(self, x, temb):
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, temb)
+            x = self.attentions[i](x) if self.attentions else x
+            skips.append(x)
+        for downsampler in self.downsamplers:
+            x = downsampler(x, temb)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(Module):
+    """The bottom of the U: residual block, attention, residual block. attention None leaves that out."""
+
+    def __init__(self, channels, attention, attention_groups, output_scale, **resnet):
+        self.resnets = [ResnetBlock(channels, channels, **resnet, output_scale=output_scale) for _ in range(2)]
+        self.attentions = []
+        if attention:
+            self.attentions = [Attention(channels, attention, attention_groups, resnet["eps"], output_scale)]
+
+    def forward(self, x, temb):
+        x = self.resnets[0](x, temb)
+        x = self.attentions[0](x) if self.attentions else x
+        return self.resnets[1](x, temb)
+
+
+class UpBlock(Module):
+    """One level of the ascent: each residual block first sees the matching picture from the descent, as more channels.
+
+    skip_channels: channels of those pictures, in the order they are taken. upsample: None, "conv" or "resnet".
+    """
+
+    def __init__(self, cin, cout, skip_channels, attention, upsample, **resnet):
+        widths = [(cin if i == 0 else cout) + skip for i, skip in enumerate(skip_channels)]
+        self.resnets = [ResnetBlock(width, cout, **resnet) for width in widths]
+        self.attentions = [_attention(cout, attention, resnet) for _ in widths] if attention else []
+        if upsample == "resnet":
+            self.upsamplers = [ResnetBlock(cout, cout, **resnet, resample="up")]
+        else:
+            self.upsamplers = [Upsample(cout)] if upsample else []
+
+    def forward(self, x, skips, temb):
+        for i, resnet in enumerate(self.resnets):
+            skip = skips.pop()
+            if x.shape != skip.shape[:3] + x.shape[3:]:  # an odd size was rounded up on the way down
+                x = x[:, : skip.shape[1], : skip.shape[2]]
+            x = resnet(ops.concatenate(x, skip), temb)
+            x = self.attentions[i](x) if self.attentions else x
+        for upsampler in self.upsamplers:
+            x = upsampler(x, temb)
+        return x
+
+
+def _attention(channels, head_dim, resnet):
+    return Attention(channels, head_dim, resnet["groups"], resnet["eps"])

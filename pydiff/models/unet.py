@@ -1,0 +1,206 @@
+"""The U-Net of diffusion models (Ronneberger et al. 2015; Ho et al. 2020, appendix B; Dhariwal & Nichol 2021).
+
+It sees a noisy picture and the number of the step, and says what in the picture is noise. On the way down it looks at
+ever larger parts of the picture in ever less detail; on the way up it puts the detail back, with the help of what it
+noted on the way down (the skip connections). Structure, option names and parameter names are those of diffusers'
+UNet2DModel, so its checkpoints are ours and ours are its.
+"""
+
+import numpy as np
+
+from pydiff import ops
+from pydiff.backend import array_module
+from pydiff.models.blocks import DownBlock, MidBlock, UpBlock
+from pydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module
+from pydiff.tensor import Tensor, as_tensor
+
+# For every block name in a configuration: does it attend, and how does it change the resolution (None: as *_type says)?
+_DOWN = {"DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, None), "ResnetDownsampleBlock2D": (False, "resnet")}
+_UP = {"UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "resnet")}
+
+
+class TimestepEmbedding(Module):
+    """Two linear layers that turn the sinusoids of a step number into the context every residual block gets."""
+
+    def __init__(self, cin, dim):
+        self.linear_1 = Linear(cin, dim)
+        self.linear_2 = Linear(dim, dim)
+
+    def forward(self, x):
+        return self.linear_2(ops.silu(self.linear_1(x)))
+
+
+def sinusoids(t, dim, flip_sin_to_cos=True, freq_shift=0, max_period=10000):
+    """The position encoding of Vaswani et al. 2017, sect. 3.5, for step numbers, whole or fractional.
+
+    t: (N,). Returns (N, dim) float64: sin(t w_i) and cos(t w_i) for w_i = max_period^(-i / (dim//2 - freq_shift)),
+    cosines first if flip_sin_to_cos; an odd dim gets a zero at the end.
+    """
+    half = dim // 2
+    frequencies = max_period ** (-np.arange(half) / (half - freq_shift))
+    angles = np.asarray(t, np.float64)[:, None] * frequencies  # (N, half)
+    parts = [np.cos(angles), np.sin(angles)] if flip_sin_to_cos else [np.sin(angles), np.cos(angles)]
+    return np.concatenate([*parts, np.zeros((len(angles), dim % 2))], axis=1)
+
+
+class UNet2D(Module):
+    """Predicts from (x_t, t) what the process asks for: the noise, the clean picture or v.
+
+    Options are those of UNet2DModel, with its defaults (`config` holds them all). The main ones:
+    in_channels, out_channels: of the picture. block_out_channels: channels of every level, from the top.
+    layers_per_block: residual blocks a level. down_block_types, up_block_types: a name a level, with attention or not.
+    attention_head_dim: channels of a head (None: one head). norm_num_groups: groups of every normalisation.
+    resnet_time_scale_shift: "default" (added) or "scale_shift". downsample_type, upsample_type: "conv" or "resnet", for
+    the blocks with attention. num_class_embeds: number of classes, if any. seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        sample_size=None,
+        in_channels=3,
+        out_channels=3,
+        center_input_sample=False,
+        time_embedding_type="positional",
+        time_embedding_dim=None,
+        freq_shift=0,
+        flip_sin_to_cos=True,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(224, 448, 672, 896),
+        layers_per_block=2,
+        mid_block_scale_factor=1,
+        downsample_padding=1,
+        downsample_type="conv",
+        upsample_type="conv",
+        dropout=0.0,
+        act_fn="silu",
+        attention_head_dim=8,
+        norm_num_groups=32,
+        attn_norm_num_groups=None,
+        norm_eps=1e-5,
+        resnet_time_scale_shift="default",
+        add_attention=True,
+        class_embed_type=None,
+        num_class_embeds=None,
+        num_train_timesteps=None,
+        seed=0,
+    ):
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "seed", "__class__")}
+        _check(self.config)
+        channels, levels = list(block_out_channels), len(block_out_channels)
+        temb_dim = time_embedding_dim or 4 * channels[0]
+        scale_shift = resnet_time_scale_shift == "scale_shift"
+        resnet = {
+            "temb_dim": temb_dim,
+            "groups": norm_num_groups,
+            "eps": norm_eps,
+            "dropout": dropout,
+            "scale_shift": scale_shift,
+        }
+
+        self.conv_in = Conv2d(in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], temb_dim)
+        self.class_embedding = None
+        if class_embed_type == "timestep":
+            self.class_embedding = TimestepEmbedding(channels[0], temb_dim)
+        elif num_class_embeds is not None:
+            self.class_embedding = Embedding(num_class_embeds, temb_dim)
+
+        skips = [channels[0]]  # channels of every picture that the ascent will see again
+        self.down_blocks = []
+        for i, name in enumerate(down_block_types):
+            attends, resample = _DOWN[name]
+            resample = (resample or downsample_type) if i < levels - 1 else None
+            head_dim = (attention_head_dim or channels[i]) if attends else None
+            cin = channels[max(i - 1, 0)]
+            self.down_blocks.append(
+                DownBlock(cin, channels[i], layers_per_block, head_dim, resample, downsample_padding, **resnet)
+            )
+            skips += [channels[i]] * (layers_per_block + (resample is not None))
+
+        self.mid_block = None
+        if mid_block_type is not None:
+            head_dim = (attention_head_dim or channels[-1]) if add_attention else None
+            # diffusers leaves the normalisation out here in scale_shift mode, unless its group count is given
+            groups = attn_norm_num_groups or (None if scale_shift else norm_num_groups)
+            self.mid_block = MidBlock(channels[-1], head_dim, groups, mid_block_scale_factor, **resnet)
+
+        self.up_blocks = []
+        cin = channels[-1]
+        for i, name in enumerate(up_block_types):
+            attends, resample = _UP[name]
+            resample = (resample or upsample_type) if i < levels - 1 else None
+            cout = channels[levels - 1 - i]
+            head_dim = (attention_head_dim or cout) if attends else None
+            taken = [skips.pop() for _ in range(layers_per_block + 1)]
+            self.up_blocks.append(UpBlock(cin, cout, taken, head_dim, resample, **resnet))
+            cin = cout
+
+        self.conv_norm_out = GroupNorm(norm_num_groups, channels[0], norm_eps, activation="silu")
+        self.conv_out = Conv2d(channels[0], out_channels, 3, padding=1)
+        self.initialize(seed)
+
+    def forward(self, x, t, class_labels=None):
+        """x: (N, H, W, in_channels) array or Tensor; t: step numbers (N,) or one for all; class_labels: (N,) integers.
+
+        Returns a Tensor (N, H, W, out_channels).
+        """
+        x = as_tensor(x)
+        if x.ndim != 4 or x.shape[3] != self.config["in_channels"]:
+            raise ValueError(f"the U-Net takes pictures (N, H, W, {self.config['in_channels']}), got {x.shape}")
+        x = 2 * x - 1 if self.config["center_input_sample"] else x
+        temb = ops.silu(self.embed(t, class_labels, len(x), x.data))  # (N, temb_dim)
+        h = self.conv_in(x)
+        skips = [h]
+        for block in self.down_blocks:
+            h, seen = block(h, temb)
+            skips += seen
+        h = self.mid_block(h, temb) if self.mid_block else h
+        for block in self.up_blocks:
+            h = block(h, skips, temb)
+        return self.conv_out(self.conv_norm_out(h))
+
+    def embed(self, t, class_labels, n, like):
+        """The context (N, temb_dim): the step number's embedding, plus that of the class if there are classes."""
+        temb = self.time_embedding(self._sinusoids(t, n, like))
+        if (self.class_embedding is None) != (class_labels is None):
+            has, given = ("no", "were given") if self.class_embedding is None else ("a", "are missing")
+            raise ValueError(f"this model has {has} class embedding, but class labels {given}")
+        if class_labels is None:
+            return temb
+        if self.config["class_embed_type"] == "timestep":
+            return temb + self.class_embedding(self._sinusoids(class_labels, n, like))
+        return temb + self.class_embedding(np.broadcast_to(np.asarray(class_labels), (n,)))
+
+    def _sinusoids(self, t, n, like):
+        t = np.broadcast_to(np.asarray(t, np.float64), (n,))
+        order = self.config["flip_sin_to_cos"], self.config["freq_shift"]
+        encoded = sinusoids(t, self.config["block_out_channels"][0], *order)
+        return Tensor(array_module(like).asarray(encoded.astype(like.dtype)))
+
+
+def _check(config):
+    """One sentence for every configuration this class cannot build."""
+    levels = len(config["block_out_channels"])
+    for option, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
+        unknown = [name for name in config[option] if name not in known]
+        if unknown or len(config[option]) != levels:
+            raise ValueError(
+                f"{option} needs {levels} of {', '.join(known)} (as many as block_out_channels), got {config[option]}"
+            )
+    allowed = {
+        "time_embedding_type": ("positional",),
+        "mid_block_type": ("UNetMidBlock2D", None),
+        "act_fn": ("silu", "swish"),
+        "resnet_time_scale_shift": ("default", "scale_shift"),
+        "downsample_type": ("conv", "resnet"),
+        "upsample_type": ("conv", "resnet"),
+        "class_embed_type": (None, "timestep"),
+    }
+    for option, values in allowed.items():
+        if config[option] not in values:
+            raise ValueError(f"{option} must be one of {', '.join(map(repr, values))}, got {config[option]!r}")
+    if config["layers_per_block"] < 1 or levels < 1:
+        raise ValueError("a U-Net needs at least one level and one layer per block")

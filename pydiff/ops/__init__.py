@@ -1,0 +1,108 @@
+"""Every operation, one per line, and the table of operators and methods that a Tensor understands."""
+
+from pydiff.ops.adamw import adamw, global_norm
+from pydiff.ops.attention import attention
+from pydiff.ops.conv2d import conv2d, linear
+from pydiff.ops.denoise import DenoiseStep, denoise
+from pydiff.ops.elementwise import (
+    absolute,
+    add,
+    clip,
+    divide,
+    exp,
+    log,
+    multiply,
+    negative,
+    power,
+    relu,
+    sigmoid,
+    silu,
+    sqrt,
+    subtract,
+    tanh,
+    where,
+)
+from pydiff.ops.group_norm import group_norm
+from pydiff.ops.noise import noise
+from pydiff.ops.reduction import cross_entropy, matmul, maximum, mean, mean_squared_error, softmax, summation
+from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
+from pydiff.tensor import Tensor
+
+__all__ = [
+    "DenoiseStep",
+    "absolute",
+    "adamw",
+    "add",
+    "attention",
+    "average_pool",
+    "broadcast_to",
+    "clip",
+    "concatenate",
+    "conv2d",
+    "cross_entropy",
+    "denoise",
+    "divide",
+    "exp",
+    "global_norm",
+    "group_norm",
+    "index",
+    "linear",
+    "log",
+    "matmul",
+    "maximum",
+    "mean",
+    "mean_squared_error",
+    "multiply",
+    "negative",
+    "noise",
+    "power",
+    "relu",
+    "reshape",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "sqrt",
+    "subtract",
+    "summation",
+    "tanh",
+    "transpose",
+    "upsample_nearest",
+    "where",
+]
+
+
+def _shape_arguments(shape):
+    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+
+
+# tensor.py knows nothing of operations; this is where `x + y` and `x.sum()` get their meaning.
+_METHODS = {
+    "__add__": add,
+    "__radd__": lambda x, y: add(y, x),
+    "__sub__": subtract,
+    "__rsub__": lambda x, y: subtract(y, x),
+    "__mul__": multiply,
+    "__rmul__": lambda x, y: multiply(y, x),
+    "__truediv__": divide,
+    "__rtruediv__": lambda x, y: divide(y, x),
+    "__neg__": negative,
+    "__pow__": power,
+    "__matmul__": matmul,
+    "__rmatmul__": lambda x, y: matmul(y, x),
+    "__getitem__": index,
+    "sum": summation,
+    "mean": mean,
+    "max": maximum,
+    "reshape": lambda x, *shape: reshape(x, _shape_arguments(shape)),
+    "transpose": lambda x, *axes: transpose(x, axes=_shape_arguments(axes) or None),
+}
+
+
+def _method(operation):
+    # `Add.apply` is bound to its class already, so Python would not pass it the tensor: a plain function gets that.
+    return lambda self, *args, **options: operation(self, *args, **options)
+
+
+for _name, _operation in _METHODS.items():
+    setattr(Tensor, _name, _method(_operation))
+Tensor.T = property(transpose)

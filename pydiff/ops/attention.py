@@ -1,0 +1,95 @@
+"""Scaled dot-product attention with several heads (Vaswani et al. 2017, "Attention Is All You Need", eq. 1):
+
+    s = scale q kᵀ,   p = softmax(s) over the keys,   out = p v          for every sample and head
+
+The native kernel never holds the whole s (Dao et al. 2022, "FlashAttention"): it keeps the log-sum-exp of every row,
+from which the backward recomputes p.
+
+Reference: reference/attention.py. Kernels: csrc/cpu/attention.cpp.
+"""
+
+from pydiff.backend import array_module, contiguous, empty, native
+from pydiff.tensor import Function
+
+
+def attention(q, k, v, heads, scale=None):
+    """Attends from every query to all keys of the same sample.
+
+    q: (N, Tq, C); k, v: (N, Tk, C), Tk >= 1. Head h owns channels h·C/heads .. (h+1)·C/heads - 1. k and v may come
+    from another sequence than q (cross attention), and all three may be views with a contiguous last axis.
+    scale: factor on q kᵀ; None means 1 / sqrt(C / heads).
+    Returns (N, Tq, C).
+    """
+    if q.ndim != 3 or k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (q.shape[0], q.shape[2]):
+        raise ValueError(f"attention needs q (N, Tq, C) and k, v (N, Tk, C), got {q.shape}, {k.shape} and {v.shape}")
+    if heads < 1 or q.shape[2] % heads or q.shape[2] == 0:
+        raise ValueError(f"attention cannot cut {q.shape[2]} channels into {heads} equal heads")
+    if k.shape[1] == 0:
+        raise ValueError("attention needs at least one key")
+    scale = (q.shape[2] // heads) ** -0.5 if scale is None else float(scale)
+    return Attention.apply(q, k, v, heads=heads, scale=scale)
+
+
+class Attention(Function):
+    def forward(self, q, k, v, heads, scale):
+        self.heads, self.scale = heads, scale
+        kernel = native(q, "attention_forward")
+        if kernel:
+            q, k, v = (_rows(a) for a in (q, k, v))
+            out, lse = empty(q, q.shape), empty(q, (len(q), heads, q.shape[1]))
+            kernel(q, k, v, heads, scale, out, lse)
+            self.saved = q, k, v, out, lse
+        else:
+            out, p = forward_arrays(q, k, v, heads, scale)
+            self.saved = q, k, v, p
+        return out
+
+    def backward(self, dout):
+        kernel = native(dout, "attention_backward")
+        if kernel:
+            q, k, v, out, lse = self.saved
+            dq, dk, dv = empty(q, q.shape), empty(k, k.shape), empty(v, v.shape)
+            kernel(contiguous(dout), q, k, v, out, lse, self.heads, self.scale, dq, dk, dv)
+            return dq, dk, dv
+        return backward_arrays(dout, *self.saved, self.heads, self.scale)
+
+
+def _rows(x):
+    """x itself if the kernel can read it by strides, else a contiguous copy."""
+    readable = x.strides[-1] == x.itemsize and all(s >= 0 and s % x.itemsize == 0 for s in x.strides)
+    return x if readable else x.copy(order="C")
+
+
+def _split(x, heads):
+    """(N, T, C) -> (N, heads, T, C/heads)"""
+    n, t, c = x.shape
+    return x.reshape(n, t, heads, c // heads).transpose(0, 2, 1, 3)
+
+
+def _merge(x):
+    """(N, heads, T, d) -> (N, T, heads·d)"""
+    n, heads, t, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(n, t, heads * d)
+
+
+def forward_arrays(q, k, v, heads, scale):
+    """-> out (N, Tq, C) and the probabilities p (N, heads, Tq, Tk)."""
+    q, k, v = _split(q, heads), _split(k, heads), _split(v, heads)
+    s = (q @ k.swapaxes(2, 3)) * scale
+    p = array_module(s).exp(s - s.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return _merge(p @ v), p
+
+
+def backward_arrays(dout, q, k, v, p, heads, scale):
+    """Gradients of q, k, v.
+
+    1. out = p v:             dv = pᵀ dout,   dp = dout vᵀ
+    2. p = softmax(s):        ds = p (dp - delta),   delta = sum over keys of p dp
+    3. s = scale q kᵀ:        dq = scale ds k,   dk = scale dsᵀ q
+    """
+    dout, q, k, v = (_split(a, heads) for a in (dout, q, k, v))
+    dv = p.swapaxes(2, 3) @ dout
+    dp = dout @ v.swapaxes(2, 3)
+    ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) * scale
+    return _merge(ds @ k), _merge(ds.swapaxes(2, 3) @ q), _merge(dv)

@@ -1,0 +1,185 @@
+"""Operations on corresponding elements, with NumPy's broadcasting. Forward and derivative stand side by side.
+
+In every backward, g is the gradient of the output; `unbroadcast` sums it over the axes that broadcasting had added.
+"""
+
+import numpy as np
+
+from pydiff.backend import array_module
+from pydiff.tensor import Function
+
+
+def unbroadcast(g, shape):
+    """Sums g down to `shape`: the transpose of broadcasting `shape` up to g.shape."""
+    if g.shape == shape:
+        return g
+    added = tuple(range(g.ndim - len(shape)))
+    stretched = tuple(i + len(added) for i, size in enumerate(shape) if size == 1 and g.shape[i + len(added)] != 1)
+    return g.sum(axis=added + stretched).reshape(shape)
+
+
+class Add(Function):
+    def forward(self, x, y):
+        self.shapes = np.shape(x), np.shape(y)
+        return x + y
+
+    def backward(self, g):
+        return tuple(unbroadcast(g, s) if need else None for s, need in zip(self.shapes, self.needs, strict=True))
+
+
+class Subtract(Function):
+    def forward(self, x, y):
+        self.shapes = np.shape(x), np.shape(y)
+        return x - y
+
+    def backward(self, g):
+        dx = unbroadcast(g, self.shapes[0]) if self.needs[0] else None
+        return dx, unbroadcast(-g, self.shapes[1]) if self.needs[1] else None
+
+
+class Multiply(Function):
+    def forward(self, x, y):
+        self.x, self.y = x, y
+        return x * y
+
+    def backward(self, g):
+        dx = unbroadcast(g * self.y, self.x.shape) if self.needs[0] else None
+        return dx, unbroadcast(g * self.x, self.y.shape) if self.needs[1] else None
+
+
+class Divide(Function):
+    def forward(self, x, y):
+        self.x, self.y = x, y
+        return x / y
+
+    def backward(self, g):
+        dx = unbroadcast(g / self.y, self.x.shape) if self.needs[0] else None
+        return dx, unbroadcast(-g * self.x / (self.y * self.y), self.y.shape) if self.needs[1] else None
+
+
+class Negative(Function):
+    def forward(self, x):
+        return -x
+
+    def backward(self, g):
+        return -g
+
+
+class Power(Function):
+    """x ** exponent for a constant exponent."""
+
+    def forward(self, x, exponent):
+        self.x, self.exponent = x, exponent
+        return x**exponent
+
+    def backward(self, g):
+        return g * (self.exponent * self.x ** (self.exponent - 1)), None
+
+
+class Exp(Function):
+    def forward(self, x):
+        self.y = array_module(x).exp(x)
+        return self.y
+
+    def backward(self, g):
+        return g * self.y
+
+
+class Log(Function):
+    def forward(self, x):
+        self.x = x
+        return array_module(x).log(x)
+
+    def backward(self, g):
+        return g / self.x
+
+
+class Sqrt(Function):
+    def forward(self, x):
+        self.y = array_module(x).sqrt(x)
+        return self.y
+
+    def backward(self, g):
+        return 0.5 * g / self.y
+
+
+class Tanh(Function):
+    def forward(self, x):
+        self.y = array_module(x).tanh(x)
+        return self.y
+
+    def backward(self, g):
+        return g * (1 - self.y * self.y)
+
+
+def stable_sigmoid(x):
+    """1 / (1 + exp(-x)) without overflow: exp is only taken of -|x|."""
+    xp = array_module(x)
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, xp.ones_like(e), e) / (1 + e)
+
+
+class Sigmoid(Function):
+    def forward(self, x):
+        self.y = stable_sigmoid(x)
+        return self.y
+
+    def backward(self, g):
+        return g * (self.y * (1 - self.y))
+
+
+class SiLU(Function):
+    """x sigmoid(x) (Hendrycks & Gimpel 2016; Elfwing et al. 2018)."""
+
+    def forward(self, x):
+        self.x, self.sigmoid = x, stable_sigmoid(x)
+        return x * self.sigmoid
+
+    def backward(self, g):
+        return g * (self.sigmoid * (1 + self.x * (1 - self.sigmoid)))
+
+
+class ReLU(Function):
+    def forward(self, x):
+        self.positive = x > 0
+        return array_module(x).maximum(x, 0)
+
+    def backward(self, g):
+        return g * self.positive
+
+
+class Abs(Function):
+    def forward(self, x):
+        self.x = x
+        return array_module(x).abs(x)
+
+    def backward(self, g):
+        return g * array_module(g).sign(self.x)
+
+
+class Clip(Function):
+    """x limited to [low, high]; the gradient passes inside and at the bounds."""
+
+    def forward(self, x, low, high):
+        self.inside = (x >= low) & (x <= high)
+        return array_module(x).clip(x, low, high)
+
+    def backward(self, g):
+        return g * self.inside, None, None
+
+
+class Where(Function):
+    """x where the condition holds, else y."""
+
+    def forward(self, condition, x, y):
+        self.condition, self.shapes = condition, (np.shape(x), np.shape(y))
+        return array_module(condition).where(condition, x, y)
+
+    def backward(self, g):
+        dx = unbroadcast(g * self.condition, self.shapes[0]) if self.needs[1] else None
+        return None, dx, unbroadcast(g * ~self.condition, self.shapes[1]) if self.needs[2] else None
+
+
+add, subtract, multiply, divide, negative = Add.apply, Subtract.apply, Multiply.apply, Divide.apply, Negative.apply
+power, exp, log, sqrt, tanh, sigmoid = Power.apply, Exp.apply, Log.apply, Sqrt.apply, Tanh.apply, Sigmoid.apply
+silu, relu, absolute, clip, where = SiLU.apply, ReLU.apply, Abs.apply, Clip.apply, Where.apply

@@ -1,0 +1,102 @@
+"""Operations that only move elements: their backward moves the gradient back where it came from."""
+
+import numpy as np
+
+from pydiff.backend import array_module
+from pydiff.ops.elementwise import unbroadcast
+from pydiff.tensor import Function
+
+
+class Reshape(Function):
+    def forward(self, x, shape):
+        self.shape = x.shape
+        return x.reshape(shape)
+
+    def backward(self, g):
+        return g.reshape(self.shape), None
+
+
+class Transpose(Function):
+    """Axes in the given order; without one, reversed."""
+
+    def forward(self, x, axes=None):
+        self.axes = tuple(reversed(range(x.ndim))) if axes is None else tuple(a % x.ndim for a in axes)
+        return x.transpose(self.axes)
+
+    def backward(self, g):
+        return g.transpose(tuple(np.argsort(self.axes)))
+
+
+class BroadcastTo(Function):
+    def forward(self, x, shape):
+        self.shape = x.shape
+        return array_module(x).broadcast_to(x, shape)
+
+    def backward(self, g):
+        return unbroadcast(g, self.shape), None
+
+
+class Index(Function):
+    """x[index] for slices, integers, integer arrays and boolean masks, in any mixture NumPy understands."""
+
+    def forward(self, x, index):
+        self.shape, self.index = x.shape, index
+        parts = index if isinstance(index, tuple) else (index,)
+        self.basic = all(isinstance(i, slice | int | np.integer) or i is None or i is Ellipsis for i in parts)
+        return x[index]
+
+    def backward(self, g):
+        xp = array_module(g)
+        dx = xp.zeros(self.shape, g.dtype)
+        if self.basic:
+            dx[self.index] = g
+        else:
+            xp.add.at(dx, self.index, g)  # an element picked twice gets both gradients
+        return dx, None
+
+
+class Concatenate(Function):
+    """Joins arrays along an existing axis (the last by default: channels, for the U-Net's skip connections)."""
+
+    def forward(self, *arrays, axis=-1):
+        self.axis, self.sizes = axis, [a.shape[axis] for a in arrays]
+        return array_module(*arrays).concatenate(arrays, axis=axis)
+
+    def backward(self, g):
+        return tuple(array_module(g).split(g, np.cumsum(self.sizes)[:-1].tolist(), axis=self.axis))
+
+
+class UpsampleNearest(Function):
+    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels."""
+
+    def forward(self, x, factor=2):
+        n, h, w, c = self.shape = x.shape
+        self.factor = factor
+        stretched = array_module(x).broadcast_to(x[:, :, None, :, None, :], (n, h, factor, w, factor, c))
+        return stretched.reshape(n, h * factor, w * factor, c)
+
+    def backward(self, g):
+        n, h, w, c = self.shape
+        return g.reshape(n, h, self.factor, w, self.factor, c).sum(axis=(2, 4))
+
+
+class AveragePool(Function):
+    """Mean of every factor x factor square of (N, H, W, C); rows and columns that fill no square are left out."""
+
+    def forward(self, x, factor=2):
+        self.shape, self.factor = x.shape, factor
+        n, h, w, c = x.shape
+        cut = x[:, : h // factor * factor, : w // factor * factor]
+        return cut.reshape(n, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
+
+    def backward(self, g):
+        xp, f = array_module(g), self.factor
+        n, h, w, c = g.shape
+        dx = xp.zeros(self.shape, g.dtype)
+        share = (g / (f * f))[:, :, None, :, None, :]
+        dx[:, : h * f, : w * f] = xp.broadcast_to(share, (n, h, f, w, f, c)).reshape(n, h * f, w * f, c)
+        return dx
+
+
+reshape, transpose, broadcast_to, index = Reshape.apply, Transpose.apply, BroadcastTo.apply, Index.apply
+concatenate, upsample_nearest, average_pool = Concatenate.apply, UpsampleNearest.apply, AveragePool.apply

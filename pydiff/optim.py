@@ -1,0 +1,96 @@
+"""The optimiser: AdamW with an average of the weights, clipping, and learning rates as functions of the step.
+
+All parameters live in one flat buffer, and so do their gradients, Adam's two moments and the average: one kernel call
+updates everything, one reduction gives the global norm. The model's parameters become views into the buffer.
+"""
+
+import math
+
+import numpy as np
+
+from pydiff import ops
+from pydiff.backend import array_module
+
+
+def warmup_cosine(step, total, peak, warmup=0, floor=0.0):
+    """Learning rate of optimiser step `step` (1, 2, .., total): linear up to `peak` over `warmup` steps, then half a
+    cosine down to floor·peak at `total` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+    if step <= warmup:
+        return peak * step / warmup
+    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def ema_decay(step, maximum):
+    """Decay of the average at optimiser step `step`: short-lived at first, so that early averages are not the noise the
+    weights began as. (1 + t) / (10 + t) as in TensorFlow's ExponentialMovingAverage, at most `maximum`."""
+    return min(maximum, (1 + step) / (10 + step))
+
+
+class AdamW:
+    """Adam with decoupled weight decay for the parameters of one model.
+
+    model: nn.Module, all parameters of one dtype. beta1, beta2, eps, weight_decay: as in Loshchilov & Hutter 2019.
+    Attributes p, g, m, v, ema: flat arrays (P,). ema starts as a copy of p.
+    """
+
+    def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
+        self.hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        self.names = [name for name, _ in model.named_parameters()]
+        self.parameters = model.parameters()
+        dtypes = {p.dtype for p in self.parameters}
+        if len(dtypes) != 1:
+            raise ValueError(f"AdamW needs parameters of one dtype, got {sorted(map(str, dtypes))}")
+        xp = array_module(self.parameters[0].data)
+        self.p = xp.concatenate([p.data.ravel() for p in self.parameters])
+        self.g, self.m, self.v = (xp.zeros_like(self.p) for _ in range(3))
+        self.ema = self.p.copy()
+        for p, data, grad in zip(self.parameters, self.views(self.p), self.views(self.g), strict=True):
+            p.data, p.grad, p.grad_buffer = data, None, grad
+
+    def views(self, flat):
+        """Arrays in the parameters' shapes that look into a flat buffer."""
+        ends = np.cumsum([p.size for p in self.parameters]).tolist()
+        return [flat[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends, strict=True)]
+
+    def zero_grad(self):
+        """Forgets all gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def gather(self):
+        """The flat gradient: zeros where a parameter had no part in the loss."""
+        for p in self.parameters:
+            if p.grad is None:
+                p.grad_buffer[...] = 0
+        return self.g
+
+    def step(self, step, lr, ema_decay=0.999, clip=None, norm=None):
+        """One update with the gathered gradient; returns its global norm before clipping.
+
+        step: 1 for the first. clip: largest norm allowed, None for any (Pascanu et al. 2013, algorithm 1).
+        norm: the gradient's norm if already known.
+        """
+        norm = ops.global_norm(self.gather()) if norm is None else norm
+        scale = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
+        ops.adamw(
+            self.p,
+            self.g,
+            self.m,
+            self.v,
+            self.ema,
+            step=step,
+            lr=lr,
+            grad_scale=scale,
+            ema_decay=ema_decay,
+            **self.hyper,
+        )
+        return norm
+
+    def first_bad_gradient(self):
+        """Name of the first parameter, from the input side, whose gradient is not all finite; None if all are."""
+        xp = array_module(self.g)
+        for name, grad in zip(self.names, self.views(self.gather()), strict=True):
+            if not bool(xp.isfinite(grad).all()):
+                return name
+        return None

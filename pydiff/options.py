@@ -1,0 +1,175 @@
+"""Every option of a training run, once: the keywords of `pydiff.train` and the flags of `pydiff train`."""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydiff.diffusion import Process, schedule
+from pydiff.models import UNet2D
+
+# Options that do not change what is computed: a run may be resumed with other values of these.
+WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a training run computes. Raises ValueError for values that cannot work, in one sentence."""
+
+    size: int | None = None
+    """Side length of the pictures in pixels; left out, what the data has."""
+    steps: int = 2000
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Pictures per step."""
+    seed: int = 0
+    """Seed of everything random: weights, data order, noise. Same seed, same bits."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 100
+    """Steps over which the learning rate rises to its peak."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up: down to zero at the last step, or not at all."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay of AdamW."""
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+    ema: float = 0.9995
+    """Longest memory of the average of the weights, which is what the finished model is made of."""
+    prediction: Literal["eps", "x0", "v"] = "eps"
+    """What the network learns to say: the noise, the clean picture, or v = alpha eps - sigma x0."""
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"
+    """How the noise grows with the step number t."""
+    timesteps: int = 1000
+    """Number of noise levels T."""
+    conditional: bool = False
+    """Also tell the network the class of each picture; needs data with classes."""
+    label_drop: float = 0.1
+    """Share of pictures whose class is withheld, so that guidance can compare with and without."""
+    flip: bool = False
+    """Mirror half of the pictures left to right."""
+    channels: tuple[int, ...] = ()
+    """Channels of every level of the U-Net, from the top; left out, chosen by picture size."""
+    layers: int = 1
+    """Residual blocks per level."""
+    attention: tuple[int, ...] | None = None
+    """Levels with attention (0 is the top); left out, those of at most 16 x 16 pixels, the top excepted."""
+    head_dim: int = 8
+    """Channels of an attention head."""
+    groups: int = 8
+    """Groups of every normalisation; must divide all channels."""
+    dropout: float = 0.0
+    """Share of activations dropped in every residual block."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+    sample_every: int = 500
+    """Steps between pictures of samples; 0 for none."""
+    keep: int = 2
+    """Checkpoints kept on disk."""
+
+    def __post_init__(self):
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("warmup", 0),
+            ("timesteps", 2),
+            ("layers", 1),
+            ("head_dim", 1),
+        ):
+            _at_least(self, name, least)
+        for name, least in (("checkpoint_every", 1), ("sample_every", 0), ("keep", 1), ("groups", 1), ("seed", 0)):
+            _at_least(self, name, least)
+        if self.size is not None:
+            _at_least(self, "size", 1)
+        for name, low, high in (
+            ("lr", 0, math.inf),
+            ("clip", 0, math.inf),
+            ("weight_decay", 0, math.inf),
+            ("ema", 0, 1),
+        ):
+            _between(self, name, low, high)
+        for name in ("dropout", "label_drop"):
+            _between(self, name, 0, 1)
+        for name, field in self.__dataclass_fields__.items():
+            allowed = getattr(field.type, "__args__", ())
+            if getattr(field.type, "__origin__", None) is Literal and getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        for name in ("channels", "attention"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def from_keywords(cls, keywords):
+        """Options from a dict; an unknown name is an error that names the nearest known one."""
+        for name in keywords:
+            if name not in cls.__dataclass_fields__:
+                near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
+                raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        return cls(**keywords)
+
+    def to_config(self):
+        """A dict for JSON: from_keywords(to_config()) gives equal options."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def changed(self, other):
+        """Names of the options in which two runs would compute something different."""
+        return [
+            n for n in self.__dataclass_fields__ if n not in WITHOUT_EFFECT and getattr(self, n) != getattr(other, n)
+        ]
+
+
+def _at_least(options, name, least):
+    value = getattr(options, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _between(options, name, low, high):
+    value = getattr(options, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        raise ValueError(f"{name} must be a number from {low} up to, but not, {high}; got {value!r}")
+
+
+def build_process(options):
+    """The diffusion process of a run."""
+    return Process(schedule(options.schedule, options.timesteps), options.prediction)
+
+
+def build_unet(options, shape, classes=None):
+    """The U-Net of a run. shape: (H, W, C) of a picture; classes: their number, None for an unconditional model.
+
+    With classes there is one more embedding, the last: "class withheld".
+    """
+    height, width, c = shape
+    channels = options.channels or default_channels(min(height, width))
+    resolutions = [math.ceil(min(height, width) / 2**i) for i in range(len(channels))]
+    attention = options.attention
+    if attention is None:
+        attention = [i for i, r in enumerate(resolutions) if i > 0 and r <= 16]
+    if any(not 0 <= i < len(channels) for i in attention):
+        raise ValueError(
+            f"attention names levels 0 to {len(channels) - 1} (the model has {len(channels)}), got {attention}"
+        )
+    return UNet2D(
+        sample_size=height if height == width else [height, width],
+        in_channels=c,
+        out_channels=c,
+        block_out_channels=list(channels),
+        layers_per_block=options.layers,
+        down_block_types=["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(channels))],
+        up_block_types=["AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(len(channels)))],
+        attention_head_dim=options.head_dim,
+        norm_num_groups=options.groups,
+        dropout=options.dropout,
+        num_class_embeds=None if classes is None else classes + 1,
+        num_train_timesteps=options.timesteps,
+        seed=options.seed,
+    )
+
+
+def default_channels(size):
+    """Channels per level for pictures of this side length: about as much work as a CPU can do in reasonable time."""
+    if size <= 16:
+        return (32, 64)
+    return (64, 128, 128) if size <= 32 else (64, 128, 256, 256)

@@ -1,0 +1,66 @@
+"""Many pictures side by side in one, and PNG files."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from pydiff.report.pixels import visible, write_atomic
+
+PAD_VALUE = 128  # mid grey: a line that is seen beside black and beside white
+COMFORTABLE = 48  # pixels; pictures with a shorter side are magnified to about this
+
+
+def grid(images, columns=None, pad=1, scale=None):
+    """(N, H, W, C) uint8 -> one picture (rows, columns, C) uint8, filled row by row.
+
+    columns: pictures in a row; default ceil(sqrt(N)). pad: width in pixels of the lines between and around pictures.
+    scale: each pixel becomes a block of scale x scale; default: what brings the shorter side to about 48 pixels.
+    Cells left over in the last row are mid grey, like the lines. Channel counts other than 1, 3, 4: see pixels.visible.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
+        raise ValueError(f"grid needs a non-empty array (N, H, W, C) uint8, got {images.shape} {images.dtype}")
+    images = visible(images)
+    n, height, width, channels = images.shape
+    columns = int(np.ceil(np.sqrt(n))) if columns is None else columns
+    scale = max(1, COMFORTABLE // min(height, width)) if scale is None else scale
+    if columns < 1 or pad < 0 or scale < 1:
+        raise ValueError(f"grid needs columns >= 1, pad >= 0 and scale >= 1, got {columns}, {pad} and {scale}")
+    rows = -(-n // columns)
+    h, w = height * scale + pad, width * scale + pad
+    canvas = np.full((pad + rows * h, pad + columns * w, channels), PAD_VALUE, np.uint8)
+    for i, image in enumerate(magnify(images, scale)):
+        top, left = pad + i // columns * h, pad + i % columns * w
+        canvas[top : top + h - pad, left : left + w - pad] = image
+    return canvas
+
+
+def magnify(images, scale):
+    """(..., H, W, C) -> (..., H scale, W scale, C): every pixel a block of scale x scale."""
+    return images.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def to_pil(image):
+    """(H, W, C) uint8 -> PIL image: grey, RGB or RGBA (other channel counts: see pixels.visible)."""
+    from PIL import Image
+
+    image = np.asarray(image)
+    if image.ndim != 3 or image.dtype != np.uint8:
+        raise ValueError(f"a picture is an array (H, W, C) uint8, got {image.shape} {image.dtype}")
+    image = np.ascontiguousarray(visible(image))
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def png_bytes(image):
+    """(H, W, C) uint8 -> the bytes of a PNG file: the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save_png(path, image):
+    """Write (H, W, C) uint8 as a PNG file, whole or not at all. Returns the path."""
+    path = Path(path)
+    write_atomic(path, png_bytes(image))
+    return path

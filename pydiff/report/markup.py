@@ -1,0 +1,81 @@
+"""Small pieces of HTML: escaping, pictures, sprite sheets. Text that comes from the user passes through `text`."""
+
+import base64
+import html
+import json
+import math
+import re
+
+import numpy as np
+
+from pydiff.report.grid import png_bytes
+
+LARGEST_PIXELATED = 64  # pictures with a longer side are smoothed by the browser when it scales them
+
+
+def text(value):
+    """Any value as text that is safe inside an element and inside a quoted attribute."""
+    return html.escape(str(value), quote=True)
+
+
+def data_json(value):
+    """JSON that may stand in a <script> element: no "<", and numbers only as JavaScript knows them (no NaN)."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def data_uri(image):
+    """(H, W, C) uint8 as a data: address of a PNG."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii")
+
+
+def picture(image, alt):
+    """(H, W, C) uint8 as an <img>. alt is not yet escaped."""
+    height, width = image.shape[:2]
+    return f'<img class="picture" src="{data_uri(image)}" width="{width}" height="{height}" alt="{text(alt)}">'
+
+
+def sheet(name, pictures):
+    """(R, N, H, W, C) uint8 as one <img id=name>: R rows of N pictures without gaps, for page.js to cut."""
+    rows, n, height, width, channels = pictures.shape
+    image = pictures.transpose(0, 2, 1, 3, 4).reshape(rows * height, n * width, channels)
+    return f'<img id="{name}" src="{data_uri(image)}" alt="">'
+
+
+def canvas(pictures, **data):
+    """An empty <canvas> with the size of one of the pictures (..., H, W, C), for page.js to draw in."""
+    height, width = pictures.shape[-3:-1]
+    attributes = "".join(f' data-{key}="{value}"' for key, value in data.items())
+    return f'<canvas width="{width}" height="{height}" role="img"{attributes}></canvas>'
+
+
+def kind(pictures):
+    """CSS classes for a box of pictures (..., H, W, C): hard pixels for small ones, a checkerboard for RGBA."""
+    small = max(pictures.shape[-3:-1]) <= LARGEST_PIXELATED
+    return " ".join(["pixels"] * small + ["alpha"] * (pictures.shape[-1] == 4))
+
+
+def fill(template, values):
+    """Replace each {{name}} in one pass, so that braces inside a value stay. KeyError for a missing name."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def number(value):
+    """A short human form: 1,797, 0.0002, 12.3; other values as str, long lists by their length."""
+    if isinstance(value, (bool, np.bool_)) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value if value is None else bool(value)]
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return f"{len(value):,} values" if len(value) > 12 else ", ".join(number(v) for v in value)
+    return str(value)
+
+
+def duration(seconds):
+    """42 s, 12 min, 3.4 h."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,99 @@
+"""One self-contained HTML page that tells a run's story: data, forward process, training, reverse process, samples.
+
+`write_page` needs only arrays and dicts; `pydiff.report.write_report` fills a Page from a Run.
+The file loads nothing: pictures are data: addresses, and its Content-Security-Policy forbids the rest.
+"""
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from pydiff.report import loss, sections
+from pydiff.report.forward import Forward
+from pydiff.report.markup import data_json, fill, number, sheet, text
+from pydiff.report.pixels import visible, write_atomic
+from pydiff.report.sections import Neighbours
+from pydiff.report.trace import Trace
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows. Pictures are uint8, channels last; N samples, M training pictures.
+
+    name: title. facts: {term: description} under it. training: (M, H, W, C), captions: M strings or None.
+    log: list of dicts with "step" and "loss". options: (nested) dict. samples: (N, H, W, C). sampler: a few words.
+    commands: pairs (what it does, command). forward, trace, neighbours: see their classes.
+    """
+
+    name: str
+    facts: dict
+    training: np.ndarray
+    captions: list | None
+    forward: Forward
+    log: list
+    options: dict
+    trace: Trace
+    sampler: str
+    samples: np.ndarray
+    neighbours: Neighbours
+    commands: list = field(default_factory=list)
+
+
+def write_page(path, page):
+    """Write a Page as one HTML file, whole or not at all. Returns the path. The same Page gives the same bytes."""
+    path = Path(path)
+    write_atomic(path, render(page).encode("utf-8"))
+    return path
+
+
+def render(page):
+    """A Page as the text of one HTML file."""
+    curve = loss.curve(page.log)
+    return fill(_asset("page.html"), {
+        "css": _asset("page.css"),
+        "js": _asset("page.js"),
+        "name": text(page.name),
+        "facts": sections.facts(page.facts),
+        "data": sections.gallery(visible(page.training), page.captions),
+        "forward": sections.forward(page.forward),
+        "loss": _training(curve),
+        "options": sections.options(page.options),
+        "reverse": sections.reverse(page.trace, page.sampler),
+        "samples": sections.samples(visible(page.samples), page.neighbours),
+        "commands": sections.commands(page.commands),
+        "sprites": _sprites(page.forward, page.trace),
+        "numbers": data_json(_numbers(page.forward, page.trace, curve)),
+    })
+
+
+def _asset(name):
+    return (files("pydiff.report") / name).read_text("utf-8")
+
+
+def _training(curve):
+    hint = "Point at the curve, or focus it and use the arrow keys, to read values." if len(curve.step) > 1 else ""
+    skipped = f" {number(curve.skipped)} entries without a positive finite loss are left out." if curve.skipped else ""
+    return f'{loss.chart(curve)}<p class="readout" id="loss-readout" aria-live="polite">{hint}{skipped}</p>'
+
+
+def _sprites(forward, trace):
+    sheets = [sheet(f"trace-{name}", getattr(trace, name)) for name in ("x", "x0", "eps")]
+    sheets += [sheet("forward-x", forward.x)]
+    sheets += [sheet(f"forward-{name}", getattr(forward, name)[None]) for name in ("x0", "eps")]
+    return "".join(sheets)
+
+
+def _numbers(forward, trace, curve):
+    """What page.js computes with."""
+    names = ("step", "loss", "smooth")
+    return {
+        "forward": {"t": forward.t.tolist(), "alpha": _rounded(forward.alpha), "sigma": _rounded(forward.sigma)},
+        "trace": {"steps": trace.steps.tolist(), "t": trace.t.tolist(), "total": int(trace.total)},
+        "loss": {name: _rounded(getattr(curve, name)) for name in names} if len(curve.step) > 1 else None,
+    }
+
+
+def _rounded(values):
+    return [float(f"{value:.6g}") for value in values]

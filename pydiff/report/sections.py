@@ -1,0 +1,187 @@
+"""The sections of the page as HTML, from plain arrays. What they look like is in page.css, how they move in page.js."""
+
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from pydiff.report.markup import canvas, kind, number, picture, text
+
+X_T, X_0, X_0_HAT = "<var>x<sub>t</sub></var>", "<var>x<sub>0</sub></var>", "<var>x̂<sub>0</sub></var>"
+EPS, EPS_HAT = "<var>ε</var>", "<var>ε̂</var>"
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Each sample's nearest training picture.
+
+    pictures: (N, H, W, C) uint8. index: (N,) int in the data set. distance: (N,) float. usual: (R,) float, distances
+    from some training pictures to their nearest other one, R may be 0. note: a sentence on what was searched, or "".
+    """
+
+    pictures: np.ndarray
+    index: np.ndarray
+    distance: np.ndarray
+    usual: np.ndarray
+    note: str = ""
+
+
+def facts(values):
+    """A list of terms and what they are, {str: str}."""
+    return "".join(f"<div><dt>{text(key)}</dt><dd>{text(value)}</dd></div>" for key, value in values.items())
+
+
+def commands(rows):
+    """Pairs of what a command does and the command."""
+    return "".join(f"<dt>{text(what)}</dt><dd><pre><code>{text(command)}</code></pre></dd>" for what, command in rows)
+
+
+def options(config):
+    """Rows of a table for a dict of options; nested dicts get dotted names."""
+    return "".join(f"<tr><th>{text(key)}</th><td>{text(number(value))}</td></tr>" for key, value in _flat(config))
+
+
+def _flat(config, prefix=""):
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def gallery(pictures, captions):
+    """Pictures (M, H, W, C) with captions, M strings or None."""
+    figures = ""
+    for i, image in enumerate(pictures):
+        alt, caption = f"training picture {i + 1}", ""
+        if captions:
+            alt, caption = f"{alt}, {captions[i]}", f"<figcaption>{text(captions[i])}</figcaption>"
+        figures += f"<figure>{picture(image, alt)}{caption}</figure>"
+    return f'<div class="gallery {kind(pictures)}">{figures}</div>'
+
+
+def forward(process):
+    """The forward process: choose a picture, see x_t as a sum, slide t. process: Forward."""
+    names = [f"training picture {i + 1}" for i in range(len(process.x0))]
+    thumbnails = [picture(image, name) for image, name in zip(process.x0, names, strict=True)]
+    x, x0, eps = (_panel(process.x0, show, caption) for show, caption in
+                  (("x", f"{X_T} noisy"), ("x0", f"{X_0} clean"), ("eps", f"{EPS} noise")))
+    preserving = np.allclose(process.alpha**2 + process.sigma**2, 1, rtol=0, atol=1e-6)
+    share = "<var>ᾱ<sub>t</sub></var>" if preserving else "<var>α<sub>t</sub></var>²"
+    meaning = ", the share of the picture in the variance" if preserving else ""
+    last = len(process.t) - 1
+    strip = "".join(
+        _moment(k, process.x0, f"<var>t</var> = {process.t[k]}<br>{share} = {_short(process.alpha[k] ** 2)}")
+        for k in np.unique(np.linspace(0, last, 9).round().astype(int)))
+    return f"""<div class="{kind(process.x0)}">
+{_choice("picture", "Choose a picture", names, thumbnails)}
+<div class="equation">
+{x}<span class="op">= <output name="alpha"></output> ×</span>
+{x0}<span class="op">+ <output name="sigma"></output> ×</span>
+{eps}
+</div>
+<div class="player single"><div class="track">
+<input type="range" min="0" max="{last}" value="{last // 3}" aria-label="time t of the forward process">
+<p class="readout"><var>t</var> = <b><output name="t"></output></b>,
+{share} = <b><output name="share"></output></b>{meaning}</p>
+</div></div>
+<div class="strip">{strip}</div>
+</div>
+<p class="note">Pictures are shown from −1 (black) to 1 (white), noise from −3 to 3 standard deviations.</p>"""
+
+
+def reverse(trace, sampler):
+    """The reverse process: all samples at one step, the predictions for one, a slider, the lecture's moments."""
+    n, last = trace.x.shape[1], len(trace.steps) - 1
+    names = [f"sample {i + 1}" for i in range(n)]
+    panels = "".join(_panel(trace.x, show, caption) for show, caption in
+                     (("x", f"{X_T} the picture so far"), ("eps", f"{EPS_HAT} predicted noise"),
+                      ("x0", f"{X_0_HAT} predicted clean picture")))
+    ticks = moments = ""
+    for thousandths, k in trace.marks().items():
+        ticks += (f'<button class="tick" type="button" style="--at:{k / max(last, 1):.4f}" data-position="{k}" '
+                  f'aria-label="after {thousandths} of 1000 steps">{thousandths}</button>')
+        when = f"{thousandths} steps" if trace.total == 1000 else f"{thousandths / 10:g} % of the steps"
+        moments += _moment(k, trace.x, f"after {when}")
+    scale = "" if trace.total == 1000 else (
+        f"This sampler takes {number(trace.total)} steps; the marks stand for the same fractions of its way.")
+    return f"""<div class="{kind(trace.x)}">
+<div class="stage" style="--columns:{int(np.ceil(np.sqrt(n)))}">
+{_choice("sample", "Choose a sample", names, [canvas(trace.x, column=i) for i in range(n)])}
+<div class="panels">{panels}</div>
+</div>
+<div class="player">
+<button class="play" type="button">Play</button>
+<div class="track">
+<input type="range" min="0" max="{last}" value="{last}" aria-label="step of the reverse process">
+<div class="ticks">{ticks}</div>
+<p class="readout">After <b><output name="step"></output></b> of {number(trace.total)} steps,
+<var>t</var> = <output name="t"></output></p>
+</div>
+</div>
+<div class="moments">{moments}</div>
+</div>
+<p class="note">Sampler: {text(sampler)}. In the lecture, nothing could be recognised after 700 of 1000 steps, a face
+began to show after 800, and after 1000 the picture was finished. When does yours appear? {scale}</p>"""
+
+
+def _choice(name, legend, labels, contents):
+    """Radio buttons in the shape of pictures, the first one chosen. contents: HTML for each label."""
+    buttons = ""
+    for i, (label, content) in enumerate(zip(labels, contents, strict=True)):
+        state = " checked" if i == 0 else ""
+        buttons += f'<label><input type="radio" name="{name}" value="{i}" aria-label="{label}"{state}>{content}</label>'
+    return f'<fieldset><legend>{legend}</legend><div class="choice">{buttons}</div></fieldset>'
+
+
+def _panel(pictures, show, caption):
+    return f"<figure>{canvas(pictures, show=show)}<figcaption>{caption}</figcaption></figure>"
+
+
+def _moment(k, pictures, caption):
+    return (f'<button class="chosen" type="button" data-position="{k}">{canvas(pictures)}'
+            f'<span class="caption">{caption}</span></button>')
+
+
+def _short(value):
+    return f"{value:.2f}" if value >= 0.005 or value == 0 else f"{value:.1g}"
+
+
+def samples(pictures, near):
+    """Samples (N, H, W, C) with their Neighbours, a plot of distances, and a verdict."""
+    threshold = np.quantile(near.usual, 0.05) if near.usual.size else 0.0
+    close = near.distance < threshold
+    figures = ""
+    for i, image in enumerate(pictures):
+        found = f"training picture {near.index[i]}, the nearest to sample {i + 1}"
+        figures += (f'<figure{" class=near" if close[i] else ""}>{picture(image, f"sample {i + 1}")}'
+                    f"{picture(near.pictures[i], found)}"
+                    f"<figcaption>{near.distance[i]:#.3g}<br>#{near.index[i]}</figcaption></figure>")
+    end = 1.04 * float(max(*near.distance, *near.usual)) or 1.0
+    verdict = f"<p>{_verdict(int(close.sum()), len(close))}</p>" if near.usual.size else ""
+    return f"""<div class="pairs {kind(pictures)}">{figures}</div>
+<p class="note">Above: the sample. Below: the training picture nearest to it, their L2 distance over pixels in [−1, 1],
+and the number of the training picture. {text(near.note)}</p>
+<div class="dots">
+{_dots("Samples to the nearest training picture", "own", near.distance, end)}
+{_dots("Training pictures to the nearest other one", "others", near.usual, end)}
+<div class="scale"><span>0</span><span>distance {end:.3g}</span></div>
+</div>
+{verdict}"""
+
+
+def _dots(title, css, values, end):
+    if not values.size:
+        return ""
+    dots = "".join(f'<i style="left:{100 * value / end:.2f}%"></i>' for value in values)
+    return f'{title}<div class="{css}" role="img" aria-label="{title}: median {np.median(values):.3g}">{dots}</div>'
+
+
+def _verdict(close, n):
+    """In words: are more samples near to training pictures than the one in twenty that is usual among those?"""
+    chance = sum(comb(n, k) * 0.05**k * 0.95 ** (n - k) for k in range(close, n + 1))  # of so many or more, by luck
+    said = (f"{close} of {n} samples are nearer to a training picture than 95 % of the training pictures are to each "
+            "other; of new pictures from the same source, about one in twenty would be.")
+    if chance < 0.01:
+        return f"{said} That is more than chance explains: look at the pairs in bold, the model may be copying."
+    return f"{said} That is no sign of copying."

@@ -1,0 +1,65 @@
+"""A recorded reverse process: what the page's slider shows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pydiff.data.pixels import to_uint8
+from pydiff.report.pixels import eps_to_uint8, host, shrink, visible
+
+# The lecture's moments: of 1000 denoising steps, how many are done. Other step counts: the same fractions.
+MOMENTS = (700, 800, 900, 1000)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """S recorded steps of N pictures. Pixels are uint8: x and x0 from [-1, 1], eps from [-3, 3] (pixels.eps_to_uint8).
+
+    total: steps of the sampler. steps: (S,) int, noise removals done at each record, increasing. x: (S, N, H, W, C),
+    the picture after that many. x0, eps: the same shape, the clean picture and the noise that the model predicted in
+    the last of them, and t: (S,) int, where it was asked. At step 0, x is where the sampler starts, and x0, eps and t
+    are those of the first step.
+    """
+
+    total: int
+    steps: np.ndarray
+    t: np.ndarray
+    x: np.ndarray
+    x0: np.ndarray
+    eps: np.ndarray
+
+    def marks(self):
+        """{moment: position in steps} for 700, 800, 900, 1000 in thousandths of the sampler's steps; none twice."""
+        positions = {moment: int(np.abs(self.steps - self.total * moment / 1000).argmin()) for moment in MOMENTS}
+        return {moment: p for moment, p in positions.items()
+                if not any(positions[later] == p for later in MOMENTS if later > moment)}
+
+
+def steps_to_record(total, keep=100):
+    """About keep of the steps 0..total, evenly spaced, and the lecture's moments among them: increasing list of int."""
+    even = np.linspace(0, total, max(2, min(keep, total + 1)))
+    moments = [total * moment / 1000 for moment in MOMENTS]
+    return sorted({round(float(step)) for step in (*even, *moments)})
+
+
+def record(states, keep=100, samples=None, factor=1, schedule=None):
+    """Run a sampler to its end and keep about `keep` of its steps. Returns (Trace, the last x as the sampler gave it).
+
+    states: generator of SamplerState, arrays (N, H, W, C). samples: how many of the pictures to record, default all.
+    factor: record pictures reduced by block means. schedule: has alpha and sigma (T,); with it, the noise that the
+    sampler started from is recorded as step 0. ValueError for a sampler that does not finish.
+    """
+    wanted, rows, state = set(), [], None
+    for state in states:
+        x, x0, eps = (shrink(visible(host(a)[:samples]), factor) for a in (state.x, state.x0, state.eps))
+        if not wanted:
+            wanted = set(steps_to_record(state.steps, keep))
+            if schedule is not None:  # x before the step, see SamplerState
+                start = schedule.alpha[state.t] * x0 + schedule.sigma[state.t] * eps
+                rows.append((0, state.t, to_uint8(start), to_uint8(x0), eps_to_uint8(eps)))
+        if state.step in wanted:
+            rows.append((state.step, state.t, to_uint8(x), to_uint8(x0), eps_to_uint8(eps)))
+    if not rows or rows[-1][0] != state.steps:
+        reached = f"stopped after step {state.step} of {state.steps}" if state else "yielded no state"
+        raise ValueError(f"the sampler {reached}; a record needs all steps to the last one")
+    return Trace(state.steps, *(np.stack(column) for column in zip(*rows, strict=True))), state.x

@@ -1,0 +1,128 @@
+"""From a Run to its files: report.html, the denoising film and the grid of samples."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from pydiff import random
+from pydiff.data.pixels import to_uint8
+from pydiff.report.film import save_film
+from pydiff.report.forward import add_noise
+from pydiff.report.grid import grid, save_png
+from pydiff.report.markup import duration, number
+from pydiff.report.nearest import nearest, spread
+from pydiff.report.page import Page, write_page
+from pydiff.report.pixels import host, visible
+from pydiff.report.sections import Neighbours
+from pydiff.report.trace import record
+
+TRACE_VALUES = 3_000_000  # of x, x0 and eps each: what keeps the page at a few megabytes
+SEARCH_VALUES = 500_000_000  # of training pixels compared with the samples: a few seconds
+LARGEST_SIDE = 64  # of pictures with a slider; larger ones are reduced by block means
+
+
+def write_report(run, directory=None, n=16, seed=0, sampler="ddpm", steps=None):
+    """Draw n samples and write samples.png, film.webp (or .gif) and report.html. Returns the path of report.html.
+
+    directory: default run.directory. steps: of the sampler, default 250 or all T when those are fewer.
+    run: a pydiff.run.Run, or what has its name, directory, step, parameters, options, process, log(), dataset() and
+    sample_states(n, seed, sampler, steps). Shows a progress bar while it samples.
+    """
+    from tqdm import tqdm
+
+    directory = run.directory if directory is None else directory
+    if directory is None:
+        raise ValueError("this run has no directory yet; give write_report one, or save the run first")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    schedule, dataset = run.process.schedule, run.dataset()
+    steps = min(250, schedule.T) if steps is None else steps
+    states = tqdm(run.sample_states(n, seed, sampler, steps), total=steps, desc="sampling", unit="step", delay=1,
+                  disable=None, leave=False)
+    trace, x = record(states, schedule=schedule, **budget(n, dataset.images.shape[1:]))
+    samples = to_uint8(host(x))
+    save_png(directory / "samples.png", grid(samples))
+    save_film(directory / "film", [grid(frame) for frame in trace.x])
+
+    shown = spread(len(dataset.images), 36)
+    first = _uint8(dataset.images[spread(len(dataset.images), 8)])
+    eps = random.normal(random.key(seed, random.NOISE, np.arange(len(first))), first.shape[1:])
+    page = Page(
+        name=run.name,
+        facts=_facts(run, dataset),
+        training=_uint8(dataset.images[shown]),
+        captions=None if dataset.labels is None else [dataset.classes[label] for label in dataset.labels[shown]],
+        forward=add_noise(first, eps, schedule.alpha, schedule.sigma, factor=shrinking(first.shape[1:])),
+        log=run.log(),
+        options=run.options,
+        trace=trace,
+        sampler=f"{sampler}, {number(steps)} steps, seed {seed}",
+        samples=samples,
+        neighbours=neighbours(samples, dataset.images),
+        commands=_commands(directory, dataset.name, samples.shape),
+    )
+    return write_page(directory / "report.html", page)
+
+
+def shrinking(shape):
+    """By what factor pictures of shape (H, W, C) are reduced when there are many of them."""
+    return -(-max(shape[:2]) // LARGEST_SIDE) if min(shape[:2]) > LARGEST_SIDE else 1
+
+
+def budget(n, shape):
+    """What record keeps of n pictures of shape (H, W, C): {"samples", "keep", "factor"}; steps before pictures."""
+    factor = shrinking(shape)
+    cells = TRACE_VALUES // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
+    samples = min(n, max(cells // 40, 4))
+    return {"samples": samples, "keep": min(100, max(cells // samples, 20)), "factor": factor}
+
+
+def neighbours(samples, images):
+    """The training pictures nearest to samples (N, H, W, C), among images (M, H, W, C), at most SEARCH_VALUES."""
+    searched = spread(len(images), max(2, SEARCH_VALUES // images[0].size))
+    training = _uint8(images if len(searched) == len(images) else images[searched])
+    index, distance = nearest(samples, training)
+    usual = np.empty(0)
+    if len(training) > 1:
+        chosen = spread(len(training), 100)
+        usual = nearest(training[chosen], training, exclude=chosen)[1]
+    share = "All" if len(searched) == len(images) else f"{len(searched):,} of the"
+    note = f"{share} {len(images):,} training pictures were searched."
+    return Neighbours(visible(training[index]), searched[index], distance, usual, note)
+
+
+def _uint8(images):
+    return images if images.dtype == np.uint8 else to_uint8(images)
+
+
+def _facts(run, dataset):
+    height, width, channels = dataset.images.shape[1:]
+    colour = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
+    facts = {"Data": dataset.name, "Pictures": f"{len(dataset.images):,}, {height} × {width}, {colour}"}
+    facts |= {"Training steps": number(run.step), "Parameters": number(run.parameters)}
+    log = run.log()
+    seconds = training_time([row["time"] for row in log if "time" in row])
+    if seconds > 0:
+        facts["Training time"] = duration(seconds)
+    rates = [row["images_per_second"] for row in log if row.get("images_per_second")]
+    if rates:
+        facts["Speed"] = f"{np.median(rates):,.0f} pictures a second"
+    return facts
+
+
+def training_time(times):
+    """Seconds between log entries, from their times in seconds; pauses (over 20 times the median) are left out."""
+    waits = np.diff(np.asarray(times, np.float64))
+    return float(waits[waits <= 20 * np.median(waits)].sum()) if waits.size else 0.0
+
+
+def _commands(directory, data, shape):
+    place, data = shlex.quote(str(directory)), shlex.quote(data)
+    python = f"import pydiff\n\nrun = pydiff.load({str(directory)!r})\nimages = run.sample(16, seed=1)"
+    return [
+        ("Draw 64 new pictures", f"pydiff sample {place} -n 64 --seed 1"),
+        ("Draw them in fewer steps", f"pydiff sample {place} -n 64 --sampler ddim --steps 20"),
+        ("Train on: the same command again, with more steps", f"pydiff train {data} --out {place} --steps 20000"),
+        ("From Python", f"{python}  # {(16, *shape[1:])} uint8"),
+    ]

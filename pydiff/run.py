@@ -1,0 +1,316 @@
+"""What training leaves behind: `Run`, a model that can be sampled and shown, and `RunDirectory`, its folder on disk.
+
+DIR/config.json        options, data set and its fingerprint: what the same command must match to go on
+DIR/log.jsonl          one line a step: loss, learning rate, gradient norm, pictures per second
+DIR/checkpoints/       the last few, hashed (checkpoint.py)
+DIR/samples.png        what the average of the weights draws, now and then
+DIR/model/             the finished model: a folder that diffusers' UNet2DModel.from_pretrained opens
+"""
+
+import contextlib
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pydiff import checkpoint
+from pydiff.data import load as load_data
+from pydiff.data.pixels import to_uint8
+from pydiff.diffusion import Process, Schedule, path, samplers
+from pydiff.models import UNet2D
+from pydiff.tensor import no_grad
+
+SAMPLERS = ("ddim", "ddpm")
+
+
+class Run:
+    """A trained (or half-trained) diffusion model with everything needed to use it and to look at it.
+
+    model: the U-Net with averaged weights. process: its diffusion process. options: dict of the training options.
+    classes: names of the classes of a conditional model, else None. step: training steps done.
+    directory: the run's Path, or None. data_name: what it was trained on.
+    """
+
+    def __init__(
+        self, model, process, options, *, classes=None, data_name="", step=0, directory=None, dataset=None, log=()
+    ):
+        self.model, self.process, self.options, self.classes = model, process, options, classes
+        self.data_name, self.step, self.directory = data_name, step, directory
+        self._dataset, self._log = dataset, list(log)
+
+    @classmethod
+    def of_trainer(cls, trainer, directory):
+        """The live view of a training in progress."""
+        classes = trainer.dataset.classes if trainer.options.conditional else None
+        return cls(
+            trainer.ema_model(),
+            trainer.process,
+            trainer.options.to_config(),
+            classes=classes,
+            data_name=trainer.dataset.name,
+            step=trainer.step,
+            directory=None if directory is None else directory.path,
+            dataset=trainer.dataset,
+            log=() if directory is None else directory.read_log(),
+        )
+
+    def record(self, state, images_per_second):
+        """Takes note of a training step, in memory and in the run's log."""
+        entry = {"step": state.step, "loss": state.loss, "lr": state.lr, "grad_norm": state.grad_norm}
+        entry |= {"images_per_second": round(images_per_second, 1), "time": round(time.time(), 3)}
+        entry |= {"skipped": state.bad} if state.bad else {}
+        entry = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        self._log.append(entry)
+        self.step = state.step
+        if self.directory is not None:
+            with (self.directory / "log.jsonl").open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    @property
+    def name(self):
+        """The folder's name, or the data set's."""
+        return self.directory.name if self.directory is not None else self.data_name
+
+    @property
+    def shape(self):
+        """(H, W, C) of a picture."""
+        size = self.model.config["sample_size"]
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return height, width, self.model.config["in_channels"]
+
+    @property
+    def parameters(self):
+        """Number of trained parameters."""
+        return sum(p.size for p in self.model.parameters())
+
+    def dataset(self):
+        """The training data, loaded again if need be."""
+        if self._dataset is None:
+            self._dataset = load_data(self.data_name, size=self.options.get("size"))
+        return self._dataset
+
+    def log(self):
+        """One dict a step: step, loss, lr, grad_norm, images_per_second, time."""
+        return list(self._log)
+
+    def sample(self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0, batch_size=64):
+        """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
+
+        sampler: "ddim" or "ddpm"; steps: how many of the T noise levels to visit. eta: fresh noise in ddim, 0 to 1.
+        labels: class numbers (n,), for a conditional model; left out, the classes take turns. guidance: how much more
+        than the network says to follow the class (Ho & Salimans 2022), 1 for plain.
+        """
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+        labels = self._labels(labels, n)
+        parts = []
+        for first in range(0, n, batch_size):
+            numbers = np.arange(first, min(first + batch_size, n))
+            part = None if labels is None else labels[numbers]
+            for state in self.sample_states(numbers, seed, sampler, steps, part, guidance, eta):
+                last = state.x
+            parts.append(to_uint8(last.clip(-1, 1)))
+        return np.concatenate(parts)
+
+    def sample_states(self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0):
+        """The reverse process as a generator of SamplerState, one a step. n: number of pictures, or their numbers."""
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
+        numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        way = path(self.process.schedule, steps)
+        predict = self._predictor(self._labels(labels, len(numbers)), guidance)
+        x = samplers.initial_noise(self.shape, seed, numbers)
+        arguments = {"seed": seed, "sample": numbers, "guidance": guidance}
+        if sampler == "ddim":
+            return samplers.ddim(predict, x, self.process, way, eta=eta, **arguments)
+        return samplers.ddpm(predict, x, self.process, way, **arguments)
+
+    def _labels(self, labels, n):
+        if self.classes is None:
+            if labels is not None:
+                raise ValueError("this model was trained without classes, so labels cannot be given")
+            return None
+        labels = np.arange(n) % len(self.classes) if labels is None else np.asarray(labels)
+        if (
+            labels.shape != (n,)
+            or labels.dtype.kind not in "iu"
+            or not ((labels >= 0) & (labels < len(self.classes))).all()
+        ):
+            raise ValueError(f"labels must be {n} whole numbers from 0 to {len(self.classes) - 1}, got {labels!r}")
+        return labels
+
+    def _predictor(self, labels, guidance):
+        """(x, t) -> the network's output, or (conditional, unconditional) where guidance needs both."""
+        if labels is None:
+            if guidance != 1:
+                raise ValueError("guidance needs a model with classes (train with conditional=True)")
+            return no_grad()(lambda x, t: self.model(x, t).data)
+        if guidance == 1:
+            return no_grad()(lambda x, t: self.model(x, t, labels).data)
+        withheld = np.full_like(labels, len(self.classes))
+        return no_grad()(lambda x, t: (self.model(x, t, labels).data, self.model(x, t, withheld).data))
+
+    def save(self, directory):
+        """Writes the model as a folder that pydiff.load and diffusers' UNet2DModel.from_pretrained open."""
+        extra = {
+            "options": self.options,
+            "data": self.data_name,
+            "classes": self.classes,
+            "step": self.step,
+            "schedule": self.process.schedule.to_config(),
+            "prediction": self.process.prediction,
+        }
+        checkpoint.save_model(directory, self.model.config, self.model.state_dict(), extra)
+
+    def report(self, directory=None, **options):
+        """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path."""
+        from pydiff.report import write_report
+
+        return write_report(self, directory, **options)
+
+    def _repr_html_(self):
+        from pydiff.report import html_summary
+
+        return html_summary(self)
+
+    def __repr__(self):
+        return f"Run({self.name!r}, {self.step} steps on {self.data_name!r}, {self.parameters:,} parameters)"
+
+
+def load(directory):
+    """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run.
+
+    FileNotFoundError or CheckpointError, in one sentence, if it is neither or damaged.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
+    folder = directory / "model" if (directory / "model").is_dir() else directory
+    if not (folder / "config.json").exists() or not (folder / checkpoint.WEIGHTS).exists():
+        raise FileNotFoundError(
+            f"{directory} holds no finished model (no model/{checkpoint.WEIGHTS}); train it to the end first"
+        )
+    config, arrays, extra = checkpoint.load_model(folder)
+    model = UNet2D(**config).load_state_dict(arrays)
+    if extra is None:  # written by diffusers: its pipelines' most common process
+        extra = {
+            "options": {},
+            "data": "",
+            "classes": None,
+            "step": 0,
+            "schedule": {"name": "linear", "T": 1000},
+            "prediction": "eps",
+        }
+    run = Run(
+        model,
+        Process(Schedule.from_config(extra["schedule"]), extra["prediction"]),
+        extra["options"],
+        classes=extra["classes"],
+        data_name=extra["data"],
+        step=extra["step"],
+        directory=directory if folder != directory else None,
+    )
+    if run.directory is not None:
+        run._log = RunDirectory(directory).read_log()
+    return run
+
+
+class RunDirectory:
+    """The folder of a training run; see the top of this file."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Keeps a second process from training in the same folder; the lock dies with the process."""
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RuntimeError(
+                    f"another process is training in {self.path}; wait for it or choose another folder"
+                ) from None
+            yield
+
+    def open(self, trainer):
+        """Starts a new run here, or continues the one that is here if it is the same run."""
+        config = {
+            "data": trainer.dataset.name,
+            "fingerprint": trainer.dataset.fingerprint(),
+            "options": trainer.options.to_config(),
+        }
+        file = self.path / "config.json"
+        if not file.exists():
+            strangers = sorted(p.name for p in self.path.iterdir() if p.name not in (".lock", "config.json.tmp"))
+            if strangers:
+                raise FileExistsError(
+                    f"{self.path} is not empty and holds no run (it has {strangers[0]}); choose another folder"
+                )
+            _write(file, json.dumps(config, indent=1))
+            return
+        try:
+            before = json.loads(file.read_text())
+            options = type(trainer.options).from_keywords(before["options"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file} cannot be read ({error}); choose another folder") from error
+        if before["fingerprint"] != config["fingerprint"]:
+            raise ValueError(f"{self.path} holds a run on other data ({before['data']}); choose another folder")
+        for name in trainer.options.changed(options):
+            old, new = getattr(options, name), getattr(trainer.options, name)
+            raise ValueError(
+                f"{self.path} holds a run with {name} = {old}, not {new}; use that, or choose another folder"
+            )
+        newest = checkpoint.latest(self.checkpoints)
+        if newest is not None:
+            arrays, state = checkpoint.load(newest)
+            trainer.restore(arrays, state["step"])
+        self._cut_log(trainer.step)
+
+    def save_checkpoint(self, trainer):
+        """The log up to here is on disk before the checkpoint that counts on it."""
+        with (self.path / "log.jsonl").open("a") as file:
+            os.fsync(file.fileno())
+        checkpoint.save(self.checkpoints, trainer.step, trainer.arrays(), {"step": trainer.step})
+        checkpoint.prune(self.checkpoints, trainer.options.keep)
+
+    def save_samples(self, run):
+        """Draws a few pictures into samples.png and, numbered by step, samples/."""
+        from pydiff.report.grid import grid, save_png
+
+        picture = grid(run.sample(16, steps=min(25, run.process.schedule.T)))
+        (self.path / "samples").mkdir(exist_ok=True)
+        save_png(self.path / "samples" / f"step-{run.step:08d}.png", picture)
+        save_png(self.path / "samples.png", picture)
+
+    def finish(self, run):
+        """Writes the finished model, unless an earlier call already did."""
+        run.save(self.path / "model")
+
+    def read_log(self):
+        """The log's lines as dicts; a last line cut short by a crash is left out."""
+        file = self.path / "log.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+    def _cut_log(self, step):
+        """Forgets what was logged after the checkpoint: those steps are about to be taken again."""
+        kept = [entry for entry in self.read_log() if entry["step"] <= step]
+        _write(self.path / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def _write(path, text):
+    """Replaces a text file at once: a crash leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,204 @@
+"""Reverse-mode automatic differentiation on arrays: Tensor, Function, backward, no_grad.
+
+A `Tensor` is an array plus, when it was computed from something that wants a gradient, the `Function` that made it.
+Calling `backward` on a result walks those Functions from the newest to the oldest and applies the chain rule in each:
+
+    y = f(x)      forward   remembers what the derivative will need
+    dx = f'(x)ᵀ dy  backward  turns the gradient of the output into gradients of the inputs
+
+Newest to oldest is a valid order because a Function can only use what existed before it, so no graph search and no
+recursion is needed: depth is limited by memory alone.
+"""
+
+import contextlib
+import heapq
+import itertools
+import threading
+
+import numpy as np
+
+from pydiff.backend import array_module
+
+_state = threading.local()  # each Python thread records, or does not record, for itself
+_counter = itertools.count()
+
+
+def grad_enabled():
+    """True unless inside `no_grad` (in this thread)."""
+    return getattr(_state, "enabled", True)
+
+
+@contextlib.contextmanager
+def no_grad():
+    """Nothing computed inside is recorded: for sampling and evaluation. Also works as a decorator."""
+    before, _state.enabled = grad_enabled(), False
+    try:
+        yield
+    finally:
+        _state.enabled = before
+
+
+class Tensor:
+    """An array that can be differentiated.
+
+    data: float32 or float64 ndarray (NumPy or CuPy) of any shape; Python numbers and lists become float32, integer
+    arrays are kept as they are but cannot want a gradient. The array is shared, not copied.
+    grad: None, or after `backward` an array of the same shape, for tensors made with requires_grad=True.
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "grad_buffer", "maker", "output_index", "requires_grad")
+    __array_ufunc__ = None  # makes `array * tensor` call Tensor.__rmul__ instead of NumPy's element loop
+
+    def __init__(self, data, requires_grad=False):
+        if isinstance(data, Tensor):
+            raise TypeError("got a Tensor where an array was expected; use .data, or .detach() to cut the graph")
+        if not hasattr(data, "dtype"):
+            data = np.asarray(data)
+            data = data.astype(np.float32) if data.dtype.kind in "fi" else data
+        if isinstance(data, np.generic):
+            data = np.asarray(data)
+        if data.dtype.kind not in "fiub":
+            raise TypeError(f"a Tensor holds real numbers, got dtype {data.dtype}")
+        if requires_grad and data.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors can require a gradient, got dtype {data.dtype}")
+        self.data = data
+        self.grad = None
+        self.grad_buffer = None  # where .grad shall be written; the optimiser keeps all of them in one flat array
+        self.requires_grad = requires_grad
+        self.maker = None  # the Function this is an output of, if that was recorded
+        self.output_index = 0
+
+    shape = property(lambda self: self.data.shape)
+    dtype = property(lambda self: self.data.dtype)
+    ndim = property(lambda self: self.data.ndim)
+    size = property(lambda self: self.data.size)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __repr__(self):
+        return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def __bool__(self):
+        return bool(self.data)
+
+    def item(self):
+        """The only element, as a Python number."""
+        return self.data.item()
+
+    def numpy(self):
+        """The values as a NumPy array; shared with the tensor when it lives on the CPU."""
+        return self.data if isinstance(self.data, np.ndarray) else self.data.get()
+
+    def detach(self):
+        """The same data without its history: a constant from here on."""
+        return Tensor(self.data)
+
+    def backward(self, grad=None):
+        """Adds d(self)/d(leaf), contracted with `grad`, to the .grad of every leaf that requires one.
+
+        grad: array of self's shape, the gradient of the final quantity with respect to self; may be left out (1) for a
+        tensor of one element. Frees the graph: a second backward through it raises RuntimeError.
+        """
+        if grad is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"backward() without a gradient needs a single number, this tensor has shape {self.shape}"
+                )
+            grad = array_module(self.data).ones_like(self.data)
+        grad = grad.data if isinstance(grad, Tensor) else grad
+        if getattr(grad, "shape", None) != self.shape:
+            raise ValueError(
+                f"the gradient must be an array of shape {self.shape}, got {getattr(grad, 'shape', grad)!r}"
+            )
+        if not self.requires_grad:
+            raise RuntimeError("this tensor does not depend on anything that requires a gradient")
+        _run_backward(self, grad.astype(self.dtype, copy=False))
+
+
+class Function:
+    """One differentiable operation. Subclasses define two methods, side by side:
+
+    forward(self, *arrays, **options) -> array or tuple of arrays, storing on self what backward needs;
+    backward(self, *grads) -> one gradient (or None) for each argument that forward took by position, in that order.
+    A grad of an unused output is None, unless the op has a single output. `self.needs[i]` says whether the i-th
+    argument wants a gradient, so that backward can save itself the work.
+
+    `MyOp.apply(x, y, option=...)` unwraps Tensors, runs forward and, if recording, remembers the call.
+    """
+
+    @classmethod
+    def apply(cls, *args, **options):
+        function = cls()
+        function.needs = (
+            [isinstance(a, Tensor) and a.requires_grad for a in args] if grad_enabled() else [False] * len(args)
+        )
+        result = function.forward(*(a.data if isinstance(a, Tensor) else a for a in args), **options)
+        outputs = tuple(Tensor(r) for r in (result if isinstance(result, tuple) else (result,)))
+        if any(function.needs):
+            function.order = next(_counter)
+            function.inputs = [a if need else None for a, need in zip(args, function.needs, strict=True)]
+            function.outputs = len(outputs)
+            for index, output in enumerate(outputs):
+                if output.data.dtype.kind == "f":
+                    output.requires_grad, output.maker, output.output_index = True, function, index
+        return outputs if isinstance(result, tuple) else outputs[0]
+
+
+def _run_backward(root, grad):
+    """The chain rule from `root` to the leaves, newest Function first."""
+    waiting = {}  # Function -> gradients of its outputs gathered so far
+    queue = []  # the same Functions as a heap, newest on top
+
+    def give(tensor, gradient):
+        function = tensor.maker
+        if function is None:
+            _accumulate(tensor, gradient)
+            return
+        if function.inputs is None:
+            raise RuntimeError(
+                "backward was called a second time through the same computation, whose intermediate values were freed "
+                "by the first; compute the result again, or add the losses and call backward once"
+            )
+        if function not in waiting:
+            waiting[function] = [None] * function.outputs
+            heapq.heappush(queue, (-function.order, function))
+        grads, index = waiting[function], tensor.output_index
+        # A sum of two makes a new array: a gradient may be shared with another consumer, so it is never added into.
+        grads[index] = gradient if grads[index] is None else grads[index] + gradient
+
+    give(root, grad)
+    while queue:
+        _, function = heapq.heappop(queue)
+        inputs, needs = function.inputs, function.needs
+        gradients = function.backward(*waiting.pop(function))
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        function.__dict__.clear()  # frees what forward stored; the rest of the graph may be large
+        function.inputs = None
+        for tensor, gradient, need in zip(inputs, gradients, needs, strict=True):
+            if need and gradient is not None:
+                if gradient.shape != tensor.shape:
+                    raise AssertionError(
+                        f"{type(function).__name__}: gradient {gradient.shape} for input {tensor.shape}"
+                    )
+                give(tensor, gradient)
+
+
+def _accumulate(leaf, gradient):
+    """Adds to leaf.grad, an array of the leaf's own: the incoming one may be shared with other tensors."""
+    if leaf.grad is not None:
+        leaf.grad += gradient
+    elif leaf.grad_buffer is not None:
+        leaf.grad_buffer[...] = gradient
+        leaf.grad = leaf.grad_buffer
+    else:
+        leaf.grad = array_module(leaf.data).array(gradient, dtype=leaf.dtype)
+
+
+def as_tensor(x, like=None):
+    """x if it is a Tensor, else a constant Tensor; Python numbers take the dtype of the array `like`."""
+    if isinstance(x, Tensor):
+        return x
+    if like is not None and not hasattr(x, "dtype"):
+        x = array_module(like).asarray(x, dtype=like.dtype if like.dtype.kind == "f" else None)
+    return Tensor(x)

@@ -1,0 +1,175 @@
+"""Safetensors bytes <-> named NumPy arrays: the package writes them, a checked reader of our own reads them.
+
+The format (https://github.com/huggingface/safetensors): eight bytes holding n, the length of the header, little-endian;
+n bytes of JSON, {name: {"dtype", "shape", "data_offsets": [begin, end]}}; then the bytes of the arrays, without gaps.
+
+A file may come from anywhere, so `decode` checks every number against the real length of the data before using it. Its
+arrays are views of the one buffer that was read: the package's reader makes a second copy, and cannot read bfloat16.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+# Bytes; about 16,000 arrays. Parsed JSON can take 24 times its length in memory: this keeps that below 64 MB.
+MAX_HEADER = 2 << 20
+MAX_DIMS = 64  # NumPy's own limit
+
+# These are stored and loaded as they are.
+EXACT = {
+    "BOOL": "<b1",
+    "U8": "<u1",
+    "U32": "<u4",
+    "I8": "<i1",
+    "I16": "<i2",
+    "I32": "<i4",
+    "I64": "<i8",
+    "F32": "<f4",
+    "F64": "<f8",
+}
+# These are only read, from others' files, and widened to float32; bfloat16 as raw bits, because NumPy has no such type.
+HALF = {"F16": "<f2", "BF16": "<u2"}
+
+
+class CheckpointError(Exception):
+    """A checkpoint or model cannot be written, is damaged or is not what it should be; the message is one sentence."""
+
+
+def damaged(source: object, finding: str) -> CheckpointError:
+    """The error for contents that are not what was written."""
+    return CheckpointError(f"{source} is damaged: {finding}; restore it from a copy or use another.")
+
+
+def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
+    """The safetensors file holding `arrays`, of any shapes and strides: equal arrays give equal bytes, in any order.
+
+    metadata: at most one entry, because the package writes several in an order that differs from run to run.
+    Raises TypeError for a dtype outside EXACT, ValueError for names that take more than MAX_HEADER bytes.
+    """
+    import safetensors.numpy
+
+    if metadata is not None and len(metadata) > 1:
+        raise ValueError(f"got {len(metadata)} entries of metadata, expected at most one: drop the others.")
+    data = safetensors.numpy.save({name: _plain(name, array) for name, array in arrays.items()}, metadata)
+    if int.from_bytes(data[:8], "little") > MAX_HEADER:
+        raise ValueError(f"the names of {len(arrays)} arrays need more than {MAX_HEADER} bytes: use groups.")
+    return data
+
+
+def _plain(name: str, array: np.ndarray) -> np.ndarray:
+    """`array` in C order and little-endian. np.asarray keeps a 0-d array 0-d, where np.ascontiguousarray does not."""
+    if not isinstance(name, str) or name == "__metadata__" or not is_utf8(name):
+        raise TypeError(f"got the array name {name!a}, expected printable text other than '__metadata__': rename it.")
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name!r} is a {type(array).__name__}, expected a NumPy array: convert it first.")
+    dtype = array.dtype.newbyteorder("<")
+    if dtype not in map(np.dtype, EXACT.values()):
+        raise TypeError(f"{name!r} is {array.dtype}, expected one of {', '.join(EXACT)}: cast it first.")
+    return np.asarray(array, dtype=dtype, order="C")
+
+
+def decode(buffer: np.ndarray, source: object) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, in the order of their bytes; writable, half precision as float32.
+
+    buffer: (size,) uint8, the whole file, which the arrays keep alive and write to.  source: its path, for messages.
+    Raises CheckpointError for anything but a well-formed file, before allocating by any number found in it.
+    """
+    header, start = _header(buffer, source)
+    arrays, position = {}, 0
+    entries = [_entry(name, entry, source) for name, entry in header.items()]
+    for name, dtype, shape, begin, end in sorted(entries, key=lambda entry: entry[3:]):
+        if begin != position:
+            raise damaged(source, f"the array {name!a} begins at byte {begin}, expected {position}")
+        if end > buffer.size - start:
+            raise damaged(source, f"the array {name!a} ends at byte {end} of {buffer.size - start}")
+        arrays[name] = _array(buffer[start + begin : start + end], name, dtype, shape, source)
+        position = end
+    if position != buffer.size - start:
+        raise damaged(source, f"{buffer.size - start - position} bytes at its end belong to no array")
+    return arrays
+
+
+def _header(buffer: np.ndarray, source: object) -> tuple[dict, int]:
+    """The parsed header without its metadata, and where the data begins."""
+    if buffer.size < 8:
+        raise damaged(source, f"it has {buffer.size} bytes, a safetensors file at least 8")
+    length = int.from_bytes(buffer[:8].tobytes(), "little")
+    limit = min(buffer.size - 8, MAX_HEADER)
+    if length > limit:
+        raise damaged(source, f"its header claims {length} bytes, expected at most {limit}")
+    header = parse_json(buffer[8 : 8 + length].tobytes(), source)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise damaged(source, "its metadata is not an object of strings")
+    return header, 8 + length
+
+
+def _entry(name: str, entry: object, source: object) -> tuple[str, str, list[int], int, int]:
+    """(name, dtype, shape, begin, end) of one array, consistent with each other."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise damaged(source, f"the array {name!a} has not just a dtype, a shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in EXACT | HALF:
+        known = ", ".join(EXACT | HALF)
+        raise CheckpointError(f"{source}: the array {name!a} has dtype {dtype!a:.40}, expected {known}: convert it.")
+    if not _are_sizes(shape) or len(shape) > MAX_DIMS or not _are_sizes(offsets) or len(offsets) != 2:
+        raise damaged(source, f"the array {name!a} has a shape or offsets that are not sizes")
+    begin, end = offsets
+    size = math.prod(shape) * np.dtype((EXACT | HALF)[dtype]).itemsize
+    if end - begin != size:
+        raise damaged(source, f"the array {name!a} spans {end - begin} bytes, its shape needs {size}")
+    return name, dtype, shape, begin, end
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+
+
+def _array(raw: np.ndarray, name: str, dtype: str, shape: list[int], source: object) -> np.ndarray:
+    """The array whose bytes are `raw`: a view where possible."""
+    if dtype == "BOOL" and raw.size and raw.max() > 1:
+        raise damaged(source, f"the boolean array {name!a} holds the byte {raw.max()}")
+    flat = raw.view((EXACT | HALF)[dtype])
+    if dtype == "F16":
+        flat = flat.astype(np.float32)
+    elif dtype == "BF16":  # the upper half of a float32's bits
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    elif not flat.flags.aligned:  # others' headers may end anywhere
+        flat = flat.copy()
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:  # an empty array, with sizes too large even for NumPy's index type
+        raise damaged(source, f"the array {name!a} has a shape that NumPy cannot hold") from error
+
+
+def parse_json(data: bytes, source: object) -> dict:
+    """The JSON object in `data`: UTF-8, no key twice, no NaN, no half surrogate pair. Raises CheckpointError."""
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        readable = is_utf8(json.dumps(value, ensure_ascii=False))
+    except (ValueError, RecursionError) as error:  # whether encoding, syntax, digits or nesting
+        raise damaged(source, f"it is not readable JSON ({str(error)!a:.80})") from error
+    if not readable or not isinstance(value, dict):
+        raise damaged(source, f"it holds a JSON {type(value).__name__}, expected an object of printable text")
+    return value
+
+
+def is_utf8(text: str) -> bool:
+    """Whether `text` can be printed and stored: half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_key_twice(pairs: list[tuple[str, object]]) -> dict:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

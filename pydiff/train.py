@@ -1,0 +1,221 @@
+"""Training: one generator of steps, and `train`, which drives it to the end.
+
+Everything random in step s is a pure function of (seed, s): the pictures, their noise levels, their noise, what is
+dropped. So a run that was stopped, by Ctrl-C or by a power cut, and started again by the same call ends with the same
+bits as one that was not.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from pydiff import nn, ops, optim, random
+from pydiff.data import Dataset, load
+from pydiff.data.order import batch_indices, flip
+from pydiff.options import Options, build_process, build_unet
+from pydiff.run import Run, RunDirectory
+
+GIVE_UP_AFTER = 50  # non-finite steps in a row
+
+
+class StepState(NamedTuple):
+    """What one training step did. bad: None, or why the step was skipped; the parameters are then as before."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    bad: str | None
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training, after everything was put in order. run: the Run so far."""
+
+    def __init__(self, run):
+        super().__init__(f"stopped after step {run.step}")
+        self.run = run
+
+
+class Trainer:
+    """Model, optimiser, data and the number of steps done: all that a training run consists of."""
+
+    def __init__(self, dataset, options):
+        if options.conditional and dataset.labels is None:
+            raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
+        self.dataset, self.options = dataset, options
+        self.process = build_process(options)
+        self.classes = len(dataset.classes) if options.conditional else None
+        self.model = build_unet(options, dataset.shape, self.classes)
+        self.optimizer = optim.AdamW(self.model, weight_decay=options.weight_decay)
+        self.step = 0
+
+    def ema_model(self):
+        """A U-Net whose weights are the average's: views, so it follows the training."""
+        model = build_unet(self.options, self.dataset.shape, self.classes)
+        for p, average in zip(model.parameters(), self.optimizer.views(self.optimizer.ema), strict=True):
+            p.data = average
+        return model
+
+    def arrays(self):
+        """Everything that changes in training, for a checkpoint."""
+        return {"optimizer": {name: getattr(self.optimizer, name) for name in ("p", "m", "v", "ema")}}
+
+    def restore(self, arrays, step):
+        """Continues from what `arrays` gave after that step."""
+        for name, target in self.arrays()["optimizer"].items():
+            source = arrays["optimizer"][name]
+            if source.shape != target.shape or source.dtype != target.dtype:
+                raise ValueError(
+                    f"the checkpoint's {name} is {source.dtype} {source.shape}, expected {target.dtype} {target.shape}"
+                )
+            target[...] = source
+        self.step = step
+
+
+def batch(trainer, step):
+    """The training examples of one step: x0 (B, H, W, C), t (B,), the noise key, labels (B,) or None."""
+    options, data = trainer.options, trainer.dataset
+    n, seed = np.arange(options.batch_size), options.seed
+    chosen = batch_indices(len(data), options.batch_size, step - 1, seed)
+    x0 = data.normalized(chosen)
+    x0 = flip(x0, step, seed) if options.flip else x0
+    t = random.integers(random.key(seed, random.TIMESTEP, n, step), options.timesteps)
+    labels = None
+    if options.conditional:
+        withheld = random.uniform(random.key(seed, random.CONDITION, n, step)) < options.label_drop
+        labels = np.where(withheld, trainer.classes, data.labels[chosen])
+    return x0, t, random.key(seed, random.NOISE, n, step), labels
+
+
+def training_steps(trainer):
+    """Trains, one step per iteration, until options.steps: for state in training_steps(trainer): ...
+
+    A step whose loss or gradient is not finite changes nothing and says so in state.bad, with the first module that
+    went wrong; RuntimeError after 50 of those in a row.
+    """
+    options, optimizer, bad_in_a_row = trainer.options, trainer.optimizer, 0
+    while trainer.step < options.steps:
+        step = trainer.step + 1
+        x0, t, noise, labels = batch(trainer, step)
+        optimizer.zero_grad()
+        # NumPy would warn about what is checked here anyway
+        with nn.training(options.seed, step, noise.sample), np.errstate(over="ignore", invalid="ignore"):
+            loss = trainer.process.loss(trainer.model, x0, t, noise, labels)
+            lr, bad, norm = learning_rate(step, options), None, math.nan
+            if not math.isfinite(loss.item()):
+                bad = f"the loss is {loss.item()}; {first_bad_module(trainer, x0, t, noise, labels)}"
+            else:
+                loss.backward()
+                norm = ops.global_norm(optimizer.gather())
+                if not math.isfinite(norm):
+                    bad = f"the gradient of {optimizer.first_bad_gradient()} is not finite"
+        if bad is None:
+            optimizer.step(step, lr, optim.ema_decay(step, options.ema), options.clip, norm)
+        bad_in_a_row = bad_in_a_row + 1 if bad else 0
+        if bad_in_a_row == GIVE_UP_AFTER:
+            raise RuntimeError(
+                f"{GIVE_UP_AFTER} steps in a row were not finite ({bad}); a smaller lr than {options.lr} may help"
+            )
+        trainer.step = step
+        yield StepState(step, loss.item(), lr, norm, bad)
+
+
+def learning_rate(step, options):
+    """The learning rate of one step, as a function of the step alone."""
+    if options.lr_schedule == "constant":
+        return options.lr * min(1.0, step / max(options.warmup, 1))
+    return optim.warmup_cosine(step, options.steps, options.lr, min(options.warmup, options.steps - 1))
+
+
+def first_bad_module(trainer, x0, t, noise, labels):
+    """Which module's output is the first that is not finite, found by computing the step's forward pass again."""
+    names = {id(module): name for name, module in trainer.model.named_modules()}
+    bad = []
+
+    def check(module, output):
+        outputs = [output[0], *output[1]] if isinstance(output, tuple) else [output]
+        if not bad and not all(np.isfinite(o.data).all() for o in outputs):
+            bad.append(names[id(module)] or "the model")
+
+    with nn.observe(check):
+        trainer.process.loss(trainer.model, x0, t, noise, labels)
+    return f"the first output that is not finite is that of {bad[0]}" if bad else "every module's output is finite"
+
+
+def train(data, *, out=None, progress=True, **options):
+    """Trains a diffusion model on pictures and returns the finished `Run`.
+
+    data: "digits", "faces", a folder of pictures, an .npz or .npy file, an array (N, H, W, C), or a Dataset.
+    out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
+    goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
+    progress: show a bar. Every other keyword is a field of pydiff.Options.
+
+    Raises ValueError or TypeError, in one sentence, for data or options that cannot work; Interrupted (a
+    KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
+    """
+    options = Options.from_keywords(options)
+    dataset = data if isinstance(data, Dataset) else load(data, size=options.size)
+    trainer = Trainer(dataset, options)
+    directory = None if out is None else RunDirectory(out)
+    with contextlib.nullcontext() if directory is None else directory.locked():
+        if directory is not None:
+            directory.open(trainer)
+        run = Run.of_trainer(trainer, directory)
+        _drive(trainer, directory, run, progress)
+        if directory is not None:
+            directory.finish(run)
+    return run
+
+
+def _drive(trainer, directory, run, progress):
+    """Takes the steps, logs them, saves checkpoints, shows progress; leaves in good order on Ctrl-C."""
+    from tqdm import tqdm
+
+    options = trainer.options
+    bar = tqdm(total=options.steps, initial=trainer.step, unit="step", disable=not progress, dynamic_ncols=True)
+    with bar, _stop_request() as stop:
+        began, smooth = time.perf_counter(), None
+        for state in training_steps(trainer):
+            now = time.perf_counter()
+            rate, began = options.batch_size / max(now - began, 1e-9), now
+            run.record(state, rate)
+            if state.bad:
+                bar.write(f"step {state.step} skipped: {state.bad}")
+            else:
+                smooth = state.loss if smooth is None else 0.98 * smooth + 0.02 * state.loss
+                bar.set_postfix_str(f"loss {smooth:.4f}, {rate:,.0f} images/s", refresh=False)
+            bar.update()
+            last = state.step == options.steps
+            if directory is not None:
+                if options.sample_every and (last or state.step % options.sample_every == 0):
+                    directory.save_samples(run)
+                if last or stop.is_set() or state.step % options.checkpoint_every == 0:
+                    directory.save_checkpoint(trainer)
+            if stop.is_set() and not last:
+                raise Interrupted(run)
+
+
+@contextlib.contextmanager
+def _stop_request():
+    """An Event that Ctrl-C or a termination request sets, so that a step is never cut in half; a second Ctrl-C does."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python delivers signals to the main thread only
+        return
+
+    def request(number, _frame):
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
