@@ -6,12 +6,14 @@ run.save("digits-model");  run = pydiff.load("digits-model")
 """
 
 from pydiff.backend import set_threads, threads
+from pydiff.checkpoint import CheckpointError
 from pydiff.options import Options
 from pydiff.run import Run, load
 from pydiff.tensor import Function, Tensor, no_grad
 from pydiff.train import train
 
 __all__ = [
+    "CheckpointError",
     "Function",
     "Options",
     "Run",

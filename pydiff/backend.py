@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-_LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}
+LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}
 
 
 def _setting(name, allowed, default):
@@ -31,13 +31,13 @@ def _load_cpu():
     """The best CPU module this machine can run, or None, and one sentence that says why it is this one."""
     if NATIVE == "off":
         return None, "switched off by PYDIFF_NATIVE=off"
-    wanted = _setting("PYDIFF_SIMD", ("", *_LEVELS), "")
+    wanted = _setting("PYDIFF_SIMD", ("", *LEVELS), "")
     try:
-        supported = importlib.import_module(_LEVELS["baseline"]).supported_levels()
+        supported = importlib.import_module(LEVELS["baseline"]).supported_levels()
         if wanted and wanted not in supported:
             raise ImportError(f"PYDIFF_SIMD={wanted} was asked for, but this processor supports {', '.join(supported)}")
         level = wanted or supported[0]
-        return importlib.import_module(_LEVELS[level]), f"instruction set {level}"
+        return importlib.import_module(LEVELS[level]), f"instruction set {level}"
     except ImportError as error:
         if NATIVE == "require" or wanted:
             raise ImportError(f"the compiled CPU kernels could not be loaded: {error}") from error

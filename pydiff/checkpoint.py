@@ -100,7 +100,7 @@ def survey(directory: str | os.PathLike) -> Survey:
     if passed_over:
         raise CheckpointError(
             f"{directory} has {len(passed_over)} checkpoints, none of them valid: restore a copy, or remove the folder "
-            f"to start again (the newest: {passed_over[0][1]})"
+            f"to start again (the newest: {passed_over[0][1].rstrip('.')})."
         )
     return Survey(None, [])
 
@@ -161,15 +161,17 @@ def load_model(directory: str | os.PathLike) -> tuple[dict, Arrays, dict | None]
         info, files = sealed.read(path, SEAL, "pydiff model", {CONFIG, WEIGHTS})
         extra = info.get("extra")
     elif CONFIG in names and WEIGHTS in names:
-        files, extra = {name: sealed.read_file(path / name) for name in (CONFIG, WEIGHTS)}, None
+        files = {
+            CONFIG: sealed.read_file(path / CONFIG, limit=sealed.MAX_SEAL),
+            WEIGHTS: sealed.read_file(path / WEIGHTS),
+        }
+        extra = None
     else:
         raise CheckpointError(f"{path} holds {sorted(names)!a:.200}, expected {CONFIG} and {WEIGHTS}.")
     config = tensorfile.parse_json(files[CONFIG].tobytes(), path / CONFIG)
     if config.get("_class_name") != MODEL_CLASS:
         found = config.get("_class_name")
-        raise CheckpointError(
-            f"{path / CONFIG} is for the class {found!a:.60}, expected {MODEL_CLASS}: choose another."
-        )
+        raise CheckpointError(f"{path / CONFIG} is for the class {found!a:.60}, expected {MODEL_CLASS}: use another.")
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     return config, tensorfile.decode(files[WEIGHTS], path / WEIGHTS), extra
 

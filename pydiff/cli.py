@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
+
 from pydiff.options import Options
 
 
@@ -17,11 +19,11 @@ class Demo:
 
     out: Path = Path("demo")
     """Folder for samples.png, film, report.html and model/. The same command again goes on where it stopped."""
-    options: Options = field(default_factory=lambda: Options(steps=1500, batch_size=64))
+    training: Options = field(default_factory=lambda: Options(steps=1500, batch_size=64))
 
     def run(self):
         announce()
-        run = train_command("digits", self.out, self.options)
+        run = train_command("digits", self.out, self.training)
         print(f"writing {self.out / 'report.html'}", flush=True)
         page = run.report()
         show(run)
@@ -37,11 +39,11 @@ class Train:
     """digits, faces, a folder of pictures (class = subfolder), or an .npz or .npy file."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
-    options: Options = field(default_factory=Options)
+    training: Options = field(default_factory=Options)
 
     def run(self):
         announce()
-        run = train_command(self.data, self.out, self.options)
+        run = train_command(self.data, self.out, self.training)
         show(run)
         print(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
 
@@ -52,7 +54,7 @@ class Sample:
 
     run_folder: Path
     """Folder of a run or of a model."""
-    n: Annotated[int, "-n"] = 16
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
     """How many."""
     out: Path = Path("samples.png")
     """Where to write them: .png for one grid, .npz for the array, a folder for one picture each."""
@@ -95,7 +97,7 @@ class Sample:
 
 @dataclass
 class Report:
-    """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest training pictures."""
+    """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real pictures."""
 
     run_folder: Path
     """Folder of a run."""
@@ -125,7 +127,7 @@ class Data:
 
         dataset = load(self.data, size=self.size)
         print(describe(dataset))
-        print(picture(grid(to_uint8(dataset.normalized(range(min(32, len(dataset))))))))
+        print(picture(grid(to_uint8(dataset.normalized(range(min(16, len(dataset))))), columns=8, scale=1)))
 
 
 @dataclass
@@ -155,7 +157,15 @@ class Info:
         print(describe())
 
 
-COMMANDS = {"demo": Demo, "train": Train, "sample": Sample, "report": Report, "data": Data, "bench": Bench, "info": Info}
+COMMANDS = {
+    "demo": Demo,
+    "train": Train,
+    "sample": Sample,
+    "report": Report,
+    "data": Data,
+    "bench": Bench,
+    "info": Info,
+}
 
 
 def announce():
@@ -163,7 +173,9 @@ def announce():
     from pydiff import backend
 
     if backend.cpu is None:
-        print(f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.", flush=True)
+        print(
+            f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.", flush=True
+        )
 
 
 def train_command(data, out, options):
@@ -171,7 +183,7 @@ def train_command(data, out, options):
     from pydiff.data import load
     from pydiff.train import train
 
-    dataset = load(data, size=options.size)
+    dataset = load(data, size=options.check().size)
     print(dataset.summary(), flush=True)
     return train(dataset, out=out, **options.to_config())
 
@@ -186,8 +198,6 @@ def show(run):
 
 def main(arguments=None):
     """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
-    import tyro
-
     from pydiff.checkpoint import CheckpointError
     from pydiff.train import Interrupted
 
@@ -195,9 +205,9 @@ def main(arguments=None):
     union = annotated[0]
     for other in annotated[1:]:
         union = union | other
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagConversionOff)
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
     try:
-        command = tyro.cli(union, args=arguments, prog="pydiff", description=__doc__.splitlines()[0], config=config[:2])
+        command = tyro.cli(union, args=arguments, prog="pydiff", description=__doc__.splitlines()[0], config=config)
         command.run()
     except Interrupted as stopped:
         print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
@@ -208,5 +218,3 @@ def main(arguments=None):
         print(f"pydiff: {error}", file=sys.stderr)
         return 1
     return 0
-
-

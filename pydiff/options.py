@@ -15,7 +15,7 @@ WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a training run computes. Raises ValueError for values that cannot work, in one sentence."""
+    """What a training run computes."""
 
     size: int | None = None
     """Side length of the pictures in pixels; left out, what the data has."""
@@ -69,6 +69,12 @@ class Options:
     """Checkpoints kept on disk."""
 
     def __post_init__(self):
+        for name in ("channels", "attention"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def check(self):
+        """These options again, or ValueError, in one sentence, for values that cannot work."""
         for name, least in (
             ("steps", 1),
             ("batch_size", 1),
@@ -95,18 +101,16 @@ class Options:
             allowed = getattr(field.type, "__args__", ())
             if getattr(field.type, "__origin__", None) is Literal and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        for name in ("channels", "attention"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        return self
 
     @classmethod
     def from_keywords(cls, keywords):
-        """Options from a dict; an unknown name is an error that names the nearest known one."""
+        """Checked options from a dict; an unknown name is an error that names the nearest known one."""
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
                 raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-        return cls(**keywords)
+        return cls(**keywords).check()
 
     def to_config(self):
         """A dict for JSON: from_keywords(to_config()) gives equal options."""

@@ -96,23 +96,39 @@ class Run:
         """One dict a step: step, loss, lr, grad_norm, images_per_second, time."""
         return list(self._log)
 
-    def sample(self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0, batch_size=64):
+    def sample(
+        self,
+        n=16,
+        seed=0,
+        sampler="ddim",
+        steps=50,
+        labels=None,
+        guidance=1.0,
+        eta=0.0,
+        *,
+        batch_size=64,
+        progress=False,
+    ):
         """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
 
         sampler: "ddim" or "ddpm"; steps: how many of the T noise levels to visit. eta: fresh noise in ddim, 0 to 1.
         labels: class numbers (n,), for a conditional model; left out, the classes take turns. guidance: how much more
-        than the network says to follow the class (Ho & Salimans 2022), 1 for plain.
+        than the network says to follow the class (Ho & Salimans 2022), 1 for plain. progress: show a bar.
         """
+        from tqdm import tqdm
+
         if n < 1 or batch_size < 1:
             raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
-        labels = self._labels(labels, n)
+        labels = self._labels(labels, np.arange(n))
         parts = []
-        for first in range(0, n, batch_size):
-            numbers = np.arange(first, min(first + batch_size, n))
-            part = None if labels is None else labels[numbers]
-            for state in self.sample_states(numbers, seed, sampler, steps, part, guidance, eta):
-                last = state.x
-            parts.append(to_uint8(last.clip(-1, 1)))
+        with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:
+            for first in range(0, n, batch_size):
+                numbers = np.arange(first, min(first + batch_size, n))
+                part = None if labels is None else labels[numbers]
+                for state in self.sample_states(numbers, seed, sampler, steps, part, guidance, eta):
+                    x = state.x
+                    bar.update(len(numbers))
+                parts.append(to_uint8(x.clip(-1, 1)))
         return np.concatenate(parts)
 
     def sample_states(self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0):
@@ -121,25 +137,23 @@ class Run:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
         way = path(self.process.schedule, steps)
-        predict = self._predictor(self._labels(labels, len(numbers)), guidance)
+        predict = self._predictor(self._labels(labels, numbers), guidance)
         x = samplers.initial_noise(self.shape, seed, numbers)
         arguments = {"seed": seed, "sample": numbers, "guidance": guidance}
         if sampler == "ddim":
             return samplers.ddim(predict, x, self.process, way, eta=eta, **arguments)
         return samplers.ddpm(predict, x, self.process, way, **arguments)
 
-    def _labels(self, labels, n):
+    def _labels(self, labels, numbers):
+        """Class numbers for these pictures, checked; None for a model without classes."""
         if self.classes is None:
             if labels is not None:
                 raise ValueError("this model was trained without classes, so labels cannot be given")
             return None
-        labels = np.arange(n) % len(self.classes) if labels is None else np.asarray(labels)
-        if (
-            labels.shape != (n,)
-            or labels.dtype.kind not in "iu"
-            or not ((labels >= 0) & (labels < len(self.classes))).all()
-        ):
-            raise ValueError(f"labels must be {n} whole numbers from 0 to {len(self.classes) - 1}, got {labels!r}")
+        count, n = len(self.classes), len(numbers)
+        labels = numbers % count if labels is None else np.asarray(labels)
+        if labels.shape != (n,) or labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < count)).all():
+            raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels!r}")
         return labels
 
     def _predictor(self, labels, guidance):

@@ -47,7 +47,7 @@ class Trainer:
     def __init__(self, dataset, options):
         if options.conditional and dataset.labels is None:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
-        self.dataset, self.options = dataset, options
+        self.dataset, self.options = dataset, options.check()
         self.process = build_process(options)
         self.classes = len(dataset.classes) if options.conditional else None
         self.model = build_unet(options, dataset.shape, self.classes)
@@ -104,7 +104,10 @@ def training_steps(trainer):
         x0, t, noise, labels = batch(trainer, step)
         optimizer.zero_grad()
         # NumPy would warn about what is checked here anyway
-        with nn.training(options.seed, step, noise.sample), np.errstate(over="ignore", invalid="ignore"):
+        with (
+            nn.training(options.seed, step, noise.sample),
+            np.errstate(over="ignore", invalid="ignore", divide="ignore"),
+        ):
             loss = trainer.process.loss(trainer.model, x0, t, noise, labels)
             lr, bad, norm = learning_rate(step, options), None, math.nan
             if not math.isfinite(loss.item()):

@@ -13,7 +13,7 @@ sizes = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33])
 small = st.sampled_from([1, 2, 3, 4, 5, 7, 8])
 seeds = st.integers(0, 2**32 - 1)
 
-LEVELS = [level for level in backend._LEVELS if backend.cpu is not None and level in backend.cpu.supported_levels()]
+LEVELS = [level for level in backend.LEVELS if backend.cpu is not None and level in backend.cpu.supported_levels()]
 
 
 @st.composite
@@ -35,5 +35,5 @@ def strided(draw, rng, shape, dtype=np.float64):
 )
 def simd(request, monkeypatch):
     """Runs a test once for every instruction set this machine supports."""
-    monkeypatch.setattr(backend, "cpu", importlib.import_module(backend._LEVELS[request.param]))
+    monkeypatch.setattr(backend, "cpu", importlib.import_module(backend.LEVELS[request.param]))
     return request.param

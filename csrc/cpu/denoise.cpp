@@ -39,9 +39,7 @@ void denoise_forward(int64_t n, int64_t size, const DenoiseStep& step, const flo
             for (int64_t k = 0, element = e; k < 4 && element < end; ++k, element += simd_width) {
                 const int64_t at = i * size + element, count = end - element;
                 const vfloat xs = load_upto(x + at, count), fs = guided(step, f, f_uncond, at, count);
-                vfloat x0 = step.u * xs + step.v * fs;
-                x0 = x0 < step.low ? broadcast(step.low) : x0;  // written so that NaN stays NaN
-                x0 = x0 > step.high ? broadcast(step.high) : x0;
+                const vfloat x0 = at_most(at_least(step.u * xs + step.v * fs, step.low), step.high);
                 vfloat next = step.a * xs + step.b * x0 + step.d * fs;
                 for (int64_t h = 0; h < step.k; ++h) next += step.c[h] * load_upto(step.history[h] + at, count);
                 if (key) next += step.s * z[k];

@@ -32,14 +32,30 @@ struct Operands {
     int64_t ldc;
 };
 
-// sum + start, to one vector of c; the last vector of a row may be partial.
-inline void finish(vfloat sum, int64_t column, const Operands& o, const Start& start, float* c) {
-    const float* addend = start.accumulate ? c : start.bias ? start.bias + column : nullptr;
-    if (column + simd_width <= o.n) {
-        store(c, addend ? sum + load(addend) : sum);
-    } else {
-        store_partial(c, addend ? sum + load_partial(addend, o.n - column) : sum, o.n - column);
+// c = sum + start. `last` of the tile's columns lie in its last vector: all of them in the usual case, `whole`.
+template <bool whole, int rows, int vectors>
+inline void finish(vfloat (&sum)[rows][vectors], const Operands& o, const Start& start) {
+    const float* addend = start.accumulate ? o.c : start.bias;
+    const int64_t addend_row = start.accumulate ? o.ldc : 0, last = o.n - (vectors - 1) * simd_width;
+    if (addend) {
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; ++v) {
+                const float* p = addend + r * addend_row + v * simd_width;
+                sum[r][v] += whole || v < vectors - 1 ? load(p) : load_partial(p, last);
+            }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+            float* p = o.c + r * o.ldc + v * simd_width;
+            if (whole || v < vectors - 1)
+                store(p, sum[r][v]);
+            else
+                store_partial(p, sum[r][v], last);
+        }
 }
 
 template <Order order, int rows, int vectors>
@@ -60,11 +76,10 @@ void tile(const Operands& o, const Start& start) {
         a += order == Order::rows ? 1 : lda;
         b += o.ldb;
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v)
-            finish(sum[r][v], v * simd_width, o, start, o.c + r * o.ldc + v * simd_width);
+    if (o.n == vectors * simd_width)
+        finish<true>(sum, o, start);
+    else
+        finish<false>(sum, o, start);
 }
 
 using Tile = void (*)(const Operands&, const Start&);
@@ -72,7 +87,7 @@ using Tile = void (*)(const Operands&, const Start&);
 template <Order order, int vectors>
 Tile tile_with(int64_t rows) {
     static_assert(tile_rows == 6, "one entry for each number of rows");
-    constexpr Tile tiles[tile_rows] = {tile<order, 1, vectors>, tile<order, 2, vectors>, tile<order, 3, vectors>,
+    static constexpr Tile tiles[tile_rows] = {tile<order, 1, vectors>, tile<order, 2, vectors>, tile<order, 3, vectors>,
                                        tile<order, 4, vectors>, tile<order, 5, vectors>, tile<order, 6, vectors>};
     return tiles[rows - 1];
 }
@@ -85,6 +100,17 @@ Tile tile_for(int64_t rows, int64_t vectors) {
         if (vectors == 4) return tile_with<order, 4>(rows);
     }
     return tile_with<order, 2>(rows);
+}
+
+typedef float quad __attribute__((vector_size(16)));
+
+inline void transpose_4x4(const float* a, int64_t lda, float* b, int64_t ldb) {
+    quad r[4];
+    for (int i = 0; i < 4; ++i) std::memcpy(&r[i], a + i * lda, sizeof(quad));
+    for (int j = 0; j < 4; ++j) {
+        const quad column = {r[0][j], r[1][j], r[2][j], r[3][j]};
+        std::memcpy(b + j * ldb, &column, sizeof(quad));
+    }
 }
 
 }  // namespace
@@ -110,10 +136,21 @@ void pack_panel(int64_t k, int64_t n, const float* b, int64_t ldb, float* panel)
 }
 
 void pack_transposed(int64_t m, int64_t n, const float* a, int64_t lda, float* panel, int64_t width) {
-    for (int64_t j = 0; j < n; ++j) {
-        float* row = panel + j * width;
-        for (int64_t i = 0; i < m; ++i) row[i] = a[i * lda + j];
-        std::fill(row + m, row + width, 0.0f);
+    // Columns in strips of a cache line, so that a line of `a` is read whole while it is at hand; 4 x 4 in registers.
+    constexpr int64_t strip = 16;
+    for (int64_t j0 = 0; j0 < n; j0 += strip) {
+        const int64_t j1 = std::min(j0 + strip, n);
+        int64_t i = 0;
+        for (; i + 4 <= m; i += 4) {
+            int64_t j = j0;
+            for (; j + 4 <= j1; j += 4) transpose_4x4(a + i * lda + j, lda, panel + j * width + i, width);
+            for (; j < j1; ++j)
+                for (int64_t e = i; e < i + 4; ++e) panel[j * width + e] = a[e * lda + j];
+        }
+        for (int64_t j = j0; j < j1; ++j) {
+            for (int64_t e = i; e < m; ++e) panel[j * width + e] = a[e * lda + j];
+            std::fill(panel + j * width + m, panel + (j + 1) * width, 0.0f);
+        }
     }
 }
 

@@ -30,13 +30,15 @@
 namespace pydiff {
 namespace {
 
+constexpr int64_t most_pixels = 128;  // what may be added up in float before the sum goes on in double
+
 struct Plan {
-    int64_t width; // channels of a group
-    int64_t chunk; // pixels; at most 128, so that sums in float stay accurate
-    int64_t part, parts;               // pixels, and parts of a sample
+    int64_t width;        // channels of a group
+    int64_t chunk;        // pixels that stay in the first-level cache
+    int64_t part, parts;  // pixels, and parts of a sample
 
     explicit Plan(const GroupNormShape& s) : width(s.c / s.groups) {
-        chunk = std::clamp<int64_t>(4096 / s.c, 8, 128);
+        chunk = std::clamp<int64_t>(8192 / s.c, 8, most_pixels);
         part = std::max<int64_t>(1, 32768 / (chunk * s.c)) * chunk;
         parts = (s.s + part - 1) / part;
     }
@@ -178,7 +180,7 @@ void normalise(int64_t pixels, int64_t c, const float* x, const Affine& affine, 
 
 // ---------------------------------------------------------------- backward
 
-// Terms 1 and 2 over the pixels of a chunk: sums[j] = sum dz, sums[c + j] = sum dz (x - mean). With SiLU, dz is kept in dx
+// Terms 1 and 2 over a few pixels: sums[j] = sum dz, sums[c + j] = sum dz (x - mean). With SiLU, dz is kept in dx
 // for the second pass; without, it is dy.
 template <bool with_silu>
 void channel_gradients(int64_t pixels, int64_t c, const float* dy, const float* x, const Affine& affine, const float* beta,
@@ -199,12 +201,12 @@ void channel_gradients(int64_t pixels, int64_t c, const float* dy, const float* 
 }
 
 // The sums of channel_gradients over a part, in double: totals[j] and totals[c + j].
-void part_gradients(const GroupNormShape& s, const Plan& plan, int64_t pixels, const float* dy, const float* x,
+void part_gradients(const GroupNormShape& s, int64_t pixels, const float* dy, const float* x,
                     const Affine& affine, const float* beta, float* dx, double* totals /* (2, c) */) {
     float* const sums = scratch(1, static_cast<size_t>(2 * s.c));
     std::fill_n(totals, 2 * s.c, 0.0);
-    for (int64_t p = 0; p < pixels; p += plan.chunk) {
-        const int64_t size = std::min(plan.chunk, pixels - p), at = p * s.c;
+    for (int64_t p = 0; p < pixels; p += most_pixels) {
+        const int64_t size = std::min(most_pixels, pixels - p), at = p * s.c;
         (s.silu ? channel_gradients<true> : channel_gradients<false>)(size, s.c, dy + at, x + at, affine, beta, dx + at, sums);
         for (int64_t j = 0; j < 2 * s.c; ++j) totals[j] += sums[j];
     }
@@ -270,7 +272,7 @@ void group_norm_backward(const GroupNormShape& s, const float* dy, const float* 
     auto reduce = [&](int64_t i, int64_t k) {
         const int64_t at = i * sample + k * plan.part * s.c;
         const Affine affine(s, plan, 3, mean + i * s.groups, rstd + i * s.groups, gamma);
-        part_gradients(s, plan, plan.pixels(s, k), dy + at, x + at, affine, beta, dx + at, total(i, k));
+        part_gradients(s, plan.pixels(s, k), dy + at, x + at, affine, beta, dx + at, total(i, k));
     };
     auto map = [&](int64_t i, int64_t begin, int64_t end) {
         float *const offset = scratch(2, static_cast<size_t>(2 * s.c)), *const slope = offset + s.c;

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -57,6 +57,30 @@ inline void store_partial(float* p, vfloat v, int64_t count) {
     _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
 #else
     std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(float));
+#endif
+}
+
+// max(x, low) and min(x, high); NaN stays NaN. One instruction where the compiler would make two of the comparison.
+inline vfloat at_least(vfloat x, float low) {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_maskz_max_ps(0xffff, (__m512)broadcast(low), (__m512)x);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_max_ps((__m256)broadcast(low), (__m256)x);
+#elif defined(__SSE2__)
+    return (vfloat)_mm_max_ps((__m128)broadcast(low), (__m128)x);
+#else
+    return x < low ? broadcast(low) : x;
+#endif
+}
+inline vfloat at_most(vfloat x, float high) {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_maskz_min_ps(0xffff, (__m512)broadcast(high), (__m512)x);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_min_ps((__m256)broadcast(high), (__m256)x);
+#elif defined(__SSE2__)
+    return (vfloat)_mm_min_ps((__m128)broadcast(high), (__m128)x);
+#else
+    return x > high ? broadcast(high) : x;
 #endif
 }
 

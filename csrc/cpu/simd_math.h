@@ -2,35 +2,30 @@
 //
 // Each is an exact reduction of the argument to a short interval, a polynomial there, and an exact reconstruction
 // (J.-M. Muller, "Elementary Functions", 3rd ed., chapters 3 and 11). The polynomials are our own minimax fits, with
-// coefficients rounded to float32 one at a time and the rest refitted. Errors are below 2 units in the last place, with
-// or without fused multiply-add; NaN gives NaN, and infinities give the function's limit (NaN for sine and cosine).
-//
-// `x < a ? a : x` keeps NaN (every comparison with it is false), which is why the clamps are written that way round.
+// coefficients rounded to float32 one at a time and the rest refitted. Errors are below 2.5 units in the last place, with
+// or without fused multiply-add, where the result is not tiny (below 1e-36 in size it may be zero: subnormal numbers slow
+// some processors down a hundredfold). NaN gives NaN, and infinities give the function's limit (NaN for sine and cosine).
 #pragma once
 #include "simd.h"
 
 namespace pydiff {
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2. Results below 2^-126 are rounded to subnormals, not flushed.
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2. Results below 1.7e-38 are zero.
 inline vfloat exp(vfloat x) {
-    // Beyond these the result is infinite or zero, and n stays small enough for the bit arithmetic below.
-    x = x > 89.0f ? broadcast(89.0f) : x;
-    x = x < -104.0f ? broadcast(-104.0f) : x;
+    x = at_most(at_least(x, -87.4f), 89.0f);  // n from -126, which gives zero below, to 128, which gives infinity from 88.73
     // Adding 1.5 * 2^23 leaves no bits behind the point, so the sum's low bits are the integer n.
-    const float shift = 12582912.0f;
-    const vfloat shifted = x * 1.44269504f + shift;
-    const vuint n = (vuint)shifted - (vuint)broadcast(shift);
-    const vfloat count = shifted - shift;
-    // ln 2 in two parts (Cody and Waite 1980): the first has 15 bits, so count * 0.693145752 is exact.
-    const vfloat r = (x - count * 0.693145751953125f) - count * 1.42860677e-6f;
+    const vfloat shifted = x * 1.44269504f + 12582912.0f;
+    const vfloat n = shifted - 12582912.0f;
+    // ln 2 in two parts (Cody and Waite 1980): the first has 15 bits, so n * 0.693145752 is exact.
+    const vfloat r = (x - n * 0.693145751953125f) - n * 1.42860677e-6f;
     vfloat p = r * 0x1.6a48fcp-10f + 0x1.12399cp-7f;
     p = p * r + 0x1.5558b4p-5f;
     p = p * r + 0x1.555492p-3f;
     p = p * r + 0x1.fffffcp-2f;
     p = p * (r * r) + r + 1.0f;
-    // 2^n in two factors: one alone would leave the range of float for subnormal results and for overflow.
-    const vuint half = (vuint)((vint)n >> 1);
-    return p * (vfloat)((half + 127) << 23) * (vfloat)((n - half + 127) << 23);
+    // 2^(n - 1), straight into the exponent bits: from 0 for n = -126 to 2^127 for n = 128.
+    const vfloat half = (vfloat)(((vuint)shifted << 23) + (126u << 23));
+    return (p + p) * half;
 }
 
 // ln(x) = e ln 2 + ln(1 + f), x = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). -inf at zero, NaN below.
@@ -63,21 +58,16 @@ inline vfloat sqrt(vfloat x) {
     return x;
 }
 
-// sigma(x) = 1 / (1 + e^-x) = e^x / (1 + e^x): the form whose exponential cannot overflow.
-inline vfloat sigmoid(vfloat x) {
-    const vfloat e = exp(x > 0.0f ? -x : x);
-    return (x > 0.0f ? broadcast(1.0f) : e) / (1.0f + e);
-}
+// sigma(x) = 1 / (1 + e^-x). Where the exponential overflows, the result is zero, its limit.
+inline vfloat sigmoid(vfloat x) { return 1.0f / (1.0f + exp(-x)); }
 
-// SiLU(x) = x sigma(x) (Elfwing, Uchibe and Doya 2018), also called swish. -infinity gives -0, the limit.
-inline vfloat silu(vfloat x) {
-    return (x < -1e30f ? broadcast(-1e30f) : x) * sigmoid(x);
-}
+// SiLU(x) = x sigma(x) (Elfwing, Uchibe and Doya 2018), also called swish. The bound gives -infinity its limit, -0.
+inline vfloat silu(vfloat x) { return at_least(x, -1e30f) / (1.0f + exp(-x)); }
 
-// The derivative of SiLU: sigma(x) (1 + x (1 - sigma(x))).
+// The derivative of SiLU: sigma(x) (1 + x (1 - sigma(x))). It crosses zero near -1.28, where only its absolute error is small.
 inline vfloat silu_derivative(vfloat x) {
     const vfloat s = sigmoid(x);
-    return s * (1.0f + (x < -1e30f ? broadcast(-1e30f) : x) * (1.0f - s));
+    return s + at_most(at_least(x, -1e30f), 1e30f) * (s * (1.0f - s));
 }
 
 // sin(2 pi u) and cos(2 pi u) for any u. Working in turns makes the reduction to an eighth of a turn exact.

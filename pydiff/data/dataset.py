@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import numbers
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class Dataset:
 
         A pure function of N, fraction and seed; both parts keep the order of the pictures.
         """
-        if not 0 < fraction < 1:
+        if not (isinstance(fraction, numbers.Real) and 0 < fraction < 1):
             raise ValueError(f"fraction is {fraction!r}, expected a number between 0 and 1; use for example 0.1")
         n = len(self)
         if n < 2:

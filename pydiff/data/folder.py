@@ -64,7 +64,7 @@ def find_pictures(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
             entered.add((status.st_dev, status.st_ino))
             names = sorted(os.listdir(root / folder), reverse=True)  # popped from the end: first name first
         except OSError as error:
-            skipped.append((_printable(folder), f"folder cannot be listed ({error.strerror})"))
+            skipped.append((_printable(folder) or ".", f"folder cannot be listed ({error.strerror})"))
             continue
         for name in names:
             path = f"{folder}/{name}" if folder else name

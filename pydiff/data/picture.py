@@ -9,10 +9,8 @@ from pydiff.data.pixels import resize_picture
 
 # Only these decoders are ever tried: others start programs (EPS) or are rare and less tested.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
-SUFFIXES = frozenset(
-    (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".webp", ".avif")
-    + (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-)
+_NAMES = "png apng jpg jpeg jpe jfif gif bmp dib webp avif tif tiff ppm pgm pbm pnm"
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
 # A small file can unpack to gigabytes. Pictures above this many pixels (8192 x 8192) are refused before unpacking.
 MAX_PIXELS = 2**26
@@ -30,6 +28,8 @@ class Picture(NamedTuple):
 def read_size(path: Path) -> tuple[int, int] | None:
     """(height, width) from the header, before any rotation, or None if there is no readable header."""
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return None
         with _open(path) as picture:
             return picture.height, picture.width
     except Exception:  # `read_picture` reports the reason
@@ -41,7 +41,7 @@ def read_picture(path: Path, size: tuple[int, int]) -> Picture | str:
     from PIL import Image
 
     try:
-        if not path.is_file():  # a pipe or device would block; a link may lead nowhere
+        if not path.is_file():
             return "not a file" if path.exists() else "link to a file that is not there"
         if path.stat().st_size == 0:
             return "empty file"
@@ -80,6 +80,8 @@ def _deep_grey(picture):
     """Grey with more than 8 bits: 16-bit integers over their full range, or floats in [0, 1]."""
     from PIL import Image
 
+    if "transparency" in picture.info:
+        raise ValueError("16-bit grey with a transparent grey value is not supported")
     values = np.asarray(picture)
     top = 1 if values.dtype.kind == "f" else 65535
     if not (values.min() >= 0 and values.max() <= top):

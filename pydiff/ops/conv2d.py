@@ -9,6 +9,8 @@ A linear layer is the case kH = kW = 1, so it uses the same kernels.
 Reference: reference/conv2d.py. Kernels: csrc/cpu/conv2d.cpp.
 """
 
+import math
+
 from pydiff.backend import array_module, contiguous, empty, native
 from pydiff.tensor import Function
 
@@ -43,7 +45,7 @@ def linear(x, w, bias=None):
     """x @ w + bias on the last axis: x (..., Cin), w (Cin, Cout), bias (Cout,) or None -> (..., Cout)."""
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"linear needs x (..., Cin) and w (Cin, Cout), got {x.shape} and {w.shape}")
-    pixels = x.reshape((-1, 1, 1, w.shape[0]) if x.size else (0, 1, 1, w.shape[0]))
+    pixels = x.reshape((math.prod(x.shape[:-1]), 1, 1, w.shape[0]))
     return conv2d(pixels, w.reshape((1, 1, *w.shape)), bias).reshape((*x.shape[:-1], w.shape[1]))
 
 
@@ -138,5 +140,5 @@ def backward_weight_arrays(dy, x, w_shape, stride, padding):
     kh, kw, cin, cout = w_shape
     dw = array_module(x).empty(w_shape, dy.dtype)
     for a, b, pixels in _taps(_pad(x, padding), (kh, kw), stride, dy.shape[1:3]):
-        dw[a, b] = pixels.reshape(-1, cin).T @ dy.reshape(-1, cout) if x.size else 0
+        dw[a, b] = pixels.reshape(-1, cin).T @ dy.reshape(-1, cout) if x.size and dy.size else 0
     return dw

@@ -16,8 +16,8 @@ def save_film(path, frames, fps=20, hold_last=2.0):
 
     path: `film.webp` or `film.gif`; without a suffix, .webp where Pillow can write it and .gif elsewhere is appended.
     fps: frames a second (GIF counts in hundredths of a second). hold_last: seconds the last frame stays.
-    WebP keeps every pixel. GIF keeps every grey; colours are reduced to 256 a frame, transparency is put on white.
-    Equal frames in a row may be stored as one that stays longer. The same frames give the same bytes.
+    WebP keeps every pixel that can be seen. GIF keeps every grey; colours are reduced to 256 a frame, and transparent
+    pictures are put on white. Equal frames in a row may be stored as one that stays longer. Same frames, same bytes.
     """
     frames = [np.asarray(frame) for frame in frames]
     if not frames or any(f.shape != frames[0].shape or f.ndim != 3 or f.dtype != np.uint8 for f in frames):
@@ -37,8 +37,7 @@ def save_film(path, frames, fps=20, hold_last=2.0):
 def _encode(frames, durations, suffix):
     buffer = io.BytesIO()
     if suffix == ".webp":
-        # exact: keep the colours under fully transparent pixels. method 4: a slower search saves a few percent.
-        options = {"format": "WEBP", "lossless": True, "exact": True, "method": 4, "minimize_size": False}
+        options = {"format": "WEBP", "lossless": True}
     else:
         frames = [_indexed(frame) for frame in frames]
         options = {"format": "GIF", "optimize": False, "disposal": 1}

@@ -24,8 +24,8 @@ def curve(log):
     Entries without a positive finite loss are left out and counted, for the axis is logarithmic.
     smooth is a centred moving average over 1/30 of the entries: unlike a running one it does not lag behind the fall.
     """
-    rows = [(row["step"], row["loss"]) for row in log if row.get("loss") is not None]
-    step, loss = (np.array(column, dtype=np.float64) for column in (zip(*rows, strict=True) if rows else ((), ())))
+    step = np.array([row["step"] for row in log], np.float64)
+    loss = np.array([row.get("loss") for row in log], np.float64)  # None becomes NaN
     good = np.isfinite(loss) & (loss > 0)
     step, loss = step[good], loss[good]
     smooth = _smooth(loss)

@@ -68,7 +68,7 @@ def number(value):
     if isinstance(value, (float, np.floating)):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
-        return f"{len(value):,} values" if len(value) > 12 else ", ".join(number(v) for v in value)
+        return f"{len(value):,} values" if len(value) > 12 else ", ".join(map(number, value)) or "none"
     return str(value)
 
 

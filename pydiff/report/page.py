@@ -17,6 +17,14 @@ from pydiff.report.pixels import visible, write_atomic
 from pydiff.report.sections import Neighbours
 from pydiff.report.trace import Trace
 
+# What the network is trained to predict, in words for the page.
+TARGETS = {
+    "eps": "the noise that was added",
+    "x0": "the clean picture, and so also the noise",
+    "v": "<var>v</var> = <var>α<sub>t</sub></var> <var>ε</var> − <var>σ<sub>t</sub></var> <var>x<sub>0</sub></var>, "
+         "which tells the noise and the clean picture apart",
+}
+
 
 @dataclass(frozen=True)
 class Page:
@@ -24,7 +32,8 @@ class Page:
 
     name: title. facts: {term: description} under it. training: (M, H, W, C), captions: M strings or None.
     log: list of dicts with "step" and "loss". options: (nested) dict. samples: (N, H, W, C). sampler: a few words.
-    commands: pairs (what it does, command). forward, trace, neighbours: see their classes.
+    commands: pairs (what it does, command). prediction: what the network was trained to predict, a key of TARGETS.
+    forward, trace, neighbours: see their classes.
     """
 
     name: str
@@ -39,6 +48,7 @@ class Page:
     samples: np.ndarray
     neighbours: Neighbours
     commands: list = field(default_factory=list)
+    prediction: str = "eps"
 
 
 def write_page(path, page):
@@ -58,6 +68,7 @@ def render(page):
         "facts": sections.facts(page.facts),
         "data": sections.gallery(visible(page.training), page.captions),
         "forward": sections.forward(page.forward),
+        "target": TARGETS[page.prediction],
         "loss": _training(curve),
         "options": sections.options(page.options),
         "reverse": sections.reverse(page.trace, page.sampler),

@@ -157,7 +157,7 @@ def samples(pictures, near):
         figures += (f'<figure{" class=near" if close[i] else ""}>{picture(image, f"sample {i + 1}")}'
                     f"{picture(near.pictures[i], found)}"
                     f"<figcaption>{near.distance[i]:#.3g}<br>#{near.index[i]}</figcaption></figure>")
-    end = 1.04 * float(max(*near.distance, *near.usual)) or 1.0
+    end = 1.04 * float(np.concatenate([near.distance, near.usual]).max()) or 1.0
     verdict = f"<p>{_verdict(int(close.sum()), len(close))}</p>" if near.usual.size else ""
     return f"""<div class="pairs {kind(pictures)}">{figures}</div>
 <p class="note">Above: the sample. Below: the training picture nearest to it, their L2 distance over pixels in [−1, 1],

@@ -61,6 +61,7 @@ def write_report(run, directory=None, n=16, seed=0, sampler="ddpm", steps=None):
         samples=samples,
         neighbours=neighbours(samples, dataset.images),
         commands=_commands(directory, dataset.name, samples.shape),
+        prediction=run.process.prediction,
     )
     return write_page(directory / "report.html", page)
 
@@ -118,11 +119,11 @@ def training_time(times):
 
 
 def _commands(directory, data, shape):
-    place, data = shlex.quote(str(directory)), shlex.quote(data)
+    place, longer, data = (shlex.quote(name) for name in (str(directory), f"{directory}-longer", data))
     python = f"import pydiff\n\nrun = pydiff.load({str(directory)!r})\nimages = run.sample(16, seed=1)"
     return [
         ("Draw 64 new pictures", f"pydiff sample {place} -n 64 --seed 1"),
         ("Draw them in fewer steps", f"pydiff sample {place} -n 64 --sampler ddim --steps 20"),
-        ("Train on: the same command again, with more steps", f"pydiff train {data} --out {place} --steps 20000"),
+        ("Train a model for longer", f"pydiff train {data} --out {longer} --steps 20000"),
         ("From Python", f"{python}  # {(16, *shape[1:])} uint8"),
     ]

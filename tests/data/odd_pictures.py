@@ -97,6 +97,7 @@ def broken() -> dict[str, bytes]:
         "huge.ppm": b"P5 4000 4000 255 " + bytes(100),
         "bad-depth.png": png(W, H, 7, 0, bytes(200)),
         "bad-type.png": png(W, H, 8, 5, bytes(200)),
+        "16-bit-key.png": encode(np.full((H, W), 7000, np.uint16), transparency=7000),
         "no-data.png": png(W, H, 8, 2, b""),
         "words.ppm": b"P6 ten twelve 255 " + bytes(400),
         "float-large.tif": encode(np.full((H, W), 300, np.float32), "TIFF"),

@@ -1,5 +1,6 @@
 """Arrays, .npy and .npz: layouts, value ranges, labels, and files that are damaged or hostile."""
 
+import contextlib
 import io
 import pickle
 import struct
@@ -268,12 +269,9 @@ def test_every_cut_and_flipped_byte_of_an_npz_is_noticed_or_harmless(tmp_path, c
             read_npz(path)
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x41]) + content[place + 1 :])
-        try:
-            arrays = read_npz(path)
-        except ValueError as error:
-            assert "cannot be read" in str(error)
-        else:  # a date, a flag or a name that carries no pixels
-            assert all(np.array_equal(array, small) for array in arrays.values())
+        with contextlib.suppress(ValueError):  # the one error type that is allowed
+            for array in read_npz(path).values():  # read all the same: a date, a flag or a name carries no pixels
+                np.testing.assert_array_equal(array, small)
 
 
 @given(st.binary(max_size=300))

@@ -1,4 +1,4 @@
-"""Folders: what is found and in what order, what is skipped, and the size, channels and classes chosen from the data."""
+"""Folders: what is found, in what order, what is skipped, and the size, channels and classes that are chosen."""
 
 import os
 from pathlib import Path

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from exact_denoisers import LINEAR, SAMPLERS, last, model_of, normal_denoiser, points_denoiser, start
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from pydiff import random
 from pydiff.diffusion.process import PREDICTIONS, Process
 from pydiff.diffusion.samplers import ddim, ddim_step, ddpm, ddpm_step, initial_noise
 from pydiff.diffusion.schedule import Schedule, path, path_through, schedule
+from tests.diffusion.exact_denoisers import LINEAR, SAMPLERS, last, model_of, normal_denoiser, points_denoiser, start
 
 # ---- identities -----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,11 @@ Everything is float64, so that what is left is the sampler's own error.
 
 import numpy as np
 import pytest
-from exact_denoisers import (
+
+from pydiff.diffusion.process import PREDICTIONS, Process
+from pydiff.diffusion.samplers import ddim, ddpm, ddpm_step
+from pydiff.diffusion.schedule import SPACINGS, path, schedule
+from tests.diffusion.exact_denoisers import (
     LINEAR,
     MEAN,
     SAMPLERS,
@@ -17,10 +21,6 @@ from exact_denoisers import (
     points_denoiser,
     start,
 )
-
-from pydiff.diffusion.process import PREDICTIONS, Process
-from pydiff.diffusion.samplers import ddim, ddpm, ddpm_step
-from pydiff.diffusion.schedule import SPACINGS, path, schedule
 
 # ---- DDIM solves the probability-flow equation ----------------------------------------------------------------------
 

@@ -9,12 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-from exact_denoisers import LINEAR, model_of, normal_denoiser, start
 
 from pydiff import random
 from pydiff.diffusion.process import PREDICTIONS, Process
 from pydiff.diffusion.samplers import ddim, ddpm
 from pydiff.diffusion.schedule import path, schedule
+from tests.diffusion.exact_denoisers import LINEAR, model_of, normal_denoiser, start
 
 
 @pytest.fixture(scope="module")

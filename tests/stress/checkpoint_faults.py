@@ -4,12 +4,16 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 
+from pydiff import checkpoint
+
+CONFIG = {"sample_size": 8, "block_out_channels": [8, 16], "note": "µ"}
 CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "unlink", "rmdir")  # all that sealed.py writes with
 
 
@@ -45,6 +49,51 @@ def is_checkpoint(loaded: tuple[dict, dict], step: int, revision: int = 0, size:
     return same(loaded[0], arrays) and loaded[1] == state
 
 
+def save(directory: Path, step: int, revision: int = 0) -> Path:
+    return checkpoint.save(directory, step, *contents(step, revision))
+
+
+def save_model(directory: Path, step: int = 1) -> None:
+    checkpoint.save_model(directory, CONFIG, contents(step)[0]["model"], {"step": step})
+
+
+def is_model(loaded: tuple[dict, dict, dict], step: int = 1) -> bool:
+    config, arrays, extra = loaded
+    return config == CONFIG and same(arrays, contents(step)[0]["model"]) and extra == {"step": step}
+
+
+def newest(directory: Path) -> tuple[int, int] | None:
+    """(step, revision) of the newest checkpoint, which has to be bitwise right, or None; none is damaged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = checkpoint.latest(directory)
+    if path is None:
+        return None
+    loaded = checkpoint.load(path)
+    step, revision = loaded[1]["step"], loaded[1]["revision"]
+    assert is_checkpoint(loaded, step, revision)
+    return step, revision
+
+
+def damage(path: Path, bits: Iterable[int]) -> Iterator[None]:
+    """Flip these bits of a file, cut it at every byte, lengthen it by one: yields after each, and then repairs.
+
+    In place: writing whole files anew is what takes the time.
+    """
+    data = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:
+        for bit in bits:
+            os.pwrite(file.fileno(), bytes([data[bit // 8] ^ 1 << bit % 8]), bit // 8)
+            yield
+            os.pwrite(file.fileno(), data[bit // 8 : bit // 8 + 1], bit // 8)
+        for length in reversed(range(len(data))):
+            file.truncate(length)
+            yield
+        os.pwrite(file.fileno(), data + b"\0", 0)
+        yield
+        file.truncate(len(data))
+
+
 @contextlib.contextmanager
 def failing(at: int, number: int = errno.ENOSPC, for_good: bool = False) -> Iterator[list[str]]:
     """Let the call number `at` of CALLS raise OSError(number), or also all calls after it; yields the calls made.
@@ -75,8 +124,8 @@ class Recorder:
     """Records the calls of CALLS made below `base`, and builds the states of the disk a crash may leave behind.
 
     A node is a file or a folder, whatever its name of the moment. The operations, in the order of the calls:
-    ("mkdir" | "create", parent, name, node), ("rename", parent, name, new name, node), ("remove", parent, name, node) change
-    names, which lasts once the parent has been fsynced; ("write", node, bytes) lasts once the file has; ("fsync", node).
+    ("mkdir" | "create", parent, name, node), ("rename", parent, name, new name, node), ("remove", parent, name, node):
+    these last once the parent has been fsynced; ("write", node, bytes) lasts once the file has; ("fsync", node).
     """
 
     def __init__(self, base: Path):
@@ -129,9 +178,7 @@ class Recorder:
             self._do(("write", self._paths[descriptor], bytes(data[:count])))
             return count
 
-        def fsync(
-            descriptor,
-        ):  # only recorded: a real one takes a millisecond and changes nothing that can be seen here
+        def fsync(descriptor):  # only recorded: a real one takes a millisecond and changes nothing visible
             self._do(("fsync", self._paths[descriptor]))
 
         def close(descriptor):
@@ -157,7 +204,7 @@ class Recorder:
             yield
 
     def crash_states(self) -> Iterator[tuple[int, dict]]:
-        """(operations done, {path: bytes, or None for a folder}) of each different state, after any number of operations.
+        """(operations done, {path: bytes, or None for a folder}) of each different state, after each operation.
 
         What was not fsynced may be lost: any subset of the changes of names, and the data wholly, by half, or to zeros.
         """

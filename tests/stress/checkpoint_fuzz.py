@@ -2,8 +2,8 @@
 
     python tests/stress/checkpoint_fuzz.py --count 200000 --out result.json
 
-Each file starts as a right one and gets up to three mutations of its header's meaning (dtypes, sizes, offsets, keys), of
-its text or of its bytes. What we accept is compared with the safetensors package, where that accepts it too.
+Each file starts as a right one and gets up to three mutations of its header's meaning (dtypes, sizes, offsets, keys),
+of its text or of its bytes. What we accept is compared with the safetensors package, where that accepts it too.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python tests/stress/checkpoint_kill.py --rounds 300 --out result.json
 
-Each round a child resumes from the newest checkpoint and saves on, replacing some steps and pruning; it reports each save
-that returned. In even rounds the parent kills it (SIGKILL) at a random moment; in odd rounds it kills itself just before
-or in the middle of a random system call. Then the newest checkpoint must be right, and no older than the last reported one.
+Each round a child resumes from the newest checkpoint and saves on, replacing some steps and pruning; it reports each
+save that returned. In even rounds the parent kills it (SIGKILL) at a random moment; in odd rounds it kills itself
+before or within a random system call. Then the newest checkpoint must be right, and not older than the last reported.
 """
 
 import argparse

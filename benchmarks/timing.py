@@ -1,0 +1,113 @@
+"""Timing on a machine that others use too.
+
+Contenders take turns, A B C A B C .., so that whatever slows the machine down slows all of them down. Linux counts for
+every thread how long it was ready to run while another one had the processor; a repetition in which that is more than a
+twentieth of its duration is thrown away, and the median is taken over the others.
+"""
+
+import gc
+import os
+import statistics
+import time
+from typing import NamedTuple
+
+DISTURBED = 0.05  # thread-seconds spent waiting for a processor, for every second of a repetition
+ENOUGH = 5  # undisturbed repetitions that make a median worth printing
+SHORT = 0.1  # seconds: calls below this are preceded by one that is not timed
+RESOLUTION = 5e-4  # seconds: calls shorter than this are timed several at once
+
+
+class Repetition(NamedTuple):
+    """One timed call: its duration in seconds, and thread-seconds of waiting for a processor per second."""
+
+    seconds: float
+    waited: float
+
+
+class Timing(NamedTuple):
+    """A contender's repetitions, summed up. quiet: whether enough of them were undisturbed; if not, the figures are
+    those of the least disturbed ones."""
+
+    median: float
+    minimum: float
+    kept: int
+    discarded: int
+    quiet: bool
+
+
+def waiting_time():
+    """Nanoseconds that threads of this process have been ready to run without running; None if the system hides it."""
+    total = 0
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            try:
+                with open(f"/proc/self/task/{thread}/schedstat") as file:
+                    total += int(file.read().split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the thread ended between the two lines
+    except (OSError, IndexError, ValueError):
+        return None
+    return total
+
+
+def settle(limit=0.25):
+    """Returns once this process uses no processor: thread pools keep their threads looking for work for a while, and
+    the next contender shall not pay for that. Gives up after `limit` seconds."""
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(0.001)
+        if time.process_time() - before < 0.0002:
+            return
+
+
+def repeat(call, times):
+    """Calls call(i) for i = 0 .. times - 1 and returns the Repetition of one of them."""
+    before, start = waiting_time(), time.perf_counter()
+    for i in range(times):
+        call(i)
+    seconds = time.perf_counter() - start
+    after = waiting_time()
+    waited = 0.0 if before is None or after is None else max(after - before, 0) * 1e-9 / seconds
+    return Repetition(seconds / times, waited)
+
+
+def calls_at_once(call):
+    """How many calls make one repetition."""
+    return max(1, round(RESOLUTION / min(repeat(call, 1).seconds for _ in range(2))))
+
+
+def take_turns(calls, rounds, seconds):
+    """Times the contenders in turns until each has `rounds` undisturbed repetitions, or until `seconds` are over.
+
+    calls: {name: call}; call(i) does the work once on the i-th of the contender's inputs (any i >= 0).
+    Returns {name: Timing}.
+    """
+    repetitions = {name: [] for name in calls}
+    times = {name: calls_at_once(call) for name, call in calls.items()}
+    end, turn = time.perf_counter() + seconds, 0
+    gc.collect()
+    gc.disable()
+    try:
+        while True:
+            for name, call in calls.items():
+                settle()
+                if not repetitions[name] or repetitions[name][-1].seconds < SHORT:
+                    call(turn)
+                repetitions[name].append(repeat(lambda i, call=call: call(turn + 1 + i), times[name]))  # noqa: B023
+            turn += 1
+            done = all(sum(r.waited <= DISTURBED for r in rs) >= rounds for rs in repetitions.values())
+            if done or (turn >= 3 and time.perf_counter() > end):
+                break
+    finally:
+        gc.enable()
+    return {name: summary(rs) for name, rs in repetitions.items()}
+
+
+def summary(repetitions):
+    """The Timing of a list of Repetitions."""
+    kept = [r.seconds for r in repetitions if r.waited <= DISTURBED]
+    quiet = len(kept) >= min(ENOUGH, len(repetitions))
+    if not quiet:
+        kept = [r.seconds for r in sorted(repetitions, key=lambda r: r.waited)[:ENOUGH]]
+    return Timing(statistics.median(kept), min(kept), len(kept), len(repetitions) - len(kept), quiet)

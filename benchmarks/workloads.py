@@ -1,0 +1,34 @@
+"""The U-Nets whose shapes are timed: four sizes of diffusers' UNet2DModel, all else at its defaults."""
+
+from typing import NamedTuple
+
+
+class Workload(NamedTuple):
+    """batch pictures of size x size x channels, and the keywords of pydiff's UNet2D or diffusers' UNet2DModel."""
+
+    batch: int
+    size: int
+    channels: int
+    config: dict
+
+
+def _unet(size, channels, widths, layers, attention, **options):
+    """attention: for every level, whether it has any."""
+    return {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        **options,
+    }
+
+
+WORKLOADS = {
+    "digits8": Workload(128, 8, 1, _unet(8, 1, (32, 64), 1, (False, True), norm_num_groups=8)),
+    "digits16": Workload(128, 16, 1, _unet(16, 1, (32, 64), 1, (False, True), norm_num_groups=8)),
+    "cifar32": Workload(32, 32, 3, _unet(32, 3, (64, 128, 128), 2, (False, True, False))),
+    "image64": Workload(8, 64, 3, _unet(64, 3, (64, 128, 256, 256), 2, (False, False, True, True))),
+}

@@ -1,0 +1,65 @@
+"""What this installation of pydiff consists of: built, found, used, and why not the rest."""
+
+import importlib
+import importlib.util
+import os
+import platform
+
+import numpy as np
+
+
+def describe():
+    """A table as text, one line for each thing that could make pydiff faster or more capable."""
+    import pydiff
+
+    rows = [
+        (
+            "pydiff",
+            f"{pydiff.__version__}, Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}",
+        ),
+        ("CPU kernels", _cpu()),
+        ("threads", _threads()),
+        ("CUDA kernels", _cuda()),
+        ("CuPy", _package("cupy", "the GPU path; pip install 'pydiff[cuda12]' or 'pydiff[cuda13]'")),
+        ("PyTorch", _package("torch", "only for comparisons in tests and benchmarks")),
+        ("diffusers", _package("diffusers", "only for comparisons in tests and benchmarks")),
+        ("scikit-image", _package("skimage", "the data set of faces; pip install 'pydiff[faces]'")),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def _cpu():
+    from pydiff import backend
+
+    if backend.cpu is None:
+        return f"not used: {backend.cpu_reason}; everything runs in NumPy, several times slower"
+    levels = [level for level, module in backend.LEVELS.items() if importlib.util.find_spec(module)]
+    usable = [level for level in levels if level in backend.cpu.supported_levels()]
+    return f"used: {backend.cpu_reason} (built: {', '.join(levels)}; this processor runs: {', '.join(usable)})"
+
+
+def _threads():
+    from pydiff import backend
+
+    source = "PYDIFF_THREADS" if os.environ.get("PYDIFF_THREADS") else "the processors this process may run on"
+    return f"{backend.threads()} ({source})" if backend.cpu is not None else "NumPy's own"
+
+
+def _cuda():
+    if importlib.util.find_spec("pydiff._cuda") is None:
+        return "not built: this version of pydiff has none; pydiff runs on the CPU"
+    return "built"
+
+
+def _package(name, purpose):
+    """Whether a package is installed, without importing it."""
+    if importlib.util.find_spec(name) is None:
+        return f"not installed ({purpose})"
+    from importlib import metadata
+
+    distribution = {"skimage": "scikit-image"}.get(name, name)
+    try:
+        return f"{metadata.version(distribution)} installed ({purpose})"
+    except metadata.PackageNotFoundError:
+        return f"installed ({purpose})"

@@ -1,0 +1,34 @@
+"""Exactness: results that may not change by a single bit, whatever else is in the batch and however many threads work."""
+
+import numpy as np
+
+from pydiff import backend
+
+
+def assert_same_bits(got, expected):
+    """Two lists of arrays, equal in dtype, shape and every byte (so NaN equals the same NaN, and 0 is not -0)."""
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        assert a.dtype == b.dtype, f"array {i}: dtype {a.dtype}, expected {b.dtype}"
+        assert a.shape == b.shape, f"array {i}: shape {a.shape}, expected {b.shape}"
+        assert a.tobytes() == b.tobytes(), f"array {i}: {np.sum(a != b)} of {a.size} elements differ"
+
+
+def check_any_batch(run, n):
+    """run(part of the batch, a slice) -> arrays that have the batch as first axis: a sample alone = the same in the batch."""
+    together = run(slice(None))
+    for part in [slice(i, i + 1) for i in range(n)] + [slice(1, n)]:
+        assert_same_bits(run(part), [a[part] for a in together])
+
+
+def check_any_thread_count(run):
+    """run() -> arrays: the same on 1, 2, 3 and 8 threads."""
+    before = backend.threads()
+    try:
+        backend.set_threads(1)
+        expected = run()
+        for threads in (2, 3, 8):
+            backend.set_threads(threads)
+            assert backend.threads() == threads
+            assert_same_bits(run(), expected)
+    finally:
+        backend.set_threads(before)

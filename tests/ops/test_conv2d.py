@@ -1,0 +1,227 @@
+"""Convolution and linear layers: array path against the equation, gradient against its slope, kernels, torch."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pydiff import ops
+from pydiff.reference.conv2d import conv2d as reference
+from pydiff.tensor import Tensor
+from tests.bits import check_any_batch, check_any_thread_count
+from tests.compare import assert_close, check_gradient, check_kernel, gradients
+from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
+
+NO_PADDING = ((0, 0), (0, 0))
+
+
+@st.composite
+def cases(draw, channels=small):
+    """[x, w, bias] and options: any memory order, stride beyond the kernel, padding on one side only or more than needed."""
+    rng = np.random.default_rng(draw(seeds))
+    kernel = [draw(st.integers(1, 4)) for _ in range(2)]
+    padding = tuple(tuple(draw(st.integers(0, 4)) for _ in range(2)) for _ in range(2))
+    # the smallest picture that the filter fits into, and up to nine pixels more
+    h, w = (max(k - sum(p), 0) + draw(st.integers(0, 9)) for k, p in zip(kernel, padding, strict=True))
+    h, w = (max(s, k - sum(p), 1) for s, k, p in zip((h, w), kernel, padding, strict=True))
+    cin, cout = draw(channels), draw(channels)
+    arrays = [draw(strided(rng, s)) for s in ((draw(st.integers(1, 3)), h, w, cin), (*kernel, cin, cout), (cout,))]
+    stride = tuple(draw(st.integers(1, 5)) for _ in range(2))
+    return rng, arrays, {"stride": stride, "padding": padding}
+
+
+@given(cases())
+def test_array_path_matches_the_equation(case):
+    _, arrays, options = case
+    assert_close(ops.conv2d(*map(Tensor, arrays), **options).data, reference(*arrays, **options), rtol=1e-12)
+    assert_close(ops.conv2d(*map(Tensor, arrays[:2]), **options).data, reference(*arrays[:2], **options), rtol=1e-12)
+
+
+@given(cases(), st.booleans())
+def test_gradient_matches_the_slope_of_the_reference(case, bias):
+    rng, arrays, options = case
+    check_gradient(
+        lambda *a: ops.conv2d(*a, **options),
+        lambda *a: reference(*a, **options),
+        arrays if bias else arrays[:2],
+        rng,
+    )
+
+
+@pytest.mark.usefixtures("simd")
+@given(case=cases(sizes), bias=st.booleans())
+def test_kernel_is_as_exact_as_plain_float32(case, bias):
+    rng, arrays, options = case
+    check_kernel(lambda *a: ops.conv2d(*a, **options), arrays if bias else arrays[:2], rng)
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "options"),
+    [
+        ((2, 33, 31, 67), (3, 3, 67, 70), {"padding": 1}),
+        ((3, 17, 35, 40), (3, 3, 40, 65), {"stride": 2, "padding": ((0, 1), (0, 1))}),
+        ((1, 9, 130, 5), (5, 3, 5, 129), {"stride": (1, 3), "padding": ((4, 0), (0, 2))}),
+        ((7, 13, 11, 130), (1, 1, 130, 33), {}),
+        ((2, 5, 5, 300), (4, 4, 300, 3), {"padding": 3}),
+    ],
+)
+def test_kernel_where_tiles_and_panels_end(x_shape, w_shape, options):
+    rng = np.random.default_rng(1)
+    check_kernel(lambda *a: ops.conv2d(*a, **options), [rng.standard_normal(s) for s in (x_shape, w_shape, w_shape[3:])], rng)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "padding"),
+    [
+        ((0, 5, 5, 3), (3, 3, 3, 4), NO_PADDING),
+        ((2, 0, 5, 3), (3, 3, 3, 4), ((2, 1), (0, 0))),
+        ((2, 5, 5, 0), (3, 3, 0, 4), NO_PADDING),
+        ((2, 5, 5, 3), (3, 3, 3, 0), NO_PADDING),
+    ],
+)
+def test_empty_arrays(x_shape, w_shape, padding, dtype):
+    """No pictures, no rows but padding, no input channels (leaves the bias), no output channels."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s).astype(dtype) for s in (x_shape, w_shape, w_shape[3:])]
+    expected = reference(*arrays, padding=padding)
+    y, *grads = gradients(lambda *a: ops.conv2d(*a, padding=padding), arrays, np.ones(expected.shape))
+    assert_close(y, expected, rtol=1e-6)
+    for gradient, argument in zip(grads[:2], arrays[:2], strict=True):
+        assert_close(gradient, np.zeros(argument.shape), rtol=0)  # nothing depends on what is not there
+    assert_close(grads[2], np.full(w_shape[3], np.prod(expected.shape[:3]), float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_stride_far_beyond_the_picture_sees_its_corner(dtype):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 3, 4, 2)).astype(dtype), rng.standard_normal((2, 2, 2, 3)).astype(dtype)
+    y, dx, _ = gradients(lambda x, w: ops.conv2d(x, w, stride=100_000), [x, w], np.ones((1, 1, 1, 3)))
+    assert_close(y, reference(x, w, stride=(100_000, 100_000)), rtol=1e-6)
+    expected = np.zeros(x.shape)
+    expected[:, :2, :2] = w.astype(np.float64).sum(axis=3)
+    assert_close(dx, expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": ((0, 1), (0, 1))}])
+def test_same_bits_for_any_batch_and_any_thread_count(options):
+    rng = np.random.default_rng(0)
+    x, w, bias = (rng.standard_normal(s).astype(np.float32) for s in ((5, 18, 22, 19), (3, 3, 19, 37), (37,)))
+    dy = rng.standard_normal(ops.conv2d(x, w, **options).shape)
+    check_any_batch(lambda part: gradients(lambda x: ops.conv2d(x, w, bias, **options), [x[part]], dy[part]), 5)
+    check_any_thread_count(lambda: gradients(lambda *a: ops.conv2d(*a, **options), [x, w, bias], dy))
+
+
+@pytest.mark.usefixtures("simd")
+def test_small_linear_layers_have_the_same_bits_in_any_batch():
+    """The embedding of the step number: a matrix with as few rows as there are pictures."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((67, 96), (96, 130)))
+    check_any_batch(lambda part: gradients(lambda x: ops.linear(x, w), [x[part]], np.ones((67, 130))[part]), 67)
+
+
+@pytest.mark.usefixtures("simd")
+def test_nan_stays_in_its_own_picture():
+    """What the kernel reads of other pictures or beyond the array may not even be multiplied by zero."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((3, 7, 9, 5), (3, 3, 5, 6)))
+    x[[0, 2]] = np.nan
+    y, dx, _ = gradients(lambda *a: ops.conv2d(*a, padding=1), [x, w], np.where(np.isnan(x[..., :1]), np.nan, 1) * np.ones(6))
+    for a in (y, dx):
+        assert np.isfinite(a[1]).all()
+        assert np.isnan(a[[0, 2]]).all()
+
+
+def test_the_gradient_of_a_constant_is_not_computed():
+    w = Tensor(np.ones((1, 1, 2, 2)), requires_grad=True)
+    x = Tensor(np.ones((1, 2, 2, 2)))
+    ops.conv2d(x, w).sum().backward()
+    assert x.grad is None
+    assert_close(w.grad, np.full((1, 1, 2, 2), 4.0), rtol=0)
+
+
+def test_short_forms_of_stride_and_padding():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 9, 8, 2)), rng.standard_normal((3, 3, 2, 2))
+    for short, full in [
+        ({"stride": 2, "padding": 1}, {"stride": (2, 2), "padding": ((1, 1), (1, 1))}),
+        ({"stride": [1, 2], "padding": (1, 2)}, {"stride": (1, 2), "padding": ((1, 1), (2, 2))}),
+    ]:
+        assert_close(ops.conv2d(x, w, **short).data, reference(x, w, **full), rtol=1e-12)
+
+
+# ---- linear --------------------------------------------------------------------------------------------------------
+
+
+@given(seed=seeds, leading=st.lists(st.integers(0, 4), max_size=3), cin=st.integers(0, 9), cout=st.integers(0, 9))
+def test_linear_is_a_matrix_product(seed, leading, cin, cout):
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(s) for s in ((*leading, cin), (cin, cout), (cout,))]
+    assert_close(ops.linear(*map(Tensor, arrays)).data, arrays[0] @ arrays[1] + arrays[2], rtol=1e-12)
+    check_gradient(ops.linear, lambda x, w, b: x @ w + b, arrays, rng)
+
+
+@pytest.mark.usefixtures("simd")
+@given(seed=seeds, leading=st.lists(sizes, max_size=2), cin=sizes, cout=sizes, data=st.data())
+def test_linear_kernel_is_as_exact_as_plain_float32(seed, leading, cin, cout, data):
+    rng = np.random.default_rng(seed)
+    arrays = [data.draw(strided(rng, s)) for s in ((*leading, cin), (cin, cout), (cout,))]
+    check_kernel(ops.linear, arrays, rng)
+
+
+# ---- torch ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (3, 4)])
+@pytest.mark.parametrize("padding", [NO_PADDING, ((1, 1), (2, 2)), ((0, 3), (2, 0))])
+def test_output_and_gradients_equal_torch(stride, padding):
+    torch = pytest.importorskip("torch", reason="comparison with torch: not installed")
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s) for s in ((2, 8, 9, 3), (3, 2, 3, 5), (5,))]
+    x, w, b = (torch.from_numpy(a).requires_grad_() for a in arrays)
+    padded = torch.nn.functional.pad(x.permute(0, 3, 1, 2), (*padding[1], *padding[0]))
+    theirs = torch.nn.functional.conv2d(padded, w.permute(3, 2, 0, 1), b, stride).permute(0, 2, 3, 1)
+    dy = rng.standard_normal(tuple(theirs.shape))
+    theirs.backward(torch.from_numpy(dy))
+    y, *grads = gradients(lambda *a: ops.conv2d(*a, stride, padding), arrays, dy)
+    assert_close(y, theirs.detach().numpy(), rtol=1e-9)
+    for got, expected in zip(grads, (x, w, b), strict=True):
+        assert_close(got, expected.grad.numpy(), rtol=1e-7)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "bias_shape", "options", "message"),
+    [
+        ((5, 5, 3), (3, 3, 3, 4), None, {}, r"needs x \(N, H, W, Cin\).*got \(5, 5, 3\)"),
+        ((1, 5, 5, 3), (3, 3, 4), None, {}, r"and w \(kH, kW, Cin, Cout\).*\(3, 3, 4\)"),
+        ((1, 5, 5, 3), (3, 3, 4, 4), None, {}, "x has 3 channels, but the filters .* take 4"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), (3,), {}, r"bias must have shape \(4,\), got \(3,\)"),
+        ((1, 2, 5, 3), (3, 3, 3, 4), None, {}, r"\(3, 3\) filter does not fit into a \(2, 5\) picture"),
+        ((1, 5, 2, 3), (3, 3, 3, 4), None, {"padding": ((9, 9), (0, 0))}, "does not fit"),
+        ((1, 5, 5, 3), (0, 3, 3, 4), None, {}, "does not fit"),
+        ((1, 5, 5, 3), (3, 0, 3, 4), None, {}, "does not fit"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"stride": 0}, "stride must be a whole number >= 1.*got 0"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"stride": -1}, "stride must be"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"stride": 1.5}, "stride must be"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"stride": (1, 2, 3)}, "stride must be"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"padding": -1}, "padding must be a whole number >= 0.*got -1"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"padding": ((1, -1), (0, 0))}, r"padding must be.*got \(1, -1\)"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"padding": "same"}, "padding must be.*got 'same'"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"padding": ((1, 1), 1)}, "padding must be"),
+    ],
+)
+def test_bad_arguments(x_shape, w_shape, bias_shape, options, message):
+    bias = None if bias_shape is None else np.zeros(bias_shape)
+    with pytest.raises(ValueError, match=message):
+        ops.conv2d(Tensor(np.zeros(x_shape)), np.zeros(w_shape), bias, **options)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape"), [((), (1, 2)), ((3,), (2, 2)), ((2, 3), (3,)), ((2, 3), (2, 3, 3))])
+def test_bad_arguments_of_linear(x_shape, w_shape):
+    with pytest.raises(ValueError, match=r"linear needs x \(\.\.\., Cin\) and w \(Cin, Cout\), got"):
+        ops.linear(Tensor(np.zeros(x_shape)), np.zeros(w_shape))

@@ -1,0 +1,76 @@
+"""Kill -9 a training run at random moments, start it again by the same command, and compare the end byte for byte.
+
+    python -m tests.stress.kill [--kills 1000] [--json tests/stress/kill.json]
+
+Every life of the run gets a random time to live, so that kills hit the import, the steps, the middle of a checkpoint
+and the writing of the model alike. When a run is complete, its model, samples, losses and last checkpoint must equal those
+of the run that nobody killed, and a new one begins.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pydiff import checkpoint
+from pydiff.run import RunDirectory
+
+COMMAND = [sys.executable, "-m", "pydiff", "train", "digits", "--steps", "60", "--batch-size", "8", "--seed", "3"]
+COMMAND += ["--channels", "8", "16", "--groups", "4", "--checkpoint-every", "2", "--sample-every", "20"]
+
+
+def outcome(directory):
+    """Everything that has to be equal: hashes of the model's files and samples, every loss, the last checkpoint."""
+    files = [*sorted((directory / "model").iterdir()), directory / "samples.png"]
+    hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    losses = [(e["step"], e["loss"]) for e in RunDirectory(directory).read_log()]
+    arrays, state = checkpoint.load(checkpoint.latest(directory / "checkpoints"))
+    weights = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in arrays["optimizer"].items()}
+    return {"files": hashes, "losses": losses, "weights": weights, "state": state}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    moments = random.Random(arguments.seed)
+    figures = {"kills": 0, "runs_completed": 0, "runs_equal": 0, "kills_while_saving": 0, "lives_that_failed": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        expected, out = Path(folder) / "expected", Path(folder) / "killed"
+        subprocess.run([*COMMAND, "--out", expected], check=True, capture_output=True)
+        truth = outcome(expected)
+        while figures["kills"] < arguments.kills:
+            process = subprocess.Popen(
+                [*COMMAND, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            try:
+                _, message = process.communicate(timeout=moments.uniform(0.3, 1.8))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                figures["kills"] += 1
+                figures["kills_while_saving"] += (out / "checkpoints" / ".partial").exists()
+            else:
+                if process.returncode:
+                    figures["lives_that_failed"] += 1
+                    print(message, file=sys.stderr)
+                    break
+                figures["runs_completed"] += 1
+                figures["runs_equal"] += outcome(out) == truth
+                shutil.rmtree(out)
+                print(json.dumps(figures), flush=True)
+    print(json.dumps(figures, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0 if figures["runs_equal"] == figures["runs_completed"] > 0 and not figures["lives_that_failed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The command line as a user meets it: subprocesses, files, exit codes, one-sentence errors."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pydiff
+
+TINY = ["--channels", "8", "8", "--groups", "4", "--batch-size", "4"]
+
+
+def pydiff_command(*arguments, **options):
+    command = [sys.executable, "-m", "pydiff", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    done = pydiff_command("train", "digits", "--steps", 3, *TINY, "--seed", 3, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_train_writes_the_model_where_it_says(run_folder):
+    assert {"config.json", "diffusion_pytorch_model.safetensors", "pydiff.json"} == {
+        p.name for p in (run_folder / "model").iterdir()
+    }
+    assert pydiff.load(run_folder).step == 3
+
+
+def test_train_equals_the_keywords_of_the_function(run_folder):
+    run = pydiff.train("digits", steps=3, batch_size=4, channels=(8, 8), groups=4, seed=3, progress=False)
+    loaded = pydiff.load(run_folder).model.state_dict()
+    assert all(np.array_equal(loaded[k], v) for k, v in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npz", ""])
+def test_sample_writes_a_grid_an_array_or_a_folder(run_folder, tmp_path, suffix):
+    out = tmp_path / f"pictures{suffix}"
+    done = pydiff_command("sample", run_folder, "-n", 5, "--steps", 2, "--seed", 7, "--out", out)
+    assert done.returncode == 0, done.stderr
+    expected = pydiff.load(run_folder).sample(5, seed=7, steps=2)
+    if suffix == ".npz":
+        with np.load(out) as file:
+            assert np.array_equal(file["images"], expected)
+    elif suffix == "":
+        files = sorted(out.iterdir())
+        assert len(files) == 5
+        assert all(np.array_equal(pixels(file), image[:, :, 0]) for file, image in zip(files, expected, strict=True))
+    else:
+        assert pixels(out).shape[0] > 8
+
+
+def test_sample_options_change_the_pictures(run_folder, tmp_path):
+    outputs = []
+    for options in ([], ["--seed", 1], ["--sampler", "ddpm"], ["--eta", 0.5], ["--steps", 3]):
+        out = tmp_path / "x.npz"
+        done = pydiff_command("sample", run_folder, "-n", 1, "--steps", 4, *options, "--out", out)
+        assert done.returncode == 0, done.stderr
+        with np.load(out) as file:
+            outputs.append(file["images"].tobytes())
+    assert len(set(outputs)) == len(outputs)
+
+
+def test_info_names_what_is_used():
+    done = pydiff_command("info")
+    assert done.returncode == 0
+    assert re.search(r"CPU kernels +(used: instruction set|not used: )", done.stdout)
+    off = subprocess.run(
+        [sys.executable, "-m", "pydiff", "info"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYDIFF_NATIVE": "off"},
+    )
+    assert "not used: switched off by PYDIFF_NATIVE=off" in off.stdout
+
+
+def test_data_describes():
+    done = pydiff_command("data", "digits")
+    assert done.returncode == 0
+    assert "1,797 pictures, 8 x 8" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere"], "there is no 'nowhere'"),
+        (["train", "digits", "--groups", "7"], "do not divide into 7 groups"),
+        (["train", "digits", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
+        (["sample", "nowhere"], "nowhere is not a folder"),
+        (["report", "nowhere"], "nowhere is not a folder"),
+        (["data", "nowhere"], "there is no 'nowhere'"),
+    ],
+)
+def test_errors_are_one_sentence(arguments, message, tmp_path):
+    done = pydiff_command(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_sample_refuses_bad_input_in_one_sentence(run_folder, tmp_path):
+    for options, message in [
+        (["-n", 0], "n and batch_size must be at least 1"),
+        (["--steps", 5000], "expected 1 .. 1000"),
+        (["--label", 3], "trained without classes"),
+        (["--guidance", 2], "guidance needs a model with classes"),
+        (["--out", tmp_path / "x.jpeg"], "are written to a .png, a .npz or a folder"),
+    ]:
+        done = pydiff_command("sample", run_folder, *options, cwd=tmp_path)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_an_unfinished_or_damaged_model_is_refused(run_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no finished model"):
+        pydiff.load(tmp_path)
+    weights = (run_folder / "model" / "diffusion_pytorch_model.safetensors").read_bytes()
+    damaged = tmp_path / "model"
+    damaged.mkdir()
+    for file in (run_folder / "model").iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    (damaged / "diffusion_pytorch_model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(pydiff.CheckpointError, match="damaged"):
+        pydiff.load(damaged)
