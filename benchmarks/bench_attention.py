@@ -42,7 +42,7 @@ def cases_of(shape, rng, settings):
     def make(rng):
         return tuple(rng.standard_normal((4, batch, tokens, heads * d), np.float32))
 
-    # The array path and torch's "math" keep all probabilities for the backward: few sets of inputs where those are large.
+    # The array path and torch's "math" keep all probabilities for the backward: fewer sets where those are large.
     kept = 4 * batch * heads * tokens * tokens
     sets = variants(make, max(16 * batch * tokens * heads * d, kept / 4), rng)
     *inputs, dout = sets[0]
@@ -82,8 +82,8 @@ def ours(direction, heads):
 
 
 def torch_contenders(direction, heads):
-    """torch's scaled_dot_product_attention as diffusers calls it, from (N, T, C) to (N, T, C): with the kernel that torch
-    chooses, and with the one that holds all scores, which is sometimes faster."""
+    """torch's scaled_dot_product_attention as diffusers calls it, from (N, T, C) to (N, T, C): with the kernel that
+    torch chooses, and with the one that holds all scores, which is sometimes faster."""
     torch = peer("torch")
     if torch is None:
         return

@@ -97,7 +97,7 @@ def backward(inputs):
 
 
 def own_truth(inputs, outputs):
-    """The truth given the eps that the contender drew; NaN for an eps that does not look normal (mean 0, variance 1)."""
+    """The truth given the contender's own eps; NaN where that does not look normal (mean 0, variance 1)."""
     x0, alpha, sigma, _ = inputs
     eps = outputs[1].astype(np.float64)
     bound = 6 / np.sqrt(eps.size)  # six standard errors of the mean

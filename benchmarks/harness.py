@@ -153,10 +153,15 @@ def line_of(row, limit):
 
 
 def ratio(rows):
-    """Median time of the best peer over that of pydiff's first C++ row: above 1, pydiff is ahead. None without both."""
-    ours = [r["median_ms"] for r in rows if r["kind"] == OURS and not r["wrong"]]
-    peers = [r["median_ms"] for r in rows if r["kind"] == PEER and not r["wrong"]]
-    return min(peers) / ours[0] if ours and peers else None
+    """Median time of the best peer over that of pydiff's first C++ row: above 1, pydiff is ahead.
+
+    None without both, and None if any of these rows was disturbed: such a ratio would say more about the machine.
+    """
+    ours = [r for r in rows if r["kind"] == OURS and not r["wrong"]][:1]
+    peers = [r for r in rows if r["kind"] == PEER and not r["wrong"]]
+    if not ours or not peers or not all(r["quiet"] for r in ours + peers):
+        return None
+    return min(r["median_ms"] for r in peers) / ours[0]["median_ms"]
 
 
 # ---- a whole script --------------------------------------------------------------------------------------------------

@@ -83,24 +83,37 @@ def take_turns(calls, rounds, seconds):
     calls: {name: call}; call(i) does the work once on the i-th of the contender's inputs (any i >= 0).
     Returns {name: Timing}.
     """
-    repetitions = {name: [] for name in calls}
-    times = {name: calls_at_once(call) for name, call in calls.items()}
-    end, turn = time.perf_counter() + seconds, 0
+
+    def repetition_of(call):
+        times = calls_at_once(call)
+        long = repeat(call, 1).seconds > SHORT
+
+        def one(turn):
+            settle()
+            if not long:
+                call(turn)
+            return repeat(lambda i: call(turn + 1 + i), times)
+
+        return one
+
     gc.collect()
     gc.disable()
     try:
-        while True:
-            for name, call in calls.items():
-                settle()
-                if not repetitions[name] or repetitions[name][-1].seconds < SHORT:
-                    call(turn)
-                repetitions[name].append(repeat(lambda i, call=call: call(turn + 1 + i), times[name]))  # noqa: B023
-            turn += 1
-            done = all(sum(r.waited <= DISTURBED for r in rs) >= rounds for rs in repetitions.values())
-            if done or (turn >= 3 and time.perf_counter() > end):
-                break
+        return alternate({name: repetition_of(call) for name, call in calls.items()}, rounds, seconds)
     finally:
         gc.enable()
+
+
+def alternate(measure, rounds, seconds, least=3):
+    """The turns themselves. measure: {name: function(turn) -> Repetition}. Returns {name: Timing}."""
+    repetitions = {name: [] for name in measure}
+    end, turn, done = time.perf_counter() + seconds, 0, False
+    while not done:
+        for name, one in measure.items():
+            repetitions[name].append(one(turn))
+        turn += 1
+        enough = all(sum(r.waited <= DISTURBED for r in rs) >= rounds for rs in repetitions.values())
+        done = enough or (turn >= least and time.perf_counter() > end)
     return {name: summary(rs) for name, rs in repetitions.items()}
 
 

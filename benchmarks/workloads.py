@@ -1,6 +1,8 @@
-"""The U-Nets whose shapes are timed: four sizes of diffusers' UNet2DModel, all else at its defaults."""
+"""The U-Nets that are timed: four sizes of diffusers' UNet2DModel, all else at its defaults."""
 
 from typing import NamedTuple
+
+import numpy as np
 
 
 class Workload(NamedTuple):
@@ -10,6 +12,11 @@ class Workload(NamedTuple):
     size: int
     channels: int
     config: dict
+
+    def pictures(self, n, seed=0):
+        """n made-up pictures in [-1, 1]: (n, size, size, channels) float32."""
+        shape = (n, self.size, self.size, self.channels)
+        return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
 
 def _unet(size, channels, widths, layers, attention, **options):
@@ -32,3 +39,13 @@ WORKLOADS = {
     "cifar32": Workload(32, 32, 3, _unet(32, 3, (64, 128, 128), 2, (False, True, False))),
     "image64": Workload(8, 64, 3, _unet(64, 3, (64, 128, 256, 256), 2, (False, False, True, True))),
 }
+
+
+def torch_unet(workload, weights, channels_last):
+    """diffusers' UNet2DModel with these weights ({name: array in PyTorch's layout}), in either memory layout."""
+    import torch
+    from diffusers import UNet2DModel
+
+    model = UNet2DModel(**workload.config)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return model.to(memory_format=torch.channels_last) if channels_last else model

@@ -181,7 +181,8 @@ def _run_backward(root, grad):
                     raise AssertionError(
                         f"{type(function).__name__}: gradient {gradient.shape} for input {tensor.shape}"
                     )
-                give(tensor, gradient)
+                # e.g. a loss in float64 of a network in float32
+                give(tensor, gradient.astype(tensor.dtype, copy=False))
 
 
 def _accumulate(leaf, gradient):

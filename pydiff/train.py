@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff import nn, ops, optim, random
-from pydiff.data import Dataset, load
+from pydiff.data import load
 from pydiff.data.order import batch_indices, flip
 from pydiff.options import Options, build_process, build_unet
 from pydiff.run import Run, RunDirectory
@@ -162,7 +162,7 @@ def train(data, *, out=None, progress=True, **options):
     KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
     options = Options.from_keywords(options)
-    dataset = data if isinstance(data, Dataset) else load(data, size=options.size)
+    dataset = load(data, size=options.size)
     trainer = Trainer(dataset, options)
     directory = None if out is None else RunDirectory(out)
     with contextlib.nullcontext() if directory is None else directory.locked():

@@ -1,4 +1,4 @@
-"""Exactness: results that may not change by a single bit, whatever else is in the batch and however many threads work."""
+"""Exactness: results that may not change by a single bit, whatever else is in the batch, however many threads work."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def assert_same_bits(got, expected):
 
 
 def check_any_batch(run, n):
-    """run(part of the batch, a slice) -> arrays that have the batch as first axis: a sample alone = the same in the batch."""
+    """run(slice of the batch) -> arrays with the batch as first axis: a sample alone equals itself in the batch."""
     together = run(slice(None))
     for part in [slice(i, i + 1) for i in range(n)] + [slice(1, n)]:
         assert_same_bits(run(part), [a[part] for a in together])

@@ -53,6 +53,14 @@ def log_ticks(low, high):
     return [f * 10.0**d for d in decades for f in factors if low * (1 - 1e-9) <= f * 10.0**d <= high * (1 + 1e-9)]
 
 
+def step_ticks(first, last):
+    """Three to eight round step numbers in [first, last], first < last: multiples of 1, 2 or 5 times a power of ten."""
+    wanted = (last - first) / 8
+    power = 10 ** math.floor(math.log10(wanted)) if wanted > 1 else 1
+    interval = next(f * power for f in (1, 2, 5, 10) if f * power >= wanted)
+    return range(math.ceil(first / interval) * interval, math.floor(last) + 1, interval)
+
+
 def axis(loss):
     """Limits (low, high) of a logarithmic axis that shows all of loss with a little room."""
     low, high = float(loss.min()), float(loss.max())
@@ -94,9 +102,9 @@ def chart(c, width=1000, height=320):
     lines = "".join(f'<line x1="0" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>' for y in y_ticks)
     labels = "".join(f'<span class="y" style="top:{100 * y / height:.2f}%">{tick:g}</span>'
                      for tick, y in zip(ticks, y_ticks, strict=True))
-    first, last = c.step[0], c.step[-1]
-    labels += "".join(f'<span class="x" style="left:{share}%">{first + (last - first) * share / 100:,.0f}</span>'
-                      for share in (0, 25, 50, 75, 100))
+    first, last = float(c.step[0]), float(c.step[-1])
+    labels += "".join(f'<span class="x" style="left:{100 * (step - first) / (last - first):.2f}%">{step:,}</span>'
+                      for step in step_ticks(first, last))
     ends = (f"{loss:.3g} at step {step:,.0f}" for loss, step in ((c.smooth[0], first), (c.smooth[-1], last)))
     summary = f"Loss over training steps: {', '.join(ends)}; arrow keys read values"
     return f"""<div class="chart" id="chart"><div class="plot" tabindex="0" role="group" aria-label="{summary}">

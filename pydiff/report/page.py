@@ -84,9 +84,12 @@ def _asset(name):
 
 
 def _training(curve):
-    hint = "Point at the curve, or focus it and use the arrow keys, to read values." if len(curve.step) > 1 else ""
-    skipped = f" {number(curve.skipped)} entries without a positive finite loss are left out." if curve.skipped else ""
-    return f'{loss.chart(curve)}<p class="readout" id="loss-readout" aria-live="polite">{hint}{skipped}</p>'
+    if len(curve.step) < 2:
+        return loss.chart(curve)
+    skipped = f" {number(curve.skipped)} steps without a positive finite loss are left out." if curve.skipped else ""
+    return f"""{loss.chart(curve)}
+<p class="readout" id="loss-readout" aria-live="polite">Point at the curve, or focus it and use the arrow keys.</p>
+<p class="note">Thin: the loss over the training steps, on a logarithmic axis. Thick: smoothed.{skipped}</p>"""
 
 
 def _sprites(forward, trace):

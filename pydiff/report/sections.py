@@ -101,7 +101,7 @@ def reverse(trace, sampler):
     for thousandths, k in trace.marks().items():
         ticks += (f'<button class="tick" type="button" style="--at:{k / max(last, 1):.4f}" data-position="{k}" '
                   f'aria-label="after {thousandths} of 1000 steps">{thousandths}</button>')
-        when = f"{thousandths} steps" if trace.total == 1000 else f"{thousandths / 10:g} % of the steps"
+        when = f"{thousandths} steps" if trace.total == 1000 else f"{thousandths / 10:g} %"
         moments += _moment(k, trace.x, f"after {when}")
     scale = "" if trace.total == 1000 else (
         f"This sampler takes {number(trace.total)} steps; the marks stand for the same fractions of its way.")

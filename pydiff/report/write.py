@@ -13,13 +13,13 @@ from pydiff.report.grid import grid, save_png
 from pydiff.report.markup import duration, number
 from pydiff.report.nearest import nearest, spread
 from pydiff.report.page import Page, write_page
-from pydiff.report.pixels import host, visible
+from pydiff.report.pixels import host, shrink, visible
 from pydiff.report.sections import Neighbours
 from pydiff.report.trace import record
 
-TRACE_VALUES = 3_000_000  # of x, x0 and eps each: what keeps the page at a few megabytes
+SLIDER_VALUES = 1_500_000  # of x, x0, eps and the forward process each: what keeps the page at a few megabytes
 SEARCH_VALUES = 500_000_000  # of training pixels compared with the samples: a few seconds
-LARGEST_SIDE = 64  # of pictures with a slider; larger ones are reduced by block means
+SMALL, MEDIUM = 64, 128  # longest sides of pictures on the page; larger ones are reduced by block means
 
 
 def write_report(run, directory=None, n=16, seed=0, sampler="ddpm", steps=None):
@@ -46,19 +46,17 @@ def write_report(run, directory=None, n=16, seed=0, sampler="ddpm", steps=None):
     save_film(directory / "film", [grid(frame) for frame in trace.x])
 
     shown = spread(len(dataset.images), 36)
-    first = _uint8(dataset.images[spread(len(dataset.images), 8)])
-    eps = random.normal(random.key(seed, random.NOISE, np.arange(len(first))), first.shape[1:])
     page = Page(
         name=run.name,
         facts=_facts(run, dataset),
-        training=_uint8(dataset.images[shown]),
+        training=reduced(_uint8(dataset.images[shown]), SMALL),
         captions=None if dataset.labels is None else [dataset.classes[label] for label in dataset.labels[shown]],
-        forward=add_noise(first, eps, schedule.alpha, schedule.sigma, factor=shrinking(first.shape[1:])),
+        forward=_forward(dataset, schedule, seed),
         log=run.log(),
         options=run.options,
         trace=trace,
         sampler=f"{sampler}, {number(steps)} steps, seed {seed}",
-        samples=samples,
+        samples=reduced(visible(samples), MEDIUM),
         neighbours=neighbours(samples, dataset.images),
         commands=_commands(directory, dataset.name, samples.shape),
         prediction=run.process.prediction,
@@ -66,17 +64,33 @@ def write_report(run, directory=None, n=16, seed=0, sampler="ddpm", steps=None):
     return write_page(directory / "report.html", page)
 
 
-def shrinking(shape):
-    """By what factor pictures of shape (H, W, C) are reduced when there are many of them."""
-    return -(-max(shape[:2]) // LARGEST_SIDE) if min(shape[:2]) > LARGEST_SIDE else 1
+def shrinking(shape, largest=SMALL):
+    """By what factor pictures of shape (H, W, C) are reduced so that their sides are at most `largest`.
+
+    1 for pictures with one short side, such as a row of numbers: nothing would be left of it.
+    """
+    return -(-max(shape[:2]) // largest) if min(shape[:2]) > largest else 1
 
 
-def budget(n, shape):
-    """What record keeps of n pictures of shape (H, W, C): {"samples", "keep", "factor"}; steps before pictures."""
+def reduced(images, largest):
+    """(N, H, W, C) uint8 with sides of at most `largest`, see shrinking."""
+    factor = shrinking(images.shape[1:], largest)
+    return images if factor == 1 else np.rint(shrink(images, factor)).astype(np.uint8)
+
+
+def budget(n, shape, keep=100):
+    """What to record of n pictures of shape (H, W, C): {"samples", "keep", "factor"}."""
     factor = shrinking(shape)
-    cells = TRACE_VALUES // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
-    samples = min(n, max(cells // 40, 4))
-    return {"samples": samples, "keep": min(100, max(cells // samples, 20)), "factor": factor}
+    cells = SLIDER_VALUES // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
+    samples = min(n, max(cells // 30, 4))
+    return {"samples": samples, "keep": min(keep, max(cells // samples, 10)), "factor": factor}
+
+
+def _forward(dataset, schedule, seed):
+    kept = budget(8, dataset.images.shape[1:], keep=41)
+    images = _uint8(dataset.images[spread(len(dataset.images), kept["samples"])])
+    eps = random.normal(random.key(seed, random.NOISE, np.arange(len(images))), images.shape[1:])
+    return add_noise(images, eps, schedule.alpha, schedule.sigma, kept["keep"], kept["factor"])
 
 
 def neighbours(samples, images):
@@ -90,7 +104,7 @@ def neighbours(samples, images):
         usual = nearest(training[chosen], training, exclude=chosen)[1]
     share = "All" if len(searched) == len(images) else f"{len(searched):,} of the"
     note = f"{share} {len(images):,} training pictures were searched."
-    return Neighbours(visible(training[index]), searched[index], distance, usual, note)
+    return Neighbours(reduced(visible(training[index]), MEDIUM), searched[index], distance, usual, note)
 
 
 def _uint8(images):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiff.report.loss import POINTS, axis, chart, curve, log_ticks, place, sparkline
+from pydiff.report.loss import POINTS, axis, chart, curve, log_ticks, place, sparkline, step_ticks
 
 
 def log(losses):
@@ -49,6 +49,19 @@ def test_long_logs_are_binned_without_losing_any_entry(n):
     (0.05, 1, [0.05, 0.1, 0.2, 0.5, 1]), (0.03, 0.6, [0.05, 0.1, 0.2, 0.5]), (1e-4, 2, [1e-4, 1e-3, 1e-2, 0.1, 1])])
 def test_ticks_are_round_numbers(low, high, expected):
     assert log_ticks(low, high) == pytest.approx(expected, rel=1e-12)
+
+
+@given(first=st.integers(1, 10**6), length=st.integers(2, 10**6))
+def test_step_ticks_are_few_and_inside(first, length):
+    ticks = list(step_ticks(first, first + length))
+    assert 1 <= len(ticks) <= 9
+    assert all(first <= tick <= first + length for tick in ticks)
+    assert len(ticks) >= 3 or length < 10
+
+
+def test_step_ticks_are_round():
+    assert list(step_ticks(2, 1200)) == [200, 400, 600, 800, 1000, 1200]
+    assert list(step_ticks(1, 7)) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_points_lie_where_the_logarithmic_axis_says():

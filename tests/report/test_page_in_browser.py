@@ -19,6 +19,10 @@ CANVAS = """
 const canvas = document.querySelector(arguments[0]);
 return [canvas.height, canvas.width, ...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];
 """
+OFFSET = """
+const [a, b] = [...arguments].map((selector) => document.querySelector(selector).getBoundingClientRect());
+return a.left + a.width / 2 - b.left;
+"""
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +101,8 @@ def test_dragging_the_slider_changes_the_picture_on_the_screen(opened, shown):
     after = opened.screenshot(panel("x"))
     assert not np.array_equal(before, after)
     # On the screen a pixel is a block of one colour; compare the blocks' centres, away from the rounded edge.
-    height, width = shown.trace.x.shape[2:4]
-    y, x = (((np.arange(n) + 0.5) * size / n).astype(int) for n, size in zip((height, width), after.shape, strict=False))
+    sides = zip(shown.trace.x.shape[2:4], after.shape[:2], strict=True)
+    y, x = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in sides)
     np.testing.assert_array_equal(after[np.ix_(y, x)], shown.trace.x[row, 0])
 
 
@@ -115,8 +119,8 @@ def test_marks_jump_to_the_lectures_moments(opened, shown, moment):
     opened.press(SLIDER, "home")
     opened.click(f"#reverse .tick[data-position='{row}']")
     assert_shows(opened, shown.trace, row, 0)
-    current = "return [...document.querySelectorAll('#reverse .tick[aria-current=true]')].map(tick => tick.innerText)"
-    assert opened.execute(current) == [str(moment)]
+    current = "[...document.querySelectorAll('#reverse .tick[aria-current=true]')].map(tick => tick.innerText)"
+    assert opened.execute(f"return {current}") == [str(moment)]
     opened.press(SLIDER, "home")
     opened.click(f"#reverse .moments [data-position='{row}']")
     assert_shows(opened, shown.trace, row, 0)
@@ -129,8 +133,7 @@ def test_marks_stand_under_the_thumb(opened, shown):
         opened.click(f"#reverse .tick[data-position='{row}']")
         slider = opened.screenshot(SLIDER).astype(int)
         thumb = np.flatnonzero((np.abs(slider - [15, 107, 104]) < 10).all(-1).sum(0) >= 3)
-        tick = opened.execute("const [a, b] = [...arguments].map(s => document.querySelector(s).getBoundingClientRect());"
-                              "return a.left + a.width / 2 - b.left;", f"#reverse .tick[data-position='{row}']", SLIDER)
+        tick = opened.execute(OFFSET, f"#reverse .tick[data-position='{row}']", SLIDER)
         assert abs((thumb[0] + thumb[-1] + 1) / 2 - tick) <= 1.5
 
 
@@ -140,7 +143,8 @@ def test_choosing_a_sample_changes_all_three_panels(opened, shown):
     opened.click("#reverse input[type=radio][value='2']")
     assert_shows(opened, shown.trace, row, 2)
     k = row_of(shown.trace, 700)
-    np.testing.assert_array_equal(pixels(opened, f"#reverse .moments [data-position='{k}'] canvas"), shown.trace.x[k, 2])
+    moment = pixels(opened, f"#reverse .moments [data-position='{k}'] canvas")
+    np.testing.assert_array_equal(moment, shown.trace.x[k, 2])
     opened.press("#reverse input[type=radio][value='2']", "right")
     assert_shows(opened, shown.trace, row, 3)
 
@@ -172,16 +176,15 @@ def test_forward_slider_mixes_picture_and_noise(opened, shown):
         opened.press("#forward input[type=range]", key)
         for show, expected in (("x", process.x[k, 3]), ("x0", process.x0[3]), ("eps", process.eps[3])):
             np.testing.assert_array_equal(pixels(opened, f"#forward .equation canvas[data-show={show}]"), expected)
-        outputs = opened.execute(
-            "return [...document.querySelectorAll('#forward output')].map(output => [output.name, Number(output.value)])")
+        outputs = "[...document.querySelectorAll('#forward output')].map(output => [output.name, Number(output.value)])"
         alpha, sigma = process.alpha[k], process.sigma[k]
         expected = {"alpha": alpha, "sigma": sigma, "t": process.t[k], "share": alpha**2}
-        assert dict(outputs) == pytest.approx(expected, abs=0.0051)
+        assert dict(opened.execute(f"return {outputs}")) == pytest.approx(expected, abs=0.0051)
     opened.click("#forward .strip .chosen:first-child")
     np.testing.assert_array_equal(pixels(opened, "#forward .equation canvas[data-show=x]"), process.x[0, 3])
 
 
-def test_the_loss_curve_tells_values(opened, shown):
+def test_the_loss_curve_tells_values(opened):
     read = "return document.querySelector('#loss-readout').innerText"
     opened.press("#chart .plot", "home")
     assert opened.execute(read) == "Step 1: loss 1.00, smoothed 1.00"

@@ -1,0 +1,92 @@
+"""Contenders in processes of their own, for whole models: each one's peak memory is then its own, and no library's
+threads or allocator can meet another's. They take turns as in timing.py; all but one wait."""
+
+import contextlib
+import multiprocessing
+import resource
+import traceback
+from pathlib import Path
+
+from benchmarks.contenders import set_threads
+from benchmarks.timing import repeat, settle
+
+
+class Worker:
+    """A process that holds one contender and does what it is told. ask(method, ..) calls a method of the contender."""
+
+    def __init__(self, factory, arguments, threads):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, factory, arguments, threads), daemon=True)
+        self.process.start()
+        other.close()
+
+    def ask(self, method, *arguments):
+        """The method's result. RuntimeError, with the other process's traceback, if it failed or died."""
+        self.pipe.send((method, arguments))
+        try:
+            ok, result = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise RuntimeError(f"a contender's process ended with status {self.process.exitcode} in {method}") from None
+        if not ok:
+            raise RuntimeError(f"a contender failed in {method}:\n{result}")
+        return result
+
+    def repetition(self, _turn):
+        """The Repetition of one call of the contender's step()."""
+        return self.ask("repetition")
+
+    def close(self):
+        """Ends the process."""
+        self.pipe.close()
+        self.process.join(timeout=10)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+@contextlib.contextmanager
+def workers(factories, threads):
+    """{name: Worker} for {name: (factory, arguments)}; their processes end with the block."""
+    running = {}
+    try:
+        for name, (factory, arguments) in factories.items():
+            running[name] = Worker(factory, arguments, threads)
+        yield running
+    finally:
+        for worker in running.values():
+            worker.close()
+
+
+def _serve(pipe, factory, arguments, threads):
+    """The other process: makes the contender, then answers until the pipe is closed."""
+    contender = None
+    while True:
+        try:
+            method, values = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if contender is None:
+                set_threads(threads)
+                contender = factory(*arguments)
+            if method == "repetition":
+                settle()
+                result = repeat(lambda _: contender.step(), 1)
+            elif method == "peak_memory":
+                result = peak_memory()
+            else:
+                result = getattr(contender, method)(*values)
+            pipe.send((True, result))
+        except Exception:
+            pipe.send((False, traceback.format_exc()))
+
+
+def peak_memory():
+    """MB of memory this process has held at most (resident set). Linux counts it anew after a process is started;
+    getrusage, elsewhere, may include what the parent had used."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -1,0 +1,115 @@
+"""Drawing 16 pictures with DDIM, pydiff against torch with diffusers' UNet2DModel and DDIMScheduler, same weights.
+
+First, three steps from the same noise have to lead to the same pictures. Then single steps are timed (one call of the
+network and the update of the picture), everyone in a process of its own, in turns; a drawing takes as many steps as
+--steps says, all alike.
+"""
+
+import itertools
+import sys
+
+import numpy as np
+
+from benchmarks import whole
+from benchmarks.workloads import WORKLOADS, torch_unet
+from pydiff.diffusion import Process, ddim, initial_noise, path, schedule
+from pydiff.models import UNet2D
+from pydiff.tensor import no_grad
+
+BATCH, CHECKED = 16, 3
+LIMIT = 1e-3  # of the difference of two pictures, relative to the largest value
+
+
+class Pydiff:
+    """pydiff's sampler."""
+
+    def __init__(self, workload, batch, steps):
+        self.workload, self.batch = WORKLOADS[workload], batch
+        self.model = UNet2D(**self.workload.config)
+        self.predict = no_grad()(lambda x, t: self.model(x, t).data)
+        self.process = Process(schedule("linear"))
+        self.path = path(self.process.schedule, steps)
+        self.states = iter(())
+
+    def weights(self):
+        """{name: array in PyTorch's layout}"""
+        return self.model.state_dict()
+
+    def walk(self):
+        """The states of one drawing."""
+        x = initial_noise(self.workload.pictures(1).shape[1:], 0, np.arange(self.batch))
+        return ddim(self.predict, x, self.process, self.path)
+
+    def pictures(self):
+        """The pictures after the first steps."""
+        return [state.x for state in itertools.islice(self.walk(), CHECKED)][-1]
+
+    def step(self):
+        """One step; after the last one a new drawing begins."""
+        if next(self.states, None) is None:
+            self.states = self.walk()
+            next(self.states)
+
+
+class Torch:
+    """torch, diffusers' U-Net and its DDIMScheduler."""
+
+    def __init__(self, workload, batch, steps, channels_last, compiled):
+        import torch
+        from diffusers import DDIMScheduler
+
+        self.torch, self.workload, self.batch, self.steps = torch, WORKLOADS[workload], batch, steps
+        self.channels_last, self.compiled = channels_last, compiled
+        # The defaults are pydiff's "linear" schedule with clipping to [-1, 1].
+        self.scheduler = DDIMScheduler(timestep_spacing="trailing")
+        self.states = iter(())
+
+    def load(self, weights):
+        """Builds the model."""
+        self.model = torch_unet(self.workload, weights, self.channels_last).eval()
+        if self.compiled:
+            self.model = self.torch.compile(self.model)
+
+    def walk(self):
+        """The pictures after every step of one drawing."""
+        x = initial_noise(self.workload.pictures(1).shape[1:], 0, np.arange(self.batch))
+        x = self.torch.from_numpy(x).permute(0, 3, 1, 2)
+        x = x if self.channels_last else x.contiguous()
+        self.scheduler.set_timesteps(self.steps)
+        for t in self.scheduler.timesteps:
+            with self.torch.no_grad():
+                f = self.model(x, t).sample
+                x = self.scheduler.step(f, t, x, use_clipped_model_output=True).prev_sample
+            yield x
+
+    def pictures(self):
+        """The pictures after the first steps."""
+        return list(itertools.islice(self.walk(), CHECKED))[-1].permute(0, 2, 3, 1).numpy().copy()
+
+    def step(self):
+        """One step; after the last one a new drawing begins."""
+        if next(self.states, None) is None:
+            self.states = self.walk()
+            next(self.states)
+
+
+def disagreement(ours, theirs):
+    """Largest difference relative to the largest value; NaN for a NaN."""
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def measure(options, batch):
+    """The section of the report about one workload."""
+    batch = min(batch, BATCH)
+    factories = whole.contenders(options, Pydiff, Torch, batch, options.steps)
+    title = whole.Title(f"DDIM, {options.steps} steps", whole.words(options.workload, batch), batch, options.steps)
+    return whole.compete(title, factories, options, ask="pictures", difference=disagreement, limit=LIMIT)
+
+
+def main(arguments=None):
+    """Returns the exit status."""
+    return whole.main(measure, __doc__, arguments, steps=50)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""A whole training step, pydiff against torch with diffusers' UNet2DModel of the same configuration and weights.
+
+First, loss and gradient of one batch have to agree. Then whole steps are timed: draw t, add noise, forward, mean
+squared error, backward, clipping of the gradient's norm, AdamW, average of the weights. Everyone in a process of its
+own, in turns.
+"""
+
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+
+from benchmarks import whole
+from benchmarks.workloads import WORKLOADS, torch_unet
+from pydiff import nn, ops, optim, random
+from pydiff.diffusion import Process, schedule
+from pydiff.models import UNet2D
+from pydiff.tensor import Function
+
+LR, EMA, CLIP, WEIGHT_DECAY = 1e-4, 0.999, 1.0, 0.01
+LIMIT = 1e-3  # of the difference of two gradients, relative to their norm
+
+
+class Pydiff:
+    """pydiff's training step."""
+
+    def __init__(self, workload, batch):
+        self.workload = WORKLOADS[workload]
+        self.model = UNet2D(**self.workload.config)
+        self.process = Process(schedule("linear"))
+        self.optimizer = optim.AdamW(self.model, weight_decay=WEIGHT_DECAY)
+        self.x0, self.sample, self.done = self.workload.pictures(batch), np.arange(batch), 0
+
+    def weights(self):
+        """{name: array in PyTorch's layout}"""
+        return self.model.state_dict()
+
+    def draw(self, step):
+        """t and the noise's key."""
+        t = random.integers(random.key(0, random.TIMESTEP, self.sample, step), self.process.schedule.T)
+        return t, random.key(0, random.NOISE, self.sample, step)
+
+    def loss_and_gradient(self):
+        """The loss of step 1 and {parameter: gradient in PyTorch's layout}."""
+        self.optimizer.zero_grad()
+        loss = self.process.loss(self.model, self.x0, *self.draw(1))
+        loss.backward()
+        return loss.item(), {name: in_file_order(p) for name, p in self.model.named_parameters()}
+
+    def step(self):
+        """One training step."""
+        self.done += 1
+        self.optimizer.zero_grad()
+        self.process.loss(self.model, self.x0, *self.draw(self.done)).backward()
+        self.optimizer.step(self.done, LR, EMA, CLIP)
+
+    def profile(self, steps):
+        """{what: share of the time}, over some steps: every Function's forward and backward, and the optimiser."""
+        seconds = Counter()
+        undo = [watch(cls, name, seconds) for cls in functions(Function) for name in ("forward", "backward")]
+        undo.append(watch(optim.AdamW, "step", seconds))
+        start = time.perf_counter()
+        try:
+            for _ in range(steps):
+                self.step()
+        finally:
+            for restore in undo:
+                restore()
+        total = time.perf_counter() - start
+        seconds["everything else"] = total - sum(seconds.values())
+        return {name: value / total for name, value in seconds.most_common()}
+
+
+def in_file_order(p: nn.Parameter):
+    """A parameter's gradient, axes as in PyTorch."""
+    grad = np.zeros(p.shape, np.float32) if p.grad is None else p.grad
+    return grad.transpose(p.file_axes or range(grad.ndim)).copy()
+
+
+def functions(cls):
+    """All Functions that were defined."""
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from functions(sub)
+
+
+def watch(cls, name, seconds):
+    """Wraps a method so that its time is added to `seconds`; returns what takes the wrapping off again."""
+    original = cls.__dict__.get(name)
+    if original is None:
+        return lambda: None
+
+    def timed(self, *args, **options):
+        start = time.perf_counter()
+        try:
+            return original(self, *args, **options)
+        finally:
+            seconds[label(self, name)] += time.perf_counter() - start
+
+    setattr(cls, name, timed)
+    return lambda: setattr(cls, name, original)
+
+
+def label(function, method):
+    """A line of the profile; linear layers are convolutions with 1x1 filters, and get a line of their own."""
+    kind = type(function).__name__
+    if kind == "Conv2d":
+        kind = "Linear and 1x1" if function.saved[1].shape[:2] == (1, 1) else "Conv2d"
+    return f"{kind} {method}"
+
+
+class Torch:
+    """The same step by torch and diffusers, with torch's fused AdamW and foreach average."""
+
+    def __init__(self, workload, batch, channels_last, compiled):
+        import torch
+
+        self.torch, self.workload, self.batch = torch, WORKLOADS[workload], batch
+        self.channels_last, self.compiled = channels_last, compiled
+        x0 = torch.from_numpy(self.workload.pictures(batch)).permute(0, 3, 1, 2)
+        self.x0 = x0 if channels_last else x0.contiguous()
+        levels = schedule("linear")
+        self.alpha, self.sigma = (torch.from_numpy(a.astype(np.float32)) for a in (levels.alpha, levels.sigma))
+
+    def load(self, weights):
+        """Builds model and optimiser."""
+        self.model = torch_unet(self.workload, weights, self.channels_last)
+        self.names, self.parameters = zip(*self.model.named_parameters(), strict=True)
+        self.optimizer = self.torch.optim.AdamW(self.parameters, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
+        self.average = [p.detach().clone() for p in self.parameters]
+        if self.compiled:
+            self.model = self.torch.compile(self.model)
+
+    def loss(self, t, eps):
+        """Mean squared error of the predicted noise."""
+        alpha, sigma = (a[t].reshape(-1, 1, 1, 1) for a in (self.alpha, self.sigma))
+        predicted = self.model(alpha * self.x0 + sigma * eps, t).sample
+        return self.torch.nn.functional.mse_loss(predicted, eps)
+
+    def loss_and_gradient(self):
+        """The same as Pydiff's, with the same t and noise."""
+        sample = np.arange(self.batch)
+        t = random.integers(random.key(0, random.TIMESTEP, sample, 1), len(self.alpha))
+        eps = random.normal(random.key(0, random.NOISE, sample, 1), self.workload.pictures(1).shape[1:])
+        self.optimizer.zero_grad()
+        loss = self.loss(self.torch.from_numpy(t), self.torch.from_numpy(eps).permute(0, 3, 1, 2))
+        loss.backward()
+        return loss.item(), {n: p.grad.numpy().copy() for n, p in zip(self.names, self.parameters, strict=True)}
+
+    def step(self):
+        """One training step."""
+        torch = self.torch
+        t = torch.randint(len(self.alpha), (self.batch,))
+        self.optimizer.zero_grad()
+        self.loss(t, torch.randn_like(self.x0)).backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - EMA)
+
+
+def disagreement(ours, theirs):
+    """Of two (loss, gradients): the norm of the difference of all gradients relative to their norm, or that of the
+    losses if larger; NaN for a NaN or for different parameters."""
+    (loss, gradients), (other_loss, others) = ours, theirs
+    if gradients.keys() != others.keys():
+        return float("nan")
+    flat = [np.concatenate([g[name].ravel() for name in gradients]).astype(np.float64) for g in (gradients, others)]
+    off = np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
+    return float(np.max([off, abs(loss - other_loss) / abs(other_loss)]))
+
+
+def measure(options, batch):
+    """The section of the report about one workload."""
+    factories = whole.contenders(options, Pydiff, Torch, batch)
+    title = whole.Title("training step", whole.words(options.workload, batch), batch)
+    return whole.compete(
+        title, factories, options, ask="loss_and_gradient", difference=disagreement, limit=LIMIT, profile=3
+    )
+
+
+def main(arguments=None):
+    """Returns the exit status."""
+    return whole.main(measure, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

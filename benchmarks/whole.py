@@ -1,0 +1,142 @@
+"""What training.py and sampling.py share: who competes, agreement first, then times, memory and a table."""
+
+import argparse
+from typing import NamedTuple
+
+from benchmarks import harness
+from benchmarks.contenders import OURS, PEER, peer
+from benchmarks.machine import ceilings, describe
+from benchmarks.processes import workers
+from benchmarks.timing import alternate
+from benchmarks.workloads import WORKLOADS
+from pydiff import backend
+
+PYDIFF = "pydiff"
+QUICK_BATCH = 2
+
+
+class Title(NamedTuple):
+    """What is measured: a name, the pictures in words and their number; `repeats` timed steps make one whole."""
+
+    op: str
+    shape: str
+    pictures: int
+    repeats: int = 1
+
+
+def words(workload, batch):
+    """The workload in words."""
+    w = WORKLOADS[workload]
+    return f"{workload}: {batch} x {w.size}x{w.size}x{w.channels}"
+
+
+def contenders(options, ours, torchs, batch, *more):
+    """{name: (factory, arguments)}. ours(workload, batch, *more); torchs(workload, batch, *more, channels_last, compiled)."""
+    arguments = (options.workload, batch, *more)
+    found = {PYDIFF: (ours, arguments)}
+    if options.peers == "torch":
+        found["torch"] = torchs, (*arguments, False, False)
+        found["torch channels_last"] = torchs, (*arguments, True, False)
+        if options.compile:
+            found["torch compile"] = torchs, (*arguments, False, True)
+    return found
+
+
+def compete(title, factories, options, ask, difference, limit, profile=0):
+    """Rows, agreement and profile of one workload, as a part of the report.
+
+    ask: the method whose results have to agree, by difference(ours, theirs) <= limit.
+    """
+    print(f"\n{title.op}   {title.shape}", flush=True)
+    with workers(factories, options.threads) as running:
+        weights = running[PYDIFF].ask("weights")
+        for name, worker in running.items():
+            if name != PYDIFF:
+                worker.ask("load", weights)
+        results = {name: worker.ask(ask) for name, worker in running.items()}
+        agreement = {name: difference(results[PYDIFF], r) for name, r in results.items() if name != PYDIFF}
+        del weights, results
+        wrong = [name for name, off in agreement.items() if not off <= limit]
+        for name, off in agreement.items():
+            verdict = "agrees" if name not in wrong else f"DOES NOT AGREE (allowed {limit:.0e}), not timed"
+            print(f"  {name:<20}{verdict}: differs from pydiff by {off:.1e}", flush=True)
+        timed = {name: worker for name, worker in running.items() if name not in wrong}
+        for worker in timed.values():
+            for _ in range(2):
+                worker.ask("step")
+        timings = alternate({name: w.repetition for name, w in timed.items()}, options.rounds, options.seconds)
+        rows = [row_of(title, name, timings[name], worker.ask("peak_memory")) for name, worker in timed.items()]
+        shares = running[PYDIFF].ask("profile", profile) if profile else {}
+    for row in rows:
+        print(line_of(row))
+    if harness.ratio(rows) is not None:
+        print(f"  best peer / ours    {harness.ratio(rows):9.2f}")
+    for name, share in shares.items():
+        print(f"    {name:<30}{share:6.1%}") if share >= 0.005 else None
+    value = harness.ratio(rows)
+    return {
+        "rows": rows,
+        "ratio": {} if value is None else {f"{title.op} {title.shape}": value},
+        "agreement": {name: off if off == off else None for name, off in agreement.items()},
+        "profile": shares,
+        "wrong": [f"{title.op} {title.shape}: {name}" for name in wrong],
+    }
+
+
+def row_of(title, name, timing, memory):
+    """A row of the report; times are of a step."""
+    return {
+        "op": title.op,
+        "shape": title.shape,
+        "name": name,
+        "kind": OURS if name == PYDIFF else PEER,
+        "wrong": False,
+        "median_ms": timing.median * 1e3,
+        "min_ms": timing.minimum * 1e3,
+        "total_s": timing.median * title.repeats,
+        "images_s": title.pictures / (timing.median * title.repeats),
+        "peak_mb": memory,
+        "kept": timing.kept,
+        "discarded": timing.discarded,
+        "quiet": timing.quiet,
+    }
+
+
+def line_of(row):
+    """A row as text."""
+    return (
+        f"  {row['name']:<20}{row['median_ms']:9.1f} ms a step (min {row['min_ms']:.1f})  {row['total_s']:7.2f} s in all"
+        f"  {row['images_s']:8.1f} images/s  {row['peak_mb']:6.0f} MB at most  {row['kept']} of "
+        f"{row['kept'] + row['discarded']} kept{'' if row['quiet'] else '  disturbed'}"
+    )
+
+
+def main(measure, description, arguments=None, steps=None):
+    """The command line of both scripts. Returns the exit status: 1 if results did not agree."""
+    p = harness.parser(description)
+    p.add_argument("--workload", choices=WORKLOADS, default="digits8", help="which U-Net (default: digits8)")
+    p.add_argument("--peers", choices=("torch", "none"), default="torch", help="whom to compare with (default: torch)")
+    p.add_argument("--compile", action="store_true", help="torch.compile too; compiling takes minutes")
+    p.add_argument("--rounds", type=int, default=15, help="undisturbed repetitions wanted (default: 15)")
+    p.add_argument(
+        "--seconds", type=float, default=300.0, help="stop after this time with what there is (default: 300)"
+    )
+    if steps:
+        p.add_argument("--steps", type=int, default=steps, help=f"steps of the sampler (default: {steps})")
+    options = p.parse_args(arguments)
+    if options.threads < 1:
+        p.error(f"--threads must be at least 1, got {options.threads}")
+    missing = [name for name in ("torch", "diffusers") if options.peers == "torch" and not peer(name)]
+    if missing:
+        p.error(
+            f"--peers torch needs {' and '.join(missing)}; install it (pip install 'pydiff[peers]') or say --peers none"
+        )
+    batch = WORKLOADS[options.workload].batch
+    if options.quick:
+        options.rounds, options.seconds, batch = 3, 1.0, QUICK_BATCH
+    report = {"machine": describe(options.threads), "ceilings": ceilings(options.threads, options.quick)}
+    print(harness.heading(report))
+    if backend.cpu is None:
+        print(f"pydiff runs its array path here: the compiled kernels are {backend.cpu_reason}")
+    report |= measure(options, batch)
+    return harness.finish(report, options.json)

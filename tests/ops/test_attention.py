@@ -1,0 +1,207 @@
+"""Attention: array path against the equation, gradient against its slope, kernels against the array path, torch."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pydiff import backend, ops
+from pydiff.reference.attention import attention as reference
+from pydiff.tensor import Tensor
+from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
+from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
+from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
+
+
+@st.composite
+def cases(draw, tokens=small, width=small):
+    """[q, k, v] in any memory order, self or cross attention, and options."""
+    rng = np.random.default_rng(draw(seeds))
+    heads = draw(small)
+    n, tq, tk, c = draw(st.integers(1, 3)), draw(tokens), draw(tokens), heads * draw(width)
+    arrays = [draw(strided(rng, (n, t, c))) for t in (tq, tk, tk)]
+    return rng, arrays, {"heads": heads, "scale": draw(st.sampled_from([None, 0.3, 1.7, -1.0, 0.0]))}
+
+
+@given(cases())
+def test_array_path_matches_the_equation(case):
+    _, arrays, options = case
+    assert_close(ops.attention(*map(Tensor, arrays), **options).data, reference(*arrays, **options), rtol=1e-12)
+
+
+@given(cases())
+def test_gradient_matches_the_slope_of_the_reference(case):
+    rng, arrays, options = case
+    check_gradient(lambda *a: ops.attention(*a, **options), lambda *a: reference(*a, **options), arrays, rng)
+
+
+@pytest.mark.usefixtures("simd")
+@given(case=cases(sizes, sizes))
+def test_kernel_is_as_exact_as_plain_float32(case):
+    rng, arrays, options = case
+    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng)
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize(("tq", "tk", "heads", "d"), [(99, 67, 2, 9), (1, 300, 3, 8), (257, 1, 1, 40), (65, 99, 1, 67)])
+def test_kernel_where_blocks_end(tq, tk, heads, d):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((2, t, heads * d)) for t in (tq, tk, tk)]
+    # A single key has weight 1, and dp - delta is the difference of two equal sums of d terms that the kernel rounds
+    # differently; the array path has the same sum twice.
+    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, floor=2e-6 if tk > 1 else 1e-5)
+
+
+# ---- large logits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("size", [10.0, 100.0])
+def test_kernel_with_large_logits(size):
+    """Logits in the hundreds and ten thousands: exp of them overflows, exp of their differences does not."""
+    rng = np.random.default_rng(0)
+    arrays = [f * rng.standard_normal((2, t, 24)) for f, t in ((size, 33), (size, 17), (1, 17))]
+    # The weights are exp(s - lse), so a rounding of the largest logit s is a relative error of theirs. The array path
+    # keeps the weights instead, which here are exact zeros and ones.
+    q, k = (np.stack(np.split(a, 3, axis=-1)) for a in arrays[:2])
+    logits = 8**-0.5 * q @ k.swapaxes(-1, -2)
+    check_kernel(lambda *a: ops.attention(*a, heads=3), arrays, rng, floor=4 * 2.0**-23 * np.abs(logits).max())
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_kernel_picks_the_nearest_key_when_logits_are_huge(sign):
+    """q = sign k with logits up to 1e30: every query attends to one key alone, and no gradient is lost to infinity."""
+    rng = np.random.default_rng(0)
+    k = np.full((1, 4, 8), 1e14, np.float32) * np.arange(1, 5, dtype=np.float32)[None, :, None]
+    q, v = (sign * k).astype(np.float32), rng.standard_normal((1, 4, 8)).astype(np.float32)
+    out, *grads = gradients(lambda *a: ops.attention(*a, heads=2), [q, k, v], np.ones((1, 4, 8)))
+    assert_close(out, np.broadcast_to(v[:, 3 if sign > 0 else 0], out.shape), rtol=1e-6)
+    assert all(np.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_logits_give_the_mean(dtype):
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal((2, 7, 6)).astype(dtype)
+    q, k = np.zeros((2, 3, 6), dtype), rng.standard_normal((2, 7, 6)).astype(dtype)
+    out = ops.attention(q, k, v, heads=2).data
+    assert_close(out, np.broadcast_to(v.mean(axis=1, keepdims=True), out.shape), rtol=1e-6)
+
+
+# ---- layouts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_packed_views_give_the_bits_of_separate_arrays(dtype):
+    """q, k and v side by side in one projection (N, T, 3C): read where they are, and the gradient is put back there."""
+    rng = np.random.default_rng(0)
+    packed = rng.standard_normal((2, 9, 3 * 8)).astype(dtype)
+    dout = rng.standard_normal((2, 9, 8))
+    parts = np.split(packed, 3, axis=-1)
+    out, *expected = gradients(lambda *a: ops.attention(*a, heads=2), [np.ascontiguousarray(p) for p in parts], dout)
+    got, gradient = gradients(lambda x: ops.attention(x[..., :8], x[..., 8:16], x[..., 16:], heads=2), [packed], dout)
+    assert_same_bits([got, gradient], [out, np.concatenate(expected, axis=-1)])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_context_for_the_whole_batch(dtype):
+    """Cross attention to a context with a batch stride of zero."""
+    rng = np.random.default_rng(0)
+    q, context = rng.standard_normal((3, 5, 8)).astype(dtype), rng.standard_normal((1, 7, 8)).astype(dtype)
+    k = np.broadcast_to(context, (3, 7, 8))
+    got = ops.attention(q, k, k, heads=2).data
+    assert_close(got, reference(q, k, k, heads=2), rtol=1e-6 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "tq"), [(0, 3), (2, 0)])
+def test_no_samples_and_no_queries(n, tq, dtype):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((n, t, 4)).astype(dtype) for t in (tq, 5, 5)]
+    out, *grads = gradients(lambda *a: ops.attention(*a, heads=2), arrays, np.ones((n, tq, 4)))
+    assert out.shape == (n, tq, 4)
+    for gradient, argument in zip(grads, arrays, strict=True):
+        assert_close(gradient, np.zeros(argument.shape), rtol=0)
+
+
+# ---- exactness -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("simd")
+def test_same_bits_for_any_batch_and_any_thread_count():
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((5, t, 24)).astype(np.float32) for t in (41, 37, 37)]
+    dout = rng.standard_normal((5, 41, 24))
+    check_any_batch(
+        lambda part: gradients(lambda *a: ops.attention(*a, heads=3), [a[part] for a in arrays], dout[part]), 5
+    )
+    check_any_thread_count(lambda: gradients(lambda *a: ops.attention(*a, heads=3), arrays, dout))
+
+
+@pytest.mark.usefixtures("simd")
+def test_nan_stays_in_its_own_query():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 9, 8)).astype(np.float32) for _ in range(3))
+    q[1, 4] = np.nan
+    out = ops.attention(q, k, v, heads=2).data
+    bad = np.isnan(out).all(axis=-1)
+    assert bad[1, 4]
+    assert bad.sum() == 1
+    assert np.isfinite(out).sum() == out.size - 8
+
+
+@pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in this install")
+def test_a_float64_gradient_of_a_float32_result():
+    """A loss computed in float64 sends float64 gradients back; they are rounded, not refused."""
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((1, 3, 4)).astype(np.float32)
+    weights = rng.standard_normal((1, 3, 4))
+    tensor = Tensor(q, requires_grad=True)
+    (ops.attention(tensor, q, q, heads=2) * weights).sum().backward()
+    with array_path():
+        expected = gradients(lambda x: ops.attention(x, q, q, heads=2), [q], weights)[1]
+    assert tensor.grad.dtype == np.float32
+    assert_close(tensor.grad, expected, rtol=1e-5)
+
+
+# ---- torch ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tq", "tk", "heads", "scale"), [(5, 5, 2, None), (3, 9, 4, 0.2), (7, 1, 1, None)])
+def test_output_and_gradients_equal_torch(tq, tk, heads, scale):
+    torch = pytest.importorskip("torch", reason="comparison with torch: not installed")
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((2, t, 8)) for t in (tq, tk, tk)]
+    tensors = [torch.from_numpy(a).requires_grad_() for a in arrays]
+    split = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in tensors)
+    theirs = torch.nn.functional.scaled_dot_product_attention(*split, scale=scale).transpose(1, 2).flatten(2)
+    dout = rng.standard_normal(tuple(theirs.shape))
+    theirs.backward(torch.from_numpy(dout))
+    out, *grads = gradients(lambda *a: ops.attention(*a, heads, scale), arrays, dout)
+    assert_close(out, theirs.detach().numpy(), rtol=1e-9)
+    for got, expected in zip(grads, tensors, strict=True):
+        assert_close(got, expected.grad.numpy(), rtol=1e-7, atol=1e-12)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v", "heads", "message"),
+    [
+        ((3, 4), (3, 4), (3, 4), 2, r"needs q \(N, Tq, C\) and k, v \(N, Tk, C\), got \(3, 4\)"),
+        ((1, 3, 4), (1, 3, 4), (1, 2, 4), 2, r"got \(1, 3, 4\), \(1, 3, 4\) and \(1, 2, 4\)"),
+        ((1, 3, 4), (2, 3, 4), (2, 3, 4), 2, "attention needs q"),
+        ((1, 3, 4), (1, 3, 6), (1, 3, 6), 2, "attention needs q"),
+        ((1, 3, 4), (3, 4), (3, 4), 2, "attention needs q"),
+        ((1, 3, 4), (1, 3, 4), (1, 3, 4), 3, "cannot cut 4 channels into 3 equal heads"),
+        ((1, 3, 4), (1, 3, 4), (1, 3, 4), 0, "into 0 equal heads"),
+        ((1, 3, 4), (1, 3, 4), (1, 3, 4), -2, "into -2 equal heads"),
+        ((1, 3, 0), (1, 3, 0), (1, 3, 0), 1, "cannot cut 0 channels"),
+        ((1, 3, 4), (1, 0, 4), (1, 0, 4), 2, "at least one key"),
+    ],
+)
+def test_bad_arguments(q, k, v, heads, message):
+    with pytest.raises(ValueError, match=message):
+        ops.attention(Tensor(np.zeros(q)), np.zeros(k), np.zeros(v), heads)

@@ -1,0 +1,170 @@
+"""One reverse step: array path against the equation, gradients of both outputs, kernels, and what must stay exact."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pydiff import ops, random
+from pydiff.ops import DenoiseStep
+from pydiff.reference.denoise import denoise as reference
+from pydiff.tensor import Tensor
+from tests.bits import check_any_batch, check_any_thread_count
+from tests.compare import assert_close, check_gradient, check_kernel, gradients
+from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
+
+coefficient = st.sampled_from([0.0, 1.0, -0.7, 0.31, 2.5])
+
+
+@st.composite
+def cases(draw, extent=small):
+    """x, f and everything else a step can have, with or without history, noise, guidance and clipping."""
+    rng = np.random.default_rng(draw(seeds))
+    n = draw(st.integers(1, 3))
+    shape = (n, *draw(st.lists(extent, min_size=1, max_size=2)))
+    past = draw(st.integers(0, 3))
+    x, f, f_uncond, *history = (draw(strided(rng, shape)) for _ in range(3 + past))
+    guided, noisy = draw(st.booleans()), draw(st.booleans())
+    low, high = draw(st.sampled_from([(-math.inf, math.inf), (-1.0, 1.0), (0.1, 0.1), (-math.inf, 0.0)]))
+    step = DenoiseStep(
+        *(draw(coefficient) for _ in range(5)),
+        s=draw(st.sampled_from([1.0, -0.3])) if noisy else 0.0,
+        c=tuple(draw(coefficient) for _ in range(past)),
+        low=low,
+        high=high,
+        guidance=draw(st.sampled_from([1.0, 0.0, 4.0])) if guided else 1.0,
+    )
+    guided_f = f_uncond + step.guidance * (f - f_uncond) if guided else f
+    # The derivative jumps where x0_hat meets a bound: there a slope means nothing, and rounding decides.
+    unclipped = step.u * x + step.v * guided_f
+    assume(min(np.abs(unclipped - bound).min() for bound in (low, high)) > 1e-3)
+    key = random.key(draw(seeds), random.SAMPLE, rng.integers(2**32, size=n), rng.integers(2**32, size=n))
+    return rng, x, f, step, history, key if noisy else None, f_uncond if guided else None
+
+
+def op(step, history, noise, f_uncond):
+    """ops.denoise as a function of x and f alone, with the constants in x's precision."""
+
+    def run(x, f):
+        past = [h.astype(x.dtype) for h in history]
+        return ops.denoise(x, f, step, past, noise, None if f_uncond is None else f_uncond.astype(x.dtype))
+
+    return run
+
+
+def expected(x, f, step, history, noise, f_uncond):
+    coefficients = {name: getattr(step, name) for name in ("u", "v", "low", "high", "a", "b", "d", "s", "c")}
+    z = None if noise is None else random.normal(noise, x.shape[1:], np.float64)
+    return reference(x, f, **coefficients, history=history, z=z, f_uncond=f_uncond, guidance=step.guidance)
+
+
+@given(cases())
+def test_array_path_matches_the_equation(case):
+    _, x, f, *constants = case
+    for got, e in zip(op(*constants)(Tensor(x), Tensor(f)), expected(x, f, *constants), strict=True):
+        assert_close(got.data, e, rtol=1e-12, atol=1e-12)
+
+
+@given(cases())
+def test_gradient_matches_the_slope_of_the_reference(case):
+    """Of x_next, of x0_hat, and of both together."""
+    rng, x, f, *constants = case
+    for weights in ((1, 0), (0, 1), (1, -2)):
+        check_gradient(
+            lambda x, f, w=weights: sum(w[i] * o for i, o in enumerate(op(*constants)(x, f)) if w[i]),
+            lambda x, f, w=weights: sum(w[i] * o for i, o in enumerate(expected(x, f, *constants))),
+            [x, f],
+            rng,
+        )
+
+
+@pytest.mark.usefixtures("simd")
+@given(case=cases(sizes), output=st.integers(0, 1))
+def test_kernel_is_as_exact_as_plain_float32(case, output):
+    rng, x, f, *constants = case
+    check_kernel(lambda x, f: op(*constants)(x, f)[output], [x, f], rng, floor=1e-5)
+
+
+@pytest.mark.usefixtures("simd")
+def test_kernel_crosses_its_tiles_without_a_seam():
+    rng = np.random.default_rng(0)
+    x, f, history = rng.standard_normal((3, 2, 9001))
+    step = DenoiseStep(u=1.1, v=-0.5, a=0.9, b=0.2, d=0.1, s=0.4, c=(0.3,))
+    key = random.key(5, random.SAMPLE, [3, 4], 7)
+    check_kernel(lambda x, f: op(step, [history], key, None)(x, f)[0], [x, f], rng, floor=1e-5)
+
+
+@pytest.mark.usefixtures("simd")
+def test_same_bits_for_any_batch_and_any_thread_count():
+    rng = np.random.default_rng(0)
+    x, f, f_uncond, h = rng.standard_normal((4, 5, 31, 37, 3)).astype(np.float32)
+    step = DenoiseStep(u=1.1, v=-0.5, a=0.9, b=0.2, d=0.1, s=0.4, c=(0.3,), low=-1.0, high=1.0, guidance=3.0)
+
+    def run(part):
+        tensors = [Tensor(a[part], requires_grad=True) for a in (x, f)]
+        key = random.key(5, random.SAMPLE, np.array([9, 1, 2**31, 4, 4])[part], 7)
+        x_next, x0_hat = ops.denoise(*tensors, step, [h[part]], key, f_uncond[part])
+        (x_next + x0_hat).backward(f[part])
+        return [x_next.data, x0_hat.data, *(t.grad for t in tensors)]
+
+    check_any_batch(run, 5)
+    check_any_thread_count(lambda: run(slice(None)))
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("index", [0, 3, 16, 36])
+def test_clipping_does_not_hide_nan(index):
+    x, f = np.zeros((1, 37), np.float32), np.zeros((1, 37), np.float32)
+    f[0, index] = np.nan
+    step = DenoiseStep(u=1.0, v=1.0, a=0.5, b=0.5, low=-1.0, high=1.0)
+    for out in ops.denoise(x, f, step):
+        assert np.flatnonzero(np.isnan(out.data)).tolist() == [index]
+
+
+@pytest.mark.usefixtures("simd")
+def test_a_value_exactly_at_a_bound_passes_its_gradient():
+    x = np.array([[-1.0, 1.0, -1.5, 1.5, 0.0]], np.float32)
+    step = DenoiseStep(u=1.0, v=0.0, a=0.0, b=1.0, low=-1.0, high=1.0)
+    out, dx, _ = gradients(lambda x, f: ops.denoise(x, f, step)[1], [x, x], np.ones(x.shape))
+    assert out.tolist() == [[-1, 1, -1, 1, 0]]
+    assert dx.tolist() == [[1, 1, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_empty_arrays(shape, dtype):
+    x = np.zeros(shape, dtype)
+    key = random.key(0, random.SAMPLE, np.arange(shape[0]), 1)
+    step = DenoiseStep(1.0, 1.0, 1.0, 1.0, s=1.0)
+    out, dx, df = gradients(lambda x, f: ops.denoise(x, f, step, noise=key)[0], [x, x], x)
+    assert out.shape == dx.shape == df.shape == shape
+
+
+KEY = random.key(0, random.SAMPLE, np.arange(3), 1)
+PLAIN = DenoiseStep(u=1.0, v=1.0, a=1.0, b=1.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "message"),
+    [
+        (PLAIN, {"f": np.zeros((3, 5))}, r"f must match x, float64 \(3, 4\), got float64 \(3, 5\)"),
+        (PLAIN, {"f": np.zeros((3, 4), np.float32)}, r"f must match x.*got float32 \(3, 4\)"),
+        (PLAIN, {"f_uncond": np.zeros((1, 4))}, "f_uncond must match x"),
+        (PLAIN._replace(c=(1.0,)), {"history": [np.zeros(4)]}, "history must match x"),
+        (PLAIN._replace(c=(1.0,)), {}, "1 history coefficients, but 0 history arrays"),
+        (PLAIN, {"history": [np.zeros((3, 4))]}, "0 history coefficients, but 1 history arrays"),
+        (PLAIN._replace(s=0.5), {}, r"a step with s = 0\.5 needs a? ?noise key"),
+        (PLAIN, {"noise": KEY}, r"a step with s = 0\.0 takes no noise key"),
+        (PLAIN._replace(s=0.5), {"noise": random.key(0, 4, [1, 2], 0)}, r"must be for 3 samples, got \(2,\)"),
+        (PLAIN._replace(s=0.5), {"noise": KEY._replace(step=KEY.step[:1])}, "must be for 3 samples"),
+        (PLAIN._replace(guidance=2.0), {}, r"guidance 2\.0 needs the network's unconditional output"),
+        (PLAIN._replace(low=1.0, high=0.0), {}, r"clip range is empty: low 1\.0, high 0\.0"),
+        (PLAIN._replace(low=math.nan), {}, "clip range is empty"),
+    ],
+)
+def test_bad_arguments(step, options, message):
+    arguments = {"f": np.zeros((3, 4)), **options}
+    with pytest.raises(ValueError, match=message):
+        ops.denoise(Tensor(np.zeros((3, 4))), step=step, **arguments)
