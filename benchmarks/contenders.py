@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -123,14 +124,14 @@ def available_threads():
 
 
 def set_threads(n):
-    """Gives all contenders the same number of threads: our kernels, NumPy's BLAS and torch.
+    """Gives all contenders the same number of threads: our kernels, NumPy's BLAS and torch, if that was imported.
 
     RuntimeError if NumPy's BLAS would have to be told and threadpoolctl is not there to do it.
     """
     for module in levels(every=True).values():
         module.set_threads(n)
-    if peer("torch"):
-        peer("torch").set_num_threads(n)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(n)
     limiter = peer("threadpoolctl")
     if limiter:
         limiter.threadpool_limits(n, user_api="blas")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.contenders import OURS, PEER, Contender, available_threads, set_threads
+from benchmarks.contenders import OURS, PEER, Contender, available_threads, peer, set_threads
 from benchmarks.machine import ceilings, describe, stolen_time
 from benchmarks.timing import take_turns
 from pydiff import backend
@@ -169,6 +169,7 @@ def ratio(rows):
 
 def run(scripts: list[Callable[[Settings], Iterator[Case]]], settings, threads, show=print):
     """Runs the cases of several scripts. Returns the report, a dict for JSON, whose "wrong" names wrong contenders."""
+    peer("torch")  # set_threads speaks to those who are there
     set_threads(threads)
     stolen = stolen_time()
     machine, limits = describe(threads), ceilings(threads, settings.quick)

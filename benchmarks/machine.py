@@ -17,7 +17,6 @@ from pydiff.tensor import Tensor, no_grad
 
 def describe(threads):
     """The machine and the software, as a dict for JSON."""
-    packages = ("numpy", "torch", "diffusers")
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "cpu": processor_name(),
@@ -27,13 +26,20 @@ def describe(threads):
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),
-            "pydiff": importlib.metadata.version("pydiff"),
             "blas": f"{blas['name']} {blas['version']}",
-            **{name: importlib.metadata.version(name) for name in packages if peer(name)},
+            **{name: installed(name) for name in ("pydiff", "numpy", "torch", "diffusers") if installed(name)},
         },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def installed(package):
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def processor_name():

@@ -68,21 +68,24 @@ def _serve(pipe, factory, arguments, threads):
             return
         try:
             if contender is None:
-                set_threads(threads)
                 contender = factory(*arguments)
-            if method == "repetition":
-                settle()
-                result = repeat(lambda _: contender.step(), 1)
-            elif method == "peak_memory":
-                result = peak_memory()
-            else:
-                result = getattr(contender, method)(*values)
-            pipe.send((True, result))
+                set_threads(threads)
+            special = {"repetition": repetition, "peak_memory": peak_memory}.get(method)
+            pipe.send((True, special(contender) if special else getattr(contender, method)(*values)))
         except Exception:
             pipe.send((False, traceback.format_exc()))
 
 
-def peak_memory():
+def repetition(contender):
+    """Times one step, after one that is not timed: in training, too, a step follows a step. Then waits until no thread
+    of this process looks for work, which would disturb the next contender."""
+    contender.step()
+    result = repeat(lambda _: contender.step(), 1)
+    settle()
+    return result
+
+
+def peak_memory(_contender):
     """MB of memory this process has held at most (resident set). Linux counts it anew after a process is started;
     getrusage, elsewhere, may include what the parent had used."""
     with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import whole
 from benchmarks.workloads import WORKLOADS, torch_unet
-from pydiff import nn, ops, optim, random
+from pydiff import nn, optim, random
 from pydiff.diffusion import Process, schedule
 from pydiff.models import UNet2D
 from pydiff.tensor import Function

@@ -1,10 +1,10 @@
 """What training.py and sampling.py share: who competes, agreement first, then times, memory and a table."""
 
-import argparse
+import importlib.util
 from typing import NamedTuple
 
 from benchmarks import harness
-from benchmarks.contenders import OURS, PEER, peer
+from benchmarks.contenders import OURS, PEER, set_threads
 from benchmarks.machine import ceilings, describe
 from benchmarks.processes import workers
 from benchmarks.timing import alternate
@@ -31,7 +31,7 @@ def words(workload, batch):
 
 
 def contenders(options, ours, torchs, batch, *more):
-    """{name: (factory, arguments)}. ours(workload, batch, *more); torchs(workload, batch, *more, channels_last, compiled)."""
+    """{name: (factory, arguments)}; torchs takes two arguments more than ours: channels_last and compiled."""
     arguments = (options.workload, batch, *more)
     found = {PYDIFF: (ours, arguments)}
     if options.peers == "torch":
@@ -104,36 +104,42 @@ def row_of(title, name, timing, memory):
 
 def line_of(row):
     """A row as text."""
+    noisy = "" if row["quiet"] else "  disturbed"
     return (
-        f"  {row['name']:<20}{row['median_ms']:9.1f} ms a step (min {row['min_ms']:.1f})  {row['total_s']:7.2f} s in all"
-        f"  {row['images_s']:8.1f} images/s  {row['peak_mb']:6.0f} MB at most  {row['kept']} of "
-        f"{row['kept'] + row['discarded']} kept{'' if row['quiet'] else '  disturbed'}"
+        f"  {row['name']:<20}{row['median_ms']:9.1f} ms a step (min {row['min_ms']:.1f})"
+        f" {row['images_s']:8.1f} images/s  {row['peak_mb']:6.0f} MB at most"
+        f"  {row['kept']} of {row['kept'] + row['discarded']} kept{noisy}"
     )
 
 
-def main(measure, description, arguments=None, steps=None):
-    """The command line of both scripts. Returns the exit status: 1 if results did not agree."""
+def parse(description, arguments, steps):
+    """The command line of both scripts."""
     p = harness.parser(description)
     p.add_argument("--workload", choices=WORKLOADS, default="digits8", help="which U-Net (default: digits8)")
     p.add_argument("--peers", choices=("torch", "none"), default="torch", help="whom to compare with (default: torch)")
     p.add_argument("--compile", action="store_true", help="torch.compile too; compiling takes minutes")
     p.add_argument("--rounds", type=int, default=15, help="undisturbed repetitions wanted (default: 15)")
-    p.add_argument(
-        "--seconds", type=float, default=300.0, help="stop after this time with what there is (default: 300)"
-    )
+    p.add_argument("--seconds", type=float, default=300.0, help="stop then with what there is (default: 300)")
     if steps:
         p.add_argument("--steps", type=int, default=steps, help=f"steps of the sampler (default: {steps})")
     options = p.parse_args(arguments)
     if options.threads < 1:
         p.error(f"--threads must be at least 1, got {options.threads}")
-    missing = [name for name in ("torch", "diffusers") if options.peers == "torch" and not peer(name)]
-    if missing:
-        p.error(
-            f"--peers torch needs {' and '.join(missing)}; install it (pip install 'pydiff[peers]') or say --peers none"
-        )
+    missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+    if options.peers == "torch" and missing:
+        p.error(f"--peers torch needs {' and '.join(missing)}, not installed here; install it or say --peers none")
+    return options
+
+
+def main(measure, description, arguments=None, steps=None):
+    """Both scripts. measure(options, batch) -> a part of the report. Returns the exit status: 1 if results differed."""
+    options = parse(description, arguments, steps)
     batch = WORKLOADS[options.workload].batch
     if options.quick:
         options.rounds, options.seconds, batch = 3, 1.0, QUICK_BATCH
+    if options.peers == "torch":
+        importlib.import_module("torch")  # set_threads speaks to those who are there
+    set_threads(options.threads)
     report = {"machine": describe(options.threads), "ceilings": ceilings(options.threads, options.quick)}
     print(harness.heading(report))
     if backend.cpu is None:

@@ -19,13 +19,13 @@ class Demo:
 
     out: Path = Path("demo")
     """Folder for samples.png, film, report.html and model/. The same command again goes on where it stopped."""
-    training: Options = field(default_factory=lambda: Options(steps=1500, batch_size=64))
+    training: Options = field(default_factory=lambda: Options(steps=2500, lr=2e-3))
 
     def run(self):
         announce()
         run = train_command("digits", self.out, self.training)
         print(f"writing {self.out / 'report.html'}", flush=True)
-        page = run.report()
+        page = run.report(steps=run.process.schedule.T)  # every step, as in the lecture
         show(run)
         print(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
         print(f"model     {self.out / 'model'}   (pydiff sample {self.out} -n 64)")
@@ -102,12 +102,21 @@ class Report:
     run_folder: Path
     """Folder of a run."""
     out: Path | None = None
-    """Folder for the page; left out, the run's own."""
+    """Folder for the page, samples.png and the film; left out, the run's own."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
+    """How many samples to draw."""
+    sampler: Literal["ddim", "ddpm"] = "ddpm"
+    """The way back from noise."""
+    steps: int | None = None
+    """Steps of the way back; left out, 250, or all noise levels when there are fewer."""
+    seed: int = 0
+    """Seed of the samples."""
 
     def run(self):
         from pydiff.run import load
 
-        print(load(self.run_folder).report(self.out))
+        run = load(self.run_folder)
+        print(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
 
 
 @dataclass

@@ -20,7 +20,7 @@ def describe():
         ("CPU kernels", _cpu()),
         ("threads", _threads()),
         ("CUDA kernels", _cuda()),
-        ("CuPy", _package("cupy", "the GPU path; pip install 'pydiff[cuda12]' or 'pydiff[cuda13]'")),
+        ("CuPy", _package("cupy", "arrays on a GPU; nothing in this version needs it")),
         ("PyTorch", _package("torch", "only for comparisons in tests and benchmarks")),
         ("diffusers", _package("diffusers", "only for comparisons in tests and benchmarks")),
         ("scikit-image", _package("skimage", "the data set of faces; pip install 'pydiff[faces]'")),

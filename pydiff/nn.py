@@ -95,11 +95,13 @@ class Module:
             raise ValueError(
                 f"the weights do not fit this model: missing {missing[:3] or 'none'}, unknown {extra[:3] or 'none'}"
             )
+        axes = {name: tuple(p.file_axes or range(p.ndim)) for name, p in parameters.items()}
+        for name, p in parameters.items():  # all of them before the first is changed
+            expected = tuple(p.shape[i] for i in axes[name])
+            if state[name].shape != expected:
+                raise ValueError(f"{name} must have shape {expected}, got {state[name].shape}")
         for name, p in parameters.items():
-            axes = tuple(p.file_axes or range(p.ndim))
-            if state[name].shape != tuple(p.shape[i] for i in axes):
-                raise ValueError(f"{name} must have shape {tuple(p.shape[i] for i in axes)}, got {state[name].shape}")
-            p.data[...] = array_module(p.data).asarray(state[name].transpose(tuple(np.argsort(axes))))
+            p.data[...] = array_module(p.data).asarray(state[name].transpose(tuple(np.argsort(axes[name]))))
         return self
 
 
@@ -170,6 +172,8 @@ class Dropout(Module):
         key = getattr(_state, "dropout", None)
         if not self.p or key is None:
             return x
+        if len(key.sample) != len(x):
+            raise ValueError(f"got dropout masks for {len(key.sample)} samples, but an input of shape {x.shape}")
         # The number of the dropout call goes into the purpose's upper bits: every layer draws its own mask.
         _state.dropout = key._replace(purpose=key.purpose + 256)
         xp = array_module(x.data)
@@ -204,9 +208,9 @@ class Attention(Module):
     """
 
     def __init__(self, channels, head_dim, groups, eps=1e-5, output_scale=1.0, context_channels=None):
-        heads = channels // head_dim
-        if head_dim < 1 or heads < 1:
+        if not 1 <= head_dim <= channels:
             raise ValueError(f"attention_head_dim must be from 1 to the {channels} channels at hand, got {head_dim}")
+        heads = channels // head_dim
         inner = heads * head_dim
         self.group_norm = GroupNorm(groups, channels, eps) if groups else None
         self.to_q = Linear(channels, inner)

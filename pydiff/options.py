@@ -176,4 +176,4 @@ def default_channels(size):
     """Channels per level for pictures of this side length: about as much work as a CPU can do in reasonable time."""
     if size <= 16:
         return (32, 64)
-    return (64, 128, 128) if size <= 32 else (64, 128, 256, 256)
+    return (32, 64, 128) if size <= 32 else (32, 64, 128, 256)

@@ -173,6 +173,8 @@ def _run_backward(root, grad):
         inputs, needs = function.inputs, function.needs
         gradients = function.backward(*waiting.pop(function))
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        if len(gradients) != len(inputs):
+            raise AssertionError(f"{type(function).__name__}: {len(gradients)} gradients for {len(inputs)} inputs")
         function.__dict__.clear()  # frees what forward stored; the rest of the graph may be large
         function.inputs = None
         for tensor, gradient, need in zip(inputs, gradients, needs, strict=True):

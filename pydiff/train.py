@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pydiff import nn, ops, optim, random
+from pydiff import backend, nn, ops, optim, random
 from pydiff.data import load
 from pydiff.data.order import batch_indices, flip
 from pydiff.options import Options, build_process, build_unet
@@ -162,6 +162,7 @@ def train(data, *, out=None, progress=True, **options):
     KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
     options = Options.from_keywords(options)
+    backend.keep_freed_memory()
     dataset = load(data, size=options.size)
     trainer = Trainer(dataset, options)
     directory = None if out is None else RunDirectory(out)

@@ -87,8 +87,10 @@ def test_removing_adding_or_renaming_a_file_is_noticed(tmp_path):
     folder = save(tmp_path, 3)
     names = sorted(os.listdir(folder))
     assert names == ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    messages = {"remove": r"is missing|No such file", "longer": r"it has \d+ bytes, expected \d+;|its own checksum"}
+    messages |= {"folder": "not a regular file", "pipe": "not a regular file"}
     for name in names:
-        for change in ("remove", "rename", "exchange", "folder", "pipe"):
+        for change in ("remove", "rename", "longer", "exchange", "folder", "pipe"):
             copy = tmp_path / "copy"
             shutil.copytree(folder, copy)
             match change:
@@ -96,6 +98,9 @@ def test_removing_adding_or_renaming_a_file_is_noticed(tmp_path):
                     (copy / name).unlink()
                 case "rename":
                     (copy / name).rename(copy / f"x{name}")
+                case "longer":
+                    with (copy / name).open("ab") as file:
+                        file.write(b" ")
                 case "exchange":
                     (copy / name).rename(copy / "aside")
                     (copy / names[names.index(name) - 1]).rename(copy / name)
@@ -106,7 +111,7 @@ def test_removing_adding_or_renaming_a_file_is_noticed(tmp_path):
                 case "pipe":
                     (copy / name).unlink()
                     os.mkfifo(copy / name)
-            with pytest.raises(CheckpointError):
+            with pytest.raises(CheckpointError, match=messages.get(change)):
                 checkpoint.load(copy)
             shutil.rmtree(copy)
     for name in ("ema.safetensors", "notes.txt", ".hidden", "sub"):
@@ -125,7 +130,10 @@ def test_the_seal_of_another_kind_version_or_step_is_refused(tmp_path):
     assert faults.is_checkpoint(checkpoint.load(other), 3)
     manifest = other / checkpoint.MANIFEST
     text = manifest.read_text()
-    for old, new, message in [('version": 1', 'version": 2', "version 2, expected 1"), ("checkpoint", "model", "kind")]:
+    for old, new, message in [
+        ('version": 1', 'version": 2', "version 2, expected 1"),
+        ("checkpoint", "model", "for the kind"),
+    ]:
         manifest.write_text(text.replace(old, new))
         with pytest.raises(CheckpointError, match=message):
             checkpoint.load(other)
@@ -135,7 +143,7 @@ def test_the_seal_of_another_kind_version_or_step_is_refused(tmp_path):
         checkpoint.load(tmp_path / "x")
     files = [("a.pickle", b""), ("state.json", b"{}")]
     sealed.write(tmp_path / "x", tmp_path / "p", files, checkpoint.MANIFEST, "pydiff checkpoint", {})
-    with pytest.raises(CheckpointError, match=r"a\.pickle"):
+    with pytest.raises(CheckpointError, match=r"expected \.safetensors"):
         checkpoint.load(tmp_path / "x")
 
 
@@ -190,6 +198,8 @@ def test_a_step_is_replaced_valid_or_not(tmp_path):
     save(tmp_path, 5, revision=2)
     assert faults.is_checkpoint(checkpoint.load(path), 5, revision=2)
     assert os.listdir(tmp_path) == [path.name]
+    new = shutil.copytree(path, tmp_path / f".{path.name}.pydiff-new")  # as between steps 2a and 2b of sealed.py
+    assert checkpoint.latest(tmp_path) == new
 
 
 def test_model_folders_are_the_same_bytes_each_time(tmp_path):

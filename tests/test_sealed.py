@@ -15,6 +15,8 @@ import pytest
 from pydiff.checkpoint import CheckpointError
 from tests.stress import checkpoint_crash, checkpoint_faults
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.mark.parametrize("name", checkpoint_crash.SCENARIOS)
 def test_whatever_a_crash_leaves_a_valid_checkpoint_loads(tmp_path, name):
@@ -55,10 +57,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
 
 
 def test_killed_while_saving(tmp_path):
-    script = Path(checkpoint_faults.__file__).parent / "checkpoint_kill.py"
     out = tmp_path / "result.json"
-    command = [sys.executable, script, "--rounds", "15", "--out", out, "--directory", tmp_path / "run"]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    command = [sys.executable, "-m", "tests.stress.checkpoint_kill", "--rounds", "15"]
+    subprocess.run([*command, "--directory", tmp_path / "run", "--json", out], check=True, cwd=ROOT)
     result = json.loads(out.read_text())
     assert result["kills"] == 15
     assert result["kills_inside_a_write"] >= 5

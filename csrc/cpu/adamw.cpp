@@ -1,5 +1,5 @@
-// AdamW (Loshchilov and Hutter 2019, alg. 2 with a constant schedule multiplier) and an exponential moving average of the
-// parameters, in one pass over flat buffers of all parameters:
+// AdamW (Loshchilov and Hutter 2019, alg. 2, with the learning rate on both terms) and an exponential moving average of
+// the parameters, in one pass over flat buffers of all parameters:
 //
 //     g'  = grad_scale g
 //     m   = beta1 m + (1 - beta1) g'
@@ -7,8 +7,8 @@
 //     p   = p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps) - lr weight_decay p
 //     ema = ema_decay ema + (1 - ema_decay) p
 //
-// The step moves at most five arrays through memory once and computes little: memory bandwidth is its limit, and one pass
-// is what matters. Array path: pydiff/ops/adamw.py. Reference: pydiff/reference/adamw.py.
+// The step moves at most five arrays through memory once and computes little: memory bandwidth is its limit, and one
+// pass is what matters. Array path: pydiff/ops/adamw.py. Reference: pydiff/reference/adamw.py.
 #include <vector>
 
 #include "kernels.h"

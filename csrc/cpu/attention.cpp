@@ -86,8 +86,8 @@ void unpack_transposed(int64_t m, int64_t d, const float* columns, int64_t lanes
 void forward_block(const AttentionShape& s, const float* q, const float* k, const float* v, int64_t queries, float* out,
                    float* lse) {
     const int64_t lanes = panel_width(queries);
-    float* scores = scratch(0, static_cast<size_t>(s.tk * lanes));           // (tk, lanes)
-    float* panel = scratch(1, static_cast<size_t>(s.d * lanes));             // (d, lanes): q^T, then out^T
+    float* scores = scratch(0, static_cast<size_t>(s.tk * lanes));  // (tk, lanes)
+    float* panel = scratch(1, static_cast<size_t>(s.d * lanes));    // (d, lanes): q^T, then out^T
     float maximum[block_queries], sum[block_queries];
     pack_transposed(queries, s.d, q, s.q_row, panel, lanes);
     gemm_panel(Order::rows, s.tk, lanes, s.d, k, s.k_row, panel, lanes, {}, scores, lanes);
@@ -114,12 +114,12 @@ struct BackwardHead {
 
 void backward_head(const AttentionShape& s, const BackwardHead& h) {
     const int64_t row = s.heads * s.d, width = panel_width(s.d), most = block_queries;
-    float* scores = scratch(0, static_cast<size_t>(s.tk * most));            // (tk, lanes)
-    float* dscores = scratch(1, static_cast<size_t>(s.tk * most));           // (tk, lanes)
-    float* columns = scratch(2, static_cast<size_t>(s.d * most));            // (d, lanes): q^T, dout^T, dq^T in turn
-    float* rows = scratch(3, static_cast<size_t>(most * width));             // (queries, width): dout, then q
-    float* dk = scratch(4, static_cast<size_t>(s.tk * width));               // (tk, width), not yet scaled
-    float* dv = scratch(5, static_cast<size_t>(s.tk * width));               // (tk, width)
+    float* scores = scratch(0, static_cast<size_t>(s.tk * most));   // (tk, lanes)
+    float* dscores = scratch(1, static_cast<size_t>(s.tk * most));  // (tk, lanes)
+    float* columns = scratch(2, static_cast<size_t>(s.d * most));   // (d, lanes): q^T, dout^T, dq^T in turn
+    float* rows = scratch(3, static_cast<size_t>(most * width));    // (queries, width): dout, then q
+    float* dk = scratch(4, static_cast<size_t>(s.tk * width));      // (tk, width), not yet scaled
+    float* dv = scratch(5, static_cast<size_t>(s.tk * width));      // (tk, width)
     float lse[block_queries] = {}, delta[block_queries] = {}, scale[block_queries];
     std::fill(scale, scale + block_queries, s.scale);
     for (int64_t begin = 0; begin < s.tq; begin += block_queries) {
@@ -136,16 +136,16 @@ void backward_head(const AttentionShape& s, const BackwardHead& h) {
         pack_transposed(queries, s.d, dout, row, columns, lanes);
         gemm_panel(Order::rows, s.tk, lanes, s.d, h.v, s.v_row, columns, lanes, {}, dscores, lanes);
         with_vectors(lanes / simd_width,
-                     [&](auto n) { softmax_backward<n>(s.tk, s.scale, lse, delta, scores, dscores); });      // (2)
+                     [&](auto n) { softmax_backward<n>(s.tk, s.scale, lse, delta, scores, dscores); });  // (2)
         pack_panel(queries, s.d, dout, row, rows);
-        for (int64_t e = 0; e < width; e += tile_columns)                                                    // (1)
-            gemm_panel(Order::rows, s.tk, std::min<int64_t>(tile_columns, width - e), queries, scores, lanes, rows + e, width,
-                       sum_blocks, dv + e, width);
+        for (int64_t e = 0; e < width; e += tile_columns)  // (1)
+            gemm_panel(Order::rows, s.tk, std::min<int64_t>(tile_columns, width - e), queries, scores, lanes, rows + e,
+                       width, sum_blocks, dv + e, width);
         pack_panel(queries, s.d, q, s.q_row, rows);
-        for (int64_t e = 0; e < width; e += tile_columns)                                                    // (3)
-            gemm_panel(Order::rows, s.tk, std::min<int64_t>(tile_columns, width - e), queries, dscores, lanes, rows + e, width,
-                       sum_blocks, dk + e, width);
-        gemm_panel(Order::columns, s.d, lanes, s.tk, h.k, s.k_row, dscores, lanes, {}, columns, lanes);      // (4)
+        for (int64_t e = 0; e < width; e += tile_columns)  // (3)
+            gemm_panel(Order::rows, s.tk, std::min<int64_t>(tile_columns, width - e), queries, dscores, lanes, rows + e,
+                       width, sum_blocks, dk + e, width);
+        gemm_panel(Order::columns, s.d, lanes, s.tk, h.k, s.k_row, dscores, lanes, {}, columns, lanes);  // (4)
         unpack_transposed(queries, s.d, columns, lanes, scale, h.dq + begin * row, row);
     }
     for (int64_t t = 0; t < s.tk; ++t)
@@ -157,10 +157,12 @@ void backward_head(const AttentionShape& s, const BackwardHead& h) {
 
 }  // namespace
 
-void attention_forward(const AttentionShape& s, const float* q, const float* k, const float* v, float* out, float* lse) {
+void attention_forward(const AttentionShape& s, const float* q, const float* k, const float* v, float* out,
+                       float* lse) {
     const int64_t blocks = ceil_div(s.tq, block_queries);
     parallel_for(s.n * s.heads * blocks, 1, [&](int64_t item) {
-        const int64_t begin = item % blocks * block_queries, head = item / blocks % s.heads, n = item / blocks / s.heads;
+        const int64_t begin = item % blocks * block_queries, head = item / blocks % s.heads,
+                      n = item / blocks / s.heads;
         const int64_t at = head * s.d;
         forward_block(s, q + n * s.q_batch + begin * s.q_row + at, k + n * s.k_batch + at, v + n * s.v_batch + at,
                       std::min(block_queries, s.tq - begin), out + (n * s.tq + begin) * s.heads * s.d + at,
@@ -173,8 +175,8 @@ void attention_backward(const AttentionShape& s, const float* dout, const float*
     parallel_for(s.n * s.heads, 1, [&](int64_t item) {
         const int64_t head = item % s.heads, n = item / s.heads, at = head * s.d;
         const int64_t query = n * s.tq * s.heads * s.d + at, key = n * s.tk * s.heads * s.d + at;
-        backward_head(s, {dout + query, q + n * s.q_batch + at, k + n * s.k_batch + at, v + n * s.v_batch + at, out + query,
-                          lse + (n * s.heads + head) * s.tq, dq + query, dk + key, dv + key});
+        backward_head(s, {dout + query, q + n * s.q_batch + at, k + n * s.k_batch + at, v + n * s.v_batch + at,
+                          out + query, lse + (n * s.heads + head) * s.tq, dq + query, dk + key, dv + key});
     });
 }
 

@@ -4,9 +4,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "kernels.h"
 #include "parallel.h"
@@ -98,6 +103,9 @@ Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, std::pa
     positive(s.kh, "kernel height");
     positive(s.kw, "kernel width");
     if (pad.first < 0 || pad.second < 0) throw py::value_error("padding must not be negative");
+    // so that sums and products of these with sizes stay within 64 bits
+    if (std::max({stride.first, stride.second, pad.first, pad.second}) > std::numeric_limits<int32_t>::max())
+        throw py::value_error("stride and padding must be below 2^31");
     if (w[2] != s.cin)
         throw py::value_error("w must take " + std::to_string(s.cin) + " channels as x has, got " + text(w));
     if (y[0] != s.n || y[3] != s.cout)
@@ -265,7 +273,12 @@ void bind_denoise_forward(py::object x, py::object f, py::object f_uncond, const
     const bool noisy = !noise.is_none();
     if (noisy) {
         check_noise_size(xa.size(1));
-        const auto parts = noise.cast<std::tuple<uint64_t, uint32_t, py::object, py::object>>();
+        std::tuple<uint64_t, uint32_t, py::object, py::object> parts;
+        try {
+            parts = noise.cast<decltype(parts)>();
+        } catch (const py::cast_error&) {
+            throw py::type_error("noise must be None or (seed, purpose, sample, step), got " + std::string(py::repr(noise)));
+        }
         key = noise_key(std::get<0>(parts), std::get<1>(parts), std::get<2>(parts), std::get<3>(parts), xa.size(0));
     }
     py::gil_scoped_release nogil;
@@ -303,6 +316,18 @@ double bind_squared_norm(py::object g) {
     return squared_norm(ga.size(0), ga.in());
 }
 
+// Tells glibc to keep freed memory for the next array instead of handing it back to the system, which would give it page by
+// page, zeroed, at the next use: for the arrays of a training step that costs more than the arithmetic on them. Affects
+// the whole process, so it is for programs that own theirs: training calls it, importing pydiff does not.
+bool keep_freed_memory() {
+#ifdef __GLIBC__
+    constexpr int forever = std::numeric_limits<int>::max();
+    return mallopt(M_MMAP_THRESHOLD, 1 << 30) && mallopt(M_TRIM_THRESHOLD, forever) && mallopt(M_TOP_PAD, 64 << 20);
+#else
+    return false;
+#endif
+}
+
 // What this processor can run, best first: the names of the modules that backend.py may load.
 std::vector<std::string> supported_levels() {
     std::vector<std::string> levels;
@@ -323,6 +348,7 @@ PYBIND11_MODULE(PYDIFF_MODULE, m) {
     m.doc() = "pydiff's CPU kernels; see csrc/README.md. Call them through pydiff.ops, which allocates the outputs.";
     m.attr("simd_width") = simd_width;
     m.def("supported_levels", &supported_levels);
+    m.def("keep_freed_memory", &keep_freed_memory);
     m.def("threads", &threads, py::call_guard<py::gil_scoped_release>());
     m.def("set_threads", &set_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>());
 

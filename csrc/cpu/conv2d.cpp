@@ -2,265 +2,61 @@
 //
 //   y[n, i, j, o] = bias[o] + sum_{a, b, c} x[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] w[a, b, c, o]
 //
-// with x = 0 outside the picture. Every direction is an implicit matrix product (S. Chetlur et al., "cuDNN: Efficient
-// Primitives for Deep Learning", arXiv:1410.0759, 2014): the matrix of patches, one row a pixel (n, i, j) and one column a
-// weight (a, b, c), is never stored whole; a block of it is gathered where a product needs it.
+// with x = 0 outside the picture. The gradients of a loss whose gradient with respect to y is dy:
 //
-//   forward          y    (pixels, cout)       = patches (pixels, kh kw cin)    w (kh kw cin, cout)
-//   backward_input   dx   (pixels of x, cin)   = patches of dy                  w flipped, with cin and cout exchanged
-//   backward_weight  dw^T (cout, kh kw cin)    = dy^T (cout, pixels)            patches
+//   (1)  dx[n, p, q, c] = sum over (i, a) with i stride_h + a - pad_top = p, likewise (j, b), and o, of dy[n, i, j, o] w[a, b, c, o]
+//   (2)  dw[a, b, c, o] = sum_{n, i, j} x[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
+//   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o]
 //
-// A linear layer is the case of a 1 x 1 kernel, whose patches are x itself: forward and backward_input gather nothing then.
-//
-// Order of summation: y and dx take (a, b, c) in blocks of panel_depth, whatever pixels are computed together, so a picture's
-// result is the same alone and in any batch. dw and dbias add up the pixels of fixed parts of the batch, then the parts.
+// A linear layer is the case of a 1 x 1 kernel. Two files do the work: conv2d_direct.cpp everything, conv2d_winograd.cpp the
+// 3 x 3 kernels of a U-Net faster. In both a picture's y and dx are the same alone and in any batch, and no bit of any result
+// depends on the number of threads.
 #include <algorithm>
 
+#include "conv2d_methods.h"
 #include "gemm.h"
-#include "kernels.h"
 #include "parallel.h"
 
 namespace pydiff {
 namespace {
 
-constexpr int64_t block_pixels = 16 * tile_rows;  // block_pixels x panel_depth patches stay in the L2 cache
-
-enum Slot { patch_slot, weight_slot, partial_slot };
-
-void copy(const float* from, int64_t count, float* to) {
-    int64_t e = 0;
-    for (; e + simd_width <= count; e += simd_width) store(to + e, load(from + e));
-    if (e < count) store_partial(to + e, load_partial(from + e, count - e), count - e);
-}
-
-// Columns [begin, end) of kernel row a, for pixels [p, p + m): rows of `pitch` floats. Within a kernel row the columns (b, c)
-// lie side by side in x too, so each pixel is one copy, cut off where the picture ends.
-void gather_kernel_row(const Conv2dShape& s, const float* x, int64_t p, int64_t m, int64_t a, int64_t begin, int64_t end,
-                       float* patches, int64_t pitch) {
-    int64_t j = p % s.ow, i = p / s.ow % s.oh, n = p / s.ow / s.oh;
-    for (int64_t r = 0; r < m; ++r, patches += pitch) {
-        const int64_t row = i * s.stride_h + a - s.pad_top, left = j * s.stride_w - s.pad_left;
-        const int64_t right = row >= 0 && row < s.h ? s.w - left : 0;  // columns b in [-left, right) lie in the picture
-        const int64_t lo = std::clamp(-left * s.cin, begin, end), hi = std::clamp(right * s.cin, lo, end);
-        if (lo > begin) std::fill(patches, patches + (lo - begin), 0.0f);
-        if (hi > lo) copy(x + (((n * s.h + row) * s.w + left) * s.cin + lo), hi - lo, patches + (lo - begin));
-        if (end > hi) std::fill(patches + (hi - begin), patches + (end - begin), 0.0f);
-        if (++j == s.ow) {
-            j = 0;
-            if (++i == s.oh) i = 0, ++n;
-        }
-    }
-}
-
-// patches (m, k): the rows of pixels [p, p + m), the columns of weights [k0, k0 + k).
-void gather_patches(const Conv2dShape& s, const float* x, int64_t p, int64_t m, int64_t k0, int64_t k, float* patches,
-                    int64_t pitch) {
-    const int64_t kernel_row = s.kw * s.cin;
-    for (int64_t column = k0; column < k0 + k;) {
-        const int64_t a = column / kernel_row, begin = column % kernel_row;
-        const int64_t end = std::min(kernel_row, begin + k0 + k - column);
-        gather_kernel_row(s, x, p, m, a, begin, end, patches + (column - k0), pitch);
-        column += end - begin;
-    }
-}
-
-// ---------------------------------------------------------------- forward and backward_input
-
-// The patches are x itself, row by row.
-bool pointwise(const Conv2dShape& s) {
-    return s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_top == 0 && s.pad_left == 0 &&
-           s.oh == s.h && s.ow == s.w;
-}
-
-// Where the output's pixels lie: (n, i, j) at y + n image + i row + j pixel.
-struct Grid {
-    float* y;
-    int64_t image, row, pixel;
-};
-
-// Calls product(first, count, y) for runs of the pixels [p, p + m) that lie `grid.pixel` from each other.
-template <class Product>
-void for_each_run(const Conv2dShape& s, const Grid& grid, int64_t p, int64_t m, Product&& product) {
-    const bool dense = grid.row == s.ow * grid.pixel && grid.image == s.oh * grid.row;
-    for (int64_t begin = p; begin < p + m;) {
-        const int64_t j = begin % s.ow, i = begin / s.ow % s.oh, n = begin / s.ow / s.oh;
-        const int64_t end = dense ? p + m : std::min(p + m, begin - j + s.ow);
-        product(begin - p, end - begin, grid.y + n * grid.image + i * grid.row + j * grid.pixel);
-        begin = end;
-    }
-}
-
-// The weights as panels (k, width) for gemm_panel, one after the other: block by block of panel_depth rows, and within a
-// block by tile_columns columns.
-struct Panels {
-    int64_t depth, cout;
-    float* data;
-    float* at(int64_t k0, int64_t o) const { return data + k0 * panel_width(cout) + std::min(panel_depth, depth - k0) * o; }
-};
-
-// The equation at the top for pixels [p, p + m) and columns [o, end).
-void correlate_block(const Conv2dShape& s, const float* x, const Panels& w, const float* bias, const Grid& grid, int64_t p,
-                     int64_t m, int64_t o, int64_t end) {
-    const bool gathered = !pointwise(s);
-    float* buffer = scratch(patch_slot, block_pixels * panel_depth);
-    for (int64_t k0 = 0; k0 == 0 || k0 < w.depth; k0 += panel_depth) {
-        const int64_t k = std::min(panel_depth, w.depth - k0), pitch = gathered ? k : w.depth;
-        const float* patches = gathered ? buffer : x + p * w.depth + k0;
-        if (gathered) gather_patches(s, x, p, m, k0, k, buffer, pitch);
-        for (int64_t o0 = o; o0 < end; o0 += tile_columns) {
-            const int64_t columns = std::min<int64_t>(tile_columns, end - o0);
-            const Start start{bias ? bias + o0 : nullptr, k0 > 0};
-            for_each_run(s, grid, p, m, [&](int64_t first, int64_t count, float* y) {
-                gemm_panel(Order::rows, count, columns, k, patches + first * pitch, pitch, w.at(k0, o0), panel_width(columns),
-                           start, y + o0, grid.pixel);
-            });
-        }
-    }
-}
-
-// The equation at the top, y written to `grid`. pack(k0, k, o, columns, panel) lays down the weights' rows [k0, k0 + k) and
-// columns [o, o + columns).
-template <class Pack>
-void correlate(const Conv2dShape& s, const float* x, const Pack& pack, const float* bias, const Grid& grid) {
-    const int64_t pixels = s.n * s.oh * s.ow, blocks = ceil_div(pixels, block_pixels), tiles = ceil_div(s.cout, tile_columns);
-    if (blocks == 0 || tiles == 0) return;
-    const int64_t depth = s.kh * s.kw * s.cin;
-    const Panels w{depth, s.cout, scratch(weight_slot, static_cast<size_t>(depth * panel_width(s.cout)))};
-    parallel_for(ceil_div(depth, panel_depth) * tiles, 2, [&](int64_t item) {
-        const int64_t k0 = item / tiles * panel_depth, o = item % tiles * tile_columns;
-        pack(k0, std::min(panel_depth, depth - k0), o, std::min<int64_t>(tile_columns, s.cout - o), w.at(k0, o));
+// dbias (cout) = sum over pixels of dy (pixels, cout)
+void backward_bias(int64_t pixels, int64_t cout, const float* dy, float* dbias) {
+    constexpr int64_t most_parts = 32;
+    const int64_t part = std::max<int64_t>(512, ceil_div(pixels, most_parts)), parts = ceil_div(pixels, part);
+    float* partial = scratch(0, static_cast<size_t>(parts * cout));
+    parallel_for(parts, 1, [&](int64_t item) {
+        float* sum = partial + item * cout;
+        std::fill(sum, sum + cout, 0.0f);
+        for (int64_t p = item * part; p < std::min((item + 1) * part, pixels); ++p)
+            for (int64_t o = 0; o < cout; ++o) sum[o] += dy[p * cout + o];
     });
-    // With few blocks of pixels the channels are shared out too. No bit of the result depends on it.
-    const int64_t groups = std::min(tiles, ceil_div(16, blocks)), columns = ceil_div(tiles, groups) * tile_columns;
-    parallel_for(blocks * groups, 1, [&](int64_t item) {
-        const int64_t p = item / groups * block_pixels, o = item % groups * columns;
-        correlate_block(s, x, w, bias, grid, p, std::min(block_pixels, pixels - p), o, std::min(o + columns, s.cout));
-    });
-}
-
-// backward_input:   dx[n, p, q, c] = sum over a, b, o of dy[n, i, j, o] w[a, b, c, o],   i stride_h + a - pad_top = p
-//
-// and likewise j. For p = phase + stride p', only the taps a = first + stride t meet it, and i = p' + offset - t. Counted
-// backwards, t' = taps - 1 - t, that is a correlation of stride 1 with `taps` taps and pad = taps - 1 - offset.
-struct Phase {
-    int64_t pixels, first, taps, pad;
-};
-
-Phase phase_of(int64_t phase, int64_t size, int64_t kernel, int64_t stride, int64_t pad) {
-    const int64_t first = (phase + pad) % stride, offset = (phase + pad) / stride;
-    const int64_t taps = first < kernel ? ceil_div(kernel - first, stride) : 0;
-    return {phase < size ? ceil_div(size - phase, stride) : 0, first, taps, taps - 1 - offset};
-}
-
-// Rows [k0, k0 + k), which are (t', u', o), and columns [c, c + columns) of the flipped weights w[a, b, c, o].
-void pack_flipped(const Conv2dShape& s, const Phase& v, const Phase& h, const float* w, int64_t k0, int64_t k, int64_t c,
-                  int64_t columns, float* panel) {
-    const int64_t width = panel_width(columns);
-    for (int64_t row = k0; row < k0 + k;) {
-        const int64_t tap = row / s.cout, o = row % s.cout, count = std::min(s.cout - o, k0 + k - row);
-        const int64_t a = v.first + s.stride_h * (v.taps - 1 - tap / h.taps);
-        const int64_t b = h.first + s.stride_w * (h.taps - 1 - tap % h.taps);
-        pack_transposed(columns, count, w + ((a * s.kw + b) * s.cin + c) * s.cout + o, s.cout, panel, width);
-        panel += count * width;
-        row += count;
-    }
-}
-
-// ---------------------------------------------------------------- backward_weight
-
-// How the work is cut, by shapes only: the columns of dw^T in blocks, the pixels in parts whose sums are added at the end.
-struct WeightPlan {
-    int64_t depth, pixels, columns, blocks, part, parts;
-};
-
-WeightPlan weight_plan(const Conv2dShape& s) {
-    constexpr int64_t items = 32, most_columns = 192;  // panel_depth x most_columns patches stay in the L2 cache
-    const int64_t depth = s.kh * s.kw * s.cin, pixels = s.n * s.oh * s.ow;
-    const int64_t wanted = std::clamp<int64_t>(items / std::max<int64_t>(1, ceil_div(depth, most_columns)), 1, items);
-    const int64_t part = std::max(ceil_div(pixels, wanted), 4 * panel_depth), parts = ceil_div(pixels, part);
-    const int64_t tiles = ceil_div(depth * parts, items * tile_columns);
-    const int64_t columns = std::clamp<int64_t>(tiles * tile_columns, tile_columns, most_columns);
-    return {depth, pixels, columns, std::max<int64_t>(1, ceil_div(depth, columns)), part, parts};
-}
-
-// dw^T (cout, depth), its columns [k0, k0 + columns), summed over pixels [begin, end).
-void weight_block(const Conv2dShape& s, const float* dy, const float* x, int64_t k0, int64_t columns, int64_t begin,
-                  int64_t end, float* dw_t, int64_t depth) {
-    const int64_t pitch = panel_width(columns);
-    float* patches = scratch(patch_slot, static_cast<size_t>(panel_depth * pitch));
-    std::fill(patches, patches + panel_depth * pitch, 0.0f);  // for the columns that fill up the last vector
-    for (int64_t p = begin; p < end; p += panel_depth) {
-        const int64_t pixels = std::min(panel_depth, end - p);
-        gather_patches(s, x, p, pixels, k0, columns, patches, pitch);
-        for (int64_t k = 0; k < columns; k += tile_columns)
-            gemm_panel(Order::columns, s.cout, std::min<int64_t>(tile_columns, columns - k), pixels, dy + p * s.cout, s.cout,
-                       patches + k, pitch, Start{nullptr, p > begin}, dw_t + k0 + k, depth);
-    }
-}
-
-// dbias (cout) summed over pixels [begin, end).
-void bias_block(const Conv2dShape& s, const float* dy, int64_t begin, int64_t end, float* dbias) {
-    std::fill(dbias, dbias + s.cout, 0.0f);
-    for (int64_t p = begin; p < end; ++p)
-        for (int64_t o = 0; o < s.cout; ++o) dbias[o] += dy[p * s.cout + o];
+    sum_parts(parts, cout, cout, partial);
+    std::copy(partial, partial + cout, dbias);
 }
 
 }  // namespace
 
 void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y) {
-    const auto pack = [&](int64_t k0, int64_t k, int64_t o, int64_t columns, float* panel) {
-        pack_panel(k, columns, w + k0 * s.cout + o, s.cout, panel);
-    };
-    correlate(s, x, pack, bias, Grid{y, s.oh * s.ow * s.cout, s.ow * s.cout, s.cout});
+    (winograd_suits(s) ? winograd_forward : direct_forward)(s, x, w, bias, y);
 }
 
-void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx) {
-    for (int64_t phase_h = 0; phase_h < s.stride_h; ++phase_h) {
-        for (int64_t phase_w = 0; phase_w < s.stride_w; ++phase_w) {
-            const Phase v = phase_of(phase_h, s.h, s.kh, s.stride_h, s.pad_top);
-            const Phase h = phase_of(phase_w, s.w, s.kw, s.stride_w, s.pad_left);
-            const auto pack = [&](int64_t k0, int64_t k, int64_t c, int64_t columns, float* panel) {
-                pack_flipped(s, v, h, w, k0, k, c, columns, panel);
-            };
-            const Conv2dShape phase{s.n, s.oh, s.ow, s.cout, v.taps, h.taps, s.cin, v.pixels, h.pixels, 1, 1, v.pad, h.pad};
-            const Grid grid{dx + (phase_h * s.w + phase_w) * s.cin, s.h * s.w * s.cin, s.stride_h * s.w * s.cin,
-                            s.stride_w * s.cin};
-            correlate(phase, dy, pack, nullptr, grid);
-        }
-    }
+void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx) {  // (1)
+    if (winograd_suits(mirrored(s)))
+        winograd_backward_input(mirrored(s), dy, w, dx);
+    else
+        direct_backward_input(s, dy, w, dx);
 }
 
 void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw, float* dbias) {
-    const WeightPlan plan = weight_plan(s);
-    const int64_t depth = plan.depth, size = (depth + 1) * s.cout;
-    if (plan.pixels == 0) {
-        std::fill(dw, dw + depth * s.cout, 0.0f);
+    const int64_t pixels = s.n * s.oh * s.ow;
+    if (pixels == 0) {
+        std::fill(dw, dw + s.kh * s.kw * s.cin * s.cout, 0.0f);
         if (dbias) std::fill(dbias, dbias + s.cout, 0.0f);
         return;
     }
-    // (1) for each part of the pixels, dw^T (cout, depth) and dbias (cout)
-    float* partial = scratch(partial_slot, static_cast<size_t>(plan.parts * size));
-    parallel_for(plan.parts * plan.blocks, 1, [&](int64_t item) {
-        const int64_t part = item / plan.blocks, k0 = item % plan.blocks * plan.columns;
-        const int64_t begin = part * plan.part, end = std::min(begin + plan.part, plan.pixels);
-        float* dw_t = partial + part * size;
-        weight_block(s, dy, x, k0, std::min(plan.columns, depth - k0), begin, end, dw_t, depth);
-        if (dbias && k0 == 0) bias_block(s, dy, begin, end, dw_t + depth * s.cout);
-    });
-    // (2) the sum of the parts, in their order, by strips of columns; transposed on the way out
-    const auto add_parts = [&](float* out, int64_t count) {
-        for (int64_t part = 1; part < plan.parts; ++part)
-            for (int64_t e = 0; e < count; ++e) out[e] += out[part * size + e];
-    };
-    constexpr int64_t strip = 64;
-    parallel_for(ceil_div(depth, strip), 1, [&](int64_t item) {
-        const int64_t k0 = item * strip, count = std::min(strip, depth - k0);
-        for (int64_t o = 0; o < s.cout; ++o) add_parts(partial + o * depth + k0, count);
-        pack_transposed(s.cout, count, partial + k0, depth, dw + k0 * s.cout, s.cout);
-    });
-    if (!dbias) return;
-    add_parts(partial + depth * s.cout, s.cout);
-    std::copy(partial + depth * s.cout, partial + size, dbias);
+    (winograd_suits(s) ? winograd_backward_weight : direct_backward_weight)(s, dy, x, dw);  // (2)
+    if (dbias) backward_bias(pixels, s.cout, dy, dbias);                                    // (3)
 }
 
 }  // namespace pydiff

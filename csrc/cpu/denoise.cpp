@@ -1,12 +1,12 @@
-// One reverse step of any sampler that is linear in the state, the model's output and earlier outputs: DDPM (Ho, Jain and
-// Abbeel 2020, alg. 2), DDIM (Song, Meng and Ermon 2021, eq. 12), and the multistep solvers that keep a history.
+// One reverse step of any sampler that is linear in the state, the model's output and earlier outputs: DDPM (Ho, Jain
+// and Abbeel 2020, alg. 2), DDIM (Song, Meng and Ermon 2021, eq. 12), and the multistep solvers that keep a history.
 //
 //     f      = f_uncond + guidance (f_cond - f_uncond)        classifier-free guidance (Ho and Salimans 2022, eq. 6)
 //     x0_hat = clip(u x + v f, low, high)
 //     x_next = a x + b x0_hat + d f + sum_k c[k] history[k] + s z
 //
 // Backward, for gradients dx_next and dx0_hat of the loss (history and f_uncond are constants), f' the guided output:
-//     1. clip:   dx0 = (b dx_next + dx0_hat) [low <= u x + v f' <= high]        (an element at a bound passes its gradient)
+//     1. clip:   dx0 = (b dx_next + dx0_hat) [low <= u x + v f' <= high]    (at a bound the gradient passes)
 //     2. state:  dx  = a dx_next + u dx0
 //     3. model:  df' = d dx_next + v dx0,   df = guidance df' with guidance, df' without
 //

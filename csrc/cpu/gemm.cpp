@@ -3,24 +3,9 @@
 
 #include <algorithm>
 #include <cstring>
-#if defined(__FMA__)
-#include <immintrin.h>
-#endif
 
 namespace pydiff {
 namespace {
-
-// a b + c. Written out rather than left to the compiler, which may contract an expression in one tile shape and not in
-// another: two roundings there, one here.
-inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
-#if defined(__AVX512F__)
-    return vfloat(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
-#elif defined(__FMA__)
-    return vfloat(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
-#else
-    return a * b + c;
-#endif
-}
 
 struct Operands {
     int64_t n, k;
@@ -87,8 +72,9 @@ using Tile = void (*)(const Operands&, const Start&);
 template <Order order, int vectors>
 Tile tile_with(int64_t rows) {
     static_assert(tile_rows == 6, "one entry for each number of rows");
-    static constexpr Tile tiles[tile_rows] = {tile<order, 1, vectors>, tile<order, 2, vectors>, tile<order, 3, vectors>,
-                                       tile<order, 4, vectors>, tile<order, 5, vectors>, tile<order, 6, vectors>};
+    static constexpr Tile tiles[tile_rows] = {tile<order, 1, vectors>, tile<order, 2, vectors>,
+                                              tile<order, 3, vectors>, tile<order, 4, vectors>,
+                                              tile<order, 5, vectors>, tile<order, 6, vectors>};
     return tiles[rows - 1];
 }
 

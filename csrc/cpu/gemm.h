@@ -10,10 +10,25 @@
 // result depends on its own row of a and column of b only, not on the tile it fell into: how work is cut cannot change it.
 #pragma once
 #include <cstdint>
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
 
 #include "simd.h"
 
 namespace pydiff {
+
+// a b + c. Written out rather than left to the compiler, which may contract an expression in one tile shape and not in
+// another: two roundings there, one here.
+inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
+#if defined(__AVX512F__)
+    return vfloat(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+#elif defined(__FMA__)
+    return vfloat(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#else
+    return a * b + c;
+#endif
+}
 
 // 6 x 2 accumulators, 2 vectors of b and one of a fill the 16 registers of SSE2 and AVX2; AVX-512 has 32.
 constexpr int tile_rows = 6;

@@ -1,4 +1,4 @@
-// Forward diffusion with its noise made on the spot (Ho, Jain and Abbeel 2020, eq. 4, in the notation of Kingma et al. 2021):
+// Forward diffusion with its noise made on the spot (Ho, Jain and Abbeel 2020, eq. 4):
 //
 //     x_t = alpha x0 + sigma eps        alpha, sigma per sample; eps standard normal, element by element from philox.h
 //
@@ -30,8 +30,8 @@ void normal(int64_t n, int64_t size, const NoiseKey& key, float* eps) {
     });
 }
 
-void noise_forward(int64_t n, int64_t size, const float* x0, const float* alpha, const float* sigma, const NoiseKey& key,
-                   float* x_t, float* eps) {
+void noise_forward(int64_t n, int64_t size, const float* x0, const float* alpha, const float* sigma,
+                   const NoiseKey& key, float* x_t, float* eps) {
     parallel_tiles(n, size, tile, [&](int64_t i, int64_t begin, int64_t end) {
         const float a = alpha[i], s = sigma[i];
         const int64_t row = i * size;

@@ -27,9 +27,9 @@ namespace {
 
 constexpr int most_threads = 1024;
 
-// Waits for ready() in a loop, up to 200 us: true if it came true. Waking a sleeping thread costs 50 to 200 us on a virtual
-// machine, as much as a whole region, and a training step enters some 200 regions a few microseconds apart. Giving the core
-// up between looks leaves it to NumPy's threads when they have work.
+// Waits for ready() in a loop, up to 200 us: true if it came true. Waking a sleeping thread costs 50 to 200 us on a
+// virtual machine, as much as a whole region, and a training step enters some 200 regions a few microseconds apart.
+// Giving the core up between looks leaves it to NumPy's threads when they have work.
 template <class F>
 bool spin(F ready) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
@@ -72,8 +72,8 @@ struct Region {
     }
 };
 
-// A region offers one seat for each worker that could help. Workers sit down, claim chunks until none are left, and stand
-// up. All of it changes under the mutex; seats_ and seated_ are atomic only so that spinning can look without it.
+// A region offers one seat for each worker that could help. Workers sit down, claim chunks until none are left, and
+// stand up. All of it changes under the mutex; seats_ and seated_ are atomic only so that spinning can look without it.
 class Pool {
 public:
     explicit Pool(int threads) {

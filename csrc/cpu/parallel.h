@@ -1,7 +1,7 @@
 // Threads: one pool for the whole process, and scratch memory per thread.
 //
-// The rule every kernel keeps: work is cut into items by the *shape of one picture*, never by batch size or thread count,
-// and no two items add into the same number. Which thread runs an item then cannot change a bit of the result.
+// The rule every kernel keeps: work is cut into items by the *shape of one picture*, never by batch size or thread
+// count, and no two items add into the same number. Which thread runs an item then cannot change a bit of the result.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -24,9 +24,9 @@ private:
     void (*call_)(void*, int64_t, int64_t);
 };
 
-// Runs body over [0, count) in chunks of `grain` items. Chunks are claimed dynamically, so a busy core does not hold the
-// others up. Runs inline when one chunk suffices, when the pool is busy with another Python thread's region, or when
-// called from inside a region. An exception thrown by the body is rethrown here, once all threads have stopped.
+// Runs body over [0, count) in chunks of `grain` items. Chunks are claimed dynamically, so a busy core does not hold
+// the others up. Runs inline when one chunk suffices, when the pool is busy with another Python thread's region, or
+// when called from inside a region. An exception thrown by the body is rethrown here, once all threads have stopped.
 void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body);
 
 template <class F>
@@ -37,8 +37,8 @@ void parallel_for(int64_t count, int64_t grain, F&& item) {
     parallel_chunks(count, grain, RangeBody(range));
 }
 
-// For elementwise work on n samples of `size` elements: item(i, begin, end) for every tile of elements of every sample i.
-// Samples much smaller than a tile are claimed several at a time, so that a claim is worth its cost.
+// For elementwise work on n samples of `size` elements: item(i, begin, end) for every tile of elements of every sample
+// i. Samples much smaller than a tile are claimed several at a time, so that a claim is worth its cost.
 template <class F>
 void parallel_tiles(int64_t n, int64_t size, int64_t tile, F&& item) {
     const int64_t tiles = (size + tile - 1) / tile;
@@ -49,7 +49,7 @@ void parallel_tiles(int64_t n, int64_t size, int64_t tile, F&& item) {
 }
 
 int threads();            // threads a region may use, the caller included
-void set_threads(int n);  // n >= 1, else std::invalid_argument; waits for a running region, so never call it from inside one
+void set_threads(int n);  // n >= 1, else std::invalid_argument; waits for a running region, so not to be called in one
 
 // Uninitialised 64-byte aligned scratch owned by the calling thread; the same slot returns the same memory (grown when
 // needed), so two buffers alive at once need two slots. Freed when the thread ends.

@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a vector of blocks
-// at a time, and normals from it. pydiff/random.py is the reference: the words agree bit for bit, normals to rounding.
+// Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a vector of
+// blocks at a time, and normals from it. pydiff/random.py is the reference: the words agree bit for bit, normals to
+// rounding.
 //
 //     key      (seed low word, seed high word)
 //     counter  (block, step, sample, purpose)          element i of a sample is word i % 4 of block i // 4

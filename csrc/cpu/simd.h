@@ -1,5 +1,5 @@
-// A vector of floats as wide as the instruction set that this module is compiled for (GCC and Clang vector extensions, so
-// the same source serves SSE2, AVX2, AVX-512 and NEON). Nothing here is specific to one operation.
+// A vector of floats as wide as the instruction set that this module is compiled for (GCC and Clang vector extensions,
+// so the same source serves SSE2, AVX2, AVX-512 and NEON). Nothing here is specific to one operation.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -2,9 +2,10 @@
 //
 // Each is an exact reduction of the argument to a short interval, a polynomial there, and an exact reconstruction
 // (J.-M. Muller, "Elementary Functions", 3rd ed., chapters 3 and 11). The polynomials are our own minimax fits, with
-// coefficients rounded to float32 one at a time and the rest refitted. Errors are below 2.5 units in the last place, with
-// or without fused multiply-add, where the result is not tiny (below 1e-36 in size it may be zero: subnormal numbers slow
-// some processors down a hundredfold). NaN gives NaN, and infinities give the function's limit (NaN for sine and cosine).
+// coefficients rounded to float32 one at a time and the rest refitted. Errors are below 2.5 units in the last place,
+// with or without fused multiply-add, where the result is not tiny (below 1e-36 in size it may be zero: subnormal
+// numbers slow some processors down a hundredfold). NaN gives NaN, and infinities give the function's limit (NaN for
+// sine and cosine).
 #pragma once
 #include "simd.h"
 
@@ -12,7 +13,7 @@ namespace pydiff {
 
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2. Results below 1.7e-38 are zero.
 inline vfloat exp(vfloat x) {
-    x = at_most(at_least(x, -87.4f), 89.0f);  // n from -126, which gives zero below, to 128, which gives infinity from 88.73
+    x = at_most(at_least(x, -87.4f), 89.0f);  // n from -126, which gives zero, to 128, which gives infinity from 88.73
     // Adding 1.5 * 2^23 leaves no bits behind the point, so the sum's low bits are the integer n.
     const vfloat shifted = x * 1.44269504f + 12582912.0f;
     const vfloat n = shifted - 12582912.0f;
@@ -23,7 +24,7 @@ inline vfloat exp(vfloat x) {
     p = p * r + 0x1.555492p-3f;
     p = p * r + 0x1.fffffcp-2f;
     p = p * (r * r) + r + 1.0f;
-    // 2^(n - 1), straight into the exponent bits: from 0 for n = -126 to 2^127 for n = 128.
+    // 2^(n - 1), straight into the exponent bits: 0 for n = -126, 2^127 for n = 128.
     const vfloat half = (vfloat)(((vuint)shifted << 23) + (126u << 23));
     return (p + p) * half;
 }
@@ -64,7 +65,7 @@ inline vfloat sigmoid(vfloat x) { return 1.0f / (1.0f + exp(-x)); }
 // SiLU(x) = x sigma(x) (Elfwing, Uchibe and Doya 2018), also called swish. The bound gives -infinity its limit, -0.
 inline vfloat silu(vfloat x) { return at_least(x, -1e30f) / (1.0f + exp(-x)); }
 
-// The derivative of SiLU: sigma(x) (1 + x (1 - sigma(x))). It crosses zero near -1.28, where only its absolute error is small.
+// The derivative of SiLU: sigma(x) (1 + x (1 - sigma(x))). Near its zero, -1.28, only its absolute error is small.
 inline vfloat silu_derivative(vfloat x) {
     const vfloat s = sigmoid(x);
     return s + at_most(at_least(x, -1e30f), 1e30f) * (s * (1.0f - s));

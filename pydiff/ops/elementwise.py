@@ -69,10 +69,14 @@ class Power(Function):
     """x ** exponent for a constant exponent."""
 
     def forward(self, x, exponent):
+        if self.needs[1]:
+            raise TypeError("the exponent of a power must be a constant; write exp(y * log(x)) for a gradient in y")
         self.x, self.exponent = x, exponent
         return x**exponent
 
     def backward(self, g):
+        if np.ndim(self.exponent) == 0 and self.exponent == 0:
+            return 0 * g, None  # 0 x^-1 would be 0/0 where x is 0
         return g * (self.exponent * self.x ** (self.exponent - 1)), None
 
 
@@ -172,8 +176,9 @@ class Where(Function):
     """x where the condition holds, else y."""
 
     def forward(self, condition, x, y):
-        self.condition, self.shapes = condition, (np.shape(x), np.shape(y))
-        return array_module(condition).where(condition, x, y)
+        xp = array_module(condition, x, y)
+        self.condition, self.shapes = xp.asarray(condition, dtype=bool), (np.shape(x), np.shape(y))
+        return xp.where(self.condition, x, y)
 
     def backward(self, g):
         dx = unbroadcast(g * self.condition, self.shapes[0]) if self.needs[1] else None

@@ -17,6 +17,11 @@ class Curve:
     smooth: np.ndarray
     skipped: int
 
+    @property
+    def is_line(self):
+        """Whether there are two points to draw a line through."""
+        return len(self.step) > 1 and bool(self.step[-1] > self.step[0])
+
 
 def curve(log):
     """The loss curve of a log, a list of dicts with "step" and "loss".
@@ -75,14 +80,13 @@ def path(x, y):
 
 def place(c, low, high, width, height):
     """Where the points of Curve c lie in a box of width x height, y down: x (P,), y of loss (P,), y of smooth (P,)."""
-    span = max(float(c.step[-1] - c.step[0]), 1.0)
     y = height * np.log(high / np.stack([c.loss, c.smooth])) / math.log(high / low)
-    return width * (c.step - c.step[0]) / span, *y
+    return width * (c.step - c.step[0]) / (c.step[-1] - c.step[0]), *y
 
 
 def sparkline(c, width=240, height=48):
     """A small SVG of the smoothed curve, without text: for a notebook. "" when there are fewer than 2 points."""
-    if len(c.step) < 2:
+    if not c.is_line:
         return ""
     low, high = axis(c.smooth)
     x, _, y = place(c, low, high, width, height)
@@ -93,7 +97,7 @@ def sparkline(c, width=240, height=48):
 
 def chart(c, width=1000, height=320):
     """The page's loss curve as HTML: an SVG stretched to its box, and labels that keep their size."""
-    if len(c.step) < 2:
+    if not c.is_line:
         return '<p class="note">The log has fewer than two losses, so there is no curve yet.</p>'
     low, high = axis(np.concatenate([c.loss, c.smooth]))
     x, y_loss, y_smooth = place(c, low, high, width, height)

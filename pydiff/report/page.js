@@ -130,7 +130,7 @@ function startLoss() {
 
   function show(index) {
     point = Math.max(0, Math.min(step.length - 1, index));
-    const share = (step[point] - step[0]) / Math.max(step.at(-1) - step[0], 1);
+    const share = (step[point] - step[0]) / (step.at(-1) - step[0]);
     cursor.hidden = false;
     cursor.style.left = 100 * share + "%";
     const [raw, average] = [loss, smooth].map((values) => values[point].toPrecision(3));

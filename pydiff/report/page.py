@@ -84,7 +84,7 @@ def _asset(name):
 
 
 def _training(curve):
-    if len(curve.step) < 2:
+    if not curve.is_line:
         return loss.chart(curve)
     skipped = f" {number(curve.skipped)} steps without a positive finite loss are left out." if curve.skipped else ""
     return f"""{loss.chart(curve)}
@@ -105,7 +105,7 @@ def _numbers(forward, trace, curve):
     return {
         "forward": {"t": forward.t.tolist(), "alpha": _rounded(forward.alpha), "sigma": _rounded(forward.sigma)},
         "trace": {"steps": trace.steps.tolist(), "t": trace.t.tolist(), "total": int(trace.total)},
-        "loss": {name: _rounded(getattr(curve, name)) for name in names} if len(curve.step) > 1 else None,
+        "loss": {name: _rounded(getattr(curve, name)) for name in names} if curve.is_line else None,
     }
 
 

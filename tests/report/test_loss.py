@@ -80,5 +80,6 @@ def test_axis_has_room_even_for_a_constant_loss():
 def test_without_a_curve_there_is_a_sentence():
     assert "no curve yet" in chart(curve([]))
     assert "no curve yet" in chart(curve(log([1.0])))
+    assert "no curve yet" in chart(curve(log([1.0])[:1] * 3))
     assert sparkline(curve(log([1.0]))) == ""
     assert "from 1 to 0.5" in sparkline(curve(log([1.0, 0.5])))

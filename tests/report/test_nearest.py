@@ -32,7 +32,9 @@ def test_equals_brute_force_for_every_block_size(n, m, rows, excluding, seed):
     np.testing.assert_array_equal(distance, expected_distance)
 
 
-def test_a_copy_is_found_at_distance_zero_and_the_first_of_equals_wins():
+@pytest.mark.parametrize("rows", [1, 3, 6])
+def test_a_copy_is_found_at_distance_zero_and_the_first_of_equals_wins(monkeypatch, rows):
+    monkeypatch.setattr(module, "BLOCK_BYTES", rows * 8 * 16 * 16 * 3)
     training = pictures(6, seed=0, shape=(16, 16, 3))
     training[4] = training[2]
     index, distance = nearest(training[[5, 4]], training)

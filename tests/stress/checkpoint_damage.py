@@ -1,6 +1,6 @@
 """Damage a checkpoint and a model folder in every way that one bit or one cut can, and at random: no load may succeed.
 
-    python tests/stress/checkpoint_damage.py --random 1000000 --out result.json
+    python -m tests.stress.checkpoint_damage --random 1000000 --json tests/stress/checkpoint_damage.json
 
 Exhaustive: every bit of every file flipped, every file cut at every byte and lengthened by one. Random: 1 to 8 bits in
 one file, or a run of up to 64 bytes replaced by zeros or noise.
@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import checkpoint_faults as faults
 import numpy as np
 
 from pydiff import checkpoint
+from tests.stress import checkpoint_faults as faults
 
 
 def is_silent(load: Callable, folder: Path) -> bool:
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--random", type=int, default=1_000_000, help="random damages, shared by both kinds of folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
     start = time.perf_counter()
     result = {"seed": options.seed}
@@ -91,8 +91,10 @@ def main() -> None:
             result[kind] |= {"random_tried": tried, "random_silent": silent}
             load(folder)  # it was repaired after each, so only the damage can have been the reason
     result["seconds"] = time.perf_counter() - start
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
     sys.exit(any(result[kind][key] for kind in folders for key in ("bits_and_cuts_silent", "random_silent")))
 
 

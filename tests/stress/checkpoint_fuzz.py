@@ -1,6 +1,6 @@
 """Fuzz the safetensors reader with files that are almost right: it may read them or raise CheckpointError, no more.
 
-    python tests/stress/checkpoint_fuzz.py --count 200000 --out result.json
+    python -m tests.stress.checkpoint_fuzz --count 200000 --json tests/stress/checkpoint_fuzz.json
 
 Each file starts as a right one and gets up to three mutations of its header's meaning (dtypes, sizes, offsets, keys),
 of its text or of its bytes. What we accept is compared with the safetensors package, where that accepts it too.
@@ -181,15 +181,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     result = run(options.count, options.seed)
     result["seconds"] = time.perf_counter() - start
     result["peak_memory_growth_kb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
     sys.exit(bool(result["other_exceptions"] or result["disagreements_with_safetensors"]))
 
 

@@ -1,6 +1,6 @@
 """Kill a process that saves checkpoints, again and again: what it had saved must load, bit for bit.
 
-    python tests/stress/checkpoint_kill.py --rounds 300 --out result.json
+    python -m tests.stress.checkpoint_kill --rounds 300 --json tests/stress/checkpoint_kill.json
 
 Each round a child resumes from the newest checkpoint and saves on, replacing some steps and pruning; it reports each
 save that returned. In even rounds the parent kills it (SIGKILL) at a random moment; in odd rounds it kills itself
@@ -18,9 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import checkpoint_faults as faults
-
 from pydiff import checkpoint
+from tests.stress import checkpoint_faults as faults
 
 SIZE = 20_000  # of contents(): about 1 MB in all, so that kills hit the middle of writes too
 
@@ -117,14 +116,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, help="where to save; default: a temporary folder")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         result = run(options.rounds, options.seed, options.directory or Path(temporary))
     result["seconds"] = time.perf_counter() - start
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
     sys.exit(bool(result["lost"] or result["damaged_seen"]))
 
 

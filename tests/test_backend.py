@@ -1,0 +1,256 @@
+"""The one switch: environment variables in fresh processes, threads, and what an import brings with it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import pydiff
+from pydiff import backend
+
+built = backend.cpu is not None or importlib.util.find_spec("pydiff._cpu") is not None
+needs_kernels = pytest.mark.skipif(not built, reason="no compiled CPU kernels in this install")
+
+
+def run(code, **environment):
+    """A fresh Python with these PYDIFF_ variables and no others: (exit status, output, last line of the error)."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYDIFF_")}
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return process.returncode, process.stdout.strip(), (process.stderr.strip().splitlines() or [""])[-1]
+
+
+SHOW = "import pydiff.backend as b; print(b.cpu and b.cpu.__name__, '|', b.cpu_reason, '|', b.threads())"
+# Stands in for an install without a compiler, or with other modules.
+WITHOUT = "import sys; sys.modules['pydiff._cpu'] = None; "
+ONLY_BASELINE = (
+    "import sys, types; m = sys.modules['pydiff._cpu'] = types.ModuleType('pydiff._cpu');"
+    "m.supported_levels = lambda: ['baseline']; m.threads = lambda: 7; "
+)
+
+
+# ---- PYDIFF_NATIVE -------------------------------------------------------------------------------------------------
+
+
+def test_native_off():
+    status, output, _ = run(SHOW, PYDIFF_NATIVE="off")
+    assert (status, output) == (0, "None | switched off by PYDIFF_NATIVE=off | 1")
+
+
+def test_native_auto_without_kernels():
+    for environment in ({}, {"PYDIFF_NATIVE": "auto"}, {"PYDIFF_NATIVE": ""}):
+        status, output, _ = run(WITHOUT + SHOW, **environment)
+        assert (status, output) == (0, "None | not built (no C++ compiler when pydiff was installed?) | 1")
+
+
+def test_native_require_without_kernels():
+    status, _, error = run(WITHOUT + SHOW, PYDIFF_NATIVE="require")
+    assert status == 1
+    assert error.startswith("ImportError: the compiled CPU kernels could not be loaded: ")
+
+
+@needs_kernels
+@pytest.mark.parametrize("native", ["auto", "require"])
+def test_native_with_kernels(native):
+    status, output, _ = run(SHOW, PYDIFF_NATIVE=native, PYDIFF_THREADS="3")
+    assert status == 0
+    name, reason, threads = output.split(" | ")
+    assert name.startswith("pydiff._cpu")
+    assert reason.startswith("instruction set ")
+    assert threads == "3"
+
+
+@pytest.mark.parametrize("value", ["on", "1", "REQUIRE", " auto"])
+def test_native_wrong(value):
+    status, _, error = run(SHOW, PYDIFF_NATIVE=value)
+    assert status == 1
+    assert error == f"ValueError: PYDIFF_NATIVE must be one of auto, require, off; got {value!r}"
+
+
+# ---- PYDIFF_SIMD ---------------------------------------------------------------------------------------------------
+
+
+@needs_kernels
+def test_simd_chooses_the_module():
+    _, levels, _ = run("import pydiff._cpu; print(*pydiff._cpu.supported_levels())")
+    levels = levels.split()
+    assert levels[-1] == "baseline"
+    for level in levels:
+        status, output, _ = run(SHOW, PYDIFF_SIMD=level)
+        assert status == 0
+        assert output.startswith(f"{backend.LEVELS[level]} | instruction set {level} |")
+    _, output, _ = run(SHOW)
+    assert output.startswith(backend.LEVELS[levels[0]] + " |")
+
+
+def test_simd_that_the_processor_lacks():
+    status, output, _ = run(ONLY_BASELINE + SHOW)
+    assert (status, output) == (0, "pydiff._cpu | instruction set baseline | 7")
+    status, _, error = run(ONLY_BASELINE + SHOW, PYDIFF_SIMD="avx2")
+    assert status == 1
+    assert "PYDIFF_SIMD=avx2 was asked for, but this processor supports baseline" in error
+
+
+def test_simd_without_kernels_is_an_error():
+    """Whoever names an instruction set does not want the array path."""
+    status, _, error = run(WITHOUT + SHOW, PYDIFF_SIMD="baseline")
+    assert status == 1
+    assert error.startswith("ImportError: the compiled CPU kernels could not be loaded")
+
+
+@pytest.mark.parametrize("value", ["sse2", "AVX2", "avx512 "])
+def test_simd_wrong(value):
+    status, _, error = run(SHOW, PYDIFF_SIMD=value)
+    assert status == 1
+    assert error == f"ValueError: PYDIFF_SIMD must be one of avx512, avx2, baseline; got {value!r}"
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", ["1", "2", "64"])
+def test_threads(value):
+    _, output, _ = run("import pydiff; print(pydiff.threads())", PYDIFF_THREADS=value)
+    assert output == value
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "1025", "99999999999999999999", " ", "2 "])
+def test_threads_wrong(value):
+    status, _, error = run("import pydiff; print(pydiff.threads())", PYDIFF_THREADS=value)
+    assert status == 1
+    assert error == f"ValueError: PYDIFF_THREADS must be a whole number from 1 to 1024, got '{value}'"
+
+
+def test_the_default_is_the_processors_this_process_may_use():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system does not bind processes to processors")
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import pydiff; print(pydiff.threads())"
+    assert run(code) == (0, "1", "")
+
+
+def test_set_threads():
+    before = pydiff.threads()
+    try:
+        for n in (1, 3, np.int64(2)):
+            pydiff.set_threads(n)
+            assert pydiff.threads() == (n if backend.cpu else 1)
+    finally:
+        pydiff.set_threads(before)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.0, "2", None, np.float64(2), [1]])
+def test_set_threads_wrong(value):
+    with pytest.raises(ValueError, match="threads must be a whole number of at least 1, got"):
+        pydiff.set_threads(value)
+
+
+@pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in this install")
+def test_set_threads_has_an_end():
+    before = pydiff.threads()
+    for n in (1025, 10**6):
+        with pytest.raises(ValueError, match="threads must be from 1 to 1024"):
+            pydiff.set_threads(n)
+    assert pydiff.threads() == before
+
+
+FORK = """
+import os, numpy as np
+from pydiff import ops, set_threads
+set_threads(4)
+x, w = np.ones((4, 32, 32, 8), np.float32), np.ones((3, 3, 8, 8), np.float32)
+expected = ops.conv2d(x, w).data
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(ops.conv2d(x, w).data, expected) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_computes_too():
+    """It has none of its parent's threads, and may find their locks taken."""
+    assert run(FORK)[:2] == (0, "0")
+
+
+# ---- the functions -------------------------------------------------------------------------------------------------
+
+
+def test_native_serves_float32_numpy_arrays_only():
+    x = np.zeros(3, np.float32)
+    for other in (x.astype(np.float64), x.astype(np.float16), x.astype(int), x.view(np.matrix), [1.0], None):
+        assert backend.native(other, "adamw") is None
+    assert (backend.native(x, "adamw") is not None) == (backend.cpu is not None)
+
+
+@pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in this install")
+def test_a_kernel_that_does_not_exist_is_an_error():
+    with pytest.raises(AttributeError, match="no attribute 'adam'"):
+        backend.native(np.zeros(3, np.float32), "adam")
+
+
+def test_array_module(monkeypatch):
+    assert backend.array_module(np.zeros(1), 3.0, [1]) is np
+    assert backend.array_module() is np
+    # a stand-in, since CuPy needs a GPU: only the type of the arrays decides
+    cupy = types.ModuleType("cupy")
+    cupy.ndarray = type("ndarray", (), {})
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert backend.array_module(np.zeros(1), cupy.ndarray()) is cupy
+    assert backend.array_module(np.zeros(1)) is np
+
+
+def test_empty_and_contiguous():
+    x = np.zeros((3, 4), np.float32)
+    y = backend.empty(x.T, (5, 2))
+    assert (y.shape, y.dtype, y.flags.c_contiguous) == ((5, 2), np.float32, True)
+    assert backend.contiguous(x) is x
+    assert backend.contiguous(x.T).flags.c_contiguous
+    assert backend.contiguous(x[::-1, ::2]).tolist() == x[::-1, ::2].tolist()
+    number = np.array(1.0)
+    assert backend.contiguous(number) is number
+    assert backend.contiguous(np.broadcast_to(np.float32(1), ())).shape == ()
+
+
+# ---- import --------------------------------------------------------------------------------------------------------
+
+HEAVY = [
+    "PIL",
+    "tqdm",
+    "tyro",
+    "safetensors",
+    "torch",
+    "cupy",
+    "skimage",
+    "sklearn",
+    "scipy",
+    "diffusers",
+    "matplotlib",
+]
+
+
+def test_importing_pydiff_imports_nothing_heavy():
+    code = f"import sys, pydiff; print([name for name in {HEAVY} if name in sys.modules])"
+    assert run(code) == (0, "[]", "")
+
+
+def test_importing_pydiff_starts_no_thread_and_opens_no_file():
+    code = """
+import sys, threading
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args) if event == "open" and "w" in str(args[1]) else None)
+import pydiff
+print(threading.active_count(), opened)
+"""
+    assert run(code, PYTHONDONTWRITEBYTECODE="1") == (0, "1 []", "")

@@ -1,0 +1,315 @@
+"""The benchmark scripts: each runs, checks before it times, and refuses what is wrong. No test looks at a time."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pydiff.bench
+from benchmarks import contenders, harness, sampling, tables, timing, training
+from benchmarks.contenders import OTHER, OURS, PEER, Contender
+from benchmarks.timing import Repetition
+from benchmarks.workloads import WORKLOADS
+from pydiff import backend
+from pydiff.models import UNet2D
+from pydiff.ops.attention import Attention
+from pydiff.ops.conv2d import Conv2d
+from pydiff.ops.group_norm import GroupNorm
+from pydiff.ops.group_norm import forward_arrays as group_norm_arrays
+
+OPS = ["adamw", "attention", "conv2d", "denoise", "group_norm", "noise"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The scripts set the number of threads of everything; one is enough here. Put back afterwards."""
+    before = backend.threads()
+    yield
+    contenders.set_threads(contenders.available_threads())
+    backend.set_threads(before)
+
+
+def run_script(module, path, *arguments):
+    """(exit status, report)"""
+    arguments = ["--quick", "--threads", "1", "--json", str(path), *arguments]
+    whole = hasattr(module, "main")
+    status = module.main(arguments) if whole else harness.main(module.cases, module.__doc__, arguments)
+    return status, json.loads(path.read_text())
+
+
+# ---- every script ----
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_kernel_script_checks_and_times_everyone(op, tmp_path):
+    script = importlib.import_module(f"benchmarks.bench_{op}")
+    status, report = run_script(script, tmp_path / "report.json", "--all-levels")
+    assert status == 0
+    assert report["wrong"] == []
+    assert report["machine"]["threads"] == 1
+    assert report["ceilings"]["sgemm_gflops"] > 0
+    assert report["ceilings"]["copy_gbs"] > 0
+    for row in report["rows"]:
+        assert row["op"].startswith(op)
+        assert row["error"] <= script.LIMIT
+        assert 0 < row["min_ms"] <= row["median_ms"]
+        assert row.get("gflops", row.get("gbs")) > 0
+        assert row["share"] > 0
+    names = {row["name"] for row in report["rows"]}
+    assert {"reference (float64)", "array path"} <= names
+    if backend.cpu is not None:
+        assert {f"C++ {level}" for level in backend.cpu.supported_levels()} <= names
+    if contenders.peer("torch"):
+        assert any(row["kind"] == PEER for row in report["rows"])
+
+
+@pytest.mark.parametrize("script", [training, sampling])
+def test_script_of_whole_models_runs(script, tmp_path):
+    status, report = run_script(script, tmp_path / "report.json", "--peers", "none")
+    assert status == 0
+    (row,) = report["rows"]
+    assert row["name"] == "pydiff"
+    assert row["peak_mb"] > 10
+    assert math.isclose(row["images_s"] * row["total_s"], 2)
+    if script is training:
+        assert math.isclose(sum(report["profile"].values()), 1)
+        assert report["profile"]["Conv2d backward"] > 0
+
+
+@pytest.mark.filterwarnings("default")  # diffusers' own, at import
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_torch_agrees_on_training_and_sampling(channels_last):
+    pytest.importorskip("torch", reason="comparison with torch: not installed")
+    pytest.importorskip("diffusers", reason="comparison with diffusers: not installed")
+    contenders.set_threads(1)
+    ours, theirs = training.Pydiff("digits8", 2), training.Torch("digits8", 2, channels_last, compiled=False)
+    theirs.load(ours.weights())
+    assert training.disagreement(ours.loss_and_gradient(), theirs.loss_and_gradient()) <= 1e-5
+    before = [a.clone() for a in theirs.average]
+    theirs.step()
+    assert any((a != b).any() for a, b in zip(before, theirs.average, strict=True))
+
+    ours, theirs = sampling.Pydiff("digits8", 2, 5), sampling.Torch("digits8", 2, 5, channels_last, compiled=False)
+    theirs.load(ours.weights())
+    assert sampling.disagreement(ours.pictures(), theirs.pictures()) <= 1e-5
+
+
+def test_other_weights_do_not_agree():
+    one, two = training.Pydiff("digits8", 2), training.Pydiff("digits8", 2)
+    for p in two.model.parameters():
+        p.data *= 1.1
+    assert training.disagreement(one.loss_and_gradient(), one.loss_and_gradient()) == 0
+    assert not training.disagreement(one.loss_and_gradient(), two.loss_and_gradient()) <= training.LIMIT
+    assert not sampling.disagreement(np.array([np.nan]), np.array([1.0])) <= sampling.LIMIT
+
+
+# ---- what is wrong is not timed ----
+
+
+class Counted:
+    """A contender that adds `off` to the right answer 1 2 3 and counts its calls."""
+
+    def __init__(self, off):
+        self.off, self.calls = off, 0
+
+    def make(self, inputs):
+        def call():
+            self.calls += 1
+            return [inputs + self.off]
+
+        return call
+
+
+@pytest.mark.parametrize("off", [0.01, math.nan, np.zeros((2, 3))], ids=["wrong", "nan", "shape"])
+def test_wrong_contender_is_not_timed_and_fails_the_script(off, tmp_path, capsys):
+    right, wrong = Counted(0), Counted(off)
+    exact = np.array([1.0, 2.0, 3.0])
+
+    def cases(_settings):
+        entrants = [Contender(name, OTHER, c.make, contenders.arrays) for name, c in (("right", right), ("bad", wrong))]
+        yield harness.Case("thing", "3", [exact], entrants, [exact], limit=1e-6, flops=1.0)
+
+    path = tmp_path / "report.json"
+    assert harness.main(cases, "", ["--quick", "--threads", "1", "--json", str(path)]) == 1
+    assert wrong.calls == 1
+    assert right.calls > 5
+    report = json.loads(path.read_text())
+    assert report["wrong"] == ["thing 3: bad"]
+    bad = next(row for row in report["rows"] if row["name"] == "bad")
+    assert bad["wrong"]
+    assert bad["median_ms"] is None
+    assert "WRONG" in capsys.readouterr().out
+
+
+class WrongKernels:
+    """Stands in for a compiled module; its group_norm forgets the SiLU's factor z."""
+
+    def set_threads(self, _n):
+        pass
+
+    def group_norm_forward(self, x, gamma, beta, groups, eps, _silu, y, mean, rstd):
+        y[...], mean[...], rstd[...] = group_norm_arrays(x, gamma, beta, groups, eps, silu=False)
+
+    def group_norm_backward(self, *arguments):
+        for dx in arguments[-3:]:
+            dx[...] = np.nan
+
+
+def test_wrong_kernel_fails_its_script(monkeypatch, tmp_path):
+    monkeypatch.setattr(contenders, "levels", lambda every=False: {"wrong": WrongKernels()})  # noqa: ARG005
+    script = importlib.import_module("benchmarks.bench_group_norm")
+    status, report = run_script(script, tmp_path / "report.json")
+    assert status == 1
+    assert [name.rpartition(": ")[2] for name in report["wrong"]] == ["C++ wrong"] * 2
+    assert report["ratio"] == {}
+    for row in report["rows"]:
+        assert row["wrong"] == (row["name"] == "C++ wrong")
+    assert next(row for row in report["rows"] if row["op"].endswith("backward") and row["wrong"])["error"] is None
+
+
+def test_wrong_array_path_is_not_taken_for_the_truth(monkeypatch, tmp_path):
+    original = GroupNorm.backward
+    monkeypatch.setattr(GroupNorm, "backward", lambda self, dy: original(self, dy * 1.001))
+    with pytest.raises(AssertionError, match="does not agree with the reference"):
+        run_script(importlib.import_module("benchmarks.bench_group_norm"), tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("scale", [1.001, math.nan])
+def test_truth_notices_a_wrong_op(scale):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3))
+    square = lambda x: x * x  # noqa: E731
+    arguments = ([x], x, lambda a: [a[0][:1]], rng)
+    y, dx = harness.truth(square, square, *arguments)
+    np.testing.assert_allclose(y, x**2)
+    np.testing.assert_allclose(dx, 2 * x * x)
+    with pytest.raises(AssertionError, match="does not agree"):
+        harness.truth(lambda x: x * x * scale, square, *arguments)
+
+
+# ---- timing ----
+
+
+def test_contenders_alternate_until_each_has_enough():
+    order = []
+
+    def measure(name):
+        def one(turn):
+            order.append((turn, name))
+            return Repetition(1.0, waited=1.0 if name == "b" and turn == 1 else 0.0)
+
+        return one
+
+    timings = timing.alternate({name: measure(name) for name in "abc"}, rounds=6, seconds=60)
+    assert order == [(turn, name) for turn in range(7) for name in "abc"]  # b needs one turn more
+    assert timings["b"][2:] == (6, 1, True)
+
+
+def test_disturbed_repetitions_are_left_out():
+    quiet = [Repetition(s, 0.0) for s in (3.0, 1.0, 2.0, 5.0, 4.0)]
+    noisy = [Repetition(100.0, 0.5)] * 3
+    assert timing.summary(quiet + noisy) == (3.0, 1.0, 5, 3, True)
+    least = [Repetition(float(i), 0.1 * i) for i in range(1, 9)]
+    assert timing.summary(least) == (3.0, 1.0, 5, 3, False)
+
+
+def test_no_ratio_from_disturbed_rows():
+    ours = {"kind": OURS, "wrong": False, "quiet": True, "median_ms": 2.0}
+    peer, slow = ours | {"kind": PEER, "median_ms": 3.0}, ours | {"kind": PEER, "median_ms": 9.0}
+    assert harness.ratio([ours, slow, peer]) == 1.5
+    assert harness.ratio([ours, slow, peer | {"quiet": False}]) is None
+    assert harness.ratio([ours, slow, peer | {"wrong": True}]) == 4.5
+    assert harness.ratio([ours]) is None
+
+
+# ---- shapes, tables, command ----
+
+
+def shapes_of(workload, monkeypatch):
+    """All calls a U-Net makes, without their arithmetic: sets of the scripts' tuples."""
+    seen = {"conv2d": set(), "group_norm": set(), "attention": set()}
+
+    def conv2d(_self, x, w, _bias, stride, padding):
+        oh, ow = ((x.shape[i] + sum(padding[i - 1]) - w.shape[i - 1]) // stride[i - 1] + 1 for i in (1, 2))
+        seen["conv2d"].add((workload.batch, x.shape[1], w.shape[0], stride[0], *w.shape[2:]))
+        # The projections of attention are linear layers: one long row of pixels.
+        if x.shape[1:3] == (1, 1):
+            seen["conv2d"].add((workload.batch, math.isqrt(len(x)), 1, 1, *w.shape[2:]))
+        return np.zeros((len(x), oh, ow, w.shape[3]), np.float32)
+
+    def group_norm(_self, x, _gamma, _beta, groups, **_):
+        seen["group_norm"].add((workload.batch, x.shape[1], x.shape[3], groups))
+        return x
+
+    def attention(_self, q, _k, _v, heads, **_):
+        seen["attention"].add((workload.batch, q.shape[1], heads, q.shape[2] // heads))
+        return q
+
+    for cls, stub in ((Conv2d, conv2d), (GroupNorm, group_norm), (Attention, attention)):
+        monkeypatch.setattr(cls, "forward", stub)
+    monkeypatch.setattr(UNet2D, "initialize", lambda self, _seed: self)
+    UNet2D(**workload.config)(workload.pictures(1), 0)
+    return seen
+
+
+def test_shapes_are_those_of_the_workloads(monkeypatch):
+    found = [shapes_of(workload, monkeypatch) for workload in WORKLOADS.values()]
+    for op in ("conv2d", "group_norm", "attention"):
+        shapes = importlib.import_module(f"benchmarks.bench_{op}").SHAPES
+        known = set().union(*(seen[op] for seen in found))
+        extra = {(32, 256, 2, 64), (8, 256, 4, 64), (8, 1024, 8, 32), (8, 1024, 4, 64)}  # attention in larger heads
+        assert set(shapes) - extra <= known, set(shapes) - extra - known
+
+
+def test_tables_come_from_the_results(tmp_path):
+    ours = {"op": "conv2d forward", "shape": "tiny", "name": "C++ avx2", "kind": OURS, "wrong": False, "quiet": True}
+    ours |= {"median_ms": 2.0, "gflops": 12.3, "share": 0.5, "error": 1e-7}
+    rows = [ours, ours | {"name": "torch", "kind": PEER, "quiet": False, "median_ms": 3.0}]
+    machine = {"cpu": "abacus", "threads": 3, "simd": "fingers", "versions": {"numpy": "2"}, "date": "2026-01-01"}
+    report = {"machine": machine, "ceilings": {"sgemm_gflops": 99, "copy_gbs": 9}, "rows": rows, "ratio": {}}
+    (tmp_path / "conv2d.json").write_text(json.dumps(report))
+    text = "before\n<!-- table: conv2d -->\nold\n<!-- end -->\nbetween\n<!-- table: adamw -->\n<!-- end -->\nafter\n"
+    rendered = tables.render(text, tmp_path)
+    assert "| conv2d forward | tiny | 2 | ~3 | 12 GFLOP/s | 50% | 1e-07 | - |" in rendered
+    assert "abacus" in rendered
+    assert "old" not in rendered
+    assert "No results/adamw.json yet." in rendered
+    assert tables.render(rendered, tmp_path) == rendered
+
+
+def test_readme_shows_the_stored_results():
+    readme = (tables.HERE / "README.md").read_text()
+    assert tables.render(readme, tables.HERE / "results") == readme, "run python -m benchmarks.tables"
+
+
+def test_bench_command_writes_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(contenders, "available_threads", lambda: 1)
+    monkeypatch.setattr(harness, "available_threads", lambda: 1)
+    pydiff.bench.main(["noise"], tmp_path / "report.json", quick=True)
+    assert {row["op"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]} == {
+        "noise forward",
+        "noise backward",
+    }
+    assert "array path" in capsys.readouterr().out
+
+
+def test_bench_command_explains_what_is_wrong(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"no benchmark of 'conv3d'; choose from adamw, .*noise"):
+        pydiff.bench.main(["conv3d"])
+    monkeypatch.setattr(pydiff.bench, "__file__", str(tmp_path / "site-packages" / "pydiff" / "bench.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="source checkout"):
+        pydiff.bench.main([])
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "harness.py").touch()
+    assert pydiff.bench.find_checkout() == Path(tmp_path)
+
+
+def test_a_contender_without_kernels_is_the_array_path():
+    build = lambda _inputs: lambda: backend.cpu  # noqa: E731
+    entrants = {c.name: c.make(None)() for c in contenders.house(build, every=True)}
+    assert entrants.pop("array path") is None
+    assert set(entrants.values()) == set(contenders.levels(every=True).values())
