@@ -171,6 +171,7 @@ def run(scripts: list[Callable[[Settings], Iterator[Case]]], settings, threads, 
     """Runs the cases of several scripts. Returns the report, a dict for JSON, whose "wrong" names wrong contenders."""
     peer("torch")  # set_threads speaks to those who are there
     set_threads(threads)
+    backend.keep_freed_memory()  # everyone's outputs then come from memory that is there already, as in training
     stolen = stolen_time()
     machine, limits = describe(threads), ceilings(threads, settings.quick)
     report = {"machine": machine, "ceilings": limits, "rows": [], "ratio": {}, "wrong": []}

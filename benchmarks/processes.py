@@ -14,10 +14,10 @@ from benchmarks.timing import repeat, settle
 class Worker:
     """A process that holds one contender and does what it is told. ask(method, ..) calls a method of the contender."""
 
-    def __init__(self, factory, arguments, threads):
+    def __init__(self, factory, threads):
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, factory, arguments, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(other, factory, threads), daemon=True)
         self.process.start()
         other.close()
 
@@ -47,18 +47,18 @@ class Worker:
 
 @contextlib.contextmanager
 def workers(factories, threads):
-    """{name: Worker} for {name: (factory, arguments)}; their processes end with the block."""
+    """{name: Worker} for {name: factory}; factory() makes the contender there. The processes end with the block."""
     running = {}
     try:
-        for name, (factory, arguments) in factories.items():
-            running[name] = Worker(factory, arguments, threads)
+        for name, factory in factories.items():
+            running[name] = Worker(factory, threads)
         yield running
     finally:
         for worker in running.values():
             worker.close()
 
 
-def _serve(pipe, factory, arguments, threads):
+def _serve(pipe, factory, threads):
     """The other process: makes the contender, then answers until the pipe is closed."""
     contender = None
     while True:
@@ -68,7 +68,7 @@ def _serve(pipe, factory, arguments, threads):
             return
         try:
             if contender is None:
-                contender = factory(*arguments)
+                contender = factory()
                 set_threads(threads)
             special = {"repetition": repetition, "peak_memory": peak_memory}.get(method)
             pipe.send((True, special(contender) if special else getattr(contender, method)(*values)))

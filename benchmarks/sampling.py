@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks import whole
 from benchmarks.workloads import WORKLOADS, torch_unet
+from pydiff import backend
 from pydiff.diffusion import Process, ddim, initial_noise, path, schedule
 from pydiff.models import UNet2D
 from pydiff.tensor import no_grad
@@ -52,12 +53,14 @@ class Pydiff:
 
 
 class Torch:
-    """torch, diffusers' U-Net and its DDIMScheduler."""
+    """torch, diffusers' U-Net and its DDIMScheduler. keep: freed memory stays in the process."""
 
-    def __init__(self, workload, batch, steps, channels_last, compiled):
+    def __init__(self, workload, batch, steps, channels_last=False, compiled=False, keep=False):
         import torch
         from diffusers import DDIMScheduler
 
+        if keep:
+            backend.keep_freed_memory()
         self.torch, self.workload, self.batch, self.steps = torch, WORKLOADS[workload], batch, steps
         self.channels_last, self.compiled = channels_last, compiled
         # The defaults are pydiff's "linear" schedule with clipping to [-1, 1].
@@ -101,7 +104,7 @@ def disagreement(ours, theirs):
 def measure(options, batch):
     """The section of the report about one workload."""
     batch = min(batch, BATCH)
-    factories = whole.contenders(options, Pydiff, Torch, batch, options.steps)
+    factories = whole.contenders(options, Pydiff, Torch, batch, steps=options.steps)
     title = whole.Title(f"DDIM, {options.steps} steps", whole.words(options.workload, batch), batch, options.steps)
     return whole.compete(title, factories, options, ask="pictures", difference=disagreement, limit=LIMIT)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import whole
 from benchmarks.workloads import WORKLOADS, torch_unet
-from pydiff import nn, optim, random
+from pydiff import backend, nn, optim, random
 from pydiff.diffusion import Process, schedule
 from pydiff.models import UNet2D
 from pydiff.tensor import Function
@@ -26,6 +26,7 @@ class Pydiff:
     """pydiff's training step."""
 
     def __init__(self, workload, batch):
+        backend.keep_freed_memory()  # as pydiff.train does
         self.workload = WORKLOADS[workload]
         self.model = UNet2D(**self.workload.config)
         self.process = Process(schedule("linear"))
@@ -111,11 +112,16 @@ def label(function, method):
 
 
 class Torch:
-    """The same step by torch and diffusers, with torch's fused AdamW and foreach average."""
+    """The same step by torch and diffusers, with torch's fused AdamW and foreach average.
 
-    def __init__(self, workload, batch, channels_last, compiled):
+    keep: freed memory stays in the process, as in pydiff's; torch does not do that by itself.
+    """
+
+    def __init__(self, workload, batch, channels_last=False, compiled=False, keep=False):
         import torch
 
+        if keep:
+            backend.keep_freed_memory()
         self.torch, self.workload, self.batch = torch, WORKLOADS[workload], batch
         self.channels_last, self.compiled = channels_last, compiled
         x0 = torch.from_numpy(self.workload.pictures(batch)).permute(0, 3, 1, 2)

@@ -1,6 +1,7 @@
 """What training.py and sampling.py share: who competes, agreement first, then times, memory and a table."""
 
 import importlib.util
+from functools import partial
 from typing import NamedTuple
 
 from benchmarks import harness
@@ -30,15 +31,14 @@ def words(workload, batch):
     return f"{workload}: {batch} x {w.size}x{w.size}x{w.channels}"
 
 
-def contenders(options, ours, torchs, batch, *more):
-    """{name: (factory, arguments)}; torchs takes two arguments more than ours: channels_last and compiled."""
-    arguments = (options.workload, batch, *more)
-    found = {PYDIFF: (ours, arguments)}
+def contenders(options, ours, torchs, batch, **more):
+    """{name: function that makes the contender}; torchs takes the arguments of ours and how it is set up."""
+    common = {"workload": options.workload, "batch": batch, **more}
+    found = {PYDIFF: partial(ours, **common)}
     if options.peers == "torch":
-        found["torch"] = torchs, (*arguments, False, False)
-        found["torch channels_last"] = torchs, (*arguments, True, False)
-        if options.compile:
-            found["torch compile"] = torchs, (*arguments, False, True)
+        setups = {"torch": {}, "torch channels_last": {"channels_last": True}, "torch keeping memory": {"keep": True}}
+        setups |= {"torch compile": {"compiled": True}} if options.compile else {}
+        found |= {name: partial(torchs, **common, **setup) for name, setup in setups.items()}
     return found
 
 

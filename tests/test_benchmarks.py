@@ -85,14 +85,14 @@ def test_torch_agrees_on_training_and_sampling(channels_last):
     pytest.importorskip("torch", reason="comparison with torch: not installed")
     pytest.importorskip("diffusers", reason="comparison with diffusers: not installed")
     contenders.set_threads(1)
-    ours, theirs = training.Pydiff("digits8", 2), training.Torch("digits8", 2, channels_last, compiled=False)
+    ours, theirs = training.Pydiff("digits8", 2), training.Torch("digits8", 2, channels_last)
     theirs.load(ours.weights())
     assert training.disagreement(ours.loss_and_gradient(), theirs.loss_and_gradient()) <= 1e-5
     before = [a.clone() for a in theirs.average]
     theirs.step()
     assert any((a != b).any() for a, b in zip(before, theirs.average, strict=True))
 
-    ours, theirs = sampling.Pydiff("digits8", 2, 5), sampling.Torch("digits8", 2, 5, channels_last, compiled=False)
+    ours, theirs = sampling.Pydiff("digits8", 2, 5), sampling.Torch("digits8", 2, 5, channels_last)
     theirs.load(ours.weights())
     assert sampling.disagreement(ours.pictures(), theirs.pictures()) <= 1e-5
 

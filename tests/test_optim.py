@@ -12,6 +12,7 @@ from pydiff import nn, ops, optim
 from pydiff.reference.adamw import adamw as reference
 from pydiff.tensor import Tensor
 from tests.compare import assert_close
+from tests.peers import import_torch
 
 # ---- functions of the step -----------------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ def test_several_steps_follow_the_equations():
 
 
 def test_equals_torch():
-    torch = pytest.importorskip("torch", reason="comparison with torch: not installed")
+    torch = import_torch()
     hyper = {"eps": 1e-7, "weight_decay": 0.05}
     model = net()
     optimizer = optim.AdamW(model, 0.85, 0.97, **hyper)

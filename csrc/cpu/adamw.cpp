@@ -9,6 +9,7 @@
 //
 // The step moves at most five arrays through memory once and computes little: memory bandwidth is its limit, and one
 // pass is what matters. Array path: pydiff/ops/adamw.py. Reference: pydiff/reference/adamw.py.
+#include <cmath>
 #include <vector>
 
 #include "kernels.h"
@@ -45,6 +46,7 @@ double block_squares(int64_t size, const float* g) {
 
 void adamw(int64_t size, const AdamWStep& step, float* p, const float* g, float* m, float* v, float* ema) {
     const float rate = step.lr / step.bias_correction1, decay = step.lr * step.weight_decay;
+    const float root_correction = 1.0f / std::sqrt(step.bias_correction2);  // so that an element costs one division
     const float new1 = 1.0f - step.beta1, new2 = 1.0f - step.beta2, new_ema = 1.0f - step.ema_decay;
     parallel_for((size + block - 1) / block, 1, [&](int64_t item) {
         const int64_t end = item * block + block < size ? item * block + block : size;
@@ -55,7 +57,7 @@ void adamw(int64_t size, const AdamWStep& step, float* p, const float* g, float*
             const vfloat vs = step.beta2 * load_upto(v + i, count) + new2 * (gs * gs);
             const vfloat old = load_upto(p + i, count);
             // Not old * (1 - decay): float would round 1 - 1e-6 to a decay that is off by per cents.
-            const vfloat ps = old - (rate * ms / (sqrt(vs / step.bias_correction2) + step.eps) + decay * old);
+            const vfloat ps = old - (rate * ms / (sqrt(vs) * root_correction + step.eps) + decay * old);
             store_upto(m + i, ms, count);
             store_upto(v + i, vs, count);
             store_upto(p + i, ps, count);

@@ -4,12 +4,12 @@
 //   P = softmax(S)           row by row: P[q, t] = exp(S[q, t] - lse[q]),   lse[q] = log sum_t exp(S[q, t])
 //   out = P V                (tq, d)
 //
-// The scores are never stored whole: a block of queries keeps its own (after T. Dao et al., "FlashAttention", 2022, but with
-// whole rows, so no rescaling), and the backward pass recomputes P from lse.
+// The scores are never stored whole: a block of queries keeps its own, and the backward pass recomputes P from lse
+// (T. Dao et al., "FlashAttention", arXiv:2205.14135, 2022; here with whole rows, so nothing is rescaled).
 //
-// The scores of a block are kept transposed, (tk, queries): a query is a lane of a vector. So the maximum and the sum over
-// the keys are plain vector operations, no lane is idle however small the heads are, and K and V are read where they lie.
-// A lane's result depends on its own query only: it is the same in any batch and with any number of threads.
+// The scores of a block are kept transposed, (tk, queries): a query is a lane of a vector. So the maximum and the sum
+// over the keys are plain vector operations, no lane is idle however small the heads are, and K and V are read where
+// they lie. A lane's result depends on its own query only: it is the same in any batch and with any number of threads.
 #include <algorithm>
 #include <type_traits>
 
@@ -24,7 +24,9 @@ namespace {
 
 constexpr int64_t block_queries = tile_columns;
 
-// Calls f with the number of vectors, 1 to tile_vectors, as a constant, so that one value per lane can stay in registers.
+enum Slot { scores_slot, dscores_slot, columns_slot, rows_slot, dk_slot, dv_slot };
+
+// Calls f with the number of vectors, 1 to tile_vectors, as a constant: one value per lane can then stay in a register.
 template <class F>
 void with_vectors(int64_t vectors, F&& f) {
     if (vectors == 1) return f(std::integral_constant<int, 1>());
@@ -86,8 +88,8 @@ void unpack_transposed(int64_t m, int64_t d, const float* columns, int64_t lanes
 void forward_block(const AttentionShape& s, const float* q, const float* k, const float* v, int64_t queries, float* out,
                    float* lse) {
     const int64_t lanes = panel_width(queries);
-    float* scores = scratch(0, static_cast<size_t>(s.tk * lanes));  // (tk, lanes)
-    float* panel = scratch(1, static_cast<size_t>(s.d * lanes));    // (d, lanes): q^T, then out^T
+    float* scores = scratch(scores_slot, static_cast<size_t>(s.tk * lanes));  // (tk, lanes)
+    float* panel = scratch(columns_slot, static_cast<size_t>(s.d * lanes));   // (d, lanes): q^T, then out^T
     float maximum[block_queries], sum[block_queries];
     pack_transposed(queries, s.d, q, s.q_row, panel, lanes);
     gemm_panel(Order::rows, s.tk, lanes, s.d, k, s.k_row, panel, lanes, {}, scores, lanes);
@@ -114,12 +116,12 @@ struct BackwardHead {
 
 void backward_head(const AttentionShape& s, const BackwardHead& h) {
     const int64_t row = s.heads * s.d, width = panel_width(s.d), most = block_queries;
-    float* scores = scratch(0, static_cast<size_t>(s.tk * most));   // (tk, lanes)
-    float* dscores = scratch(1, static_cast<size_t>(s.tk * most));  // (tk, lanes)
-    float* columns = scratch(2, static_cast<size_t>(s.d * most));   // (d, lanes): q^T, dout^T, dq^T in turn
-    float* rows = scratch(3, static_cast<size_t>(most * width));    // (queries, width): dout, then q
-    float* dk = scratch(4, static_cast<size_t>(s.tk * width));      // (tk, width), not yet scaled
-    float* dv = scratch(5, static_cast<size_t>(s.tk * width));      // (tk, width)
+    float* scores = scratch(scores_slot, static_cast<size_t>(s.tk * most));    // (tk, lanes)
+    float* dscores = scratch(dscores_slot, static_cast<size_t>(s.tk * most));  // (tk, lanes)
+    float* columns = scratch(columns_slot, static_cast<size_t>(s.d * most));   // (d, lanes): q^T, dout^T, dq^T in turn
+    float* rows = scratch(rows_slot, static_cast<size_t>(most * width));       // (queries, width): dout, then q
+    float* dk = scratch(dk_slot, static_cast<size_t>(s.tk * width));           // (tk, width), not yet scaled
+    float* dv = scratch(dv_slot, static_cast<size_t>(s.tk * width));           // (tk, width)
     float lse[block_queries] = {}, delta[block_queries] = {}, scale[block_queries];
     std::fill(scale, scale + block_queries, s.scale);
     for (int64_t begin = 0; begin < s.tq; begin += block_queries) {

@@ -4,13 +4,14 @@
 //
 // with x = 0 outside the picture. The gradients of a loss whose gradient with respect to y is dy:
 //
-//   (1)  dx[n, p, q, c] = sum over (i, a) with i stride_h + a - pad_top = p, likewise (j, b), and o, of dy[n, i, j, o] w[a, b, c, o]
+//   (1)  dx[n, p, q, c] = sum of dy[n, i, j, o] w[a, b, c, o] over o and all (i, a) with i stride_h + a - pad_top = p,
+//                         (j, b) with j stride_w + b - pad_left = q
 //   (2)  dw[a, b, c, o] = sum_{n, i, j} x[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
 //   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o]
 //
-// A linear layer is the case of a 1 x 1 kernel. Two files do the work: conv2d_direct.cpp everything, conv2d_winograd.cpp the
-// 3 x 3 kernels of a U-Net faster. In both a picture's y and dx are the same alone and in any batch, and no bit of any result
-// depends on the number of threads.
+// A linear layer is the case of a 1 x 1 kernel. Two files do the work: conv2d_direct.cpp any shape, conv2d_winograd.cpp
+// the 3 x 3 kernels of a U-Net, faster. In both a picture's y and dx are the same alone and in any batch, and no bit of
+// any result depends on the number of threads.
 #include <algorithm>
 
 #include "conv2d_methods.h"

@@ -1,17 +1,17 @@
 // conv2d as an implicit matrix product, for every kernel, stride and padding; conv2d.cpp has the equation.
 //
-// The matrix of patches has one row a pixel (n, i, j) of the output and one column a weight (a, b, c). It is never stored
-// whole (S. Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", arXiv:1410.0759, 2014): a block of it is gathered
-// where a product needs it.
+// The matrix of patches has one row a pixel (n, i, j) of the output and one column a weight (a, b, c). It is never
+// stored whole: a block of it is gathered where a product needs it (S. Chetlur et al., "cuDNN: Efficient Primitives for
+// Deep Learning", arXiv:1410.0759, 2014).
 //
 //   forward          y    (pixels, cout)       = patches (pixels, kh kw cin)    w (kh kw cin, cout)
 //   backward_input   dx   (pixels of x, cin)   = patches of dy                  w flipped, with cin and cout exchanged
 //   backward_weight  dw^T (cout, kh kw cin)    = dy^T (cout, pixels)            patches
 //
-// A linear layer is the case of a 1 x 1 kernel, whose patches are x itself: forward and backward_input gather nothing then.
+// A linear layer is the case of a 1 x 1 kernel, whose patches are x itself: forward and backward_input gather nothing.
 //
-// Order of summation: y and dx take (a, b, c) in blocks of panel_depth, whatever pixels are computed together; dw adds up the
-// pixels of fixed parts of the batch, then the parts.
+// Order of summation: y and dx take (a, b, c) in blocks of panel_depth, whatever pixels are computed together; dw adds
+// up the pixels of fixed parts of the batch, then the parts.
 #include <algorithm>
 
 #include "conv2d_methods.h"
@@ -31,8 +31,8 @@ void copy(const float* from, int64_t count, float* to) {
     if (e < count) store_partial(to + e, load_partial(from + e, count - e), count - e);
 }
 
-// Columns [begin, end) of kernel row a, for pixels [p, p + m): rows of `pitch` floats. Within a kernel row the columns (b, c)
-// lie side by side in x too, so each pixel is one copy, cut off where the picture ends.
+// Columns [begin, end) of kernel row a, for pixels [p, p + m): rows of `pitch` floats. Within a kernel row the columns
+// (b, c) lie side by side in x too, so each pixel is one copy, cut off where the picture ends.
 void gather_kernel_row(const Conv2dShape& s, const float* x, int64_t p, int64_t m, int64_t a, int64_t begin,
                        int64_t end, float* patches, int64_t pitch) {
     int64_t j = p % s.ow, i = p / s.ow % s.oh, n = p / s.ow / s.oh;
@@ -88,23 +88,22 @@ void for_each_run(const Conv2dShape& s, const Grid& grid, int64_t p, int64_t m, 
     }
 }
 
-// The weights as panels (k, width) for gemm_panel, one after the other: block by block of panel_depth rows, and within a
-// block by tile_columns columns.
+// The weights as panels (k, width) for gemm_panel, one after the other: block by block of panel_depth rows, and within
+// a block by tile_columns columns.
 struct Panels {
     int64_t depth, cout;
     float* data;
-    float* at(int64_t k0, int64_t o) const {
-        return data + k0 * panel_width(cout) + std::min(panel_depth, depth - k0) * o;
-    }
+    int64_t rows(int64_t k0) const { return std::min(panel_depth, depth - k0); }
+    float* at(int64_t k0, int64_t o) const { return data + k0 * panel_width(cout) + rows(k0) * o; }
 };
 
-// The equation at the top for pixels [p, p + m) and columns [o, end).
+// The same for pixels [p, p + m) and columns [o, end).
 void correlate_block(const Conv2dShape& s, const float* x, const Panels& w, const float* bias, const Grid& grid,
                      int64_t p, int64_t m, int64_t o, int64_t end) {
     const bool gathered = !pointwise(s);
     float* buffer = scratch(patch_slot, block_pixels * panel_depth);
     for (int64_t k0 = 0; k0 == 0 || k0 < w.depth; k0 += panel_depth) {
-        const int64_t k = std::min(panel_depth, w.depth - k0), pitch = gathered ? k : w.depth;
+        const int64_t k = w.rows(k0), pitch = gathered ? k : w.depth;
         const float* patches = gathered ? buffer : x + p * w.depth + k0;
         if (gathered) gather_patches(s, x, p, m, k0, k, buffer, pitch);
         for (int64_t o0 = o; o0 < end; o0 += tile_columns) {
@@ -118,18 +117,17 @@ void correlate_block(const Conv2dShape& s, const float* x, const Panels& w, cons
     }
 }
 
-// The equation at the top, y written to `grid`. pack(k0, k, o, columns, panel) lays down the weights' rows [k0, k0 + k) and
-// columns [o, o + columns).
+// The equation of conv2d.cpp, y written to `grid`. pack(k0, k, o, columns, panel) lays down the weights' rows
+// [k0, k0 + k) and columns [o, o + columns).
 template <class Pack>
 void correlate(const Conv2dShape& s, const float* x, const Pack& pack, const float* bias, const Grid& grid) {
-    const int64_t pixels = s.n * s.oh * s.ow, blocks = ceil_div(pixels, block_pixels),
-                  tiles = ceil_div(s.cout, tile_columns);
+    const int64_t pixels = s.n * s.oh * s.ow, depth = s.kh * s.kw * s.cin;
+    const int64_t blocks = ceil_div(pixels, block_pixels), tiles = ceil_div(s.cout, tile_columns);
     if (blocks == 0 || tiles == 0) return;
-    const int64_t depth = s.kh * s.kw * s.cin;
     const Panels w{depth, s.cout, scratch(weight_slot, static_cast<size_t>(depth * panel_width(s.cout)))};
     parallel_for(ceil_div(depth, panel_depth) * tiles, 4, [&](int64_t item) {
         const int64_t k0 = item / tiles * panel_depth, o = item % tiles * tile_columns;
-        pack(k0, std::min(panel_depth, depth - k0), o, std::min<int64_t>(tile_columns, s.cout - o), w.at(k0, o));
+        pack(k0, w.rows(k0), o, std::min<int64_t>(tile_columns, s.cout - o), w.at(k0, o));
     });
     // With few blocks of pixels the channels are shared out too. No bit of the result depends on it.
     const int64_t groups = std::min(tiles, ceil_div(16, blocks)), columns = ceil_div(tiles, groups) * tile_columns;
@@ -141,8 +139,8 @@ void correlate(const Conv2dShape& s, const float* x, const Pack& pack, const flo
 
 // backward_input:   dx[n, p, q, c] = sum over a, b, o of dy[n, i, j, o] w[a, b, c, o],   i stride_h + a - pad_top = p
 //
-// and likewise j. For p = phase + stride p', only the taps a = first + stride t meet it, and i = p' + offset - t. Counted
-// backwards, t' = taps - 1 - t, that is a correlation of stride 1 with `taps` taps and pad = taps - 1 - offset.
+// and likewise j. For p = phase + stride p', only the taps a = first + stride t meet it, and i = p' + offset - t.
+// Counted backwards, t' = taps - 1 - t, that is a correlation of stride 1 with `taps` taps and pad = taps - 1 - offset.
 struct Phase {
     int64_t pixels, first, taps, pad;
 };
@@ -169,8 +167,8 @@ void pack_flipped(const Conv2dShape& s, const Phase& v, const Phase& h, const fl
 
 // ---------------------------------------------------------------- backward_weight
 
-// How the work is cut, by shapes only: dw^T (cout, depth) into blocks of rows and columns, and the pixels into parts whose sums
-// are added at the end.
+// How the work is cut, by shapes only: dw^T (cout, depth) into blocks of rows and columns, and the pixels into parts
+// whose sums are added at the end.
 struct WeightPlan {
     int64_t depth, pixels, rows, row_blocks, columns, column_blocks, part, parts;
 };
@@ -225,11 +223,9 @@ void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w
             const auto pack = [&](int64_t k0, int64_t k, int64_t c, int64_t columns, float* panel) {
                 pack_flipped(s, v, h, w, k0, k, c, columns, panel);
             };
-            const Conv2dShape phase{s.n,      s.oh,     s.ow, s.cout, v.taps, h.taps, s.cin,
-                                    v.pixels, h.pixels, 1,    1,      v.pad,  h.pad};
-            const Grid grid{dx + (phase_h * s.w + phase_w) * s.cin, s.h * s.w * s.cin, s.stride_h * s.w * s.cin,
-                            s.stride_w * s.cin};
-            correlate(phase, dy, pack, nullptr, grid);
+            float* first = dx + (phase_h * s.w + phase_w) * s.cin;
+            correlate({s.n, s.oh, s.ow, s.cout, v.taps, h.taps, s.cin, v.pixels, h.pixels, 1, 1, v.pad, h.pad}, dy,
+                      pack, nullptr, {first, s.h * s.w * s.cin, s.stride_h * s.w * s.cin, s.stride_w * s.cin});
         }
     }
 }

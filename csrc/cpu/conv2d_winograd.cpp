@@ -1,4 +1,4 @@
-// conv2d with 3 x 3 kernels and stride 1 by Winograd's F(4 x 4, 3 x 3); winograd.h has the transforms and their sources.
+// conv2d with 3 x 3 kernels and stride 1 by Winograd's F(4 x 4, 3 x 3); winograd.h has the transforms and the papers.
 //
 // The output is cut into tiles of 4 x 4 pixels, each of which needs 6 x 6 of the input. With p = 0..35 the point of the
 // transformed domain, t the tile, c and o the channels:
@@ -15,8 +15,7 @@
 //
 // backward_input is a correlation of dy with the flipped weights. Tiles are cut within a picture, and M's sum over c
 // has one order, so a picture's result is the same alone and in any batch; dU adds up the tiles of fixed parts of the
-// batch.
-// An infinity or NaN in x reaches every pixel of the tiles that see it, as a NaN.
+// batch. An infinity or NaN in x reaches every pixel of the tiles that see it, as a NaN.
 #include <algorithm>
 
 #include "conv2d_methods.h"

@@ -2,12 +2,12 @@
 //
 //   c[r, j] = start[r, j] + sum_k a(r, k) b[k, j]
 //
-// After K. Goto, R. A. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008: a tile of c
-// (tile_rows x tile_columns) stays in registers while k runs; b comes from a panel that fits the L1 cache; a from L2.
-// Callers cut their problem into such panels; there is no threading here.
+// After K. Goto and R. A. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008: a
+// tile of c (tile_rows x tile_columns) stays in registers while k runs; b comes from a panel that fits the L1 cache, a
+// from L2. Callers cut their problem into such panels; there is no threading here.
 //
-// Promise: c[r, j] is the sum over k = 0, 1, ... in that order, each term by one multiply_add, then `start` is added. So a
-// result depends on its own row of a and column of b only, not on the tile it fell into: how work is cut cannot change it.
+// Promise: c[r, j] is the sum over k = 0, 1, ... in that order, each term by one multiply_add, then `start` is added.
+// So a result depends on its own row of a and column of b only, not on the tile it fell into.
 #pragma once
 #include <cstdint>
 #if defined(__FMA__)
@@ -45,8 +45,8 @@ struct Start {
     bool accumulate = false;
 };
 
-// a (m, k), b (k, n) with n <= tile_columns, c (m, n); any m, k >= 0. Each row of b must be readable up to the next multiple
-// of simd_width; pack_panel makes such rows.
+// a (m, k), b (k, n) with n <= tile_columns, c (m, n); any m, k >= 0. Each row of b must be readable up to the next
+// multiple of simd_width; pack_panel makes such rows.
 void gemm_panel(Order order, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                 const Start& start, float* c, int64_t ldc);
 

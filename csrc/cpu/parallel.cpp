@@ -146,6 +146,7 @@ private:
     bool stopping_ = false;
 };
 
+#ifdef __linux__
 // Whole processors that a container's CPU quota allows (docker --cpus); most_threads without a quota.
 int quota() {
     long long microseconds = 0, period = 0;
@@ -154,6 +155,7 @@ int quota() {
             return static_cast<int>(std::min<long long>(std::max(1LL, microseconds / period), most_threads));
     return most_threads;
 }
+#endif
 
 int default_threads() {
     if (const char* text = std::getenv("PYDIFF_THREADS")) {

@@ -172,8 +172,8 @@ inline void locate(const Pictures& x, const Tiles& tiles, int64_t tile, const fl
         }
 }
 
-// The transform T of the windows of tiles [first, first + count), channels [c0, c0 + channels), into `out`; of a `row` other
-// than -1, only the points of that row. `zero` is x.channels zeros.
+// The transform T of the windows of tiles [first, first + count), channels [c0, c0 + channels), into `out`; of a `row`
+// other than -1, only the points of that row. `zero` is x.channels zeros.
 template <class T, int row = -1>
 void transform_windows(const Pictures& x, const Tiles& tiles, int64_t first, int64_t count, int64_t c0,
                        int64_t channels, const float* zero, const Planes& out) {

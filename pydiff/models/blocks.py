@@ -50,7 +50,8 @@ class ResnetBlock(Module):
 class Downsample(Module):
     """Halves the resolution with a 3x3 convolution of stride 2; odd sizes are rounded up.
 
-    padding 0 is diffusers' way of saying: one row below and one column to the right, none above and to the left.
+    padding 0 is diffusers' way of saying: one row below and one column to the right, none above and to the left. Odd
+    sizes are then rounded down.
     """
 
     def __init__(self, channels, padding=1):
@@ -131,6 +132,11 @@ class UpBlock(Module):
             skip = skips.pop()
             if x.shape != skip.shape[:3] + x.shape[3:]:  # an odd size was rounded up on the way down
                 x = x[:, : skip.shape[1], : skip.shape[2]]
+            if x.shape[:3] != skip.shape[:3]:
+                raise ValueError(
+                    f"this model rounds odd sizes down, so it cannot get back from {x.shape[1:3]} to {skip.shape[1:3]} "
+                    "pixels; use pictures whose sides can be halved at every level"
+                )
             x = resnet(ops.concatenate(x, skip), temb)
             x = self.attentions[i](x) if self.attentions else x
         for upsampler in self.upsamplers:

@@ -87,7 +87,8 @@ class UNet2D(Module):
         num_train_timesteps=None,
         seed=0,
     ):
-        self.config = {k: v for k, v in locals().items() if k not in ("self", "seed", "__class__")}
+        config = {k: v for k, v in locals().items() if k not in ("self", "seed", "__class__")}
+        self.config = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}  # as JSON gives it back
         _check(self.config)
         channels, levels = list(block_out_channels), len(block_out_channels)
         temb_dim = time_embedding_dim or 4 * channels[0]
@@ -172,13 +173,20 @@ class UNet2D(Module):
             return temb
         if self.config["class_embed_type"] == "timestep":
             return temb + self.class_embedding(self._sinusoids(class_labels, n, like))
-        return temb + self.class_embedding(np.broadcast_to(np.asarray(class_labels), (n,)))
+        return temb + self.class_embedding(_for_each(class_labels, n, "class labels"))
 
     def _sinusoids(self, t, n, like):
-        t = np.broadcast_to(np.asarray(t, np.float64), (n,))
+        t = _for_each(t, n, "step numbers").astype(np.float64)
         order = self.config["flip_sin_to_cos"], self.config["freq_shift"]
         encoded = sinusoids(t, self.config["block_out_channels"][0], *order)
         return Tensor(array_module(like).asarray(encoded.astype(like.dtype)))
+
+
+def _for_each(values, n, name):
+    """One value for each of n pictures, (n,), from (n,) values or a single one."""
+    if np.shape(values) not in ((), (1,), (n,)):
+        raise ValueError(f"{n} pictures need {n} {name} or a single one, got an array of shape {np.shape(values)}")
+    return np.broadcast_to(np.asarray(values), (n,))
 
 
 def _check(config):

@@ -10,6 +10,7 @@ from pydiff.reference.attention import attention as reference
 from pydiff.tensor import Tensor
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
 from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
+from tests.peers import import_torch
 from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
 
 
@@ -170,7 +171,7 @@ def test_a_float64_gradient_of_a_float32_result():
 
 @pytest.mark.parametrize(("tq", "tk", "heads", "scale"), [(5, 5, 2, None), (3, 9, 4, 0.2), (7, 1, 1, None)])
 def test_output_and_gradients_equal_torch(tq, tk, heads, scale):
-    torch = pytest.importorskip("torch", reason="comparison with torch: not installed")
+    torch = import_torch()
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((2, t, 8)) for t in (tq, tk, tk)]
     tensors = [torch.from_numpy(a).requires_grad_() for a in arrays]

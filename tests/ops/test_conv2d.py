@@ -10,6 +10,7 @@ from pydiff.reference.conv2d import conv2d as reference
 from pydiff.tensor import Tensor
 from tests.bits import check_any_batch, check_any_thread_count
 from tests.compare import assert_close, check_gradient, check_kernel, gradients
+from tests.peers import import_torch
 from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
 
 NO_PADDING = ((0, 0), (0, 0))
@@ -180,7 +181,7 @@ def test_linear_kernel_is_as_exact_as_plain_float32(seed, leading, cin, cout, da
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1), (3, 4)])
 @pytest.mark.parametrize("padding", [NO_PADDING, ((1, 1), (2, 2)), ((0, 3), (2, 0))])
 def test_output_and_gradients_equal_torch(stride, padding):
-    torch = pytest.importorskip("torch", reason="comparison with torch: not installed")
+    torch = import_torch()
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(s) for s in ((2, 8, 9, 3), (3, 2, 3, 5), (5,))]
     x, w, b = (torch.from_numpy(a).requires_grad_() for a in arrays)

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from pydiff import ops
 from pydiff.tensor import Tensor
 from tests.compare import assert_close, check_gradient, gradients
+from tests.peers import import_torch
 from tests.strategies import seeds, strided
 
 
@@ -168,7 +169,7 @@ def test_shapes_that_do_not_broadcast_are_refused():
 @pytest.mark.parametrize("name", [name for name, entry in UNARY.items() if entry[3]] + ["clip"])
 def test_gradients_equal_torch(name):
     """At kinks too: the same choice of a slope at 0, and at the bounds of clip."""
-    torch = pytest.importorskip("torch", reason="comparison with torch: not installed")
+    torch = import_torch()
     op, _, domain, path = UNARY[name]
     x = np.concatenate([domain(np.linspace(-3, 3, 41)), [2.0] if domain is positive else [0, 1, -1]])
     theirs = torch

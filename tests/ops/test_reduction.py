@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from pydiff import ops
 from pydiff.tensor import Tensor
 from tests.compare import assert_close, check_gradient, gradients
+from tests.peers import import_torch
 from tests.strategies import seeds, small, strided
 
 
@@ -157,7 +158,7 @@ def test_cross_entropy_of_huge_logits(dtype):
 
 
 def test_losses_equal_torch():
-    torch = pytest.importorskip("torch", reason="comparison with torch: not installed")
+    torch = import_torch()
     rng = np.random.default_rng(0)
     x, y, labels = rng.standard_normal((5, 4)), rng.standard_normal((5, 4)), np.array([0, 3, 3, 1, 2])
     for ours, theirs in [

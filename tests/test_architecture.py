@@ -1,0 +1,262 @@
+"""The house rules that a machine can check, read from the source: where files are, who imports whom, how long they are.
+
+Budgets are for readers: raise one here with a reason rather than crush code to fit it.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pydiff"
+
+if not (ROOT / "csrc").is_dir():
+    pytest.skip("the sources are not here, only the installed package", allow_module_level=True)
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in FILES.items()}
+
+
+# ---- one name, six places ------------------------------------------------------------------------------------------
+
+NATIVE_OPS = ["conv2d", "group_norm", "attention", "noise", "denoise", "adamw"]
+PLACES = [
+    "pydiff/reference/{}.py", "pydiff/ops/{}.py", "csrc/cpu/{}.cpp", "tests/ops/test_{}.py", "benchmarks/bench_{}.py",
+]  # fmt: skip
+if (ROOT / "csrc/cuda").is_dir():
+    PLACES.append("csrc/cuda/{}.cu")
+
+
+@pytest.mark.parametrize("op", NATIVE_OPS)
+def test_an_op_is_a_file_in_every_place(op):
+    missing = [place.format(op) for place in PLACES if not (ROOT / place.format(op)).is_file()]
+    assert missing == []
+
+
+def test_every_op_that_calls_a_kernel_is_in_the_list():
+    calls = {
+        m for m, tree in TREES.items() if any(isinstance(n, ast.Name) and n.id == "native" for n in ast.walk(tree))
+    }
+    assert calls - {"pydiff.backend"} == {f"pydiff.ops.{op}" for op in NATIVE_OPS}
+    assert sorted(p.stem for p in (PACKAGE / "reference").glob("*.py")) == sorted(NATIVE_OPS)
+
+
+def test_header_and_bindings_name_the_same_functions():
+    header = (ROOT / "csrc/cpu/kernels.h").read_text()
+    declared = re.findall(r"^(?:void|double) (\w+)\(", header, re.MULTILINE)
+    bound = re.findall(r'm\.def\("(\w+)", &bind_(\w+)\)', (ROOT / "csrc/cpu/bindings.cpp").read_text())
+    assert [name for name, _ in bound] == [function for _, function in bound] == declared  # in the same order, too
+    used = {
+        node.args[1].value
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "native"
+    }
+    assert used <= set(declared)
+    assert set(declared) - used <= {"normal"}  # the noise alone, for comparison with other generators
+
+
+# ---- who imports whom ----------------------------------------------------------------------------------------------
+
+
+def imports(module):
+    """Modules of ours that a module imports, inside functions too; (name, whether at the top of the file)."""
+    top = {id(node) for node in TREES[module].body}
+    for node in ast.walk(TREES[module]):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".") if FILES[module].name == "__init__.py" else module.split(".")[:-1]
+            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+            names = [f"{base if node.level else node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            while name and name not in FILES:  # from pydiff.ops import add -> pydiff.ops
+                name = name.rpartition(".")[0]
+            if name and name != module:
+                yield name, id(node) in top
+
+
+def test_imports_are_found():
+    """The reader above sees plain, relative and local imports."""
+    assert ("pydiff.ops.elementwise", True) in imports("pydiff.ops.group_norm")
+    assert ("pydiff.tensorfile", True) in imports("pydiff.sealed")
+    assert ("pydiff.report", False) in imports("pydiff.run")
+
+
+# From the bottom up; a module may import what it names here, and modules of its own package. Nothing points back.
+MAY_IMPORT = {
+    "backend": "",
+    "random": "",
+    "tensorfile": "",
+    "reference": "",
+    "sealed": "tensorfile",
+    "checkpoint": "sealed tensorfile",
+    "tensor": "backend",
+    "ops": "backend tensor random",
+    "nn": "backend tensor random ops",
+    "optim": "backend ops",
+    "models": "backend tensor ops nn",
+    "diffusion.schedule": "",
+    "diffusion": "backend tensor random ops",
+    "data": "random",
+    "options": "diffusion models",
+    "report": "random data",
+    "run": "tensor checkpoint data diffusion models report",
+    "train": "backend random ops nn optim data options run",
+    "bench": "",
+    "info": "backend pydiff",
+    "cli": "backend checkpoint data report options run train bench info",
+    "__main__": "cli",
+}
+
+
+def inside(module, entry):
+    """Whether a module, without the leading pydiff., is this entry of the table or belongs to it."""
+    return module == entry or module.startswith(entry + ".")
+
+
+@pytest.mark.parametrize("module", [m.removeprefix("pydiff.") for m in FILES if m != "pydiff"])
+def test_imports_point_down(module):
+    own = max((entry for entry in MAY_IMPORT if inside(module, entry)), key=len, default=None)
+    assert own, f"{module} is in no layer; give it a line in MAY_IMPORT"
+    allowed = [own, *MAY_IMPORT[own].split()]
+    names = {name.removeprefix("pydiff.") for name, _ in imports(f"pydiff.{module}")}
+    wrong = sorted(name for name in names if not any(inside(name, entry) for entry in allowed))
+    assert wrong == [], f"{module} may import {', '.join(allowed)}"
+
+
+def test_the_table_itself_points_down():
+    order = list(MAY_IMPORT)
+    for entry, allowed in MAY_IMPORT.items():
+        for name in allowed.split():
+            assert name == "pydiff" or order.index(name) < order.index(entry), (
+                f"{entry} may import {name}, which is above it"
+            )
+
+
+def test_the_reference_stands_alone():
+    """It imports NumPy and the standard library; only tests and benchmarks import it."""
+    for module, tree in TREES.items():
+        used = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        used |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        if module.startswith("pydiff.reference"):
+            assert used <= {"numpy", "math"}
+        else:
+            assert not any("reference" in str(name) for name in used), module
+
+
+def test_compiled_modules_are_named_by_the_backend_only():
+    for module, path in FILES.items():
+        names = set(re.findall(r"\bpydiff\._[a-z]\w*|\bfrom \._\w+|\b_(?:cpu|cuda|simt)\w*\b", path.read_text()))
+        assert module in ("pydiff.backend", "pydiff.info") or not names, f"{module} names {names}"
+
+
+# ---- budgets -------------------------------------------------------------------------------------------------------
+
+SPINE = [
+    "backend.py", "tensor.py", "random.py", "ops/*.py", "nn.py", "optim.py", "models/*.py", "diffusion/*.py",
+    "train.py", "run.py", "options.py", "checkpoint.py",
+]  # fmt: skip
+FILE_LINES, FUNCTION_LINES, SPINE_LINES = 260, 45, 2300
+# Longer than that, each for a reason.
+LONG_FUNCTIONS = {
+    "UNet2D.__init__": "30 options, one a line, and then the network in the order of the data's flow",
+}
+
+
+def spine():
+    return [path for pattern in SPINE for path in sorted(PACKAGE.glob(pattern))]
+
+
+def lines_of_code(path):
+    """Lines that hold code: no blank lines, comments or docstrings."""
+    source = path.read_text()
+    tree, lines = ast.parse(source), source.splitlines()
+    code = {i for i, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            code -= set(range(node.lineno, node.end_lineno + 1))
+    return len(code)
+
+
+def test_files_of_the_spine_are_short():
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in spine()}
+    too_long = {name: n for name, n in lengths.items() if n > FILE_LINES}
+    assert too_long == {}, f"more than {FILE_LINES} lines: {too_long}"
+
+
+def test_functions_of_the_spine_are_short():
+    too_long = {}
+    for path in spine():
+        tree = ast.parse(path.read_text())
+        for owner in (tree, *(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef))):
+            for node in owner.body:
+                if isinstance(node, ast.FunctionDef):
+                    name = node.name if owner is tree else f"{owner.name}.{node.name}"
+                    length = node.end_lineno - node.lineno + 1
+                    if length > FUNCTION_LINES and name not in LONG_FUNCTIONS:
+                        too_long[f"{path.relative_to(ROOT)} {name}"] = length
+    assert too_long == {}, f"more than {FUNCTION_LINES} lines: {too_long}"
+
+
+def test_the_spine_is_short():
+    lengths = {str(p.relative_to(PACKAGE)): lines_of_code(p) for p in spine()}
+    total = sum(lengths.values())
+    assert total <= SPINE_LINES, f"the spine has {total} lines of code, allowed {SPINE_LINES}: {lengths}"
+
+
+# ---- habits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_can_run_code_from_a_file(module):
+    """No pickle and nothing made of it; no eval of text."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] + ([node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+            parts = {part for name in names for part in name.split(".")}
+            assert not parts & {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, (
+                module
+            )
+        if isinstance(node, ast.Call):
+            for keyword in node.keywords:
+                value = keyword.value.value if isinstance(keyword.value, ast.Constant) else "an expression"
+                assert keyword.arg != "allow_pickle" or value is False, f"{module}:{node.lineno}"
+            assert not (isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")), f"{module}:{node.lineno}"
+
+
+def bases(node):
+    return {base.id if isinstance(base, ast.Name) else getattr(base, "attr", "") for base in node.bases}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_everything_public_says_what_it_is(module):
+    """Files, functions, classes and methods; what an op, a layer or a command does is said by its class."""
+    silent = [] if ast.get_docstring(TREES[module]) else ["the file"]
+    for node in TREES[module].body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node) and not (isinstance(node, ast.ClassDef) and "Function" in bases(node)):
+            silent.append(node.name)
+        for method in node.body if isinstance(node, ast.ClassDef) else ():
+            plain = isinstance(method, ast.FunctionDef) and not method.name.startswith("_")
+            if plain and method.name not in ("forward", "backward", "apply", "run") and not ast.get_docstring(method):
+                silent.append(f"{node.name}.{method.name}")
+    assert silent == [], f"{module}: no docstring"
+
+
+def test_every_public_name_exists_and_is_listed_once():
+    tree = TREES["pydiff"]
+    listed = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+    )
+    imported = [alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names]
+    assert sorted(listed) == sorted(set(imported))
