@@ -119,7 +119,7 @@ def run_case(case, settings, limits, show=print):
         show(line_of(row, case.limit))
     value = ratio(case.rows)
     if value is not None:
-        show(f"  best peer / ours    {value:9.2f}")
+        show(f"  best peer / ours      {value:9.2f}")
     return [f"{case.op} {case.shape}: {name}" for name in errors if name not in runs]
 
 
@@ -143,11 +143,11 @@ def line_of(row, limit):
     """A row as text."""
     error = "NaN" if row["error"] is None else f"{row['error']:.1e}"
     if row["wrong"]:
-        return f"  {row['name']:<20}WRONG, not timed: error {error}, allowed {limit:.1e}"
+        return f"  {row['name']:<22}WRONG, not timed: error {error}, allowed {limit:.1e}"
     rate = f"{row['gflops']:7.1f} GFLOP/s" if "gflops" in row else f"{row['gbs']:7.1f} GB/s   "
     noisy = "" if row["quiet"] else "  disturbed"
     return (
-        f"  {row['name']:<20}{row['median_ms']:9.3f} ms (min {row['min_ms']:.3f}) {rate} {row['share']:6.1%}"
+        f"  {row['name']:<22}{row['median_ms']:9.3f} ms (min {row['min_ms']:.3f}) {rate} {row['share']:6.1%}"
         f"   error {error}   {row['kept']} of {row['kept'] + row['discarded']} kept{noisy}"
     )
 

@@ -59,7 +59,7 @@ def compete(title, factories, options, ask, difference, limit, profile=0):
         wrong = [name for name, off in agreement.items() if not off <= limit]
         for name, off in agreement.items():
             verdict = "agrees" if name not in wrong else f"DOES NOT AGREE (allowed {limit:.0e}), not timed"
-            print(f"  {name:<20}{verdict}: differs from pydiff by {off:.1e}", flush=True)
+            print(f"  {name:<22}{verdict}: differs from pydiff by {off:.1e}", flush=True)
         timed = {name: worker for name, worker in running.items() if name not in wrong}
         for worker in timed.values():
             for _ in range(2):
@@ -70,7 +70,7 @@ def compete(title, factories, options, ask, difference, limit, profile=0):
     for row in rows:
         print(line_of(row))
     if harness.ratio(rows) is not None:
-        print(f"  best peer / ours    {harness.ratio(rows):9.2f}")
+        print(f"  best peer / ours      {harness.ratio(rows):9.2f}")
     for name, share in shares.items():
         print(f"    {name:<30}{share:6.1%}") if share >= 0.005 else None
     value = harness.ratio(rows)
@@ -106,7 +106,7 @@ def line_of(row):
     """A row as text."""
     noisy = "" if row["quiet"] else "  disturbed"
     return (
-        f"  {row['name']:<20}{row['median_ms']:9.1f} ms a step (min {row['min_ms']:.1f})"
+        f"  {row['name']:<22}{row['median_ms']:9.1f} ms a step (min {row['min_ms']:.1f})"
         f" {row['images_s']:8.1f} images/s  {row['peak_mb']:6.0f} MB at most"
         f"  {row['kept']} of {row['kept'] + row['discarded']} kept{noisy}"
     )

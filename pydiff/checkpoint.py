@@ -162,7 +162,7 @@ def load_model(directory: str | os.PathLike) -> tuple[dict, Arrays, dict | None]
         extra = info.get("extra")
     elif CONFIG in names and WEIGHTS in names:
         files = {
-            CONFIG: sealed.read_file(path / CONFIG, limit=sealed.MAX_SEAL),
+            CONFIG: sealed.read_file(path / CONFIG, limit=tensorfile.MAX_HEADER),
             WEIGHTS: sealed.read_file(path / WEIGHTS),
         }
         extra = None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff import checkpoint
+from pydiff import checkpoint, sealed
 from pydiff.data import load as load_data
 from pydiff.data.pixels import to_uint8
 from pydiff.diffusion import Process, Schedule, path, samplers
@@ -202,11 +202,10 @@ def load(directory):
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
-    folder = directory / "model" if (directory / "model").is_dir() else directory
-    if not (folder / "config.json").exists() or not (folder / checkpoint.WEIGHTS).exists():
-        raise FileNotFoundError(
-            f"{directory} holds no finished model (no model/{checkpoint.WEIGHTS}); train it to the end first"
-        )
+    is_run = (directory / "log.jsonl").exists()
+    folder = directory / "model" if is_run else directory
+    if is_run and not sealed.resolve(folder).is_dir():
+        raise FileNotFoundError(f"{directory} holds no finished model yet; train it to the end first")
     config, arrays, extra = checkpoint.load_model(folder)
     model = UNet2D(**config).load_state_dict(arrays)
     if extra is None:  # written by diffusers: its pipelines' most common process

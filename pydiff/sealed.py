@@ -26,10 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .tensorfile import CheckpointError, damaged, parse_json
+from .tensorfile import MAX_HEADER, CheckpointError, damaged, parse_json
 
 VERSION = 1
-MAX_SEAL = 16 << 20  # bytes
 CHUNK = 64 << 20  # bytes given to one write or read
 
 
@@ -50,7 +49,12 @@ def write(target: Path, partial: Path, files: Iterable[tuple[str, bytes]], seal:
         for name, data in files:
             _write_file(partial / name, data)
             entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        _write_file(partial / seal, _seal(kind, info, entries))
+        content = _seal(kind, info, entries)
+        if len(content) > MAX_HEADER:
+            raise ValueError(
+                f"{seal} would have {len(content)} bytes, expected at most {MAX_HEADER}: store less in it."
+            )
+        _write_file(partial / seal, content)
         _sync_folder(partial)
         _publish(partial, target)
     except BaseException:
@@ -64,7 +68,7 @@ def read(path: Path, seal: str, kind: str, names: set[str] | None = None) -> tup
 
     names: the files it must have, others may lie beside them; None: those in the seal, and there may be no others.
     """
-    raw = read_file(path / seal, limit=MAX_SEAL).tobytes()
+    raw = read_file(path / seal, limit=MAX_HEADER).tobytes()
     content = parse_json(raw, path / seal)
     if content.get("kind") != kind:
         raise CheckpointError(f"{path / seal} is for the kind {content.get('kind')!a:.40}, expected {kind!r}.")

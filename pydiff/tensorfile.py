@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# Bytes; about 16,000 arrays. Parsed JSON can take 24 times its length in memory: this keeps that below 64 MB.
+# Bytes of a header (about 16,000 arrays), and of any JSON that is read before a checksum has vouched for it.
+# Parsed JSON can take 24 times its length in memory: this keeps that below 64 MB.
 MAX_HEADER = 2 << 20
 MAX_DIMS = 64  # NumPy's own limit
 

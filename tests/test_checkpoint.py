@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiff import checkpoint, sealed
+from pydiff import checkpoint, sealed, tensorfile
 from pydiff.checkpoint import CheckpointError
 from tests.stress import checkpoint_faults as faults
 from tests.stress.checkpoint_faults import CONFIG, is_model, save, save_model
@@ -28,6 +28,9 @@ def test_what_could_not_come_back_equal_is_refused(tmp_path):
         with pytest.raises(ValueError, match="group"):
             checkpoint.save(tmp_path / "c", 1, {name: {}}, {})
     assert not (tmp_path / "c").exists()
+    with pytest.raises(ValueError, match="store less in it"):
+        checkpoint.save_model(tmp_path / "model", {}, {}, {"a": "x" * tensorfile.MAX_HEADER})
+    assert os.listdir(tmp_path) == []
 
 
 json_values = st.recursive(

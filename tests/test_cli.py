@@ -126,7 +126,10 @@ def test_sample_refuses_bad_input_in_one_sentence(run_folder, tmp_path):
 
 
 def test_an_unfinished_or_damaged_model_is_refused(run_folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no finished model"):
+    with pytest.raises(pydiff.CheckpointError, match=r"expected config.json and diffusion_pytorch_model.safetensors"):
+        pydiff.load(tmp_path)
+    (tmp_path / "log.jsonl").touch()
+    with pytest.raises(FileNotFoundError, match="holds no finished model yet; train it to the end first"):
         pydiff.load(tmp_path)
     weights = (run_folder / "model" / "diffusion_pytorch_model.safetensors").read_bytes()
     damaged = tmp_path / "model"

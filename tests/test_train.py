@@ -18,8 +18,8 @@ from pydiff.run import RunDirectory
 from pydiff.train import StepState, Trainer, training_steps
 
 TINY = {"steps": 8, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 2, "sample_every": 0, "progress": False}
-COMMAND = [sys.executable, "-m", "pydiff", "train", "digits", "--steps", "40", "--batch-size", "8", "--seed", "3"]
-COMMAND += ["--channels", "8", "16", "--groups", "4", "--checkpoint-every", "5", "--sample-every", "20"]
+COMMAND = [sys.executable, "-m", "pydiff", "train", "digits", "--steps", "150", "--batch-size", "8", "--seed", "3"]
+COMMAND += ["--channels", "8", "16", "--groups", "4", "--checkpoint-every", "10", "--sample-every", "50"]
 
 
 def folder_hash(folder):

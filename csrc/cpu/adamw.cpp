@@ -45,23 +45,27 @@ double block_squares(int64_t size, const float* g) {
 }  // namespace
 
 void adamw(int64_t size, const AdamWStep& step, float* p, const float* g, float* m, float* v, float* ema) {
-    const float rate = step.lr / step.bias_correction1, decay = step.lr * step.weight_decay;
-    const float root_correction = 1.0f / std::sqrt(step.bias_correction2);  // so that an element costs one division
-    const float new1 = 1.0f - step.beta1, new2 = 1.0f - step.beta2, new_ema = 1.0f - step.ema_decay;
+    const auto single = [](double x) { return static_cast<float>(x); };
+    const float rate = single(step.lr / step.bias_correction1), decay = single(step.lr * step.weight_decay);
+    // a factor instead of a quotient, so that an element costs one division
+    const float root_correction = single(1.0 / std::sqrt(step.bias_correction2)), eps = single(step.eps);
+    const float old1 = single(step.beta1), new1 = single(1.0 - step.beta1), scale = single(step.grad_scale);
+    const float old2 = single(step.beta2), new2 = single(1.0 - step.beta2);
+    const float old_ema = single(step.ema_decay), new_ema = single(1.0 - step.ema_decay);
     parallel_for((size + block - 1) / block, 1, [&](int64_t item) {
         const int64_t end = item * block + block < size ? item * block + block : size;
         for (int64_t i = item * block; i < end; i += simd_width) {
             const int64_t count = end - i;
-            const vfloat gs = step.grad_scale * load_upto(g + i, count);
-            const vfloat ms = step.beta1 * load_upto(m + i, count) + new1 * gs;
-            const vfloat vs = step.beta2 * load_upto(v + i, count) + new2 * (gs * gs);
+            const vfloat gs = scale * load_upto(g + i, count);
+            const vfloat ms = old1 * load_upto(m + i, count) + new1 * gs;
+            const vfloat vs = old2 * load_upto(v + i, count) + new2 * (gs * gs);
             const vfloat old = load_upto(p + i, count);
             // Not old * (1 - decay): float would round 1 - 1e-6 to a decay that is off by per cents.
-            const vfloat ps = old - (rate * ms / (sqrt(vs) * root_correction + step.eps) + decay * old);
+            const vfloat ps = old - (rate * ms / (sqrt(vs) * root_correction + eps) + decay * old);
             store_upto(m + i, ms, count);
             store_upto(v + i, vs, count);
             store_upto(p + i, ps, count);
-            if (ema) store_upto(ema + i, step.ema_decay * load_upto(ema + i, count) + new_ema * ps, count);
+            if (ema) store_upto(ema + i, old_ema * load_upto(ema + i, count) + new_ema * ps, count);
         }
     });
 }

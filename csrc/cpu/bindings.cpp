@@ -299,9 +299,9 @@ void bind_denoise_backward(py::object dx_next, py::object dx0_hat, py::object x,
 
 // ---------------------------------------------------------------- adamw
 
-void bind_adamw(py::object p, py::object g, py::object m, py::object v, py::object ema, float lr, float beta1, float beta2,
-                float eps, float weight_decay, float bias_correction1, float bias_correction2, float grad_scale,
-                float ema_decay) {
+void bind_adamw(py::object p, py::object g, py::object m, py::object v, py::object ema, double lr, double beta1,
+                double beta2, double eps, double weight_decay, double bias_correction1, double bias_correction2,
+                double grad_scale, double ema_decay) {
     const Floats pa = output(p, "p", {-1}), ga = input(g, "g", pa.shape());
     const Floats ma = output(m, "m", pa.shape()), va = output(v, "v", pa.shape());
     float* e = optional_output(ema, "ema", pa.shape());

@@ -70,10 +70,10 @@ void denoise_backward(int64_t n, int64_t size, const DenoiseStep& step, const fl
 
 // ---- adamw: one pass over flat buffers of all parameters; everything but g is updated in place
 struct AdamWStep {
-    float lr, beta1, beta2, eps, weight_decay;
-    float bias_correction1, bias_correction2;  // 1 - beta1^t, 1 - beta2^t
-    float grad_scale;                          // multiplies g: clipping by the global norm, 1 for none
-    float ema_decay;                           // ema = ema_decay ema + (1 - ema_decay) p, with the new p
+    double lr, beta1, beta2, eps, weight_decay;  // double: 1 - 0.9999f would be off by 2e-4
+    double bias_correction1, bias_correction2;   // 1 - beta1^t, 1 - beta2^t
+    double grad_scale;                           // multiplies g: clipping by the global norm, 1 for none
+    double ema_decay;                            // ema = ema_decay ema + (1 - ema_decay) p, with the new p
 };
 void adamw(int64_t size, const AdamWStep& step, float* p, const float* g, float* m, float* v, float* ema /* or null */);
 

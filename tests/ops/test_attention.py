@@ -69,16 +69,27 @@ def test_kernel_with_large_logits(size):
     check_kernel(lambda *a: ops.attention(*a, heads=3), arrays, rng, floor=4 * 2.0**-23 * np.abs(logits).max())
 
 
-@pytest.mark.usefixtures("simd")
-@pytest.mark.parametrize("sign", [1, -1])
-def test_kernel_picks_the_nearest_key_when_logits_are_huge(sign):
+def check_huge_logits(sign, dtype):
     """q = sign k with logits up to 1e30: every query attends to one key alone, and no gradient is lost to infinity."""
     rng = np.random.default_rng(0)
-    k = np.full((1, 4, 8), 1e14, np.float32) * np.arange(1, 5, dtype=np.float32)[None, :, None]
-    q, v = (sign * k).astype(np.float32), rng.standard_normal((1, 4, 8)).astype(np.float32)
+    k = np.full((1, 4, 8), 1e14, dtype) * np.arange(1, 5, dtype=dtype)[None, :, None]
+    q, v = (sign * k).astype(dtype), rng.standard_normal((1, 4, 8)).astype(dtype)
     out, *grads = gradients(lambda *a: ops.attention(*a, heads=2), [q, k, v], np.ones((1, 4, 8)))
     assert_close(out, np.broadcast_to(v[:, 3 if sign > 0 else 0], out.shape), rtol=1e-6)
     assert all(np.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_nearest_key_is_picked_when_logits_are_huge(sign, dtype):
+    with array_path():
+        check_huge_logits(sign, dtype)
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_kernel_picks_the_nearest_key_when_logits_are_huge(sign):
+    check_huge_logits(sign, np.float32)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -103,6 +114,16 @@ def test_packed_views_give_the_bits_of_separate_arrays(dtype):
     out, *expected = gradients(lambda *a: ops.attention(*a, heads=2), [np.ascontiguousarray(p) for p in parts], dout)
     got, gradient = gradients(lambda x: ops.attention(x[..., :8], x[..., 8:16], x[..., 16:], heads=2), [packed], dout)
     assert_same_bits([got, gradient], [out, np.concatenate(expected, axis=-1)])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_reversed_batches_and_tokens(dtype):
+    """Views with negative strides, which the kernels do not read."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((3, t, 8)).astype(dtype) for t in (5, 7, 7))
+    got = ops.attention(q[::-1], k[::-1, ::-1], v[::-1, ::-1], heads=2).data
+    expected = reference(q[::-1], k[::-1, ::-1], v[::-1, ::-1], heads=2)
+    assert_close(got, expected, rtol=2e-6 if dtype == np.float32 else 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -12,7 +12,7 @@ from pydiff.ops import DenoiseStep
 from pydiff.reference.denoise import denoise as reference
 from pydiff.tensor import Tensor
 from tests.bits import check_any_batch, check_any_thread_count
-from tests.compare import assert_close, check_gradient, check_kernel, gradients
+from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
 from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
 
 coefficient = st.sampled_from([0.0, 1.0, -0.7, 0.31, 2.5])
@@ -113,9 +113,8 @@ def test_same_bits_for_any_batch_and_any_thread_count():
     check_any_thread_count(lambda: run(slice(None)))
 
 
-@pytest.mark.usefixtures("simd")
-@pytest.mark.parametrize("index", [0, 3, 16, 36])
-def test_clipping_does_not_hide_nan(index):
+def check_nan(index):
+    """Clipping does not hide it, and it stays where it is."""
     x, f = np.zeros((1, 37), np.float32), np.zeros((1, 37), np.float32)
     f[0, index] = np.nan
     step = DenoiseStep(u=1.0, v=1.0, a=0.5, b=0.5, low=-1.0, high=1.0)
@@ -123,13 +122,26 @@ def test_clipping_does_not_hide_nan(index):
         assert np.flatnonzero(np.isnan(out.data)).tolist() == [index]
 
 
-@pytest.mark.usefixtures("simd")
-def test_a_value_exactly_at_a_bound_passes_its_gradient():
+def check_bounds():
+    """A value exactly at a bound passes its gradient."""
     x = np.array([[-1.0, 1.0, -1.5, 1.5, 0.0]], np.float32)
     step = DenoiseStep(u=1.0, v=0.0, a=0.0, b=1.0, low=-1.0, high=1.0)
     out, dx, _ = gradients(lambda x, f: ops.denoise(x, f, step)[1], [x, x], np.ones(x.shape))
     assert out.tolist() == [[-1, 1, -1, 1, 0]]
     assert dx.tolist() == [[1, 1, 0, 0, 1]]
+
+
+def test_array_path_with_nan_and_at_bounds():
+    with array_path():
+        check_nan(3)
+        check_bounds()
+
+
+@pytest.mark.usefixtures("simd")
+def test_kernel_with_nan_and_at_bounds():
+    for index in (0, 3, 16, 36):  # in the first and the last, half-filled vector
+        check_nan(index)
+    check_bounds()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
