@@ -79,8 +79,8 @@ def contiguous(x):
 def keep_freed_memory():
     """Makes this process reuse freed memory instead of returning it to the system; True if that was possible.
 
-    For programs whose arrays come and go in every step: fresh pages would cost about a third of a small model's training
-    step. Process-wide, so `train` calls it and importing pydiff does not.
+    For programs whose arrays come and go in every step: fresh pages would cost about a third of a small model's
+    training step. Process-wide, so `train` calls it and importing pydiff does not.
     """
     return cpu is not None and cpu.keep_freed_memory()
 

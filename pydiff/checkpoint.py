@@ -149,6 +149,11 @@ def save_model(directory: str | os.PathLike, config: dict, arrays: Arrays, extra
     sealed.write(target, partial, files(), SEAL, "pydiff model", {"extra": extra})
 
 
+def holds_model(directory: str | os.PathLike) -> bool:
+    """Whether there is a folder for load_model, be it under its temporary name after an interrupted replacement."""
+    return sealed.resolve(Path(directory).resolve()).is_dir()
+
+
 def load_model(directory: str | os.PathLike) -> tuple[dict, Arrays, dict | None]:
     """(config, arrays, extra) of a folder written by save_model or by diffusers; extra is None for diffusers' own.
 

@@ -18,7 +18,8 @@ from pydiff import backend, nn, ops, optim, random
 from pydiff.data import load
 from pydiff.data.order import batch_indices, flip
 from pydiff.options import Options, build_process, build_unet
-from pydiff.run import Run, RunDirectory
+from pydiff.run import Run
+from pydiff.rundir import RunDirectory
 
 GIVE_UP_AFTER = 50  # non-finite steps in a row
 

@@ -107,8 +107,9 @@ MAY_IMPORT = {
     "data": "random",
     "options": "diffusion models",
     "report": "random data",
-    "run": "tensor checkpoint data diffusion models report",
-    "train": "backend random ops nn optim data options run",
+    "rundir": "checkpoint report",
+    "run": "tensor checkpoint data diffusion models report rundir",
+    "train": "backend random ops nn optim data options run rundir",
     "bench": "",
     "info": "backend pydiff",
     "cli": "backend checkpoint data report options run train bench info",
@@ -161,9 +162,11 @@ def test_compiled_modules_are_named_by_the_backend_only():
 
 SPINE = [
     "backend.py", "tensor.py", "random.py", "ops/*.py", "nn.py", "optim.py", "models/*.py", "diffusion/*.py",
-    "train.py", "run.py", "options.py", "checkpoint.py",
+    "train.py",
 ]  # fmt: skip
-FILE_LINES, FUNCTION_LINES, SPINE_LINES = 260, 45, 2300
+# What a reader of one sitting reads: about 1,900 lines of code, a third of them contracts, checks and dispatch. Breadth
+# (more samplers, formats, evaluation) lives beside the spine, not in it.
+FILE_LINES, FUNCTION_LINES, SPINE_LINES = 260, 45, 1900
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "UNet2D.__init__": "30 options, one a line, and then the network in the order of the data's flow",

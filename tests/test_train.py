@@ -14,7 +14,7 @@ import pytest
 
 import pydiff
 from pydiff import checkpoint, ops
-from pydiff.run import RunDirectory
+from pydiff.rundir import RunDirectory
 from pydiff.train import StepState, Trainer, training_steps
 
 TINY = {"steps": 8, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 2, "sample_every": 0, "progress": False}

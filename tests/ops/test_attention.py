@@ -127,6 +127,18 @@ def test_reversed_batches_and_tokens(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_incoming_gradient_may_lie_in_any_order(dtype):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((3, t, 8)).astype(dtype) for t in (5, 7, 7))
+    dout = rng.standard_normal((3, 5, 8))
+    got, expected = (
+        gradients(lambda *a: ops.attention(*a, heads=2), [q, k, v], d) for d in (np.asfortranarray(dout), dout)
+    )
+    for g, e in zip(got, expected, strict=True):
+        assert_close(g, e, rtol=1e-6 if dtype == np.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_one_context_for_the_whole_batch(dtype):
     """Cross attention to a context with a batch stride of zero."""
     rng = np.random.default_rng(0)

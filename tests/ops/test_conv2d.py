@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydiff import ops
 from pydiff.reference.conv2d import conv2d as reference
 from pydiff.tensor import Tensor
-from tests.bits import check_any_batch, check_any_thread_count
+from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
 from tests.compare import assert_close, check_gradient, check_kernel, gradients
 from tests.peers import import_torch
 from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
@@ -136,6 +136,14 @@ def test_nan_stays_in_its_own_picture():
     for a in (y, dx):
         assert np.isfinite(a[1]).all()
         assert np.isnan(a[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_incoming_gradient_may_lie_in_any_order(dtype):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 5, 6, 3)).astype(dtype), rng.standard_normal((3, 3, 3, 4)).astype(dtype)
+    dy = rng.standard_normal((2, 3, 4, 4))
+    assert_same_bits(gradients(ops.conv2d, [x, w], np.asfortranarray(dy)), gradients(ops.conv2d, [x, w], dy))
 
 
 def test_the_gradient_of_a_constant_is_not_computed():

@@ -145,6 +145,14 @@ def test_kernel_with_nan_and_at_bounds():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_incoming_gradient_may_lie_in_any_order(dtype):
+    x, f = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(dtype)
+    step = DenoiseStep(u=1.1, v=-0.5, a=0.9, b=0.2)
+    got, expected = (gradients(lambda x, f: ops.denoise(x, f, step)[0], [x, f], d) for d in (np.asfortranarray(f), f))
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
 def test_empty_arrays(shape, dtype):
     x = np.zeros(shape, dtype)

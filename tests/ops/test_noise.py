@@ -115,6 +115,16 @@ def test_same_bits_for_any_batch_and_any_thread_count():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_incoming_gradient_may_lie_in_any_order(dtype):
+    x0 = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(dtype)
+    key, alpha = random.key(0, random.NOISE, np.arange(3), 0), np.array([0.5, 1.0, 2.0])
+    got, expected = (
+        gradients(lambda x: ops.noise(x, alpha, alpha, key)[0], [x0], d) for d in (np.asfortranarray(x0), x0)
+    )
+    np.testing.assert_array_equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (2, 5, 0, 3)])
 def test_empty_arrays(shape, dtype):
     n = shape[0]

@@ -3,8 +3,8 @@
     python -m tests.stress.kill [--kills 1000] [--json tests/stress/kill.json]
 
 Every life of the run gets a random time to live, so that kills hit the import, the steps, the middle of a checkpoint
-and the writing of the model alike. When a run is complete, its model, samples, losses and last checkpoint must equal those
-of the run that nobody killed, and a new one begins.
+and the writing of the model alike. When a run is complete, its model, samples, losses and last checkpoint must equal
+those of the run that nobody killed, and a new one begins.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from pydiff import checkpoint
-from pydiff.run import RunDirectory
+from pydiff.rundir import RunDirectory
 
 COMMAND = [sys.executable, "-m", "pydiff", "train", "digits", "--steps", "60", "--batch-size", "8", "--seed", "3"]
 COMMAND += ["--channels", "8", "16", "--groups", "4", "--checkpoint-every", "2", "--sample-every", "20"]
