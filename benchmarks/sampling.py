@@ -17,7 +17,7 @@ from pydiff.diffusion import Process, ddim, initial_noise, path, schedule
 from pydiff.models import UNet2D
 from pydiff.tensor import no_grad
 
-BATCH, CHECKED = 16, 3
+CHECKED = 3  # steps
 LIMIT = 1e-3  # of the difference of two pictures, relative to the largest value
 
 
@@ -103,7 +103,6 @@ def disagreement(ours, theirs):
 
 def measure(options, batch):
     """The section of the report about one workload."""
-    batch = min(batch, BATCH)
     factories = whole.contenders(options, Pydiff, Torch, batch, steps=options.steps)
     title = whole.Title(f"DDIM, {options.steps} steps", whole.words(options.workload, batch), batch, options.steps)
     return whole.compete(title, factories, options, ask="pictures", difference=disagreement, limit=LIMIT)
@@ -111,7 +110,7 @@ def measure(options, batch):
 
 def main(arguments=None):
     """Returns the exit status."""
-    return whole.main(measure, __doc__, arguments, steps=50)
+    return whole.main(measure, __doc__, arguments, batch=16, steps=50)
 
 
 if __name__ == "__main__":

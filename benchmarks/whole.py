@@ -131,10 +131,13 @@ def parse(description, arguments, steps):
     return options
 
 
-def main(measure, description, arguments=None, steps=None):
-    """Both scripts. measure(options, batch) -> a part of the report. Returns the exit status: 1 if results differed."""
+def main(measure, description, arguments=None, batch=None, steps=None):
+    """Both scripts. measure(options, batch) -> a part of the report; batch: None for the workload's.
+
+    Returns the exit status: 1 if results differed.
+    """
     options = parse(description, arguments, steps)
-    batch = WORKLOADS[options.workload].batch
+    batch = batch or WORKLOADS[options.workload].batch
     if options.quick:
         options.rounds, options.seconds, batch = 3, 1.0, QUICK_BATCH
     if options.peers == "torch":

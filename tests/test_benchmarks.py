@@ -74,6 +74,7 @@ def test_script_of_whole_models_runs(script, tmp_path):
     assert row["name"] == "pydiff"
     assert row["peak_mb"] > 10
     assert math.isclose(row["images_s"] * row["total_s"], 2)
+    assert f"| {row['op']}, {row['shape']} | pydiff | " in tables.table_of(report)
     if script is training:
         assert math.isclose(sum(report["profile"].values()), 1)
         assert report["profile"]["Conv2d backward"] > 0

@@ -48,8 +48,8 @@ def denoise(x, f, step, history=(), noise=None, f_uncond=None):
         raise ValueError(f"the step has {len(step.c)} history coefficients, but {len(history)} history arrays came")
     if (step.s != 0) != (noise is not None):
         raise ValueError(f"a step with s = {step.s} {'needs' if step.s else 'takes no'} noise key")
-    if noise is not None and not (noise.sample.shape == noise.step.shape == (len(x.data),)):
-        raise ValueError(f"the noise key must be for {len(x.data)} samples, got {noise.sample.shape}")
+    if noise is not None and not (noise.sample.shape == noise.step.shape == (len(x),)):
+        raise ValueError(f"the noise key must be for {len(x)} samples, got {noise.sample.shape}")
     if f_uncond is None and step.guidance != 1:
         raise ValueError(f"guidance {step.guidance} needs the network's unconditional output f_uncond")
     if not step.low <= step.high:

@@ -19,7 +19,7 @@ def noise(x0, alpha, sigma, key):
     x0: (N, ...) array or Tensor; alpha, sigma: (N,) arrays; key: random.Key for N samples.
     Returns (x_t, eps), both of x0's shape and dtype.
     """
-    n = len(x0.data)
+    n = len(x0)
     for name, value in (
         ("alpha", alpha),
         ("sigma", sigma),

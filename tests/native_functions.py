@@ -1,0 +1,189 @@
+"""Every compiled function described once: its good arguments, and for each the mistakes that must be noticed."""
+
+import math
+
+import numpy as np
+
+N, H, W, CIN, COUT = 2, 5, 6, 3, 4
+F32, U32 = np.float32, np.uint32
+
+
+class In:
+    """An input array. free: axes whose size may be anything; rows: only the last axis must be contiguous."""
+
+    output = False
+
+    def __init__(self, *shape, dtype=F32, free=(), rows=False, optional=False):
+        self.shape, self.dtype, self.free, self.rows, self.optional = shape, dtype, free, rows, optional
+
+    def make(self, rng):
+        return (1 + rng.random(self.shape)).astype(self.dtype)
+
+
+class Out(In):
+    """An output array, which must also be writable."""
+
+    output = True
+
+
+class Number:
+    """A number, and values that cannot be one."""
+
+    def __init__(self, good, *bad):
+        self.good, self.bad = good, bad
+
+    def make(self, _):
+        return self.good
+
+
+NOT_A_NUMBER = ("x", None, [1.0], 1j)
+NOT_WHOLE = ("x", None, 1.5, 2**80)
+PAIR = Number(
+    (1, 1), (2**31, 1), (1, 2**63 - 1), (0, 1), (1, 0), (-1, 1), (1,), (1, 1, 1), 1, "ab", None, (1.5, 1), (2**80, 1)
+)
+PADDING = Number((1, 1), (0, 2**31), (2**63 - 1, 0), (-1, 0), (0, -1), (1,), 1, None, ("a", "b"), (2**80, 1))
+SEED, PURPOSE = Number(2**64 - 1, -1, 2**64, *NOT_WHOLE), Number(3, -1, 2**32, *NOT_WHOLE)
+GROUPS = Number(2, 0, -1, 3, -(2**62), *NOT_WHOLE)
+HEADS = Number(2, 0, -2, 3, *NOT_WHOLE)
+REAL = Number(0.5, *NOT_A_NUMBER)
+COEFFICIENTS = [1.0, 0.5, -math.inf, math.inf, 0.9, 0.1, 0.0, 0.3, 1.0]
+
+# H and W of a convolution's pictures are free: what lies beyond is padding. So are sizes that only one argument has.
+PICTURES, FILTERS, MAPS = (N, H, W, CIN), (3, 3, CIN, COUT), (N, H, W, COUT)
+FUNCTIONS = {
+    "conv2d_forward": {
+        "x": In(*PICTURES, free=(1, 2)), "w": In(*FILTERS, free=(0, 1)), "bias": In(COUT, optional=True),
+        "stride": PAIR, "pad": PADDING, "y": Out(*MAPS, free=(1, 2)),
+    },
+    "conv2d_backward_input": {
+        "dy": In(*MAPS, free=(1, 2)), "w": In(*FILTERS, free=(0, 1)), "stride": PAIR, "pad": PADDING,
+        "dx": Out(*PICTURES, free=(1, 2)),
+    },
+    "conv2d_backward_weight": {
+        "dy": In(*MAPS, free=(1, 2)), "x": In(*PICTURES, free=(1, 2)), "stride": PAIR, "pad": PADDING,
+        "dw": Out(*FILTERS, free=(0, 1)), "dbias": Out(COUT, optional=True),
+    },
+    "group_norm_forward": {
+        "x": In(2, 7, 4), "gamma": In(4), "beta": In(4), "groups": GROUPS, "eps": REAL, "silu": Number(True, "x"),
+        "y": Out(2, 7, 4), "mean": Out(2, 2), "rstd": Out(2, 2),
+    },
+    "group_norm_backward": {
+        "dy": In(2, 7, 4), "x": In(2, 7, 4), "gamma": In(4), "beta": In(4), "mean": In(2, 2), "rstd": In(2, 2),
+        "groups": GROUPS, "silu": Number(False, "x"), "dx": Out(2, 7, 4), "dgamma": Out(4), "dbeta": Out(4),
+    },
+    "attention_forward": {
+        "q": In(2, 5, 4, rows=True), "k": In(2, 7, 4, rows=True), "v": In(2, 7, 4, rows=True), "heads": HEADS,
+        "scale": REAL, "out": Out(2, 5, 4), "lse": Out(2, 2, 5),
+    },
+    "attention_backward": {
+        "dout": In(2, 5, 4), "q": In(2, 5, 4, rows=True), "k": In(2, 7, 4, rows=True), "v": In(2, 7, 4, rows=True),
+        "out": In(2, 5, 4), "lse": In(2, 2, 5), "heads": HEADS, "scale": REAL,
+        "dq": Out(2, 5, 4), "dk": Out(2, 7, 4), "dv": Out(2, 7, 4),
+    },
+    "normal": {
+        "seed": SEED, "purpose": PURPOSE, "sample": In(2, dtype=U32), "step": In(2, dtype=U32),
+        "eps": Out(2, 9, free=(1,)),
+    },
+    "noise_forward": {
+        "x0": In(2, 9), "alpha": In(2), "sigma": In(2), "seed": SEED, "purpose": PURPOSE,
+        "sample": In(2, dtype=U32), "step": In(2, dtype=U32), "x_t": Out(2, 9), "eps": Out(2, 9),
+    },
+    "noise_backward": {"dx_t": In(2, 9), "alpha": In(2), "dx0": Out(2, 9)},
+    "denoise_forward": {
+        "x": In(2, 9), "f": In(2, 9), "f_uncond": In(2, 9, optional=True),
+        "coefficients": Number(COEFFICIENTS, [], [1.0] * 8, [1.0] * 10, None, 1.0, ["x"] * 9),
+        "history": Number([], None, 1.0, [None], [np.zeros((2, 9), F32)]),
+        "noise": Number((0, 4, np.zeros(2, U32), np.zeros(2, U32)), 3, (), (0, 4), "four", (0, 4, None, None),
+                        (0, 4, np.zeros(3, U32), np.zeros(2, U32)), (0, 4, np.zeros(2, U32), np.zeros(2, np.int64)),
+                        (-1, 4, np.zeros(2, U32), np.zeros(2, U32)), (0, 2**32, np.zeros(2, U32), np.zeros(2, U32))),
+        "x_next": Out(2, 9), "x0_hat": Out(2, 9),
+    },
+    "denoise_backward": {
+        "dx_next": In(2, 9), "dx0_hat": In(2, 9), "x": In(2, 9), "f": In(2, 9), "f_uncond": In(2, 9, optional=True),
+        "coefficients": Number(COEFFICIENTS, [], [1.0] * 8, None, 1.0, ["x"] * 9),
+        "dx": Out(2, 9), "df": Out(2, 9),
+    },
+    "adamw": {
+        "p": Out(9), "g": In(9), "m": Out(9), "v": Out(9), "ema": Out(9, optional=True),
+        "lr": REAL, "beta1": REAL, "beta2": REAL, "eps": REAL, "weight_decay": REAL, "bias_correction1": REAL,
+        "bias_correction2": REAL, "grad_scale": REAL, "ema_decay": REAL,
+    },
+    "squared_norm": {"g": In(9, free=(0,))},
+}  # fmt: skip
+
+
+def misaligned(a):
+    buffer = np.zeros(a.nbytes + 1, np.uint8)
+    view = buffer[1:].view(a.dtype).reshape(a.shape)
+    view[...] = a
+    return view
+
+
+def every_second(a):
+    wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
+    wide[..., ::2] = a
+    return wide[..., ::2]
+
+
+def read_only(a):
+    a.flags.writeable = False
+    return a
+
+
+def mistakes(argument, a):
+    """(what, the wrong value) for every mistake that this array argument must be refused for."""
+    other = np.float32 if a.dtype != np.float32 else np.uint32
+    for dtype in (
+        np.float64,
+        np.float16,
+        np.int32,
+        np.int64,
+        other,
+        np.complex64,
+        bool,
+        object,
+        "S4",
+        a.dtype.newbyteorder(),
+    ):
+        yield f"dtype {np.dtype(dtype)}", a.astype(dtype)
+    yield "a structured dtype", np.zeros(a.shape, [("x", a.dtype)])
+    for value in (
+        a.tolist(),
+        tuple(a.tolist()),
+        memoryview(a),
+        a.tobytes(),
+        "array",
+        1.0,
+        {},
+        a.dtype,
+        np.ndarray,
+        object(),
+    ):
+        yield f"a {type(value).__name__}", value
+    if not argument.optional:
+        yield "None", None
+    yield "one axis more", a[None]
+    yield "one axis less", a[0]
+    yield "no axes", a.reshape(-1)[:1].reshape(())
+    for axis in range(a.ndim):
+        if axis not in argument.free:
+            bigger = np.concatenate([a, a.take([0], axis)], axis)
+            yield f"axis {axis} too long", bigger
+            yield f"axis {axis} too short", np.ascontiguousarray(a.take(range(a.shape[axis] - 1), axis))
+            yield f"axis {axis} empty", np.ascontiguousarray(a.take([], axis))
+    yield "misaligned", misaligned(a)
+    yield "every second element", every_second(a)
+    yield "reversed", a[..., ::-1]
+    yield "a stride of zero", np.lib.stride_tricks.as_strided(a, a.shape, (*a.strides[:-1], 0))
+    if a.ndim > 1 and not argument.rows:
+        yield "in Fortran order", np.asfortranarray(a)
+        yield "rows reversed", a[::-1]
+        yield "rows that are one", np.broadcast_to(a[:1], a.shape)
+    if argument.rows:
+        yield "transposed", np.asfortranarray(a)
+        yield "tokens reversed", a[:, ::-1]
+        yield "samples reversed", a[::-1]
+        bytes_between = np.lib.stride_tricks.as_strided(a, a.shape, (a.strides[0], a.strides[1] - 2, a.strides[2]))
+        yield "rows between elements", bytes_between
+    if argument.output:
+        yield "read-only", read_only(a.copy())
