@@ -1,6 +1,6 @@
 """Is the demo any good? A digit classifier, trained with pydiff itself, judges what a diffusion run draws.
 
-    python -m benchmarks.quality RUN [--json FILE]        RUN: folder of a finished run on digits, as `pydiff demo` makes
+    python -m benchmarks.quality RUN [--json FILE]       RUN: folder of a finished run on digits, as `pydiff demo` makes
 
 1. A small convolutional network learns the training digits; a fifth of them, never shown to it, says how often it errs.
 2. It looks at 256 samples: how many does it recognise with confidence >= 0.9, and are all ten digits there?

@@ -143,7 +143,7 @@ class Data:
 class Bench:
     """Time the kernels on this machine: reference, array path, C++, and PyTorch where it is installed."""
 
-    ops: tuple[str, ...] = ()
+    ops: tyro.conf.Positional[tuple[str, ...]] = ()
     """conv2d, group_norm, attention, noise, denoise, adamw; left out, all."""
     json: Path | None = None
     """File for the figures."""
@@ -207,8 +207,11 @@ def show(run):
 
 def main(arguments=None):
     """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
+    from pydiff.backend import keep_freed_memory
     from pydiff.checkpoint import CheckpointError
     from pydiff.train import Interrupted
+
+    keep_freed_memory()
 
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]

@@ -1,10 +1,10 @@
 """The folder of a training run on disk.
 
-    DIR/config.json        options, data set and its fingerprint: what the same command must match to go on
-    DIR/log.jsonl          one line a step: loss, learning rate, gradient norm, pictures per second
-    DIR/checkpoints/       the last few, hashed (checkpoint.py)
-    DIR/samples.png        what the average of the weights draws, now and then
-    DIR/model/             the finished model: a folder that diffusers' UNet2DModel.from_pretrained opens
+DIR/config.json        options, data set and its fingerprint: what the same command must match to go on
+DIR/log.jsonl          one line a step: loss, learning rate, gradient norm, pictures per second
+DIR/checkpoints/       the last few, hashed (checkpoint.py)
+DIR/samples.png        what the average of the weights draws, now and then
+DIR/model/             the finished model: a folder that diffusers' UNet2DModel.from_pretrained opens
 """
 
 import contextlib

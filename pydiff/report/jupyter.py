@@ -21,6 +21,8 @@ def html_summary(run):
     state = f"{number(run.parameters)} parameters"
     if len(curve.step):
         state += f", {number(int(curve.step[-1]))} steps, loss {curve.smooth[-1]:.3g}"
-    return (f'<div style="font-family:system-ui,sans-serif"><b>{text(run.name)}</b><br>{state}<br>'
-            f'{loss.sparkline(curve)}<br>'
-            f'<img src="{source}" alt="samples" style="max-width:100%;image-rendering:pixelated"></div>')
+    return (
+        f'<div style="font-family:system-ui,sans-serif"><b>{text(run.name)}</b><br>{state}<br>'
+        f"{loss.sparkline(curve)}<br>"
+        f'<img src="{source}" alt="samples" style="max-width:100%;image-rendering:pixelated"></div>'
+    )

@@ -91,8 +91,10 @@ def sparkline(c, width=240, height=48):
     low, high = axis(c.smooth)
     x, _, y = place(c, low, high, width, height)
     label = f"loss from {c.smooth[0]:.3g} to {c.smooth[-1]:.3g}"
-    return (f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
-            f'<path d="{path(x, y)}" fill="none" stroke="currentColor" stroke-width="1.5"/></svg>')
+    return (
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+        f'<path d="{path(x, y)}" fill="none" stroke="currentColor" stroke-width="1.5"/></svg>'
+    )
 
 
 def chart(c, width=1000, height=320):
@@ -104,11 +106,15 @@ def chart(c, width=1000, height=320):
     ticks = log_ticks(low, high)
     y_ticks = [height * math.log(high / tick) / math.log(high / low) for tick in ticks]
     lines = "".join(f'<line x1="0" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>' for y in y_ticks)
-    labels = "".join(f'<span class="y" style="top:{100 * y / height:.2f}%">{tick:g}</span>'
-                     for tick, y in zip(ticks, y_ticks, strict=True))
+    labels = "".join(
+        f'<span class="y" style="top:{100 * y / height:.2f}%">{tick:g}</span>'
+        for tick, y in zip(ticks, y_ticks, strict=True)
+    )
     first, last = float(c.step[0]), float(c.step[-1])
-    labels += "".join(f'<span class="x" style="left:{100 * (step - first) / (last - first):.2f}%">{step:,}</span>'
-                      for step in step_ticks(first, last))
+    labels += "".join(
+        f'<span class="x" style="left:{100 * (step - first) / (last - first):.2f}%">{step:,}</span>'
+        for step in step_ticks(first, last)
+    )
     ends = (f"{loss:.3g} at step {step:,.0f}" for loss, step in ((c.smooth[0], first), (c.smooth[-1], last)))
     summary = f"Loss over training steps: {', '.join(ends)}; arrow keys read values"
     return f"""<div class="chart" id="chart"><div class="plot" tabindex="0" role="group" aria-label="{summary}">

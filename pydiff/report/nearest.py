@@ -17,8 +17,10 @@ def nearest(samples, training, exclude=None):
     """
     samples, training = np.asarray(samples), np.asarray(training)
     if samples.shape[1:] != training.shape[1:] or samples.ndim < 2 or not samples.dtype == training.dtype == np.uint8:
-        raise ValueError("samples and training pictures must be uint8 of one size, got "
-                         f"{samples.shape} {samples.dtype} and {training.shape} {training.dtype}")
+        raise ValueError(
+            "samples and training pictures must be uint8 of one size, got "
+            f"{samples.shape} {samples.dtype} and {training.shape} {training.dtype}"
+        )
     if len(training) < (1 if exclude is None else 2):
         raise ValueError(f"nearest needs a training picture to compare with, got {len(training)} in all")
     a = samples.reshape(len(samples), -1).astype(np.float64)

@@ -22,7 +22,7 @@ TARGETS = {
     "eps": "the noise that was added",
     "x0": "the clean picture, and so also the noise",
     "v": "<var>v</var> = <var>α<sub>t</sub></var> <var>ε</var> − <var>σ<sub>t</sub></var> <var>x<sub>0</sub></var>, "
-         "which tells the noise and the clean picture apart",
+    "which tells the noise and the clean picture apart",
 }
 
 
@@ -61,22 +61,25 @@ def write_page(path, page):
 def render(page):
     """A Page as the text of one HTML file."""
     curve = loss.curve(page.log)
-    return fill(_asset("page.html"), {
-        "css": _asset("page.css"),
-        "js": _asset("page.js"),
-        "name": text(page.name),
-        "facts": sections.facts(page.facts),
-        "data": sections.gallery(visible(page.training), page.captions),
-        "forward": sections.forward(page.forward),
-        "target": TARGETS[page.prediction],
-        "loss": _training(curve),
-        "options": sections.options(page.options),
-        "reverse": sections.reverse(page.trace, page.sampler),
-        "samples": sections.samples(visible(page.samples), page.neighbours),
-        "commands": sections.commands(page.commands),
-        "sprites": _sprites(page.forward, page.trace),
-        "numbers": data_json(_numbers(page.forward, page.trace, curve)),
-    })
+    return fill(
+        _asset("page.html"),
+        {
+            "css": _asset("page.css"),
+            "js": _asset("page.js"),
+            "name": text(page.name),
+            "facts": sections.facts(page.facts),
+            "data": sections.gallery(visible(page.training), page.captions),
+            "forward": sections.forward(page.forward),
+            "target": TARGETS[page.prediction],
+            "loss": _training(curve),
+            "options": sections.options(page.options),
+            "reverse": sections.reverse(page.trace, page.sampler),
+            "samples": sections.samples(visible(page.samples), page.neighbours),
+            "commands": sections.commands(page.commands),
+            "sprites": _sprites(page.forward, page.trace),
+            "numbers": data_json(_numbers(page.forward, page.trace, curve)),
+        },
+    )
 
 
 def _asset(name):

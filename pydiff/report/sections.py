@@ -64,15 +64,18 @@ def forward(process):
     """The forward process: choose a picture, see x_t as a sum, slide t. process: Forward."""
     names = [f"training picture {i + 1}" for i in range(len(process.x0))]
     thumbnails = [picture(image, name) for image, name in zip(process.x0, names, strict=True)]
-    x, x0, eps = (_panel(process.x0, show, caption) for show, caption in
-                  (("x", f"{X_T} noisy"), ("x0", f"{X_0} clean"), ("eps", f"{EPS} noise")))
+    x, x0, eps = (
+        _panel(process.x0, show, caption)
+        for show, caption in (("x", f"{X_T} noisy"), ("x0", f"{X_0} clean"), ("eps", f"{EPS} noise"))
+    )
     preserving = np.allclose(process.alpha**2 + process.sigma**2, 1, rtol=0, atol=1e-6)
     share = "<var>ᾱ<sub>t</sub></var>" if preserving else "<var>α<sub>t</sub></var>²"
     meaning = ", the share of the picture in the variance" if preserving else ""
     last = len(process.t) - 1
     strip = "".join(
         _moment(k, process.x0, f"<var>t</var> = {process.t[k]}<br>{share} = {_short(process.alpha[k] ** 2)}")
-        for k in np.unique(np.linspace(0, last, 9).round().astype(int)))
+        for k in np.unique(np.linspace(0, last, 9).round().astype(int))
+    )
     return f"""<div class="{kind(process.x0)}">
 {_choice("picture", "Choose a picture", names, thumbnails)}
 <div class="equation">
@@ -94,17 +97,27 @@ def reverse(trace, sampler):
     """The reverse process: all samples at one step, the predictions for one, a slider, the lecture's moments."""
     n, last = trace.x.shape[1], len(trace.steps) - 1
     names = [f"sample {i + 1}" for i in range(n)]
-    panels = "".join(_panel(trace.x, show, caption) for show, caption in
-                     (("x", f"{X_T} the picture so far"), ("eps", f"{EPS_HAT} predicted noise"),
-                      ("x0", f"{X_0_HAT} predicted clean picture")))
+    panels = "".join(
+        _panel(trace.x, show, caption)
+        for show, caption in (
+            ("x", f"{X_T} the picture so far"),
+            ("eps", f"{EPS_HAT} predicted noise"),
+            ("x0", f"{X_0_HAT} predicted clean picture"),
+        )
+    )
     ticks = moments = ""
     for thousandths, k in trace.marks().items():
-        ticks += (f'<button class="tick" type="button" style="--at:{k / max(last, 1):.4f}" data-position="{k}" '
-                  f'aria-label="after {thousandths} of 1000 steps">{thousandths}</button>')
+        ticks += (
+            f'<button class="tick" type="button" style="--at:{k / max(last, 1):.4f}" data-position="{k}" '
+            f'aria-label="after {thousandths} of 1000 steps">{thousandths}</button>'
+        )
         when = f"{thousandths} steps" if trace.total == 1000 else f"{thousandths / 10:g} %"
         moments += _moment(k, trace.x, f"after {when}")
-    scale = "" if trace.total == 1000 else (
-        f"This sampler takes {number(trace.total)} steps; the marks stand for the same fractions of its way.")
+    scale = (
+        ""
+        if trace.total == 1000
+        else (f"This sampler takes {number(trace.total)} steps; the marks stand for the same fractions of its way.")
+    )
     return f"""<div class="{kind(trace.x)}">
 <div class="stage" style="--columns:{int(np.ceil(np.sqrt(n)))}">
 {_choice("sample", "Choose a sample", names, [canvas(trace.x, column=i) for i in range(n)])}
@@ -139,8 +152,10 @@ def _panel(pictures, show, caption):
 
 
 def _moment(k, pictures, caption):
-    return (f'<button class="chosen" type="button" data-position="{k}">{canvas(pictures)}'
-            f'<span class="caption">{caption}</span></button>')
+    return (
+        f'<button class="chosen" type="button" data-position="{k}">{canvas(pictures)}'
+        f'<span class="caption">{caption}</span></button>'
+    )
 
 
 def _short(value):
@@ -154,9 +169,11 @@ def samples(pictures, near):
     figures = ""
     for i, image in enumerate(pictures):
         found = f"training picture {near.index[i]}, the nearest to sample {i + 1}"
-        figures += (f'<figure{" class=near" if close[i] else ""}>{picture(image, f"sample {i + 1}")}'
-                    f"{picture(near.pictures[i], found)}"
-                    f"<figcaption>{near.distance[i]:#.3g}<br>#{near.index[i]}</figcaption></figure>")
+        figures += (
+            f"<figure{' class=near' if close[i] else ''}>{picture(image, f'sample {i + 1}')}"
+            f"{picture(near.pictures[i], found)}"
+            f"<figcaption>{near.distance[i]:#.3g}<br>#{near.index[i]}</figcaption></figure>"
+        )
     end = 1.04 * float(np.concatenate([near.distance, near.usual]).max()) or 1.0
     verdict = f"<p>{_verdict(int(close.sum()), len(close))}</p>" if near.usual.size else ""
     return f"""<div class="pairs {kind(pictures)}">{figures}</div>
@@ -180,8 +197,10 @@ def _dots(title, css, values, end):
 def _verdict(close, n):
     """In words: are more samples near to training pictures than the one in twenty that is usual among those?"""
     chance = sum(comb(n, k) * 0.05**k * 0.95 ** (n - k) for k in range(close, n + 1))  # of so many or more, by luck
-    said = (f"{close} of {n} samples are nearer to a training picture than 95 % of the training pictures are to each "
-            "other; of new pictures from the same source, about one in twenty would be.")
+    said = (
+        f"{close} of {n} samples are nearer to a training picture than 95 % of the training pictures are to each "
+        "other; of new pictures from the same source, about one in twenty would be."
+    )
     if chance < 0.01:
         return f"{said} That is more than chance explains: look at the pairs in bold, the model may be copying."
     return f"{said} That is no sign of copying."

@@ -31,8 +31,11 @@ class Trace:
     def marks(self):
         """{moment: position in steps} for 700, 800, 900, 1000 in thousandths of the sampler's steps; none twice."""
         positions = {moment: int(np.abs(self.steps - self.total * moment / 1000).argmin()) for moment in MOMENTS}
-        return {moment: p for moment, p in positions.items()
-                if not any(positions[later] == p for later in MOMENTS if later > moment)}
+        return {
+            moment: p
+            for moment, p in positions.items()
+            if not any(positions[later] == p for later in MOMENTS if later > moment)
+        }
 
 
 def steps_to_record(total, keep=100):

@@ -38,8 +38,15 @@ def write_report(run, directory=None, n=16, seed=0, sampler="ddpm", steps=None):
     directory.mkdir(parents=True, exist_ok=True)
     schedule, dataset = run.process.schedule, run.dataset()
     steps = min(250, schedule.T) if steps is None else steps
-    states = tqdm(run.sample_states(n, seed, sampler, steps), total=steps, desc="sampling", unit="step", delay=1,
-                  disable=None, leave=False)
+    states = tqdm(
+        run.sample_states(n, seed, sampler, steps),
+        total=steps,
+        desc="sampling",
+        unit="step",
+        delay=1,
+        disable=None,
+        leave=False,
+    )
     trace, x = record(states, schedule=schedule, **budget(n, dataset.images.shape[1:]))
     samples = to_uint8(host(x))
     save_png(directory / "samples.png", grid(samples))

@@ -18,8 +18,17 @@ from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--force-device-scale-factor=1")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--force-device-scale-factor=1",
+)
 KEYS = {"left": "\ue012", "right": "\ue014", "end": "\ue010", "home": "\ue011"}
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for "this is an element"
 
@@ -71,8 +80,12 @@ class Browser:
     def drag(self, selector, dx):
         """Presses the middle of an element, moves dx pixels to the right and lets go."""
         origin = {ELEMENT: self.find(selector)}
-        actions = [{"type": "pointerMove", "origin": origin, "x": 0, "y": 0}, {"type": "pointerDown", "button": 0},
-                   {"type": "pointerMove", "origin": origin, "x": dx, "y": 0}, {"type": "pointerUp", "button": 0}]
+        actions = [
+            {"type": "pointerMove", "origin": origin, "x": 0, "y": 0},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerMove", "origin": origin, "x": dx, "y": 0},
+            {"type": "pointerUp", "button": 0},
+        ]
         self._call("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": actions}]})
 
     def screenshot(self, selector):

@@ -24,9 +24,15 @@ def read(path, mode):
     return np.stack(frames), durations
 
 
-@pytest.mark.parametrize(("suffix", "channels", "mode"), [
-    pytest.param(".webp", 1, "L", marks=needs_webp), pytest.param(".webp", 3, "RGB", marks=needs_webp),
-    pytest.param(".webp", 4, "RGBA", marks=needs_webp), (".gif", 1, "L")])
+@pytest.mark.parametrize(
+    ("suffix", "channels", "mode"),
+    [
+        pytest.param(".webp", 1, "L", marks=needs_webp),
+        pytest.param(".webp", 3, "RGB", marks=needs_webp),
+        pytest.param(".webp", 4, "RGBA", marks=needs_webp),
+        (".gif", 1, "L"),
+    ],
+)
 def test_frames_and_durations_survive(tmp_path, suffix, channels, mode):
     frames = pictures(5, seed=0, shape=(64, 96, channels))
     if channels == 4:

@@ -12,8 +12,15 @@ from pydiff.report.grid import PAD_VALUE, grid, png_bytes, save_png
 from tests.report.example import pictures
 
 
-@given(n=st.integers(1, 7), height=st.integers(1, 4), width=st.integers(1, 4), channels=st.sampled_from([1, 3, 4]),
-       columns=st.integers(1, 8), pad=st.integers(0, 3), scale=st.integers(1, 3))
+@given(
+    n=st.integers(1, 7),
+    height=st.integers(1, 4),
+    width=st.integers(1, 4),
+    channels=st.sampled_from([1, 3, 4]),
+    columns=st.integers(1, 8),
+    pad=st.integers(0, 3),
+    scale=st.integers(1, 3),
+)
 def test_every_pixel_is_where_it_belongs(n, height, width, channels, columns, pad, scale):
     images = pictures(n, seed=0, shape=(height, width, channels))
     got = grid(images, columns, pad, scale)

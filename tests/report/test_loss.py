@@ -45,8 +45,10 @@ def test_long_logs_are_binned_without_losing_any_entry(n):
     np.testing.assert_allclose((c.loss * counts).sum(), losses.sum(), rtol=1e-9)
 
 
-@pytest.mark.parametrize(("low", "high", "expected"), [
-    (0.05, 1, [0.05, 0.1, 0.2, 0.5, 1]), (0.03, 0.6, [0.05, 0.1, 0.2, 0.5]), (1e-4, 2, [1e-4, 1e-3, 1e-2, 0.1, 1])])
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.05, 1, [0.05, 0.1, 0.2, 0.5, 1]), (0.03, 0.6, [0.05, 0.1, 0.2, 0.5]), (1e-4, 2, [1e-4, 1e-3, 1e-2, 0.1, 1])],
+)
 def test_ticks_are_round_numbers(low, high, expected):
     assert log_ticks(low, high) == pytest.approx(expected, rel=1e-12)
 

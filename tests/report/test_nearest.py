@@ -19,8 +19,9 @@ def brute_force(samples, training, exclude=None):
     return index, np.sqrt(squared[np.arange(len(a)), index]) / 127.5
 
 
-@given(n=st.integers(1, 5), m=st.integers(2, 12), rows=st.integers(1, 13), excluding=st.booleans(),
-       seed=st.integers(0, 9))
+@given(
+    n=st.integers(1, 5), m=st.integers(2, 12), rows=st.integers(1, 13), excluding=st.booleans(), seed=st.integers(0, 9)
+)
 def test_equals_brute_force_for_every_block_size(n, m, rows, excluding, seed):
     samples, training = pictures(n, seed), pictures(m, seed + 100)
     exclude = np.random.default_rng(seed).integers(0, m, n) if excluding else None

@@ -82,12 +82,20 @@ def test_every_picture_has_a_text(html):
 
 def test_user_text_is_escaped_wherever_it_appears():
     near = Neighbours(pictures(4, seed=3), np.arange(4), np.linspace(1, 2, 4), np.linspace(1, 3, 50), HOSTILE)
-    hostile = page(name=HOSTILE, facts={HOSTILE: HOSTILE}, captions=[HOSTILE] * 5, options={HOSTILE: HOSTILE},
-                   sampler=HOSTILE, neighbours=near, commands=[(HOSTILE, HOSTILE)])
+    hostile = page(
+        name=HOSTILE,
+        facts={HOSTILE: HOSTILE},
+        captions=[HOSTILE] * 5,
+        options={HOSTILE: HOSTILE},
+        sampler=HOSTILE,
+        neighbours=near,
+        commands=[(HOSTILE, HOSTILE)],
+    )
     text = render(hostile)
     reader = Reader(text)
-    assert [tag for tag, _ in reader.elements] == [tag for tag, _ in Reader(render(page(
-        facts={"a": "a"}, options={"a": "a"}))).elements]
+    assert [tag for tag, _ in reader.elements] == [
+        tag for tag, _ in Reader(render(page(facts={"a": "a"}, options={"a": "a"}))).elements
+    ]
     assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)
     # As text: title, h1, facts, captions, options, sampler, note and commands, one place each or two.
     assert "".join(reader.texts).count(HOSTILE) == 1 + 1 + 2 + 5 + 2 + 1 + 1 + 2
@@ -104,8 +112,14 @@ def test_sprite_sheets_hold_every_tile_where_the_script_looks_for_it(html):
     shown = page()
     trace, forward = shown.trace, shown.forward
     sheets = {image["id"]: image["src"] for image in Reader(html).all("img") if image.get("id")}
-    expected = {"trace-x": trace.x, "trace-x0": trace.x0, "trace-eps": trace.eps,
-                "forward-x": forward.x, "forward-x0": forward.x0[None], "forward-eps": forward.eps[None]}
+    expected = {
+        "trace-x": trace.x,
+        "trace-x0": trace.x0,
+        "trace-eps": trace.eps,
+        "forward-x": forward.x,
+        "forward-x0": forward.x0[None],
+        "forward-eps": forward.eps[None],
+    }
     assert sheets.keys() == expected.keys()
     for name, tiles in expected.items():
         sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheets[name].split(",")[1]))))
@@ -156,8 +170,13 @@ def test_options_are_flat_and_readable():
     model = {"channels": [8, 16], "attention": None}
     table = options({"lr": 2e-4, "model": model, "flip": True, "beta": list(range(99))})
     rows = re.findall(r"<tr><th>(.*?)</th><td>(.*?)</td></tr>", table)
-    assert rows == [("lr", "0.0002"), ("model.channels", "8, 16"), ("model.attention", "none"), ("flip", "yes"),
-                    ("beta", "99 values")]
+    assert rows == [
+        ("lr", "0.0002"),
+        ("model.channels", "8, 16"),
+        ("model.attention", "none"),
+        ("flip", "yes"),
+        ("beta", "99 values"),
+    ]
 
 
 def test_templates_take_each_value_once_and_miss_none():

@@ -10,8 +10,9 @@ from pydiff.report.page import write_page
 from tests.report import browser as driver
 from tests.report.example import page
 
-pytestmark = pytest.mark.skipif(not (driver.CHROMIUM and driver.DRIVER),
-                                reason="needs chromium and chromedriver, which are not installed")
+pytestmark = pytest.mark.skipif(
+    not (driver.CHROMIUM and driver.DRIVER), reason="needs chromium and chromedriver, which are not installed"
+)
 
 SLIDER = "#reverse input[type=range]"
 PANELS = ("x", "eps", "x0")

@@ -63,8 +63,10 @@ def test_transparent_pixels_are_black():
     np.testing.assert_array_equal(decode(show(image, Terminal(), width=9))[:, 0], [[0] * 3, [200] * 3])
 
 
-@pytest.mark.parametrize(("stream", "environment"), [
-    (io.StringIO(), {}), (OldTerminal(), {}), (Terminal(), {"NO_COLOR": "1"}), (Terminal(), {"TERM": "dumb"})])
+@pytest.mark.parametrize(
+    ("stream", "environment"),
+    [(io.StringIO(), {}), (OldTerminal(), {}), (Terminal(), {"NO_COLOR": "1"}), (Terminal(), {"TERM": "dumb"})],
+)
 def test_ascii_where_colours_are_not_wanted(monkeypatch, stream, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
