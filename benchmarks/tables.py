@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from results/*.json, between their markers: python -m benchmarks.tables
+"""Writes the tables of the READMEs from results/*.json, between their markers: python -m benchmarks.tables
 
 A marker names a file: what stands between <!-- table: conv2d --> and the next <!-- end --> comes from conv2d.json.
 """
@@ -25,6 +25,8 @@ def render(text, results):
 
 def table_of(report):
     """One report as Markdown."""
+    if "samples_recognised" in report:
+        return "\n".join(quality_table(report)) + "\n"
     whole = any("images_s" in row for row in report["rows"])
     return "\n".join([setting(report), "", *(whole_table(report) if whole else kernel_table(report))]) + "\n"
 
@@ -68,6 +70,26 @@ def whole_table(report):
         yield f"pydiff's time: {', '.join(shares)}."
 
 
+def quality_table(report):
+    """Lines of the table of benchmarks.quality."""
+    digits = ", ".join(f"{digit}: {count}" for digit, count in enumerate(report["samples_per_digit"]))
+    yield from header(["", "samples", "real held-out digits"])
+    yield line(["how many", report["samples"], report["held_out_digits"]])
+    yield line(
+        [
+            "recognised with confidence >= 0.9",
+            f"{report['samples_recognised']:.1%}",
+            f"{report['real_recognised']:.1%}",
+        ]
+    )
+    yield line(["Fréchet distance", f"{report['frechet_samples']:.1f}", f"{report['frechet_real']:.1f}"])
+    yield ""
+    yield (
+        f"{report['steps']:,} training steps. The classifier is right on {report['classifier_accuracy_held_out']:.1%} "
+        f"of the held-out digits. Samples it calls {digits}."
+    )
+
+
 def header(cells):
     """The head of a table."""
     return [line(cells), line(["---"] * len(cells))]
@@ -75,7 +97,7 @@ def header(cells):
 
 def line(cells):
     """A line of a table."""
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def milliseconds(row):
@@ -98,9 +120,9 @@ def times(ratio):
 
 
 def main():
-    """Rewrites README.md."""
-    readme = HERE / "README.md"
-    readme.write_text(render(readme.read_text(), HERE / "results"))
+    """Rewrites the READMEs of the benchmarks and of the project."""
+    for readme in (HERE / "README.md", HERE.parent / "README.md"):
+        readme.write_text(render(readme.read_text(), HERE / "results"))
     return 0
 
 
