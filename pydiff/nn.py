@@ -184,21 +184,21 @@ class Dropout(Module):
 @contextlib.contextmanager
 def training(seed, step, sample):
     """Inside, dropout is active; its masks are a pure function of (seed, step, sample index, layer)."""
-    _state.dropout = random.key(seed, random.DROPOUT, sample=sample, step=step)
+    before, _state.dropout = getattr(_state, "dropout", None), random.key(seed, random.DROPOUT, sample, step)
     try:
         yield
     finally:
-        _state.dropout = None
+        _state.dropout = before
 
 
 @contextlib.contextmanager
 def observe(callback):
     """Inside, callback(module, output) is called after every forward, innermost modules first."""
-    _state.observer = callback
+    before, _state.observer = getattr(_state, "observer", None), callback
     try:
         yield
     finally:
-        _state.observer = None
+        _state.observer = before
 
 
 class Attention(Module):
