@@ -92,10 +92,10 @@ void transform_output(const Conv2dShape& s, const Tiles& tiles, const Planes& m,
             vfloat products[points], out[16];
             for (int p = 0; p < points; ++p) products[p] = load(m.at(p, t) + e);
             winograd::transform<winograd::Output>(products, out);
-            const vfloat b = bias ? winograd::load_up_to(bias + o + e, columns - e) : vfloat{};
+            const vfloat b = bias ? load_upto(bias + o + e, columns - e) : vfloat{};
             for (int64_t r = 0; r < rows; ++r)
                 for (int64_t q = 0; q < width; ++q)
-                    winograd::store_up_to(corner + (r * s.ow + q) * s.cout + e, out[r * 4 + q] + b, columns - e);
+                    store_upto(corner + (r * s.ow + q) * s.cout + e, out[r * 4 + q] + b, columns - e);
         }
     }
 }
@@ -219,7 +219,7 @@ void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float
             }
             winograd::transform<winograd::WeightAdjoint>(sum, g);
             for (int64_t tap = 0; tap < 9; ++tap)
-                winograd::store_up_to(dw + (tap * s.cin + c) * s.cout + o, g[tap], s.cout - o);
+                store_upto(dw + (tap * s.cin + c) * s.cout + o, g[tap], s.cout - o);
         }
     });
 }

@@ -124,16 +124,6 @@ inline void transform(const vfloat* x, vfloat* y) {
     }
 }
 
-inline vfloat load_up_to(const float* p, int64_t count) {
-    return count >= simd_width ? load(p) : load_partial(p, count);
-}
-inline void store_up_to(float* p, vfloat v, int64_t count) {
-    if (count >= simd_width)
-        store(p, v);
-    else
-        store_partial(p, v, count);
-}
-
 // The tiles of all pictures' outputs, 4 x 4 pixels each (the last of a row or column may stand over the edge).
 struct Tiles {
     int64_t rows, columns, count;
@@ -187,7 +177,7 @@ void transform_windows(const Pictures& x, const Tiles& tiles, int64_t first, int
         for (int64_t c = 0; c < channels; c += simd_width) {
             vfloat d[window], v[results];
             for (int e = 0; e < window; ++e) {
-                d[e] = load_up_to(here[e] + c0 + c, channels - c);
+                d[e] = load_upto(here[e] + c0 + c, channels - c);
                 __builtin_prefetch(next[e] + c0 + c);
             }
             transform<T, row>(d, v);
