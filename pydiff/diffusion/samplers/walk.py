@@ -3,7 +3,7 @@
 A sampler is a list of stages, made from the path before anything is computed. A stage asks the network once, at noise
 level (alpha, sigma), and moves on:
 
-    x_next = c_x x + c_x0 x0_hat + c_eps eps_hat + sum over earlier stages of c (their x, x0_hat or eps_hat) + std z
+    x_next = c_x x + c_x0 x0_hat + c_eps eps_hat + sum over earlier stages of c (their x, x0_hat ..) + std z
 
 x0_hat and eps_hat always explain x together: x = alpha x0_hat + sigma eps_hat. So multistep methods read x0_hat or
 eps_hat of earlier steps, and methods with several evaluations a step read the x they set out from. The arithmetic is
@@ -41,7 +41,8 @@ class Stage(NamedTuple):
     x0: float = 0.0  # of x0_hat
     eps: float = 0.0  # of eps_hat = (x - alpha x0_hat) / sigma
     raw_eps: float = 0.0  # of what the network says without clipping; for sigma = 0 too
-    past: tuple = ()  # (number of an earlier stage, "x" | "x0" | "eps", coefficient), ..
+    f: float = 0.0  # of the network's answer as it is, guided
+    past: tuple = ()  # (number of an earlier stage, "x" | "x0" | "eps" | "f", coefficient), ..
     std: float = 0.0  # of the noise added
     log_variance: tuple | None = None  # (least, most): the network says what in between, in place of std (iDDPM)
     split: bool = False  # whether the network answers in two halves of channels, f and that
@@ -109,7 +110,7 @@ def walk(
         eps = (x - stage.alpha * x0) / stage.sigma if stage.sigma > 0 else answer.f
         first = first or (stage.t, x0, eps)
         if i in last_use:
-            kept[i] = {"x": x, "x0": x0, "eps": eps}
+            kept[i] = {"x": x, "x0": x0, "eps": eps, "f": _guided(answer) if answer.f_raw is None else answer.f_raw}
         kept = {j: arrays for j, arrays in kept.items() if last_use[j] > i}
         x = x_next
         if stage.last:
@@ -148,11 +149,14 @@ def _ask(model, x, process, stage, guidance) -> _Answer:
     return _Answer(f, f_uncond, u, v, guidance, raw, share=share)
 
 
+def _guided(answer):
+    f, f_uncond = answer.f, answer.f_uncond
+    return f if f_uncond is None else f_uncond + f.dtype.type(answer.guidance) * (f - f_uncond)
+
+
 def _thresholded(x, answer, share, largest) -> _Answer:
     """x0-hat cut at its own quantile s and divided by it, if s > 1: it takes the place of the network's answer."""
-    f = answer.f
-    if answer.f_uncond is not None:
-        f = answer.f_uncond + f.dtype.type(answer.guidance) * (f - answer.f_uncond)
+    f = _guided(answer)
     x0 = f.dtype.type(answer.u) * x + f.dtype.type(answer.v) * f
     s = np.quantile(np.abs(x0).reshape(len(x0), -1), share, axis=1).clip(1.0, max(largest, 1.0)).astype(x0.dtype)
     s = s.reshape((-1,) + (1,) * (x0.ndim - 1))
@@ -163,7 +167,7 @@ def _update(x, answer, stage, kept, noise_of, step, limits):
     """x after the stage and x0-hat: the stage's terms, put in the order of `ops.denoise`."""
     a = stage.x + (stage.eps / stage.sigma if stage.eps else 0.0) + stage.raw_eps * answer.raw[0]
     b = stage.x0 - (stage.eps * stage.alpha / stage.sigma if stage.eps else 0.0)
-    d, past = stage.raw_eps * answer.raw[1], [(c, kept[j][name]) for j, name, c in stage.past if c]
+    d, past = stage.f + stage.raw_eps * answer.raw[1], [(c, kept[j][name]) for j, name, c in stage.past if c]
     if d and answer.f_raw is not None:
         d, past = 0.0, [*past, (d, answer.f_raw)]
     std, key = stage.std, None
