@@ -70,7 +70,8 @@ CASES = [
     *case("DPMSolverMultistepScheduler", grid(solver_order=[1, 2, 3], algorithm_type=["dpmsolver++", "sde-dpmsolver++"],
                                               solver_type=["midpoint", "heun"]), (10, 16)),
     *case("DPMSolverMultistepScheduler", grid(algorithm_type=["dpmsolver", "sde-dpmsolver"],
-                                              final_sigmas_type=["sigma_min"], solver_order=[2], euler_at_final=[False, True]), (16,)),
+                                              final_sigmas_type=["sigma_min"], solver_order=[2],
+                                              euler_at_final=[False, True]), (16,)),
     *case("DPMSolverSinglestepScheduler", grid(solver_order=[1, 2, 3],
                                                algorithm_type=["dpmsolver++", "sde-dpmsolver++"],
                                                solver_type=["midpoint", "heun"]), (9, 10)),
@@ -86,7 +87,8 @@ CASES = [
                                                  solver_order=[1, 2, 3], solver_type=["midpoint", "heun"])),
     *case("EDMDPMSolverMultistepScheduler", grid(algorithm_type=["sde-dpmsolver++"], solver_type=["midpoint", "heun"])),
     *case("FlowMatchEulerDiscreteScheduler", [*grid(shift=[1.0, 3.0]), {"stochastic_sampling": True},
-                                              {"shift_terminal": 0.1}, {"use_karras_sigmas": True}, {"invert_sigmas": True}], (10, 28)),
+                                              {"shift_terminal": 0.1}, {"use_karras_sigmas": True},
+                                              {"invert_sigmas": True}], (10, 28)),
     *case("FlowMatchHeunDiscreteScheduler", grid(shift=[1.0, 3.0]), (10, 28)),
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from pydiff.diffusion.diffusers_config.tables import (
 )
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
-from pydiff.diffusion.samplers.dpm_solver import halved
+from pydiff.diffusion.samplers.exponential import halved
 from pydiff.diffusion.schedule import schedule, shifted
 
 KINDS = {
@@ -108,7 +108,7 @@ def singlestep_orders(config, steps) -> list[int]:
 
 
 def _third(config, kind, singlestep):
-    """How diffusers' steps of order 3 differ from the table in samplers/dpm_solver.py."""
+    """How diffusers' steps of order 3 differ from the table in samplers/exponential.py."""
 
     def sde(q, h):
         alpha = -q[0] / math.expm1(-2.0 * h)

@@ -12,12 +12,12 @@ All take (model, x, process, path), options of their own, and the keywords of `w
 
 from collections.abc import Callable
 
-from pydiff.diffusion.samplers.adaptive import adaptive
+from pydiff.diffusion.samplers.adaptive_steps import adaptive
 from pydiff.diffusion.samplers.ancestral import ddim, ddim_inversion, ddim_step, ddpm, ddpm_step, euler_ancestral
-from pydiff.diffusion.samplers.dpm_solver import dpm_solver, dpm_solver_singlestep
-from pydiff.diffusion.samplers.euler import dpm2, euler, flow_euler, flow_heun, heun
+from pydiff.diffusion.samplers.exponential import dpm_solver, dpm_solver_singlestep
 from pydiff.diffusion.samplers.multistep import deis, lms, pndm
-from pydiff.diffusion.samplers.unipc import unipc
+from pydiff.diffusion.samplers.predictor_corrector import unipc
+from pydiff.diffusion.samplers.runge_kutta import dpm2, euler, flow_euler, flow_heun, heun
 from pydiff.diffusion.samplers.walk import SamplerState, Stage, initial_noise, start_scale, walk
 
 # What a user can ask for by name: `pydiff sample --sampler` and Run.sample.

@@ -21,7 +21,7 @@ import numpy as np
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.ancestral import ddim_step, steps_of
-from pydiff.diffusion.samplers.dpm_solver import coefficients
+from pydiff.diffusion.samplers.exponential import coefficients
 from pydiff.diffusion.samplers.walk import Stage, walk
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydiff import ops
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
-from pydiff.diffusion.samplers.dpm_solver import coefficients
+from pydiff.diffusion.samplers.exponential import coefficients
 from pydiff.diffusion.samplers.walk import SamplerState
 
 
@@ -99,7 +99,7 @@ class _Network:
 
 
 def _combined(x, values, begin, target, h, order):
-    """x after the step, one `ops.denoise` a picture: the table of dpm_solver.py with m' from both ends."""
+    """x after the step, one `ops.denoise` a picture: the table of exponential.py with m' from both ends."""
     out = np.empty_like(x)
     for n in range(len(x)):
         a, (q0, q1, _), _ = coefficients("data", *begin[n][1:], *target[n][1:], float(h[n]))
