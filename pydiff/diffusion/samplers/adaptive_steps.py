@@ -74,7 +74,7 @@ def adaptive(
         yield SamplerState(rounds, rounds if done and not clean else 0, begin[0][0], x.copy(), x0.copy(), eps.copy())
     if clean:
         x0, eps = ask(x, [_level(process, goal, size)] * len(x))
-        yield SamplerState(rounds + 1, rounds + 1, _level(process, goal, size)[0], path.alpha[-1] * x0, x0, eps)
+        yield SamplerState(rounds + 1, rounds + 1, _level(process, goal, size)[0], float(path.alpha[-1]) * x0, x0, eps)
 
 
 class _Network:

@@ -49,7 +49,7 @@ def pndm(model, x, process: Process, path: Path, warmup="heun", **more):
     warmup: how e is found before there are four. "heun": the first step is taken twice, with the mean of eps at both
     ends, then weights for two and three (S + 1 evaluations, the PLMS of latent diffusion); "runge_kutta": three steps
     of the pseudo Runge-Kutta method, eq. 13 (S + 9 evaluations). Order 2. Good for: checkpoints whose settings say so;
-    it takes steps to be even, in t. Other arguments: see `walk`.
+    it takes steps to be even, in t. ValueError for a path that starts where alpha = 0. Other arguments: see `walk`.
     """
     if warmup not in ("heun", "runge_kutta"):
         raise ValueError(f"there is no warmup {warmup!r}; choose one of heun, runge_kutta")
@@ -71,6 +71,8 @@ def pndm(model, x, process: Process, path: Path, warmup="heun", **more):
 
 def transfer(alpha_t, sigma_t, alpha_s, sigma_s) -> tuple[float, float]:
     """(grown, away): x_s = grown x + away eps. PNDM eq. 11, which is DDIM's step."""
+    if alpha_t == 0:
+        raise ValueError("PNDM cannot start where alpha = 0; leave that t out of the path, or use dpm_solver")
     grown = alpha_s / alpha_t
     return grown, sigma_s - sigma_t * grown
 

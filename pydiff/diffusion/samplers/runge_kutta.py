@@ -50,7 +50,8 @@ def heun(model, x, process: Process, path: Path, churn=0.0, churn_range=(0.0, ma
 
     Karras et al. 2022, algorithm 2: y' = y + (rho_s - rho_t) eps, y_s = y + (rho_s - rho_t) (eps + eps') / 2.
     churn (S_churn): before a step whose rho is within churn_range (S_tmin, S_tmax), noise of standard deviation
-    churn_noise (S_noise) is added to bring rho up to (1 + gamma) rho, gamma = min(churn / steps, sqrt(2) - 1).
+    churn_noise (S_noise) is added to bring rho up to (1 + gamma) rho, gamma = min(churn / steps, sqrt(2) - 1), but
+    not beyond the last t of the schedule's table.
     2 S - 1 evaluations, order 2. Good for: few evaluations at high quality with Karras spacing. Others: see `walk`.
     """
     stages = []
@@ -140,6 +141,11 @@ def raised(process, path, i, churn: Churn) -> tuple[Stage, float]:
     rho = sigma / alpha if alpha else math.inf
     if not churn.amount or not churn.least <= rho <= churn.most or rho == math.inf:
         return Stage(t, alpha, sigma), sigma
-    hat = sigma * (1.0 + min(churn.amount / len(path.t), math.sqrt(2.0) - 1.0))
+    highest = math.inf
+    if process.schedule.alpha[-1] > 0:  # there is no t above the table's last
+        highest = alpha * process.schedule.sigma[-1] / process.schedule.alpha[-1]
+    hat = max(sigma, min(sigma * (1.0 + min(churn.amount / len(path.t), math.sqrt(2.0) - 1.0)), highest))
+    if hat == sigma:
+        return Stage(t, alpha, sigma), sigma
     std = churn.noise * math.sqrt(hat**2 - sigma**2)
     return Stage(float(process.schedule.t_at(alpha, hat)), alpha, sigma, churn=(std, alpha, hat)), hat
