@@ -47,7 +47,7 @@ class Process:
 
     def target(self, x0, eps, t):
         """What the network should answer for x_t = alpha_t x0 + sigma_t eps: p x0 + q eps. Arrays (N, ...), t (N,)."""
-        p, q = self._weights(*self._at(t))
+        p, q = self.mixing_weights(*self._at(t))
         return _column(p, x0) * x0 + _column(q, x0) * eps
 
     def loss(self, model, x0, t, key: Key, labels=None, weights=None, offset: float = 0.0) -> Tensor:
@@ -152,7 +152,7 @@ class Process:
 
     def _solve(self, alpha, sigma):
         """(p, q, determinant) of the two equations at the top of this file."""
-        p, q = self._weights(alpha, sigma)
+        p, q = self.mixing_weights(alpha, sigma)
         determinant = alpha * q - sigma * p
         if not np.all(determinant != 0):
             raise ValueError(
@@ -161,7 +161,8 @@ class Process:
             )
         return p, q, determinant
 
-    def _weights(self, alpha, sigma):
+    def mixing_weights(self, alpha, sigma):
+        """(p, q) of the prediction f = p x0 + q eps, at a level of the schedule's own scale: numbers or arrays."""
         return PREDICTIONS[self.prediction](alpha, sigma, self.sigma_data)
 
     def _at(self, t):
