@@ -174,7 +174,7 @@ def _on_values(q, nodes, h, form, singlestep) -> dict[int, float]:
 
 
 def _lambda(path, i):
-    return math.log(path.alpha[i]) - math.log(path.sigma[i])
+    return math.log(path.alpha[i]) - math.log(path.sigma[i]) if path.alpha[i] > 0 else -math.inf
 
 
 def _finite_before(path, i):
