@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pydiff.diffusion.diffusers_config import SCHEDULERS, from_diffusers
-from tests.diffusion.diffusers_replay import differences, ours, theirs
+from tests.diffusion.diffusers_replay import differences, network, ours, recorded, start, theirs
+from tests.diffusion.exact_denoisers import MEAN, SPREAD, last, model_of, normal_denoiser
 
 BETAS = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 SPACINGS = ["leading", "trailing", "linspace"]
@@ -117,6 +118,21 @@ def test_there_are_enough_configurations():
     assert {config["_class_name"] for config, _, _ in CASES} == set(SCHEDULERS) - twins
 
 
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_float32_and_the_compiled_kernels_stay_near_float64(name):
+    config = {"_class_name": name, "prediction_type": "v_prediction" if name.startswith("EDM") else "epsilon"}
+    replica = from_diffusers(config, 10)
+    x = start() * replica.init_noise_sigma
+
+    def draw(dtype):
+        answer = lambda x, t: network(x, t[0]).astype(dtype)  # noqa: E731
+        return [s.x for s in replica.sample(answer, x.astype(dtype), noise=recorded)]
+
+    for single, double in zip(draw(np.float32), draw(np.float64), strict=True):
+        assert single.dtype == np.float32
+        assert (np.abs(single - double) <= 1e-5 * np.maximum(np.abs(double).max(), 1.0)).all()
+
+
 # ---- what diffusers gets wrong (docs/samplers.md) --------------------------------------------------------------------
 
 
@@ -154,6 +170,32 @@ def test_karras_levels_of_the_cosine_schedule_make_diffusers_skip_a_step(diffuse
     with pytest.raises(IndexError):
         theirs(diffusers, config, 10, {})
     assert len(ours(config, 10, {})[1]) == 10
+
+
+def test_ddpm_adds_noise_to_the_finished_picture_in_diffusers():
+    config = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "timestep_spacing": "trailing"}
+    for literal in (True, False):
+        replica = from_diffusers(config, 5, literal=literal)
+        state = list(replica.sample(lambda x, t: network(x, t[0]), start(), noise=recorded))[-1]
+        assert (state.x == state.x0).all() != literal
+
+
+def test_pndm_with_v_prediction_is_of_order_1_in_diffusers():
+    """It weighs answers v of different t and turns the mean into eps with one t's alpha and sigma."""
+
+    def error(prediction_type, steps, literal=True):
+        config = {"_class_name": "PNDMScheduler", "prediction_type": prediction_type, "skip_prk_steps": True}
+        replica = from_diffusers(config, steps, literal=literal)
+        s, x, t = replica.process.schedule, start().reshape(2, -1), replica.timesteps[0]
+        std = [np.sqrt(s.alpha[i] ** 2 * SPREAD**2 + s.sigma[i] ** 2) for i in (t, 0)]
+        exact = s.alpha[0] * MEAN + std[1] / std[0] * (x - s.alpha[t] * MEAN)
+        return np.abs(last(replica.sample(model_of(normal_denoiser, replica.process), x)) - exact).max()
+
+    assert error("epsilon", 50) <= 1e-3
+    assert error("epsilon", 50, literal=False) == pytest.approx(error("epsilon", 50), rel=1e-6)
+    assert error("v_prediction", 50, literal=False) <= 1e-3
+    assert error("v_prediction", 50) >= 0.03
+    assert error("v_prediction", 100) == pytest.approx(error("v_prediction", 50) / 2, rel=0.1)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

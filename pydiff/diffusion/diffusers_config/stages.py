@@ -41,16 +41,17 @@ def inverse_stages(timesteps, sources, level) -> list[Stage]:
     return [Stage(t, *level(s), x0=level(t)[0], raw_eps=level(t)[1]) for t, s in ends]
 
 
-def ddpm_stages(timesteps, level, variance) -> list[Stage]:
-    """DDPM from every t to the next; the last, unless its t is 0, is given noise as any other."""
+def ddpm_stages(timesteps, level, variance, noisy_end) -> list[Stage]:
+    """DDPM from every t to the next. noisy_end: the last, unless its t is 0, is given noise as any other."""
     stages, split = [], variance == "learned_range"
     for t, s in zip(timesteps, [*timesteps[1:], -1], strict=True):
         ends = (*level(t), *level(s))
         a, b, small = ddpm_step(*ends)
         large = math.sqrt(max(ends[1] ** 2 - (ends[0] / ends[2]) ** 2 * ends[3] ** 2, 0.0))
-        std = 0.0 if t == 0 else large if variance == "large" else max(small, 1e-10)
+        silent = t == 0 or (s < 0 and not noisy_end)
+        std = 0.0 if silent else large if variance == "large" else max(small, 1e-10)
         log_variance = None
-        if split and t > 0:
+        if split and not silent:
             log_variance, std = (2.0 * math.log(max(small, 1e-10)), 2.0 * math.log(large)), 0.0
         stages.append(Stage(t, *ends[:2], x=a, x0=b, std=std, log_variance=log_variance, split=split))
     return stages

@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from pydiff.diffusion import samplers
 from pydiff.diffusion.diffusers_config import stages
 from pydiff.diffusion.diffusers_config.plan import BETAS, Plan, clipping, process_of
 from pydiff.diffusion.diffusers_config.tables import alpha_bar_of, spaced
+from pydiff.diffusion.path import path_through
 from pydiff.diffusion.samplers.walk import walk
 
 SPACED = {**BETAS, "timestep_spacing": "leading", "steps_offset": 0}
@@ -22,12 +24,12 @@ def _plan(config, alpha_bar, timesteps, sample):
     return Plan(process_of(config, alpha_bar), timesteps, None, 1.0, sample, clipping(config), level)
 
 
-def ddpm(config, steps, **_):
+def ddpm(config, steps, literal=True, **_):
     kind = config["variance_type"].removesuffix("_log").removeprefix("fixed_")
     if kind == "learned":
         raise ValueError("variance_type 'learned' is not supported; learned_range is what published networks use")
     alpha_bar, t = alpha_bar_of(config, floor=False), _whole_t(config, steps)
-    made = stages.ddpm_stages(t.tolist(), stages.Levels(alpha_bar, 1.0), kind)
+    made = stages.ddpm_stages(t.tolist(), stages.Levels(alpha_bar, 1.0), kind, noisy_end=literal)
 
     def sample(model, x, process, **options):
         return walk(model, x, process, made, **options)
@@ -61,17 +63,21 @@ def ddim_inverse(config, steps, literal=True, **_):
     return _plan(config, alpha_bar, t, sample)
 
 
-def pndm(config, steps, **_):
+def pndm(config, steps, literal=True, **_):
     if config["prediction_type"] not in ("epsilon", "v_prediction"):
         raise ValueError(f"PNDM takes epsilon or v_prediction, got prediction_type {config['prediction_type']!r}")
     alpha_bar, T = alpha_bar_of(config, floor=False), config["num_train_timesteps"]
     level = stages.Levels(alpha_bar, 1.0 if config["set_alpha_to_one"] else alpha_bar[0])
-    asked, warmup = stages.pndm_timesteps(_whole_t(config, steps)[::-1].tolist(), T, config["skip_prk_steps"])
+    t = _whole_t(config, steps)
+    asked, warmup = stages.pndm_timesteps(t[::-1].tolist(), T, config["skip_prk_steps"])
     prediction = "eps" if config["prediction_type"] == "epsilon" else "v"
     made = stages.pndm_stages(asked, warmup, level, T // steps, prediction)
 
     def sample(model, x, process, **options):
-        return walk(model, x, process, made, **options)
+        if literal:
+            return walk(model, x, process, made, **options)
+        path = path_through(process.schedule, t, end="clean" if config["set_alpha_to_one"] else "first")
+        return samplers.pndm(model, x, process, path, "runge_kutta" if warmup else "heun", **options)
 
     return _plan({**config, "clip_sample": False}, alpha_bar, np.array(asked), sample)
 
