@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pydiff.diffusion.path import SIGMA_SPACINGS, SPACINGS
+from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.options import Options
 
 
@@ -58,14 +60,16 @@ class Sample:
     """How many."""
     out: Path = Path("samples.png")
     """Where to write them: .png for one grid, .npz for the array, a folder for one picture each."""
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """The way back from noise."""
+    sampler: Literal[tuple(SAMPLERS)] = "ddim"
+    """The way back from noise; docs/samplers.md says which is good for what."""
     steps: int = 50
     """Steps of the way back."""
+    spacing: Literal[(*SPACINGS, *SIGMA_SPACINGS)] = "trailing"
+    """Which noise levels the steps visit."""
     seed: int = 0
     """Picture i depends on the seed and i alone."""
     eta: float = 0.0
-    """Fresh noise in every ddim step, 0 to 1."""
+    """Fresh noise in every step of ddim or dpm2, 0 to 1."""
     label: int | None = None
     """Class number for all pictures; left out, the classes take turns."""
     guidance: float = 1.0
@@ -79,7 +83,8 @@ class Sample:
 
         run = load(self.run_folder)
         labels = None if self.label is None else np.full(self.n, self.label)
-        images = run.sample(self.n, self.seed, self.sampler, self.steps, labels, self.guidance, self.eta, progress=True)
+        choices = (self.sampler, self.steps, labels, self.guidance, self.eta)
+        images = run.sample(self.n, self.seed, *choices, spacing=self.spacing, progress=True)
         if self.out.suffix == ".npz":
             self.out.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(self.out, images=images)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydiff.diffusion import Process, schedule
+from pydiff.diffusion.objective import TIMESTEPS, WEIGHTS
+from pydiff.diffusion.prediction import PREDICTIONS
+from pydiff.diffusion.schedule import BUILDERS
 from pydiff.models import UNet2D
 
 # Options that do not change what is computed: a run may be resumed with other values of these.
@@ -37,10 +40,18 @@ class Options:
     """Largest global norm of the gradient."""
     ema: float = 0.9995
     """Longest memory of the average of the weights, which is what the finished model is made of."""
-    prediction: Literal["eps", "x0", "v"] = "eps"
-    """What the network learns to say: the noise, the clean picture, or v = alpha eps - sigma x0."""
-    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"
+    prediction: Literal[tuple(PREDICTIONS)] = "eps"
+    """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
+    schedule: Literal[tuple(BUILDERS)] = "cosine"
     """How the noise grows with the step number t."""
+    zero_snr: bool = False
+    """Rescale the schedule so that the last x_t is noise alone; needs prediction v, x0 or flow."""
+    loss_weight: Literal[tuple(WEIGHTS)] = "simple"
+    """How much each noise level counts."""
+    timestep_sampling: Literal[TIMESTEPS] = "uniform"
+    """Which t are drawn: all alike, evenly in every batch, or more of the middle."""
+    offset_noise: float = 0.0
+    """Noise that all pixels of a channel share, which teaches very dark and very bright pictures; 0.1 is usual."""
     timesteps: int = 1000
     """Number of noise levels T."""
     conditional: bool = False
@@ -93,6 +104,7 @@ class Options:
             ("clip", 0, math.inf),
             ("weight_decay", 0, math.inf),
             ("ema", 0, 1),
+            ("offset_noise", 0, math.inf),
         ):
             _between(self, name, low, high)
         for name in ("dropout", "label_drop"):
@@ -101,6 +113,11 @@ class Options:
             allowed = getattr(field.type, "__args__", ())
             if getattr(field.type, "__origin__", None) is Literal and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):
+            raise ValueError(
+                f"schedule {self.schedule!r} ends in noise alone, where prediction {self.prediction!r} tells nothing "
+                "of the picture; use prediction v, x0 or flow"
+            )
         return self
 
     @classmethod
@@ -137,7 +154,7 @@ def _between(options, name, low, high):
 
 def build_process(options):
     """The diffusion process of a run."""
-    return Process(schedule(options.schedule, options.timesteps), options.prediction)
+    return Process(schedule(options.schedule, options.timesteps, options.zero_snr), options.prediction)
 
 
 def build_unet(options, shape, classes=None):

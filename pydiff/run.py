@@ -11,11 +11,10 @@ from pydiff import checkpoint
 from pydiff.data import load as load_data
 from pydiff.data.pixels import to_uint8
 from pydiff.diffusion import Process, Schedule, path, samplers
+from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.models import UNet2D
 from pydiff.rundir import RunDirectory
 from pydiff.tensor import no_grad
-
-SAMPLERS = ("ddim", "ddpm")
 
 
 class Run:
@@ -98,12 +97,15 @@ class Run:
         guidance=1.0,
         eta=0.0,
         *,
+        spacing="trailing",
         batch_size=64,
         progress=False,
     ):
         """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
 
-        sampler: "ddim" or "ddpm"; steps: how many of the T noise levels to visit. eta: fresh noise in ddim, 0 to 1.
+        sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; steps: how many of the T
+        noise levels to visit, spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential").
+        eta: fresh noise in ddim and dpm2, 0 to 1.
         labels: class numbers (n,), for a conditional model; left out, the classes take turns. guidance: how much more
         than the network says to follow the class (Ho & Salimans 2022), 1 for plain. progress: show a bar.
         """
@@ -117,24 +119,28 @@ class Run:
             for first in range(0, n, batch_size):
                 numbers = np.arange(first, min(first + batch_size, n))
                 part = None if labels is None else labels[numbers]
-                for state in self.sample_states(numbers, seed, sampler, steps, part, guidance, eta):
+                for state in self.sample_states(numbers, seed, sampler, steps, part, guidance, eta, spacing):
                     x = state.x
                     bar.update(len(numbers))
                 parts.append(to_uint8(x.clip(-1, 1)))
         return np.concatenate(parts)
 
-    def sample_states(self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0):
+    def sample_states(
+        self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0, spacing="trailing"
+    ):
         """The reverse process as a generator of SamplerState, one a step. n: number of pictures, or their numbers."""
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
+        if eta and sampler not in ("ddim", "dpm2"):
+            raise ValueError(f"eta {eta} is for ddim and dpm2, and the sampler is {sampler!r}; leave eta out")
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
-        way = path(self.process.schedule, steps)
+        way = path(self.process.schedule, steps, spacing)
         predict = self._predictor(self._labels(labels, numbers), guidance)
         x = samplers.initial_noise(self.shape, seed, numbers)
-        arguments = {"seed": seed, "sample": numbers, "guidance": guidance}
-        if sampler == "ddim":
-            return samplers.ddim(predict, x, self.process, way, eta=eta, **arguments)
-        return samplers.ddpm(predict, x, self.process, way, **arguments)
+        scale = samplers.start_scale(way)
+        x = x if scale == 1.0 else x * x.dtype.type(scale)
+        arguments = {"seed": seed, "sample": numbers, "guidance": guidance} | ({"eta": eta} if eta else {})
+        return SAMPLERS[sampler](predict, x, self.process, way, **arguments)
 
     def _labels(self, labels, numbers):
         """Class numbers for these pictures, checked; None for a model without classes."""

@@ -17,6 +17,7 @@ import numpy as np
 from pydiff import backend, nn, ops, optim, random
 from pydiff.data import load
 from pydiff.data.order import batch_indices, flip
+from pydiff.diffusion.objective import draw_timesteps, loss_weight
 from pydiff.options import Options, build_process, build_unet
 from pydiff.run import Run
 from pydiff.rundir import RunDirectory
@@ -85,7 +86,7 @@ def batch(trainer, step):
     chosen = batch_indices(len(data), options.batch_size, step - 1, seed)
     x0 = data.normalized(chosen)
     x0 = flip(x0, step, seed) if options.flip else x0
-    t = random.integers(random.key(seed, random.TIMESTEP, n, step), options.timesteps)
+    t = draw_timesteps(options.timestep_sampling, trainer.process.schedule, seed, step, options.batch_size)
     labels = None
     if options.conditional:
         withheld = random.uniform(random.key(seed, random.CONDITION, n, step)) < options.label_drop
@@ -109,7 +110,7 @@ def training_steps(trainer):
             nn.training(options.seed, step, noise.sample),
             np.errstate(over="ignore", invalid="ignore", divide="ignore"),
         ):
-            loss = trainer.process.loss(trainer.model, x0, t, noise, labels)
+            loss = loss_of(trainer, x0, t, noise, labels)
             lr, bad, norm = learning_rate(step, options), None, math.nan
             if not math.isfinite(loss.item()):
                 bad = f"the loss is {loss.item()}; {first_bad_module(trainer, x0, t, noise, labels)}"
@@ -127,6 +128,13 @@ def training_steps(trainer):
             )
         trainer.step = step
         yield StepState(step, loss.item(), lr, norm, bad)
+
+
+def loss_of(trainer, x0, t, noise, labels):
+    """What one step minimises."""
+    options = trainer.options
+    weights = None if options.loss_weight == "simple" else loss_weight(options.loss_weight, trainer.process, t)
+    return trainer.process.loss(trainer.model, x0, t, noise, labels, weights, options.offset_noise)
 
 
 def learning_rate(step, options):
@@ -147,7 +155,7 @@ def first_bad_module(trainer, x0, t, noise, labels):
             bad.append(names[id(module)] or "the model")
 
     with nn.observe(check):
-        trainer.process.loss(trainer.model, x0, t, noise, labels)
+        loss_of(trainer, x0, t, noise, labels)
     return f"the first output that is not finite is that of {bad[0]}" if bad else "every module's output is finite"
 
 

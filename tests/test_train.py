@@ -223,7 +223,7 @@ def test_options_that_change_only_what_is_written(tmp_path):
         ({"lr": float("nan")}, ValueError, "lr must be a number"),
         ({"ema": 1.0}, ValueError, "ema must be a number"),
         ({"dropout": 1.0}, ValueError, "dropout must be a number"),
-        ({"prediction": "noise"}, ValueError, "prediction must be one of eps, x0, v; got 'noise'"),
+        ({"prediction": "noise"}, ValueError, "prediction must be one of eps, x0, v, flow, edm, edm_v; got 'noise'"),
         ({"groups": 3}, ValueError, "do not divide into 3 groups"),
         ({"head_dim": 64}, ValueError, "attention_head_dim must be"),
         ({"attention": (5,)}, ValueError, "attention names levels"),

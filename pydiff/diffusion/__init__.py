@@ -1,8 +1,9 @@
 """Noise schedules, the process of noising and denoising, and the samplers that walk it backwards."""
 
+from pydiff.diffusion.path import Path, path, path_of_levels, path_through, timesteps
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import SamplerState, ddim, ddpm, initial_noise
-from pydiff.diffusion.schedule import Path, Schedule, path, path_through, schedule, timesteps
+from pydiff.diffusion.schedule import Schedule, schedule
 
 __all__ = [
     "Path",
@@ -13,6 +14,7 @@ __all__ = [
     "ddpm",
     "initial_noise",
     "path",
+    "path_of_levels",
     "path_through",
     "schedule",
     "timesteps",

@@ -1,38 +1,35 @@
 """The diffusion process: noising, what the network predicts, the loss, and the exact posterior of one step back.
 
     x_t = alpha_t x0 + sigma_t eps                                    q(x_t | x0), Ho et al. 2020, eq. 4
-    f   = p x0 + q eps                                                what the network learns to predict
+    f   = p x0 + q eps                                                what the network learns to predict (prediction.py)
 
-The two lines are two equations for x0 and eps, so that every prediction turns into x0-hat and eps-hat in the same way:
-
-    x0 = (q x_t - sigma_t f) / (alpha_t q - sigma_t p),   eps = (alpha_t f - p x_t) / (alpha_t q - sigma_t p)
+The two lines are two equations for x0 and eps, so that every prediction turns into x0-hat and eps-hat in the same way.
+Samplers may walk in another scale than the network was trained in (path.py); `scale` is what lies between the two.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from pydiff import ops
 from pydiff.backend import array_module
+from pydiff.diffusion.objective import offset_noise
+from pydiff.diffusion.prediction import PREDICTIONS, SIGMA_DATA, edm_coefficients
 from pydiff.diffusion.schedule import Schedule
 from pydiff.random import Key
 from pydiff.tensor import Tensor
 
-# The mixing weights (p, q) of f = p x0 + q eps, given alpha_t and sigma_t.
-PREDICTIONS: dict[str, Callable] = {
-    "eps": lambda _alpha, _sigma: (0.0, 1.0),  # the noise (Ho et al. 2020, section 3.2)
-    "x0": lambda _alpha, _sigma: (1.0, 0.0),  # the picture
-    "v": lambda alpha, sigma: (-sigma, alpha),  # v = alpha eps - sigma x0 (Salimans and Ho 2022, section 4)
-}
-
 
 @dataclass(frozen=True)
 class Process:
-    """A schedule and what the network predicts: "eps", "x0" or "v". ValueError for another prediction."""
+    """A schedule and what the network predicts, see prediction.py. ValueError for another prediction.
+
+    sigma_data: standard deviation of the data, for the predictions "edm" and "edm_v".
+    """
 
     schedule: Schedule
     prediction: str = "eps"
+    sigma_data: float = SIGMA_DATA
 
     def __post_init__(self):
         if self.prediction not in PREDICTIONS:
@@ -43,26 +40,40 @@ class Process:
     def q_sample(self, x0, t, key: Key):
         """x_t and eps: x0 (N, ...) noised to t (N,) with the noise of `key`, which is for N samples (eq. 4).
 
-        Arrays for an array, Tensors for a Tensor.
+        t: whole or fractional. Arrays for an array, Tensors for a Tensor.
         """
-        t = self._checked(t)
-        x_t, eps = ops.noise(x0, self.schedule.alpha[t], self.schedule.sigma[t], key)
+        x_t, eps = ops.noise(x0, *self._at(t), key)
         return (x_t, eps) if isinstance(x0, Tensor) else (x_t.data, eps.data)
 
     def target(self, x0, eps, t):
         """What the network should answer for x_t = alpha_t x0 + sigma_t eps: p x0 + q eps. Arrays (N, ...), t (N,)."""
-        t = self._checked(t)
-        p, q = PREDICTIONS[self.prediction](self.schedule.alpha[t], self.schedule.sigma[t])
+        p, q = self.mixing_weights(*self._at(t))
         return _column(p, x0) * x0 + _column(q, x0) * eps
 
-    def loss(self, model, x0, t, key: Key, labels=None) -> Tensor:
+    def loss(self, model, x0, t, key: Key, labels=None, weights=None, offset: float = 0.0) -> Tensor:
         """Mean squared error of the prediction, eq. 14: a Tensor holding one number.
 
         model(x_t, t) or, given labels (N,), model(x_t, t, labels) -> Tensor of x_t's shape. x0: array (N, ...); t (N,).
+        weights: (N,), how much each example counts, see `objective.loss_weight`. offset: of the noise, see
+        `objective.offset_noise`.
         """
         x_t, eps = self.q_sample(x0, t, key)
-        f = model(Tensor(x_t), t) if labels is None else model(Tensor(x_t), t, labels)
-        return ops.mean_squared_error(f, self.target(x0, eps, t))
+        if offset:
+            x_t, eps = offset_noise(x_t, eps, self._at(t)[1], key, offset)
+        seen = self.network_input(x_t, t)
+        f = model(Tensor(seen[0]), seen[1], *(() if labels is None else (labels,)))
+        target = self.target(x0, eps, t)
+        if weights is None:
+            return ops.mean_squared_error(f, target)
+        root = _column(np.sqrt(weights), x0)
+        return ops.mean_squared_error(f * root, target * root)
+
+    def network_input(self, x_t, t):
+        """What the network is given for x_t (N, ...) at t (N,): just these, except for "edm": c_in x_t and c_noise."""
+        if not self.preconditioned:
+            return x_t, t
+        alpha, sigma = self._at(t)
+        return _column(self.scale(alpha, sigma), x_t) * x_t, self.network_time(t, alpha, sigma)
 
     # ---- backward ----
 
@@ -77,13 +88,43 @@ class Process:
         p, _, determinant = self._solve(alpha, sigma)
         return _column(-p / determinant, x_t) * x_t + _column(alpha / determinant, x_t) * f
 
-    def x0_coefficients(self, alpha, sigma):
-        """(u, v) in x0-hat = u x_t + v f, for one alpha and sigma or for arrays of them.
+    @property
+    def preconditioned(self) -> bool:
+        """Whether the network wants c_in x and c_noise (Karras et al. 2022) in place of x and t."""
+        return self.prediction in ("edm", "edm_v")
 
-        ValueError where x_t and f do not determine x0: for "eps" where alpha = 0, for "x0" where sigma = 0.
+    def scale(self, alpha, sigma):
+        """What the network wants x = alpha x0 + sigma eps to be multiplied by: numbers or arrays.
+
+        1 in the scale of the process's own schedule; c_in for "edm".
         """
-        _, q, determinant = self._solve(alpha, sigma)
-        return q / determinant, -sigma / determinant
+        if self.preconditioned:
+            return edm_coefficients(sigma / alpha, self.sigma_data)[2] / alpha
+        scale = self.schedule.scale(alpha, sigma)
+        return np.where(np.abs(scale - 1.0) < 1e-9, 1.0, scale)  # own scale, up to rounding: leave x alone
+
+    def network_time(self, t, alpha, sigma):
+        """What the network is told in place of t: t itself, or c_noise for "edm"."""
+        return edm_coefficients(sigma / alpha, self.sigma_data)[3] if self.preconditioned else t
+
+    def x0_coefficients(self, alpha, sigma):
+        """(u, v) in x0-hat = u x + v f, for one alpha and sigma or for arrays of them, in any scale.
+
+        ValueError where x and f do not determine x0: for "eps" where alpha = 0, for "x0" where sigma = 0.
+        """
+        s = self._frame(alpha, sigma)
+        _, q, determinant = self._solve(s * alpha, s * sigma)
+        return q / determinant * s, -s * sigma / determinant
+
+    def eps_coefficients(self, alpha, sigma):
+        """(u, v) in eps-hat = u x + v f; otherwise as `x0_coefficients`."""
+        s = self._frame(alpha, sigma)
+        p, _, determinant = self._solve(s * alpha, s * sigma)
+        return -p / determinant * s, s * alpha / determinant
+
+    def _frame(self, alpha, sigma):
+        """The scale in which (p, q) are meant: "v" and "flow" depend on it, "edm" is given for alpha = 1."""
+        return 1.0 / alpha if self.preconditioned else self.scale(alpha, sigma)
 
     def posterior(self, x0, x_t, t):
         """q(x_{t-1} | x_t, x0), eq. 6 and 7: mean (N, ...), variance and its clipped logarithm, both (N, 1, ...).
@@ -97,6 +138,12 @@ class Process:
         log_variance = np.log(self._step_back(np.maximum(t, 1))[2])
         return _column(a, x_t) * x_t + _column(b, x0) * x0, _column(variance, x_t), _column(log_variance, x_t)
 
+    def transition_variance(self, t) -> np.ndarray:
+        """Variance of q(x_t | x_{t-1}), DDPM's beta_t, for t (N,): (N,). Before t = 0 lies the clean picture."""
+        alpha, sigma, t = self.schedule.alpha, self.schedule.sigma, self._checked(t)
+        alpha_s, sigma_s = np.where(t == 0, 1.0, alpha[t - 1]), np.where(t == 0, 0.0, sigma[t - 1])
+        return sigma[t] ** 2 - (alpha[t] / alpha_s) ** 2 * sigma_s**2
+
     def _step_back(self, t):
         """(a, b, variance) from t to t - 1; before t = 0 lies the clean picture."""
         alpha, sigma = self.schedule.alpha, self.schedule.sigma
@@ -105,7 +152,7 @@ class Process:
 
     def _solve(self, alpha, sigma):
         """(p, q, determinant) of the two equations at the top of this file."""
-        p, q = PREDICTIONS[self.prediction](alpha, sigma)
+        p, q = self.mixing_weights(alpha, sigma)
         determinant = alpha * q - sigma * p
         if not np.all(determinant != 0):
             raise ValueError(
@@ -114,15 +161,19 @@ class Process:
             )
         return p, q, determinant
 
-    def _at(self, t):
-        t = self._checked(t)
-        return self.schedule.alpha[t], self.schedule.sigma[t]
+    def mixing_weights(self, alpha, sigma):
+        """(p, q) of the prediction f = p x0 + q eps, at a level of the schedule's own scale: numbers or arrays."""
+        return PREDICTIONS[self.prediction](alpha, sigma, self.sigma_data)
 
-    def _checked(self, t) -> np.ndarray:
-        """t as an index array. A negative t would otherwise count from the noisy end without a word."""
-        t = np.asarray(t)
-        if t.ndim != 1 or t.dtype.kind not in "iu" or not ((t >= 0) & (t < self.schedule.T)).all():
-            raise ValueError(f"t is {t.dtype} {t.tolist()}, expected (N,) integers; use 0 .. {self.schedule.T - 1}")
+    def _at(self, t):
+        return self.schedule.at(self._checked(t, fractional=True))
+
+    def _checked(self, t, fractional=False) -> np.ndarray:
+        """t as an array. A negative t would otherwise count from the noisy end without a word."""
+        t, last = np.asarray(t), self.schedule.T - 1
+        if t.ndim != 1 or t.dtype.kind not in ("iuf" if fractional else "iu") or not ((t >= 0) & (t <= last)).all():
+            numbers = "numbers" if fractional else "integers"
+            raise ValueError(f"t is {t.dtype} {t.tolist()}, expected (N,) {numbers}; use 0 .. {last}")
         return t
 
 

@@ -1,99 +1,10 @@
-"""Noise schedules: how much of the picture and how much noise there is in x_t = alpha_t x_0 + sigma_t eps.
-
-Notation (t = 0 .. T-1; t = 0 is almost clean, t = T-1 almost pure noise; Ho et al. count the same steps from 1):
-
-    here          DDPM (Ho et al. 2020)           meaning
-    alpha[t]      sqrt(alpha_bar_t)               share of the picture
-    sigma[t]      sqrt(1 - alpha_bar_t)           share of the noise
-    beta[t]       beta_t                          variance added between t-1 and t
-    snr[t]        alpha_bar_t / (1 - alpha_bar_t) signal-to-noise ratio (Kingma et al. 2021)
-
-Everything is float64 and is cast once, where it meets the data. Only `beta` needs alpha^2 + sigma^2 = 1.
-"""
+"""The schedules of the field by name, as tables of alpha_t and sigma_t (table.py has what one can do with them)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-
-@dataclass(frozen=True, eq=False)
-class Schedule:
-    """alpha and sigma for every t, both (T,) float64 and read-only, T >= 2.
-
-    `options` are the arguments of the builder called `name`, so that a schedule can be stored as a few numbers; None
-    for a schedule that was made by hand. Raises ValueError for other shapes, for numbers that are negative or not
-    finite, and for a signal-to-noise ratio that does not fall with every t.
-    """
-
-    name: str
-    alpha: np.ndarray
-    sigma: np.ndarray
-    options: dict | None = None
-
-    def __post_init__(self):
-        for name in ("alpha", "sigma"):
-            values = np.array(getattr(self, name), dtype=np.float64)
-            if values.ndim != 1 or len(values) < 2:
-                raise ValueError(f"{name} has shape {values.shape}, expected (T,) with T >= 2; give one number a step")
-            if not (np.isfinite(values).all() and (values >= 0).all()):
-                raise ValueError(f"{name} of schedule {self.name!r} is negative or not finite; check its options")
-            values.flags.writeable = False
-            object.__setattr__(self, name, values)
-        if self.alpha.shape != self.sigma.shape:
-            raise ValueError(f"alpha has {len(self.alpha)} steps and sigma {len(self.sigma)}, expected equally many")
-        # alpha / sigma falls from t to t+1: said without dividing by a sigma that may be zero
-        if not (self.alpha[:-1] * self.sigma[1:] > self.alpha[1:] * self.sigma[:-1]).all():
-            raise ValueError(f"alpha / sigma of schedule {self.name!r} has to fall with every t; check its options")
-
-    @property
-    def T(self) -> int:
-        """Number of steps."""
-        return len(self.alpha)
-
-    @property
-    def variance_preserving(self) -> bool:
-        """Whether alpha^2 + sigma^2 = 1 for every t."""
-        return bool(np.allclose(self.alpha**2 + self.sigma**2, 1.0, rtol=0.0, atol=1e-12))
-
-    @property
-    def alpha_bar(self) -> np.ndarray:
-        """alpha^2: DDPM's product of all 1 - beta up to t (eq. 4)."""
-        return self.alpha**2
-
-    @property
-    def beta(self) -> np.ndarray:
-        """DDPM's beta_t = 1 - alpha_bar_t / alpha_bar_{t-1} (eq. 2); ValueError unless variance preserving."""
-        if not self.variance_preserving:
-            raise ValueError(f"schedule {self.name!r} has no beta: alpha^2 + sigma^2 is not 1; use alpha, sigma or snr")
-        return 1.0 - self.alpha_bar / np.append(1.0, self.alpha_bar[:-1])
-
-    @property
-    def snr(self) -> np.ndarray:
-        """Signal-to-noise ratio alpha^2 / sigma^2 (Kingma et al. 2021, eq. 2); infinite where sigma is 0."""
-        with np.errstate(divide="ignore"):
-            return self.alpha**2 / self.sigma**2
-
-    @property
-    def log_snr(self) -> np.ndarray:
-        """Natural logarithm of `snr`; minus infinity where alpha is 0."""
-        with np.errstate(divide="ignore"):
-            return 2.0 * (np.log(self.alpha) - np.log(self.sigma))
-
-    def to_config(self) -> dict:
-        """A dict for JSON from which `from_config` makes the same schedule, bit for bit."""
-        if self.options is None:
-            return {"name": self.name, "alpha": self.alpha.tolist(), "sigma": self.sigma.tolist()}
-        return {"name": self.name, **self.options}
-
-    @staticmethod
-    def from_config(config: dict) -> "Schedule":
-        """The schedule that `to_config` described."""
-        return Schedule(**config) if "alpha" in config else schedule(**config)
-
-
-# ---- builders --------------------------------------------------------------------------------------------------------
+from pydiff.diffusion.table import Schedule
 
 
 def from_beta(name: str, beta: np.ndarray, options: dict) -> Schedule:
@@ -122,61 +33,93 @@ def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule
     return from_beta("cosine", np.minimum(1.0 - f[1:] / f[:-1], max_beta), {"T": T, "s": s, "max_beta": max_beta})
 
 
-BUILDERS: dict[str, Callable[..., Schedule]] = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
+def sigmoid(T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta=0.999) -> Schedule:
+    """alpha_bar falls as a logistic curve from `start` to `end` (Jabri et al. 2023)."""
+    options = {"T": T, "start": start, "end": end, "tau": tau, "max_beta": max_beta}
+    x = (np.arange(T + 1) / T * (end - start) + start) / tau
+    f = (_logistic(end / tau) - _logistic(x)) / (_logistic(end / tau) - _logistic(start / tau))
+    return from_beta("sigmoid", np.minimum(1.0 - f[1:] / f[:-1], max_beta), options)
 
 
-def schedule(name: str, T: int = 1000, **options) -> Schedule:
-    """The schedule called `name` with T steps; `options` are those of its builder. ValueError for another name."""
-    if name not in BUILDERS:
-        raise ValueError(f"there is no schedule {name!r}; choose one of {', '.join(BUILDERS)}")
-    return BUILDERS[name](T, **options)
+def sigmoid_beta(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """beta rises as a logistic curve over -6 .. 6 (Xu et al. 2022, "GeoDiff"); what diffusers calls "sigmoid"."""
+    options = {"T": T, "beta_start": beta_start, "beta_end": beta_end}
+    beta = _logistic(np.linspace(-6.0, 6.0, T)) * (beta_end - beta_start) + beta_start
+    return from_beta("sigmoid_beta", beta, options)
 
 
-# ---- the way back ----------------------------------------------------------------------------------------------------
+def edm(T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
+    """Exploding: alpha = 1 and sigma^(1/rho) rises linearly (Karras et al. 2022, eq. 5)."""
+    options = {"T": T, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
+    return Schedule("edm", np.ones(T), karras_sigmas(T, sigma_min, sigma_max, rho)[::-1], options)
 
 
-class Path(NamedTuple):
-    """The S steps of a sampler: step i asks the model at t[i] and goes from entry i to entry i + 1."""
-
-    t: np.ndarray  # (S,) int64, falling
-    alpha: np.ndarray  # (S + 1,) float64; the last entry is the clean end, 1
-    sigma: np.ndarray  # (S + 1,) float64; the last entry is the clean end, 0
+def exponential(T: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
+    """Exploding: alpha = 1 and log sigma rises linearly (the VE SDE of Song et al. 2021, "Score-based", appendix C)."""
+    options = {"T": T, "sigma_min": sigma_min, "sigma_max": sigma_max}
+    return Schedule("exponential", np.ones(T), exponential_sigmas(T, sigma_min, sigma_max)[::-1], options)
 
 
-SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
-    # k = 0 .. S-1, before reversing; each is strictly rising because T / S >= 1
-    "leading": lambda T, S: np.arange(S) * T // S,
-    "linspace": lambda T, S: np.rint(np.arange(S) * ((T - 1) / max(S - 1, 1))).astype(np.int64),
-    "trailing": lambda T, S: np.rint(np.arange(1, S + 1) * (T / S)).astype(np.int64) - 1,
+def flow(T: int = 1000, shift: float = 1.0) -> Schedule:
+    """The straight line alpha = 1 - sigma, with sigma = (t + 1) / T (Liu et al. 2023; Lipman et al. 2023).
+
+    shift > 1 moves the levels towards noise, as larger pictures need: sigma -> shift sigma / (1 + (shift - 1) sigma)
+    (Esser et al. 2024, eq. 23).
+    """
+    sigma = shifted(np.arange(1, T + 1) / T, shift)
+    return Schedule("flow", 1.0 - sigma, sigma, {"T": T, "shift": shift})
+
+
+BUILDERS: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "sigmoid_beta": sigmoid_beta,
+    "edm": edm,
+    "exponential": exponential,
+    "flow": flow,
 }
 
 
-def timesteps(T: int, steps: int, spacing: str = "trailing") -> np.ndarray:
-    """`steps` of the numbers T-1 .. 0, evenly spaced: (steps,) int64, strictly falling.
+def schedule(name: str, T: int = 1000, zero_snr: bool = False, **options) -> Schedule:
+    """The schedule called `name` with T steps; `options` are those of its builder. ValueError for another name.
 
-    "trailing" starts at T-1, where x_T really is noise, and is the default for that reason (Lin et al. 2024, section
-    3.3); "leading" ends at 0 (Song et al. 2021); "linspace" does both (Nichol and Dhariwal 2021). steps == T gives
-    every t in all three. A single step is T-1 in all three: it starts from noise. ValueError unless 1 <= steps <= T.
+    zero_snr: rescaled so that the last x_t is noise alone, see `zero_terminal_snr`.
     """
-    if spacing not in SPACINGS:
-        raise ValueError(f"there is no spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
-    if not 1 <= steps <= T:
-        raise ValueError(f"got {steps} steps for a schedule of T = {T}, expected 1 .. {T}; use fewer steps")
-    if steps == 1:
-        return np.array([T - 1])
-    return SPACINGS[spacing](T, steps)[::-1].copy()
+    if name not in BUILDERS:
+        raise ValueError(f"there is no schedule {name!r}; choose one of {', '.join(BUILDERS)}")
+    built = BUILDERS[name](T, **options)
+    return zero_terminal_snr(built) if zero_snr else built
 
 
-def path(schedule: Schedule, steps: int, spacing: str = "trailing") -> Path:
-    """The path of `steps` evenly spaced steps from noise to the clean end."""
-    return path_through(schedule, timesteps(schedule.T, steps, spacing))
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The same schedule with sqrt(alpha_bar) shifted and stretched to end at 0 (Lin et al. 2024, algorithm 1).
+
+    ValueError unless variance preserving. The result needs prediction "v" or "x0": eps says nothing where alpha = 0.
+    """
+    if not schedule.variance_preserving:
+        raise ValueError(f"schedule {schedule.name!r} is not variance preserving; only those are rescaled to zero SNR")
+    first, last = schedule.alpha[0], schedule.alpha[-1]
+    alpha = (schedule.alpha - last) * (first / (first - last))
+    options = None if schedule.options is None else {**schedule.options, "zero_snr": True}
+    return Schedule(schedule.name, alpha, np.sqrt(1.0 - alpha**2), options)
 
 
-def path_through(schedule: Schedule, t) -> Path:
-    """The path through the given t (S,), integers that fall strictly, to the clean end. ValueError for others."""
-    t = np.asarray(t, dtype=np.int64)
-    if t.ndim != 1 or not len(t) or not ((np.diff(t) < 0).all() and t[0] < schedule.T and t[-1] >= 0):
-        raise ValueError(f"got the timesteps {t.tolist()}, expected strictly falling ones from {schedule.T - 1} .. 0")
-    if not (schedule.sigma[t] > 0).all():
-        raise ValueError(f"schedule {schedule.name!r} has no noise at t = {t[-1]}, expected some; leave it out")
-    return Path(t, np.append(schedule.alpha[t], 1.0), np.append(schedule.sigma[t], 0.0))
+def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> np.ndarray:
+    """n noise levels from sigma_max down to sigma_min, evenly spaced in sigma^(1/rho) (Karras et al. 2022, eq. 5)."""
+    return (sigma_max ** (1 / rho) + np.linspace(0, 1, n) * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+
+
+def exponential_sigmas(n: int, sigma_min: float, sigma_max: float) -> np.ndarray:
+    """n noise levels from sigma_max down to sigma_min, evenly spaced in log sigma."""
+    return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), n))
+
+
+def shifted(sigma, shift: float):
+    """Noise levels of a flow moved towards 1: shift sigma / (1 + (shift - 1) sigma) (Esser et al. 2024, eq. 23)."""
+    return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+
+
+def _logistic(x):
+    return 1.0 / (1.0 + np.exp(-x))

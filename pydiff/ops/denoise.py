@@ -5,7 +5,7 @@ network's output f, with coefficients that depend on the step alone:
     x0_hat  = clip(u x + v f, low, high)                     what the network believes the clean picture to be
     x_next  = a x + b x0_hat + d f + sum_k c_k history_k + s z
 
-u, v come from the parametrisation (diffusion/process.py), a, b, d, c, s from the sampler (diffusion/samplers.py), z is
+u, v come from the parametrisation (diffusion/process.py), a, b, d, c, s from the sampler (diffusion/samplers/), z is
 fresh noise and the history are earlier x0_hats or whatever a multi-step method remembers.
 
 Reference: reference/denoise.py. Kernels: csrc/cpu/denoise.cpp.

@@ -6,6 +6,7 @@ known, and so are the distribution at every t and the solution of the probabilit
 
 import numpy as np
 
+from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.samplers import ddim, ddpm, initial_noise
 from pydiff.diffusion.schedule import schedule
 
@@ -25,12 +26,18 @@ def start(n, *shape, seed=0, dtype=np.float64):
 
 
 def model_of(denoiser, process):
-    """The network's exact answer: the target for x0 = E[x0 | x_t] and the eps that goes with it."""
+    """The network's exact answer, at any t: p x0 + q eps for x0 = E[x0 | x_t] and the eps that goes with it."""
 
     def model(x, t):
-        alpha, sigma = process.schedule.alpha[t[0]], process.schedule.sigma[t[0]]
+        t = t[0] if (t == t[0]).all() else t.reshape((-1,) + (1,) * (x.ndim - 1))
+        if process.preconditioned:
+            alpha, sigma = 1.0, np.exp(4.0 * t)
+            x = x * np.hypot(sigma, process.sigma_data)  # the network sees c_in x
+        else:
+            alpha, sigma = process.schedule.at(t)
         x0 = denoiser(x, alpha, sigma)
-        return process.target(x0, (x - alpha * x0) / sigma, t).astype(x.dtype)
+        p, q = PREDICTIONS[process.prediction](alpha, sigma, process.sigma_data)
+        return (p * x0 + q * (x - alpha * x0) / sigma).astype(x.dtype)
 
     return model
 

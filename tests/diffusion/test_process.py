@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydiff import random
-from pydiff.diffusion.process import PREDICTIONS, Process, posterior_coefficients
+from pydiff.diffusion.prediction import PREDICTIONS, SIGMA_DATA
+from pydiff.diffusion.process import Process, posterior_coefficients
 from pydiff.diffusion.schedule import Schedule, schedule
 from pydiff.tensor import Tensor
 
@@ -71,10 +72,14 @@ def test_q_sample_moments(t):
 def test_targets_are_as_published():
     process, x0, eps, t = SCHEDULES["linear"], draw(3, 4), draw(3, 4, sample=9), np.array([5, 500, 900])
     alpha, sigma = process.alpha[t][:, None], process.sigma[t][:, None]
-    expected = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}
+    data = SIGMA_DATA
+    ratio = sigma / alpha
+    c_skip, c_out = data**2 / (ratio**2 + data**2), ratio * data / np.sqrt(ratio**2 + data**2)
+    edm = (x0 - c_skip * (x0 + ratio * eps)) / c_out
+    expected = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "flow": eps - x0, "edm": edm, "edm_v": -edm}
     assert set(expected) == set(PREDICTIONS)
     for prediction, target in expected.items():
-        np.testing.assert_allclose(Process(process, prediction).target(x0, eps, t), target, rtol=1e-14)
+        np.testing.assert_allclose(Process(process, prediction).target(x0, eps, t), target, rtol=1e-12)
 
 
 @given(t=st.integers(0, T - 1))
@@ -106,7 +111,7 @@ def test_predictions_that_say_nothing_are_refused():
         Process(zero_snr, "score")
 
 
-@pytest.mark.parametrize("t", [[-1, 0], [0, T], [0.0, 1.0], [[0], [1]], 5])
+@pytest.mark.parametrize("t", [[-1, 0], [0, T], [0.0, T - 0.5], [[0], [1]], 5])
 def test_bad_t_is_refused(t):
     process, x = Process(SCHEDULES["linear"]), draw(2, 3)
     for call in (process.to_x0, process.to_eps, process.target, process.posterior):
@@ -132,14 +137,16 @@ def test_loss_is_the_mean_squared_error_of_the_prediction(prediction):
 
     loss = process.loss(model, x0, t, noise_key(4), labels)
     x_t, eps = process.q_sample(x0, t, noise_key(4))
-    error = 0.3 * x_t - process.target(x0, eps, t)
-    assert (seen["x_t"] == x_t).all()
-    assert seen["t"] is t
+    x_in, t_in = process.network_input(x_t, t)
+    assert (x_in is x_t) == (t_in is t) == (not prediction.startswith("edm"))
+    error = 0.3 * x_in - process.target(x0, eps, t)
+    assert (seen["x_t"] == x_in).all()
+    assert (seen["t"] == t_in).all()
     assert seen["labels"] == (labels,)
     assert loss.item() == pytest.approx(np.mean(error**2), rel=1e-12)
 
     loss.backward()
-    assert weight.grad == pytest.approx(np.mean(2 * error * x_t), rel=1e-12)
+    assert weight.grad == pytest.approx(np.mean(2 * error * x_in), rel=1e-12)
     process.loss(model, x0, t, noise_key(4))
     assert seen["labels"] == ()
 

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydiff import random
-from pydiff.diffusion.process import PREDICTIONS, Process
+from pydiff.diffusion.path import path, path_through
+from pydiff.diffusion.prediction import PREDICTIONS
+from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import ddim, ddim_step, ddpm, ddpm_step, initial_noise
-from pydiff.diffusion.schedule import Schedule, path, path_through, schedule
+from pydiff.diffusion.schedule import Schedule, schedule
 from tests.diffusion.exact_denoisers import LINEAR, SAMPLERS, last, model_of, normal_denoiser, points_denoiser, start
 
 # ---- identities -----------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from pydiff import random
-from pydiff.diffusion.process import PREDICTIONS, Process
+from pydiff.diffusion.path import path
+from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import ddim, ddpm
-from pydiff.diffusion.schedule import path, schedule
+from pydiff.diffusion.schedule import schedule
 from tests.diffusion.exact_denoisers import LINEAR, model_of, normal_denoiser, start
 
 
@@ -61,7 +62,7 @@ def test_schedules_equal_diffusers(diffusers, name):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_ddim_equals_diffusers(diffusers, prediction, spacing, eta):
     process, x = Process(LINEAR, prediction), 1.5 * start(3, 4)
     model = model_of(normal_denoiser, process)
@@ -77,7 +78,7 @@ def test_ddim_equals_diffusers(diffusers, prediction, spacing, eta):
 
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize(("spacing", "steps"), [("leading", 1000), ("leading", 20), ("trailing", 20)])
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 def test_ddpm_equals_diffusers(diffusers, monkeypatch, prediction, spacing, steps, variance):
     process, x = Process(LINEAR, prediction), 1.5 * start(3, 4)
     model = model_of(normal_denoiser, process)

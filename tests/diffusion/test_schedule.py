@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiff.diffusion.schedule import BUILDERS, SPACINGS, Schedule, path, path_through, schedule, timesteps
+from pydiff.diffusion.path import path, path_of_levels, path_through, timesteps
+from pydiff.diffusion.schedule import BUILDERS, Schedule, schedule
+
+SPACINGS = ["leading", "linspace", "trailing"]  # even over the whole range
 
 # ---- schedules -----------------------------------------------------------------------------------------------------
 
@@ -42,14 +45,77 @@ def test_cosine_schedule_is_equation_17_where_beta_is_not_cut():
 
 
 @given(name=st.sampled_from(list(BUILDERS)), T=st.integers(2, 1500))
-def test_built_schedules_keep_the_variance_and_lose_the_signal(name, T):
+def test_built_schedules_lose_the_signal_and_are_of_their_family(name, T):
     s = schedule(name, T)
     assert s.alpha.shape == s.sigma.shape == (T,)
     assert s.alpha.dtype == s.sigma.dtype == np.float64
-    assert s.variance_preserving
     assert (np.diff(s.snr) < 0).all()
     np.testing.assert_allclose(s.snr, np.exp(s.log_snr), rtol=1e-9)
-    np.testing.assert_allclose(np.cumprod(1 - s.beta), s.alpha_bar, rtol=1e-9)
+    assert s.family == {"edm": "exploding", "exponential": "exploding", "flow": "flow"}.get(name, "preserving")
+    assert s.variance_preserving == (s.family == "preserving")
+    np.testing.assert_allclose(s.scale(s.alpha, s.sigma), 1.0, rtol=1e-12)
+    if s.variance_preserving:
+        np.testing.assert_allclose(np.cumprod(1 - s.beta), s.alpha_bar, rtol=1e-9)
+
+
+def test_sigmoid_schedules():
+    """Jabri et al. 2023, algorithm 1 with time at (t + 1) / T; and beta as a logistic curve between its ends."""
+    T = 60
+    v = [1 / (1 + np.exp(-x)) for x in (-3.0, 3.0, np.arange(1, T + 1) / T * 6 - 3)]
+    expected = (v[1] - v[2]) / (v[1] - v[0])
+    np.testing.assert_allclose(schedule("sigmoid", T).alpha_bar[:-1], expected[:-1], rtol=1e-9)
+    beta = schedule("sigmoid_beta", 101, beta_start=0.001, beta_end=0.011).beta
+    assert beta[50] == pytest.approx(0.006, rel=1e-9)
+    assert (beta[0] - 0.001) / 0.01 == pytest.approx(1 / (1 + np.exp(6)), rel=1e-6)
+
+
+def test_exploding_and_flow_schedules_are_their_formulas():
+    edm = schedule("edm", 18, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    i = np.arange(18)
+    karras = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7  # eq. 5
+    np.testing.assert_allclose(edm.sigma[::-1], karras, rtol=1e-12)
+    exponential = schedule("exponential", 5, sigma_min=0.01, sigma_max=100.0)
+    np.testing.assert_allclose(exponential.sigma, [0.01, 0.1, 1, 10, 100], rtol=1e-12)
+    flow = schedule("flow", 4)
+    assert flow.sigma.tolist() == [0.25, 0.5, 0.75, 1.0]
+    np.testing.assert_allclose(schedule("flow", 4, shift=3.0).sigma, [0.5, 0.75, 0.9, 1.0], rtol=1e-12)
+
+
+@given(name=st.sampled_from(["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta"]), T=st.integers(3, 300))
+def test_zero_terminal_snr(name, T):
+    s, before = schedule(name, T, zero_snr=True), schedule(name, T)
+    assert s.alpha[-1] == 0
+    assert s.alpha[0] == pytest.approx(before.alpha[0], rel=1e-12)
+    ratio = (before.alpha - before.alpha[-1]) / (before.alpha[0] - before.alpha[-1])  # Lin et al. 2024, algorithm 1
+    np.testing.assert_allclose(s.alpha / s.alpha[0], ratio, rtol=1e-9, atol=1e-15)
+    assert s.variance_preserving
+    assert Schedule.from_config(json.loads(json.dumps(s.to_config()))).alpha.tobytes() == s.alpha.tobytes()
+    with pytest.raises(ValueError, match="only those are rescaled"):
+        schedule("flow", T, zero_snr=True)
+
+
+@given(T=st.integers(2, 300), data=st.data())
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_fractional_t_and_back(name, zero_snr, T, data):
+    if zero_snr and schedule(name, T).family != "preserving":
+        pytest.skip("zero SNR is for schedules that preserve the variance")
+    s = schedule(name, T, zero_snr=zero_snr)
+    whole = np.arange(T)
+    for t in (whole, whole.astype(float)):
+        alpha, sigma = s.at(t)
+        assert (alpha == s.alpha).all()
+        assert (sigma == s.sigma).all()
+    np.testing.assert_allclose(s.t_at(s.alpha, s.sigma), whole, atol=1e-6)
+    t = np.array(data.draw(st.lists(st.floats(0, T - 1), min_size=1, max_size=5)))
+    alpha, sigma = s.at(t)
+    np.testing.assert_allclose(s.t_at(3 * alpha, 3 * sigma), t, atol=1e-6)  # the scale of x_t does not count
+    np.testing.assert_allclose(s.scale(alpha, sigma), 1.0, rtol=1e-9)
+    below, above = np.floor(t).astype(int), np.ceil(t).astype(int)
+    assert (alpha * s.sigma[below] <= sigma * s.alpha[below] + 1e-9 * sigma).all()
+    assert (alpha * s.sigma[above] >= sigma * s.alpha[above] - 1e-9 * alpha * s.sigma[above]).all()
+    with pytest.raises(ValueError, match=r"expected 0 \.\. "):
+        s.at(np.array([T - 0.5]))
 
 
 @given(name=st.sampled_from(list(BUILDERS)), T=st.integers(2, 300))
@@ -62,11 +128,14 @@ def test_configuration_survives_json(name, T):
 
 
 def test_options_reach_the_builder():
-    options = {"linear": "beta_end", "scaled_linear": "beta_start", "cosine": "s"}
+    options = {"linear": "beta_end", "scaled_linear": "beta_start", "cosine": "s", "sigmoid": "tau",
+               "sigmoid_beta": "beta_end", "edm": "rho", "exponential": "sigma_min", "flow": "shift"}  # fmt: skip
+    assert set(options) == set(BUILDERS)
     for name, option in options.items():
-        changed = schedule(name, 20, **{option: 0.01})
-        assert (changed.alpha != schedule(name, 20).alpha).any(), name
-        assert changed.to_config()[option] == 0.01
+        value = 3.0 if option in ("rho", "shift", "tau") else 0.02 if name == "exponential" else 0.01
+        changed = schedule(name, 20, **{option: value})
+        assert (changed.sigma != schedule(name, 20).sigma).any(), name
+        assert changed.to_config()[option] == value
 
 
 def test_schedules_that_do_not_preserve_the_variance():
@@ -174,7 +243,7 @@ def test_path_follows_the_schedule_to_the_clean_end(name, spacing, T, data):
     assert (p.alpha[-1], p.sigma[-1]) == (1.0, 0.0)
     assert (p.alpha[:-1] == s.alpha[p.t]).all()
     assert (p.sigma[:-1] == s.sigma[p.t]).all()
-    assert (np.diff(p.alpha) > 0).all()
+    assert (np.diff(p.ratio) < 0).all()
 
 
 def test_path_through_chosen_timesteps():
@@ -187,3 +256,46 @@ def test_path_through_chosen_timesteps():
     clean_start = Schedule("flow", [1.0, 0.5], [0.0, 0.5])
     with pytest.raises(ValueError, match="no noise at t = 0"):
         path(clean_start, 2)
+
+
+@given(T=st.integers(10, 1000), steps=st.integers(1, 40), rho=st.booleans())
+@pytest.mark.parametrize("name", ["linear", "cosine", "edm", "flow"])
+def test_sigma_spacings_between_the_schedules_ends(name, T, steps, rho):
+    s = schedule(name, T)
+    p = path(s, steps, "karras" if rho else "exponential")
+    ratio = p.ratio[:-1]
+    finite = s.sigma[s.alpha > 0] / s.alpha[s.alpha > 0]
+    assert ratio[0] == pytest.approx(finite[-1], rel=1e-9)
+    if steps > 1:
+        assert ratio[-1] == pytest.approx(finite[0], rel=1e-9)
+    even = ratio ** (1 / 7) if rho else np.log(ratio)
+    np.testing.assert_allclose(np.diff(even), np.diff(even).mean() if steps > 1 else 0, rtol=1e-6)
+    np.testing.assert_allclose(s.scale(p.alpha, p.sigma), 1.0, rtol=1e-9)  # in the schedule's own scale
+    np.testing.assert_allclose(p.t, s.t_at(p.alpha[:-1], p.sigma[:-1]), atol=1e-6)
+    assert (p.alpha[-1], p.sigma[-1]) == (1.0, 0.0)
+
+
+def test_strides_and_offset_of_diffusers():
+    assert timesteps(1000, 7, "leading_stride").tolist() == [852, 710, 568, 426, 284, 142, 0]
+    assert timesteps(1000, 4, "leading_stride", offset=1).tolist() == [751, 501, 251, 1]
+    assert timesteps(1000, 1, "leading_stride").tolist() == [0]
+    with pytest.raises(ValueError, match=r"offset 1 moves the first t, 999, out of 0 .. 999"):
+        timesteps(1000, 1000, "leading_stride", offset=1)
+
+
+def test_paths_that_end_elsewhere_or_in_another_scale():
+    s = schedule("linear")
+    p = path_through(s, [500, 20], end="first")
+    assert (p.alpha[-1], p.sigma[-1]) == (s.alpha[0], s.sigma[0])
+    other = p.exploding()
+    assert (other.alpha == 1).all()
+    np.testing.assert_allclose(other.ratio, p.ratio, rtol=1e-15)
+    q = path_of_levels(s, [3.0, 1.0, 0.5], clean=False)
+    np.testing.assert_allclose(q.ratio, [3.0, 1.0, 0.5], rtol=1e-12)
+    assert len(q.t) == 2
+    with pytest.raises(ValueError, match="no end 'dirty'; choose one of clean, first"):
+        path_through(s, [5], end="dirty")
+    with pytest.raises(ValueError, match="expected positive ones that fall strictly"):
+        path_of_levels(s, [1.0, 2.0])
+    with pytest.raises(ValueError, match="the path starts where alpha = 0"):
+        path(schedule("flow"), 3).exploding()

@@ -1,0 +1,89 @@
+"""The same schedules as functions of a continuous time u from 0 (picture) to 1 (noise), for paths that no table limits.
+
+    path = continuous_path(schedule, linear(), 20)      levels between two points of the schedule's table, exact
+
+A table of T steps is the function at u = (t + 1) / T, up to the rounding of a product to an integral (Song et al. 2021,
+"Score-based generative modeling through stochastic differential equations", appendix B): error 1 / T.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pydiff.diffusion.path import Path
+from pydiff.diffusion.schedule import Schedule, shifted
+
+Level = Callable  # u, numbers or arrays in [0, 1] -> (alpha, sigma)
+
+
+def linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Level:
+    """The variance-preserving SDE, Song et al. 2021, eq. 33: log alpha = -u^2 (beta_max - beta_min)/4 - u beta_min/2.
+
+    beta_min and beta_max are T times DDPM's beta_start and beta_end.
+    """
+    return lambda u: _preserving(-0.25 * u**2 * (beta_max - beta_min) - 0.5 * u * beta_min)
+
+
+def scaled_linear(beta_min: float = 0.85, beta_max: float = 12.0) -> Level:
+    """sqrt(beta) linear in u: log alpha = -1/2 integral of (a + (b - a) u)^2, a and b the roots of the two ends."""
+    a, b = np.sqrt(beta_min), np.sqrt(beta_max)
+    return lambda u: _preserving(-0.5 * (a**2 * u + a * (b - a) * u**2 + (b - a) ** 2 * u**3 / 3.0))
+
+
+def cosine(s: float = 0.008) -> Level:
+    """alpha = cos((u + s) / (1 + s) pi / 2) over its value at 0 (Nichol and Dhariwal 2021, eq. 17), not cut."""
+
+    def level(u):
+        alpha = np.cos((u + s) / (1 + s) * np.pi / 2) / np.cos(s / (1 + s) * np.pi / 2)
+        alpha = np.clip(alpha, 0.0, 1.0)
+        return alpha, np.sqrt(1.0 - alpha**2)
+
+    return level
+
+
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Level:
+    """alpha = 1, sigma^(1/rho) linear in u (Karras et al. 2022, eq. 5)."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return lambda u: (np.ones_like(u * 1.0), (low + u * (high - low)) ** rho)
+
+
+def exponential(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Level:
+    """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^u (Song et al. 2021, eq. 31)."""
+    return lambda u: (np.ones_like(u * 1.0), sigma_min * (sigma_max / sigma_min) ** u)
+
+
+def flow(shift: float = 1.0) -> Level:
+    """The straight line: sigma = shift u / (1 + (shift - 1) u), alpha = 1 - sigma (Esser et al. 2024, eq. 23)."""
+
+    def level(u):
+        sigma = shifted(u * 1.0, shift)
+        return 1.0 - sigma, sigma
+
+    return level
+
+
+LEVELS: dict[str, Callable[..., Level]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+    "edm": edm,
+    "exponential": exponential,
+    "flow": flow,
+}
+
+
+def continuous_path(schedule: Schedule, level: Level, steps: int, first: float = 1.0, last: float = 0.001) -> Path:
+    """The path through `steps` times u, evenly from `first` to `last`, and on to the clean end.
+
+    The network is told the fractional t at which `schedule`'s table has the same noise-to-signal ratio.
+    ValueError unless 1 >= first >= last > 0.
+    """
+    if not 1.0 >= first >= last > 0.0:
+        raise ValueError(f"got times from {first} to {last}, expected 1 >= first >= last > 0")
+    alpha, sigma = level(np.linspace(first, last, steps))
+    t = schedule.t_at(alpha, sigma)
+    return Path(t, np.append(alpha, 1.0), np.append(sigma, 0.0))
+
+
+def _preserving(log_alpha):
+    return np.exp(log_alpha), np.sqrt(-np.expm1(2.0 * log_alpha))

@@ -1,0 +1,109 @@
+"""Editing: pictures from pictures, by a network that was trained for nothing but drawing them.
+
+    image_to_image   keep the large, draw the small anew        inpaint       draw where a mask says
+    variations       the same picture, a little different       interpolate   pictures between two noises
+
+All take pictures in [-1, 1], (N, ..., C) float arrays, and are generators of SamplerState unless they say otherwise.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pydiff import ops, random
+from pydiff.diffusion.path import Path
+from pydiff.diffusion.process import Process
+from pydiff.diffusion.samplers import SamplerState, ddim, ddim_inversion, ddpm_step
+from pydiff.diffusion.samplers.walk import Stage, walk
+
+RESAMPLED = 1 << 28  # counters of the noise that goes back up start here, away from those of the steps
+
+
+def shortened(path: Path, strength: float) -> Path:
+    """The last part of a path: `strength` (0 .. 1] of its steps, at least one."""
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength is {strength}, expected above 0 (nothing is changed) up to 1 (all is drawn anew)")
+    keep = max(1, round(strength * len(path.t)))
+    first = len(path.t) - keep
+    return Path(path.t[first:], path.alpha[first:], path.sigma[first:])
+
+
+def image_to_image(
+    model, pictures, process: Process, path: Path, strength=0.5, sampler: Callable = ddim, seed=0, sample=None, **more
+) -> Iterator[SamplerState]:
+    """Noises the pictures up to where `strength` of the path is left, and goes on from there (Meng et al. 2022).
+
+    strength: small values keep the picture, 1 keeps nothing. sampler and the other arguments: as for samplers.
+    """
+    part = shortened(path, strength)
+    numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
+    n, key = len(pictures), random.key(seed, random.SAMPLE, numbers)
+    x = ops.noise(pictures, np.full(n, part.alpha[0]), np.full(n, part.sigma[0]), key)[0].data
+    return sampler(model, x, process, part, seed=seed, sample=numbers, **more)
+
+
+def variations(model, pictures, process: Process, path: Path, amount=0.3, seed=0, sample=None, **more):
+    """Pictures like these: inverted to their noise by DDIM, mixed with fresh noise, and drawn again.
+
+    amount: 0 (the pictures themselves, as far as inversion goes) .. 1 (others altogether); the mixture
+    sqrt(1 - amount^2) noise + amount fresh keeps the variance (inversion: Song et al. 2021, section 4.3).
+    """
+    if not 0.0 <= amount <= 1.0:
+        raise ValueError(f"amount is {amount}, expected 0 (the same picture) .. 1 (another); choose a number between")
+    numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
+    for state in ddim_inversion(model, pictures, process, path, iterations=1):
+        x = state.x
+    fresh = random.normal(random.key(seed, random.SAMPLE, numbers), x.shape[1:], x.dtype) * x.dtype.type(path.sigma[0])
+    x = x.dtype.type(np.sqrt(1.0 - amount**2)) * x + x.dtype.type(amount) * fresh
+    return ddim(model, x, process, path, seed=seed, sample=numbers, **more)
+
+
+def interpolate(a, b, shares) -> np.ndarray:
+    """Noises between a and b, (...) each: (K, ...) for shares (K,) from 0 (a) to 1 (b), on the great circle.
+
+    Shoemake 1985 (slerp), used for noise in Song et al. 2021, "DDIM", appendix D.5: a straight line would pass through
+    noise of too small a norm, of which the network has seen none.
+    """
+    shares = np.asarray(shares, np.float64).reshape((-1,) + (1,) * a.ndim)
+    cosine = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
+    theta = np.arccos(np.clip(cosine, -1.0, 1.0))
+    if theta < 1e-6:
+        return ((1.0 - shares) * a + shares * b).astype(a.dtype)
+    return ((np.sin((1.0 - shares) * theta) * a + np.sin(shares * theta) * b) / np.sin(theta)).astype(a.dtype)
+
+
+def inpaint(
+    model, pictures, mask, process: Process, path: Path, resample=5, seed=0, sample=None, variance="small", **more
+) -> Iterator[SamplerState]:
+    """Draws where mask is 1 and keeps the pictures where it is 0: RePaint (Lugmayr et al. 2022, algorithm 1).
+
+    Each step goes down with DDPM; what is known is put in at the level reached, with noise of its own (eq. 8). Then, to
+    let the drawn part learn of the known one, x is noised back up by one step and the step is taken again, `resample`
+    times in all. mask: broadcasts to pictures; values between 0 and 1 mix. resample x steps evaluations.
+    Other arguments: see `walk`. Yields a state after every step.
+    """
+    if resample < 1:
+        raise ValueError(f"resample is {resample}, expected 1 (each step once) or more; 5 to 10 are usual")
+    numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
+    n, steps = len(pictures), len(path.t)
+    mask = np.broadcast_to(np.asarray(mask, pictures.dtype), pictures.shape)
+    x = random.normal(random.key(seed, random.SAMPLE, numbers), pictures.shape[1:], pictures.dtype)
+    for i, t in enumerate(path.t.tolist()):
+        (alpha, alpha_s), (sigma, sigma_s) = (v[i : i + 2].tolist() for v in (path.alpha, path.sigma))
+        a, b, std = ddpm_step(alpha, sigma, alpha_s, sigma_s, variance)
+        rounds = resample if sigma_s > 0 else 1
+        for r in range(rounds):
+            count = i * resample + r + 1
+
+            z = random.normal(random.key(seed, random.SAMPLE, numbers, count), x.shape[1:], x.dtype)
+            stage = Stage(t, alpha, sigma, x=a, x0=b, std=std)
+            (state,) = walk(model, x, process, [stage], noise=lambda _k, z=z: z, **more)
+            key = random.key(seed, random.SAMPLE, numbers, RESAMPLED + 2 * count)
+            known = ops.noise(pictures, np.full(n, alpha_s), np.full(n, sigma_s), key)[0].data
+            x = mask * state.x + (1.0 - mask) * known
+            if r + 1 < rounds:  # q(x_t | x_s)
+                ratio = alpha / alpha_s
+                up = np.sqrt(sigma**2 - ratio**2 * sigma_s**2)
+                key = random.key(seed, random.SAMPLE, numbers, RESAMPLED + 2 * count + 1)
+                x = ops.noise(x, np.full(n, ratio), np.full(n, up), key)[0].data
+        yield state._replace(step=i + 1, steps=steps, x=x)

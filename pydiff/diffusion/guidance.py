@@ -1,0 +1,119 @@
+"""Guidance: wrappers that turn one or two networks into the network a sampler asks, model(x, t) -> f.
+
+    model = classifier_free(conditional, unconditional, process, scale=3.0, interval=(0.1, 5.0), rescale=0.7)
+    for state in samplers.dpm_solver(model, x, process, path): ...
+
+Samplers also take a network that answers (f, f_uncond) together with `guidance`, which is plain classifier-free
+guidance inside the denoise kernel; everything beyond that is here. Noise levels are given as rho = sigma / alpha, which
+is Karras et al.'s sigma. All networks are array to array: model(x (N, ...), t (N,)) -> f (N, ...).
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from pydiff.diffusion.process import Process
+from pydiff.tensor import Tensor
+
+
+def classifier_free(
+    conditional: Callable,
+    unconditional: Callable,
+    process: Process,
+    scale: float = 1.0,
+    interval: tuple[float, float] = (0.0, math.inf),
+    rescale: float = 0.0,
+) -> Callable:
+    """f_uncond + scale (f - f_uncond) (Ho and Salimans 2022, "Classifier-free diffusion guidance", eq. 6; 1 + w there).
+
+    interval: noise levels rho, low < rho <= high, where it is applied; elsewhere the conditional network alone is
+    asked, which saves half of the work there (Kynkaanniemi et al. 2024, "Applying guidance in a limited interval").
+    rescale: 0 .. 1, how far each picture's x0-hat is brought back to the standard deviation that the conditional one
+    has (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", eq. 15 and 16).
+    """
+    if not 0.0 <= rescale <= 1.0 or not interval[0] <= interval[1]:
+        raise ValueError(f"got rescale {rescale} and interval {interval}, expected 0 .. 1 and (low, high)")
+
+    def model(x, t):
+        f = conditional(x, t)
+        if scale == 1.0 or not interval[0] < level_of(process, t[0]) <= interval[1]:
+            return f
+        f_uncond = unconditional(x, t)
+        guided = f_uncond + f.dtype.type(scale) * (f - f_uncond)
+        return _rescaled(process, x, t, guided, f, rescale) if rescale else guided
+
+    return model
+
+
+def autoguidance(model: Callable, bad_model: Callable, process: Process, scale: float, interval=(0.0, math.inf)):
+    """Guidance by a worse version of the same network: smaller, or less trained, with the same condition.
+
+    f_bad + scale (f - f_bad) (Karras et al. 2024, "Guiding a diffusion model with a bad version of itself", eq. 3).
+    Raises quality without the loss of variety that leaving out the condition brings. interval: as `classifier_free`.
+    """
+    return classifier_free(model, bad_model, process, scale, interval)
+
+
+def classifier_guided(
+    model: Callable,
+    log_probability: Callable,
+    process: Process,
+    scale: float = 1.0,
+    norm_based: bool = False,
+) -> Callable:
+    """An unconditional network, steered by a classifier of noisy pictures: no condition was ever trained in.
+
+    eps' = eps - scale sigma grad_x log p(y | x_t) (Dhariwal and Nichol 2021, "Diffusion models beat GANs", algorithm 2;
+    the principle of Guided-TTS, Kim et al. 2022, where a phoneme classifier steers an unconditional speech model).
+    log_probability: (Tensor x (N, ...), t (N,)) -> Tensor (N,), log p(y | x_t) of the class wanted for each; its
+    gradient is taken by our autograd, sample by sample. norm_based: the gradient is first scaled to
+    |eps| / |sigma grad|, so that `scale` means the same at all noise levels (Guided-TTS, eq. 10).
+    The network sees x in its own scale, and so does the classifier.
+    """
+
+    def guided(x, t):
+        f = model(x, t)
+        variable = Tensor(x, requires_grad=True)
+        log_probability(variable, t).sum().backward()
+        alpha, sigma = process.schedule.at(t)
+        push = _column(sigma, x) * variable.grad
+        if norm_based:
+            eps = process.to_eps(x, f, t)
+            push = push * _norm(eps) / np.maximum(_norm(push), np.finfo(x.dtype).tiny)
+        # f = p x0 + q eps with x held fixed: d x0 = -(sigma / alpha) d eps, so that d f = (q - p sigma / alpha) d eps
+        p, q = process.mixing_weights(alpha, sigma)
+        return f - f.dtype.type(scale) * _column(q - p * sigma / alpha, x) * push
+
+    if process.preconditioned:
+        raise ValueError("classifier guidance needs a network that is told t; use another prediction than edm")
+    return guided
+
+
+def level_of(process: Process, t) -> float:
+    """rho = sigma / alpha at what the network is told: t, or c_noise = log(rho) / 4 for "edm"."""
+    if process.preconditioned:
+        return math.exp(4.0 * float(t))
+    alpha, sigma = process.schedule.at(np.asarray(t))
+    return math.inf if alpha == 0 else float(sigma / alpha)
+
+
+def _rescaled(process, x, t, guided, f, share):
+    """Guided so that the standard deviation of x0-hat is that of the conditional one, mixed with guided itself."""
+    alpha, sigma = (1.0, level_of(process, t[0])) if process.preconditioned else process.schedule.at(t[0])
+    scale = float(process.scale(alpha, sigma))  # x as the network sees it is scale times x at (alpha, sigma)
+    u, v = (float(c) for c in process.x0_coefficients(alpha, sigma))
+    u = u / scale
+    x0, x0_guided = u * x + v * f, u * x + v * guided
+    axes = tuple(range(1, x.ndim))
+    ratio = x0.std(axes, keepdims=True) / np.maximum(x0_guided.std(axes, keepdims=True), 1e-12)
+    wanted = x0_guided * (share * ratio + 1.0 - share)
+    return ((wanted - u * x) / v).astype(f.dtype)
+
+
+def _norm(x):
+    return np.sqrt((x.astype(np.float64) ** 2).sum(tuple(range(1, x.ndim)), keepdims=True)).astype(x.dtype)
+
+
+def _column(values, like):
+    return np.asarray(values, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))

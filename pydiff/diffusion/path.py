@@ -1,0 +1,120 @@
+"""The way back: which noise levels a sampler visits, and which t it tells the network there.
+
+    path(schedule, 20)                    20 evenly spaced t
+    path(schedule, 20, "karras")          levels of Karras et al. 2022 between the schedule's own ends
+    path_of_levels(schedule, rho)         any levels rho = sigma / alpha
+    path_through(schedule, [999, 500])    any t, whole or fractional
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from pydiff.diffusion.schedule import Schedule, exponential_sigmas, karras_sigmas
+
+
+class Path(NamedTuple):
+    """The S steps of a sampler: step i asks the model at t[i] and goes from entry i to entry i + 1.
+
+    alpha and sigma may have another scale than the schedule that the model was trained with: alpha = 1 throughout walks
+    in "exploding" coordinates, and the process scales what the network sees. sigma / alpha must fall.
+    """
+
+    t: np.ndarray  # (S,) int64, or float64 where fractional, falling
+    alpha: np.ndarray  # (S + 1,) float64; the last entry is the clean end, 1
+    sigma: np.ndarray  # (S + 1,) float64; the last entry is the clean end, 0
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """Noise-to-signal ratio sigma / alpha, (S + 1,), the same in every scale; infinite where alpha is 0."""
+        with np.errstate(divide="ignore"):
+            return self.sigma / self.alpha
+
+    def exploding(self) -> "Path":
+        """The same path in the scale where alpha = 1. ValueError where alpha is 0: x / alpha does not exist there."""
+        if not (self.alpha > 0).all():
+            raise ValueError("the path starts where alpha = 0, which has no place in that scale; start later")
+        return Path(self.t, np.ones_like(self.alpha), self.ratio)
+
+
+SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
+    # k = 0 .. S-1, before reversing; each is strictly rising because T / S >= 1
+    "leading": lambda T, S: np.arange(S) * T // S,
+    "linspace": lambda T, S: np.rint(np.arange(S) * ((T - 1) / max(S - 1, 1))).astype(np.int64),
+    "trailing": lambda T, S: np.rint(np.arange(1, S + 1) * (T / S)).astype(np.int64) - 1,
+    # as diffusers counts: whole strides, so that up to T % S of the noisiest t are left out even for a single step
+    "leading_stride": lambda T, S: np.arange(S) * (T // S),
+}
+SIGMA_SPACINGS = {"karras": karras_sigmas, "exponential": exponential_sigmas}
+
+
+def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
+    """`steps` of the numbers T-1 .. 0, evenly spaced: (steps,) int64, strictly falling.
+
+    "trailing" starts at T-1, where x_T really is noise, and is the default for that reason (Lin et al. 2024, section
+    3.3); "leading" ends at 0 (Song et al. 2021); "linspace" does both (Nichol and Dhariwal 2021). steps == T gives
+    every t in all three. A single step is T-1 in all three: it starts from noise. "leading_stride" is diffusers'
+    "leading", with whole strides T // steps; its `steps_offset` is `offset`, added to every t.
+    ValueError unless 1 <= steps <= T and every t is below T.
+    """
+    if spacing not in SPACINGS:
+        raise ValueError(f"there is no spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
+    if not 1 <= steps <= T:
+        raise ValueError(f"got {steps} steps for a schedule of T = {T}, expected 1 .. {T}; use fewer steps")
+    noisiest_alone = steps == 1 and spacing != "leading_stride"
+    t = np.array([T - 1]) if noisiest_alone else SPACINGS[spacing](T, steps)[::-1].copy()
+    if not 0 <= offset < T - t[0]:
+        raise ValueError(f"offset {offset} moves the first t, {t[0]}, out of 0 .. {T - 1}; use a smaller one")
+    return t + offset
+
+
+def path(schedule: Schedule, steps: int, spacing: str = "trailing", offset: int = 0) -> Path:
+    """The path of `steps` steps from noise to the clean end.
+
+    spacing: one of `timesteps`, evenly spaced in t; or "karras" or "exponential", evenly spaced in sigma^(1/7) or in
+    log sigma between the schedule's least and largest sigma / alpha, where t comes out fractional.
+    """
+    if spacing in SIGMA_SPACINGS:
+        ratio = schedule.sigma / np.maximum(schedule.alpha, 1e-300)
+        inside = ratio[(schedule.alpha > 0) & (schedule.sigma > 0)]
+        if steps < 1:
+            raise ValueError(f"got {steps} steps, expected at least 1; use more")
+        return path_of_levels(schedule, SIGMA_SPACINGS[spacing](steps, inside[0], inside[-1]))
+    if spacing not in SPACINGS:
+        raise ValueError(f"there is no spacing {spacing!r}; choose one of {', '.join([*SPACINGS, *SIGMA_SPACINGS])}")
+    return path_through(schedule, timesteps(schedule.T, steps, spacing, offset))
+
+
+def path_of_levels(schedule: Schedule, ratio, clean: bool = True) -> Path:
+    """The path through these noise-to-signal ratios sigma / alpha, falling, in the schedule's scale.
+
+    clean: whether the clean end is one more level; otherwise the last ratio is where the path ends. ValueError unless
+    the ratios fall strictly and are positive and finite.
+    """
+    ratio = np.asarray(ratio, dtype=np.float64)
+    if ratio.ndim != 1 or len(ratio) < 2 - clean or not ((np.diff(ratio) < 0).all() and ratio[-1] > 0):
+        raise ValueError(f"got the noise-to-signal ratios {ratio.tolist()}, expected positive ones that fall strictly")
+    scale = schedule.scale(np.ones_like(ratio), ratio)
+    alpha, sigma, t = scale, scale * ratio, schedule.t_at(np.ones_like(ratio), ratio)
+    if clean:
+        return Path(t, np.append(alpha, 1.0), np.append(sigma, 0.0))
+    return Path(t[:-1], alpha, sigma)
+
+
+def path_through(schedule: Schedule, t, end: str = "clean") -> Path:
+    """The path through the given t (S,), which fall strictly, whole or fractional. ValueError for others.
+
+    end: "clean", the picture itself; or "first", the level of t = 0, which leaves that much noise in the picture.
+    """
+    t = np.asarray(t)
+    t = t.astype(np.int64) if t.dtype.kind != "f" else t
+    if t.ndim != 1 or not len(t) or not ((np.diff(t) < 0).all() and t[0] <= schedule.T - 1 and t[-1] >= 0):
+        raise ValueError(f"got the timesteps {t.tolist()}, expected strictly falling ones from {schedule.T - 1} .. 0")
+    if end not in ("clean", "first"):
+        raise ValueError(f"there is no end {end!r}; choose one of clean, first")
+    alpha, sigma = schedule.at(t)
+    if not (sigma > 0).all():
+        raise ValueError(f"schedule {schedule.name!r} has no noise at t = {t[-1]}, expected some; leave it out")
+    last = (1.0, 0.0) if end == "clean" else (schedule.alpha[0], schedule.sigma[0])
+    return Path(t, np.append(alpha, last[0]), np.append(sigma, last[1]))

@@ -1,0 +1,68 @@
+"""Samplers: from noise to pictures along a path of (t, alpha, sigma). Plain generators with nothing hidden.
+
+    x = initial_noise((32, 32, 3), seed=0, sample=range(16))
+    for state in dpm_solver(model, x, process, path(process.schedule, 20), seed=0):
+        show(state.x0)
+    pictures = state.x
+
+All take (model, x, process, path), options of their own, and the keywords of `walk`. Every update is one call of
+`ops.denoise` with numbers that were worked out from the path before the first step (`walk.Stage`). The noise of step i
+(counted from 1) is a pure function of (seed, sample, i): a picture is the same alone and in any batch.
+"""
+
+from collections.abc import Callable
+
+from pydiff.diffusion.samplers.adaptive_steps import adaptive
+from pydiff.diffusion.samplers.ancestral import ddim, ddim_inversion, ddim_step, ddpm, ddpm_step, euler_ancestral
+from pydiff.diffusion.samplers.exponential import dpm_solver, dpm_solver_singlestep
+from pydiff.diffusion.samplers.multistep import deis, lms, pndm
+from pydiff.diffusion.samplers.predictor_corrector import unipc
+from pydiff.diffusion.samplers.runge_kutta import dpm2, euler, flow_euler, flow_heun, heun
+from pydiff.diffusion.samplers.walk import SamplerState, Stage, initial_noise, start_scale, walk
+
+# What a user can ask for by name: `pydiff sample --sampler` and Run.sample.
+SAMPLERS: dict[str, Callable] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpm2": dpm2,
+    "lms": lms,
+    "pndm": pndm,
+    "deis": deis,
+    "dpm_solver": dpm_solver,
+    "dpm_solver_singlestep": dpm_solver_singlestep,
+    "dpm_solver_sde": lambda *arguments, **more: dpm_solver(*arguments, kind="data sde", **more),
+    "unipc": unipc,
+    "flow_euler": flow_euler,
+    "flow_heun": flow_heun,
+    "adaptive": adaptive,
+}
+
+__all__ = [
+    "SAMPLERS",
+    "SamplerState",
+    "Stage",
+    "adaptive",
+    "ddim",
+    "ddim_inversion",
+    "ddim_step",
+    "ddpm",
+    "ddpm_step",
+    "deis",
+    "dpm2",
+    "dpm_solver",
+    "dpm_solver_singlestep",
+    "euler",
+    "euler_ancestral",
+    "flow_euler",
+    "flow_heun",
+    "heun",
+    "initial_noise",
+    "lms",
+    "pndm",
+    "start_scale",
+    "unipc",
+    "walk",
+]

@@ -1,0 +1,125 @@
+"""A sampler that chooses its own steps: DPM-Solver++ of orders 1 and 2, whose difference says how large a step may be.
+
+Every picture has steps of its own, so that it is the same alone and in any batch; the network is asked for all that are
+still on their way at once, with a t of their own.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from pydiff import ops
+from pydiff.diffusion.path import Path
+from pydiff.diffusion.process import Process
+from pydiff.diffusion.samplers.exponential import coefficients
+from pydiff.diffusion.samplers.walk import SamplerState
+
+
+def adaptive(
+    model,
+    x,
+    process: Process,
+    path: Path,
+    rtol=0.05,
+    atol=0.0078,
+    first_step=0.05,
+    safety=0.9,
+    seed=0,
+    sample=None,
+    clip=(-1.0, 1.0),
+    guidance=1.0,
+) -> Iterator[SamplerState]:
+    """DPM-Solver-12 (Lu et al. 2022, "DPM-Solver", appendix C) on x0-hat, with the step size as in eq. C.1.
+
+    A trial step over h in lambda = log(alpha / sigma): x' of order 1, then x'' of order 2 with x0-hat at x'. Its error
+    is the root mean square of (x'' - x') / max(atol, rtol max(|x'|, |x|)); the step counts if that is at most 1, and
+    the next h is safety h error^(-1/2), at most 5 times as large. Only the ends of `path` are used: where it starts
+    and, if it ends clean, where its last step starts, from which x0-hat is the picture.
+    rtol, atol: tolerated error; 0.0078 is half a level of 8-bit pictures. first_step: of lambda. seed and sample are
+    there for the sake of the other samplers: no noise is drawn. clip, guidance: see `walk`.
+    Two evaluations a trial step, order 2. Good for: an answer of known accuracy. Yields a SamplerState after every
+    round of trial steps, with steps = 0 until the last; t is that of the slowest picture. ValueError for a path that
+    starts where alpha = 0.
+    """
+    del seed, sample
+    if path.alpha[0] == 0:
+        raise ValueError("adaptive steps cannot start where alpha = 0; leave that t out of the path")
+    clean = path.sigma[-1] == 0
+    end = len(path.alpha) - (2 if clean else 1)
+    ask = _Network(model, process, clip, guidance)
+    size = np.hypot(path.alpha[0], path.sigma[0]) / np.hypot(*_own(process, path.alpha[0], path.sigma[0]))
+    lam = np.full(len(x), math.log(path.alpha[0] / path.sigma[0]))
+    goal = math.log(path.alpha[end] / path.sigma[end])
+    h, x, rounds = np.full(len(x), first_step), x.copy(), 0
+    x0, eps = np.zeros_like(x), np.zeros_like(x)
+    while (going := np.flatnonzero(lam < goal)).size:
+        rounds += 1
+        h[going] = np.minimum(h[going], goal - lam[going])
+        begin = [_level(process, lam[n], size) for n in going]
+        target = [_level(process, min(lam[n] + h[n], goal), size) for n in going]
+        x0[going], eps[going] = ask(x[going], begin)
+        guess = _combined(x[going], [x0[going]], begin, target, h[going], order=1)
+        later, _ = ask(guess, target)
+        better = _combined(x[going], [x0[going], later], begin, target, h[going], order=2)
+        allowed = np.maximum(atol, rtol * np.maximum(np.abs(guess), np.abs(x[going])))
+        error = np.sqrt((((better - guess) / allowed) ** 2).reshape(len(going), -1).mean(1))
+        good = error <= 1.0
+        if not (np.isfinite(error).all() and (h[going] > 1e-9).all()):
+            raise ValueError(f"no step is small enough in round {rounds}: the network's answers jump or are not finite")
+        x[going[good]] = better[good]
+        lam[going[good]] = np.where(h[going] >= goal - lam[going] - 1e-12, goal, lam[going] + h[going])[good]
+        h[going] *= np.clip(safety / np.sqrt(np.maximum(error, 1e-10)), 0.1, 5.0)
+        done = not (lam < goal).any()
+        yield SamplerState(rounds, rounds if done and not clean else 0, begin[0][0], x.copy(), x0.copy(), eps.copy())
+    if clean:
+        x0, eps = ask(x, [_level(process, goal, size)] * len(x))
+        yield SamplerState(rounds + 1, rounds + 1, _level(process, goal, size)[0], float(path.alpha[-1]) * x0, x0, eps)
+
+
+class _Network:
+    """x0-hat and eps-hat of pictures that each are at a level (t, alpha, sigma) of their own."""
+
+    def __init__(self, model, process, clip, guidance):
+        self.model, self.process, self.guidance = model, process, guidance
+        self.low, self.high = (-math.inf, math.inf) if clip is None else clip
+
+    def __call__(self, x, levels):
+        t, alpha, sigma = (np.array(column) for column in zip(*levels, strict=True))
+        scale = _column(self.process.scale(alpha, sigma), x)
+        f = self.model(x * scale, self.process.network_time(t, alpha, sigma))
+        f, f_uncond = f if isinstance(f, tuple) else (f, None)
+        x0 = np.empty_like(x)
+        for n in range(len(x)):
+            u, v = map(float, self.process.x0_coefficients(alpha[n], sigma[n]))
+            step = ops.DenoiseStep(u, v, 0.0, 1.0, low=self.low, high=self.high, guidance=self.guidance)
+            other = None if f_uncond is None else f_uncond[n : n + 1]
+            x0[n] = ops.denoise(x[n : n + 1], f[n : n + 1], step, f_uncond=other)[1].data[0]
+        return x0, (x - _column(alpha, x) * x0) / _column(sigma, x)
+
+
+def _combined(x, values, begin, target, h, order):
+    """x after the step, one `ops.denoise` a picture: the table of exponential.py with m' from both ends."""
+    out = np.empty_like(x)
+    for n in range(len(x)):
+        a, (q0, q1, _), _ = coefficients("data", *begin[n][1:], *target[n][1:], float(h[n]))
+        weights = [q0] if order == 1 else [q0 - q1, q1]
+        step = ops.DenoiseStep(0.0, 1.0, a, weights[0], c=tuple(weights[1:]))
+        history = [value[n : n + 1] for value in values[1:]]
+        out[n] = ops.denoise(x[n : n + 1], values[0][n : n + 1], step, history)[0].data[0]
+    return out
+
+
+def _level(process, lam, size):
+    """(t, alpha, sigma) at log(alpha / sigma) = lam, in the schedule's scale times `size`."""
+    alpha, sigma = _own(process, 1.0, math.exp(-lam))
+    return float(process.schedule.t_at(alpha, sigma)), float(alpha * size), float(sigma * size)
+
+
+def _own(process, alpha, sigma):
+    scale = process.schedule.scale(alpha, sigma)
+    return alpha * scale, sigma * scale
+
+
+def _column(values, x):
+    return np.asarray(values, x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))

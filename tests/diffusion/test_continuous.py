@@ -1,0 +1,53 @@
+"""Continuous schedules: what the tables tend to, and paths that lie between their entries."""
+
+import numpy as np
+import pytest
+
+from pydiff.diffusion.continuous import LEVELS, continuous_path
+from pydiff.diffusion.process import Process
+from pydiff.diffusion.samplers import heun, start_scale
+from pydiff.diffusion.schedule import schedule
+from tests.diffusion.exact_denoisers import MEAN, SPREAD, last, model_of, normal_denoiser, start
+
+
+def table(name, T):
+    """The table that goes with the function's defaults."""
+    ends = {"linear": (0.1, 20.0), "scaled_linear": (0.85, 12.0)}
+    if name in ends:
+        return schedule(name, T, beta_start=ends[name][0] / T, beta_end=ends[name][1] / T)
+    return schedule(name, T)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_tables_tend_to_the_function_with_error_1_over_T(name):
+    off = []
+    for T in (200, 400):
+        s = table(name, T)
+        u = np.arange(1, T + 1) / T if name not in ("edm", "exponential") else np.arange(T) / (T - 1)
+        alpha, sigma = LEVELS[name]()(u)
+        inner = slice(0, -1)  # the cosine table is cut at its last step
+        off.append(max(np.abs(alpha - s.alpha)[inner].max(), (np.abs(sigma - s.sigma) / s.sigma[-1])[inner].max()))
+    assert off[0] <= 0.06
+    assert off[1] <= 0.62 * off[0] or off[1] <= 1e-12
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_every_function_loses_the_signal(name):
+    alpha, sigma = LEVELS[name]()(np.linspace(0, 1, 500))
+    assert (alpha[:-1] * sigma[1:] > alpha[1:] * sigma[:-1]).all()
+    assert alpha[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_sampling_along_a_continuous_path(name):
+    s = table(name, 1000)
+    process = Process(s, "v")
+    p = continuous_path(s, LEVELS[name](), 60, first=0.98)
+    x = start_scale(p) * start(3, 4)
+    std = np.sqrt(p.alpha[0] ** 2 * SPREAD**2 + p.sigma[0] ** 2)
+    exact = MEAN + SPREAD * (x - p.alpha[0] * MEAN) / std
+    got = last(heun(model_of(normal_denoiser, process), x, process, p, clip=None))
+    np.testing.assert_allclose(got, exact, atol=0.05)
+    for first, end in ((1.1, 0.1), (0.5, 0.6), (0.5, 0.0)):
+        with pytest.raises(ValueError, match="expected 1 >= first"):
+            continuous_path(s, LEVELS[name](), 5, first, end)
