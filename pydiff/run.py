@@ -10,8 +10,9 @@ import numpy as np
 from pydiff import checkpoint
 from pydiff.data import load as load_data
 from pydiff.data.pixels import to_uint8
-from pydiff.diffusion import Process, Schedule, path, samplers
+from pydiff.diffusion import Process, path, samplers
 from pydiff.diffusion.samplers import SAMPLERS
+from pydiff.diffusion.schedule import from_config as schedule_from_config
 from pydiff.models import UNet2D
 from pydiff.rundir import RunDirectory
 from pydiff.tensor import no_grad
@@ -217,7 +218,7 @@ def load(directory):
         }
     run = Run(
         model,
-        Process(Schedule.from_config(extra["schedule"]), extra["prediction"]),
+        Process(schedule_from_config(extra["schedule"]), extra["prediction"]),
         extra["options"],
         classes=extra["classes"],
         data_name=extra["data"],

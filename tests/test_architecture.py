@@ -102,17 +102,18 @@ MAY_IMPORT = {
     "nn": "backend tensor random ops",
     "optim": "backend ops",
     "models": "backend tensor ops nn",
-    "diffusion.schedule": "",
+    "diffusion.table": "",
+    "diffusion.schedule": "diffusion.table",
     "diffusion": "backend tensor random ops",
     "data": "random",
     "options": "diffusion models",
     "report": "random data",
     "rundir": "checkpoint report",
     "run": "tensor checkpoint data diffusion models report rundir",
-    "train": "backend random ops nn optim data options run rundir",
+    "train": "backend random ops nn optim data diffusion options run rundir",
     "bench": "",
     "info": "backend pydiff",
-    "cli": "backend checkpoint data report options run train bench info",
+    "cli": "backend checkpoint data diffusion report options run train bench info",
     "__main__": "cli",
 }
 
@@ -161,14 +162,16 @@ def test_compiled_modules_are_named_by_the_backend_only():
 # ---- budgets -------------------------------------------------------------------------------------------------------
 
 SPINE = [
-    "backend.py", "tensor.py", "random.py", "ops/*.py", "nn.py", "optim.py", "models/*.py", "diffusion/*.py",
-    "train.py",
+    "backend.py", "tensor.py", "random.py", "ops/*.py", "nn.py", "optim.py", "models/*.py",
+    "diffusion/table.py", "diffusion/schedule.py", "diffusion/path.py", "diffusion/prediction.py",
+    "diffusion/process.py", "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py", "train.py",
 ]  # fmt: skip
-# What a reader of one sitting reads: about 1,900 lines of code, a third of them contracts, checks and dispatch. Breadth
+# What a reader of one sitting reads: about 2,200 lines of code, a third of them contracts, checks and dispatch. Breadth
 # (more samplers, formats, evaluation) lives beside the spine, not in it.
-FILE_LINES, FUNCTION_LINES, SPINE_LINES = 260, 45, 1900
+FILE_LINES, FUNCTION_LINES, SPINE_LINES = 260, 45, 2200
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
+    "walk": "the keywords of every sampler, documented here once, and the one loop",
     "UNet2D.__init__": "30 options, one a line, and then the network in the order of the data's flow",
 }
 

@@ -1,9 +1,9 @@
 """The way back: which noise levels a sampler visits, and which t it tells the network there.
 
-    path(schedule, 20)                    20 evenly spaced t
-    path(schedule, 20, "karras")          levels of Karras et al. 2022 between the schedule's own ends
-    path_of_levels(schedule, rho)         any levels rho = sigma / alpha
-    path_through(schedule, [999, 500])    any t, whole or fractional
+path(schedule, 20)                    20 evenly spaced t
+path(schedule, 20, "karras")          levels of Karras et al. 2022 between the schedule's own ends
+path_of_levels(schedule, rho)         any levels rho = sigma / alpha
+path_through(schedule, [999, 500])    any t, whole or fractional
 """
 
 from collections.abc import Callable

@@ -123,3 +123,8 @@ def shifted(sigma, shift: float):
 
 def _logistic(x):
     return 1.0 / (1.0 + np.exp(-x))
+
+
+def from_config(config: dict) -> Schedule:
+    """The schedule that `Schedule.to_config` described."""
+    return Schedule(**config) if "alpha" in config else schedule(**config)

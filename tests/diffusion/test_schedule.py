@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydiff.diffusion.path import path, path_of_levels, path_through, timesteps
-from pydiff.diffusion.schedule import BUILDERS, Schedule, schedule
+from pydiff.diffusion.schedule import BUILDERS, Schedule, from_config, schedule
 
 SPACINGS = ["leading", "linspace", "trailing"]  # even over the whole range
 
@@ -89,7 +89,7 @@ def test_zero_terminal_snr(name, T):
     ratio = (before.alpha - before.alpha[-1]) / (before.alpha[0] - before.alpha[-1])  # Lin et al. 2024, algorithm 1
     np.testing.assert_allclose(s.alpha / s.alpha[0], ratio, rtol=1e-9, atol=1e-15)
     assert s.variance_preserving
-    assert Schedule.from_config(json.loads(json.dumps(s.to_config()))).alpha.tobytes() == s.alpha.tobytes()
+    assert from_config(json.loads(json.dumps(s.to_config()))).alpha.tobytes() == s.alpha.tobytes()
     with pytest.raises(ValueError, match="only those are rescaled"):
         schedule("flow", T, zero_snr=True)
 
@@ -121,7 +121,7 @@ def test_fractional_t_and_back(name, zero_snr, T, data):
 @given(name=st.sampled_from(list(BUILDERS)), T=st.integers(2, 300))
 def test_configuration_survives_json(name, T):
     for original in (schedule(name, T), Schedule("own", schedule(name, T).alpha, schedule(name, T).sigma)):
-        again = Schedule.from_config(json.loads(json.dumps(original.to_config())))
+        again = from_config(json.loads(json.dumps(original.to_config())))
         assert again.name == original.name
         assert again.alpha.tobytes() == original.alpha.tobytes()
         assert again.sigma.tobytes() == original.sigma.tobytes()

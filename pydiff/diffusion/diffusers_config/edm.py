@@ -46,6 +46,7 @@ def _plan(config, process, path, sample):
 
 
 def euler(config, steps, **_):
+    """EDMEulerScheduler: Euler in sigma with the levels of Karras et al. 2022."""
     process, path = _path(config, steps)
 
     def sample(model, x, process, **options):
@@ -55,6 +56,7 @@ def euler(config, steps, **_):
 
 
 def dpm_multistep(config, steps, literal=True, **_):
+    """EDMDPMSolverMultistepScheduler: multistep DPM-Solver++ on the same levels."""
     process, path = _path(config, steps)
     kind = KINDS[config["algorithm_type"]]
     if kind == "data sde" and config["solver_order"] == 3:

@@ -37,6 +37,7 @@ def _process(config):
 
 
 def euler(config, steps, mu=None, **_):
+    """FlowMatchEulerDiscreteScheduler."""
     sigma, T = _sigmas(config, steps, mu), config["num_train_timesteps"]
     sigma = np.append(1.0 - sigma, 1.0) if config.get("invert_sigmas") else np.append(sigma, 0.0)
     alpha, t = 1.0 - sigma, sigma[:-1] * T
@@ -53,6 +54,7 @@ def euler(config, steps, mu=None, **_):
 
 
 def heun(config, steps, **_):
+    """FlowMatchHeunDiscreteScheduler."""
     sigma, T = np.append(_sigmas(config, steps, None), 0.0), config["num_train_timesteps"]
     path = Path(sigma[:-1] * T, 1.0 - sigma, sigma)
 

@@ -120,6 +120,7 @@ def _third(config, kind, singlestep):
 
 
 def dpm_multistep(config, steps, literal=True, mu=None):
+    """DPMSolverMultistepScheduler."""
     process, path, sigmas = _path(config, steps, literal, mu)
     kind = KINDS[config["algorithm_type"]]
     if config.get("variance_type"):
@@ -138,6 +139,7 @@ def dpm_multistep(config, steps, literal=True, mu=None):
 
 
 def dpm_singlestep(config, steps, literal=True, mu=None):
+    """DPMSolverSinglestepScheduler."""
     process, path, sigmas = _path({**config, "timestep_spacing": "linspace", "steps_offset": 0}, steps, literal, mu)
     kind = KINDS[config["algorithm_type"]]
 
@@ -152,18 +154,18 @@ def dpm_singlestep(config, steps, literal=True, mu=None):
 
 
 def deis(config, steps, literal=True, mu=None):
+    """DEISMultistepScheduler."""
     process, path, sigmas = _path({**config, "final_sigmas_type": "sigma_min"}, steps, literal, mu, repeated=True)
     few = config["lower_order_final"] and steps < 15
 
     def sample(model, x, process, **options):
-        return samplers.deis(
-            model, x, process, path, order=config["solver_order"], lower_order_final=few, **options
-        )
+        return samplers.deis(model, x, process, path, order=config["solver_order"], lower_order_final=few, **options)
 
     return _plan(process, path, sigmas, sample, config)
 
 
 def unipc(config, steps, literal=True, mu=None):
+    """UniPCMultistepScheduler."""
     process, path, sigmas = _path(config, steps, literal, mu, repeated=True)
     corrector = config["disable_corrector"] or True
 

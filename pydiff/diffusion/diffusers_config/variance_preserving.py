@@ -25,6 +25,7 @@ def _plan(config, alpha_bar, timesteps, sample):
 
 
 def ddpm(config, steps, literal=True, **_):
+    """DDPMScheduler."""
     kind = config["variance_type"].removesuffix("_log").removeprefix("fixed_")
     if kind == "learned":
         raise ValueError("variance_type 'learned' is not supported; learned_range is what published networks use")
@@ -38,6 +39,7 @@ def ddpm(config, steps, literal=True, **_):
 
 
 def ddim(config, steps, literal=True, **_):
+    """DDIMScheduler."""
     alpha_bar, t = alpha_bar_of(config, floor=False), _whole_t(config, steps)
     level = stages.Levels(alpha_bar, 1.0 if config["set_alpha_to_one"] else alpha_bar[0])
     stride = config["num_train_timesteps"] // steps
@@ -51,6 +53,7 @@ def ddim(config, steps, literal=True, **_):
 
 
 def ddim_inverse(config, steps, literal=True, **_):
+    """DDIMInverseScheduler."""
     alpha_bar, t = alpha_bar_of(config, floor=False), _whole_t(config, steps)[::-1]
     level = stages.Levels(alpha_bar, 1.0 if config["set_alpha_to_one"] else alpha_bar[0])
     stride = config["num_train_timesteps"] // steps
@@ -64,6 +67,7 @@ def ddim_inverse(config, steps, literal=True, **_):
 
 
 def pndm(config, steps, literal=True, **_):
+    """PNDMScheduler."""
     if config["prediction_type"] not in ("epsilon", "v_prediction"):
         raise ValueError(f"PNDM takes epsilon or v_prediction, got prediction_type {config['prediction_type']!r}")
     alpha_bar, T = alpha_bar_of(config, floor=False), config["num_train_timesteps"]
