@@ -1,6 +1,7 @@
 #include "block.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <map>
 #include <numeric>
 
@@ -91,19 +92,22 @@ void thread_main() {
     for (;;) suspend(me);
 }
 
-[[noreturn]] void report_deadlock(const Block& block) {
+// ", 16 wait in __syncwarp at warp.cu:12" for every such place.
+std::string waiting_places(const Block& block) {
     std::map<std::string, int> places;
-    const Thread* first = nullptr;
     for (int i = 0; i < block.count; ++i) {
         const Thread& thread = *block.threads[i];
-        if (thread.done) continue;
-        if (!first) first = &thread;
-        ++places[std::string(thread.waits_for) + " at " + thread.site.text()];
+        if (!thread.done && thread.waits_for) ++places[std::string(thread.waits_for) + " at " + thread.site.text()];
     }
-    current = const_cast<Thread*>(first);  // for the message
-    std::string text = "deadlock: no thread can go on";
+    std::string text;
     for (const auto& [place, number] : places) text += ", " + std::to_string(number) + " wait in " + place;
-    fault(first->site, text);
+    return text;
+}
+
+[[noreturn]] void report_deadlock(Block& block) {
+    const auto waits = [](const auto& thread) { return !thread->done; };
+    current = std::find_if(block.threads.begin(), block.threads.end(), waits)->get();  // for the message
+    fault(current->site, "deadlock: no thread can go on" + waiting_places(block));
 }
 
 }  // namespace
@@ -131,6 +135,13 @@ void fault(Site site, const std::string& message) {
 Thread& running() {
     if (!current) fault({}, "a device function was called outside a kernel");
     return *current;
+}
+
+void where() {
+    const Block& block = *running().block;
+    std::printf("block (%u, %u, %u): %d threads ended, %zu ready, 1 runs%s\n", block.index.x, block.index.y,
+                block.index.z, block.count - block.alive, block.ready.size(), waiting_places(block).c_str());
+    std::fflush(stdout);
 }
 
 Block::Block() : shared(max_shared_bytes + (64 << 10)) {}

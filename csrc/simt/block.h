@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -111,6 +110,7 @@ struct Block {
 
 extern thread_local Thread* current;  // the CUDA thread that runs now, or null outside a kernel
 Thread& running();                    // the same; Fault outside a kernel
+void where();                         // for a debugger: prints how many threads of the block wait, and where
 
 void barrier(Site site);  // __syncthreads
 // The lanes of `mask` meet. The same mask must be given by all of them, on the same line. `orders_memory`: what was

@@ -136,6 +136,11 @@ Fiber::~Fiber() {
 }
 
 void Fiber::restart() {
+#if defined(__SANITIZE_ADDRESS__)
+    // frames that were left behind
+    __asan_unpoison_memory_region(memory_ + guard_bytes(), stack_bytes);
+    sanitizer_ = nullptr;
+#endif
     [[maybe_unused]] auto* top = reinterpret_cast<uintptr_t*>(memory_ + guard_bytes() + stack_bytes);
 #if defined(PYDIFF_SIMT_UCONTEXT)
     auto* context = static_cast<ucontext_t*>(stack_pointer_);
@@ -155,10 +160,6 @@ void Fiber::restart() {
     for (int i = 0; i < 20; ++i) top[i] = 0;
     top[11] = reinterpret_cast<uintptr_t>(entry_);  // x30, where ret goes
     stack_pointer_ = top;
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(memory_ + guard_bytes(), stack_bytes);
-    sanitizer_ = nullptr;
 #endif
 }
 

@@ -11,6 +11,14 @@
 #define ASAN_UNPOISON_MEMORY_REGION(begin, bytes) ((void)(begin), (void)(bytes))
 #endif
 
+#if defined(PYDIFF_SIMT_RACE)
+extern "C" void AnnotateIgnoreWritesBegin(const char* file, int line);
+extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
+#else
+#define AnnotateIgnoreWritesBegin(file, line) ((void)0)
+#define AnnotateIgnoreWritesEnd(file, line) ((void)0)
+#endif
+
 namespace pydiff::simt {
 
 GuardedMemory::GuardedMemory(size_t capacity) : capacity_(capacity), memory_(new unsigned char[capacity]) {
@@ -36,7 +44,9 @@ unsigned char* GuardedMemory::allocate(size_t bytes, size_t alignment, const cha
     if (begin % (2 * alignment) == 0) begin += alignment;  // aligned to `alignment`, and to nothing more
     auto* array = reinterpret_cast<unsigned char*>(begin);
     ASAN_UNPOISON_MEMORY_REGION(array, bytes);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);  // the first thread to name an array does not race with the others
     std::memset(array, poison, bytes);
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
     arrays_.push_back({array, bytes, name, site});
     used_ = begin - base + bytes + gap_bytes;
     return array;

@@ -31,18 +31,18 @@ __global__ void block_sum_kernel(const float* __restrict__ x, float* __restrict_
 }
 
 template <Plant plant>
-static void run(const float* x, float* sums, int n) {
+static void run_block_sum(const float* x, float* sums, int n) {
     launch<block_sum_kernel<plant>>(dim3((n + sum_threads - 1) / sum_threads), dim3(sum_threads), 0, nullptr, x, sums, n);
 }
 
 void block_sum(const float* x, float* sums, int n, Plant plant) {
     switch (plant) {
-        case Plant::missing_barrier: return run<Plant::missing_barrier>(x, sums, n);
-        case Plant::divergent_barrier: return run<Plant::divergent_barrier>(x, sums, n);
-        case Plant::off_by_one: return run<Plant::off_by_one>(x, sums, n);
-        case Plant::overrun: return run<Plant::overrun>(x, sums, n);
-        case Plant::uninitialised: return run<Plant::uninitialised>(x, sums, n);
-        default: return run<Plant::none>(x, sums, n);
+        case Plant::missing_barrier: return run_block_sum<Plant::missing_barrier>(x, sums, n);
+        case Plant::divergent_barrier: return run_block_sum<Plant::divergent_barrier>(x, sums, n);
+        case Plant::off_by_one: return run_block_sum<Plant::off_by_one>(x, sums, n);
+        case Plant::overrun: return run_block_sum<Plant::overrun>(x, sums, n);
+        case Plant::uninitialised: return run_block_sum<Plant::uninitialised>(x, sums, n);
+        default: return run_block_sum<Plant::none>(x, sums, n);
     }
 }
 

@@ -21,7 +21,7 @@ int main(int count, char** words) {
     const std::string kernel = count > 1 ? words[1] : "";
     const selftest::Plant plant = plant_named(count > 2 ? words[2] : "none");
     simt::set_seed(count > 3 ? std::strtoull(words[3], nullptr, 10) : 0);
-    std::vector<float> x(300, 1.0f), y(300), z(300);
+    std::vector<float> x(299, 1.0f), y(299), z(299);  // as long as the longest use: AddressSanitizer sees their ends
     std::vector<int> lanes(32, 1), rows(selftest::collective_rows * 32);
     try {
         if (kernel == "block_sum") selftest::block_sum(x.data(), y.data(), 150, plant);

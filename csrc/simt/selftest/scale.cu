@@ -19,16 +19,16 @@ __global__ void scale_kernel(const float* __restrict__ x, float* __restrict__ y,
 }
 
 template <Plant plant>
-static void run(const float* x, float* y, int n, float factor) {
+static void run_scale(const float* x, float* y, int n, float factor) {
     launch<scale_kernel<plant>>(dim3(n / 128 + 1), dim3(32), 0, nullptr, x, y, n, factor);
 }
 
 void scale(const float* x, float* y, int n, float factor, Plant plant) {
     switch (plant) {
-        case Plant::missed_tail: return run<Plant::missed_tail>(x, y, n, factor);
-        case Plant::misaligned: return run<Plant::misaligned>(x, y, n, factor);
-        case Plant::past_end: return run<Plant::past_end>(x, y, n, factor);
-        default: return run<Plant::none>(x, y, n, factor);
+        case Plant::missed_tail: return run_scale<Plant::missed_tail>(x, y, n, factor);
+        case Plant::misaligned: return run_scale<Plant::misaligned>(x, y, n, factor);
+        case Plant::past_end: return run_scale<Plant::past_end>(x, y, n, factor);
+        default: return run_scale<Plant::none>(x, y, n, factor);
     }
 }
 

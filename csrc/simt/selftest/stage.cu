@@ -32,15 +32,15 @@ __global__ void stage_kernel(const float* __restrict__ x, float* __restrict__ y,
 }
 
 template <Plant plant>
-static void run(const float* x, float* y, int n) {
+static void run_stage(const float* x, float* y, int n) {
     launch<stage_kernel<plant>>(dim3(1), dim3(tile), 2 * tile * sizeof(float), nullptr, x, y, n);
 }
 
 void stage(const float* x, float* y, int n, Plant plant) {
     switch (plant) {
-        case Plant::missing_wait: return run<Plant::missing_wait>(x, y, n);
-        case Plant::late_wait: return run<Plant::late_wait>(x, y, n);
-        default: return run<Plant::none>(x, y, n);
+        case Plant::missing_wait: return run_stage<Plant::missing_wait>(x, y, n);
+        case Plant::late_wait: return run_stage<Plant::late_wait>(x, y, n);
+        default: return run_stage<Plant::none>(x, y, n);
     }
 }
 
