@@ -92,6 +92,14 @@ Array<int> bind_collectives(const Array<int>& x, const std::string& plant) {
     return device.take(rows, {selftest::collective_rows, warp_size});
 }
 
+Array<uint32_t> bind_fragments(const Array<uint16_t>& x) {
+    if (x.size() != 32 * 8) throw py::value_error("x is (32, 8): four matrices of 8 x 8");
+    Device device(1 << 14);
+    uint32_t* out = device.out<uint32_t>(14 * 32, "out");
+    selftest::fragments(device.in(x, "x"), out);
+    return device.take(out, {14, warp_size});
+}
+
 py::tuple bind_atomics(const Array<int>& x) {
     Device device(size_t(x.nbytes()) + 64);
     int* totals = device.out<int>(4, "totals");
@@ -135,5 +143,6 @@ PYBIND11_MODULE(_simt, m) {
     m.def("matmul_bf16", &bind_matmul<pydiff::selftest::matmul_bf16>, py::arg("a"), py::arg("b"), plant);
     m.def("matmul_tf32", &bind_matmul<pydiff::selftest::matmul_tf32>, py::arg("a"), py::arg("b"), plant);
     m.def("collectives", &bind_collectives, py::arg("x"), plant);
+    m.def("fragments", &bind_fragments, py::arg("x"));
     m.def("atomics", &bind_atomics, py::arg("x"));
 }

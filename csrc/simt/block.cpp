@@ -252,7 +252,8 @@ void run_grid(const char* kernel, dim3 grid, dim3 dim, size_t dynamic_shared_byt
     std::iota(blocks.begin(), blocks.end(), 0u);
     for (size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[block.order.below(i)]);
     try {
-        for (uint32_t b : blocks) block.run({b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y}, dynamic_shared_bytes);
+        for (uint32_t b : blocks)
+            block.run({b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y}, dynamic_shared_bytes);
     } catch (...) {
         current = nullptr;
         throw;

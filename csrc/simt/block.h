@@ -63,7 +63,7 @@ struct Thread {
     std::unique_ptr<Fiber> fiber;
 };
 
-// What some lanes of a warp do together. The last lane to arrive does the work of all: compute(operands, arrived lanes).
+// What some lanes of a warp do together. The last to arrive does the work of all: compute(operands, arrived lanes).
 using Compute = void (*)(void* const* operands, uint32_t lanes);
 struct Rendezvous {
     uint32_t mask = 0, arrived = 0;

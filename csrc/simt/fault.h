@@ -9,7 +9,9 @@ namespace pydiff::simt {
 struct Site {
     const char* file = "";
     int line = 0;
-    static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+    static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
     bool operator==(const Site& other) const;
     std::string text() const;  // "block_sum.cu:31"
 };

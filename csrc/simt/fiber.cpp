@@ -7,7 +7,9 @@
 #include <new>
 
 #if !defined(__ELF__) || !(defined(__x86_64__) || defined(__aarch64__))
-#define PYDIFF_SIMT_UCONTEXT
+#define PYDIFF_SIMT_UCONTEXT  // or by the compiler's command line, to try it
+#endif
+#if defined(PYDIFF_SIMT_UCONTEXT)
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)

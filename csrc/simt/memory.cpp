@@ -42,8 +42,9 @@ void* shared_memory(size_t bytes, size_t alignment, const char* name, Site site)
     block.static_bytes += bytes;
     if (block.static_bytes > max_static_bytes)
         fault(site, std::to_string(block.static_bytes) + " bytes of static shared memory; a block has 49152");
-    if (block.static_bytes + block.dynamic_bytes > max_shared_bytes)
-        fault(site, std::to_string(block.static_bytes + block.dynamic_bytes) + " bytes of shared memory; a block has 232448");
+    const size_t all = block.static_bytes + block.dynamic_bytes;
+    if (all > max_shared_bytes)
+        fault(site, std::to_string(all) + " bytes of shared memory; a block has 232448");
     return block.shared.allocate(bytes, alignment, name, site);
 }
 

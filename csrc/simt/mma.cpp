@@ -82,7 +82,8 @@ void check_whole_warp(const char* name, Site site) {
     const int first = me.warp * warp_size;
     for (int rank = first; rank < first + warp_size; ++rank)
         if (rank >= me.block->count || me.block->threads[rank]->done)
-            fault(site, std::string(name) + ": lane " + std::to_string(rank - first) + " of the warp does not take part");
+            fault(site, std::string(name) + ": lane " + std::to_string(rank - first) +
+                            " of the warp does not take part");
 }
 
 void warp_instruction(const char* name, void* operand, Compute compute, Site site) {

@@ -24,9 +24,9 @@ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
 // The lowest 13 bits of every operand are ignored.
 void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&c)[4], Site site);
 
-// Loads `count` (1, 2 or 4) matrices of 8 x 8 values of 16 bits. Row r of matrix m is the 16 bytes at the `row` given by
-// lane 8 m + r. Register m of a lane gets row lane / 4, columns 2 (lane % 4) and the next; transposed: rows 2 (lane % 4)
-// and the next, column lane / 4.
+// Loads `count` (1, 2 or 4) matrices of 8 x 8 values of 16 bits. Row r of matrix m is the 16 bytes at the `row` that
+// lane 8 m + r gives. Register m of a lane gets row lane / 4, columns 2 (lane % 4) and the next; transposed: rows
+// 2 (lane % 4) and the next, column lane / 4.
 void ldmatrix(uint32_t* registers, int count, bool transposed, const void* row, Site site);
 
 }  // namespace pydiff::simt

@@ -100,6 +100,15 @@ def test_products_on_tensor_cores(m, n, k, seed):
         assert np.all(np.abs(kernel(a, b) - rounded(a) @ rounded(b)) <= 1e-6 * size + 1e-30)
 
 
+def test_every_form_of_ldmatrix():
+    """Lane i gets row i / 4, columns 2 (i % 4) and the next, the first in the lower half; or those of the transpose."""
+    x = np.random.default_rng(0).integers(0, 2**16, (4, 8, 8)).astype(np.uint16)
+    plain = [matrix.reshape(32, 2).copy().view(np.uint32).ravel() for matrix in x]
+    transposed = [matrix.T.reshape(32, 2).copy().view(np.uint32).ravel() for matrix in x]
+    expected = [*plain[:1], *plain[:2], *plain, *transposed[:1], *transposed[:2], *transposed]
+    np.testing.assert_array_equal(simt.fragments(x), expected)
+
+
 def test_counters_count_and_begin_again():
     simt.counters()
     simt.block_sum(np.ones(128, np.float32))

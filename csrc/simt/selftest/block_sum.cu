@@ -32,7 +32,8 @@ __global__ void block_sum_kernel(const float* __restrict__ x, float* __restrict_
 
 template <Plant plant>
 static void run_block_sum(const float* x, float* sums, int n) {
-    launch<block_sum_kernel<plant>>(dim3((n + sum_threads - 1) / sum_threads), dim3(sum_threads), 0, nullptr, x, sums, n);
+    const dim3 blocks((n + sum_threads - 1) / sum_threads);
+    launch<block_sum_kernel<plant>>(blocks, dim3(sum_threads), 0, nullptr, x, sums, n);
 }
 
 void block_sum(const float* x, float* sums, int n, Plant plant) {

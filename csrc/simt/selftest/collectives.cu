@@ -51,7 +51,8 @@ void collectives(const int* x, int* rows, Plant plant) {
             return launch<collectives_kernel<Plant::own_lane_missing>>(dim3(1), dim3(32), 0, nullptr, x, rows);
         case Plant::divergent_warp:
             return launch<collectives_kernel<Plant::divergent_warp>>(dim3(1), dim3(32), 0, nullptr, x, rows);
-        case Plant::deadlock: return launch<collectives_kernel<Plant::deadlock>>(dim3(1), dim3(32), 0, nullptr, x, rows);
+        case Plant::deadlock:
+            return launch<collectives_kernel<Plant::deadlock>>(dim3(1), dim3(32), 0, nullptr, x, rows);
         default: return launch<collectives_kernel<Plant::none>>(dim3(1), dim3(32), 0, nullptr, x, rows);
     }
 }

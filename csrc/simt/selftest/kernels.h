@@ -38,6 +38,7 @@ void stage(const float* x, float* y, int n, Plant plant);                      /
 void matmul_bf16(const float* a, const float* b, float* c, int m, int n, int k, Plant plant);  // (m,k) (k,n) -> (m,n)
 void matmul_tf32(const float* a, const float* b, float* c, int m, int n, int k, Plant plant);
 void collectives(const int* x, int* rows, Plant plant);                        // (32,) -> (14, 32)
+void fragments(const uint16_t* x, uint32_t* out);                              // (32, 8) -> (14, 32)
 void atomics(const int* x, int* totals, float* sum, int n);                    // (n,) -> (4,), (1,); set beforehand
 
 }  // namespace pydiff::selftest
