@@ -159,7 +159,7 @@ void Block::run(uint3 block_index, size_t dynamic_shared_bytes) {
     warps.assign((count + warp_size - 1) / warp_size, Warp());
     shared.reset();
     static_bytes = 0, dynamic_bytes = dynamic_shared_bytes;
-    dynamic = shared.allocate(dynamic_bytes, 128, "dynamic shared memory", {kernel, 0});
+    dynamic = shared.allocate(dynamic_bytes, 16, "dynamic shared memory", {kernel, 0});
     while (int(threads.size()) < count) {
         threads.push_back(std::make_unique<Thread>());
         threads.back()->fiber = std::make_unique<Fiber>(thread_main);
