@@ -1,0 +1,79 @@
+"""The same kernels in other hands: nvcc accepts them, and the sanitizers see what they should and no more."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SIMT = Path(__file__).parents[2] / "csrc/simt"
+if not SIMT.is_dir():
+    pytest.skip("the sources are not here, only the installed package", allow_module_level=True)
+
+
+def test_nvcc_compiles_the_kernels(tmp_path):
+    nvcc = shutil.which("nvcc")
+    if not nvcc:
+        pytest.skip("nvcc is not installed: whether these kernels are CUDA was not checked")
+    kernels = sorted((SIMT / "selftest").glob("*.cu"))
+    (tmp_path / "all.cu").write_text("".join(f'#include "{path}"\n' for path in kernels))
+    command = [nvcc, "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", "-Werror", "all-warnings", "-c", "all.cu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def selftest(build, directory):
+    """The program built with a sanitizer: (kernel, plant, seed) -> (exit status, what it wrote)."""
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler) or platform.system() != "Linux":
+        pytest.skip("needs g++ on Linux")
+    library = {"race": "libtsan.so", "address": "libasan.so"}[build]
+    found = subprocess.run([compiler, f"-print-file-name={library}"], capture_output=True, text=True).stdout.strip()
+    if not Path(found).is_file():
+        pytest.skip(f"{compiler} has no {library}")
+    command = [sys.executable, SIMT / "sanitize.py", build, directory]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []  # TSan needs its addresses free
+
+    def run(*words):
+        environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": ""}
+        done = subprocess.run([*fixed, directory / "selftest", *words], capture_output=True, text=True, env=environment)
+        if "unexpected memory mapping" in done.stderr or "failed to set personality" in done.stderr:
+            pytest.skip("ThreadSanitizer cannot run here: addresses are randomised and setarch may not change that")
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+RIGHT = [(kernel, "none", seed) for kernel in ("block_sum", "stage", "matmul_bf16", "collectives") for seed in "01"]
+
+
+def test_the_race_build_finds_the_missing_barrier(tmp_path):
+    run = selftest("race", tmp_path)
+    for words in RIGHT:
+        assert run(*words)[0] == 0, words
+    line = 1 + (SIMT / "selftest/block_sum.cu").read_text().splitlines().index(
+        "        if (t < half) partial[t] += partial[t + half];"
+    )
+    status, text = run("block_sum", "missing_barrier", "1")
+    assert status == 66
+    assert re.search(rf"data race(?s:.*)block_sum_kernel.*block_sum.cu:{line}\b", text), text
+
+
+def test_the_address_build_finds_what_leaves_its_array(tmp_path):
+    run = selftest("address", tmp_path)
+    for words in [*RIGHT, ("scale", "none")]:
+        assert run(*words)[0] == 0, words
+    for kernel, plant, message in (
+        ("block_sum", "overrun", r"use-after-poison(?s:.*)block_sum_kernel.*block_sum.cu:17"),
+        ("scale", "past_end", r"heap-buffer-overflow(?s:.*)scale_kernel.*scale.cu:\d+"),
+        ("block_sum", "off_by_one", r"out of bounds: index 64 of 'partial'"),
+    ):
+        status, text = run(kernel, plant)
+        assert status != 0
+        assert re.search(message, text), text
