@@ -20,6 +20,7 @@ def describe():
         ("CPU kernels", _cpu()),
         ("threads", _threads()),
         ("CUDA kernels", _cuda()),
+        ("CUDA emulator", "built" if importlib.util.find_spec("pydiff._simt") else "not built; only tests use it"),
         ("CuPy", _package("cupy", "arrays on a GPU; nothing in this version needs it")),
         ("PyTorch", _package("torch", "only for comparisons in tests and benchmarks")),
         ("diffusers", _package("diffusers", "only for comparisons in tests and benchmarks")),
