@@ -9,6 +9,7 @@ import pytest
 import pydiff
 from pydiff import backend, checkpoint
 from pydiff.data import Dataset
+from pydiff.data.pixels import to_uint8
 from pydiff.diffusion.objective import TIMESTEPS, WEIGHTS
 from pydiff.diffusion.path import SIGMA_SPACINGS, SPACINGS
 from pydiff.diffusion.prediction import PREDICTIONS
@@ -203,6 +204,18 @@ def test_self_conditioned_pictures_have_the_same_bits_alone_and_in_any_batch(eve
 def test_what_does_not_go_together(options, message):
     with pytest.raises(ValueError, match=message):
         pydiff.Options(**options).check()
+
+
+def test_adaptive_steps_keep_every_picture_with_its_label():
+    run = pydiff.train("digits", progress=False, **{**TINY, "timesteps": 50}, conditional=True)
+    run.model.conv_out.weight.data *= 20  # so that pictures differ in the steps they need
+    labels = np.array([3, 1, 4, 1, 5])
+    together = run.sample(5, sampler="adaptive", labels=labels, guidance=2.0)
+    *_, alone = run.sample_states(np.array([3]), 0, "adaptive", labels=labels[3:4], guidance=2.0)
+    assert (to_uint8(alone.x.clip(-1, 1))[0] == together[3]).all()
+    runs = [list(run.sample_states([i], 0, "adaptive", labels=[c], guidance=2.0)) for i, c in enumerate(labels)]
+    rounds = {states[-1].step for states in runs}
+    assert len(rounds) > 1
 
 
 # ---- options of sampling ---------------------------------------------------------------------------------------------
