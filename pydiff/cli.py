@@ -74,6 +74,14 @@ class Sample:
     """Class number for all pictures; left out, the classes take turns."""
     guidance: float = 1.0
     """How much more than it would by itself the model follows the class."""
+    interval: tuple[float, float] | None = None
+    """Noise levels sigma / alpha, low and high, between which guidance works; left out, all."""
+    rescale: float = 0.0
+    """How far guidance brings contrast back to what it was without, 0 to 1; 0.7 is usual."""
+    threshold: float | None = None
+    """Dynamic thresholding: share of pixels that stay as they are, e.g. 0.995; left out, plain clipping."""
+    clip: bool = True
+    """Cut every predicted clean picture to what a picture can be."""
 
     def run(self):
         import numpy as np
@@ -84,7 +92,10 @@ class Sample:
         run = load(self.run_folder)
         labels = None if self.label is None else np.full(self.n, self.label)
         choices = (self.sampler, self.steps, labels, self.guidance, self.eta)
-        images = run.sample(self.n, self.seed, *choices, spacing=self.spacing, progress=True)
+        more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
+        more |= {} if self.threshold is None else {"threshold": self.threshold}
+        more |= {} if self.clip else {"clip": None}
+        images = run.sample(self.n, self.seed, *choices, **more, progress=True)
         if self.out.suffix == ".npz":
             self.out.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(self.out, images=images)

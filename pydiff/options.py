@@ -48,8 +48,12 @@ class Options:
     """Rescale the schedule so that the last x_t is noise alone; needs prediction v, x0 or flow."""
     loss_weight: Literal[tuple(WEIGHTS)] = "simple"
     """How much each noise level counts."""
-    timestep_sampling: Literal[TIMESTEPS] = "uniform"
-    """Which t are drawn: all alike, evenly in every batch, or more of the middle."""
+    timestep_sampling: Literal[(*TIMESTEPS, "loss_aware")] = "uniform"
+    """Which t are drawn: all alike, evenly in every batch, more of the middle, or more where the loss is large."""
+    variance: Literal["fixed", "learned"] = "fixed"
+    """Also learn the variance of a step back, by the variational bound; sampler ddpm then uses it."""
+    self_conditioning: bool = False
+    """Show the network its last guess of the clean picture beside the noisy one; training takes half as long again."""
     offset_noise: float = 0.0
     """Noise that all pixels of a channel share, which teaches very dark and very bright pictures; 0.1 is usual."""
     timesteps: int = 1000
@@ -118,6 +122,13 @@ class Options:
                 f"schedule {self.schedule!r} ends in noise alone, where prediction {self.prediction!r} tells nothing "
                 "of the picture; use prediction v, x0 or flow"
             )
+        for name, used in (("self_conditioning", self.self_conditioning), ("variance", self.variance == "learned")):
+            if used and self.prediction in ("edm", "edm_v"):
+                raise ValueError(f"{name} does not go with prediction {self.prediction!r}; use eps, x0, v or flow")
+        if self.variance == "learned" and not build_process(self).schedule.sigma[0] > 0:
+            raise ValueError(
+                f"schedule {self.schedule!r} has no noise at t = 0, which a learned variance needs; use another"
+            )
         return self
 
     @classmethod
@@ -174,8 +185,8 @@ def build_unet(options, shape, classes=None):
         )
     return UNet2D(
         sample_size=height if height == width else [height, width],
-        in_channels=c,
-        out_channels=c,
+        in_channels=2 * c if options.self_conditioning else c,
+        out_channels=2 * c if options.variance == "learned" else c,
         block_out_channels=list(channels),
         layers_per_block=options.layers,
         down_block_types=["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(channels))],

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff import checkpoint
+from pydiff import checkpoint, edit
 from pydiff.data import load as load_data
 from pydiff.data.pixels import to_uint8
 from pydiff.diffusion import Process, path, samplers
 from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.diffusion.schedule import from_config as schedule_from_config
 from pydiff.models import UNet2D
+from pydiff.predict import check_sampler, predictor
 from pydiff.rundir import RunDirectory
-from pydiff.tensor import no_grad
 
 
 class Run:
@@ -23,13 +23,27 @@ class Run:
 
     model: the U-Net with averaged weights. process: its diffusion process. options: dict of the training options.
     classes: names of the classes of a conditional model, else None. step: training steps done.
-    directory: the run's Path, or None. data_name: what it was trained on.
+    directory: the run's Path, or None. data_name: what it was trained on. variance ("fixed" or "learned") and
+    self_conditioning: what the model's channels are for besides pictures, see Options.
     """
 
     def __init__(
-        self, model, process, options, *, classes=None, data_name="", step=0, directory=None, dataset=None, log=()
+        self,
+        model,
+        process,
+        options,
+        *,
+        classes=None,
+        data_name="",
+        step=0,
+        directory=None,
+        dataset=None,
+        log=(),
+        variance="fixed",
+        self_conditioning=False,
     ):
         self.model, self.process, self.options, self.classes = model, process, options, classes
+        self.variance, self.self_conditioning = variance, self_conditioning
         self.data_name, self.step, self.directory = data_name, step, directory
         self._dataset, self._log = dataset, list(log)
 
@@ -47,6 +61,8 @@ class Run:
             directory=None if directory is None else directory.path,
             dataset=trainer.dataset,
             log=() if directory is None else directory.read_log(),
+            variance=trainer.options.variance,
+            self_conditioning=trainer.options.self_conditioning,
         )
 
     def record(self, state, images_per_second):
@@ -71,7 +87,7 @@ class Run:
         """(H, W, C) of a picture."""
         size = self.model.config["sample_size"]
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        return height, width, self.model.config["in_channels"]
+        return height, width, self.model.config["in_channels"] // (2 if self.self_conditioning else 1)
 
     @property
     def parameters(self):
@@ -99,8 +115,11 @@ class Run:
         eta=0.0,
         *,
         spacing="trailing",
+        interval=None,
+        rescale=0.0,
         batch_size=64,
         progress=False,
+        **options,
     ):
         """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
 
@@ -108,42 +127,81 @@ class Run:
         noise levels to visit, spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential").
         eta: fresh noise in ddim and dpm2, 0 to 1.
         labels: class numbers (n,), for a conditional model; left out, the classes take turns. guidance: how much more
-        than the network says to follow the class (Ho & Salimans 2022), 1 for plain. progress: show a bar.
+        than the network says to follow the class (Ho & Salimans 2022), 1 for plain; interval: (low, high), noise levels
+        sigma / alpha where that is done; rescale: 0 to 1, how far contrast is brought back. progress: show a bar.
+        Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
         """
         from tqdm import tqdm
 
         if n < 1 or batch_size < 1:
             raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
-        labels = self._labels(labels, np.arange(n))
+        labels = self.checked_labels(labels, np.arange(n))
+        more = {"spacing": spacing, "interval": interval, "rescale": rescale} | options
         parts = []
         with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:
             for first in range(0, n, batch_size):
                 numbers = np.arange(first, min(first + batch_size, n))
                 part = None if labels is None else labels[numbers]
-                for state in self.sample_states(numbers, seed, sampler, steps, part, guidance, eta, spacing):
+                for state in self.sample_states(numbers, seed, sampler, steps, part, guidance, eta, **more):
                     x = state.x
                     bar.update(len(numbers))
                 parts.append(to_uint8(x.clip(-1, 1)))
         return np.concatenate(parts)
 
     def sample_states(
-        self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0, spacing="trailing"
+        self,
+        n=16,
+        seed=0,
+        sampler="ddim",
+        steps=50,
+        labels=None,
+        guidance=1.0,
+        eta=0.0,
+        spacing="trailing",
+        interval=None,
+        rescale=0.0,
+        **options,
     ):
         """The reverse process as a generator of SamplerState, one a step. n: number of pictures, or their numbers."""
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
+        check_sampler(self, sampler, options, interval, rescale)
         if eta and sampler not in ("ddim", "dpm2"):
             raise ValueError(f"eta {eta} is for ddim and dpm2, and the sampler is {sampler!r}; leave eta out")
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
         way = path(self.process.schedule, steps, spacing)
-        predict = self._predictor(self._labels(labels, numbers), guidance)
+        if sampler == "ddpm" and self.variance == "learned":
+            options = {"variance": "learned_range"} | options
+        learned = options.get("variance") == "learned_range"
+        labels = self.checked_labels(labels, numbers)
+        if labels is None and guidance != 1:
+            raise ValueError("guidance needs a model with classes (train with conditional=True)")
+        predict, guidance = predictor(self, labels, guidance, interval, rescale, learned)
         x = samplers.initial_noise(self.shape, seed, numbers)
         scale = samplers.start_scale(way)
         x = x if scale == 1.0 else x * x.dtype.type(scale)
-        arguments = {"seed": seed, "sample": numbers, "guidance": guidance} | ({"eta": eta} if eta else {})
+        arguments = {"seed": seed, "sample": numbers, "guidance": guidance} | ({"eta": eta} if eta else {}) | options
         return SAMPLERS[sampler](predict, x, self.process, way, **arguments)
 
-    def _labels(self, labels, numbers):
+    def inpaint(self, images, mask, **options):
+        """Draws anew where mask is 1, keeps the pictures where it is 0: (N, H, W, C) uint8. See `edit.inpaint`."""
+        return edit.inpaint(self, images, mask, **options)
+
+    def image_to_image(self, images, strength=0.5, **options):
+        """Draws pictures anew from some way to noise: (N, H, W, C) uint8. See `edit.image_to_image`."""
+        return edit.image_to_image(self, images, strength, **options)
+
+    def variations(self, images, strength=0.3, **options):
+        """Pictures like these: (N, H, W, C) uint8. See `edit.variations`."""
+        return edit.variations(self, images, strength, **options)
+
+    def interpolate(self, seed_a, seed_b, shares, **options):
+        """Pictures between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`."""
+        return edit.interpolate(self, seed_a, seed_b, shares, **options)
+
+    def unlabelled(self, n):
+        """Labels (n,) that say "class withheld"; None for a model without classes."""
+        return None if self.classes is None else np.full(n, len(self.classes))
+
+    def checked_labels(self, labels, numbers):
         """Class numbers for these pictures, checked; None for a model without classes."""
         if self.classes is None:
             if labels is not None:
@@ -155,17 +213,6 @@ class Run:
             raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels!r}")
         return labels
 
-    def _predictor(self, labels, guidance):
-        """(x, t) -> the network's output, or (conditional, unconditional) where guidance needs both."""
-        if labels is None:
-            if guidance != 1:
-                raise ValueError("guidance needs a model with classes (train with conditional=True)")
-            return no_grad()(lambda x, t: self.model(x, t).data)
-        if guidance == 1:
-            return no_grad()(lambda x, t: self.model(x, t, labels).data)
-        withheld = np.full_like(labels, len(self.classes))
-        return no_grad()(lambda x, t: (self.model(x, t, labels).data, self.model(x, t, withheld).data))
-
     def save(self, directory):
         """Writes the model as a folder that pydiff.load and diffusers' UNet2DModel.from_pretrained open."""
         extra = {
@@ -175,6 +222,8 @@ class Run:
             "step": self.step,
             "schedule": self.process.schedule.to_config(),
             "prediction": self.process.prediction,
+            "variance": self.variance,
+            "self_conditioning": self.self_conditioning,
         }
         checkpoint.save_model(directory, self.model.config, self.model.state_dict(), extra)
 
@@ -215,6 +264,7 @@ def load(directory):
             "step": 0,
             "schedule": {"name": "linear", "T": 1000},
             "prediction": "eps",
+            "variance": "learned" if config["out_channels"] == 2 * config["in_channels"] else "fixed",
         }
     run = Run(
         model,
@@ -224,6 +274,8 @@ def load(directory):
         data_name=extra["data"],
         step=extra["step"],
         directory=directory if folder != directory else None,
+        variance=extra.get("variance", "fixed"),
+        self_conditioning=extra.get("self_conditioning", False),
     )
     if run.directory is not None:
         run._log = RunDirectory(directory).read_log()

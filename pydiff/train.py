@@ -17,12 +17,13 @@ import numpy as np
 from pydiff import backend, nn, ops, optim, random
 from pydiff.data import load
 from pydiff.data.order import batch_indices, flip
-from pydiff.diffusion.objective import draw_timesteps, loss_weight
+from pydiff.diffusion.objective import LossAware, conditioned, draw_timesteps, example_losses, loss_weight
 from pydiff.options import Options, build_process, build_unet
 from pydiff.run import Run
 from pydiff.rundir import RunDirectory
 
 GIVE_UP_AFTER = 50  # non-finite steps in a row
+VLB = 0.001  # share of the variational bound, where the variance is learned (Nichol and Dhariwal 2021, section 3.1)
 
 
 class StepState(NamedTuple):
@@ -54,6 +55,7 @@ class Trainer:
         self.classes = len(dataset.classes) if options.conditional else None
         self.model = build_unet(options, dataset.shape, self.classes)
         self.optimizer = optim.AdamW(self.model, weight_decay=options.weight_decay)
+        self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
         self.step = 0
 
     def ema_model(self):
@@ -65,12 +67,17 @@ class Trainer:
 
     def arrays(self):
         """Everything that changes in training, for a checkpoint."""
-        return {"optimizer": {name: getattr(self.optimizer, name) for name in ("p", "m", "v", "ema")}}
+        arrays = {"optimizer": {name: getattr(self.optimizer, name) for name in ("p", "m", "v", "ema")}}
+        if self.history is not None:
+            arrays["timesteps"] = {name: getattr(self.history, name) for name in ("losses", "seen")}
+        return arrays
 
     def restore(self, arrays, step):
         """Continues from what `arrays` gave after that step."""
-        for name, target in self.arrays()["optimizer"].items():
-            source = arrays["optimizer"][name]
+        for group, name, target in [(g, *item) for g, part in self.arrays().items() for item in part.items()]:
+            if name not in arrays.get(group, {}):
+                raise ValueError(f"the checkpoint has no {group} {name}, which these options need; train anew")
+            source = arrays[group][name]
             if source.shape != target.shape or source.dtype != target.dtype:
                 raise ValueError(
                     f"the checkpoint's {name} is {source.dtype} {source.shape}, expected {target.dtype} {target.shape}"
@@ -86,7 +93,10 @@ def batch(trainer, step):
     chosen = batch_indices(len(data), options.batch_size, step - 1, seed)
     x0 = data.normalized(chosen)
     x0 = flip(x0, step, seed) if options.flip else x0
-    t = draw_timesteps(options.timestep_sampling, trainer.process.schedule, seed, step, options.batch_size)
+    if trainer.history is not None:
+        t, _ = trainer.history.draw(seed, step, options.batch_size)
+    else:
+        t = draw_timesteps(options.timestep_sampling, trainer.process.schedule, seed, step, options.batch_size)
     labels = None
     if options.conditional:
         withheld = random.uniform(random.key(seed, random.CONDITION, n, step)) < options.label_drop
@@ -110,7 +120,7 @@ def training_steps(trainer):
             nn.training(options.seed, step, noise.sample),
             np.errstate(over="ignore", invalid="ignore", divide="ignore"),
         ):
-            loss = loss_of(trainer, x0, t, noise, labels)
+            loss, losses = loss_of(trainer, x0, t, noise, labels)
             lr, bad, norm = learning_rate(step, options), None, math.nan
             if not math.isfinite(loss.item()):
                 bad = f"the loss is {loss.item()}; {first_bad_module(trainer, x0, t, noise, labels)}"
@@ -121,6 +131,8 @@ def training_steps(trainer):
                     bad = f"the gradient of {optimizer.first_bad_gradient()} is not finite"
         if bad is None:
             optimizer.step(step, lr, optim.ema_decay(step, options.ema), options.clip, norm)
+            if losses is not None:
+                trainer.history.update(t, losses)
         bad_in_a_row = bad_in_a_row + 1 if bad else 0
         if bad_in_a_row == GIVE_UP_AFTER:
             raise RuntimeError(
@@ -131,10 +143,18 @@ def training_steps(trainer):
 
 
 def loss_of(trainer, x0, t, noise, labels):
-    """What one step minimises."""
-    options = trainer.options
+    """What one step minimises, and the losses (B,) of its examples if the draw of t goes by them, else None."""
+    options, model, history = trainer.options, trainer.model, trainer.history
     weights = None if options.loss_weight == "simple" else loss_weight(options.loss_weight, trainer.process, t)
-    return trainer.process.loss(trainer.model, x0, t, noise, labels, weights, options.offset_noise)
+    if options.self_conditioning:
+        model = conditioned(model, trainer.process, options.seed, trainer.step + 1)
+    arguments = (model, x0, t, noise, labels, weights, options.offset_noise)
+    if options.variance == "fixed" and history is None:
+        return trainer.process.loss(*arguments), None
+    losses = example_losses(trainer.process, *arguments, vlb=VLB if options.variance == "learned" else None)
+    if history is None:
+        return losses.mean(), None
+    return (losses * history.weights(t).astype(x0.dtype)).mean(), losses.data
 
 
 def learning_rate(step, options):

@@ -139,3 +139,29 @@ def test_an_unfinished_or_damaged_model_is_refused(run_folder, tmp_path):
     (damaged / "diffusion_pytorch_model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     with pytest.raises(pydiff.CheckpointError, match="damaged"):
         pydiff.load(damaged)
+
+
+def test_guidance_options_reach_the_sampler(tmp_path):
+    run = pydiff.train("digits", steps=2, channels=(8,), groups=4, conditional=True, progress=False)
+    run.model.conv_out.weight.data *= 30
+    run.save(tmp_path / "model")
+    flags = ["--guidance", 3, "--interval", 0.1, 2, "--rescale", 0.7, "--threshold", 0.9]
+    done = pydiff_command("sample", tmp_path / "model", "-n", 2, "--steps", 4, *flags, "--out", tmp_path / "a.npz")
+    assert done.returncode == 0, done.stderr
+    expected = run.sample(2, steps=4, guidance=3.0, interval=(0.1, 2.0), rescale=0.7, threshold=0.9)
+    with np.load(tmp_path / "a.npz") as file:
+        assert np.array_equal(file["images"], expected)
+    assert (expected != run.sample(2, steps=4, guidance=3.0)).any()
+    done = pydiff_command("sample", tmp_path / "model", "-n", 2, "--steps", 4, "--no-clip", "--out", tmp_path / "b.npz")
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "b.npz") as file:
+        assert np.array_equal(file["images"], run.sample(2, steps=4, clip=None))
+
+
+def test_train_takes_the_objectives(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--variance", "learned", "--self-conditioning", "--timestep-sampling", "loss_aware"]
+    done = pydiff_command("train", "digits", "--steps", 2, *TINY, *flags, "--out", out)
+    assert done.returncode == 0, done.stderr
+    run = pydiff.load(out)
+    assert (run.variance, run.self_conditioning, run.options["timestep_sampling"]) == ("learned", True, "loss_aware")

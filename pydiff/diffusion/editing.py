@@ -14,7 +14,7 @@ from pydiff import ops, random
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import SamplerState, ddim, ddim_inversion, ddpm_step
-from pydiff.diffusion.samplers.walk import Stage, walk
+from pydiff.diffusion.samplers.walk import Stage, start_scale, walk
 
 RESAMPLED = 1 << 28  # counters of the noise that goes back up start here, away from those of the steps
 
@@ -88,6 +88,7 @@ def inpaint(
     n, steps = len(pictures), len(path.t)
     mask = np.broadcast_to(np.asarray(mask, pictures.dtype), pictures.shape)
     x = random.normal(random.key(seed, random.SAMPLE, numbers), pictures.shape[1:], pictures.dtype)
+    x = x * x.dtype.type(start_scale(path))
     for i, t in enumerate(path.t.tolist()):
         (alpha, alpha_s), (sigma, sigma_s) = (v[i : i + 2].tolist() for v in (path.alpha, path.sigma))
         a, b, std = ddpm_step(alpha, sigma, alpha_s, sigma_s, variance)

@@ -63,14 +63,28 @@ def hybrid_loss(process, model, x0, t, key, labels=None, vlb: float = 0.001) -> 
     variance (eq. 15). As there, the bound teaches the variance alone: x0-hat counts as a constant in it.
     x0: array (N, ..., C); t (N,) integers. L_vlb, a sum over all T, is estimated from the t at hand.
     """
+    return example_losses(process, model, x0, t, key, labels, vlb=vlb).mean()
+
+
+def example_losses(
+    process, model, x0, t, key, labels=None, weights=None, offset: float = 0.0, vlb: float | None = None
+) -> Tensor:
+    """`Process.loss`, or `hybrid_loss` if vlb is a number, for each example by itself: (N,)."""
     x_t, eps = process.q_sample(x0, t, key)
+    if offset:
+        x_t, eps = offset_noise(x_t, eps, process.schedule.at(t)[1], key, offset)
     seen = process.network_input(x_t, t)
     answer = model(Tensor(seen[0]), seen[1], *(() if labels is None else (labels,)))
-    channels = x0.shape[-1]
-    f, v = answer[..., :channels], answer[..., channels:]
-    simple = ops.mean_squared_error(f, process.target(x0, eps, t))
-    bits = variational_bits(process, x0, x_t, t, process.to_x0(x_t, f.data, t), v)
-    return simple + bits.mean() * (vlb * process.schedule.T)
+    channels, axes = x0.shape[-1], tuple(range(1, x0.ndim))
+    f = answer if vlb is None else answer[..., :channels]
+    difference = f - process.target(x0, eps, t)
+    losses = (difference * difference).mean(axis=axes)
+    if weights is not None:
+        losses = losses * np.asarray(weights, x0.dtype)
+    if vlb is None:
+        return losses
+    bits = variational_bits(process, x0, x_t, t, process.to_x0(x_t, f.data, t), answer[..., channels:])
+    return losses + bits * (vlb * process.schedule.T)
 
 
 def variational_bits(process, x0, x_t, t, x0_hat, v: Tensor) -> Tensor:
@@ -160,7 +174,11 @@ class LossAware:
         p = self.probabilities()
         u = random.uniform(random.key(seed, random.TIMESTEP, np.arange(n), step), dtype=np.float64)
         t = np.minimum(np.searchsorted(np.cumsum(p), u, side="right"), self.T - 1)
-        return t, 1.0 / (self.T * p[t])
+        return t, self.weights(t)
+
+    def weights(self, t) -> np.ndarray:
+        """1 / (T p_t), (N,), for t (N,) drawn since the last update."""
+        return 1.0 / (self.T * self.probabilities()[t])
 
     def update(self, t, losses):
         """Takes note of the losses (N,), unweighted, at t (N,)."""
@@ -187,20 +205,31 @@ def self_conditioned(model, process, x_t, t, seed: int, step: int, share: float 
     """The input of a self-conditioned network in training: x_t beside x0-hat or zeros, (N, ..., 2 C).
 
     Chen et al. 2023, "Analog bits", section 3.2: for a `share` of the examples the network is first asked with zeros,
-    and its x0-hat, as a constant, then is part of the input. model: (Tensor (N, ..., 2 C), t) -> Tensor (N, ..., C).
+    and its x0-hat, as a constant, then is part of the input. model: (Tensor (N, ..., 2 C), t) -> Tensor (N, ..., C);
+    further channels, a learned variance, are left aside.
     """
     zeros = np.zeros_like(x_t)
     with no_grad():
-        f = model(Tensor(np.concatenate([x_t, zeros], axis=-1)), t).data
-    asked = random.uniform(random.key(seed, random.CONDITION, np.arange(len(x_t)), step)) < share
+        f = model(Tensor(np.concatenate([x_t, zeros], axis=-1)), t).data[..., : x_t.shape[-1]]
+    asked = random.uniform(random.key(seed, random.SELF_CONDITION, np.arange(len(x_t)), step)) < share
     return np.concatenate([x_t, _column(asked, x_t) * process.to_x0(x_t, f, t)], axis=-1)
+
+
+def conditioned(model, process, seed: int, step: int):
+    """A self-conditioned network as the losses want it in training: (Tensor x_t, t, ...) -> Tensor."""
+
+    def asked(x_t, t, *labels):
+        given = self_conditioned(lambda x, t: model(x, t, *labels), process, x_t.data, t, seed, step)
+        return model(Tensor(given), t, *labels)
+
+    return asked
 
 
 class SelfConditioned:
     """A self-conditioned network for one run of a sampler: hands every x0-hat to the next evaluation.
 
-    model: (x beside x0-hat (N, ..., 2 C), t (N,)) -> f (N, ..., C), arrays. Make a new one for every run. x0-hat is
-    cut to `clip`, or left alone if that is None.
+    model: (x beside x0-hat (N, ..., 2 C), t (N,)) -> f (N, ..., C), arrays; with a learned variance, f in the first C
+    channels. Make a new one for every run. x0-hat is cut to `clip`, or left alone if that is None.
     """
 
     def __init__(self, model, process, clip=(-1.0, 1.0)):
@@ -209,7 +238,7 @@ class SelfConditioned:
     def __call__(self, x, t):
         x0 = np.zeros_like(x) if self.x0 is None else self.x0
         f = self.model(np.concatenate([x, x0], axis=-1), t)
-        x0 = self.process.to_x0(x, f, t)
+        x0 = self.process.to_x0(x, f[..., : x.shape[-1]], t)
         self.x0 = x0 if self.clip is None else np.clip(x0, *self.clip)
         return f
 

@@ -10,6 +10,7 @@ All take (model, x, process, path), options of their own, and the keywords of `w
 (counted from 1) is a pure function of (seed, sample, i): a picture is the same alone and in any batch.
 """
 
+import functools
 from collections.abc import Callable
 
 from pydiff.diffusion.samplers.adaptive_steps import adaptive
@@ -33,7 +34,7 @@ SAMPLERS: dict[str, Callable] = {
     "deis": deis,
     "dpm_solver": dpm_solver,
     "dpm_solver_singlestep": dpm_solver_singlestep,
-    "dpm_solver_sde": lambda *arguments, **more: dpm_solver(*arguments, kind="data sde", **more),
+    "dpm_solver_sde": functools.partial(dpm_solver, kind="data sde"),
     "unipc": unipc,
     "flow_euler": flow_euler,
     "flow_heun": flow_heun,

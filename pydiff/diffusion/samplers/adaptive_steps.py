@@ -58,9 +58,9 @@ def adaptive(
         h[going] = np.minimum(h[going], goal - lam[going])
         begin = [_level(process, lam[n], size) for n in going]
         target = [_level(process, min(lam[n] + h[n], goal), size) for n in going]
-        x0[going], eps[going] = ask(x[going], begin)
+        x0[going], eps[going] = ask(x[going], begin, going, len(x))
         guess = _combined(x[going], [x0[going]], begin, target, h[going], order=1)
-        later, _ = ask(guess, target)
+        later, _ = ask(guess, target, going, len(x))
         better = _combined(x[going], [x0[going], later], begin, target, h[going], order=2)
         allowed = np.maximum(atol, rtol * np.maximum(np.abs(guess), np.abs(x[going])))
         error = np.sqrt((((better - guess) / allowed) ** 2).reshape(len(going), -1).mean(1))
@@ -73,22 +73,28 @@ def adaptive(
         done = not (lam < goal).any()
         yield SamplerState(rounds, rounds if done and not clean else 0, begin[0][0], x.copy(), x0.copy(), eps.copy())
     if clean:
-        x0, eps = ask(x, [_level(process, goal, size)] * len(x))
+        x0, eps = ask(x, [_level(process, goal, size)] * len(x), np.arange(len(x)), len(x))
         yield SamplerState(rounds + 1, rounds + 1, _level(process, goal, size)[0], float(path.alpha[-1]) * x0, x0, eps)
 
 
 class _Network:
-    """x0-hat and eps-hat of pictures that each are at a level (t, alpha, sigma) of their own."""
+    """x0-hat and eps-hat of pictures that each are at a level (t, alpha, sigma) of their own.
+
+    The network is always asked about all pictures, for it may have a label for each; `going` says which are meant.
+    """
 
     def __init__(self, model, process, clip, guidance):
         self.model, self.process, self.guidance = model, process, guidance
         self.low, self.high = (-math.inf, math.inf) if clip is None else clip
 
-    def __call__(self, x, levels):
+    def __call__(self, x, levels, going, total):
         t, alpha, sigma = (np.array(column) for column in zip(*levels, strict=True))
         scale = _column(self.process.scale(alpha, sigma), x)
-        f = self.model(x * scale, self.process.network_time(t, alpha, sigma))
-        f, f_uncond = f if isinstance(f, tuple) else (f, None)
+        told = np.asarray(self.process.network_time(t, alpha, sigma))
+        seen, times = np.zeros((total, *x.shape[1:]), x.dtype), np.full(total, told[0])
+        seen[going], times[going] = x * scale, told
+        f = self.model(seen, times)
+        f, f_uncond = (answer[going] for answer in f) if isinstance(f, tuple) else (f[going], None)
         x0 = np.empty_like(x)
         for n in range(len(x)):
             u, v = map(float, self.process.x0_coefficients(alpha[n], sigma[n]))

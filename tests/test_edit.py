@@ -1,0 +1,116 @@
+"""Editing for users: pictures in, pictures out, the same alone and in a batch, and one sentence for what cannot be."""
+
+import numpy as np
+import pytest
+
+import pydiff
+from pydiff import backend
+
+TINY = {"steps": 3, "batch_size": 8, "channels": (8,), "groups": 4, "progress": False}
+needs_kernels = pytest.mark.skipif(
+    backend.cpu is None, reason="without compiled kernels the BLAS decides the last bits"
+)
+HALF = np.arange(8)[None, :] * np.ones((8, 1)) >= 4
+EDITS = {
+    "inpaint": lambda run, images, **more: run.inpaint(images, HALF, resample=2, steps=4, **more),
+    "image_to_image": lambda run, images, **more: run.image_to_image(images, 0.6, steps=5, **more),
+    "image_to_image, ddpm": lambda run, images, **more: run.image_to_image(images, steps=5, sampler="ddpm", **more),
+    "variations": lambda run, images, **more: run.variations(images, 0.5, steps=4, **more),
+}
+
+
+@pytest.fixture(scope="module")
+def run():
+    return pydiff.train("digits", **TINY)
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    return pydiff.train("digits", conditional=True, self_conditioning=True, variance="learned", **TINY)
+
+
+@pytest.fixture(scope="module")
+def images(run):
+    return run.dataset().images[:5]
+
+
+@needs_kernels
+@pytest.mark.parametrize("model", ["run", "conditional"])
+@pytest.mark.parametrize("name", EDITS)
+def test_a_picture_is_edited_to_the_same_bits_alone_and_in_a_batch(name, model, images, request):
+    edit, run = EDITS[name], request.getfixturevalue(model)
+    together = edit(run, images, seed=2)
+    assert together.shape == images.shape
+    assert together.dtype == np.uint8
+    assert (together == edit(run, images, seed=2, batch_size=2)).all()
+    assert (together[3:4] == edit(run, images[3:4], seed=2, numbers=[3])).all()
+    assert (together != edit(run, images, seed=4)).any()
+
+
+def test_inpainting_keeps_what_the_mask_says(run, images):
+    for mask in (HALF, np.stack([HALF] * 5), np.stack([HALF] * 5)[..., None].astype(float)):
+        drawn = run.inpaint(images, mask, resample=1, steps=3)
+        assert (drawn[:, :, :4] == images[:, :, :4]).all()
+        assert (drawn[:, :, 4:] != images[:, :, 4:]).any()
+    assert (run.inpaint(images, np.zeros((8, 8)), steps=3) == images).all()
+
+
+def test_strength_says_how_much_is_kept(run, images):
+    for edit in (run.image_to_image, run.variations):
+        weak, strong = (edit(images, strength, steps=20).astype(int) for strength in (0.05, 1.0))
+        assert np.abs(weak - images).mean() < np.abs(strong - images).mean()
+
+
+def test_labels_and_guidance_count(conditional, images):
+    labels = np.arange(5)
+    edits = [{}, {"labels": labels}, {"labels": labels, "guidance": 9.0}, {"labels": labels[::-1]}]
+    conditional.model.class_embedding.weight.data *= 30
+    assert len({conditional.image_to_image(images, 1.0, steps=4, **e).tobytes() for e in edits}) == 4
+    with pytest.raises(ValueError, match="guidance needs labels"):
+        conditional.variations(images, guidance=2.0)
+
+
+@pytest.mark.parametrize("model", ["run", "conditional"])
+def test_interpolation_begins_and_ends_at_the_pictures_of_the_seeds(model, request):
+    run = request.getfixturevalue(model)
+    row = run.interpolate(3, 8, [0.0, 0.5, 1.0], steps=4)
+    assert row.shape == (3, 8, 8, 1)
+    assert np.abs(row[0].astype(int) - run.sample(1, 3, steps=4)[0]).max() <= 1  # a rounding of the noise
+    assert np.abs(row[2].astype(int) - run.sample(1, 8, steps=4)[0]).max() <= 1
+    assert (row[1] != row[0]).any()
+    assert (row[1] != row[2]).any()
+
+
+def test_a_schedule_of_another_scale(images):
+    run = pydiff.train("digits", **TINY, schedule="edm", prediction="edm")
+    for name, edit in EDITS.items():
+        if name != "variations":
+            assert edit(run, images).shape == images.shape
+    with pytest.raises(ValueError, match="cannot be asked about clean pictures"):
+        run.variations(images)
+    assert run.interpolate(0, 1, [0.5], steps=3).shape == (1, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run, x: run.image_to_image(x[:, :7]), r"expected uint8 \(N, 8, 8, 1\)"),
+        (lambda run, x: run.variations(x / 255.0), "images are float64"),
+        (lambda run, x: run.variations(x[0]), r"images are uint8 \(8, 8, 1\)"),
+        (lambda run, x: run.inpaint(x, np.zeros((7, 8))), r"mask is float64 \(7, 8\), expected"),
+        (lambda run, x: run.inpaint(x, 1), "mask is int64"),
+        (lambda run, x: run.inpaint(x, np.full((8, 8), 255)), r"mask goes from 255\.0 to 255\.0"),
+        (lambda run, x: run.inpaint(x, np.full((8, 8), np.nan)), "mask goes from nan"),
+        (lambda run, x: run.image_to_image(x, 0.0), "strength is 0"),
+        (lambda run, x: run.image_to_image(x, 1.5), "strength is 1.5"),
+        (lambda run, x: run.variations(x, -0.1), "strength is -0.1"),
+        (lambda run, x: run.image_to_image(x, sampler="best"), "sampler must be one of"),
+        (lambda run, x: run.variations(x, numbers=[1]), "5 pictures need as many numbers"),
+        (lambda run, x: run.variations(x, labels=[1] * 5), "trained without classes"),
+        (lambda run, _: run.interpolate(0, 1, [2.0]), "shares must be a list of numbers from 0 to 1"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(run, images, call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call(run, images)
+    assert "\n" not in str(error.value)
