@@ -223,10 +223,17 @@ def main(cases, description, arguments=None):
     """A bench_<op>.py script: returns its exit status."""
     p = parser(description)
     p.add_argument("--all-levels", action="store_true", help="time the C++ kernels at every instruction set")
+    p.add_argument("--rounds", type=int, metavar="N", help="undisturbed repetitions to aim at (default 15)")
+    p.add_argument("--seconds", type=float, metavar="S", help="most time for a case (default 12)")
     options = p.parse_args(arguments)
     if options.threads < 1:
         p.error(f"--threads must be at least 1, got {options.threads}")
-    report = run([cases], settings_of(options.quick, options.all_levels), options.threads)
+    settings = settings_of(options.quick, options.all_levels)
+    if options.rounds is not None:
+        settings = settings._replace(rounds=options.rounds)
+    if options.seconds is not None:
+        settings = settings._replace(seconds=options.seconds)
+    report = run([cases], settings, options.threads)
     return finish(report, options.json)
 
 
