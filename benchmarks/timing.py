@@ -8,6 +8,7 @@ twentieth of its duration is thrown away, and the median is taken over the other
 import gc
 import os
 import statistics
+import threading
 import time
 from typing import NamedTuple
 
@@ -50,15 +51,32 @@ def waiting_time():
     return total
 
 
+def running_threads():
+    """How many other threads of this process have a processor or want one; 0 if the system hides it."""
+    running, own = 0, str(threading.get_native_id())
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            try:
+                with open(f"/proc/self/task/{thread}/stat") as file:
+                    running += thread != own and file.read().rpartition(")")[2].split()[0] == "R"
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the thread ended between the two lines
+    except OSError:
+        return 0
+    return running
+
+
 def settle(limit=0.25):
-    """Returns once this process uses no processor: thread pools keep their threads looking for work for a while, and
-    the next contender shall not pay for that. Gives up after `limit` seconds."""
-    end = time.perf_counter() + limit
-    while time.perf_counter() < end:
-        before = time.process_time()
-        time.sleep(0.001)
-        if time.process_time() - before < 0.0002:
-            return
+    """Returns once no other thread of this process runs: thread pools keep theirs looking for work for a while, those
+    of OpenBLAS for 100 ms, and the next contender shall not pay for that. Gives up after `limit` seconds.
+
+    The threads' states tell, not the processor time of the process: Linux brings the time of a thread that runs on
+    another processor up to date every few milliseconds only, so a short look at it sees nothing.
+    """
+    end, quiet = time.perf_counter() + limit, 0
+    while quiet < 2 and time.perf_counter() < end:
+        quiet = 0 if running_threads() else quiet + 1
+        time.sleep(0.0005)
 
 
 def repeat(call, times):

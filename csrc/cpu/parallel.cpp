@@ -20,6 +20,8 @@
 
 #ifdef __linux__
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace pydiff {
@@ -72,15 +74,57 @@ struct Region {
     }
 };
 
+// Where sleeping workers are woken. Left alone, Linux may wake two threads on one processor while another has nothing to
+// do, and moves one of them only milliseconds later: several times as long as a region. So the caller sends every
+// sleeper to a processor that neither itself nor another worker is on, and the sleeper, once awake, may go anywhere again.
+class Placement {
+#ifdef __linux__
+public:
+    void begin() { tid_ = gettid(); }                  // by the worker, before anything else
+    void here() { processor_ = sched_getcpu(); }       // by the worker: where it is, and where it likely stays
+    int processor() const { return processor_; }
+    // By the caller, while the worker sleeps: binds it to the first processor not in `taken`, and adds that.
+    void send(cpu_set_t& taken) {
+        if (moved_ || sched_getaffinity(tid_, sizeof allowed_, &allowed_) != 0) return;
+        for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+            if (!CPU_ISSET(cpu, &allowed_) || CPU_ISSET(cpu, &taken)) continue;
+            cpu_set_t one;
+            CPU_ZERO(&one);
+            CPU_SET(cpu, &one);
+            CPU_SET(cpu, &taken);
+            moved_ = sched_setaffinity(tid_, sizeof one, &one) == 0;
+            return;
+        }
+    }
+    void release() {                                   // by the worker, awake: as it was before
+        if (moved_) sched_setaffinity(tid_, sizeof allowed_, &allowed_);
+        moved_ = false;
+    }
+
+private:
+    static pid_t gettid() { return static_cast<pid_t>(syscall(SYS_gettid)); }
+    pid_t tid_ = 0;
+    int processor_ = -1;
+    bool moved_ = false;
+    cpu_set_t allowed_;
+#else
+public:
+    void begin() {}
+    void here() {}
+    void release() {}
+#endif
+};
+
 // A region offers one seat for each worker that could help. Workers sit down, claim chunks until none are left, and
 // stand up. All of it changes under the mutex; seats_ and seated_ are atomic only so that spinning can look without it.
 class Pool {
 public:
-    explicit Pool(int threads) {
+    explicit Pool(int threads) : workers_(static_cast<size_t>(threads - 1)) {
         try {
-            for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+            for (Worker& worker : workers_) worker.thread = std::thread([this, &worker] { serve(worker); });
         } catch (const std::system_error& error) {
-            const size_t started = workers_.size() + 1;
+            size_t started = 1;
+            for (const Worker& worker : workers_) started += worker.thread.joinable();
             stop();
             throw std::runtime_error("the system allows only " + std::to_string(started) + " of " +
                                      std::to_string(threads) + " threads (" + error.what() +
@@ -94,6 +138,7 @@ public:
         const int helpers = static_cast<int>(std::min<int64_t>(static_cast<int64_t>(workers_.size()), chunks - 1));
         {
             std::lock_guard<std::mutex> lock(mutex_);
+            place_sleepers();
             region_ = &region;
             seats_ = helpers;
         }
@@ -113,11 +158,23 @@ public:
     }
 
 private:
-    void serve() {
+    struct Worker {
+        std::thread thread;
+        Placement place;
+        bool asleep = false;
+    };
+
+    void serve(Worker& worker) {
+        worker.place.begin();
         for (;;) {
             const bool offered = spin([this] { return seats_.load(std::memory_order_relaxed) > 0; });
             std::unique_lock<std::mutex> lock(mutex_);
-            if (!offered) wake_.wait(lock, [this] { return stopping_ || seats_ > 0; });
+            if (!offered) {
+                worker.asleep = true;
+                wake_.wait(lock, [this] { return stopping_ || seats_ > 0; });
+                worker.asleep = false;
+                worker.place.release();
+            }
             if (stopping_) return;
             if (seats_ == 0) continue;  // others were quicker
             Region* region = region_;
@@ -126,8 +183,22 @@ private:
             lock.unlock();
             region->work();
             lock.lock();
+            worker.place.here();
             if (--seated_ == 0) left_.notify_one();
         }
+    }
+    // Under the mutex, so that nobody falls asleep or wakes up meanwhile.
+    void place_sleepers() {
+#ifdef __linux__
+        if (std::none_of(workers_.begin(), workers_.end(), [](const Worker& w) { return w.asleep; })) return;
+        cpu_set_t taken;
+        CPU_ZERO(&taken);
+        CPU_SET(sched_getcpu(), &taken);
+        for (const Worker& w : workers_)
+            if (!w.asleep && w.place.processor() >= 0) CPU_SET(w.place.processor(), &taken);
+        for (Worker& w : workers_)
+            if (w.asleep) w.place.send(taken);
+#endif
     }
     void stop() {
         {
@@ -135,12 +206,13 @@ private:
             stopping_ = true;
         }
         wake_.notify_all();
-        for (auto& worker : workers_) worker.join();
+        for (Worker& worker : workers_)
+            if (worker.thread.joinable()) worker.thread.join();
     }
 
     std::mutex mutex_;
     std::condition_variable wake_, left_;
-    std::vector<std::thread> workers_;
+    std::vector<Worker> workers_;  // never resized: each thread keeps a reference to its own
     Region* region_ = nullptr;
     std::atomic<int> seats_{0}, seated_{0};
     bool stopping_ = false;
