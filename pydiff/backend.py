@@ -6,8 +6,12 @@ function; a None means "use the array path". Environment, read once at import:
     PYDIFF_NATIVE   auto (default): compiled kernels where they exist; require: an error without them; off: NumPy only
     PYDIFF_SIMD     baseline, avx2 or avx512: use this instruction set instead of the best one the processor has
     PYDIFF_THREADS  threads of the compiled CPU kernels (default: the processors this process may run on)
+
+A device is "cpu" (NumPy), "cuda" (CuPy and the CUDA kernels) or "simt": NumPy arrays and the same CUDA kernels, run on
+the CPU by the emulator of csrc/simt, for tests and for stepping through one (docs/simt.md).
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -46,6 +50,56 @@ def _load_cpu():
 
 
 cpu, cpu_reason = _load_cpu()
+cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
+emulator = None  # pydiff._simt, inside `use_device("simt")`
+DEVICES = ("cpu", "cuda", "simt")
+
+
+def _load(module, what):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        why = "was not built when pydiff was installed" if missing else f"could not be loaded: {error}"
+        raise RuntimeError(f"{what}, {module}, {why}") from error
+
+
+@contextlib.contextmanager
+def use_device(device):
+    """Inside, new arrays belong on this device: yields the array library, numpy or cupy.
+
+    RuntimeError, in one sentence, if the device cannot be used here; ValueError for an unknown name.
+    """
+    global cuda, emulator
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    before = emulator
+    if device == "cuda":
+        xp = _cupy()
+        cuda = cuda or _load("pydiff._cuda", "the module of CUDA kernels")
+    else:
+        xp, emulator = np, _load("pydiff._simt", "the emulator of CUDA kernels") if device == "simt" else None
+    try:
+        yield xp
+    finally:
+        emulator = before
+
+
+def _cupy():
+    """CuPy, once it is known to work: importing it succeeds on machines without a driver."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(
+            f"device cuda needs CuPy, which could not be imported ({error}); pip install 'pydiff[cuda13]'"
+        ) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # whatever CuPy raises without a driver
+        raise RuntimeError(f"device cuda needs a GPU with a driver, and CuPy finds none: {error}") from error
+    if count < 1:
+        raise RuntimeError("device cuda needs a GPU, and CuPy finds none")
+    return cupy
 
 
 def array_module(*arrays):
@@ -59,11 +113,13 @@ def array_module(*arrays):
 def native(x, name):
     """The compiled function `name` (`csrc/cpu/kernels.h` lists them) that serves arrays like x, or None: array path.
 
-    x: ndarray. The CPU kernels are float32; other dtypes and devices take the array path.
+    x: ndarray. The CPU kernels are float32, the CUDA kernels float32 and bfloat16; the rest takes the array path.
     """
-    if cpu is not None and type(x) is np.ndarray and x.dtype == np.float32:
-        return getattr(cpu, name)
-    return None
+    if type(x) is np.ndarray:
+        if emulator is not None:
+            return getattr(emulator, name) if x.dtype.name in ("float32", "bfloat16") else None
+        return getattr(cpu, name) if cpu is not None and x.dtype == np.float32 else None
+    return getattr(cuda, name) if cuda is not None and x.dtype.name in ("float32", "bfloat16") else None
 
 
 def empty(like, shape):

@@ -65,27 +65,18 @@ class AdamW:
                 p.grad_buffer[...] = 0
         return self.g
 
-    def step(self, step, lr, ema_decay=0.999, clip=None, norm=None):
-        """One update with the gathered gradient; returns its global norm before clipping.
+    def step(self, step, lr, ema_decay=0.999, clip=None, norm2=None):
+        """One update with the gathered gradient; returns the square of its global norm before clipping, an array (1,).
 
         step: 1 for the first. clip: largest norm allowed, None for any (Pascanu et al. 2013, algorithm 1).
-        norm: the gradient's norm if already known.
+        norm2: `ops.squared_norm` of the gradient if already known. A gradient that is not finite changes nothing.
         """
-        norm = ops.global_norm(self.gather()) if norm is None else norm
-        scale = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-        ops.adamw(
-            self.p,
-            self.g,
-            self.m,
-            self.v,
-            self.ema,
-            step=step,
-            lr=lr,
-            grad_scale=scale,
-            ema_decay=ema_decay,
-            **self.hyper,
-        )
-        return norm
+        if step < 1:
+            raise ValueError(f"the first optimiser step is 1, got {step}")
+        norm2 = ops.squared_norm(self.gather()) if norm2 is None else norm2
+        schedule = array_module(self.p).asarray([lr, step, ema_decay, clip or 0.0], "float64")
+        ops.adamw(self.p, self.g, self.m, self.v, self.ema, schedule, norm2, **self.hyper)
+        return norm2
 
     def first_bad_gradient(self):
         """Name of the first parameter, from the input side, whose gradient is not all finite; None if all are."""

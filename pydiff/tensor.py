@@ -41,7 +41,7 @@ def no_grad():
 class Tensor:
     """An array that can be differentiated.
 
-    data: float32 or float64 ndarray (NumPy or CuPy) of any shape; Python numbers and lists become float32, integer
+    data: float32, float64 or, for the CUDA kernels, bfloat16 ndarray (NumPy or CuPy) of any shape; Python numbers and lists become float32, integer
     arrays are kept as they are but cannot want a gradient. The array is shared, not copied.
     grad: None, or after `backward` an array of the same shape, for tensors made with requires_grad=True.
     """
@@ -57,9 +57,10 @@ class Tensor:
             data = data.astype(np.float32) if data.dtype.kind in "fi" else data
         if isinstance(data, np.generic):
             data = np.asarray(data)
-        if data.dtype.kind not in "fiub":
+        kind = "f" if data.dtype.name == "bfloat16" else data.dtype.kind  # which ml_dtypes calls V, as of unknown kind
+        if kind not in "fiub":
             raise TypeError(f"a Tensor holds real numbers, got dtype {data.dtype}")
-        if requires_grad and data.dtype.kind != "f":
+        if requires_grad and kind != "f":
             raise TypeError(f"only floating-point tensors can require a gradient, got dtype {data.dtype}")
         self.data = data
         self.grad = None

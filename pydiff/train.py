@@ -126,11 +126,12 @@ def training_steps(trainer):
                 bad = f"the loss is {loss.item()}; {first_bad_module(trainer, x0, t, noise, labels)}"
             else:
                 loss.backward()
-                norm = ops.global_norm(optimizer.gather())
+                norm2 = ops.squared_norm(optimizer.gather())
+                norm = math.sqrt(norm2.item())
                 if not math.isfinite(norm):
                     bad = f"the gradient of {optimizer.first_bad_gradient()} is not finite"
         if bad is None:
-            optimizer.step(step, lr, optim.ema_decay(step, options.ema), options.clip, norm)
+            optimizer.step(step, lr, optim.ema_decay(step, options.ema), options.clip, norm2)
             if losses is not None:
                 trainer.history.update(t, losses)
         bad_in_a_row = bad_in_a_row + 1 if bad else 0

@@ -1,6 +1,8 @@
 """How results are compared: NaN never passes, kernels are judged against plain code in the same precision, and
 gradients against finite differences of the float64 reference along a random direction with a random cotangent."""
 
+import importlib
+
 import numpy as np
 
 from pydiff import backend
@@ -71,20 +73,36 @@ class array_path:
     """Inside, no compiled kernels are used: the array path in the arrays' own precision."""
 
     def __enter__(self):
-        self.before, backend.cpu = backend.cpu, None
+        self.before = backend.cpu, backend.emulator
+        backend.cpu = backend.emulator = None
 
     def __exit__(self, *_):
-        backend.cpu = self.before
+        backend.cpu, backend.emulator = self.before
 
 
-def check_kernel(op, arrays, rng, factor=3.0, floor=2e-6):
-    """Compiled float32 forward and backward, judged against the array path in float32, with float64 as the truth."""
-    cotangent = rng.standard_normal(op(*map(Tensor, arrays)).shape)
-    exact = gradients(op, [a.astype(np.float64) for a in arrays], cotangent)
-    single = [a.astype(np.float32) for a in arrays]
+def check_kernel(op, arrays, rng, factor=3.0, floor=2e-6, half=()):
+    """Compiled forward and backward, judged against the array path in float32, with float64 as the truth.
+
+    half: which of the arrays are bfloat16; if any are, the output is. The plain code's results are then rounded as a
+    bfloat16 kernel has to round them. Emulated kernels run their threads in an order drawn from rng.
+    """
+    if backend.emulator is not None:
+        backend.emulator.set_seed(int(rng.integers(2**32)))
+    types = [bfloat16() if i in half else np.float32 for i in range(len(arrays))]
+    arrays = [a.astype(t).astype(np.float64) for a, t in zip(arrays, types, strict=True)]
     with array_path():
-        naive = gradients(op, single, cotangent)
-    got = gradients(op, single, cotangent)
+        cotangent = rng.standard_normal(op(*map(Tensor, arrays)).shape)
+        out_type = bfloat16() if half else np.float32
+        cotangent = cotangent.astype(out_type).astype(np.float64)
+        exact = gradients(op, arrays, cotangent)
+        naive = gradients(op, [a.astype(np.float32) for a in arrays], cotangent)
+    got = gradients(op, [a.astype(t) for a, t in zip(arrays, types, strict=True)], cotangent)
     for i, (g, n, e) in enumerate(zip(got, naive, exact, strict=True)):
-        assert g.dtype == np.float32
-        assert_no_worse(g, n, e, factor, floor, what="output" if i == 0 else f"gradient of argument {i - 1}")
+        assert g.dtype in ((np.float32, out_type) if i else (out_type,))
+        what = "output" if i == 0 else f"gradient of argument {i - 1}"
+        assert_no_worse(g.astype(np.float64), n.astype(g.dtype).astype(np.float64), e, factor, floor, what=what)
+
+
+def bfloat16():
+    """NumPy's dtype of that name, which only CUDA kernels take."""
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16)

@@ -37,3 +37,29 @@ def simd(request, monkeypatch):
     """Runs a test once for every instruction set this machine supports."""
     monkeypatch.setattr(backend, "cpu", importlib.import_module(backend.LEVELS[request.param]))
     return request.param
+
+
+@pytest.fixture(params=[*LEVELS, "simt"])
+def kernels(request, monkeypatch):
+    """Runs a test once for every instruction set this machine supports, and once with the CUDA kernels, emulated."""
+    if request.param != "simt":
+        monkeypatch.setattr(backend, "cpu", importlib.import_module(backend.LEVELS[request.param]))
+        yield request.param
+        return
+    pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
+    with backend.use_device("simt"):
+        yield "simt"
+
+
+@pytest.fixture
+def simt():
+    """The emulator's module, in use."""
+    pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
+    with backend.use_device("simt"):
+        yield backend.emulator
+
+
+@pytest.fixture
+def bfloat16(simt):
+    """The dtype, with the emulator in use: only CUDA kernels take it."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)

@@ -7,12 +7,14 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
 
+#include "../checks.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "simd.h"
@@ -21,14 +23,6 @@ namespace py = pybind11;
 using namespace pydiff;
 
 namespace {
-
-using Shape = std::vector<int64_t>;
-
-std::string text(const Shape& shape) {
-    std::string s = "(";
-    for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
-    return s + (shape.size() == 1 ? ",)" : ")");
-}
 
 // An array argument after its checks: dtype, rank and shape, alignment, memory order, and writability of outputs.
 // A -1 in the expected shape matches any size. Overlap of outputs with inputs is the caller's contract (ops/ allocates).
@@ -44,10 +38,7 @@ public:
             throw py::type_error(std::string(name) + " must have dtype " + std::string(py::str(py::dtype::of<T>())) +
                                  " in native byte order, got " + std::string(py::str(array.dtype())));
         shape_.assign(array.shape(), array.shape() + array.ndim());
-        bool fits = shape_.size() == expected.size();
-        for (size_t i = 0; fits && i < shape_.size(); ++i) fits = expected[i] < 0 || shape_[i] == expected[i];
-        if (!fits)
-            throw py::value_error(std::string(name) + " must have shape " + text(expected) + ", got " + text(shape_));
+        check_shape(name, shape_, expected);
         for (py::ssize_t i = 0; i < array.ndim(); ++i) strides_.push_back(array.strides(i) / static_cast<int64_t>(sizeof(T)));
         if (reinterpret_cast<uintptr_t>(array.data()) % alignof(T) != 0)
             throw py::value_error(std::string(name) + " is not aligned to its element size");
@@ -61,6 +52,7 @@ public:
     int64_t size(size_t axis) const { return shape_[axis]; }
     int64_t stride(size_t axis) const { return strides_[axis]; }
     const Shape& shape() const { return shape_; }
+    const Shape& strides() const { return strides_; }  // in elements
 
 private:
     static bool contiguous_rows(const py::array& array) {
@@ -89,30 +81,7 @@ float* optional_output(const py::object& o, const char* name, const Shape& s) {
     return o.is_none() ? nullptr : output(o, name, s).out();
 }
 
-int64_t positive(int64_t value, const char* name) {
-    if (value < 1) throw py::value_error(std::string(name) + " must be at least 1, got " + std::to_string(value));
-    return value;
-}
-
 // ---------------------------------------------------------------- conv2d
-
-Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, std::pair<int64_t, int64_t> stride,
-                         std::pair<int64_t, int64_t> pad) {
-    const Conv2dShape s{x[0], x[1], x[2], x[3], w[0], w[1], w[3], y[1], y[2], positive(stride.first, "stride"),
-                        positive(stride.second, "stride"), pad.first, pad.second};
-    positive(s.kh, "kernel height");
-    positive(s.kw, "kernel width");
-    if (pad.first < 0 || pad.second < 0) throw py::value_error("padding must not be negative");
-    // so that sums and products of these with sizes stay within 64 bits
-    if (std::max({stride.first, stride.second, pad.first, pad.second}) > std::numeric_limits<int32_t>::max())
-        throw py::value_error("stride and padding must be below 2^31");
-    if (w[2] != s.cin)
-        throw py::value_error("w must take " + std::to_string(s.cin) + " channels as x has, got " + text(w));
-    if (y[0] != s.n || y[3] != s.cout)
-        throw py::value_error("y must have " + std::to_string(s.n) + " pictures of " + std::to_string(s.cout) +
-                              " channels, got " + text(y));
-    return s;
-}
 
 void bind_conv2d_forward(py::object x, py::object w, py::object bias, std::pair<int64_t, int64_t> stride,
                          std::pair<int64_t, int64_t> pad, py::object y) {
@@ -145,17 +114,10 @@ void bind_conv2d_backward_weight(py::object dy, py::object x, std::pair<int64_t,
 
 // ---------------------------------------------------------------- group_norm
 
-GroupNormShape group_norm_shape(const Floats& x, int64_t groups, bool silu) {
-    const GroupNormShape s{x.size(0), x.size(1), x.size(2), positive(groups, "groups"), silu};
-    if (s.c % groups != 0)
-        throw py::value_error(std::to_string(s.c) + " channels do not divide into " + std::to_string(groups) + " groups");
-    return s;
-}
-
 void bind_group_norm_forward(py::object x, py::object gamma, py::object beta, int64_t groups, float eps, bool silu,
                              py::object y, py::object mean, py::object rstd) {
     const Floats xa = input(x, "x", {-1, -1, -1});
-    const GroupNormShape s = group_norm_shape(xa, groups, silu);
+    const GroupNormShape s = group_norm_shape(xa.shape(), groups, silu);
     const Floats ga = input(gamma, "gamma", {s.c}), ba = input(beta, "beta", {s.c});
     const Floats ya = output(y, "y", xa.shape());
     const Floats ma = output(mean, "mean", {s.n, groups}), ra = output(rstd, "rstd", {s.n, groups});
@@ -165,27 +127,19 @@ void bind_group_norm_forward(py::object x, py::object gamma, py::object beta, in
 
 void bind_group_norm_backward(py::object dy, py::object x, py::object gamma, py::object beta, py::object mean,
                               py::object rstd, int64_t groups, bool silu, py::object dx, py::object dgamma,
-                              py::object dbeta) {
+                              py::object dbeta, py::object dx_sum) {
     const Floats xa = input(x, "x", {-1, -1, -1}), dya = input(dy, "dy", xa.shape());
-    const GroupNormShape s = group_norm_shape(xa, groups, silu);
+    const GroupNormShape s = group_norm_shape(xa.shape(), groups, silu);
     const Floats ga = input(gamma, "gamma", {s.c}), ba = input(beta, "beta", {s.c});
     const Floats ma = input(mean, "mean", {s.n, groups}), ra = input(rstd, "rstd", {s.n, groups});
     const Floats dxa = output(dx, "dx", xa.shape()), dga = output(dgamma, "dgamma", {s.c}),
                  dba = output(dbeta, "dbeta", {s.c});
+    float* sum = optional_output(dx_sum, "dx_sum", {s.c});
     py::gil_scoped_release nogil;
-    group_norm_backward(s, dya.in(), xa.in(), ga.in(), ba.in(), ma.in(), ra.in(), dxa.out(), dga.out(), dba.out());
+    group_norm_backward(s, dya.in(), xa.in(), ga.in(), ba.in(), ma.in(), ra.in(), dxa.out(), dga.out(), dba.out(), sum);
 }
 
 // ---------------------------------------------------------------- attention
-
-AttentionShape attention_shape(const Floats& q, const Floats& k, const Floats& v, int64_t heads, float scale) {
-    const int64_t c = q.size(2);
-    if (c % positive(heads, "heads") != 0)
-        throw py::value_error(std::to_string(c) + " channels do not divide into " + std::to_string(heads) + " heads");
-    if (k.size(1) < 1) throw py::value_error("attention needs at least one key");
-    return {q.size(0), q.size(1), k.size(1), heads, c / heads, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
-            v.stride(0), v.stride(1), scale};
-}
 
 Floats rows(const py::object& o, const char* name, const Shape& s) { return Floats(o, name, s, false, true); }
 
@@ -193,7 +147,8 @@ void bind_attention_forward(py::object q, py::object k, py::object v, int64_t he
                             py::object lse) {
     const Floats qa = rows(q, "q", {-1, -1, -1}), ka = rows(k, "k", {qa.size(0), -1, qa.size(2)}),
                  va = rows(v, "v", ka.shape());
-    const AttentionShape s = attention_shape(qa, ka, va, heads, scale);
+    const AttentionShape s =
+        attention_shape(qa.shape(), ka.shape(), qa.strides(), ka.strides(), va.strides(), heads, scale);
     const Floats oa = output(out, "out", qa.shape()), la = output(lse, "lse", {s.n, heads, s.tq});
     py::gil_scoped_release nogil;
     attention_forward(s, qa.in(), ka.in(), va.in(), oa.out(), la.out());
@@ -203,7 +158,8 @@ void bind_attention_backward(py::object dout, py::object q, py::object k, py::ob
                              int64_t heads, float scale, py::object dq, py::object dk, py::object dv) {
     const Floats qa = rows(q, "q", {-1, -1, -1}), ka = rows(k, "k", {qa.size(0), -1, qa.size(2)}),
                  va = rows(v, "v", ka.shape());
-    const AttentionShape s = attention_shape(qa, ka, va, heads, scale);
+    const AttentionShape s =
+        attention_shape(qa.shape(), ka.shape(), qa.strides(), ka.strides(), va.strides(), heads, scale);
     const Floats doa = input(dout, "dout", qa.shape()), oa = input(out, "out", qa.shape()),
                  la = input(lse, "lse", {s.n, heads, s.tq});
     const Floats dqa = output(dq, "dq", qa.shape()), dka = output(dk, "dk", ka.shape()), dva = output(dv, "dv", ka.shape());
@@ -212,11 +168,6 @@ void bind_attention_backward(py::object dout, py::object q, py::object k, py::ob
 }
 
 // ---------------------------------------------------------------- noise
-
-// The counter holds the number of a block of four normals in 32 bits.
-void check_noise_size(int64_t size) {
-    if (size > (int64_t{1} << 34)) throw py::value_error("a sample may have at most 2^34 elements, got " + std::to_string(size));
-}
 
 NoiseKey noise_key(uint64_t seed, uint32_t purpose, const py::object& sample, const py::object& step, int64_t n) {
     return {seed, purpose, Words(sample, "sample", {n}).in(), Words(step, "step", {n}).in()};
@@ -237,9 +188,10 @@ void bind_noise_forward(py::object x0, py::object alpha, py::object sigma, uint6
     check_noise_size(size);
     const Floats aa = input(alpha, "alpha", {n}), sa = input(sigma, "sigma", {n});
     const NoiseKey key = noise_key(seed, purpose, sample, step, n);
-    const Floats ta = output(x_t, "x_t", xa.shape()), ea = output(eps, "eps", xa.shape());
+    const Floats ta = output(x_t, "x_t", xa.shape());
+    float* e = optional_output(eps, "eps", xa.shape());
     py::gil_scoped_release nogil;
-    noise_forward(n, size, xa.in(), aa.in(), sa.in(), key, ta.out(), ea.out());
+    noise_forward(n, size, xa.in(), aa.in(), sa.in(), key, ta.out(), e);
 }
 
 void bind_noise_backward(py::object dx_t, py::object alpha, py::object dx0) {
@@ -249,25 +201,50 @@ void bind_noise_backward(py::object dx_t, py::object alpha, py::object dx0) {
     noise_backward(da.size(0), da.size(1), da.in(), aa.in(), oa.out());
 }
 
-// ---------------------------------------------------------------- denoise
-
-// coefficients: u, v, low, high, a, b, d, s, guidance, then one c per history array.
-DenoiseStep denoise_step(const std::vector<float>& coefficients, const std::vector<const float*>& history) {
-    if (coefficients.size() != 9 + history.size())
-        throw py::value_error("denoise takes 9 coefficients and one per history array, got " +
-                              std::to_string(coefficients.size()) + " for " + std::to_string(history.size()) + " arrays");
-    const float* c = coefficients.data();
-    return {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8], c + 9, history.data(),
-            static_cast<int64_t>(history.size())};
+void bind_noise_loss_forward(py::object f, py::object x0, py::object p, py::object q, py::object weight, uint64_t seed,
+                             uint32_t purpose, py::object sample, py::object step, py::object loss) {
+    const Floats fa = input(f, "f", {-1, -1}), xa = input(x0, "x0", fa.shape());
+    const int64_t n = fa.size(0), size = fa.size(1);
+    check_noise_size(size);
+    const Floats pa = input(p, "p", {n}), qa = input(q, "q", {n}), wa = input(weight, "weight", {n});
+    const NoiseKey key = noise_key(seed, purpose, sample, step, n);
+    const Floats la = output(loss, "loss", {n});
+    py::gil_scoped_release nogil;
+    noise_loss_forward(n, size, fa.in(), xa.in(), pa.in(), qa.in(), wa.in(), key, la.out());
 }
 
-void bind_denoise_forward(py::object x, py::object f, py::object f_uncond, const std::vector<float>& coefficients,
+void bind_noise_loss_backward(py::object dloss, py::object f, py::object x0, py::object p, py::object q,
+                              py::object weight, uint64_t seed, uint32_t purpose, py::object sample, py::object step,
+                              py::object df) {
+    const Floats fa = input(f, "f", {-1, -1}), xa = input(x0, "x0", fa.shape());
+    const int64_t n = fa.size(0), size = fa.size(1);
+    check_noise_size(size);
+    const Floats da = input(dloss, "dloss", {n}), pa = input(p, "p", {n}), qa = input(q, "q", {n}),
+                 wa = input(weight, "weight", {n});
+    const NoiseKey key = noise_key(seed, purpose, sample, step, n);
+    const Floats oa = output(df, "df", fa.shape());
+    py::gil_scoped_release nogil;
+    noise_loss_backward(n, size, da.in(), fa.in(), xa.in(), pa.in(), qa.in(), wa.in(), key, oa.out());
+}
+
+// ---------------------------------------------------------------- denoise
+
+// row: None, or an array (1,) that says which row of the table (rows, 9 + k) this step uses.
+DenoiseTable denoise_table(const py::object& table, const py::object& row, size_t history) {
+    const Floats ta = input(table, "table", {-1, -1});
+    check_denoise_table(ta.shape(), history);
+    const int32_t* ra = row.is_none() ? nullptr : Array<int32_t>(row, "row", {1}).in();
+    if (ra && (*ra < 0 || *ra >= ta.size(0)))
+        throw py::value_error("row must be from 0 to " + std::to_string(ta.size(0) - 1) + ", got " + std::to_string(*ra));
+    return {ta.in(), ra, ta.size(0), {}, static_cast<int64_t>(history)};
+}
+
+void bind_denoise_forward(py::object x, py::object f, py::object f_uncond, py::object table, py::object row,
                           const std::vector<py::object>& history, py::object noise, py::object x_next, py::object x0_hat) {
     const Floats xa = input(x, "x", {-1, -1}), fa = input(f, "f", xa.shape());
     const float* fu = optional_input(f_uncond, "f_uncond", xa.shape());
-    std::vector<const float*> past;
-    for (const auto& h : history) past.push_back(input(h, "history", xa.shape()).in());
-    const DenoiseStep step = denoise_step(coefficients, past);
+    DenoiseTable step = denoise_table(table, row, history.size());
+    for (size_t i = 0; i < history.size(); ++i) step.history[i] = input(history[i], "history", xa.shape()).in();
     const Floats na = output(x_next, "x_next", xa.shape()), ha = output(x0_hat, "x0_hat", xa.shape());
     NoiseKey key{};
     const bool noisy = !noise.is_none();
@@ -286,12 +263,13 @@ void bind_denoise_forward(py::object x, py::object f, py::object f_uncond, const
 }
 
 void bind_denoise_backward(py::object dx_next, py::object dx0_hat, py::object x, py::object f, py::object f_uncond,
-                           const std::vector<float>& coefficients, py::object dx, py::object df) {
+                           py::object table, py::object row, py::object dx, py::object df) {
     const Floats xa = input(x, "x", {-1, -1}), fa = input(f, "f", xa.shape());
     const float* fu = optional_input(f_uncond, "f_uncond", xa.shape());
     const Floats ga = input(dx_next, "dx_next", xa.shape()), ha = input(dx0_hat, "dx0_hat", xa.shape());
-    const DenoiseStep step = denoise_step(std::vector<float>(coefficients.begin(),
-                                                             coefficients.begin() + std::min<size_t>(9, coefficients.size())), {});
+    const int64_t columns = input(table, "table", {-1, -1}).size(1);
+    // the history has no gradient here, so it is not given; its coefficients may be there all the same
+    const DenoiseTable step = denoise_table(table, row, static_cast<size_t>(std::max<int64_t>(columns - 9, 0)));
     const Floats dxa = output(dx, "dx", xa.shape()), dfa = output(df, "df", xa.shape());
     py::gil_scoped_release nogil;
     denoise_backward(xa.size(0), xa.size(1), step, ga.in(), ha.in(), xa.in(), fa.in(), fu, dxa.out(), dfa.out());
@@ -299,21 +277,23 @@ void bind_denoise_backward(py::object dx_next, py::object dx0_hat, py::object x,
 
 // ---------------------------------------------------------------- adamw
 
-void bind_adamw(py::object p, py::object g, py::object m, py::object v, py::object ema, double lr, double beta1,
-                double beta2, double eps, double weight_decay, double bias_correction1, double bias_correction2,
-                double grad_scale, double ema_decay) {
+void bind_adamw(py::object p, py::object g, py::object m, py::object v, py::object ema, py::object low, double beta1,
+                double beta2, double eps, double weight_decay, py::object schedule, py::object norm2) {
     const Floats pa = output(p, "p", {-1}), ga = input(g, "g", pa.shape());
     const Floats ma = output(m, "m", pa.shape()), va = output(v, "v", pa.shape());
     float* e = optional_output(ema, "ema", pa.shape());
-    const AdamWStep step{lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale, ema_decay};
+    if (!low.is_none()) throw py::type_error("low, a bfloat16 copy, is kept on GPUs only; it must be None");
+    const AdamWStep step{beta1, beta2, eps, weight_decay, Array<double>(schedule, "schedule", {4}).in(),
+                         norm2.is_none() ? nullptr : Array<double>(norm2, "norm2", {1}).in()};
     py::gil_scoped_release nogil;
     adamw(pa.size(0), step, pa.out(), ga.in(), ma.out(), va.out(), e);
 }
 
-double bind_squared_norm(py::object g) {
+void bind_squared_norm(py::object g, py::object norm2) {
     const Floats ga = input(g, "g", {-1});
+    const Array<double> na(norm2, "norm2", {1}, true);
     py::gil_scoped_release nogil;
-    return squared_norm(ga.size(0), ga.in());
+    squared_norm(ga.size(0), ga.in(), na.out());
 }
 
 // Tells glibc to keep freed memory for the next array instead of handing it back to the system, which would give it page by
@@ -362,6 +342,8 @@ PYBIND11_MODULE(PYDIFF_MODULE, m) {
     m.def("normal", &bind_normal);
     m.def("noise_forward", &bind_noise_forward);
     m.def("noise_backward", &bind_noise_backward);
+    m.def("noise_loss_forward", &bind_noise_loss_forward);
+    m.def("noise_loss_backward", &bind_noise_loss_backward);
     m.def("denoise_forward", &bind_denoise_forward);
     m.def("denoise_backward", &bind_denoise_backward);
     m.def("adamw", &bind_adamw);

@@ -20,8 +20,17 @@ namespace {
 
 constexpr int64_t tile = 4096;  // elements of one work item; a multiple of every normals_width
 
+// The row of the table that holds this step.
+struct Coefficients {
+    explicit Coefficients(const DenoiseTable& t) : Coefficients(t.table + (t.row ? *t.row : 0) * (9 + t.k)) {}
+    explicit Coefficients(const float* r)
+        : u(r[0]), v(r[1]), low(r[2]), high(r[3]), a(r[4]), b(r[5]), d(r[6]), s(r[7]), guidance(r[8]), c(r + 9) {}
+    float u, v, low, high, a, b, d, s, guidance;
+    const float* c;
+};
+
 // The guided model output at offset `at`, of which `count` elements exist.
-inline vfloat guided(const DenoiseStep& step, const float* f, const float* f_uncond, int64_t at, int64_t count) {
+inline vfloat guided(const Coefficients& step, const float* f, const float* f_uncond, int64_t at, int64_t count) {
     const vfloat cond = load_upto(f + at, count);
     if (!f_uncond) return cond;
     const vfloat uncond = load_upto(f_uncond + at, count);
@@ -30,8 +39,9 @@ inline vfloat guided(const DenoiseStep& step, const float* f, const float* f_unc
 
 }  // namespace
 
-void denoise_forward(int64_t n, int64_t size, const DenoiseStep& step, const float* x, const float* f,
+void denoise_forward(int64_t n, int64_t size, const DenoiseTable& table, const float* x, const float* f,
                      const float* f_uncond, const NoiseKey* key, float* x_next, float* x0_hat) {
+    const Coefficients step(table);
     parallel_tiles(n, size, tile, [&](int64_t i, int64_t begin, int64_t end) {
         for (int64_t e = begin; e < end; e += normals_width) {
             vfloat z[4] = {};
@@ -41,7 +51,7 @@ void denoise_forward(int64_t n, int64_t size, const DenoiseStep& step, const flo
                 const vfloat xs = load_upto(x + at, count), fs = guided(step, f, f_uncond, at, count);
                 const vfloat x0 = at_most(at_least(step.u * xs + step.v * fs, step.low), step.high);
                 vfloat next = step.a * xs + step.b * x0 + step.d * fs;
-                for (int64_t h = 0; h < step.k; ++h) next += step.c[h] * load_upto(step.history[h] + at, count);
+                for (int64_t h = 0; h < table.k; ++h) next += step.c[h] * load_upto(table.history[h] + at, count);
                 if (key) next += step.s * z[k];
                 store_upto(x0_hat + at, x0, count);
                 store_upto(x_next + at, next, count);
@@ -50,8 +60,9 @@ void denoise_forward(int64_t n, int64_t size, const DenoiseStep& step, const flo
     });
 }
 
-void denoise_backward(int64_t n, int64_t size, const DenoiseStep& step, const float* dx_next, const float* dx0_hat,
+void denoise_backward(int64_t n, int64_t size, const DenoiseTable& table, const float* dx_next, const float* dx0_hat,
                       const float* x, const float* f, const float* f_uncond, float* dx, float* df) {
+    const Coefficients step(table);
     const float through_guidance = f_uncond ? step.guidance : 1.0f;
     parallel_tiles(n, size, tile, [&](int64_t i, int64_t begin, int64_t end) {
         for (int64_t at = i * size + begin; at < i * size + end; at += simd_width) {

@@ -153,6 +153,13 @@ void batch_gradients(int64_t rows, int64_t c, const double* totals, float* dgamm
     });
 }
 
+// totals[j] = sum over the pixels of dx[., j]
+void sum_pixels(int64_t pixels, int64_t c, const float* dx, double* totals) {
+    std::fill_n(totals, c, 0.0);
+    for (int64_t p = 0; p < pixels; ++p)
+        for (int64_t j = 0; j < c; ++j) totals[j] += dx[p * c + j];
+}
+
 }  // namespace
 
 void group_norm_forward(const GroupNormShape& s, float eps, const float* x, const float* gamma, const float* beta,
@@ -186,11 +193,12 @@ void group_norm_forward(const GroupNormShape& s, float eps, const float* x, cons
 
 void group_norm_backward(const GroupNormShape& s, const float* dy, const float* x, const float* gamma,
                          const float* beta, const float* mean, const float* rstd, float* dx, float* dgamma,
-                         float* dbeta) {
+                         float* dbeta, float* dx_sum) {
     if (s.c == 0) return;
     const Parts parts(s);
     const int64_t width = s.c / s.groups;
     std::vector<double> totals(static_cast<size_t>(s.n * parts.count * 2 * s.c));
+    std::vector<double> dx_totals(static_cast<size_t>(dx_sum ? s.n * parts.count * s.c : 0));
     auto total = [&](int64_t i, int64_t k) { return totals.data() + (i * parts.count + k) * 2 * s.c; };
     auto reduce = [&](int64_t i, int64_t k) {
         const int64_t first = k * parts.pixels, pixels = std::min(parts.pixels, s.s - first);
@@ -217,9 +225,17 @@ void group_norm_backward(const GroupNormShape& s, const float* dy, const float* 
         const int64_t first = begin * parts.pixels, pixels = std::min(end * parts.pixels, s.s) - first;
         const int64_t at = (i * s.s + first) * s.c;
         input_gradient(pixels, s.c, (s.silu ? dx : dy) + at, x + at, affine, offset, slope, dx + at);  // 4
+        for (int64_t k = begin; dx_sum && k < end; ++k)
+            sum_pixels(std::min(parts.pixels, s.s - k * parts.pixels), s.c, dx + (i * s.s + k * parts.pixels) * s.c,
+                       dx_totals.data() + (i * parts.count + k) * s.c);
     };
     reduce_then_map(s.n, parts.count, reduce, map);
     batch_gradients(s.n * parts.count, s.c, totals.data(), dgamma, dbeta);
+    for (int64_t j = 0; dx_sum && j < s.c; ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < s.n * parts.count; ++k) sum += dx_totals[static_cast<size_t>(k * s.c + j)];
+        dx_sum[j] = static_cast<float>(sum);
+    }
 }
 
 }  // namespace pydiff

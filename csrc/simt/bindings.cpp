@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "../cuda/call.h"
 #include "copies.h"
 #include "guarded.h"
 #include "selftest/kernels.h"
@@ -133,6 +134,7 @@ PYBIND11_MODULE(_simt, m) {
     using namespace pydiff::simt;
     m.doc() = "CUDA kernels run by the emulator of csrc/simt; docs/simt.md";
     py::register_exception<Fault>(m, "Fault", PyExc_RuntimeError);
+    pydiff::bind_kernels(m);  // the kernels of csrc/cuda
     m.def("set_seed", &set_seed, py::arg("seed"));
     m.def("counters", &count, "What this thread's launches did since the last call.");
     m.def("to_bfloat16", &to_bfloat16, py::arg("x"), "Bits of x in bfloat16, as the emulator rounds.");

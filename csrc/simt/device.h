@@ -11,7 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(PYDIFF_GPU)  // nvcc, or the C++ files beside it
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -34,6 +34,7 @@ __device__ __forceinline__ void store_vector(T* p, V v) {
     *reinterpret_cast<V*>(p) = v;
 }
 
+#if defined(__CUDACC__)
 // Errors of the launch are left for cudaGetLastError, as with <<<>>>.
 template <auto kernel, class... Args>
 void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, Args... args) {
@@ -41,6 +42,7 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, Arg
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     kernel<<<grid, block, shared_bytes, stream>>>(args...);
 }
+#endif
 
 }  // namespace pydiff
 
@@ -78,6 +80,11 @@ inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }  // NaN becomes 0, as on the GPU
 inline unsigned __umulhi(unsigned x, unsigned y) { return unsigned(uint64_t(x) * y >> 32); }
+// sin and cos of pi x; the reduction to one turn is exact
+inline void sincospif(float x, float* sine, float* cosine) {
+    const double angle = 3.14159265358979323846 * std::remainder(double(x), 2.0);
+    *sine = float(std::sin(angle)), *cosine = float(std::cos(angle));
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 namespace pydiff {

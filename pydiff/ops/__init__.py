@@ -1,6 +1,6 @@
 """Every operation, one per line, and the table of operators and methods that a Tensor understands."""
 
-from pydiff.ops.adamw import adamw, global_norm
+from pydiff.ops.adamw import adamw, global_norm, squared_norm
 from pydiff.ops.attention import attention
 from pydiff.ops.conv2d import conv2d, linear
 from pydiff.ops.denoise import DenoiseStep, denoise

@@ -5,7 +5,7 @@
 The native kernel never holds the whole s (Dao et al. 2022, "FlashAttention"): it keeps the log-sum-exp of every row,
 from which the backward recomputes p.
 
-Reference: reference/attention.py. Kernels: csrc/cpu/attention.cpp.
+Reference: reference/attention.py. Kernels: csrc/cpu/attention.cpp, csrc/cuda/attention.cu.
 """
 
 from pydiff.backend import array_module, contiguous, empty, native

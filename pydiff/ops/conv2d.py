@@ -6,7 +6,7 @@ with zeros outside the picture. The array path is the same sum taken tap by tap:
 pixels it touches form a matrix (N·OH·OW, Cin), and the tap adds that matrix times w[a, b].
 A linear layer is the case kH = kW = 1, so it uses the same kernels.
 
-Reference: reference/conv2d.py. Kernels: csrc/cpu/conv2d.cpp.
+Reference: reference/conv2d.py. Kernels: csrc/cpu/conv2d.cpp, csrc/cuda/conv2d.cu.
 """
 
 import math

@@ -8,7 +8,7 @@ network's output f, with coefficients that depend on the step alone:
 u, v come from the parametrisation (diffusion/process.py), a, b, d, c, s from the sampler (diffusion/samplers/), z is
 fresh noise and the history are earlier x0_hats or whatever a multi-step method remembers.
 
-Reference: reference/denoise.py. Kernels: csrc/cpu/denoise.cpp.
+Reference: reference/denoise.py. Kernels: csrc/cpu/denoise.cpp, csrc/cuda/denoise.cu.
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pydiff import random
 from pydiff.backend import array_module, contiguous, empty, native
+from pydiff.ops.noise import key_on
 from pydiff.tensor import Function
 
 
@@ -64,9 +65,9 @@ class Denoise(Function):
         if not kernel:
             return forward_arrays(x, f, f_uncond, step, history, noise)
         x_next, x0_hat = (empty(x, _flat_shape(x)) for _ in range(2))
-        past = [_flat(h) for h in history]
-        key = None if noise is None else tuple(noise)
-        kernel(_flat(x), _flat(f), _flat(f_uncond), [*_head(step), *step.c], past, key, x_next, x0_hat)
+        past, table = [_flat(h) for h in history], _table(x, step, step.c)
+        key = None if noise is None else key_on(x, noise)
+        kernel(_flat(x), _flat(f), _flat(f_uncond), table, None, past, key, x_next, x0_hat)
         return x_next.reshape(x.shape), x0_hat.reshape(x.shape)
 
     def backward(self, dx_next, dx0_hat):
@@ -77,13 +78,15 @@ class Denoise(Function):
         if not kernel:
             return *backward_arrays(dx_next, dx0_hat, x, f, f_uncond, self.step), None
         dx, df = (empty(x, _flat_shape(x)) for _ in range(2))
-        kernel(_flat(dx_next), _flat(dx0_hat), _flat(x), _flat(f), _flat(f_uncond), _head(self.step), dx, df)
+        table = _table(x, self.step)
+        kernel(_flat(dx_next), _flat(dx0_hat), _flat(x), _flat(f), _flat(f_uncond), table, None, dx, df)
         return dx.reshape(x.shape), df.reshape(x.shape), None
 
 
-def _head(step):
-    """The coefficients in the kernel's order, those of the history excepted."""
-    return [step.u, step.v, step.low, step.high, step.a, step.b, step.d, step.s, step.guidance]
+def _table(x, step, c=()):
+    """The coefficients in the kernel's order, as a table of one row where x lives."""
+    row = [step.u, step.v, step.low, step.high, step.a, step.b, step.d, step.s, step.guidance, *c]
+    return array_module(x).asarray([row], "float32")
 
 
 def _flat_shape(x):

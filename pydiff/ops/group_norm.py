@@ -7,7 +7,7 @@ channel gets its own scale and shift:
     z     = gamma x_hat + beta
     y     = z  or  z sigmoid(z)
 
-Reference: reference/group_norm.py. Kernels: csrc/cpu/group_norm.cpp.
+Reference: reference/group_norm.py. Kernels: csrc/cpu/group_norm.cpp, csrc/cuda/group_norm.cu.
 """
 
 import math
@@ -56,7 +56,7 @@ class GroupNorm(Function):
         kernel = native(x, "group_norm_backward")
         if kernel:
             dx, dgamma, dbeta = empty(x, x.shape), empty(x, gamma.shape), empty(x, gamma.shape)
-            kernel(dy, x, gamma, beta, mean, rstd, self.groups, self.silu, dx, dgamma, dbeta)
+            kernel(dy, x, gamma, beta, mean, rstd, self.groups, self.silu, dx, dgamma, dbeta, None)
         else:
             dx, dgamma, dbeta = backward_arrays(dy, x, gamma, beta, mean, rstd, self.silu)
         return dx.reshape(self.shape), dgamma, dbeta

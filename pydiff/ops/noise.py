@@ -5,7 +5,7 @@
 Because the noise can be computed again from its key, it never needs to be stored or sent. The kernel draws and mixes in
 one pass. Bits of the random integers are the same on every backend; normals agree to rounding.
 
-Reference: reference/noise.py. Kernels: csrc/cpu/noise.cpp. The generator: random.py.
+Reference: reference/noise.py. Kernels: csrc/cpu/noise.cpp, csrc/cuda/noise.cu. The generator: random.py.
 """
 
 from pydiff import random
@@ -42,7 +42,7 @@ class Noise(Function):
         if kernel:
             x2 = contiguous(x0).reshape(len(x0), x0[:1].size)
             x_t, eps = empty(x2, x2.shape), empty(x2, x2.shape)
-            kernel(x2, contiguous(alpha), contiguous(sigma), *key[:2], *key[2:], x_t, eps)
+            kernel(x2, contiguous(alpha), contiguous(sigma), *key_on(x0, key), x_t, eps)
             return x_t.reshape(x0.shape), eps.reshape(x0.shape)
         eps = xp.asarray(random.normal(key, x0.shape[1:], x0.dtype))
         return _column(alpha, x0) * x0 + _column(sigma, x0) * eps, eps
@@ -57,6 +57,12 @@ class Noise(Function):
             kernel(g, contiguous(self.alpha), dx0)
             return dx0.reshape(dx_t.shape), None, None, None
         return _column(self.alpha, dx_t) * dx_t, None, None, None
+
+
+def key_on(x, key):
+    """The key with its arrays where x lives, as the kernels take it."""
+    xp = array_module(x)
+    return key.seed, key.purpose, xp.asarray(key.sample), xp.asarray(key.step)
 
 
 def _column(a, like):
