@@ -9,10 +9,11 @@
 //   (2)  dw[a, b, c, o] = sum_{n, i, j} x[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
 //   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o]
 //
-// A linear layer is the case of a 1 x 1 kernel. Two files do the work: conv2d_direct.cpp any shape, conv2d_winograd.cpp
-// the 3 x 3 kernels of a U-Net, faster. In both a picture's y and dx are the same alone and in any batch, and no bit of
-// any result depends on the number of threads.
+// A linear layer is the case of a 1 x 1 kernel. Three files do the work: conv2d_direct.cpp any shape, conv2d_winograd.cpp
+// the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few channels. In all of them a picture's y and dx are the
+// same alone and in any batch, and no bit of any result depends on the number of threads.
 #include <algorithm>
+#include <cstring>
 
 #include "conv2d_methods.h"
 #include "gemm.h"
@@ -38,13 +39,36 @@ void backward_bias(int64_t pixels, int64_t cout, const float* dy, float* dbias) 
 
 }  // namespace
 
+int64_t seen_floats(const Conv2dShape& s, int64_t rows, int64_t columns) {
+    return ((rows - 1) * s.stride_h + s.kh) * ((columns - 1) * s.stride_w + s.kw) * s.cin;
+}
+
+Seen see(const Conv2dShape& s, const float* x, int64_t i, int64_t rows, int64_t j, int64_t columns, float* copy) {
+    const int64_t top = i * s.stride_h - s.pad_top, left = j * s.stride_w - s.pad_left;
+    const int64_t lines = (rows - 1) * s.stride_h + s.kh, width = (columns - 1) * s.stride_w + s.kw;
+    if (top >= 0 && top + lines <= s.h && left >= 0 && left + width <= s.w)
+        return {x + (top * s.w + left) * s.cin, s.w * s.cin};
+    float* to = copy;
+    for (int64_t line = top; line < top + lines; ++line, to += width * s.cin) {
+        const bool inside = line >= 0 && line < s.h;
+        const int64_t lo = inside ? std::clamp<int64_t>(-left, 0, width) : width;
+        const int64_t hi = inside ? std::clamp<int64_t>(s.w - left, lo, width) : width;
+        std::fill(to, to + lo * s.cin, 0.0f);
+        if (lo < hi) std::memcpy(to + lo * s.cin, x + (line * s.w + left + lo) * s.cin, sizeof(float) * (hi - lo) * s.cin);
+        std::fill(to + hi * s.cin, to + width * s.cin, 0.0f);
+    }
+    return {copy, width * s.cin};
+}
+
 void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y) {
-    (winograd_suits(s) ? winograd_forward : direct_forward)(s, x, w, bias, y);
+    (winograd_suits(s) ? winograd_forward : narrow_output_suits(s) ? narrow_forward : direct_forward)(s, x, w, bias, y);
 }
 
 void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx) {  // (1)
     if (winograd_suits(mirrored(s)))
         winograd_backward_input(mirrored(s), dy, w, dx);
+    else if (s.stride_h == 1 && s.stride_w == 1 && narrow_output_suits(mirrored(s)))
+        narrow_backward_input(mirrored(s), dy, w, dx);
     else
         direct_backward_input(s, dy, w, dx);
 }
@@ -56,8 +80,11 @@ void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* 
         if (dbias) std::fill(dbias, dbias + s.cout, 0.0f);
         return;
     }
-    (winograd_suits(s) ? winograd_backward_weight : direct_backward_weight)(s, dy, x, dw);  // (2)
-    if (dbias) backward_bias(pixels, s.cout, dy, dbias);                                    // (3)
+    if (winograd_suits(s))  // (2)
+        winograd_backward_weight(s, dy, x, dw);
+    else
+        (narrow_input_suits(s) ? narrow_backward_weight : direct_backward_weight)(s, dy, x, dw);
+    if (dbias) backward_bias(pixels, s.cout, dy, dbias);  // (3)
 }
 
 }  // namespace pydiff

@@ -1,18 +1,19 @@
 // conv2d as an implicit matrix product, for every kernel, stride and padding; conv2d.cpp has the equation.
 //
 // The matrix of patches has one row a pixel (n, i, j) of the output and one column a weight (a, b, c). It is never
-// stored whole: a block of it is gathered where a product needs it (S. Chetlur et al., "cuDNN: Efficient Primitives for
-// Deep Learning", arXiv:1410.0759, 2014).
+// stored whole (S. Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", arXiv:1410.0759, 2014).
 //
 //   forward          y    (pixels, cout)       = patches (pixels, kh kw cin)    w (kh kw cin, cout)
 //   backward_input   dx   (pixels of x, cin)   = patches of dy                  w flipped, with cin and cout exchanged
 //   backward_weight  dw^T (cout, kh kw cin)    = dy^T (cout, pixels)            patches
 //
-// A linear layer is the case of a 1 x 1 kernel, whose patches are x itself: forward and backward_input gather nothing.
+// A patch is kh pieces of lines of x. Where whole pixels are multiplied, forward and backward_input, the pieces are read
+// where they lie, in the picture or in a copy of it with zeros around; backward_weight gathers patches block by block.
 //
-// Order of summation: y and dx take (a, b, c) in blocks of panel_depth, whatever pixels are computed together; dw adds
-// up the pixels of fixed parts of the batch, then the parts.
+// Order of summation: y and dx take (a, b, c) in blocks of at most panel_depth, whatever pixels are computed together;
+// dw adds up the pixels of fixed parts of the batch, then the parts.
 #include <algorithm>
+#include <utility>
 
 #include "conv2d_methods.h"
 #include "gemm.h"
@@ -62,13 +63,13 @@ void gather_patches(const Conv2dShape& s, const float* x, int64_t p, int64_t m, 
     }
 }
 
-// ---------------------------------------------------------------- forward and backward_input
-
-// The patches are x itself, row by row.
+// The patches are x itself, pixel by pixel.
 bool pointwise(const Conv2dShape& s) {
     return s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_top == 0 && s.pad_left == 0 &&
            s.oh == s.h && s.ow == s.w;
 }
+
+// ---------------------------------------------------------------- forward and backward_input
 
 // Where the output's pixels lie: (n, i, j) at y + n image + i row + j pixel.
 struct Grid {
@@ -76,64 +77,77 @@ struct Grid {
     int64_t image, row, pixel;
 };
 
-// Calls product(first, count, y) for runs of the pixels [p, p + m) that lie `grid.pixel` from each other.
-template <class Product>
-void for_each_run(const Conv2dShape& s, const Grid& grid, int64_t p, int64_t m, Product&& product) {
-    const bool dense = grid.row == s.ow * grid.pixel && grid.image == s.oh * grid.row;
-    for (int64_t begin = p; begin < p + m;) {
-        const int64_t j = begin % s.ow, i = begin / s.ow % s.oh, n = begin / s.ow / s.oh;
-        const int64_t end = dense ? p + m : std::min(p + m, begin - j + s.ow);
-        product(begin - p, end - begin, grid.y + n * grid.image + i * grid.row + j * grid.pixel);
-        begin = end;
-    }
-}
-
-// The weights as panels (k, width) for gemm_panel, one after the other: block by block of panel_depth rows, and within
-// a block by tile_columns columns.
+// The weights' rows (a, b, c) in panels for gemm_panel, block by block of at most panel_depth rows, and within a block by
+// tile_columns columns. A block is a part of one row of the kernel, or several whole ones: `runs` times k weights, which
+// meet a line of x each.
 struct Panels {
-    int64_t depth, cout;
+    struct Block {
+        int64_t a, column, k, runs;  // rows (a, column) .. (a, column + k), and as many of the next kernel rows
+    };
+    int64_t cout, kh, kernel_row, cuts, k, runs;  // a row of the kernel in `cuts` parts of k, or `runs` whole ones
     float* data;
-    int64_t rows(int64_t k0) const { return std::min(panel_depth, depth - k0); }
-    float* at(int64_t k0, int64_t o) const { return data + k0 * panel_width(cout) + rows(k0) * o; }
+
+    explicit Panels(const Conv2dShape& s) : cout(s.cout), kh(s.kh), kernel_row(s.kw * s.cin) {
+        cuts = std::max<int64_t>(1, ceil_div(kernel_row, panel_depth));
+        k = ceil_div(kernel_row, cuts);
+        runs = cuts > 1 ? 1 : std::clamp<int64_t>(panel_depth / std::max<int64_t>(k, 1), 1, std::max<int64_t>(kh, 1));
+        data = scratch(weight_slot, static_cast<size_t>(kh * kernel_row * panel_width(cout)));
+    }
+    int64_t blocks() const { return std::max<int64_t>(1, ceil_div(kh, runs) * cuts); }  // one of no rows if there are none
+    Block block(int64_t i) const {
+        const int64_t a = i / cuts * runs, column = i % cuts * k;
+        return {a, column, std::min(k, kernel_row - column), std::min(runs, kh - a)};
+    }
+    int64_t first(const Block& b) const { return b.a * kernel_row + b.column; }
+    float* at(const Block& b, int64_t o) const { return data + first(b) * panel_width(cout) + b.k * b.runs * o; }
 };
 
-// The same for pixels [p, p + m) and columns [o, end).
+// Output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one picture x, channels [o, end).
 void correlate_block(const Conv2dShape& s, const float* x, const Panels& w, const float* bias, const Grid& grid,
-                     int64_t p, int64_t m, int64_t o, int64_t end) {
-    const bool gathered = !pointwise(s);
-    float* buffer = scratch(patch_slot, block_pixels * panel_depth);
-    for (int64_t k0 = 0; k0 == 0 || k0 < w.depth; k0 += panel_depth) {
-        const int64_t k = w.rows(k0), pitch = gathered ? k : w.depth;
-        const float* patches = gathered ? buffer : x + p * w.depth + k0;
-        if (gathered) gather_patches(s, x, p, m, k0, k, buffer, pitch);
+                     int64_t i, int64_t rows, int64_t j, int64_t columns, int64_t o, int64_t end) {
+    const Seen seen = see(s, x, i, rows, j, columns,
+                          scratch(patch_slot, static_cast<size_t>(seen_floats(s, rows, columns))));
+    for (int64_t n = 0; n < w.blocks(); ++n) {
+        const Panels::Block block = w.block(n);
+        const float* const from = seen.first + block.a * seen.pitch + block.column;
         for (int64_t o0 = o; o0 < end; o0 += tile_columns) {
-            const int64_t columns = std::min<int64_t>(tile_columns, end - o0);
-            const Start start{bias ? bias + o0 : nullptr, k0 > 0};
-            for_each_run(s, grid, p, m, [&](int64_t first, int64_t count, float* y) {
-                gemm_panel(Order::rows, count, columns, k, patches + first * pitch, pitch, w.at(k0, o0),
-                           panel_width(columns), start, y + o0, grid.pixel);
-            });
+            const int64_t channels = std::min<int64_t>(tile_columns, end - o0);
+            for (int64_t r = 0; r < rows; ++r)
+                gemm_panel(Order::rows, columns, channels, block.k, from + r * s.stride_h * seen.pitch,
+                           s.stride_w * s.cin, w.at(block, o0), panel_width(channels),
+                           Start{bias ? bias + o0 : nullptr, n > 0}, grid.y + (i + r) * grid.row + j * grid.pixel + o0,
+                           grid.pixel, {block.runs, seen.pitch});
         }
     }
 }
 
-// The equation of conv2d.cpp, y written to `grid`. pack(k0, k, o, columns, panel) lays down the weights' rows
-// [k0, k0 + k) and columns [o, o + columns).
+// The equation of conv2d.cpp, y written to `grid`. pack(first, count, o, columns, panel) lays down the weights' rows
+// [first, first + count) and columns [o, o + columns).
 template <class Pack>
-void correlate(const Conv2dShape& s, const float* x, const Pack& pack, const float* bias, const Grid& grid) {
-    const int64_t pixels = s.n * s.oh * s.ow, depth = s.kh * s.kw * s.cin;
-    const int64_t blocks = ceil_div(pixels, block_pixels), tiles = ceil_div(s.cout, tile_columns);
-    if (blocks == 0 || tiles == 0) return;
-    const Panels w{depth, s.cout, scratch(weight_slot, static_cast<size_t>(depth * panel_width(s.cout)))};
-    parallel_for(ceil_div(depth, panel_depth) * tiles, 4, [&](int64_t item) {
-        const int64_t k0 = item / tiles * panel_depth, o = item % tiles * tile_columns;
-        pack(k0, w.rows(k0), o, std::min<int64_t>(tile_columns, s.cout - o), w.at(k0, o));
+void correlate(Conv2dShape s, const float* x, const Pack& pack, const float* bias, Grid grid) {
+    if (s.n * s.oh * s.ow * s.cout == 0) return;
+    if (pointwise(s) && grid.row == s.ow * grid.pixel && grid.image == s.oh * grid.row) {  // all pixels are one line
+        s.w = s.ow = s.n * s.h * s.w;
+        s.n = s.h = s.oh = 1;
+    }
+    const Panels w(s);
+    const int64_t tiles = ceil_div(s.cout, tile_columns);
+    parallel_for(w.blocks() * tiles, 4, [&](int64_t item) {
+        const Panels::Block block = w.block(item / tiles);
+        const int64_t o = item % tiles * tile_columns;
+        pack(w.first(block), block.k * block.runs, o, std::min<int64_t>(tile_columns, s.cout - o), w.at(block, o));
     });
-    // With few blocks of pixels the channels are shared out too. No bit of the result depends on it.
-    const int64_t groups = std::min(tiles, ceil_div(16, blocks)), columns = ceil_div(tiles, groups) * tile_columns;
+    // With few blocks of pixels the channels are shared out too. No bit of the result depends on how it is cut.
+    const int64_t columns = std::min(s.ow, block_pixels), across = ceil_div(s.ow, columns);
+    const int64_t rows = std::clamp<int64_t>(block_pixels / columns, 1, ceil_div(s.n * s.oh * across, 16));
+    const int64_t down = ceil_div(s.oh, rows), blocks = s.n * down * across;
+    const int64_t groups = std::min(tiles, ceil_div(16, blocks)), channels = ceil_div(tiles, groups) * tile_columns;
     parallel_for(blocks * groups, 1, [&](int64_t item) {
-        const int64_t p = item / groups * block_pixels, o = item % groups * columns;
-        correlate_block(s, x, w, bias, grid, p, std::min(block_pixels, pixels - p), o, std::min(o + columns, s.cout));
+        const int64_t block = item / groups, o = item % groups * channels, picture = block / across / down;
+        const int64_t i = block / across % down * rows, j = block % across * columns;
+        const Grid part{grid.y + picture * grid.image, grid.image, grid.row, grid.pixel};
+        correlate_block(s, x + picture * s.h * s.w * s.cin, w, bias, part, i, std::min(rows, s.oh - i), j,
+                        std::min(columns, s.ow - j), o, std::min(o + channels, s.cout));
     });
 }
 
@@ -230,7 +244,15 @@ void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w
     }
 }
 
-void direct_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw) {
+void direct_backward_weight(const Conv2dShape& shape, const float* dy, const float* x, float* dw) {
+    // Patches are copied, dy is not. For a linear layer, whose patches are x, the two may change places: dw is x^T dy,
+    // and the narrower one is copied.
+    const bool exchanged = pointwise(shape) && shape.cout < shape.cin;
+    Conv2dShape s = shape;
+    if (exchanged) {
+        std::swap(s.cin, s.cout);
+        std::swap(x, dy);
+    }
     const WeightPlan plan = weight_plan(s);
     const int64_t depth = plan.depth, size = depth * s.cout;
     // (1) dw^T (cout, depth) of each part of the pixels
@@ -247,8 +269,11 @@ void direct_backward_weight(const Conv2dShape& s, const float* dy, const float* 
     constexpr int64_t strip = 64;
     parallel_for(ceil_div(depth, strip), 1, [&](int64_t item) {
         const int64_t k0 = item * strip, count = std::min(strip, depth - k0);
-        for (int64_t o = 0; o < s.cout; ++o) sum_parts(plan.parts, size, count, partial + o * depth + k0);
-        pack_transposed(s.cout, count, partial + k0, depth, dw + k0 * s.cout, s.cout);
+        for (int64_t o = 0; o < s.cout; ++o) {
+            sum_parts(plan.parts, size, count, partial + o * depth + k0);
+            if (exchanged) copy(partial + o * depth + k0, count, dw + o * depth + k0);
+        }
+        if (!exchanged) pack_transposed(s.cout, count, partial + k0, depth, dw + k0 * s.cout, s.cout);
     });
 }
 

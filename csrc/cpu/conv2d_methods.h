@@ -1,4 +1,4 @@
-// The two ways to compute conv2d, and what they share; conv2d.cpp chooses between them.
+// The three ways to compute conv2d, and what they share; conv2d.cpp chooses between them.
 #pragma once
 #include "kernels.h"
 
@@ -8,6 +8,14 @@ namespace pydiff {
 void direct_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y);
 void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx);
 void direct_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw);
+
+// Few channels on one side: of the output (the input gradient is for stride 1 and takes the mirrored shape, see below),
+// or of the input (the weight gradient).
+bool narrow_output_suits(const Conv2dShape& s);
+void narrow_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y);
+void narrow_backward_input(const Conv2dShape& mirrored, const float* dy, const float* w, float* dx);
+bool narrow_input_suits(const Conv2dShape& s);
+void narrow_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw);
 
 // 3 x 3 kernels with stride 1. `suits` says whether it can be used and pays; it depends on the shape of one picture and
 // on the channels, never on the batch, so that a picture's result does not either.
@@ -24,6 +32,16 @@ inline Conv2dShape mirrored(const Conv2dShape& s) {
     return m;
 }
 void winograd_backward_input(const Conv2dShape& mirrored, const float* dy, const float* w, float* dx);
+
+// What output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one picture x see of it: lines of `pitch` floats, one
+// after the other, from the line and column that tap (0, 0) of pixel (i, j) meets. Where the picture ends, a copy with
+// zeros in `copy` (seen_floats of them), and otherwise the picture itself.
+struct Seen {
+    const float* first;
+    int64_t pitch;
+};
+int64_t seen_floats(const Conv2dShape& s, int64_t rows, int64_t columns);
+Seen see(const Conv2dShape& s, const float* x, int64_t i, int64_t rows, int64_t j, int64_t columns, float* copy);
 
 // out[0, e] = sum over parts of out[part, e], in their order, for e < count; `size` floats from one part to the next.
 inline void sum_parts(int64_t parts, int64_t size, int64_t count, float* out) {

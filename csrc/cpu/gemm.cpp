@@ -15,6 +15,7 @@ struct Operands {
     int64_t ldb;
     float* c;
     int64_t ldc;
+    int64_t runs, a_skip, b_skip;  // from behind one run to the next
 };
 
 // c = sum + start. `last` of the tile's columns lie in its last vector: all of them in the usual case, `whole`.
@@ -48,18 +49,20 @@ void tile(const Operands& o, const Start& start) {
     vfloat sum[rows][vectors] = {};
     const float *a = o.a, *b = o.b;
     const int64_t lda = o.lda;
-    for (int64_t k = 0; k < o.k; ++k) {
-        vfloat bk[vectors];
+    for (int64_t run = 0; run < o.runs; ++run, a += o.a_skip, b += o.b_skip) {
+        for (int64_t k = 0; k < o.k; ++k) {
+            vfloat bk[vectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) bk[v] = load(b + v * simd_width);
+            for (int v = 0; v < vectors; ++v) bk[v] = load(b + v * simd_width);
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r) {
-            const vfloat ark = broadcast(order == Order::rows ? a[r * lda] : a[r]);
+            for (int r = 0; r < rows; ++r) {
+                const vfloat ark = broadcast(order == Order::rows ? a[r * lda] : a[r]);
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; ++v) sum[r][v] = multiply_add(ark, bk[v], sum[r][v]);
+                for (int v = 0; v < vectors; ++v) sum[r][v] = multiply_add(ark, bk[v], sum[r][v]);
+            }
+            a += order == Order::rows ? 1 : lda;
+            b += o.ldb;
         }
-        a += order == Order::rows ? 1 : lda;
-        b += o.ldb;
     }
     if (o.n == vectors * simd_width)
         finish<true>(sum, o, start);
@@ -102,13 +105,15 @@ inline void transpose_4x4(const float* a, int64_t lda, float* b, int64_t ldb) {
 }  // namespace
 
 void gemm_panel(Order order, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
-                const Start& start, float* c, int64_t ldc) {
+                const Start& start, float* c, int64_t ldc, const Runs& runs) {
     if (n == 0) return;
+    const int64_t a_skip = runs.a_step - k * (order == Order::rows ? 1 : lda);
+    const int64_t b_skip = runs.b_step < 0 ? 0 : runs.b_step - k * ldb;
     const auto pick = order == Order::rows ? tile_for<Order::rows> : tile_for<Order::columns>;
     const int64_t vectors = ceil_div(n, simd_width), row_step = order == Order::rows ? lda : 1;
     const Tile whole = pick(tile_rows, vectors);
     for (int64_t r = 0; r < m; r += tile_rows) {
-        const Operands o{n, k, a + r * row_step, lda, b, ldb, c + r * ldc, ldc};
+        const Operands o{n, k, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, runs.count, a_skip, b_skip};
         (r + tile_rows <= m ? whole : pick(m - r, vectors))(o, start);
     }
 }

@@ -39,6 +39,12 @@ constexpr int64_t panel_depth = simd_width == 16 ? 96 : 256;  // panel_depth x t
 // How a lies in memory: a(r, k) = a[r * lda + k], or a[k * lda + r] (the product with a transposed).
 enum class Order { rows, columns };
 
+// Where the columns of a and the rows of b go on after every k of them: `count` runs of k, a_step floats apart in a and
+// k rows apart in b unless b_step says otherwise.
+struct Runs {
+    int64_t count = 1, a_step = 0, b_step = -1;
+};
+
 // What the sum is added to: nothing, the row vector `bias` (n), or what c holds.
 struct Start {
     const float* bias = nullptr;
@@ -46,9 +52,9 @@ struct Start {
 };
 
 // a (m, k), b (k, n) with n <= tile_columns, c (m, n); any m, k >= 0. Each row of b must be readable up to the next
-// multiple of simd_width; pack_panel makes such rows.
+// multiple of simd_width; pack_panel makes such rows. With `runs`, the sum is over runs.count times k terms, in order.
 void gemm_panel(Order order, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
-                const Start& start, float* c, int64_t ldc);
+                const Start& start, float* c, int64_t ldc, const Runs& runs = {});
 
 // panel[k, j] = b[k, j] for j < n, 0 from there to the row's end; rows of panel_width(n) floats.
 void pack_panel(int64_t k, int64_t n, const float* b, int64_t ldb, float* panel);
