@@ -14,7 +14,8 @@ import numpy as np
 
 from pydiff import ops, random
 from pydiff.backend import array_module
-from pydiff.tensor import Tensor
+from pydiff.recompute import recompute
+from pydiff.tensor import Tensor, grad_enabled
 
 _state = threading.local()
 
@@ -34,10 +35,19 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Base of all layers and models. A subclass sets attributes in __init__ and defines forward."""
+    """Base of all layers and models. A subclass sets attributes in __init__ and defines forward.
+
+    recompute: whether to forget in forward what backward needs, and compute it again there. For modules that take
+    Tensors and return one.
+    """
+
+    recompute = False
 
     def __call__(self, *args, **kwargs):
-        output = self.forward(*args, **kwargs)
+        if self.recompute and grad_enabled():
+            output = recompute(self.forward, _with_the_same_dropout(self.forward), self.parameters(), args)
+        else:
+            output = self.forward(*args, **kwargs)
         if getattr(_state, "observer", None):
             _state.observer(self, output)
         return output
@@ -189,6 +199,20 @@ def training(seed, step, sample):
         yield
     finally:
         _state.dropout = before
+
+
+def _with_the_same_dropout(forward):
+    """A function that calls forward with the masks that it would draw now."""
+    key = getattr(_state, "dropout", None)
+
+    def again(*args):
+        before, _state.dropout = getattr(_state, "dropout", None), key
+        try:
+            return forward(*args)
+        finally:
+            _state.dropout = before
+
+    return again
 
 
 @contextlib.contextmanager

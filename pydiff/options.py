@@ -13,7 +13,7 @@ from pydiff.diffusion.schedule import BUILDERS
 from pydiff.models import UNet2D
 
 # Options that do not change what is computed: a run may be resumed with other values of these.
-WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep")
+WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,8 @@ class Options:
     """Groups of every normalisation; must divide all channels."""
     dropout: float = 0.0
     """Share of activations dropped in every residual block."""
+    recompute: bool = False
+    """Compute every block's inner values again for the gradient instead of keeping them: less memory, more time."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
     sample_every: int = 500
@@ -197,7 +199,7 @@ def build_unet(options, shape, classes=None):
         num_class_embeds=None if classes is None else classes + 1,
         num_train_timesteps=options.timesteps,
         seed=options.seed,
-    )
+    ).recompute_blocks(options.recompute)
 
 
 def default_channels(size):

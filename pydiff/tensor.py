@@ -125,8 +125,14 @@ class Function:
     A grad of an unused output is None, unless the op has a single output. `self.needs[i]` says whether the i-th
     argument wants a gradient, so that backward can save itself the work.
 
+    Instead of a backward, `replay(self)` may compute the outputs again, as Tensors whose history goes on from
+    self.inputs (None where no gradient is wanted); see recompute.py.
+
     `MyOp.apply(x, y, option=...)` unwraps Tensors, runs forward and, if recording, remembers the call.
     """
+
+    def replay(self):
+        """None: this operation has a backward."""
 
     @classmethod
     def apply(cls, *args, **options):
@@ -172,6 +178,10 @@ def _run_backward(root, grad):
     while queue:
         _, function = heapq.heappop(queue)
         inputs, needs = function.inputs, function.needs
+        if replayed := _replay(function):
+            for tensor, gradient in zip(replayed, waiting.pop(function), strict=True):
+                give(tensor, gradient)
+            continue
         gradients = function.backward(*waiting.pop(function))
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         if len(gradients) != len(inputs):
@@ -186,6 +196,18 @@ def _run_backward(root, grad):
                     )
                 # e.g. a loss in float64 of a network in float32
                 give(tensor, gradient.astype(tensor.dtype, copy=False))
+
+
+def _replay(function):
+    before, _state.enabled = grad_enabled(), True
+    try:
+        replayed = function.replay()
+    finally:
+        _state.enabled = before
+    if replayed:
+        function.__dict__.clear()
+        function.inputs = None
+    return replayed
 
 
 def _accumulate(leaf, gradient):

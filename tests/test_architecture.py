@@ -99,7 +99,8 @@ MAY_IMPORT = {
     "checkpoint": "sealed tensorfile",
     "tensor": "backend",
     "ops": "backend tensor random",
-    "nn": "backend tensor random ops",
+    "recompute": "tensor",
+    "nn": "backend tensor random ops recompute",
     "optim": "backend ops",
     "models": "backend tensor ops nn",
     "diffusion.table": "",
@@ -164,7 +165,7 @@ def test_compiled_modules_are_named_by_the_backend_only():
 # ---- budgets -------------------------------------------------------------------------------------------------------
 
 SPINE = [
-    "backend.py", "tensor.py", "random.py", "ops/*.py", "nn.py", "optim.py", "models/*.py",
+    "backend.py", "tensor.py", "recompute.py", "random.py", "ops/*.py", "nn.py", "optim.py", "models/*.py",
     "diffusion/table.py", "diffusion/schedule.py", "diffusion/path.py", "diffusion/prediction.py",
     "diffusion/process.py", "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py", "train.py",
 ]  # fmt: skip

@@ -10,8 +10,8 @@ import numpy as np
 
 from pydiff import ops
 from pydiff.backend import array_module
-from pydiff.models.blocks import DownBlock, MidBlock, UpBlock
-from pydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module
+from pydiff.models.blocks import DownBlock, MidBlock, ResnetBlock, UpBlock
+from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module
 from pydiff.tensor import Tensor, as_tensor
 
 # For every block name in a configuration: does it attend, and how does it change the resolution (None: as *_type says)?
@@ -162,6 +162,13 @@ class UNet2D(Module):
         for block in self.up_blocks:
             h = block(h, skips, temb)
         return self.conv_out(self.conv_norm_out(h))
+
+    def recompute_blocks(self, on=True):
+        """Whether residual blocks and attention keep nothing for backward and compute it again there. Returns self."""
+        for _, module in self.named_modules():
+            if isinstance(module, ResnetBlock | Attention):
+                module.recompute = on
+        return self
 
     def embed(self, t, class_labels, n, like):
         """The context (N, temb_dim): the step number's embedding, plus that of the class if there are classes."""

@@ -1,0 +1,32 @@
+"""Activation recomputation (Chen et al. 2016, "Training deep nets with sublinear memory cost", section 3): a part of
+the network forgets what it computed on the way forward and computes it again when the gradient comes back. Memory for time:
+of each such part only the input stays, and its forward pass is done twice.
+"""
+
+from pydiff.tensor import Function, Tensor, no_grad
+
+
+class Recompute(Function):
+    """first(*inputs) without recording; `replay` records it when backward arrives here.
+
+    The replayed operations stand in this one's place and hand their gradients to the same tensors in the same order as
+    without recomputation, so every bit is the same. The parameters are arguments so that the result wants a gradient
+    when they do.
+    """
+
+    def forward(self, *arrays, first, again, inputs):
+        self.arrays, self.again = arrays[:inputs], again
+        with no_grad():
+            return first(*map(Tensor, self.arrays)).data
+
+    def replay(self):
+        given = zip(self.inputs, self.arrays, strict=False)  # the parameters stand behind the inputs
+        return [self.again(*(Tensor(array) if tensor is None else tensor for tensor, array in given))]
+
+
+def recompute(first, again, parameters, inputs):
+    """first(*inputs), a Tensor, whose intermediate values are not kept.
+
+    again(*inputs) computes the same once more, bit for bit, when the gradient arrives. parameters: all that they use.
+    """
+    return Recompute.apply(*inputs, *parameters, first=first, again=again, inputs=len(inputs))
