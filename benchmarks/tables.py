@@ -27,6 +27,8 @@ def table_of(report):
     """One report as Markdown."""
     if "samples_recognised" in report:
         return "\n".join(quality_table(report)) + "\n"
+    if "errors" in report:
+        return "\n".join(winograd_table(report)) + "\n"
     whole = any("images_s" in row for row in report["rows"])
     return "\n".join([setting(report), "", *(whole_table(report) if whole else kernel_table(report))]) + "\n"
 
@@ -90,6 +92,21 @@ def quality_table(report):
     )
 
 
+def winograd_table(report):
+    """Lines of the two tables of benchmarks.winograd."""
+    header_row = ["shape", "result", "plain, rms", "Winograd, rms", "ratio", "plain, largest", "Winograd, largest"]
+    yield from header(header_row)
+    rows = {(row["shape"], row["what"], row["algorithm"]): row for row in report["errors"]}
+    for shape, what in dict.fromkeys((row["shape"], row["what"]) for row in report["errors"]):
+        plain, fast = rows[shape, what, "plain"], rows[shape, what, "winograd"]
+        figures = [f"{plain['rms']:.1e}", f"{fast['rms']:.1e}", f"{fast['rms'] / plain['rms']:.1f}"]
+        yield line([shape, what, *figures, f"{plain['largest']:.1e}", f"{fast['largest']:.1e}"])
+    yield ""
+    yield from header(["seed", "steps", "mean loss of the last fifth, plain", "Winograd"])
+    for row in report["training"]:
+        yield line([row["seed"], row["steps"], f"{row['plain']:.6f}", f"{row['winograd']:.6f}"])
+
+
 def header(cells):
     """The head of a table."""
     return [line(cells), line(["---"] * len(cells))]
@@ -120,8 +137,8 @@ def times(ratio):
 
 
 def main():
-    """Rewrites the READMEs of the benchmarks and of the project."""
-    for readme in (HERE / "README.md", HERE.parent / "README.md"):
+    """Rewrites the READMEs of the benchmarks and of the project, and the page on Winograd's algorithm."""
+    for readme in (HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs/winograd.md"):
         readme.write_text(render(readme.read_text(), HERE / "results"))
     return 0
 

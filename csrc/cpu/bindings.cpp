@@ -332,6 +332,7 @@ PYBIND11_MODULE(PYDIFF_MODULE, m) {
     m.def("threads", &threads, py::call_guard<py::gil_scoped_release>());
     m.def("set_threads", &set_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>());
 
+    m.def("use_winograd", &use_winograd, py::arg("on"));
     m.def("conv2d_forward", &bind_conv2d_forward);
     m.def("conv2d_backward_input", &bind_conv2d_backward_input);
     m.def("conv2d_backward_weight", &bind_conv2d_backward_weight);

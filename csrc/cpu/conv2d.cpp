@@ -13,6 +13,7 @@
 // the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few channels. In all of them a picture's y and dx are the
 // same alone and in any batch, and no bit of any result depends on the number of threads.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "conv2d_methods.h"
@@ -21,6 +22,10 @@
 
 namespace pydiff {
 namespace {
+
+std::atomic<bool> winograd_allowed{true};
+
+bool by_winograd(const Conv2dShape& s) { return winograd_allowed && winograd_suits(s); }
 
 // dbias (cout) = sum over pixels of dy (pixels, cout)
 void backward_bias(int64_t pixels, int64_t cout, const float* dy, float* dbias) {
@@ -60,12 +65,14 @@ Seen see(const Conv2dShape& s, const float* x, int64_t i, int64_t rows, int64_t 
     return {copy, width * s.cin};
 }
 
+void use_winograd(bool on) { winograd_allowed = on; }
+
 void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y) {
-    (winograd_suits(s) ? winograd_forward : narrow_output_suits(s) ? narrow_forward : direct_forward)(s, x, w, bias, y);
+    (by_winograd(s) ? winograd_forward : narrow_output_suits(s) ? narrow_forward : direct_forward)(s, x, w, bias, y);
 }
 
 void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx) {  // (1)
-    if (winograd_suits(mirrored(s)))
+    if (by_winograd(mirrored(s)))
         winograd_backward_input(mirrored(s), dy, w, dx);
     else if (s.stride_h == 1 && s.stride_w == 1 && narrow_output_suits(mirrored(s)))
         narrow_backward_input(mirrored(s), dy, w, dx);
@@ -80,7 +87,7 @@ void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* 
         if (dbias) std::fill(dbias, dbias + s.cout, 0.0f);
         return;
     }
-    if (winograd_suits(s))  // (2)
+    if (by_winograd(s))  // (2)
         winograd_backward_weight(s, dy, x, dw);
     else
         (narrow_input_suits(s) ? narrow_backward_weight : direct_backward_weight)(s, dy, x, dw);
