@@ -11,6 +11,7 @@ import sys
 import numpy as np
 
 from benchmarks import whole
+from benchmarks.training import products_of
 from benchmarks.workloads import WORKLOADS, torch_unet
 from pydiff import backend
 from pydiff.diffusion import Process, ddim, initial_noise, path, schedule
@@ -35,6 +36,11 @@ class Pydiff:
     def weights(self):
         """{name: array in PyTorch's layout}"""
         return self.model.state_dict()
+
+    def operations(self):
+        """Floating-point operations of one step that are products."""
+        x = self.workload.pictures(self.batch)
+        return products_of(lambda: self.predict(x, np.zeros(self.batch, np.int64)))
 
     def walk(self):
         """The states of one drawing."""
@@ -101,11 +107,13 @@ def disagreement(ours, theirs):
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def measure(options, batch):
+def measure(options, batch, fastest):
     """The section of the report about one workload."""
     factories = whole.contenders(options, Pydiff, Torch, batch, steps=options.steps)
     title = whole.Title(f"DDIM, {options.steps} steps", whole.words(options.workload, batch), batch, options.steps)
-    return whole.compete(title, factories, options, ask="pictures", difference=disagreement, limit=LIMIT)
+    return whole.compete(
+        title, factories, options, ask="pictures", difference=disagreement, limit=LIMIT, fastest=fastest
+    )
 
 
 def main(arguments=None):

@@ -27,6 +27,8 @@ def table_of(report):
     """One report as Markdown."""
     if "samples_recognised" in report:
         return "\n".join(quality_table(report)) + "\n"
+    if "scaling" in report:
+        return "\n".join([setting(report), "", *scaling_table(report)]) + "\n"
     if "errors" in report:
         return "\n".join(winograd_table(report)) + "\n"
     whole = any("images_s" in row for row in report["rows"])
@@ -58,9 +60,11 @@ def kernel_table(report):
 
 def whole_table(report):
     """Lines of a table of whole models: one for every contender; then where pydiff's time goes."""
-    yield from header(["", "contender", "step, ms", "fastest, ms", "pictures/s", "peak memory, MB"])
+    names = ["", "contender", "step, ms", "fastest, ms", "pictures/s", "GFLOP/s", "of ceiling", "peak memory, MB"]
+    yield from header(names)
     for row in report["rows"]:
-        figures = [milliseconds(row), f"{row['min_ms']:.1f}", f"{row['images_s']:.1f}", f"{row['peak_mb']:.0f}"]
+        figures = [milliseconds(row), f"{row['min_ms']:.1f}", f"{row['images_s']:.1f}"]
+        figures += [f"{row['gflops']:.0f}", f"{row['share']:.0%}", f"{row['peak_mb']:.0f}"]
         yield line([f"{row['op']}, {row['shape']}", row["name"], *figures])
     yield ""
     for what, value in report["ratio"].items():
@@ -90,6 +94,15 @@ def quality_table(report):
         f"{report['steps']:,} training steps. The classifier is right on {report['classifier_accuracy_held_out']:.1%} "
         f"of the held-out digits. Samples it calls {digits}."
     )
+
+
+def scaling_table(report):
+    """Lines of the table of benchmarks.scaling."""
+    yield from header(["changes", "threads", "pictures", "step, ms", "pictures/s", "GFLOP/s", "peak memory, MB"])
+    for row in report["scaling"]:
+        pictures = f"{row['batch']} x {row['size']}x{row['size']}"
+        figures = [f"{row['images_s']:.1f}", f"{row['gflops']:.0f}", f"{row['peak_mb']:.0f}"]
+        yield line([row["what"], row["threads"], pictures, milliseconds(row | {"wrong": False}), *figures])
 
 
 def winograd_table(report):

@@ -8,6 +8,7 @@ own, in turns.
 import sys
 import time
 from collections import Counter
+from functools import partial
 
 import numpy as np
 
@@ -16,19 +17,21 @@ from benchmarks.workloads import WORKLOADS, torch_unet
 from pydiff import backend, nn, optim, random
 from pydiff.diffusion import Process, schedule
 from pydiff.models import UNet2D
-from pydiff.tensor import Function
+from pydiff.ops.attention import Attention
+from pydiff.ops.conv2d import Conv2d
+from pydiff.tensor import Function, no_grad
 
 LR, EMA, CLIP, WEIGHT_DECAY = 1e-4, 0.999, 1.0, 0.01
 LIMIT = 1e-3  # of the difference of two gradients, relative to their norm
 
 
 class Pydiff:
-    """pydiff's training step."""
+    """pydiff's training step. size: of the pictures, if not the workload's."""
 
-    def __init__(self, workload, batch):
+    def __init__(self, workload, batch, recompute=False, size=None):
         backend.keep_freed_memory()  # as pydiff.train does
-        self.workload = WORKLOADS[workload]
-        self.model = UNet2D(**self.workload.config)
+        self.workload = WORKLOADS[workload]._replace(**({} if size is None else {"size": size}))
+        self.model = UNet2D(**self.workload.config).recompute_blocks(recompute)
         self.process = Process(schedule("linear"))
         self.optimizer = optim.AdamW(self.model, weight_decay=WEIGHT_DECAY)
         self.x0, self.sample, self.done = self.workload.pictures(batch), np.arange(batch), 0
@@ -36,6 +39,15 @@ class Pydiff:
     def weights(self):
         """{name: array in PyTorch's layout}"""
         return self.model.state_dict()
+
+    def load(self, weights):
+        """Takes over another contender's weights."""
+        self.model.load_state_dict(weights)
+
+    def operations(self):
+        """Floating-point operations of one step that are products: three times those of a forward pass."""
+        with no_grad():
+            return 3 * products_of(lambda: self.model(self.x0, np.zeros(len(self.x0), np.int64)))
 
     def draw(self, step):
         """t and the noise's key."""
@@ -71,6 +83,33 @@ class Pydiff:
         total = time.perf_counter() - start
         seconds["everything else"] = total - sum(seconds.values())
         return {name: value / total for name, value in seconds.most_common()}
+
+
+def products_of(run):
+    """2 for every multiplication and addition in the convolutions, linear layers and attentions of run()."""
+    counted = []
+
+    def counting(cls, count):
+        original = cls.forward
+
+        def forward(self, *arrays, **options):
+            result = original(self, *arrays, **options)
+            counted.append(count(result, *arrays))
+            return result
+
+        cls.forward = forward
+        return lambda: setattr(cls, "forward", original)
+
+    undo = [
+        counting(Conv2d, lambda y, _x, w, *_: 2 * y.size * w[..., 0].size),
+        counting(Attention, lambda out, _q, k, *_: 4 * out.size * k.shape[1]),  # q k^T and p v
+    ]
+    try:
+        run()
+    finally:
+        for restore in undo:
+            restore()
+    return sum(counted)
 
 
 def in_file_order(p: nn.Parameter):
@@ -177,12 +216,20 @@ def disagreement(ours, theirs):
     return float(np.max([off, abs(loss - other_loss) / abs(other_loss)]))
 
 
-def measure(options, batch):
+def measure(options, batch, fastest):
     """The section of the report about one workload."""
     factories = whole.contenders(options, Pydiff, Torch, batch)
+    factories[f"{whole.PYDIFF} recomputing"] = partial(Pydiff, options.workload, batch, recompute=True)
     title = whole.Title("training step", whole.words(options.workload, batch), batch)
     return whole.compete(
-        title, factories, options, ask="loss_and_gradient", difference=disagreement, limit=LIMIT, profile=3
+        title,
+        factories,
+        options,
+        ask="loss_and_gradient",
+        difference=disagreement,
+        limit=LIMIT,
+        fastest=fastest,
+        profile=3,
     )
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from benchmarks import harness
-from benchmarks.contenders import OURS, PEER, set_threads
+from benchmarks.contenders import OTHER, OURS, PEER, set_threads
 from benchmarks.machine import ceilings, describe
 from benchmarks.processes import workers
 from benchmarks.timing import alternate
@@ -42,10 +42,10 @@ def contenders(options, ours, torchs, batch, **more):
     return found
 
 
-def compete(title, factories, options, ask, difference, limit, profile=0):
+def compete(title, factories, options, ask, difference, limit, fastest, profile=0):
     """Rows, agreement and profile of one workload, as a part of the report.
 
-    ask: the method whose results have to agree, by difference(ours, theirs) <= limit.
+    ask: the method whose results have to agree, by difference(ours, theirs) <= limit. fastest: GFLOP/s of this machine.
     """
     print(f"\n{title.op}   {title.shape}", flush=True)
     with workers(factories, options.threads) as running:
@@ -65,8 +65,10 @@ def compete(title, factories, options, ask, difference, limit, profile=0):
             for _ in range(2):
                 worker.ask("step")
         timings = alternate({name: w.repetition for name, w in timed.items()}, options.rounds, options.seconds)
-        rows = [row_of(title, name, timings[name], worker.ask("peak_memory")) for name, worker in timed.items()]
+        memory = {name: worker.ask("peak_memory") for name, worker in timed.items()}
         shares = running[PYDIFF].ask("profile", profile) if profile else {}
+        operations = running[PYDIFF].ask("operations")
+    rows = [row_of(title, name, timings[name], memory[name], operations, fastest) for name in timings]
     for row in rows:
         print(line_of(row))
     if harness.ratio(rows) is not None:
@@ -83,19 +85,23 @@ def compete(title, factories, options, ask, difference, limit, profile=0):
     }
 
 
-def row_of(title, name, timing, memory):
-    """A row of the report; times are of a step."""
+def row_of(title, name, timing, memory, operations, fastest):
+    """A row of the report; times are of a step. operations: of a step, by the plain algorithms, so that a rate may be
+    above what the machine can do where an algorithm needs fewer."""
+    rate = operations / timing.median * 1e-9
     return {
         "op": title.op,
         "shape": title.shape,
         "name": name,
-        "kind": OURS if name == PYDIFF else PEER,
+        "kind": OURS if name == PYDIFF else OTHER if name.startswith(PYDIFF) else PEER,
         "wrong": False,
         "median_ms": timing.median * 1e3,
         "min_ms": timing.minimum * 1e3,
         "total_s": timing.median * title.repeats,
         "images_s": title.pictures / (timing.median * title.repeats),
         "peak_mb": memory,
+        "gflops": rate,
+        "share": rate / fastest,
         "kept": timing.kept,
         "discarded": timing.discarded,
         "quiet": timing.quiet,
@@ -107,7 +113,8 @@ def line_of(row):
     noisy = "" if row["quiet"] else "  disturbed"
     return (
         f"  {row['name']:<22}{row['median_ms']:9.1f} ms a step (min {row['min_ms']:.1f})"
-        f" {row['images_s']:8.1f} images/s  {row['peak_mb']:6.0f} MB at most"
+        f" {row['images_s']:8.1f} images/s {row['gflops']:7.0f} GFLOP/s {row['share']:5.0%}"
+        f"  {row['peak_mb']:6.0f} MB at most"
         f"  {row['kept']} of {row['kept'] + row['discarded']} kept{noisy}"
     )
 
@@ -132,7 +139,7 @@ def parse(description, arguments, steps):
 
 
 def main(measure, description, arguments=None, batch=None, steps=None):
-    """Both scripts. measure(options, batch) -> a part of the report; batch: None for the workload's.
+    """Both scripts. measure(options, batch, fastest) -> a part of the report; batch: None for the workload's.
 
     Returns the exit status: 1 if results differed.
     """
@@ -147,5 +154,5 @@ def main(measure, description, arguments=None, batch=None, steps=None):
     print(harness.heading(report))
     if backend.cpu is None:
         print(f"pydiff runs its array path here: the compiled kernels are {backend.cpu_reason}")
-    report |= measure(options, batch)
+    report |= measure(options, batch, report["ceilings"]["sgemm_gflops"])
     return harness.finish(report, options.json)

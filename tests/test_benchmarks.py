@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pydiff.bench
-from benchmarks import contenders, harness, sampling, tables, timing, training
+from benchmarks import contenders, harness, sampling, scaling, tables, timing, training, winograd
 from benchmarks.contenders import OTHER, OURS, PEER, Contender
 from benchmarks.timing import Repetition
 from benchmarks.workloads import WORKLOADS
@@ -70,14 +70,41 @@ def test_kernel_script_checks_and_times_everyone(op, tmp_path):
 def test_script_of_whole_models_runs(script, tmp_path):
     status, report = run_script(script, tmp_path / "report.json", "--peers", "none")
     assert status == 0
-    (row,) = report["rows"]
+    row, *others = report["rows"]
     assert row["name"] == "pydiff"
+    assert [other["name"] for other in others] == (["pydiff recomputing"] if script is training else [])
+    assert all(other["kind"] == "other" for other in others)
     assert row["peak_mb"] > 10
     assert math.isclose(row["images_s"] * row["total_s"], 2)
     assert f"| {row['op']}, {row['shape']} | pydiff | " in tables.table_of(report)
     if script is training:
         assert math.isclose(sum(report["profile"].values()), 1)
         assert report["profile"]["Conv2d backward"] > 0
+
+
+def test_products_are_those_of_the_equation():
+    rng = np.random.default_rng(0)
+    x, w = (Tensor(rng.standard_normal(s).astype(np.float32)) for s in ((2, 5, 6, 3), (3, 3, 3, 4)))
+    assert training.products_of(lambda: ops.conv2d(x, w, padding=1)) == 2 * (2 * 5 * 6 * 4) * (3 * 3 * 3)
+    q = Tensor(rng.standard_normal((2, 5, 8)).astype(np.float32))
+    k = Tensor(rng.standard_normal((2, 7, 8)).astype(np.float32))
+    assert training.products_of(lambda: ops.attention(q, k, k, 2)) == 2 * 2 * (2 * 2) * 5 * 7 * 4
+
+
+def test_scaling_script_runs(tmp_path):
+    assert scaling.main(["--quick", "--json", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["what"] for row in report["scaling"]] == ["threads", "batch"]
+    assert all(row["gflops"] > 0 for row in report["scaling"])
+    assert "| batch | 1 | 2 x 8x8 | " in tables.table_of(report)
+
+
+def test_winograd_script_runs(tmp_path):
+    assert winograd.main(["--quick", "--json", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    rms = {(row["what"], row["algorithm"]): row["rms"] for row in report["errors"]}
+    assert 1e-8 < rms["forward", "plain"] < rms["forward", "winograd"] < 1e-5
+    assert "| forward | " in tables.table_of(report)
 
 
 @pytest.mark.filterwarnings("default")  # diffusers' own, at import

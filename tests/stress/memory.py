@@ -1,0 +1,54 @@
+"""Whether memory grows: 10,000 training steps, resident memory all the way.
+
+    python -m tests.stress.memory [--steps 10000] [--json tests/stress/memory.json]
+
+Digits and a small U-Net, so that a leak of one array a step would show: 10,000 times 4 kB are 40 MB. Status 1 if the
+memory of the last tenth is more than 2 % above that of the second tenth (the first one warms up).
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import pydiff
+from pydiff import backend
+from pydiff.data import load
+from pydiff.train import Trainer, training_steps
+
+ALLOWED = 1.02
+
+
+def resident():
+    """MB of this process in memory now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1e3
+    raise RuntimeError("this system does not tell how much memory a process has")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    backend.keep_freed_memory()  # as pydiff.train does
+    options = pydiff.Options(steps=arguments.steps, batch_size=16, channels=(16, 32), groups=8)
+    every, seen = max(1, arguments.steps // 100), []
+    for state in training_steps(Trainer(load("digits"), options)):
+        if state.bad:
+            raise RuntimeError(f"step {state.step}: {state.bad}")
+        if state.step % every == 0:
+            seen.append(resident())
+    tenth = len(seen) // 10
+    early, late = statistics.median(seen[tenth : 2 * tenth]), statistics.median(seen[-tenth:])
+    figures = {"steps": arguments.steps, "early_mb": early, "late_mb": late, "most_mb": max(seen)}
+    print(json.dumps(figures))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return int(late > ALLOWED * early)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
