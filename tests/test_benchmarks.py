@@ -13,12 +13,13 @@ from benchmarks import contenders, harness, sampling, scaling, tables, timing, t
 from benchmarks.contenders import OTHER, OURS, PEER, Contender
 from benchmarks.timing import Repetition
 from benchmarks.workloads import WORKLOADS
-from pydiff import backend
+from pydiff import backend, ops
 from pydiff.models import UNet2D
 from pydiff.ops.attention import Attention
 from pydiff.ops.conv2d import Conv2d
 from pydiff.ops.group_norm import GroupNorm
 from pydiff.ops.group_norm import forward_arrays as group_norm_arrays
+from pydiff.tensor import Tensor
 
 OPS = ["adamw", "attention", "conv2d", "denoise", "group_norm", "noise"]
 
