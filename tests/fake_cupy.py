@@ -9,6 +9,7 @@ It has the names that pydiff uses and no others; tests/test_device.py holds them
 installed. Stricter than CuPy in two places: indices and nested lists may not be NumPy arrays either.
 """
 
+import importlib.machinery
 import operator
 import types
 
@@ -225,6 +226,7 @@ def module(devices=("Pretended GPU",)):
         return {"name": devices[i].encode()}
 
     fake = types.ModuleType("cupy")
+    fake.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
     runtime = types.SimpleNamespace(getDeviceCount=count, getDeviceProperties=properties)
     vars(fake).update(FUNCTIONS, ndarray=ndarray, cuda=types.SimpleNamespace(runtime=runtime))
     return fake
