@@ -102,8 +102,9 @@ def _cupy():
     try:
         import cupy
     except ImportError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]  # CuPy's own text is a page
         raise RuntimeError(
-            f"device cuda needs CuPy, which could not be imported ({error}); pip install 'pydiff[cuda13]', "
+            f"device cuda needs CuPy, which could not be imported ({reason}); pip install 'pydiff[cuda13]', "
             "or [cuda12] for a driver of CUDA 12"
         ) from error
     try:

@@ -72,7 +72,8 @@ class Run:
     def to(self, device):
         """Moves the model to a device, where everything is drawn from then on. Returns the run.
 
-        ValueError or RuntimeError, in one sentence, for a device that does not exist or cannot be used here.
+        A model that was in training elsewhere follows it no longer. ValueError or RuntimeError, in one sentence, for a
+        device that does not exist or cannot be used here.
         """
         with backend.use_device(device) as xp:
             self.model.to(xp)

@@ -381,6 +381,16 @@ def test_without_cupy(monkeypatch):
     assert "pip install 'pydiff[cuda13]'" in message
 
 
+def test_with_a_cupy_that_cannot_find_its_libraries(monkeypatch, tmp_path):
+    """It says so on a page with rules and advice; the cause is in one line of it."""
+    page = "=====\\nFailed to import CuPy.\\n\\nOriginal error:\\n  ImportError: libnvrtc.so.13\\n====="
+    (tmp_path / "cupy.py").write_text(f"raise ImportError('{page}') from ImportError('libnvrtc.so.13: not there')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    (message,) = {*refusals("cuda")}
+    assert "CuPy, which could not be imported (libnvrtc.so.13: not there); pip install" in message
+
+
 @pytest.mark.parametrize(
     ("devices", "message"),
     [
