@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pydiff import ops
-from pydiff.backend import column as _column
+from pydiff.backend import array_module
 from pydiff.diffusion.objective import offset_noise
 from pydiff.diffusion.prediction import PREDICTIONS, SIGMA_DATA, edm_coefficients
 from pydiff.diffusion.schedule import Schedule
@@ -188,3 +188,8 @@ def posterior_coefficients(alpha_t, sigma_t, alpha_s, sigma_s):
     a = alpha_ts * sigma_s**2 / sigma_t**2
     b = alpha_s * variance_ts / sigma_t**2
     return a, b, variance_ts * sigma_s**2 / sigma_t**2
+
+
+def _column(values, like):
+    """(N,) float64 -> (N, 1, ..) of like's dtype and device, to multiply every element of a sample."""
+    return array_module(like).asarray(values, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
