@@ -3,13 +3,15 @@
 Everything above this file writes `xp = array_module(x)` and asks `native(x, "group_norm_forward")` for a compiled
 function; a None means "use the array path". Environment, read once at import:
 
-    PYDIFF_NATIVE   auto (default): compiled kernels where they exist; require: an error without them; off: NumPy only
+    PYDIFF_NATIVE   auto (default): compiled kernels where they exist; require: an error without them; off: arrays only
     PYDIFF_SIMD     baseline, avx2 or avx512: use this instruction set instead of the best one the processor has
     PYDIFF_WINOGRAD on (default) or off: see use_winograd
     PYDIFF_THREADS  threads of the compiled CPU kernels (default: the processors this process may run on)
 
 A device is "cpu" (NumPy), "cuda" (CuPy and the CUDA kernels) or "simt": NumPy arrays and the same CUDA kernels, run on
-the CPU by the emulator of csrc/simt, for tests and for stepping through one (docs/simt.md).
+the CPU by the emulator of csrc/simt, for tests and for stepping through one (docs/simt.md). Pictures, parameters and
+all that has their size live on the device. One number for each picture (t, alpha, sigma, labels, keys) stays a NumPy
+array, in float64 or integers, until it meets a picture: `column` moves it there. Nothing else moves by itself.
 """
 
 import contextlib
@@ -74,16 +76,26 @@ def use_device(device):
     global cuda, emulator
     if device not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    xp = _cupy() if device == "cuda" else np
+    if device == "cuda" and cuda is None and NATIVE != "off":
+        cuda = _load("pydiff._cuda", "the module of CUDA kernels")
     before = emulator
-    if device == "cuda":
-        xp = _cupy()
-        cuda = cuda or _load("pydiff._cuda", "the module of CUDA kernels")
-    else:
-        xp, emulator = np, _load("pydiff._simt", "the emulator of CUDA kernels") if device == "simt" else None
+    emulator = _load("pydiff._simt", "the emulator of CUDA kernels") if device == "simt" else None
     try:
         yield xp
     finally:
         emulator = before
+
+
+def on_device(device, steps):
+    """The items of a generator that runs on this device, while whoever takes them may be elsewhere."""
+    while True:
+        with use_device(device):
+            try:
+                item = next(steps)
+            except StopIteration:
+                return
+        yield item
 
 
 def _cupy():
@@ -91,8 +103,10 @@ def _cupy():
     try:
         import cupy
     except ImportError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]  # CuPy's own text is a page
         raise RuntimeError(
-            f"device cuda needs CuPy, which could not be imported ({error}); pip install 'pydiff[cuda13]'"
+            f"device cuda needs CuPy, which could not be imported ({reason}); pip install 'pydiff[cuda13]', "
+            "or [cuda12] for a driver of CUDA 12"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -109,6 +123,34 @@ def array_module(*arrays):
     if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
         return cupy
     return np
+
+
+def to_host(a):
+    """The NumPy array with a's values: a itself where it is one, else a copy from the GPU, which waits for it."""
+    return np.asarray(a) if array_module(a) is np else a.get()
+
+
+def column(values, like):
+    """(N,) numbers -> (N, 1, ..) of like's dtype where like is, to multiply every element of a sample."""
+    return array_module(like).asarray(values, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def add_at(a, index, values):
+    """a[index] += values in a fixed order, where an element picked twice gets both. index: a tuple.
+
+    A GPU would add in any order (atomics). So it picks rows by a product of matrices, which is how an embedding learns,
+    and leaves all else to the host.
+    """
+    xp = array_module(a)
+    if xp is np:
+        np.add.at(a, index, values)
+    elif len(index) == 1 and getattr(index[0], "dtype", values.dtype).kind in "iu" and index[0].ndim == 1:
+        picked = xp.arange(len(a))[:, None] == index[0] % len(a)  # (rows, N)
+        a += (picked.astype(a.dtype) @ values.reshape(len(values), a[:1].size)).reshape(a.shape)
+    else:
+        total = to_host(a)
+        np.add.at(total, tuple(to_host(i) if isinstance(i, xp.ndarray) else i for i in index), to_host(values))
+        a[...] = xp.asarray(total)
 
 
 def native(x, name):

@@ -10,9 +10,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pydiff.backend import DEVICES
 from pydiff.diffusion.path import SIGMA_SPACINGS, SPACINGS
 from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.options import Options
+
+Device = Literal[DEVICES]
 
 
 @dataclass
@@ -21,11 +24,13 @@ class Demo:
 
     out: Path = Path("demo")
     """Folder for samples.png, film, report.html and model/. The same command again goes on where it stopped."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
     training: Options = field(default_factory=lambda: Options(steps=2500, lr=2e-3))
 
     def run(self):
         announce()
-        run = train_command("digits", self.out, self.training)
+        run = train_command("digits", self.out, self.training, self.device)
         print(f"writing {self.out / 'report.html'}", flush=True)
         page = run.report(steps=run.process.schedule.T)  # every step, as in the lecture
         show(run)
@@ -41,11 +46,13 @@ class Train:
     """digits, faces, a folder of pictures (class = subfolder), or an .npz or .npy file."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
     training: Options = field(default_factory=Options)
 
     def run(self):
         announce()
-        run = train_command(self.data, self.out, self.training)
+        run = train_command(self.data, self.out, self.training, self.device)
         show(run)
         print(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
 
@@ -82,6 +89,8 @@ class Sample:
     """Dynamic thresholding: share of pixels that stay as they are, e.g. 0.995; left out, plain clipping."""
     clip: bool = True
     """Cut every predicted clean picture to what a picture can be."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
     def run(self):
         import numpy as np
@@ -95,7 +104,7 @@ class Sample:
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
-        images = run.sample(self.n, self.seed, *choices, **more, progress=True)
+        images = run.sample(self.n, self.seed, *choices, **more, progress=True, device=self.device)
         if self.out.suffix == ".npz":
             self.out.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(self.out, images=images)
@@ -127,11 +136,13 @@ class Report:
     """Steps of the way back; left out, 250, or all noise levels when there are fewer."""
     seed: int = 0
     """Seed of the samples."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
     def run(self):
         from pydiff.run import load
 
-        run = load(self.run_folder)
+        run = load(self.run_folder).to(self.device)
         print(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
 
 
@@ -203,14 +214,16 @@ def announce():
         )
 
 
-def train_command(data, out, options):
+def train_command(data, out, options, device):
     """Trains, with progress on the terminal."""
+    from pydiff.backend import use_device
     from pydiff.data import load
     from pydiff.train import train
 
-    dataset = load(data, size=options.check().size)
-    print(dataset.summary(), flush=True)
-    return train(dataset, out=out, **options.to_config())
+    with use_device(device):  # a missing GPU is reported before a large data set is read
+        dataset = load(data, size=options.check().size)
+    print(f"{dataset.summary()}; training on {device}", flush=True)
+    return train(dataset, out=out, device=device, **options.to_config())
 
 
 def show(run):

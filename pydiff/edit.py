@@ -1,11 +1,13 @@
 """Editing for users: uint8 pictures in, uint8 pictures out. `Run` has these as methods; diffusion/editing.py has the
 equations.
 
-Picture i depends on the seed, its number (numbers[i], by itself i), and what is given for it: not on the others.
+Picture i depends on the seed, its number (numbers[i], by itself i), and what is given for it: not on the others. All
+is computed on the run's device; what comes in and goes out are NumPy arrays.
 """
 
 import numpy as np
 
+from pydiff import backend
 from pydiff.data.pixels import from_uint8, to_uint8
 from pydiff.diffusion import editing, path, samplers
 from pydiff.diffusion.samplers import SAMPLERS
@@ -79,11 +81,13 @@ def interpolate(run, seed_a, seed_b, shares, *, label=0, steps=50, spacing="trai
     way = path(run.process.schedule, steps, spacing)
     a, b = (samplers.initial_noise(run.shape, seed, [0])[0] for seed in (seed_a, seed_b))
     x = editing.interpolate(a, b, shares) * np.float32(samplers.start_scale(way))
+    with backend.use_device(run.device) as xp:
+        x = xp.asarray(x)
     labels = None if run.classes is None else run.checked_labels(np.full(len(shares), label), np.arange(len(shares)))
     model, left = predictor(run, labels, guidance)
-    for state in samplers.ddim(model, x, run.process, way, guidance=left):
+    for state in backend.on_device(run.device, samplers.ddim(model, x, run.process, way, guidance=left)):
         x = state.x
-    return to_uint8(x.clip(-1, 1))
+    return to_uint8(backend.to_host(x).clip(-1, 1))
 
 
 def edited(run, images, draw, *, seed=0, labels=None, guidance=1.0, numbers=None, batch_size=64):
@@ -100,12 +104,13 @@ def edited(run, images, draw, *, seed=0, labels=None, guidance=1.0, numbers=None
         raise ValueError("guidance needs labels, the class wanted for each picture; give labels or leave guidance out")
     labels = run.unlabelled(len(x0)) if labels is None else run.checked_labels(labels, numbers)
     parts = []
-    for first in range(0, len(x0), batch_size):
-        here = slice(first, first + batch_size)
-        model, left = predictor(run, None if labels is None else labels[here], guidance)
-        for state in draw(model, x0[here], here, seed=seed, sample=numbers[here], guidance=left):
-            x = state.x
-        parts.append(to_uint8(x.clip(-1, 1)))
+    with backend.use_device(run.device) as xp:
+        for first in range(0, len(x0), batch_size):
+            here = slice(first, first + batch_size)
+            model, left = predictor(run, None if labels is None else labels[here], guidance)
+            for state in draw(model, xp.asarray(x0[here]), here, seed=seed, sample=numbers[here], guidance=left):
+                x = state.x
+            parts.append(to_uint8(backend.to_host(x).clip(-1, 1)))
     return np.concatenate(parts)
 
 

@@ -19,9 +19,10 @@ def describe():
         ),
         ("CPU kernels", _cpu()),
         ("threads", _threads()),
-        ("CUDA kernels", _cuda()),
-        ("CUDA emulator", "built" if importlib.util.find_spec("pydiff._simt") else "not built; only tests use it"),
-        ("CuPy", _package("cupy", "arrays on a GPU; nothing in this version needs it")),
+        ("CUDA kernels", _built("pydiff._cuda", "no nvcc was found when pydiff was installed")),
+        ("CuPy", _package("cupy", "arrays on a GPU; pip install 'pydiff[cuda13]' or 'pydiff[cuda12]'")),
+        ("GPU", _cuda()),
+        ("CUDA emulator", _built("pydiff._simt", "needed for device simt only, which is for tests")),
         ("PyTorch", _package("torch", "only for comparisons in tests and benchmarks")),
         ("diffusers", _package("diffusers", "only for comparisons in tests and benchmarks")),
         ("scikit-image", _package("skimage", "the data set of faces; pip install 'pydiff[faces]'")),
@@ -47,10 +48,21 @@ def _threads():
     return f"{backend.threads()} ({source})" if backend.cpu is not None else "NumPy's own"
 
 
+def _built(module, why_not):
+    return "built" if importlib.util.find_spec(module) else f"not built ({why_not})"
+
+
 def _cuda():
-    if importlib.util.find_spec("pydiff._cuda") is None:
-        return "not built: this version of pydiff has none; pydiff runs on the CPU"
-    return "built"
+    """The GPUs found, or what is missing; this does import CuPy, which takes a moment."""
+    from pydiff import backend
+
+    try:
+        with backend.use_device("cuda") as cupy:
+            runtime = cupy.cuda.runtime
+            gpus = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
+    except RuntimeError as error:
+        return f"cannot be used: {error}"
+    return f"can be used: {', '.join(gpus)}"
 
 
 def _package(name, purpose):

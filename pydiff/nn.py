@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 
 from pydiff import ops, random
-from pydiff.backend import array_module
+from pydiff.backend import array_module, to_host
 from pydiff.recompute import recompute
 from pydiff.tensor import Tensor, grad_enabled
 
@@ -92,6 +92,13 @@ class Module:
             p.data, p.grad, p.grad_buffer = p.data.astype(dtype), None, None
         return self
 
+    def to(self, xp):
+        """Moves every parameter to the device of this array library, numpy or cupy. Returns self."""
+        for p in self.parameters():
+            if array_module(p.data) is not xp:
+                p.data, p.grad, p.grad_buffer = xp.asarray(to_host(p.data)), None, None
+        return self
+
     def state_dict(self):
         """{name: NumPy array in the layout of checkpoint files}."""
         axes = {name: p.file_axes or range(p.ndim) for name, p in self.named_parameters()}
@@ -155,7 +162,7 @@ class GroupNorm(Module):
 
 
 class Embedding(Module):
-    """A table of vectors: integers (N,) -> (N, dim)."""
+    """A table of vectors: integers (N,), on the host -> (N, dim)."""
 
     def __init__(self, count, dim):
         # Uniform with the variance 1 of PyTorch's normal default.
@@ -167,7 +174,7 @@ class Embedding(Module):
             raise ValueError(f"labels must be a list of integers, got {labels.dtype} {labels.shape}")
         if labels.size and not (labels.min() >= 0 and labels.max() < len(self.weight)):
             raise ValueError(f"labels must lie in 0..{len(self.weight) - 1}, got {labels.min()}..{labels.max()}")
-        return self.weight[array_module(self.weight.data).asarray(labels)]
+        return self.weight[labels]
 
 
 class Dropout(Module):

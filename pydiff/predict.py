@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from pydiff.backend import array_module, contiguous
 from pydiff.diffusion.guidance import classifier_free
 from pydiff.diffusion.objective import SelfConditioned
 from pydiff.diffusion.samplers import SAMPLERS, walk
@@ -27,7 +28,7 @@ def predictor(run, labels=None, guidance=1.0, interval=None, rescale=0.0, learne
 
     def ask(given, t, classes):
         f = run.model(given, t, *(() if classes is None else (classes,))).data
-        return f if learned or f.shape[-1] == channels else np.ascontiguousarray(f[..., :channels])
+        return f if learned or f.shape[-1] == channels else contiguous(f[..., :channels])
 
     def guided(given, t):
         """Guidance worked out here: `given` may hold x0-hat beside x."""
@@ -42,7 +43,7 @@ def predictor(run, labels=None, guidance=1.0, interval=None, rescale=0.0, learne
             (0.0, math.inf) if interval is None else interval,
             rescale,
         )(given[..., :channels], t)
-        return np.concatenate([f, answer[..., channels:]], axis=-1)
+        return array_module(f).concatenate([f, answer[..., channels:]], axis=-1)
 
     if run.self_conditioning:
         return no_grad()(SelfConditioned(guided, process).__call__), 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff import checkpoint, edit
+from pydiff import backend, checkpoint, edit
 from pydiff.data import load as load_data
 from pydiff.data.pixels import to_uint8
 from pydiff.diffusion import Process, path, samplers
@@ -24,7 +24,8 @@ class Run:
     model: the U-Net with averaged weights. process: its diffusion process. options: dict of the training options.
     classes: names of the classes of a conditional model, else None. step: training steps done.
     directory: the run's Path, or None. data_name: what it was trained on. variance ("fixed" or "learned") and
-    self_conditioning: what the model's channels are for besides pictures, see Options.
+    self_conditioning: what the model's channels are for besides pictures, see Options. device: where the model is and
+    where it draws, "cpu", "cuda" or "simt"; `to` moves it.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Run:
         log=(),
         variance="fixed",
         self_conditioning=False,
+        device="cpu",
     ):
         self.model, self.process, self.options, self.classes = model, process, options, classes
+        self.device = device
         self.variance, self.self_conditioning = variance, self_conditioning
         self.data_name, self.step, self.directory = data_name, step, directory
         self._dataset, self._log = dataset, list(log)
@@ -63,12 +66,25 @@ class Run:
             log=() if directory is None else directory.read_log(),
             variance=trainer.options.variance,
             self_conditioning=trainer.options.self_conditioning,
+            device=trainer.device,
         )
+
+    def to(self, device):
+        """Moves the model to a device, where everything is drawn from then on. Returns the run.
+
+        A model that was in training elsewhere follows it no longer. ValueError or RuntimeError, in one sentence, for a
+        device that does not exist or cannot be used here.
+        """
+        with backend.use_device(device) as xp:
+            self.model.to(xp)
+        self.device = device
+        return self
 
     def record(self, state, images_per_second):
         """Takes note of a training step, in memory and in the run's log."""
         entry = {"step": state.step, "loss": state.loss, "lr": state.lr, "grad_norm": state.grad_norm}
         entry |= {"images_per_second": round(images_per_second, 1), "time": round(time.time(), 3)}
+        entry |= {"device": self.device}
         entry |= {"skipped": state.bad} if state.bad else {}
         entry = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
         self._log.append(entry)
@@ -101,7 +117,7 @@ class Run:
         return self._dataset
 
     def log(self):
-        """One dict a step: step, loss, lr, grad_norm, images_per_second, time."""
+        """One dict a step: step, loss, lr, grad_norm, images_per_second, time, device."""
         return list(self._log)
 
     def sample(
@@ -119,6 +135,7 @@ class Run:
         rescale=0.0,
         batch_size=64,
         progress=False,
+        device=None,
         **options,
     ):
         """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
@@ -129,6 +146,7 @@ class Run:
         labels: class numbers (n,), for a conditional model; left out, the classes take turns. guidance: how much more
         than the network says to follow the class (Ho & Salimans 2022), 1 for plain; interval: (low, high), noise levels
         sigma / alpha where that is done; rescale: 0 to 1, how far contrast is brought back. progress: show a bar.
+        device: None for where the model is; "cpu", "cuda" or "simt" move it there first, to stay.
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
         """
         from tqdm import tqdm
@@ -136,6 +154,7 @@ class Run:
         if n < 1 or batch_size < 1:
             raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
         labels = self.checked_labels(labels, np.arange(n))
+        self.to(device or self.device)
         more = {"spacing": spacing, "interval": interval, "rescale": rescale} | options
         parts = []
         with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:
@@ -145,7 +164,7 @@ class Run:
                 for state in self.sample_states(numbers, seed, sampler, steps, part, guidance, eta, **more):
                     x = state.x
                     bar.update(len(numbers))
-                parts.append(to_uint8(x.clip(-1, 1)))
+                parts.append(to_uint8(backend.to_host(x).clip(-1, 1)))
         return np.concatenate(parts)
 
     def sample_states(
@@ -162,7 +181,10 @@ class Run:
         rescale=0.0,
         **options,
     ):
-        """The reverse process as a generator of SamplerState, one a step. n: number of pictures, or their numbers."""
+        """The reverse process as a generator of SamplerState, one a step. n: number of pictures, or their numbers.
+
+        The arrays are where the model is.
+        """
         check_sampler(self, sampler, options, interval, rescale)
         if eta and sampler not in ("ddim", "dpm2"):
             raise ValueError(f"eta {eta} is for ddim and dpm2, and the sampler is {sampler!r}; leave eta out")
@@ -175,11 +197,12 @@ class Run:
         if labels is None and guidance != 1:
             raise ValueError("guidance needs a model with classes (train with conditional=True)")
         predict, guidance = predictor(self, labels, guidance, interval, rescale, learned)
-        x = samplers.initial_noise(self.shape, seed, numbers)
-        scale = samplers.start_scale(way)
-        x = x if scale == 1.0 else x * x.dtype.type(scale)
+        with backend.use_device(self.device) as xp:
+            x = xp.asarray(samplers.initial_noise(self.shape, seed, numbers))
+            scale = samplers.start_scale(way)
+            x = x if scale == 1.0 else x * x.dtype.type(scale)
         arguments = {"seed": seed, "sample": numbers, "guidance": guidance} | ({"eta": eta} if eta else {}) | options
-        return SAMPLERS[sampler](predict, x, self.process, way, **arguments)
+        return backend.on_device(self.device, SAMPLERS[sampler](predict, x, self.process, way, **arguments))
 
     def inpaint(self, images, mask, **options):
         """Draws anew where mask is 1, keeps the pictures where it is 0: (N, H, W, C) uint8. See `edit.inpaint`."""

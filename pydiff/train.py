@@ -7,8 +7,6 @@ bits as one that was not.
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ from pydiff import backend, nn, ops, optim, random
 from pydiff.data import load
 from pydiff.data.order import batch_indices, flip
 from pydiff.diffusion.objective import LossAware, conditioned, draw_timesteps, example_losses, loss_weight
+from pydiff.interrupt import Interrupted, stop_request
 from pydiff.options import Options, build_process, build_unet
 from pydiff.run import Run
 from pydiff.rundir import RunDirectory
@@ -36,24 +35,21 @@ class StepState(NamedTuple):
     bad: str | None
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training, after everything was put in order. run: the Run so far."""
-
-    def __init__(self, run):
-        super().__init__(f"stopped after step {run.step}")
-        self.run = run
-
-
 class Trainer:
-    """Model, optimiser, data and the number of steps done: all that a training run consists of."""
+    """Model, optimiser, data and the number of steps done: all that a training run consists of.
 
-    def __init__(self, dataset, options):
+    device: where the steps are computed, see backend.py. It is no part of what the run is: a checkpoint goes on on any.
+    """
+
+    def __init__(self, dataset, options, device="cpu"):
         if options.conditional and dataset.labels is None:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
         self.dataset, self.options = dataset, options.check()
         self.process = build_process(options)
         self.classes = len(dataset.classes) if options.conditional else None
-        self.model = build_unet(options, dataset.shape, self.classes)
+        self.device = device
+        with backend.use_device(device) as self.xp:
+            self.model = build_unet(options, dataset.shape, self.classes).to(self.xp)
         self.optimizer = optim.AdamW(self.model, weight_decay=options.weight_decay)
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
         self.step = 0
@@ -65,16 +61,20 @@ class Trainer:
             p.data = average
         return model
 
-    def arrays(self):
-        """Everything that changes in training, for a checkpoint."""
-        arrays = {"optimizer": {name: getattr(self.optimizer, name) for name in ("p", "m", "v", "ema")}}
+    def live(self):
+        """Everything that changes in training, where it lives: {group: {name: array}}."""
+        live = {"optimizer": {name: getattr(self.optimizer, name) for name in ("p", "m", "v", "ema")}}
         if self.history is not None:
-            arrays["timesteps"] = {name: getattr(self.history, name) for name in ("losses", "seen")}
-        return arrays
+            live["timesteps"] = {name: getattr(self.history, name) for name in ("losses", "seen")}
+        return live
+
+    def arrays(self):
+        """The same for a checkpoint: NumPy arrays, whatever the device."""
+        return {g: {name: backend.to_host(a) for name, a in part.items()} for g, part in self.live().items()}
 
     def restore(self, arrays, step):
-        """Continues from what `arrays` gave after that step."""
-        for group, name, target in [(g, *item) for g, part in self.arrays().items() for item in part.items()]:
+        """Continues from what `arrays` gave after that step, on whatever device."""
+        for group, name, target in [(g, *item) for g, part in self.live().items() for item in part.items()]:
             if name not in arrays.get(group, {}):
                 raise ValueError(f"the checkpoint has no {group} {name}, which these options need; train anew")
             source = arrays[group][name]
@@ -82,12 +82,12 @@ class Trainer:
                 raise ValueError(
                     f"the checkpoint's {name} is {source.dtype} {source.shape}, expected {target.dtype} {target.shape}"
                 )
-            target[...] = source
+            target[...] = backend.array_module(target).asarray(source)
         self.step = step
 
 
 def batch(trainer, step):
-    """The training examples of one step: x0 (B, H, W, C), t (B,), the noise key, labels (B,) or None."""
+    """The training examples of one step: x0 (B, H, W, C) on the device; t (B,), the noise key, labels (B,) or None."""
     options, data = trainer.options, trainer.dataset
     n, seed = np.arange(options.batch_size), options.seed
     chosen = batch_indices(len(data), options.batch_size, step - 1, seed)
@@ -101,7 +101,7 @@ def batch(trainer, step):
     if options.conditional:
         withheld = random.uniform(random.key(seed, random.CONDITION, n, step)) < options.label_drop
         labels = np.where(withheld, trainer.classes, data.labels[chosen])
-    return x0, t, random.key(seed, random.NOISE, n, step), labels
+    return trainer.xp.asarray(x0), t, random.key(seed, random.NOISE, n, step), labels
 
 
 def training_steps(trainer):
@@ -110,6 +110,10 @@ def training_steps(trainer):
     A step whose loss or gradient is not finite changes nothing and says so in state.bad, with the first module that
     went wrong; RuntimeError after 50 of those in a row.
     """
+    return backend.on_device(trainer.device, _steps(trainer))
+
+
+def _steps(trainer):
     options, optimizer, bad_in_a_row = trainer.options, trainer.optimizer, 0
     while trainer.step < options.steps:
         step = trainer.step + 1
@@ -155,7 +159,7 @@ def loss_of(trainer, x0, t, noise, labels):
     losses = example_losses(trainer.process, *arguments, vlb=VLB if options.variance == "learned" else None)
     if history is None:
         return losses.mean(), None
-    return (losses * history.weights(t).astype(x0.dtype)).mean(), losses.data
+    return (losses * trainer.xp.asarray(history.weights(t), x0.dtype)).mean(), backend.to_host(losses.data)
 
 
 def learning_rate(step, options):
@@ -172,7 +176,7 @@ def first_bad_module(trainer, x0, t, noise, labels):
 
     def check(module, output):
         outputs = [output[0], *output[1]] if isinstance(output, tuple) else [output]
-        if not bad and not all(np.isfinite(o.data).all() for o in outputs):
+        if not bad and not all(trainer.xp.isfinite(o.data).all() for o in outputs):
             bad.append(names[id(module)] or "the model")
 
     with nn.observe(check):
@@ -180,21 +184,23 @@ def first_bad_module(trainer, x0, t, noise, labels):
     return f"the first output that is not finite is that of {bad[0]}" if bad else "every module's output is finite"
 
 
-def train(data, *, out=None, progress=True, **options):
+def train(data, *, out=None, progress=True, device="cpu", **options):
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
     data: "digits", "faces", a folder of pictures, an .npz or .npy file, an array (N, H, W, C), or a Dataset.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
-    progress: show a bar. Every other keyword is a field of pydiff.Options.
+    progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
+    another than it began on, to other bits. Every other keyword is a field of pydiff.Options.
 
-    Raises ValueError or TypeError, in one sentence, for data or options that cannot work; Interrupted (a
-    KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
+    Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
+    that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
     options = Options.from_keywords(options)
     backend.keep_freed_memory()
-    dataset = load(data, size=options.size)
-    trainer = Trainer(dataset, options)
+    with backend.use_device(device):  # a missing GPU is reported before a large data set is read
+        dataset = load(data, size=options.size)
+    trainer = Trainer(dataset, options, device)
     directory = None if out is None else RunDirectory(out)
     with contextlib.nullcontext() if directory is None else directory.locked():
         if directory is not None:
@@ -212,7 +218,8 @@ def _drive(trainer, directory, run, progress):
 
     options = trainer.options
     bar = tqdm(total=options.steps, initial=trainer.step, unit="step", disable=not progress, dynamic_ncols=True)
-    with bar, _stop_request() as stop:
+    bar.set_description(f"on {trainer.device}")
+    with bar, stop_request() as stop:
         began, smooth = time.perf_counter(), None
         for state in training_steps(trainer):
             now = time.perf_counter()
@@ -232,24 +239,3 @@ def _drive(trainer, directory, run, progress):
                     directory.save_checkpoint(trainer)
             if stop.is_set() and not last:
                 raise Interrupted(run)
-
-
-@contextlib.contextmanager
-def _stop_request():
-    """An Event that Ctrl-C or a termination request sets, so that a step is never cut in half; a second Ctrl-C does."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread only
-        return
-
-    def request(number, _frame):
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

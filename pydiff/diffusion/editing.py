@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pydiff import ops, random
+from pydiff.backend import array_module
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import SamplerState, ddim, ddim_inversion, ddpm_step
@@ -53,7 +54,7 @@ def variations(model, pictures, process: Process, path: Path, amount=0.3, seed=0
     numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
     for state in ddim_inversion(model, pictures, process, path, iterations=1):
         x = state.x
-    fresh = random.normal(random.key(seed, random.SAMPLE, numbers), x.shape[1:], x.dtype) * x.dtype.type(path.sigma[0])
+    fresh = _normal(random.key(seed, random.SAMPLE, numbers), x) * x.dtype.type(path.sigma[0])
     x = x.dtype.type(np.sqrt(1.0 - amount**2)) * x + x.dtype.type(amount) * fresh
     return ddim(model, x, process, path, seed=seed, sample=numbers, **more)
 
@@ -86,8 +87,8 @@ def inpaint(
         raise ValueError(f"resample is {resample}, expected 1 (each step once) or more; 5 to 10 are usual")
     numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
     n, steps = len(pictures), len(path.t)
-    mask = np.broadcast_to(np.asarray(mask, pictures.dtype), pictures.shape)
-    x = random.normal(random.key(seed, random.SAMPLE, numbers), pictures.shape[1:], pictures.dtype)
+    mask = array_module(pictures).asarray(mask, pictures.dtype)
+    x = _normal(random.key(seed, random.SAMPLE, numbers), pictures)
     x = x * x.dtype.type(start_scale(path))
     for i, t in enumerate(path.t.tolist()):
         (alpha, alpha_s), (sigma, sigma_s) = (v[i : i + 2].tolist() for v in (path.alpha, path.sigma))
@@ -95,8 +96,7 @@ def inpaint(
         rounds = resample if sigma_s > 0 else 1
         for r in range(rounds):
             count = i * resample + r + 1
-
-            z = random.normal(random.key(seed, random.SAMPLE, numbers, count), x.shape[1:], x.dtype)
+            z = _normal(random.key(seed, random.SAMPLE, numbers, count), x)
             stage = Stage(t, alpha, sigma, x=a, x0=b, std=std)
             (state,) = walk(model, x, process, [stage], noise=lambda _k, z=z: z, **more)
             key = random.key(seed, random.SAMPLE, numbers, RESAMPLED + 2 * count)
@@ -108,3 +108,8 @@ def inpaint(
                 key = random.key(seed, random.SAMPLE, numbers, RESAMPLED + 2 * count + 1)
                 x = ops.noise(x, np.full(n, ratio), np.full(n, up), key)[0].data
         yield state._replace(step=i + 1, steps=steps, x=x)
+
+
+def _normal(key, like):
+    """Standard normals like the pictures `like`, where they are."""
+    return array_module(like).asarray(random.normal(key, like.shape[1:], like.dtype))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pydiff.backend import array_module, column
 from pydiff.diffusion.process import Process
 from pydiff.tensor import Tensor
 
@@ -77,13 +78,13 @@ def classifier_guided(
         variable = Tensor(x, requires_grad=True)
         log_probability(variable, t).sum().backward()
         alpha, sigma = process.schedule.at(t)
-        push = _column(sigma, x) * variable.grad
+        push = column(sigma, x) * variable.grad
         if norm_based:
             eps = process.to_eps(x, f, t)
-            push = push * _norm(eps) / np.maximum(_norm(push), np.finfo(x.dtype).tiny)
+            push = push * _norm(eps) / _norm(push).clip(np.finfo(x.dtype).tiny)
         # f = p x0 + q eps with x held fixed: d x0 = -(sigma / alpha) d eps, so that d f = (q - p sigma / alpha) d eps
         p, q = process.mixing_weights(alpha, sigma)
-        return f - f.dtype.type(scale) * _column(q - p * sigma / alpha, x) * push
+        return f - f.dtype.type(scale) * column(q - p * sigma / alpha, x) * push
 
     if process.preconditioned:
         raise ValueError("classifier guidance needs a network that is told t; use another prediction than edm")
@@ -106,14 +107,11 @@ def _rescaled(process, x, t, guided, f, share):
     u = u / scale
     x0, x0_guided = u * x + v * f, u * x + v * guided
     axes = tuple(range(1, x.ndim))
-    ratio = x0.std(axes, keepdims=True) / np.maximum(x0_guided.std(axes, keepdims=True), 1e-12)
+    ratio = x0.std(axes, keepdims=True) / x0_guided.std(axes, keepdims=True).clip(1e-12)
     wanted = x0_guided * (share * ratio + 1.0 - share)
     return ((wanted - u * x) / v).astype(f.dtype)
 
 
 def _norm(x):
-    return np.sqrt((x.astype(np.float64) ** 2).sum(tuple(range(1, x.ndim)), keepdims=True)).astype(x.dtype)
-
-
-def _column(values, like):
-    return np.asarray(values, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
+    square = (x.astype(np.float64) ** 2).sum(tuple(range(1, x.ndim)), keepdims=True)
+    return array_module(x).sqrt(square).astype(x.dtype)

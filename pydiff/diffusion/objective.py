@@ -9,6 +9,8 @@ import math
 import numpy as np
 
 from pydiff import ops, random
+from pydiff.backend import array_module
+from pydiff.backend import column as _column
 from pydiff.diffusion.prediction import edm_coefficients
 from pydiff.tensor import Tensor, no_grad
 
@@ -80,7 +82,7 @@ def example_losses(
     difference = f - process.target(x0, eps, t)
     losses = (difference * difference).mean(axis=axes)
     if weights is not None:
-        losses = losses * np.asarray(weights, x0.dtype)
+        losses = losses * array_module(x0).asarray(weights, x0.dtype)
     if vlb is None:
         return losses
     bits = variational_bits(process, x0, x_t, t, process.to_x0(x_t, f.data, t), answer[..., channels:])
@@ -104,7 +106,7 @@ def variational_bits(process, x0, x_t, t, x0_hat, v: Tensor) -> Tensor:
 
 def normal_kl(mean1, log_variance1, mean2, log_variance2: Tensor) -> Tensor:
     """KL divergence of normals with these means and logarithms of variances, element by element, in nats."""
-    square = (mean1 - mean2) ** 2 + np.exp(log_variance1)
+    square = (mean1 - mean2) ** 2 + array_module(log_variance1).exp(log_variance1)
     return (log_variance2 - log_variance1 - 1.0 + ops.exp(-log_variance2) * square) * 0.5
 
 
@@ -197,7 +199,7 @@ def offset_noise(x_t, eps, sigma, key, amount: float):
     generated pictures keep to the middle. sigma: (N,).
     """
     shape = (1,) * (x_t.ndim - 2) + x_t.shape[-1:]
-    z = amount * random.normal(key._replace(purpose=random.OFFSET), shape, x_t.dtype)
+    z = amount * array_module(x_t).asarray(random.normal(key._replace(purpose=random.OFFSET), shape, x_t.dtype))
     return x_t + _column(sigma, x_t) * z, eps + z
 
 
@@ -208,11 +210,11 @@ def self_conditioned(model, process, x_t, t, seed: int, step: int, share: float 
     and its x0-hat, as a constant, then is part of the input. model: (Tensor (N, ..., 2 C), t) -> Tensor (N, ..., C);
     further channels, a learned variance, are left aside.
     """
-    zeros = np.zeros_like(x_t)
+    xp = array_module(x_t)
     with no_grad():
-        f = model(Tensor(np.concatenate([x_t, zeros], axis=-1)), t).data[..., : x_t.shape[-1]]
+        f = model(Tensor(xp.concatenate([x_t, xp.zeros_like(x_t)], axis=-1)), t).data[..., : x_t.shape[-1]]
     asked = random.uniform(random.key(seed, random.SELF_CONDITION, np.arange(len(x_t)), step)) < share
-    return np.concatenate([x_t, _column(asked, x_t) * process.to_x0(x_t, f, t)], axis=-1)
+    return xp.concatenate([x_t, _column(asked, x_t) * process.to_x0(x_t, f, t)], axis=-1)
 
 
 def conditioned(model, process, seed: int, step: int):
@@ -236,12 +238,9 @@ class SelfConditioned:
         self.model, self.process, self.clip, self.x0 = model, process, clip, None
 
     def __call__(self, x, t):
-        x0 = np.zeros_like(x) if self.x0 is None else self.x0
-        f = self.model(np.concatenate([x, x0], axis=-1), t)
+        xp = array_module(x)
+        x0 = xp.zeros_like(x) if self.x0 is None else self.x0
+        f = self.model(xp.concatenate([x, x0], axis=-1), t)
         x0 = self.process.to_x0(x, f[..., : x.shape[-1]], t)
-        self.x0 = x0 if self.clip is None else np.clip(x0, *self.clip)
+        self.x0 = x0 if self.clip is None else x0.clip(*self.clip)
         return f
-
-
-def _column(values, like):
-    return np.asarray(values, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))

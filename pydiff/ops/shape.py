@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pydiff.backend import array_module
+from pydiff.backend import add_at, array_module
 from pydiff.ops.elementwise import unbroadcast
 from pydiff.tensor import Function
 
@@ -40,18 +40,17 @@ class Index(Function):
     """x[index] for slices, integers, integer arrays and boolean masks, in any mixture NumPy understands."""
 
     def forward(self, x, index):
-        self.shape, self.index = x.shape, index
-        parts = index if isinstance(index, tuple) else (index,)
+        xp, parts = array_module(x), index if isinstance(index, tuple) else (index,)
+        self.shape, self.index = x.shape, tuple(xp.asarray(i) if isinstance(i, np.ndarray) else i for i in parts)
         self.basic = all(isinstance(i, slice | int | np.integer) or i is None or i is Ellipsis for i in parts)
-        return x[index]
+        return x[self.index]
 
     def backward(self, g):
-        xp = array_module(g)
-        dx = xp.zeros(self.shape, g.dtype)
+        dx = array_module(g).zeros(self.shape, g.dtype)
         if self.basic:
             dx[self.index] = g
         else:
-            xp.add.at(dx, self.index, g)  # an element picked twice gets both gradients
+            add_at(dx, self.index, g)  # an element picked twice gets both gradients
         return dx, None
 
 

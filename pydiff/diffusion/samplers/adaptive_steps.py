@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pydiff import ops
+from pydiff.backend import array_module, column, empty, to_host
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.exponential import coefficients
@@ -51,62 +52,62 @@ def adaptive(
     size = np.hypot(path.alpha[0], path.sigma[0]) / np.hypot(*_own(process, path.alpha[0], path.sigma[0]))
     lam = np.full(len(x), math.log(path.alpha[0] / path.sigma[0]))
     goal = math.log(path.alpha[end] / path.sigma[end])
-    h, x, rounds = np.full(len(x), first_step), x.copy(), 0
-    x0, eps = np.zeros_like(x), np.zeros_like(x)
+    h, x, rounds, xp = np.full(len(x), first_step), x.copy(), 0, array_module(x)
+    x0, eps = xp.zeros_like(x), xp.zeros_like(x)
     while (going := np.flatnonzero(lam < goal)).size:
         rounds += 1
         h[going] = np.minimum(h[going], goal - lam[going])
         begin = [_level(process, lam[n], size) for n in going]
         target = [_level(process, min(lam[n] + h[n], goal), size) for n in going]
-        x0[going], eps[going] = ask(x[going], begin, going, len(x))
-        guess = _combined(x[going], [x0[going]], begin, target, h[going], order=1)
-        later, _ = ask(guess, target, going, len(x))
-        better = _combined(x[going], [x0[going], later], begin, target, h[going], order=2)
-        allowed = np.maximum(atol, rtol * np.maximum(np.abs(guess), np.abs(x[going])))
-        error = np.sqrt((((better - guess) / allowed) ** 2).reshape(len(going), -1).mean(1))
+        here = xp.asarray(going)
+        x0[here], eps[here] = ask(x[here], begin, here, len(x))
+        guess = _combined(x[here], [x0[here]], begin, target, h[going], order=1)
+        later, _ = ask(guess, target, here, len(x))
+        better = _combined(x[here], [x0[here], later], begin, target, h[going], order=2)
+        error = to_host(_error(better, guess, x[here], rtol, atol))
         good = error <= 1.0
         if not (np.isfinite(error).all() and (h[going] > 1e-9).all()):
             raise ValueError(f"no step is small enough in round {rounds}: the network's answers jump or are not finite")
-        x[going[good]] = better[good]
+        x[here[xp.asarray(good)]] = better[xp.asarray(good)]
         lam[going[good]] = np.where(h[going] >= goal - lam[going] - 1e-12, goal, lam[going] + h[going])[good]
         h[going] *= np.clip(safety / np.sqrt(np.maximum(error, 1e-10)), 0.1, 5.0)
         done = not (lam < goal).any()
         yield SamplerState(rounds, rounds if done and not clean else 0, begin[0][0], x.copy(), x0.copy(), eps.copy())
     if clean:
-        x0, eps = ask(x, [_level(process, goal, size)] * len(x), np.arange(len(x)), len(x))
+        x0, eps = ask(x, [_level(process, goal, size)] * len(x), xp.arange(len(x)), len(x))
         yield SamplerState(rounds + 1, rounds + 1, _level(process, goal, size)[0], float(path.alpha[-1]) * x0, x0, eps)
 
 
 class _Network:
     """x0-hat and eps-hat of pictures that each are at a level (t, alpha, sigma) of their own.
 
-    The network is always asked about all pictures, for it may have a label for each; `going` says which are meant.
+    The network is always asked about all pictures, for it may have a label for each; `here` says which are meant.
     """
 
     def __init__(self, model, process, clip, guidance):
         self.model, self.process, self.guidance = model, process, guidance
         self.low, self.high = (-math.inf, math.inf) if clip is None else clip
 
-    def __call__(self, x, levels, going, total):
-        t, alpha, sigma = (np.array(column) for column in zip(*levels, strict=True))
-        scale = _column(self.process.scale(alpha, sigma), x)
+    def __call__(self, x, levels, here, total):
+        t, alpha, sigma = (np.array(numbers) for numbers in zip(*levels, strict=True))
+        scale = column(self.process.scale(alpha, sigma), x)
         told = np.asarray(self.process.network_time(t, alpha, sigma))
-        seen, times = np.zeros((total, *x.shape[1:]), x.dtype), np.full(total, told[0])
-        seen[going], times[going] = x * scale, told
+        seen, times = array_module(x).zeros((total, *x.shape[1:]), x.dtype), np.full(total, told[0])
+        seen[here], times[to_host(here)] = x * scale, told
         f = self.model(seen, times)
-        f, f_uncond = (answer[going] for answer in f) if isinstance(f, tuple) else (f[going], None)
-        x0 = np.empty_like(x)
+        f, f_uncond = (answer[here] for answer in f) if isinstance(f, tuple) else (f[here], None)
+        x0 = empty(x, x.shape)
         for n in range(len(x)):
             u, v = map(float, self.process.x0_coefficients(alpha[n], sigma[n]))
             step = ops.DenoiseStep(u, v, 0.0, 1.0, low=self.low, high=self.high, guidance=self.guidance)
             other = None if f_uncond is None else f_uncond[n : n + 1]
             x0[n] = ops.denoise(x[n : n + 1], f[n : n + 1], step, f_uncond=other)[1].data[0]
-        return x0, (x - _column(alpha, x) * x0) / _column(sigma, x)
+        return x0, (x - column(alpha, x) * x0) / column(sigma, x)
 
 
 def _combined(x, values, begin, target, h, order):
     """x after the step, one `ops.denoise` a picture: the table of exponential.py with m' from both ends."""
-    out = np.empty_like(x)
+    out = empty(x, x.shape)
     for n in range(len(x)):
         a, (q0, q1, _), _ = coefficients("data", *begin[n][1:], *target[n][1:], float(h[n]))
         weights = [q0] if order == 1 else [q0 - q1, q1]
@@ -114,6 +115,13 @@ def _combined(x, values, begin, target, h, order):
         history = [value[n : n + 1] for value in values[1:]]
         out[n] = ops.denoise(x[n : n + 1], values[0][n : n + 1], step, history)[0].data[0]
     return out
+
+
+def _error(better, guess, x, rtol, atol):
+    """Of each picture, relative to what is tolerated: (N,)."""
+    xp = array_module(x)
+    allowed = xp.maximum(atol, rtol * xp.maximum(abs(guess), abs(x)))
+    return xp.sqrt((((better - guess) / allowed) ** 2).reshape(len(x), -1).mean(1))
 
 
 def _level(process, lam, size):
@@ -125,7 +133,3 @@ def _level(process, lam, size):
 def _own(process, alpha, sigma):
     scale = process.schedule.scale(alpha, sigma)
     return alpha * scale, sigma * scale
-
-
-def _column(values, x):
-    return np.asarray(values, x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))

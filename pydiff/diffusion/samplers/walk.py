@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff import ops, random
+from pydiff.backend import array_module, contiguous
 from pydiff.diffusion.process import Process
 
 
@@ -141,9 +142,9 @@ def _ask(model, x, process, stage, guidance) -> _Answer:
     f, f_uncond = f if isinstance(f, tuple) else (f, None)
     share = None
     if stage.split:
-        f, share = np.split(f, 2, axis=-1)
-        f, share = np.ascontiguousarray(f), (share + 1) / 2
-        f_uncond = None if f_uncond is None else np.ascontiguousarray(f_uncond[..., : x.shape[-1]])
+        c = x.shape[-1]
+        f, share = contiguous(f[..., :c]), (f[..., c:] + 1) / 2
+        f_uncond = None if f_uncond is None else contiguous(f_uncond[..., :c])
     u, v = map(float, process.x0_coefficients(alpha, sigma))
     raw = tuple(map(float, process.eps_coefficients(alpha, sigma))) if stage.raw_eps else (0.0, 0.0)
     return _Answer(f, f_uncond, u, v, guidance, raw, share=share)
@@ -158,9 +159,9 @@ def _thresholded(x, answer, share, largest) -> _Answer:
     """x0-hat cut at its own quantile s and divided by it, if s > 1: it takes the place of the network's answer."""
     f = _guided(answer)
     x0 = f.dtype.type(answer.u) * x + f.dtype.type(answer.v) * f
-    s = np.quantile(np.abs(x0).reshape(len(x0), -1), share, axis=1).clip(1.0, max(largest, 1.0)).astype(x0.dtype)
-    s = s.reshape((-1,) + (1,) * (x0.ndim - 1))
-    return answer._replace(f=np.clip(x0, -s, s) / s, f_uncond=None, u=0.0, v=1.0, guidance=1.0, f_raw=f)
+    s = array_module(x0).quantile(abs(x0).reshape(len(x0), -1), share, axis=1).clip(1.0, max(largest, 1.0))
+    s = s.astype(x0.dtype).reshape((-1,) + (1,) * (x0.ndim - 1))
+    return answer._replace(f=x0.clip(-s, s) / s, f_uncond=None, u=0.0, v=1.0, guidance=1.0, f_raw=f)
 
 
 def _update(x, answer, stage, kept, noise_of, step, limits):
@@ -173,7 +174,8 @@ def _update(x, answer, stage, kept, noise_of, step, limits):
     std, key = stage.std, None
     if stage.log_variance:
         least, most = stage.log_variance
-        std_of = np.exp(0.5 * (answer.share * most + (1.0 - answer.share) * least)).astype(x.dtype)
+        log_std = 0.5 * (answer.share * most + (1.0 - answer.share) * least)
+        std_of = array_module(x).exp(log_std).astype(x.dtype)
         past = [*past, (1.0, std_of * noise_of.array(x, step))]
     elif std and noise_of.injected:
         std, past = 0.0, [*past, (std, noise_of.array(x, step))]
@@ -198,12 +200,14 @@ class _Noise:
 
     def array(self, x, step):
         if self.injected:
-            return np.asarray(self.injected(max(self.evaluation, 0)), dtype=x.dtype)
-        return random.normal(self.key(step), x.shape[1:], x.dtype)
+            z = self.injected(max(self.evaluation, 0))
+        else:
+            z = random.normal(self.key(step), x.shape[1:], x.dtype)
+        return array_module(x).asarray(z, x.dtype)
 
     def added_to(self, x, std, step):
         """x + std z: the noise kernel with alpha = 1."""
         if self.injected:
-            return x + x.dtype.type(std) * np.asarray(self.injected(self.evaluation + 1), dtype=x.dtype)
+            return x + x.dtype.type(std) * array_module(x).asarray(self.injected(self.evaluation + 1), x.dtype)
         n = len(x)
         return ops.noise(x, np.ones(n), np.full(n, std), self.key(step, second=True))[0].data
