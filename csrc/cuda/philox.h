@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and normals from
-// it, for one CUDA thread. pydiff/random.py is the reference: the words agree bit for bit, normals to rounding.
+// Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and normals
+// from it, for one CUDA thread. pydiff/random.py is the reference: the words agree bit for bit, normals to rounding.
 //
 //     key      (seed low word, seed high word)
 //     counter  (block, step, sample, purpose)          element i of a sample is word i % 4 of block i // 4
@@ -12,9 +12,9 @@ __device__ __forceinline__ uint4 philox4x32(uint64_t seed, uint4 c) {
     uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
 #pragma unroll
     for (int round = 0; round < 10; ++round) {
-        const uint32_t high0 = __umulhi(0xD2511F53u, c.x), low0 = 0xD2511F53u * c.x;
-        const uint32_t high1 = __umulhi(0xCD9E8D57u, c.z), low1 = 0xCD9E8D57u * c.z;
-        c = make_uint4(high1 ^ c.y ^ k0, low1, high0 ^ c.w ^ k1, low0);
+        const uint64_t product0 = uint64_t{0xD2511F53u} * c.x, product1 = uint64_t{0xCD9E8D57u} * c.z;  // mul.wide
+        c = make_uint4(uint32_t(product1 >> 32) ^ c.y ^ k0, uint32_t(product1), uint32_t(product0 >> 32) ^ c.w ^ k1,
+                       uint32_t(product0));
         k0 += 0x9E3779B9u;  // the golden ratio and sqrt(3) - 1, in units of 2^-32
         k1 += 0xBB67AE85u;
     }
