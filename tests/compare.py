@@ -80,6 +80,16 @@ class array_path:
         backend.cpu, backend.emulator = self.before
 
 
+class naive_kernels:
+    """Inside, the emulator runs the CUDA kernels that are written as the equations are."""
+
+    def __enter__(self):
+        backend.emulator.set_naive(True)
+
+    def __exit__(self, *_):
+        backend.emulator.set_naive(False)
+
+
 def check_kernel(op, arrays, rng, factor=3.0, floor=2e-6, half=(), out=None):
     """Compiled forward and backward, judged against the array path in float32, with float64 as the truth.
 

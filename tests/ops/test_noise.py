@@ -12,7 +12,15 @@ from pydiff.reference.noise import noise as reference
 from pydiff.reference.noise import noise_loss as loss_reference
 from pydiff.tensor import Tensor
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
-from tests.compare import array_path, assert_close, assert_no_worse, check_gradient, check_kernel, gradients
+from tests.compare import (
+    array_path,
+    assert_close,
+    assert_no_worse,
+    check_gradient,
+    check_kernel,
+    gradients,
+    naive_kernels,
+)
 from tests.strategies import bfloat16, kernels, seeds, simd, simt, sizes, small, strided  # noqa: F401
 
 words = st.integers(0, 2**32 - 1)
@@ -85,17 +93,10 @@ def test_naive_kernel_agrees_with_the_fast_one(case):
         return [*(o.data for o in outputs), x_t.grad]
 
     for dtype, unit in (("float32", 2e-7), ("bfloat16", 2**-8)):
-        for got, expected in zip(run(dtype), naive(run, dtype), strict=True):
+        with naive_kernels():
+            naive = run(dtype)
+        for got, expected in zip(run(dtype), naive, strict=True):
             assert_close(got.astype(np.float64), expected.astype(np.float64), rtol=unit)
-
-
-def naive(run, *arguments):
-    """run(*arguments) with the naive kernels."""
-    backend.emulator.set_naive(True)
-    try:
-        return run(*arguments)
-    finally:
-        backend.emulator.set_naive(False)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -318,7 +319,9 @@ def test_naive_loss_kernel_agrees_with_the_fast_one(case):
         return gradients(lambda f: ops.noise_loss(f, x0, p, q, weight, key), [f.astype(dtype)], weight)
 
     for dtype, unit in (("float32", 2e-6), ("bfloat16", 2**-7)):
-        for got, expected in zip(run(dtype), naive(run, dtype), strict=True):
+        with naive_kernels():
+            naive = run(dtype)
+        for got, expected in zip(run(dtype), naive, strict=True):
             assert_close(got.astype(np.float64), expected.astype(np.float64), rtol=unit)
 
 
@@ -405,7 +408,8 @@ def test_loss_with_nan():
 
 @pytest.mark.usefixtures("simt")
 def test_loss_with_nan_in_naive_kernels_and_on_the_array_path():
-    naive(check_nan)
+    with naive_kernels():
+        check_nan()
     with array_path():
         check_nan()
 
