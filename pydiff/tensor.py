@@ -38,17 +38,15 @@ def no_grad():
         _state.enabled = before
 
 
-def _is_real(dtype):
-    """Whether it has gradients: floating point, and bfloat16, which ml_dtypes calls V, of unknown kind."""
-    return dtype.kind == "f" or dtype.name == "bfloat16"
+def _floating(dtype):
+    return dtype.kind == "f" or dtype.name == "bfloat16"  # whose kind is V, as if unknown, in ml_dtypes
 
 
 class Tensor:
     """An array that can be differentiated.
 
-    data: float32, float64 or, for the CUDA kernels, bfloat16 ndarray (NumPy or CuPy) of any shape; Python numbers and
-    lists become float32, integer arrays are kept as they are but cannot want a gradient. The array is shared, not
-    copied.
+    data: float32, float64 or, for the CUDA kernels, bfloat16 ndarray (NumPy or CuPy) of any shape; Python numbers and lists become float32, integer
+    arrays are kept as they are but cannot want a gradient. The array is shared, not copied.
     grad: None, or after `backward` an array of the same shape, for tensors made with requires_grad=True.
     """
 
@@ -63,9 +61,9 @@ class Tensor:
             data = data.astype(np.float32) if data.dtype.kind in "fi" else data
         if isinstance(data, np.generic):
             data = np.asarray(data)
-        if not _is_real(data.dtype) and data.dtype.kind not in "iub":
+        if not _floating(data.dtype) and data.dtype.kind not in "iub":
             raise TypeError(f"a Tensor holds real numbers, got dtype {data.dtype}")
-        if requires_grad and not _is_real(data.dtype):
+        if requires_grad and not _floating(data.dtype):
             raise TypeError(f"only floating-point tensors can require a gradient, got dtype {data.dtype}")
         self.data = data
         self.grad = None
@@ -146,7 +144,7 @@ class Function:
             function.inputs = [a if need else None for a, need in zip(args, function.needs, strict=True)]
             function.outputs = len(outputs)
             for index, output in enumerate(outputs):
-                if _is_real(output.dtype):
+                if _floating(output.data.dtype):
                     output.requires_grad, output.maker, output.output_index = True, function, index
         return outputs if isinstance(result, tuple) else outputs[0]
 
@@ -209,5 +207,5 @@ def as_tensor(x, like=None):
     if isinstance(x, Tensor):
         return x
     if like is not None and not hasattr(x, "dtype"):
-        x = array_module(like).asarray(x, dtype=like.dtype if _is_real(like.dtype) else None)
+        x = array_module(like).asarray(x, dtype=like.dtype if _floating(like.dtype) else None)
     return Tensor(x)

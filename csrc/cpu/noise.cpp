@@ -24,8 +24,8 @@ namespace {
 
 constexpr int64_t tile = 4096;  // elements of one work item; a multiple of every normals_width
 
-// Calls item(at, count, d) for the vectors of elements begin .. end of sample i: d = f - target at offset `at`, of which
-// `count` elements exist; behind them d is any number.
+// Calls item(at, count, d) for the vectors of elements begin .. end of sample i: d = f - target at offset `at`, of
+// which `count` elements exist; behind them d is any number.
 template <class Item>
 inline void differences(int64_t i, int64_t begin, int64_t end, int64_t size, const float* f, const float* x0, float p,
                         float q, const NoiseKey& key, Item&& item) {

@@ -11,9 +11,9 @@
 //
 // Array path: pydiff/ops/noise.py. Reference: pydiff/reference/noise.py. CPU: csrc/cpu/noise.cpp.
 //
-// Layout: (n, size), sample by sample. A row of the grid is a sample, a block a tile of it, a thread 8 elements in two
-// accesses of 4, which is one block of normals: one after the other (together they would cost registers, and thereby
-// threads in flight) and a block of threads apart, so that a warp's accesses lie side by side in both types.
+// Layout: (n, size), sample by sample. A row of the grid is a sample, a block a tile of it, a thread 8 elements in
+// accesses of 16 bytes: one in bfloat16; two in float32, one after the other (together they would cost registers, and
+// thereby threads in flight) and a block of threads apart, so that a warp's accesses lie side by side.
 //
 // The sum of a loss: 8 squares a thread, a tree over the block, one number a tile in the workspace; a second kernel
 // adds the tiles of a sample, in double and in one order. Tiles are cut by `size` alone, so a sample's bits do not
@@ -27,22 +27,33 @@ namespace pydiff {
 namespace {
 
 constexpr int block_threads = 256;
-constexpr int width = 4, each = 8;              // elements of one access (and block of normals), and of a thread
+constexpr int each = 8;                         // elements of a thread
 constexpr int64_t tile = each * block_threads;  // elements of a block
 
+template <class T>
+constexpr int width = 16 / int(sizeof(T));  // elements of one access
+
 // Where the thread's access number a of each / width begins in the sample.
+template <class T>
 __device__ __forceinline__ int64_t place(int a) {
-    return blockIdx.x * tile + width * (a * block_threads + int(threadIdx.x));
+    return blockIdx.x * tile + width<T> * (a * block_threads + int(threadIdx.x));
 }
 
 // z[k] = eps of element e + k of sample i; e is a multiple of 4.
-__device__ __forceinline__ void draw(const NoiseKey& key, int64_t i, int64_t e, float (&z)[width]) {
-    normals(key, i, uint32_t(e / 4), z);
+template <int count>
+__device__ __forceinline__ void draw(const NoiseKey& key, int64_t i, int64_t e, float (&z)[count]) {
+#pragma unroll
+    for (int b = 0; b < count / 4; ++b) {
+        float four[4];
+        normals(key, i, uint32_t(e / 4) + b, four);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) z[4 * b + k] = four[k];
+    }
 }
 
 // The same for one element, for the naive kernels.
 __device__ __forceinline__ float draw(const NoiseKey& key, int64_t i, int64_t e) {
-    float z[width];
+    float z[4];
     normals(key, i, uint32_t(e / 4), z);
     return z[e % 4];
 }
@@ -71,16 +82,16 @@ __global__ void __launch_bounds__(block_threads)
     for (int64_t i = blockIdx.y; i < n; i += gridDim.y) {
         const float a = x_t ? alpha[i] : 0.0f, s = x_t ? sigma[i] : 0.0f;
 #pragma unroll 1
-        for (int access = 0; access < each / width; ++access) {
-            const int64_t e = place(access), at = i * size + e;
+        for (int access = 0; access < each / width<T>; ++access) {
+            const int64_t e = place<T>(access), at = i * size + e;
             if (e >= size) break;
-            float x[width], z[width];
+            float x[width<T>], z[width<T>];
             if (x_t) load_upto(x, x0 + at, size - e, aligned);
             draw(key, i, e, z);
             if (eps) store_upto(eps + at, z, size - e, aligned);
             if (!x_t) continue;
 #pragma unroll
-            for (int k = 0; k < width; ++k) x[k] = fmaf(a, x[k], s * z[k]);
+            for (int k = 0; k < width<T>; ++k) x[k] = fmaf(a, x[k], s * z[k]);
             store_upto(x_t + at, x, size - e, aligned);
         }
     }
@@ -101,13 +112,13 @@ __global__ void __launch_bounds__(block_threads)
     for (int64_t i = blockIdx.y; i < n; i += gridDim.y) {
         const float a = alpha[i];
 #pragma unroll 1
-        for (int access = 0; access < each / width; ++access) {
-            const int64_t e = place(access);
+        for (int access = 0; access < each / width<T>; ++access) {
+            const int64_t e = place<T>(access);
             if (e >= size) break;
-            float g[width];
+            float g[width<T>];
             load_upto(g, dx_t + i * size + e, size - e, aligned);
 #pragma unroll
-            for (int k = 0; k < width; ++k) g[k] *= a;  // 1
+            for (int k = 0; k < width<T>; ++k) g[k] *= a;  // 1
             store_upto(dx0 + i * size + e, g, size - e, aligned);
         }
     }
@@ -153,14 +164,14 @@ __global__ void noise_loss_backward_naive_kernel(int64_t n, int64_t size, const 
 // d[k] = f - target of element e + k of sample i. f and x0 point to element e; `left` elements are there, and behind
 // them d is any number.
 template <class T>
-__device__ __forceinline__ void differences(float (&d)[width], int64_t i, int64_t e, int64_t left, bool aligned,
+__device__ __forceinline__ void differences(float (&d)[width<T>], int64_t i, int64_t e, int64_t left, bool aligned,
                                             const T* f, const T* x0, float p, float q, const NoiseKey& key) {
-    float x[width] = {}, z[width] = {};
+    float x[width<T>] = {}, z[width<T>] = {};
     load_upto(d, f, left, aligned);
     if (p != 0) load_upto(x, x0, left, aligned);
     if (q != 0) draw(key, i, e, z);
 #pragma unroll
-    for (int k = 0; k < width; ++k) d[k] -= fmaf(p, x[k], q * z[k]);
+    for (int k = 0; k < width<T>; ++k) d[k] -= fmaf(p, x[k], q * z[k]);
 }
 
 // The sum over the block of every thread's x, added in one order; for thread 0.
@@ -189,14 +200,14 @@ __global__ void __launch_bounds__(block_threads)
     for (int64_t i = blockIdx.y; i < n; i += gridDim.y) {
         float sum = 0;
 #pragma unroll 1
-        for (int access = 0; access < each / width; ++access) {
-            const int64_t e = place(access), at = i * size + e;
+        for (int access = 0; access < each / width<T>; ++access) {
+            const int64_t e = place<T>(access), at = i * size + e;
             if (e >= size) break;
-            float d[width];
+            float d[width<T>];
             differences(d, i, e, size - e, aligned, f + at, x0 + at, p[i], q[i], key);
-            const int left = size - e < width ? int(size - e) : width;
+            const int left = size - e < width<T> ? int(size - e) : width<T>;
 #pragma unroll
-            for (int k = 0; k < width; ++k)
+            for (int k = 0; k < width<T>; ++k)
                 if (k < left) sum = fmaf(d[k], d[k], sum);
         }
         sum = block_sum(sum);
@@ -226,13 +237,13 @@ __global__ void __launch_bounds__(block_threads)
     for (int64_t i = blockIdx.y; i < n; i += gridDim.y) {
         const float factor = dloss[i] * weight[i] * 2.0f / float(size);
 #pragma unroll 1
-        for (int access = 0; access < each / width; ++access) {
-            const int64_t e = place(access), at = i * size + e;
+        for (int access = 0; access < each / width<T>; ++access) {
+            const int64_t e = place<T>(access), at = i * size + e;
             if (e >= size) break;
-            float d[width];
+            float d[width<T>];
             differences(d, i, e, size - e, aligned, f + at, x0 + at, p[i], q[i], key);
 #pragma unroll
-            for (int k = 0; k < width; ++k) d[k] *= factor;  // 2
+            for (int k = 0; k < width<T>; ++k) d[k] *= factor;  // 2
             store_upto(df + at, d, size - e, aligned);
         }
     }
@@ -244,9 +255,10 @@ int64_t tiles_of(int64_t size) { return (size + tile - 1) / tile; }
 
 dim3 grid_of(int64_t n, int64_t size) { return rows_grid(n, tiles_of(size), 1); }
 
-// Whether every access of these arrays is aligned to its size.
+// Whether every row of these arrays starts at a multiple of 16 bytes.
+template <class T>
 bool rows_aligned(int64_t size, std::initializer_list<const void*> arrays) {
-    return size % width == 0 && aligned16(arrays);
+    return size % width<T> == 0 && aligned16(arrays);
 }
 
 }  // namespace
@@ -264,7 +276,7 @@ void noise_forward(int64_t n, int64_t size, const T* x0, const float* alpha, con
         return launch<noise_naive_kernel<T>>(rows_grid(n, size, block_threads), dim3(block_threads), 0, stream, n, size,
                                              x0, alpha, sigma, key, x_t, eps);
     launch<noise_forward_kernel<T>>(grid_of(n, size), dim3(block_threads), 0, stream, n, size,
-                                    rows_aligned(size, {x0, x_t, eps}), x0, alpha, sigma, key, x_t, eps);
+                                    rows_aligned<T>(size, {x0, x_t, eps}), x0, alpha, sigma, key, x_t, eps);
 }
 
 template <class T>
@@ -274,7 +286,7 @@ void noise_backward(int64_t n, int64_t size, const T* dx_t, const float* alpha, 
         return launch<noise_backward_naive_kernel<T>>(rows_grid(n, size, block_threads), dim3(block_threads), 0, stream,
                                                       n, size, dx_t, alpha, dx0);
     launch<noise_backward_kernel<T>>(grid_of(n, size), dim3(block_threads), 0, stream, n, size,
-                                     rows_aligned(size, {dx_t, dx0}), dx_t, alpha, dx0);
+                                     rows_aligned<T>(size, {dx_t, dx0}), dx_t, alpha, dx0);
 }
 
 size_t noise_loss_workspace(int64_t n, int64_t size) { return size_t(n * tiles_of(size)) * sizeof(float); }
@@ -289,7 +301,7 @@ void noise_loss_forward(int64_t n, int64_t size, const T* f, const T* x0, const 
     float* sums = static_cast<float*>(workspace);
     if (size > 0)
         launch<noise_loss_tiles_kernel<T>>(grid_of(n, size), dim3(block_threads), 0, stream, n, size,
-                                           rows_aligned(size, {f, x0}), f, x0, p, q, key, sums);
+                                           rows_aligned<T>(size, {f, x0}), f, x0, p, q, key, sums);
     launch<noise_loss_kernel>(rows_grid(1, n, block_threads / 32), dim3(block_threads), 0, stream, n, size,
                               tiles_of(size), sums, weight, loss);
 }
@@ -302,7 +314,7 @@ void noise_loss_backward(int64_t n, int64_t size, const float* dloss, const T* f
         return launch<noise_loss_backward_naive_kernel<T>>(rows_grid(n, size, block_threads), dim3(block_threads), 0,
                                                            stream, n, size, dloss, f, x0, p, q, weight, key, df);
     launch<noise_loss_backward_kernel<T>>(grid_of(n, size), dim3(block_threads), 0, stream, n, size,
-                                          rows_aligned(size, {f, x0, df}), dloss, f, x0, p, q, weight, key, df);
+                                          rows_aligned<T>(size, {f, x0, df}), dloss, f, x0, p, q, weight, key, df);
 }
 
 #define PYDIFF_INSTANTIATE(T)                                                                                          \
