@@ -1,4 +1,6 @@
-"""noise: x_t = alpha x0 + sigma eps with fresh eps, at the batches of the U-Nets in workloads.py, and its gradient."""
+"""noise: x_t = alpha x0 + sigma eps with fresh eps, at the batches of the U-Nets in workloads.py, and its gradient; and
+all that a training step does with its noise: x_t, the squared error of a network's answer, and the answer's gradient.
+"""
 
 import sys
 
@@ -18,7 +20,7 @@ LIMIT = 5e-6  # normals in float32 against normals in float64
 
 
 def cases(settings):
-    """Two cases a shape."""
+    """Three cases a shape."""
     rng = np.random.default_rng(0)
     shapes = {"tiny": TINY} | ({} if settings.quick else batches())
     for name, shape in shapes.items():
@@ -31,7 +33,7 @@ def batches():
 
 
 def cases_of(name, shape, rng, settings):
-    """forward and backward at one shape."""
+    """forward, backward and loss at one shape."""
     n = shape[0]
     s = schedule("linear")
 
@@ -62,6 +64,13 @@ def cases_of(name, shape, rng, settings):
     contenders = [*house(backward, settings.all_levels), *torch_backward()]
     yield harness.Case("noise backward", words, sets, contenders, exact, LIMIT, nbytes=2 * nbytes)
 
+    sets = variants(lambda rng: (*make(rng), rng.standard_normal(shape, np.float32)), 2 * nbytes, rng)
+    x_t, eps = truth(*sets[0][:4])
+    exact = [x_t, *truth_of_loss(sets[0][4], eps)]
+    contenders = [*house(training, settings.all_levels), *torch_training()]
+    # x0 and the answer read, x_t and the gradient written
+    yield harness.Case("noise and loss", words, sets, contenders, exact, LIMIT, nbytes=4 * nbytes)
+
 
 def truth(x0, alpha, sigma, key):
     """x_t and eps in float64, compared with pydiff/reference on the first sample."""
@@ -71,6 +80,12 @@ def truth(x0, alpha, sigma, key):
     if not harness.error_of([x_t[:1], eps[:1]], expected) <= 1e-12:
         raise AssertionError("random.normal in float64 does not agree with the reference of noise")
     return [x_t, eps]
+
+
+def truth_of_loss(f, eps):
+    """The mean squared error of f, which predicts eps, of every sample, and the gradient of their mean; in float64."""
+    difference = f.astype(np.float64) - eps
+    return (difference**2).mean(axis=(1, 2, 3)), 2 * difference / difference.size
 
 
 def column(values, like):
@@ -91,6 +106,21 @@ def backward(inputs):
     function.needs = [True, False, False, False]
     function.forward(*inputs)
     return lambda: function.backward(inputs[0], None)
+
+
+def training(inputs):
+    """build(inputs) for contenders.house: noise that is never stored."""
+    x0, alpha, sigma, key, f = inputs
+    zero, one, mean = np.zeros(len(x0)), np.ones(len(x0)), np.full(len(x0), 1 / len(x0), np.float32)
+
+    def call():
+        x_t, _ = ops.noise(x0, alpha, sigma, key, keep=False)
+        answer = Tensor(f, requires_grad=True)
+        losses = ops.noise_loss(answer, x0, zero, one, one, key)
+        losses.backward(mean)
+        return x_t, losses, answer.grad
+
+    return call
 
 
 # ---- contenders with generators of their own: their x_t is checked against their own eps ----
@@ -153,6 +183,32 @@ def torch_backward():
         return torch.no_grad()(lambda: [alpha * dx_t])
 
     yield Contender("torch", PEER, make, lambda results: [r.numpy() for r in results])
+
+
+def torch_training():
+    """torch.randn_like, the formula of diffusers' schedulers, and autograd of the squared error."""
+    torch = peer("torch")
+    if torch is None:
+        return
+
+    def make(inputs):
+        x0, alpha, sigma, f = (torch.from_numpy(inputs[i]) for i in (0, 1, 2, 4))
+        alpha, sigma = (a.reshape(-1, *[1] * (x0.ndim - 1)) for a in (alpha, sigma))
+
+        def call():
+            eps = torch.randn_like(x0)
+            x_t, answer = alpha * x0 + sigma * eps, f.detach().requires_grad_()
+            losses = torch.nn.functional.mse_loss(answer, eps, reduction="none").mean(dim=(1, 2, 3))
+            losses.mean().backward()
+            return x_t, losses, answer.grad, eps
+
+        return call
+
+    def own_truth_of_loss(inputs, outputs):
+        x_t, eps = own_truth(inputs[:4], [outputs[0], outputs[3]])
+        return [x_t, *truth_of_loss(inputs[4], eps), eps]
+
+    yield Contender("torch", PEER, make, lambda results: [r.detach().numpy() for r in results], own_truth_of_loss)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pydiff import backend
-from tests.native_functions import F32, FUNCTIONS, U32, In, mistakes, read_only
+from tests.native_functions import F32, FUNCTIONS, I32, In, mistakes, read_only
 from tests.strategies import simd  # noqa: F401
 
 pytestmark = pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in this install")
@@ -80,6 +80,11 @@ def test_too_few_too_many_and_unknown_arguments(name):
         ("conv2d_forward", "pad", (-1, 0), "^padding must not be negative$"),
         ("group_norm_forward", "groups", 3, "^4 channels do not divide into 3 groups$"),
         ("attention_forward", "heads", 3, "^4 channels do not divide into 3 heads$"),
+        ("denoise_forward", "row", np.array([3], I32), "^row must be from 0 to 2, got 3$"),
+        ("denoise_backward", "row", np.array([-1], I32), "^row must be from 0 to 2, got -1$"),
+        ("denoise_forward", "table", np.zeros((0, 9), F32), r"rows of 9 coefficients .*, got \(0, 9\) for 0 arrays$"),
+        ("denoise_backward", "table", np.zeros((1, 8), F32), r"rows of 9 coefficients .*, got \(1, 8\) for 0 arrays$"),
+        ("denoise_backward", "table", np.zeros((1, 26), F32), "^denoise takes at most 16 history arrays, got 17$"),
     ],
 )
 def test_messages_say_what_was_got(name, key, value, message):
@@ -106,7 +111,7 @@ def test_nothing_is_read_or_written_beyond_the_arrays(name):
     got, fences = dict(good_arguments(name)), {}
     for key, argument in FUNCTIONS[name].items():
         if isinstance(argument, In):
-            fill = 123 if argument.output or argument.dtype == U32 else np.nan
+            fill = np.nan if np.dtype(argument.dtype).kind == "f" and not argument.output else 123
             got[key], fences[key] = fenced(got[key], fill)
     assert call(name, got) == result
     for key, wide in fences.items():

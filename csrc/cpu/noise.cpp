@@ -1,16 +1,18 @@
-// Forward diffusion with its noise made on the spot (Ho, Jain and Abbeel 2020, eq. 4), and the squared error against it:
+// Forward diffusion with noise made on the spot (Ho, Jain and Abbeel 2020, eq. 4), and the squared error against it:
 //
 //     x_t  = alpha x0 + sigma eps                             alpha, sigma per sample; eps from philox.h
 //     loss = weight / size sum_e (f - target)^2,   target = p x0 + q eps        p, q, weight per sample
 //
-// eps is a function of (seed, purpose, sample, step, element), so nobody stores it: noise_loss draws it again.
+// eps is a function of (seed, purpose, sample, step, element), so nobody stores it: noise_loss draws it again. A term
+// of the target whose coefficient is 0 is left out: x0 is not read then, or eps not drawn.
 // Backward, eps being a constant:
 //     1. dx0 = alpha dx_t
 //     2. df  = dloss weight 2 / size (f - target)
 //
 // Array path: pydiff/ops/noise.py. Reference: pydiff/reference/noise.py.
 //
-// Work is cut into tiles of a sample's elements. eps and x_t leave in one pass: eps is never read back from memory.
+// Work is cut into tiles of a sample's elements. eps and x_t leave in one pass: eps is never read back from memory. A
+// loss is a float32 sum per tile and element of the vector, short enough; tiles are added in double and in order.
 #include <vector>
 
 #include "kernels.h"
@@ -21,6 +23,22 @@ namespace pydiff {
 namespace {
 
 constexpr int64_t tile = 4096;  // elements of one work item; a multiple of every normals_width
+
+// Calls item(at, count, d) for the vectors of elements begin .. end of sample i: d = f - target at offset `at`, of
+// which `count` elements exist; behind them d is any number.
+template <class Item>
+inline void differences(int64_t i, int64_t begin, int64_t end, int64_t size, const float* f, const float* x0, float p,
+                        float q, const NoiseKey& key, Item&& item) {
+    for (int64_t e = begin; e < end; e += normals_width) {
+        vfloat z[4] = {};
+        if (q != 0) normals(key, i, e, z);
+        for (int64_t k = 0, element = e; k < 4 && element < end; ++k, element += simd_width) {
+            const int64_t at = i * size + element, count = end - element;
+            const vfloat clean = p != 0 ? p * load_upto(x0 + at, count) : vfloat{};
+            item(at, count, load_upto(f + at, count) - (clean + q * z[k]));
+        }
+    }
+}
 
 }  // namespace
 
@@ -60,27 +78,19 @@ void noise_backward(int64_t n, int64_t size, const float* dx_t, const float* alp
 
 void noise_loss_forward(int64_t n, int64_t size, const float* f, const float* x0, const float* p, const float* q,
                         const float* weight, const NoiseKey& key, float* loss) {
-    // A tile's sum is float32 per vector element and short; tiles are added in double and in order.
     const int64_t tiles = (size + tile - 1) / tile;
     std::vector<double> sums(static_cast<size_t>(n * tiles));
     parallel_tiles(n, size, tile, [&](int64_t i, int64_t begin, int64_t end) {
         vfloat sum{};
-        for (int64_t e = begin; e < end; e += normals_width) {
-            vfloat z[4];
-            normals(key, i, e, z);
-            for (int64_t k = 0, at = e; k < 4 && at < end; ++k, at += simd_width) {
-                const vfloat difference = load_upto(f + i * size + at, end - at) -
-                                          (p[i] * load_upto(x0 + i * size + at, end - at) + q[i] * z[k]);
-                const vfloat square = difference * difference;
-                if (end - at >= simd_width)
-                    sum += square;
-                else  // behind the end, z is not zero
-                    for (int64_t j = 0; j < end - at; ++j) sum[j] += square[j];
-            }
-        }
-        double total = 0;
+        differences(i, begin, end, size, f, x0, p[i], q[i], key, [&](int64_t, int64_t count, vfloat d) {
+            const vfloat square = d * d;
+            if (count >= simd_width)
+                sum += square;
+            else
+                for (int64_t j = 0; j < count; ++j) sum[j] += square[j];
+        });
+        double& total = sums[static_cast<size_t>(i * tiles + begin / tile)];
         for (int j = 0; j < simd_width; ++j) total += static_cast<double>(sum[j]);
-        sums[static_cast<size_t>(i * tiles + begin / tile)] = total;
     });
     for (int64_t i = 0; i < n; ++i) {
         double total = 0;
@@ -93,15 +103,9 @@ void noise_loss_backward(int64_t n, int64_t size, const float* dloss, const floa
                          const float* q, const float* weight, const NoiseKey& key, float* df) {
     parallel_tiles(n, size, tile, [&](int64_t i, int64_t begin, int64_t end) {
         const float factor = dloss[i] * weight[i] * 2.0f / static_cast<float>(size);
-        for (int64_t e = begin; e < end; e += normals_width) {
-            vfloat z[4];
-            normals(key, i, e, z);
-            for (int64_t k = 0, at = e; k < 4 && at < end; ++k, at += simd_width) {
-                const int64_t row = i * size + at;
-                const vfloat target = p[i] * load_upto(x0 + row, end - at) + q[i] * z[k];
-                store_upto(df + row, factor * (load_upto(f + row, end - at) - target), end - at);  // 2
-            }
-        }
+        differences(i, begin, end, size, f, x0, p[i], q[i], key, [&](int64_t at, int64_t count, vfloat d) {
+            store_upto(df + at, factor * d, count);  // 2
+        });
     });
 }
 

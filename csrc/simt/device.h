@@ -80,11 +80,6 @@ inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }  // NaN becomes 0, as on the GPU
 inline unsigned __umulhi(unsigned x, unsigned y) { return unsigned(uint64_t(x) * y >> 32); }
-// sin and cos of pi x; the reduction to one turn is exact
-inline void sincospif(float x, float* sine, float* cosine) {
-    const double angle = 3.14159265358979323846 * std::remainder(double(x), 2.0);
-    *sine = float(std::sin(angle)), *cosine = float(std::cos(angle));
-}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 namespace pydiff {

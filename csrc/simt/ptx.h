@@ -21,6 +21,20 @@ namespace pydiff {
 __device__ __forceinline__ unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
 #endif
 
+// ---- elementary functions ----------------------------------------------------------------------------------------
+
+// The square root to within a relative 2^-23, in one step of the special-function unit: sqrt.approx.ftz.f32. Numbers
+// below 2^-126 count as 0. Here it is rounded correctly.
+PYDIFF_PTX float sqrt_approx(float x) {
+#if defined(__CUDACC__)
+    float root;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+#else
+    return std::sqrt(std::fabs(x) < 0x1p-126f ? 0.0f * x : x);
+#endif
+}
+
 // ---- asynchronous copies: cp.async -------------------------------------------------------------------------------
 
 // Starts a copy of `bytes` (4, 8 or 16) from global to shared memory; what lies behind source_bytes becomes zero.

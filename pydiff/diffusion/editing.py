@@ -39,7 +39,7 @@ def image_to_image(
     part = shortened(path, strength)
     numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
     n, key = len(pictures), random.key(seed, random.SAMPLE, numbers)
-    x = ops.noise(pictures, np.full(n, part.alpha[0]), np.full(n, part.sigma[0]), key)[0].data
+    x = ops.noise(pictures, np.full(n, part.alpha[0]), np.full(n, part.sigma[0]), key, keep=False)[0].data
     return sampler(model, x, process, part, seed=seed, sample=numbers, **more)
 
 
@@ -100,13 +100,13 @@ def inpaint(
             stage = Stage(t, alpha, sigma, x=a, x0=b, std=std)
             (state,) = walk(model, x, process, [stage], noise=lambda _k, z=z: z, **more)
             key = random.key(seed, random.SAMPLE, numbers, RESAMPLED + 2 * count)
-            known = ops.noise(pictures, np.full(n, alpha_s), np.full(n, sigma_s), key)[0].data
+            known = ops.noise(pictures, np.full(n, alpha_s), np.full(n, sigma_s), key, keep=False)[0].data
             x = mask * state.x + (1.0 - mask) * known
             if r + 1 < rounds:  # q(x_t | x_s)
                 ratio = alpha / alpha_s
                 up = np.sqrt(sigma**2 - ratio**2 * sigma_s**2)
                 key = random.key(seed, random.SAMPLE, numbers, RESAMPLED + 2 * count + 1)
-                x = ops.noise(x, np.full(n, ratio), np.full(n, up), key)[0].data
+                x = ops.noise(x, np.full(n, ratio), np.full(n, up), key, keep=False)[0].data
         yield state._replace(step=i + 1, steps=steps, x=x)
 
 

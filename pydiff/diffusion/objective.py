@@ -72,17 +72,16 @@ def example_losses(
     process, model, x0, t, key, labels=None, weights=None, offset: float = 0.0, vlb: float | None = None
 ) -> Tensor:
     """`Process.loss`, or `hybrid_loss` if vlb is a number, for each example by itself: (N,)."""
-    x_t, eps = process.q_sample(x0, t, key)
+    x_t, _ = process.q_sample(x0, t, key, keep=False)
     if offset:
-        x_t, eps = offset_noise(x_t, eps, process.schedule.at(t)[1], key, offset)
+        more = offset_noise(x_t, key, offset)  # eps of the process becomes eps + more
+        x_t = x_t + _column(process.schedule.at(t)[1], x_t) * more
     seen = process.network_input(x_t, t)
     answer = model(Tensor(seen[0]), seen[1], *(() if labels is None else (labels,)))
-    channels, axes = x0.shape[-1], tuple(range(1, x0.ndim))
+    channels = x0.shape[-1]
     f = answer if vlb is None else answer[..., :channels]
-    difference = f - process.target(x0, eps, t)
-    losses = (difference * difference).mean(axis=axes)
-    if weights is not None:
-        losses = losses * array_module(x0).asarray(weights, x0.dtype)
+    # f against p x0 + q (eps + more) is f - q more against p x0 + q eps
+    losses = process.errors(f - process.target(0 * more, more, t) if offset else f, x0, t, key, weights)
     if vlb is None:
         return losses
     bits = variational_bits(process, x0, x_t, t, process.to_x0(x_t, f.data, t), answer[..., channels:])
@@ -192,15 +191,15 @@ class LossAware:
 # ---- offset noise and self-conditioning ------------------------------------------------------------------------------
 
 
-def offset_noise(x_t, eps, sigma, key, amount: float):
-    """(x_t, eps) with `amount` times one more normal number for each picture and channel in eps; arrays (N, ..., C).
+def offset_noise(x, key, amount: float):
+    """What offset noise adds to eps: `amount` times one more normal number for each picture and channel, (N, 1, .., C).
 
     Guttenberg 2023, "Diffusion with offset noise": without it, the mean brightness of x_T tells the picture's, and
-    generated pictures keep to the middle. sigma: (N,).
+    generated pictures keep to the middle. x: array (N, ..., C).
     """
-    shape = (1,) * (x_t.ndim - 2) + x_t.shape[-1:]
-    z = amount * array_module(x_t).asarray(random.normal(key._replace(purpose=random.OFFSET), shape, x_t.dtype))
-    return x_t + _column(sigma, x_t) * z, eps + z
+    shape = (1,) * (x.ndim - 2) + x.shape[-1:]
+    z = random.normal(key._replace(purpose=random.OFFSET), shape, x.dtype)
+    return amount * array_module(x).asarray(z)
 
 
 def self_conditioned(model, process, x_t, t, seed: int, step: int, share: float = 0.5):

@@ -13,7 +13,7 @@ import numpy as np
 
 from pydiff import ops
 from pydiff.backend import array_module
-from pydiff.diffusion.objective import offset_noise
+from pydiff.diffusion.objective import example_losses
 from pydiff.diffusion.prediction import PREDICTIONS, SIGMA_DATA, edm_coefficients
 from pydiff.diffusion.schedule import Schedule
 from pydiff.random import Key
@@ -37,13 +37,13 @@ class Process:
 
     # ---- forward ----
 
-    def q_sample(self, x0, t, key: Key):
+    def q_sample(self, x0, t, key: Key, keep=True):
         """x_t and eps: x0 (N, ...) noised to t (N,) with the noise of `key`, which is for N samples (eq. 4).
 
-        t: whole or fractional. Arrays for an array, Tensors for a Tensor.
+        t: whole or fractional. Arrays for an array, Tensors for a Tensor. keep: False for None in place of eps.
         """
-        x_t, eps = ops.noise(x0, *self._at(t), key)
-        return (x_t, eps) if isinstance(x0, Tensor) else (x_t.data, eps.data)
+        made = ops.noise(x0, *self._at(t), key, keep)
+        return made if isinstance(x0, Tensor) else tuple(a if a is None else a.data for a in made)
 
     def target(self, x0, eps, t):
         """What the network should answer for x_t = alpha_t x0 + sigma_t eps: p x0 + q eps. Arrays (N, ...), t (N,)."""
@@ -57,16 +57,16 @@ class Process:
         weights: (N,), how much each example counts, see `objective.loss_weight`. offset: of the noise, see
         `objective.offset_noise`.
         """
-        x_t, eps = self.q_sample(x0, t, key)
-        if offset:
-            x_t, eps = offset_noise(x_t, eps, self._at(t)[1], key, offset)
-        seen = self.network_input(x_t, t)
-        f = model(Tensor(seen[0]), seen[1], *(() if labels is None else (labels,)))
-        target = self.target(x0, eps, t)
-        if weights is None:
-            return ops.mean_squared_error(f, target)
-        root = _column(np.sqrt(weights), x0)
-        return ops.mean_squared_error(f * root, target * root)
+        return example_losses(self, model, x0, t, key, labels, weights, offset).mean()
+
+    def errors(self, f, x0, t, key: Key, weights=None) -> Tensor:
+        """Mean squared error of f, the network's answer to x_t of `q_sample(x0, t, key)`, for each example: (N,).
+
+        f: Tensor of x0's shape. weights: (N,), what each error is multiplied by.
+        """
+        n = len(x0)
+        p, q = (np.broadcast_to(w, n) for w in self.mixing_weights(*self._at(t)))
+        return ops.noise_loss(f, x0, p, q, np.ones(n) if weights is None else weights, key)
 
     def network_input(self, x_t, t):
         """What the network is given for x_t (N, ...) at t (N,): just these, except for "edm": c_in x_t and c_noise."""

@@ -23,7 +23,7 @@ from pydiff.ops.elementwise import (
     where,
 )
 from pydiff.ops.group_norm import group_norm
-from pydiff.ops.noise import noise
+from pydiff.ops.noise import noise, noise_loss
 from pydiff.ops.reduction import cross_entropy, matmul, maximum, mean, mean_squared_error, softmax, summation
 from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
 from pydiff.tensor import Tensor
@@ -55,6 +55,7 @@ __all__ = [
     "multiply",
     "negative",
     "noise",
+    "noise_loss",
     "power",
     "relu",
     "reshape",

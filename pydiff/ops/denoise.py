@@ -38,13 +38,19 @@ class DenoiseStep(NamedTuple):
 def denoise(x, f, step, history=(), noise=None, f_uncond=None):
     """x_next and x0_hat, both of x's shape (N, ...).
 
-    x, f, f_uncond, history arrays: all of one shape and dtype. step: DenoiseStep.
+    x, f, f_uncond, history arrays: all of one shape and dtype, but f and f_uncond may be bfloat16 beside a float32 x
+    where CUDA kernels serve them. step: DenoiseStep.
     noise: random.Key of the N samples, needed exactly when step.s != 0. f_uncond: None without guidance.
     The gradient flows to x and f; f_uncond and the history count as constants.
     """
-    for name, other in (("f", f), ("f_uncond", f_uncond), *(("history", h) for h in history)):
-        if other is not None and (other.shape != x.shape or other.dtype != x.dtype):
-            raise ValueError(f"{name} must match x, {x.dtype} {x.shape}, got {other.dtype} {other.shape}")
+    if x.dtype.name == "bfloat16":
+        raise ValueError("x must be float32 or float64, got bfloat16: its rounding would add up over the steps")
+    answers = f.dtype if (x.dtype.name, f.dtype.name) == ("float32", "bfloat16") else x.dtype
+    for name, other, dtype in (
+        ("f", f, answers), ("f_uncond", f_uncond, answers), *(("history", h, x.dtype) for h in history)
+    ):  # fmt: skip
+        if other is not None and (other.shape != x.shape or other.dtype != dtype):
+            raise ValueError(f"{name} must match x, {dtype} {x.shape}, got {other.dtype} {other.shape}")
     if len(step.c) != len(history):
         raise ValueError(f"the step has {len(step.c)} history coefficients, but {len(history)} history arrays came")
     if (step.s != 0) != (noise is not None):
@@ -61,7 +67,11 @@ def denoise(x, f, step, history=(), noise=None, f_uncond=None):
 class Denoise(Function):
     def forward(self, x, f, f_uncond, step, history, noise):
         self.saved, self.step = (x, f, f_uncond), step
-        kernel = native(x, "denoise_forward")
+        kernel = native(f, "denoise_forward")
+        if not kernel and f.dtype != x.dtype:
+            raise ValueError(
+                f"f in {f.dtype} beside x in {x.dtype} needs the CUDA kernels, which do not serve these arrays"
+            )
         if not kernel:
             return forward_arrays(x, f, f_uncond, step, history, noise)
         x_next, x0_hat = (empty(x, _flat_shape(x)) for _ in range(2))
@@ -74,10 +84,10 @@ class Denoise(Function):
         x, f, f_uncond = self.saved
         xp = array_module(x)
         dx_next, dx0_hat = (xp.zeros_like(x) if g is None else g for g in (dx_next, dx0_hat))
-        kernel = native(x, "denoise_backward")
+        kernel = native(f, "denoise_backward")
         if not kernel:
             return *backward_arrays(dx_next, dx0_hat, x, f, f_uncond, self.step), None
-        dx, df = (empty(x, _flat_shape(x)) for _ in range(2))
+        dx, df = empty(x, _flat_shape(x)), empty(f, _flat_shape(x))
         table = _table(x, self.step)
         kernel(_flat(dx_next), _flat(dx0_hat), _flat(x), _flat(f), _flat(f_uncond), table, None, dx, df)
         return dx.reshape(x.shape), df.reshape(x.shape), None

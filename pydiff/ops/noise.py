@@ -1,68 +1,132 @@
-"""The forward process in one step (Ho et al. 2020, "Denoising Diffusion Probabilistic Models", eq. 4):
+"""The forward process in one step (Ho et al. 2020, "Denoising Diffusion Probabilistic Models", eq. 4), and the squared
+error of a network that saw x_t and was asked for a mix of x0 and eps:
 
-    x_t = alpha x0 + sigma eps,   eps ~ N(0, 1), a pure function of (seed, purpose, sample, step, element)
+    x_t    = alpha x0 + sigma eps,   eps ~ N(0, 1), a pure function of (seed, purpose, sample, step, element)
+    loss   = weight mean((f - target)^2),   target = p x0 + q eps
 
-Because the noise can be computed again from its key, it never needs to be stored or sent. The kernel draws and mixes in
-one pass. Bits of the random integers are the same on every backend; normals agree to rounding.
+Because the noise can be computed again from its key, it never needs to be stored or sent: `noise_loss` draws it where
+it is needed. Kernels draw and mix in one pass. Bits of the random integers are the same on every backend; normals agree
+to rounding.
 
 Reference: reference/noise.py. Kernels: csrc/cpu/noise.cpp, csrc/cuda/noise.cu. The generator: random.py.
 """
+
+import math
 
 from pydiff import random
 from pydiff.backend import array_module, contiguous, empty, native
 from pydiff.tensor import Function
 
 
-def noise(x0, alpha, sigma, key):
+def noise(x0, alpha, sigma, key, keep=True):
     """Mixes every sample with its own noise.
 
     x0: (N, ...) array or Tensor; alpha, sigma: (N,) arrays; key: random.Key for N samples.
-    Returns (x_t, eps), both of x0's shape and dtype.
+    Returns (x_t, eps), both of x0's shape and dtype; (x_t, None) if eps is not to be kept.
     """
-    n = len(x0)
-    for name, value in (
-        ("alpha", alpha),
-        ("sigma", sigma),
-        ("the key's sample", key.sample),
-        ("the key's step", key.step),
-    ):
+    _check("x0", x0, key, alpha=alpha, sigma=sigma)
+    made = Noise.apply(x0, alpha, sigma, key, keep=keep)
+    return made if keep else (made, None)
+
+
+def noise_loss(f, x0, p, q, weight, key):
+    """How far f is from p x0 + q eps, for the eps that `noise` mixes in with this key: (N,), weight mean((..)^2).
+
+    f: (N, ...) array or Tensor; x0: array of that shape, taken in f's dtype; p, q, weight: (N,) arrays; key: random.Key
+    for N samples. Where p or q is 0 its term is left out. The losses have f's dtype, or float32 for bfloat16. The
+    gradient flows to f alone.
+    """
+    if x0.shape != f.shape:
+        raise ValueError(f"x0 must have f's shape {f.shape}, got {x0.shape}")
+    _check("f", f, key, p=p, q=q, weight=weight)
+    return NoiseLoss.apply(f, x0, p, q, weight, key)
+
+
+def _check(what, x, key, **values):
+    n = len(x)
+    values |= {"the key's sample": key.sample, "the key's step": key.step}
+    for name, value in values.items():
         if getattr(value, "shape", None) != (n,):
             raise ValueError(
-                f"{name} must have shape ({n},) for x0 of shape {x0.shape}, got {getattr(value, 'shape', value)!r}"
+                f"{name} must have shape ({n},) for {what} of shape {x.shape}, got {getattr(value, 'shape', value)!r}"
             )
-    return Noise.apply(x0, alpha, sigma, key)
 
 
 class Noise(Function):
-    def forward(self, x0, alpha, sigma, key):
+    def forward(self, x0, alpha, sigma, key, keep=True):
         xp = array_module(x0)
-        alpha, sigma = (xp.asarray(a, x0.dtype) for a in (alpha, sigma))
+        alpha, sigma = _coefficients(x0, alpha, sigma)
         self.alpha = alpha
         kernel = native(x0, "noise_forward")
         if kernel:
-            x2 = contiguous(x0).reshape(len(x0), x0[:1].size)
-            x_t, eps = empty(x2, x2.shape), empty(x2, x2.shape)
-            kernel(x2, contiguous(alpha), contiguous(sigma), *key_on(x0, key), x_t, eps)
-            return x_t.reshape(x0.shape), eps.reshape(x0.shape)
+            x2 = _rows(x0)
+            x_t, eps = empty(x2, x2.shape), empty(x2, x2.shape) if keep else None
+            kernel(x2, alpha, sigma, *key_on(x0, key), x_t, eps)
+            return (x_t.reshape(x0.shape), eps.reshape(x0.shape)) if keep else x_t.reshape(x0.shape)
         eps = xp.asarray(random.normal(key, x0.shape[1:], x0.dtype))
-        return _column(alpha, x0) * x0 + _column(sigma, x0) * eps, eps
+        x_t = _column(alpha, x0) * x0 + _column(sigma, x0) * eps
+        return (x_t, eps) if keep else x_t
 
-    def backward(self, dx_t, _):
+    def backward(self, dx_t, _=None):
         if dx_t is None:
             return None, None, None, None
         kernel = native(dx_t, "noise_backward")
         if kernel:
-            g = contiguous(dx_t).reshape(len(dx_t), dx_t[:1].size)
+            g = _rows(dx_t)
             dx0 = empty(g, g.shape)
-            kernel(g, contiguous(self.alpha), dx0)
+            kernel(g, self.alpha, dx0)
             return dx0.reshape(dx_t.shape), None, None, None
         return _column(self.alpha, dx_t) * dx_t, None, None, None
+
+
+class NoiseLoss(Function):
+    def forward(self, f, x0, p, q, weight, key):
+        p, q, weight = _coefficients(f, p, q, weight)
+        x0 = array_module(f).asarray(x0, f.dtype)
+        self.saved, self.shape = (_rows(f), _rows(x0), p, q, weight, key), f.shape
+        kernel = native(f, "noise_loss_forward")
+        if not kernel:
+            square = _difference(*self.saved) ** 2
+            size = square.shape[1]
+            return weight * square.sum(axis=1) / size if size else weight * math.nan
+        loss = empty(weight, weight.shape)
+        kernel(*self.saved[:-1], *key_on(f, key), loss)
+        return loss
+
+    def backward(self, dloss):
+        """df = dloss weight 2 / size (f - target). eps is drawn again, not stored."""
+        f, x0, p, q, weight, key = self.saved
+        kernel = native(f, "noise_loss_backward")
+        if kernel:
+            df = empty(f, f.shape)
+            kernel(contiguous(dloss), f, x0, p, q, weight, *key_on(f, key), df)
+        else:
+            df = _column(dloss * weight * (2 / max(f.shape[1], 1)), f) * _difference(f, x0, p, q, weight, key)
+        return df.reshape(self.shape), None, None, None, None, None
+
+
+def _difference(f, x0, p, q, _weight, key):
+    """f - (p x0 + q eps), all (N, size), on the array path."""
+    xp, p, q = array_module(f), _column(p, f), _column(q, f)
+    eps = xp.asarray(random.normal(key, f.shape[1:], f.dtype))
+    return f - (p * xp.where(p == 0, xp.zeros_like(x0), x0) + q * eps)
 
 
 def key_on(x, key):
     """The key with its arrays where x lives, as the kernels take it."""
     xp = array_module(x)
     return key.seed, key.purpose, xp.asarray(key.sample), xp.asarray(key.step)
+
+
+def _coefficients(x, *values):
+    """(N,) arrays where x lives, as exact as its sums: of x's dtype, or float32 beside bfloat16."""
+    xp, dtype = array_module(x), "float32" if x.dtype.name == "bfloat16" else x.dtype
+    return [contiguous(xp.asarray(value, dtype)) for value in values]
+
+
+def _rows(x):
+    """(N, ...) -> (N, size), contiguous."""
+    return contiguous(x).reshape(len(x), math.prod(x.shape[1:]))
 
 
 def _column(a, like):

@@ -1,4 +1,5 @@
-"""The forward process x_t = alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4), with eps from a counter-based generator.
+"""The forward process x_t = alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4), with eps from a counter-based generator,
+and the squared error of what a network predicts: a mix of x_0 and the same eps.
 
 Everything is written out for one number at a time in Python integers and float64, to be read and to be compared with.
 """
@@ -42,3 +43,21 @@ def noise(x0, alpha, sigma, seed: int, purpose: int, sample, step) -> tuple[np.n
         eps[n] = np.reshape([normal(*address, element) for element in range(x0[n].size)], x0[n].shape)
         x_t[n] = float(alpha[n]) * x0[n] + float(sigma[n]) * eps[n]
     return x_t, eps
+
+
+def noise_loss(f, x0, p, q, weight, seed: int, purpose: int, sample, step) -> np.ndarray:
+    """(N,): weight times the mean of (f - p x0 - q eps)^2 over a sample. f, x0 (N, ...); the others (N,), as above.
+
+    A term whose coefficient is 0 is left out, whatever x0 is.
+    """
+    f, x0 = np.asarray(f, dtype=np.float64), np.asarray(x0, dtype=np.float64)
+    loss = np.empty(len(f))
+    for n in range(len(f)):
+        squares = 0.0
+        for element in range(f[n].size):
+            target = float(q[n]) * normal(seed, purpose, int(sample[n]), int(step[n]), element)
+            if p[n] != 0:
+                target += float(p[n]) * x0[n].flat[element]
+            squares += (f[n].flat[element] - target) ** 2
+        loss[n] = float(weight[n]) * squares / f[n].size if f[n].size else math.nan
+    return loss

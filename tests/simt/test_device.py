@@ -67,6 +67,17 @@ def test_bfloat16_rounds_to_nearest_even(x):
     np.testing.assert_array_equal(bits.view(np.float32).astype(np.float64), bfloat16(x))
 
 
+@given(st.lists(st.floats(width=32, min_value=0.0), min_size=1))
+def test_fast_square_root(x):
+    """What sqrt.approx.ftz promises: a relative error of 2^-23, subnormal numbers taken for 0."""
+    x = np.array([*x, 0.0, -0.0, np.inf, 2.0**-127], np.float32)
+    root = simt.sqrt_approx(x)
+    exact = np.sqrt(np.where(x < 2.0**-126, 0.0, x).astype(np.float64))
+    np.testing.assert_allclose(root, exact, rtol=2.0**-23)
+    assert np.signbit(root[-3:]).tolist() == [True, False, False]
+    assert np.isnan(simt.sqrt_approx(np.float32([-1.0, np.nan]))).all()
+
+
 @pytest.mark.parametrize(
     ("x", "bits"),
     [

@@ -210,4 +210,4 @@ class _Noise:
         if self.injected:
             return x + x.dtype.type(std) * array_module(x).asarray(self.injected(self.evaluation + 1), x.dtype)
         n = len(x)
-        return ops.noise(x, np.ones(n), np.full(n, std), self.key(step, second=True))[0].data
+        return ops.noise(x, np.ones(n), np.full(n, std), self.key(step, second=True), keep=False)[0].data
