@@ -40,6 +40,8 @@ template <class T>
 constexpr int k_tile = 64 / int(sizeof(T));
 template <class T>
 constexpr int chunk = 16 / int(sizeof(T));  // elements of a vector copy
+template <class T>
+constexpr int resident = sizeof(T) == 2 ? 4 : 3;  // blocks at a time on a multiprocessor: 128 or 168 registers a thread
 // Rows of a tile are 16 bytes further apart than they are long. Eight of them then start in different banks, whether they
 // are 64, 128, 256 or 512 bytes long.
 template <class T, int width>
@@ -111,20 +113,23 @@ __global__ void backward_weight_naive_kernel(Conv2dShape s, const T* dy, const T
 
 // ---- tiles in shared memory --------------------------------------------------------------------------------------
 
-// The column of a tile `width` wide that a thread copies: the same in every row and step. Its first row is
-// threadIdx.x / (width / count), and every further one threads / (width / count) below.
-template <class T, int width>
-__device__ __forceinline__ int rows_apart(bool vectors) { return threads / (width / (vectors ? chunk<T> : 1)); }
-template <class T, int width>
-__device__ __forceinline__ int first_row(bool vectors) { return int(threadIdx.x) / (width / (vectors ? chunk<T> : 1)); }
+// What a thread copies of a tile `width` wide, by single elements or by vectors: the same column in all rows, from
+// first_row on every rows_apart.
 template <class T, int width>
 __device__ __forceinline__ int column(bool vectors) {
-    const int count = vectors ? chunk<T> : 1;
-    return int(threadIdx.x) % (width / count) * count;
+    return vectors ? int(threadIdx.x) % (width / chunk<T>) * chunk<T> : int(threadIdx.x) % width;
+}
+template <class T, int width>
+__device__ __forceinline__ int first_row(bool vectors) {
+    return int(threadIdx.x) / (vectors ? width / chunk<T> : width);
+}
+template <class T, int width>
+__device__ __forceinline__ int rows_apart(bool vectors) {
+    return threads / (vectors ? width / chunk<T> : width);
 }
 
-// Starts copies of this thread's elements of a tile [rows][width], `count` together. source(row), called for ascending
-// rows, is where those in its column are, or null for zeros; `any` is an address that may be named.
+// Starts the copies of this thread into a tile [rows][width], `count` elements at a time. source(row), called for ascending
+// rows, says where those of its column are: null stands for zeros; `any` is then the address that is named but not read.
 template <int rows, int width, int count, class T, class Source>
 __device__ __forceinline__ void copy_rows(T* tile, const T* any, Source& source) {
     constexpr int across = width / count, bytes = count * int(sizeof(T));
@@ -238,7 +243,7 @@ struct Product<float, left_by_k, right_by_k> {
     }
 
     __device__ __forceinline__ void add(const float* left, const float* right) {
-#pragma unroll
+#pragma unroll 1
         for (int k = 0; k < k_tile<float>; k += 4) {
             float a[4][8], b[4][8];
             read<left_by_k, Lies::left_pitch>(a, left, k, down, 16);
@@ -272,7 +277,7 @@ __device__ __forceinline__ float* multiply(int64_t steps, unsigned char* memory,
         commit_copies();  // a group a step, also when it is empty, so that counting them is waiting for a step
     };
     Product<T, left_by_k, right_by_k> product;
-#pragma unroll
+#pragma unroll 1
     for (int step = 0; step < stages - 1; ++step) start(step, step);
     int stage = 0;
     for (int64_t step = 0; step < steps; ++step) {
@@ -349,7 +354,7 @@ __device__ __forceinline__ Axis axis(int64_t size, int64_t taps, int64_t stride,
 }
 
 template <class T, bool backward>
-__global__ void __launch_bounds__(threads, 3)
+__global__ void __launch_bounds__(threads, resident<T>)
     conv2d_kernel(Gather g, const T* __restrict__ source, const T* __restrict__ w, const float* __restrict__ bias,
                   T* __restrict__ made) {
     // Where a row of the tile finds its source: the pixel of tap (0, 0), which may lie outside, and its element.
@@ -466,7 +471,7 @@ Parts parts_of(const Conv2dShape& s) {
 // dw (kh kw cin, cout) and dbias of one part of the pixels, of which there is one a row of the grid; the next part's
 // results lie `apart` floats behind.
 template <class T>
-__global__ void __launch_bounds__(threads, 3)
+__global__ void __launch_bounds__(threads, resident<T>)
     conv2d_weight_kernel(Conv2dShape s, int64_t part, bool x_vectors, bool dy_vectors, bool dw_vectors, int64_t apart,
                          const T* __restrict__ dy, const T* __restrict__ x, float* __restrict__ dw,
                          float* __restrict__ dbias) {
@@ -480,29 +485,32 @@ __global__ void __launch_bounds__(threads, 3)
     // A thread copies one tap and channel (m) of many pixels of x, and one channel (n) of many of dy.
     const int64_t m = m0 + column<T, m_tile>(x_vectors), n = n0 + column<T, n_tile>(dy_vectors);
     const Walk tap(m, s.kw, s.cin);
+    const unsigned down = unsigned(tap.outer - s.pad_top), along = unsigned(tap.middle - s.pad_left);
     const int step = rows_apart<T, m_tile>(x_vectors);
     Walk pixel(first + first_row<T, m_tile>(x_vectors), s.oh, s.ow);
-    int64_t k = first;
+    x += tap.inner;
+    const T* from_dy = dy + first * s.cout + n;
+    int rest = int(last - first);  // pixels
     const auto load = [&](T* left, T* right) {
         copy_tile<k_tile<T>, m_tile>(left, x, x_vectors, [&](int row) -> const T* {
-            const int64_t p = pixel.middle * s.stride_h + tap.outer - s.pad_top;
-            const int64_t q = pixel.inner * s.stride_w + tap.middle - s.pad_left;
-            const bool seen = m < depth && k + row < last && p >= 0 && p < s.h && q >= 0 && q < s.w;
-            const T* from = x + ((pixel.outer * s.h + p) * s.w + q) * s.cin + tap.inner;
+            const unsigned p = pixel.middle * unsigned(s.stride_h) + down, q = pixel.inner * unsigned(s.stride_w) + along;
+            const bool seen = m < depth && row < rest && p < s.h && q < s.w;
+            const T* from = x + ((pixel.outer * s.h + p) * s.w + q) * s.cin;
             pixel.advance(step);
             return seen ? from : nullptr;
         });
         copy_tile<k_tile<T>, n_tile>(right, dy, dy_vectors, [&](int row) -> const T* {
-            return n < s.cout && k + row < last ? dy + (k + row) * s.cout + n : nullptr;
+            return n < s.cout && row < rest ? from_dy + row * s.cout : nullptr;
         });
-        k += k_tile<T>;
+        from_dy += k_tile<T> * s.cout;
+        rest -= k_tile<T>;
     };
     // The blocks of the first rows also sum dy's columns, of which a thread takes every other row.
     const bool with_bias = dbias && m0 == 0;
     float half = 0.0f;
     const auto look = [&](const T* right) {
         if (!with_bias) return;
-#pragma unroll
+#pragma unroll 4
         for (int row = 0; row < k_tile<T>; row += 2)
             half += to_float(right[(row + int(threadIdx.x) / n_tile) * pitch<T, n_tile> + int(threadIdx.x) % n_tile]);
     };
