@@ -12,7 +12,7 @@ from pydiff.reference.conv2d import conv2d as reference
 from pydiff.tensor import Tensor
 from tests import compare
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
-from tests.compare import assert_close, check_gradient, check_kernel, gradients
+from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
 from tests.peers import import_torch
 from tests.strategies import bfloat16, kernels, seeds, simt, sizes, small, strided  # noqa: F401
 
@@ -227,12 +227,24 @@ def test_tiles_end_anywhere(x_shape, w_shape, options, naive, half):
 
 
 @pytest.mark.usefixtures("bfloat16")
-@given(case=cases(sizes), bias=st.booleans(), naive=st.booleans())
-def test_bfloat16_is_rounded_once(case, bias, naive):
-    """Products are exact and sums float32, so only the results are rounded: as the array path's are, here."""
-    rng, arrays, options = case
+@given(case=cases(sizes), naive=st.booleans())
+def test_bfloat16_is_rounded_once(case, naive):
+    """Products are exact, sums and bias float32: only the results are rounded, to half a step of their 8 digits."""
+    rng, (x, w, bias), options = case
+    half = compare.bfloat16()
+    x, w, bias = x.astype(half), w.astype(half), bias.astype(np.float32)
+    with array_path():
+        exact_arrays = [a.astype(np.float64) for a in (x, w, bias)]
+        dy = rng.standard_normal(ops.conv2d(*exact_arrays, **options).shape).astype(half)
+        exact = gradients(lambda *a: ops.conv2d(*a, **options), exact_arrays, dy)
+    backend.emulator.set_seed(int(rng.integers(2**32)))
     with naive_kernels(naive):
-        check_kernel(lambda *a: ops.conv2d(*a, **options), arrays if bias else arrays[:2], rng, half=(0, 1))
+        got = gradients(lambda *a: ops.conv2d(*a, **options), [x, w, bias], dy)
+    for g, e, dtype in zip(got, exact, (half, half, half, np.float32), strict=True):
+        assert g.dtype == dtype
+        step = np.exp2(np.frexp(e)[1] - 8.0) * (dtype == half)
+        error = np.abs(g.astype(np.float64) - e)
+        assert (error <= step / 2 + 2e-6 * max(np.abs(e).max(), 10)).all(), f"off by up to {error.max():.3g}"
 
 
 def normals(rng, dtype, *shapes):
