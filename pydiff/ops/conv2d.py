@@ -63,6 +63,11 @@ def _padding(value):
     return (vertical, vertical), (horizontal, horizontal)
 
 
+def _single(bias):
+    """What the kernels add to their float32 sums: a bfloat16 bias widened, any other as it is."""
+    return bias.astype("float32") if bias.dtype.name == "bfloat16" else bias
+
+
 class Conv2d(Function):
     def forward(self, x, w, bias, stride, padding):
         x, w = contiguous(x), contiguous(w)
@@ -74,7 +79,7 @@ class Conv2d(Function):
         kernel = native(x, "conv2d_forward")
         if kernel:
             y = empty(x, (len(x), oh, ow, w.shape[3]))
-            kernel(x, w, None if bias is None else contiguous(bias), stride, (top, left), y)
+            kernel(x, w, None if bias is None else contiguous(_single(bias)), stride, (top, left), y)
             return y
         return forward_arrays(x, w, bias, stride, padding, (oh, ow))
 
@@ -93,7 +98,8 @@ class Conv2d(Function):
         if self.needs[1] or self.needs[2]:
             kernel = native(dy, "conv2d_backward_weight")
             if kernel:
-                dw, dbias = empty(w, w.shape), empty(w, w.shape[3:]) if has_bias else None
+                xp = array_module(dy)  # float32 for bfloat16, too: many small terms are added up
+                dw, dbias = xp.empty(w.shape, "float32"), xp.empty(w.shape[3:], "float32") if has_bias else None
                 kernel(dy, x, self.stride, corner, dw, dbias)
             else:
                 dw = backward_weight_arrays(dy, x, w.shape, self.stride, self.padding)

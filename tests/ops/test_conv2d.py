@@ -1,19 +1,32 @@
 """Convolution and linear layers: array path against the equation, gradient against its slope, kernels, torch."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiff import ops
+from pydiff import backend, ops
 from pydiff.reference.conv2d import conv2d as reference
 from pydiff.tensor import Tensor
+from tests import compare
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
-from tests.compare import assert_close, check_gradient, check_kernel, gradients
+from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
 from tests.peers import import_torch
-from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
+from tests.strategies import bfloat16, kernels, seeds, simt, sizes, small, strided  # noqa: F401
 
 NO_PADDING = ((0, 0), (0, 0))
+
+
+@contextlib.contextmanager
+def naive_kernels(naive=True):
+    """Inside, the emulated CUDA kernels are the naive ones: the equations, one thread an element."""
+    backend.emulator.set_naive(naive)
+    try:
+        yield
+    finally:
+        backend.emulator.set_naive(False)
 
 
 @st.composite
@@ -49,14 +62,14 @@ def test_gradient_matches_the_slope_of_the_reference(case, bias):
     )
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @given(case=cases(sizes), bias=st.booleans())
 def test_kernel_is_as_exact_as_plain_float32(case, bias):
     rng, arrays, options = case
     check_kernel(lambda *a: ops.conv2d(*a, **options), arrays if bias else arrays[:2], rng)
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "options"),
     [
@@ -73,6 +86,7 @@ def test_kernel_where_tiles_and_panels_end(x_shape, w_shape, options):
     check_kernel(lambda *a: ops.conv2d(*a, **options), arrays, rng)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "padding"),
@@ -95,6 +109,7 @@ def test_empty_arrays(x_shape, w_shape, padding, dtype):
     assert_close(grads[2], np.full(w_shape[3], np.prod(expected.shape[:3]), float), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_stride_far_beyond_the_picture_sees_its_corner(dtype):
     rng = np.random.default_rng(0)
@@ -106,7 +121,7 @@ def test_a_stride_far_beyond_the_picture_sees_its_corner(dtype):
     assert_close(dx, expected, rtol=1e-6)
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": ((0, 1), (0, 1))}])
 def test_same_bits_for_any_batch_and_any_thread_count(options):
     rng = np.random.default_rng(0)
@@ -116,7 +131,7 @@ def test_same_bits_for_any_batch_and_any_thread_count(options):
     check_any_thread_count(lambda: gradients(lambda *a: ops.conv2d(*a, **options), [x, w, bias], dy))
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 def test_small_linear_layers_have_the_same_bits_in_any_batch():
     """The embedding of the step number: a matrix with as few rows as there are pictures."""
     rng = np.random.default_rng(0)
@@ -124,7 +139,7 @@ def test_small_linear_layers_have_the_same_bits_in_any_batch():
     check_any_batch(lambda part: gradients(lambda x: ops.linear(x, w), [x[part]], np.ones((67, 130))[part]), 67)
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 def test_nan_stays_in_its_own_picture():
     """What the kernel reads of other pictures or beyond the array may not even be multiplied by zero."""
     rng = np.random.default_rng(0)
@@ -138,6 +153,7 @@ def test_nan_stays_in_its_own_picture():
         assert np.isnan(a[[0, 2]]).all()
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_incoming_gradient_may_lie_in_any_order(dtype):
     rng = np.random.default_rng(0)
@@ -175,12 +191,145 @@ def test_linear_is_a_matrix_product(seed, leading, cin, cout):
     check_gradient(ops.linear, lambda x, w, b: x @ w + b, arrays, rng)
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @given(seed=seeds, leading=st.lists(sizes, max_size=2), cin=sizes, cout=sizes, data=st.data())
 def test_linear_kernel_is_as_exact_as_plain_float32(seed, leading, cin, cout, data):
     rng = np.random.default_rng(seed)
     arrays = [data.draw(strided(rng, s)) for s in ((*leading, cin), (cin, cout), (cout,))]
     check_kernel(ops.linear, arrays, rng)
+
+
+# ---- the CUDA kernels, emulated -------------------------------------------------------------------------------------
+
+# Tiles of the CUDA kernels are 128 pixels x 64 channels, 32 (bfloat16) or 16 (float32) deep. These shapes end on such
+# a border, or just beyond it; have vectors in one operand only; sum over the pixels in parts (of 256 at least).
+TILES = [
+    ((2, 8, 8, 16), (3, 3, 16, 64), {"padding": 1}),
+    ((3, 16, 17, 8), (3, 2, 8, 65), {"padding": ((1, 0), (0, 1))}),
+    ((1, 11, 13, 3), (3, 3, 3, 72), {"stride": (1, 3), "padding": 1}),
+    ((2, 9, 9, 40), (2, 2, 40, 3), {"stride": 2, "padding": ((0, 1), (1, 0))}),
+    ((130, 1, 1, 128), (1, 1, 128, 24), {}),
+    ((1, 40, 41, 15), (1, 1, 15, 17), {}),
+    ((2, 3, 4, 8), (4, 5, 8, 8), {"stride": (3, 2), "padding": ((6, 7), (5, 9))}),
+]
+
+
+@pytest.mark.usefixtures("simt")
+@pytest.mark.parametrize("half", [(), (0, 1)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("naive", [False, True])
+@pytest.mark.parametrize(("x_shape", "w_shape", "options"), TILES)
+def test_tiles_end_anywhere(x_shape, w_shape, options, naive, half):
+    """The fast kernels and the naive ones, which are what the fast ones are compared with on a GPU."""
+    rng = np.random.default_rng(2)
+    arrays = [rng.standard_normal(s) for s in (x_shape, w_shape, w_shape[3:])]
+    with naive_kernels(naive):
+        check_kernel(lambda *a: ops.conv2d(*a, **options), arrays, rng, half=half)
+
+
+@pytest.mark.usefixtures("bfloat16")
+@given(case=cases(sizes), naive=st.booleans())
+def test_bfloat16_is_rounded_once(case, naive):
+    """Products are exact, sums and bias float32: only the results are rounded, to half a step of their 8 digits."""
+    rng, (x, w, bias), options = case
+    half = compare.bfloat16()
+    x, w, bias = x.astype(half), w.astype(half), bias.astype(np.float32)
+    with array_path():
+        exact_arrays = [a.astype(np.float64) for a in (x, w, bias)]
+        dy = rng.standard_normal(ops.conv2d(*exact_arrays, **options).shape).astype(half)
+        exact = gradients(lambda *a: ops.conv2d(*a, **options), exact_arrays, dy)
+    backend.emulator.set_seed(int(rng.integers(2**32)))
+    with naive_kernels(naive):
+        got = gradients(lambda *a: ops.conv2d(*a, **options), [x, w, bias], dy)
+    for g, e, dtype in zip(got, exact, (half, half, half, np.float32), strict=True):
+        assert g.dtype == dtype
+        step = np.exp2(np.frexp(e)[1] - 8.0) * (dtype == half)
+        error = np.abs(g.astype(np.float64) - e)
+        assert (error <= step / 2 + 2e-6 * max(np.abs(e).max(), 10)).all(), f"off by up to {error.max():.3g}"
+
+
+def normals(rng, dtype, *shapes):
+    return [rng.standard_normal(s).astype(dtype) for s in shapes]
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_gradients_of_weights_stay_float32():
+    """The kernel's dw has the digits of a float32 sum, far below bfloat16's; the tensor then takes its own dtype."""
+    rng = np.random.default_rng(0)
+    x, w, dy = normals(rng, compare.bfloat16(), (2, 9, 8, 5), (3, 3, 5, 6), (2, 7, 6, 6))
+    bias = np.zeros(6, np.float32)
+    exact = gradients(ops.conv2d, [a.astype(np.float64) for a in (x, w, bias)], dy.astype(np.float64))
+    function = ops.conv2d(Tensor(x), Tensor(w, requires_grad=True), Tensor(bias, requires_grad=True)).maker
+    for got, expected in zip(function.backward(dy)[1:], exact[2:], strict=True):
+        assert got.dtype == np.float32
+        assert_close(got, expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_bias_may_be_bfloat16():
+    half = compare.bfloat16()
+    x, w, bias, dy = normals(np.random.default_rng(0), half, (2, 5, 5, 3), (3, 3, 3, 4), (4,), (2, 3, 3, 4))
+    got = gradients(ops.conv2d, [x, w, bias], dy)
+    *expected, dbias = gradients(ops.conv2d, [x, w, bias.astype(np.float32)], dy)
+    assert_same_bits(got, [*expected, dbias.astype(half)])
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("half", [False, True])
+def test_same_bits_in_any_batch_and_any_order_of_threads(half):
+    """Also where rows of one tile belong to different pictures, and the sum over pixels comes in parts."""
+    rng = np.random.default_rng(0)
+    dtype, options = compare.bfloat16() if half else np.float32, {"stride": (2, 1), "padding": ((0, 1), (1, 2))}
+    x, w, dy = normals(rng, dtype, (3, 19, 17, 8), (3, 3, 8, 9), (3, 9, 18, 9))
+    bias = rng.standard_normal(9).astype(np.float32)
+    check_any_batch(lambda part: gradients(lambda x: ops.conv2d(x, w, bias, **options), [x[part]], dy[part]), 3)
+    results = []
+    for seed in (0, 1, 2, 3):
+        backend.emulator.set_seed(seed)
+        results.append(gradients(lambda *a: ops.conv2d(*a, **options), [x, w, bias], dy))
+        assert_same_bits(results[-1], results[0])
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("half", [False, True])
+def test_arrays_may_start_anywhere(half):
+    """Views that do not start on 16 bytes: the vector copies are then not used, and the bits are the same."""
+    dtype = compare.bfloat16() if half else np.float32
+
+    def shifted(a, by):
+        memory = np.zeros(a.size + by, dtype)
+        memory[by:] = a.ravel()
+        return memory[by:].reshape(a.shape)
+
+    arrays = normals(np.random.default_rng(0), dtype, (2, 5, 6, 16), (3, 3, 16, 24), (2, 3, 4, 24))
+    expected = gradients(ops.conv2d, arrays[:2], arrays[2])
+    for moved in range(3):
+        x, w, dy = (shifted(a, 1 if i == moved else 0) for i, a in enumerate(arrays))
+        assert_same_bits(gradients(ops.conv2d, [x, w], dy), expected)
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_nan_stays_in_its_own_picture_and_channel():
+    x, w, dy = normals(np.random.default_rng(0), compare.bfloat16(), (3, 7, 9, 5), (3, 3, 5, 6), (3, 7, 9, 6))
+    x[[0, 2], :, :, 2] = np.nan
+    dy[[0, 2], :, :, 3] = np.nan
+    y, dx, dw, dbias = gradients(lambda *a: ops.conv2d(*a, padding=1), [x, w, np.zeros(6, np.float32)], dy)
+    for a in (y, dx):
+        assert np.isfinite(a[1].astype(np.float32)).all()
+        assert np.isnan(a[[0, 2]].astype(np.float32)).all()
+    bad = np.zeros((3, 3, 5, 6), bool)
+    bad[:, :, 2], bad[..., 3] = True, True
+    assert np.array_equal(np.isnan(dw.astype(np.float32)), bad)
+    assert np.array_equal(np.isnan(dbias), np.arange(6) == 3)
+
+
+@pytest.mark.usefixtures("simt")
+def test_the_kernels_use_no_atomics():
+    x, w = normals(np.random.default_rng(0), np.float32, (5, 18, 9, 8), (3, 3, 8, 8))
+    backend.emulator.counters()  # counts since the last call
+    gradients(ops.conv2d, [x, w], np.ones((5, 16, 7, 8)))
+    counters = backend.emulator.counters()
+    assert counters["copies"] > 0
+    assert counters["atomics"] == 0
 
 
 # ---- torch ---------------------------------------------------------------------------------------------------------
