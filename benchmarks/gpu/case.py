@@ -28,7 +28,7 @@ class Contender(NamedTuple):
 
     prepare(inputs) -> call; call() does the work on the device and returns what results(..) turns into
     {name: tensor}, in pydiff's layout. exact: None, or exact(inputs, results) -> {name: float64 tensor}, for those who
-    draw their own random numbers.
+    draw their own random numbers. limit: the largest error allowed, where it is not the case's.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Contender(NamedTuple):
     prepare: Callable
     results: Callable = dict
     exact: Callable | None = None
+    limit: float | None = None
 
 
 class Case(NamedTuple):
@@ -160,7 +161,7 @@ def _checked(device, case, contender, inputs, exact, naive):
     finally:
         if device.kernels is not None:
             device.kernels.set_naive(False)
-    errors = errors_of(first, exact)
+    errors = errors_of(first, contender.exact(inputs, first) if contender.exact else exact)
     error, repeats = worst(errors), all(same_bits(first[name], second[name]) for name in first)
     row |= {"errors": {name: finite(value) for name, value in errors.items()}, "error": finite(error)}
     return row | {"repeats": repeats, "ok": repeats and error <= case.allowed}

@@ -31,7 +31,9 @@ class Device:
             raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
         self.name, self.cuda, self.tiny = name, name == "cuda", name != "cuda"
         self.at = torch.device("cuda" if self.cuda else "cpu")
-        if self.cuda:
+        if not self.cuda:
+            torch.set_num_threads(1)  # tiny shapes, and threads that look for work are in everyone's way
+        else:
             self.stream = torch.cuda.Stream()
             torch.cuda.set_stream(self.stream)
             for library in (torch.backends.cudnn, torch.backends.cuda.matmul):
@@ -94,8 +96,8 @@ class Device:
         return torch.cuda.get_device_properties(self.at).L2_cache_size if self.cuda else 1
 
     def compile(self, function, **options):
-        """torch.compile. Without a GPU the graph is captured but not compiled, which would take minutes."""
-        torch.compiler.reset()  # a case of its own, with shapes of its own
+        """torch.compile, which begins with the first call. Without a GPU the graph is captured but not compiled, which
+        would take minutes."""
         if not self.cuda:
             return torch.compile(function, dynamic=False, backend="eager")
         functorch = importlib.import_module("torch._functorch.config")

@@ -120,9 +120,9 @@ def add_noise_peers(device, dtype):
     """That formula, eager and compiled."""
     table = torch.from_numpy(CUMPROD).to(device.at, TYPES[dtype])
 
-    def under(transform):
+    def calling(function):
         def prepare(i):
-            function, x0, t = transform(add_noise), i["x0"], i["t"].long()
+            x0, t = i["x0"], i["t"].long()
             return torch.no_grad()(lambda: function(x0, t, table))
 
         return prepare
@@ -133,8 +133,8 @@ def add_noise_peers(device, dtype):
         x_t = column(level**0.5) * i["x0"].double() + column((1 - level) ** 0.5) * eps
         return {"x_t": x_t, "eps": looking_normal(eps)}
 
-    for name, transform in (("diffusers' formula, eager", lambda f: f), ("torch.compile", device.compile)):
-        yield Contender(name, PEER, under(transform), lambda pair: dict(zip(("x_t", "eps"), pair, strict=True)), exact)
+    for name, function in (("diffusers' formula, eager", add_noise), ("torch.compile", device.compile(add_noise))):
+        yield Contender(name, PEER, calling(function), lambda pair: dict(zip(("x_t", "eps"), pair, strict=True)), exact)
 
 
 def looking_normal(eps):
@@ -209,16 +209,12 @@ def mse(f, eps):
 def mse_peers(device):
     """That pair, eager and compiled; eps is read, not drawn."""
 
-    def under(transform):
-        def prepare(i):
-            function = transform(mse)
-            return torch.no_grad()(lambda: function(i["f"], i["eps"]))
-
-        return prepare
+    def calling(function):
+        return lambda i: torch.no_grad()(lambda: function(i["f"], i["eps"]))
 
     def exact(i, _got):
         off = i["f"].double() - i["eps"].double()
         return {"loss": off.square().mean(), "df": 2 / off.numel() * off}
 
-    for name, transform in (("mse_loss, eager", lambda f: f), ("torch.compile", device.compile)):
-        yield Contender(name, PEER, under(transform), lambda pair: dict(zip(("loss", "df"), pair, strict=True)), exact)
+    for name, function in (("mse_loss, eager", mse), ("torch.compile", device.compile(mse))):
+        yield Contender(name, PEER, calling(function), lambda pair: dict(zip(("loss", "df"), pair, strict=True)), exact)

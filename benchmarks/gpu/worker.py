@@ -15,8 +15,10 @@ import sys
 import time
 from functools import partial
 
+import torch
+
 from benchmarks.gpu import ceilings, machine, models
-from benchmarks.gpu.case import check, in_a_line
+from benchmarks.gpu.case import Random, check, in_a_line
 from benchmarks.gpu.device import DEVICES, Device
 from benchmarks.gpu.timing import line_of, measure
 
@@ -61,8 +63,7 @@ def warm(device, seed, _limits):
 
 
 def _warm(case, contenders, seed, device):
-    from benchmarks.gpu.case import Random
-
+    torch.compiler.reset()
     inputs = case.make(Random(device, seed, case.title))
     for contender in contenders:
         contender.prepare(inputs)()
