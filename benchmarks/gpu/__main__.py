@@ -1,8 +1,8 @@
 """Checks the CUDA kernels against float64 and times them against torch, on the GPU of this machine:
 
-    python -m benchmarks.gpu --out DIR                  everything, within nine minutes; DIR/gpu-NAME.json and DIR/log.txt
-    python -m benchmarks.gpu --out DIR --stages timing,models       some of it; the rest of DIR's report stays
-    python -m benchmarks.gpu --out DIR --device simt    without a GPU: tiny shapes in the emulator, times mean nothing
+python -m benchmarks.gpu --out DIR                  everything, within nine minutes; DIR/gpu-NAME.json and DIR/log.txt
+python -m benchmarks.gpu --out DIR --stages timing,models       some of it; the rest of DIR's report stays
+python -m benchmarks.gpu --out DIR --device simt    without a GPU: tiny shapes in the emulator, times mean nothing
 """
 
 import argparse
@@ -20,7 +20,9 @@ TOTAL = 530  # seconds
 
 def main(arguments=None):
     """Returns the exit status: 1 if something was wrong."""
-    p = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p = argparse.ArgumentParser(
+        prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where report and log go")
     p.add_argument("--device", choices=("cuda", "simt"), default="cuda", help="simt: the emulator, a rehearsal")
     p.add_argument("--stages", metavar="A,B", help=f"which of {', '.join(BUDGETS)} (default: all)")

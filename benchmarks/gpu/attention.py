@@ -1,7 +1,7 @@
 """attention, forward and backward, at 65,536 queries in all, whatever their length and the heads' width.
 
 q, k and v lie packed, (n, t, 3, heads, d), as one linear layer leaves them; nobody has to copy them. Peers: torch's
-scaled_dot_product_attention with its FlashAttention, cuDNN and memory-efficient backends, and its plain matrix products.
+scaled_dot_product_attention with its FlashAttention, cuDNN and memory-efficient backends, and as plain matrix products.
 """
 
 import torch
@@ -33,7 +33,9 @@ def timings(device):
     if device.tiny:
         shapes = [(dtype, TINY[1]) for dtype in TYPES]
     else:
-        shapes = [("bfloat16", (TOKENS // t // h, t, t, h, d)) for d, h in sorted(HEADS.items(), key=wanted) for t in LENGTHS]
+        shapes = [
+            ("bfloat16", (TOKENS // t // h, t, t, h, d)) for d, h in sorted(HEADS.items(), key=wanted) for t in LENGTHS
+        ]
         shapes.insert(4, ("float32", (TOKENS // 256, 256, 256, 1, 256)))
     for dtype, shape in shapes:
         yield forward(device, shape, dtype, peers=True)
@@ -58,7 +60,10 @@ def make(random, shape, dtype):
         packed = random.normal(n, tq, 3 * heads * d, dtype=TYPES[dtype])
         i = dict(zip("qkv", packed.chunk(3, dim=2), strict=True))
     else:
-        i = {name: random.normal(n, t, heads * d, dtype=TYPES[dtype]) for name, t in zip("qkv", (tq, tk, tk), strict=True)}
+        i = {
+            name: random.normal(n, t, heads * d, dtype=TYPES[dtype])
+            for name, t in zip("qkv", (tq, tk, tk), strict=True)
+        }
     return i | {"dout": random.normal(n, tq, heads * d, dtype=TYPES[dtype])}
 
 
@@ -84,7 +89,9 @@ def exactly(i, heads, gradients):
         out = (s - lse[..., None]).exp() @ v
         part = [merged(out), lse]
         if gradients:
-            part += map(merged, torch.autograd.grad(out, (q, k, v), split(i["dout"][first : first + few].double(), heads)))
+            part += map(
+                merged, torch.autograd.grad(out, (q, k, v), split(i["dout"][first : first + few].double(), heads))
+            )
         parts.append([a.detach() for a in part])
     return dict(zip(("out", "lse", "dq", "dk", "dv"), map(torch.cat, zip(*parts, strict=True)), strict=False))
 
@@ -152,7 +159,9 @@ def sdpa(device, direction, heads, dtype):
     backends |= {"SDPA efficient": SDPBackend.EFFICIENT_ATTENTION, "SDPA math": SDPBackend.MATH}
     for name, backend in backends.items():
         kind = OTHER if name == "SDPA math" else PEER
-        yield Contender(name, kind, lambda i, b=backend: sdpa_call(device, i, heads, direction, b), results_of(direction))
+        yield Contender(
+            name, kind, lambda i, b=backend: sdpa_call(device, i, heads, direction, b), results_of(direction)
+        )
 
 
 def results_of(direction):

@@ -15,7 +15,7 @@ from benchmarks.contenders import OTHER, OURS, PEER
 
 __all__ = ["OTHER", "OURS", "PEER", "Case", "Contender", "Unsupported", "check", "errors_of", "ours", "worst"]
 
-# Largest relative error. float32: sums of thousands of terms; bfloat16: its spacing is 2^-8, rounded once on the way out.
+# Largest relative error. float32: sums of thousands of terms; bfloat16: rounded to 8 bits on the way out.
 LIMITS = {"float32": 2e-5, "bfloat16": 1e-2}
 
 
@@ -88,8 +88,8 @@ class Random:
 
 
 def ours(device, name, outputs, call):
-    """pydiff as a contender: outputs(inputs) -> {name: tensor to be written}, call(kernels, a, o) with the inputs `a` and
-    the outputs `o` as {name: array}."""
+    """pydiff as a contender: outputs(inputs) -> {name: tensor to be written}, call(kernels, a, o) with the inputs `a`
+    and the outputs `o` as {name: array}."""
 
     def prepare(inputs):
         if device.kernels is None:
@@ -119,7 +119,7 @@ def errors_of(got, exact):
 def _error(got, truth):
     if got is None or got.shape[1:] != truth.shape[1:] or len(got.shape) != len(truth.shape):
         return math.nan
-    if got.ndim and len(got) < len(truth) or not bool(torch.isfinite(got).all()):
+    if (got.ndim and len(got) < len(truth)) or not bool(torch.isfinite(got).all()):
         return math.nan
     got = got[: len(truth)].double() if got.ndim else got.double()
     size = float(torch.linalg.vector_norm(truth))
@@ -143,7 +143,9 @@ def check(device, case, seed):
     inputs = case.make(Random(device, seed, case.title))
     exact = case.truth(inputs)
     (contender,) = [c for c in case.contenders if c.kind == OURS]
-    return [_checked(device, case, contender, inputs, exact, naive) for naive in ([True] if case.naive else []) + [False]]
+    return [
+        _checked(device, case, contender, inputs, exact, naive) for naive in ([True] if case.naive else []) + [False]
+    ]
 
 
 def _checked(device, case, contender, inputs, exact, naive):

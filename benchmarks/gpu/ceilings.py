@@ -1,5 +1,5 @@
-"""What this GPU can do at best, measured in the same run: the rate of a copy, and of a large matrix product in bfloat16,
-tf32 and float32. Shares in the tables are of these, not of a data sheet."""
+"""What this GPU can do at best, measured in the same run: the rate of a copy, and of a large matrix product in
+bfloat16, tf32 and float32. Shares in the tables are of these, not of a data sheet."""
 
 import statistics
 
@@ -14,7 +14,7 @@ def ceilings(device):
     source = torch.randn(count, device=device.at)
     target = torch.empty_like(source)
     found = {"copy_gbs": 2 * 4 * count / median(device, lambda: target.copy_(source), turns) * 1e-9}
-    del source, target
+    target = source = None  # 4 GB
     a, b = torch.randn(2, side, side, device=device.at)
     for name, tf32 in (("fp32_tflops", False), ("tf32_tflops", True)):
         torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -1,7 +1,7 @@
 """conv2d: forward, gradient of the picture and gradient of the filters, at the shapes of DDPM's U-Net, batch 128.
 
-The peer is cuDNN through torch, channels_last, with cudnn.benchmark choosing among its algorithms. What is slow here can
-be seen by how often a shape occurs: the rows come in the order of their share of the U-Net's arithmetic.
+The peer is cuDNN through torch, channels_last, with cudnn.benchmark choosing among its algorithms. The rows come
+in the order of their share of the U-Net's arithmetic; how often a shape occurs in one forward stands beside it.
 """
 
 import torch
@@ -13,7 +13,8 @@ from benchmarks.gpu.unet_shapes import CONVS
 BATCH = 128
 # n, height, width, filter, stride, channels in, channels out
 CHECKS = [
-    (1, 1, 1, 1, 1, 1, 1), (2, 5, 6, 3, 1, 3, 4), (3, 7, 5, 3, 2, 5, 7), (2, 8, 8, 3, 1, 33, 65), (2, 9, 8, 5, 1, 8, 16),
+    (1, 1, 1, 1, 1, 1, 1), (2, 5, 6, 3, 1, 3, 4), (3, 7, 5, 3, 2, 5, 7), (2, 8, 8, 3, 1, 33, 65),
+    (2, 9, 8, 5, 1, 8, 16),
     (1, 16, 16, 1, 1, 130, 70), (2, 32, 32, 3, 1, 128, 128), (4, 16, 16, 3, 2, 256, 256), (2, 32, 32, 3, 1, 3, 128),
     (2, 32, 32, 3, 1, 128, 3), (8, 4, 4, 3, 1, 512, 256),
 ]  # fmt: skip
@@ -34,7 +35,7 @@ def timings(device):
     if device.tiny:
         shapes = [(dtype, TINY[1], 1) for dtype in TYPES]
     else:
-        weight = lambda item: -(item[0][0] // item[0][2]) ** 2 * item[0][1] ** 2 * item[0][3] * item[0][4] * item[1]  # noqa: E731
+        weight = lambda item: -((item[0][0] // item[0][2]) ** 2) * item[0][1] ** 2 * item[0][3] * item[0][4] * item[1]  # noqa: E731
         order = sorted(CONVS.items(), key=weight)
         shapes = [("bfloat16", (BATCH, s, s, k, stride, cin, cout), n) for (s, k, stride, cin, cout), n in order]
         shapes[2:2] = [("float32", *rest) for _, *rest in shapes[:2]]
@@ -44,15 +45,13 @@ def timings(device):
 
 
 class Geometry:
-    """Sizes that follow from a shape: padding that keeps the size; for stride 2 a row below and a column on the right."""
+    """What follows from a shape. Padding keeps the size; for stride 2 it is a row below and a column on the right."""
 
     def __init__(self, shape):
         self.n, self.h, self.w, self.k, self.stride, self.cin, self.cout = shape
         self.before = self.k // 2 if self.stride == 1 else 0
         self.after = self.k // 2
-        self.oh, self.ow = (
-            (size + self.before + self.after - self.k) // self.stride + 1 for size in (self.h, self.w)
-        )
+        self.oh, self.ow = ((size + self.before + self.after - self.k) // self.stride + 1 for size in (self.h, self.w))
         self.x, self.y = (self.n, self.h, self.w, self.cin), (self.n, self.oh, self.ow, self.cout)
         self.filters = (self.k, self.k, self.cin, self.cout)
         self.flops = 2.0 * self.n * self.oh * self.ow * self.k**2 * self.cin * self.cout

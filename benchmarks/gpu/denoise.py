@@ -1,5 +1,5 @@
-"""denoise: a step of a sampler after the network was asked: DDIM, DDIM with guidance, DPM-Solver++(2M) with its history,
-and DDPM with fresh noise. The peers are the formulas of diffusers' schedulers, eager and compiled.
+"""denoise: a step of a sampler after the network was asked: DDIM, DDIM with guidance, DPM-Solver++(2M) with its
+history, and DDPM with fresh noise. The peers are the formulas of diffusers' schedulers, eager and compiled.
 """
 
 import math
@@ -57,14 +57,14 @@ def timings(device):
 
 def samplers():
     """{name: Sampler}"""
-    (before, here, after), (_, sigma, sigma_after) = ALPHA, SIGMA
+    (_, here, after), (_, sigma, sigma_after) = ALPHA, SIGMA
     u, v = Process(schedule("linear")).x0_coefficients(here, sigma)
     ends = here, sigma, after, sigma_after
     a, b, _ = ddim_step(*ends)
     clip = {"low": -1.0, "high": 1.0}
     found = {"DDIM": Sampler(ops.DenoiseStep(u, v, a, b, **clip), ddim)}
     found["DDIM guided"] = Sampler(ops.DenoiseStep(u, v, a, b, **clip, guidance=GUIDANCE), guided_ddim, guided=True)
-    h, r, decay = solver_terms()
+    r, decay = solver_terms()
     b, c = -after * decay * (1 + 0.5 / r), after * decay * 0.5 / r
     found["DPM-Solver++ 2M"] = Sampler(ops.DenoiseStep(u, v, sigma_after / sigma, b, c=(c,)), dpm_solver)
     a, b, std = ddpm_step(*ends)
@@ -73,10 +73,10 @@ def samplers():
 
 
 def solver_terms():
-    """h, r and exp(-h) - 1 of DPM-Solver++: differences of lambda = log(alpha / sigma)."""
+    """r and exp(-h) - 1 of DPM-Solver++, from differences h of lambda = log(alpha / sigma)."""
     before, here, after = (math.log(a / s) for a, s in zip(ALPHA, SIGMA, strict=True))
     h = after - here
-    return h, (here - before) / h, math.expm1(-h)
+    return (here - before) / h, math.expm1(-h)
 
 
 def predicted_x0(x, f):
@@ -98,7 +98,7 @@ def guided_ddim(x, f, f_uncond, _past=None):
 
 def dpm_solver(x, f, _f_uncond, past):
     """DPMSolverMultistepScheduler's second-order update, dpmsolver++, midpoint."""
-    _, r, decay = solver_terms()
+    r, decay = solver_terms()
     x0 = predicted_x0(x, f)
     d1 = (1 / r) * (x0 - past)
     return (SIGMA[2] / SIGMA[1]) * x - (ALPHA[2] * decay) * x0 - 0.5 * (ALPHA[2] * decay) * d1, x0

@@ -2,11 +2,12 @@
 kernels in an emulator (docs/simt.md). On the second, shapes are tiny and times mean nothing: it is there to find out,
 without a GPU, whether everything that a GPU will be asked for is written correctly.
 
-torch makes all arrays. The kernels see the same memory as CuPy or NumPy arrays, and work on the same stream as torch, so
-that one CUDA graph, or one pair of events, can hold either.
+torch makes all arrays. The kernels see the same memory as CuPy or NumPy arrays, and work on the same stream as torch,
+so that one CUDA graph, or one pair of events, can hold either.
 """
 
 import contextlib
+import gc
 import importlib
 import math
 import time
@@ -75,6 +76,15 @@ class Device:
         """Waits for the device. Raises whatever went wrong there; after that, this process is of no more use."""
         if self.cuda:
             torch.cuda.synchronize()
+
+    def release(self):
+        """Gives unused memory back, before something large: torch, CuPy and a graph each keep pools of their own."""
+        torch.compiler.reset()
+        if self.cuda and torch.cuda.memory_reserved() > torch.cuda.get_device_properties(self.at).total_memory // 4:
+            gc.collect()
+            torch.cuda.empty_cache()
+            if self.kernels is not None:
+                self.xp.get_default_memory_pool().free_all_blocks()
 
     def seconds(self, function, times):
         """How long `times` calls take: by the GPU's events, or by the clock."""

@@ -37,6 +37,11 @@ def tasks(device):
     return found
 
 
+def sampling_steps(device):
+    """Steps of a drawing."""
+    return 3 if device.tiny else SAMPLING_STEPS
+
+
 def config(device):
     """The U-Net's options."""
     return TINY_CONFIG if device.tiny else CONFIG
@@ -62,7 +67,7 @@ class Pydiff:
     def __init__(self, device, batch):
         if device.kernels is None:
             raise RuntimeError(device.reason)
-        self.xp, options = device.xp, config(device)
+        self.xp, self.steps, options = device.xp, sampling_steps(device), config(device)
         self.model = UNet2D(**options)
         for p in self.model.parameters():
             p.data = self.xp.asarray(p.data)
@@ -88,10 +93,10 @@ class Pydiff:
         self.optimizer.step(self.done, LR, EMA, CLIP)
 
     def draw(self):
-        """Fifty steps of DDIM."""
+        """A drawing with DDIM."""
         predict = no_grad()(lambda x, t: self.model(x, t).data)
         x = self.xp.asarray(initial_noise(self.shape, 0, np.arange(self.batch)))
-        for state in ddim(predict, x, self.process, path(LEVELS, SAMPLING_STEPS)):
+        for state in ddim(predict, x, self.process, path(LEVELS, self.steps)):
             last = state.x
         return last
 
@@ -104,6 +109,7 @@ class Torch:
 
     def __init__(self, device, batch, weights=None, low=True, compiled=False):
         self.device, self.batch, self.low, options = device, batch, low, config(device)
+        self.steps = sampling_steps(device)
         cls, self.whose = peer_class()
         self.model = cls(**options)
         if weights is not None:
@@ -146,8 +152,8 @@ class Torch:
 
     @torch.no_grad()
     def draw(self):
-        """Fifty steps of DDIM, with diffusers' formula."""
-        way = path(LEVELS, SAMPLING_STEPS)
+        """A drawing with DDIM, with diffusers' formula."""
+        way = path(LEVELS, self.steps)
         x = torch.randn_like(self.x0)
         levels = list(zip(way.alpha.tolist(), way.sigma.tolist(), strict=True))
         for i, t in enumerate(way.t):
@@ -202,7 +208,12 @@ def agreement(device):
         grad = grad.transpose(p.file_axes or range(grad.ndim)).astype(np.float64)
         off, total = off + np.square(grad - exact).sum(), total + np.square(exact).sum()
     error = float(max(math.sqrt(off / total), abs(loss.item() - their_loss.item()) / abs(their_loss.item())))
-    row = {"op": "loss and gradient", "shape": f"batch {batch}", "dtype": "float32", "kernel": f"against {theirs.whose}"}
+    row = {
+        "op": "loss and gradient",
+        "shape": f"batch {batch}",
+        "dtype": "float32",
+        "kernel": f"against {theirs.whose}",
+    }
     return [row | {"error": finite(error), "limit": LIMIT, "ok": error <= LIMIT, "repeats": None}]
 
 
@@ -217,13 +228,14 @@ def training(device, batch):
 
 def sampling(device, batch):
     """Rows of a drawing of fifty steps."""
-    flops = 2 * macs() * batch * SAMPLING_STEPS
-    return race(device, f"{SAMPLING_STEPS} steps of DDIM, batch {batch}", contenders(device, batch), "draw", batch, flops)
+    steps = sampling_steps(device)
+    flops = 2 * macs() * batch * steps
+    return race(device, f"{steps} steps of DDIM, batch {batch}", contenders(device, batch), "draw", batch, flops)
 
 
 def race(device, title, entrants, method, batch, flops):
     """Makes everyone, then times them in turns; who fails is out."""
-    torch.compiler.reset()
+    device.release()
     rows, running = [], {}
     for name, (kind, build) in entrants.items():
         row = {"op": title, "shape": "DDPM's U-Net", "name": name, "kind": kind, "wrong": True, "quiet": True}

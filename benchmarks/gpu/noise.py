@@ -49,8 +49,16 @@ def words(n, size):
 def draw(random, n):
     """What every sample has of its own: step numbers t, their alpha and sigma, and the generator's counters."""
     t = random.integers(LEVELS.T, n)
-    alpha, sigma = (torch.as_tensor(a.astype(np.float32), device=t.device)[t.long()] for a in (LEVELS.alpha, LEVELS.sigma))
-    return {"t": t, "alpha": alpha, "sigma": sigma, "sample": random.integers(2**31 - 1, n), "step": random.integers(9, n)}
+    alpha, sigma = (
+        torch.as_tensor(a.astype(np.float32), device=t.device)[t.long()] for a in (LEVELS.alpha, LEVELS.sigma)
+    )
+    return {
+        "t": t,
+        "alpha": alpha,
+        "sigma": sigma,
+        "sample": random.integers(2**31 - 1, n),
+        "step": random.integers(9, n),
+    }
 
 
 def eps_of(inputs, size):
@@ -176,7 +184,11 @@ def loss(device, n, size, dtype, peers):
         i |= draw(random, n) | {name: random.normal(n) for name in ("p", "q", "weight")}
         i["dloss"] = random.normal(n)
         if peers:
-            i["p"], i["q"], i["weight"] = torch.zeros_like(i["p"]), torch.ones_like(i["q"]), torch.ones_like(i["weight"])
+            i["p"], i["q"], i["weight"] = (
+                torch.zeros_like(i["p"]),
+                torch.ones_like(i["q"]),
+                torch.ones_like(i["weight"]),
+            )
             i["dloss"] = torch.full_like(i["dloss"], 1 / n)  # the mean over the batch
             i["eps"] = random.normal(n, size, dtype=TYPES[dtype])
         return i

@@ -69,6 +69,7 @@ class Run:
             self.flush()
         self.report["seconds"] = time.perf_counter() - self.start
         self.flush()
+        self.log.close()
         return self.report
 
     def one(self, stage, limit):
@@ -127,19 +128,23 @@ class Run:
                 failures.append({"task": tasks[current], "failure": f"the process {why}"})
                 first = current + 1
             elif over or first == before:  # no time, or a process that cannot even begin
-                failures += [] if over or first == len(tasks) else [{"task": tasks[first], "failure": f"the process {why}"}]
+                failures += (
+                    [] if over or first == len(tasks) else [{"task": tasks[first], "failure": f"the process {why}"}]
+                )
                 break
         return {"failures": failures, "not_reached": (tasks or [])[first:]}
+
+    def command(self, name, first):
+        """How a worker is started."""
+        command = [sys.executable, "-m", "benchmarks.gpu.worker", name, "--device", self.device]
+        command += ["--seed", str(self.report["seed"]), "--first", str(first)]
+        return [*command, "--limits", json.dumps(self.report.get("ceilings", {}))]
 
     @contextlib.contextmanager
     def worker(self, name, first):
         """A worker as a function of patience: (message, None), or (None, why there is none)."""
-        command = [sys.executable, "-m", "benchmarks.gpu.worker", name, "--device", self.device]
-        command += ["--seed", str(self.report["seed"]), "--first", str(first)]
-        command += ["--limits", json.dumps(self.report.get("ceilings", {}))]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self.log, env=self.environment(), text=True, start_new_session=True
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": self.log, "text": True}
+        process = subprocess.Popen(self.command(name, first), env=self.environment(), start_new_session=True, **streams)
         lines = queue.SimpleQueue()
         reader = threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True)
         reader.start()

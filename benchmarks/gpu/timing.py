@@ -1,7 +1,7 @@
 """Times the contenders of a case in turns, A B C A B C .., by the GPU's own events.
 
-What is timed is a CUDA graph of one call on each of several sets of inputs, together more than three times the cache, so
-that no call finds its inputs there because it has just used them; replaying it costs no launches. Where a contender
+What is timed is a CUDA graph of one call on each of several sets of inputs, together more than three times the cache,
+so that no call finds its inputs there because it has just used them; replaying it costs no launches. Where a contender
 cannot be captured, its calls are launched one by one, and its row says so.
 """
 
@@ -95,7 +95,7 @@ def measure(device, case, seed, limits):
 
     limits: the ceilings, perhaps empty. ratio: the best peer's median over ours, or None.
     """
-    torch.compiler.reset()  # a case of its own, with shapes of its own
+    device.release()
     sets = sets_of(device, case, seed)
     exact = case.truth(sets[0])
     rows, programs = [], {}
@@ -153,4 +153,3 @@ def line_of(row):
     rate = f"{row['tflops']:8.1f} TFLOP/s" if "tflops" in row else f"{row['gbs']:8.1f} GB/s   "
     share = "" if row["share"] is None else f"{row['share']:6.1%}"
     return f"{head}{row['median_ms']:10.4f} ms {rate} {share}  error {row['error']:.1e}  {row['how']}"
-

@@ -96,7 +96,8 @@ class UNet2DModel(nn.Module):
 
     def __init__(
         self, *, sample_size, in_channels, out_channels, block_out_channels, layers_per_block, down_block_types,
-        up_block_types, downsample_padding, flip_sin_to_cos, freq_shift, norm_eps, attention_head_dim, norm_num_groups=32,
+        up_block_types, downsample_padding, flip_sin_to_cos, freq_shift, norm_eps, attention_head_dim,
+        norm_num_groups=32,
     ):  # fmt: skip
         super().__init__()
         del sample_size  # any
@@ -116,7 +117,9 @@ class UNet2DModel(nn.Module):
             )
             skips += [cout] * (layers_per_block + (not last))
         self.mid_block = Level([channels[-1]] * 2, channels[-1], head=None, **common)
-        self.mid_block.attentions = nn.ModuleList([Attention(channels[-1], attention_head_dim, norm_num_groups, norm_eps)])
+        self.mid_block.attentions = nn.ModuleList(
+            [Attention(channels[-1], attention_head_dim, norm_num_groups, norm_eps)]
+        )
         self.up_blocks = nn.ModuleList()
         cin = channels[-1]
         for i, name in enumerate(up_block_types):

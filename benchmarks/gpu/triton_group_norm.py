@@ -1,11 +1,12 @@
-"""Group norm with SiLU for channels-last pictures in Triton: what somebody who knows Triton would write, as a peer for the
-CUDA kernel. Three launches each way:
+"""Group norm with SiLU for channels-last pictures in Triton: what somebody who knows Triton would write, as a peer for
+the CUDA kernel. Three launches each way:
 
     forward    moments of every channel in chunks of pixels -> mean and rstd of every group -> normalise and activate
-    backward   sums of dz and dz x_hat, likewise in chunks -> their means over a group -> dx;  dgamma, dbeta from the sums
+    backward   sums of dz and dz x_hat, likewise in chunks -> their means over a group -> dx
 
-A tile is `rows` pixels times `columns` channels, whatever the groups are: the groups come together in the small middle
-kernel, so that reads are coalesced for any number of channels in a group. Moments are merged as in Chan et al. 1979.
+dgamma and dbeta are those sums, added up. A tile is `rows` pixels times `columns` channels, whatever the groups are: they
+come together in the small middle kernel, so that reads are coalesced for any number of channels in a group. Moments are
+merged as in Chan et al. 1979.
 """
 
 import os
@@ -89,7 +90,7 @@ if triton is not None:
 
     @triton.jit
     def group_tile(s, c, groups, rows: tl.constexpr, chunks: tl.constexpr, width: tl.constexpr):
-        """Offsets into (n, chunks, c) of one sample's group, their mask, the pixels of every chunk, and the channels."""
+        """Offsets into (n, chunks, c) of one sample's group, their mask, the chunks' pixels; channels, which exist."""
         share = c // groups
         chunk, k = tl.arange(0, chunks), tl.arange(0, width)
         count = tl.maximum(tl.minimum(rows, s - chunk * rows), 0)
@@ -131,9 +132,7 @@ if triton is not None:
         return x_hat, x_hat * g[None, :] + b[None, :], g, r
 
     @triton.jit
-    def apply_kernel(
-        x, gamma, beta, mean, rstd, y, s, c, groups, rows: tl.constexpr, columns: tl.constexpr
-    ):
+    def apply_kernel(x, gamma, beta, mean, rstd, y, s, c, groups, rows: tl.constexpr, columns: tl.constexpr):
         """y = silu(z)"""
         at, mask, column = tile_of(s, c, rows, columns)
         _, z, _, _ = x_hat_and_z(x, at, mask, gamma, beta, mean, rstd, column, c, groups)
@@ -172,9 +171,7 @@ if triton is not None:
         tl.store(m2 + to, tl.sum(tl.sum(second, axis=1), axis=0) / total)
 
     @triton.jit
-    def dx_kernel(
-        dy, x, gamma, beta, mean, rstd, m1, m2, dx, s, c, groups, rows: tl.constexpr, columns: tl.constexpr
-    ):
+    def dx_kernel(dy, x, gamma, beta, mean, rstd, m1, m2, dx, s, c, groups, rows: tl.constexpr, columns: tl.constexpr):
         """dx = rstd (dz gamma - m1 - x_hat m2)"""
         at, mask, column = tile_of(s, c, rows, columns)
         x_hat, z, g, r = x_hat_and_z(x, at, mask, gamma, beta, mean, rstd, column, c, groups)

@@ -27,8 +27,8 @@ TINY_CONFIG = CONFIG | {
     "norm_num_groups": 4,
 }
 
-# (size of the picture, filter, stride, channels in, channels out): how often in one forward. Stride 2 pads below and on
-# the right; the linear layers of attention are 1 x 1 filters; those of the time embedding, one pixel each, are left out.
+# (side, filter, stride, channels in, channels out): how often in one forward. Stride 2 pads below and on the right; the
+# linear layers of attention are 1 x 1 filters; those of the time embedding have one pixel and are not here.
 CONVS = {
     (32, 3, 1, 128, 128): 7,
     (16, 3, 1, 256, 256): 7,
@@ -72,6 +72,4 @@ def parameter_sizes():
 
 def macs():
     """Multiplications and additions of the convolutions, in one forward of one picture."""
-    return sum(
-        (size // stride) ** 2 * k * k * cin * cout * n for (size, k, stride, cin, cout), n in CONVS.items()
-    )
+    return sum((size // stride) ** 2 * k * k * cin * cout * n for (size, k, stride, cin, cout), n in CONVS.items())

@@ -15,8 +15,6 @@ import sys
 import time
 from functools import partial
 
-import torch
-
 from benchmarks.gpu import ceilings, machine, models
 from benchmarks.gpu.case import Random, check, in_a_line
 from benchmarks.gpu.device import DEVICES, Device
@@ -63,7 +61,7 @@ def warm(device, seed, _limits):
 
 
 def _warm(case, contenders, seed, device):
-    torch.compiler.reset()
+    device.release()
     inputs = case.make(Random(device, seed, case.title))
     for contender in contenders:
         contender.prepare(inputs)()
