@@ -152,7 +152,8 @@ def gpu_setting(report):
         f"Right, and the same bits twice: {sum(row['ok'] for row in checked)} of {len(checked)} checks "
         f"(seed {report['seed']})."
     )
-    tools = [row for row in rows_of(report, "sanitizer") if row["tool"] not in ("build", "alone") or not row["ok"]]
+    tools = [row for stage in ("driver", "sanitizer") for row in rows_of(report, stage)]
+    tools = [row for row in tools if row["tool"] not in ("build", "alone") or not row["ok"]]
     said = [f"{row['tool']} {row.get('skipped') or ('clean' if row['ok'] else 'FAILED')}" for row in tools]
     yield f"compute-sanitizer: {', '.join(said) or 'did not run'}."
     yield ""

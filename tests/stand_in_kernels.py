@@ -35,7 +35,7 @@ def eps_of(size, key):
 
 
 class StandIns:
-    """fault: None, or (name, function of the arguments) that runs behind the right answer of `name` and may spoil it."""
+    """fault: None, or (name, function of the arguments) that runs behind the right answer of `name` and spoils it."""
 
     def __init__(self, fault=None):
         self.fault, self.naive, self.called = fault, False, set()

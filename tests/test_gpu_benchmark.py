@@ -258,16 +258,29 @@ def test_plain_unet_is_that_of_diffusers():
     assert Counter(p.numel() for p in big.parameters()) == unet_shapes.PARAMETERS
 
 
-def test_sanitizer_compiles_each_kernel_once(monkeypatch, tmp_path):
-    for name in ("noise.cu", "adamw.cu"):
-        (tmp_path / name).touch()
-    check = tmp_path / "check.cu"
-    monkeypatch.setattr(sanitizer, "SOURCE", check)
-    assert sanitizer.sanitize(None, 10) == [{"tool": "build", "ok": None, "skipped": "check.cu does not exist"}]
-    check.write_text('#include "kernels.h"\n')
-    assert [path.name for path in sanitizer.sources()] == ["check.cu", "adamw.cu", "noise.cu"]
-    check.write_text('#include "noise.cu"\n')
-    assert [path.name for path in sanitizer.sources()] == ["check.cu", "adamw.cu"]
+def test_sanitizer_builds_every_kernel(monkeypatch, tmp_path):
+    """The commands, taken down by something that is not nvcc."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text('#!/bin/sh\necho "$@" >> ' + f"{tmp_path}/commands\n" + 'case "$*" in *broken*) exit 2;; esac\n')
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(sanitizer, "tool", lambda _: str(nvcc))
+    monkeypatch.setattr(sanitizer, "SOURCES", tmp_path / "cuda")
+    monkeypatch.setattr(sanitizer, "PLACE", tmp_path / "place")
+    with (tmp_path / "log").open("w") as log:
+        assert "does not exist" in sanitizer.compile_program(log, 10)["skipped"]
+        (tmp_path / "cuda/check").mkdir(parents=True)
+        for name in ("noise.cu", "check/noise.cpp", "check/main.cpp"):
+            (tmp_path / "cuda" / name).touch()
+        assert sanitizer.compile_program(log, 10)["ok"]
+        commands = (tmp_path / "commands").read_text().splitlines()
+        (tmp_path / "cuda/broken.cu").touch()
+        assert sanitizer.compile_program(log, 10)["status"] == 2
+        assert sanitizer.sanitize(log, 10) == [{"tool": "alone", "ok": None, "skipped": "the program was not built"}]
+    objects = {command.split()[-1] for command in commands[:3]}
+    assert len(objects) == 3  # two of them are called noise
+    assert set(commands[3].split()) >= objects
+    assert commands[3].endswith(str(tmp_path / "place/check"))
+    assert all("-DPYDIFF_GPU" in command and "-gencode=arch=compute_" in command for command in commands)
 
 
 def test_sanitizer_tells_what_a_tool_said(tmp_path):

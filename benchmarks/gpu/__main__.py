@@ -31,7 +31,7 @@ def main(arguments=None):
     options = p.parse_args(arguments)
     stages = options.stages.split(",") if options.stages else list(BUDGETS)
     if options.device == "simt":
-        stages = [stage for stage in stages if stage not in ("build", "warm", "sanitizer")]  # nothing to build or check
+        stages = [stage for stage in stages if stage not in ("build", "driver", "warm", "sanitizer")]
     unknown = [stage for stage in stages if stage not in BUDGETS]
     if unknown:
         p.error(f"unknown stages: {', '.join(unknown)}; choose from {', '.join(BUDGETS)}")
@@ -51,7 +51,8 @@ def wrong(report):
     """Whether anything failed."""
     rows = [row for stage in ("correctness", "timing", "models") for row in report.get(stage, {}).get("rows", [])]
     failed = [row for row in rows if "failure" in row or row.get("ok") is False]
-    failed += [row for row in report.get("sanitizer", {}).get("rows", []) if row["ok"] is False]
+    programs = [row for stage in ("driver", "sanitizer") for row in report.get(stage, {}).get("rows", [])]
+    failed += [row for row in programs if row["ok"] is False]
     return bool(failed) or any(stage["failures"] for stage in report["stages"].values())
 
 

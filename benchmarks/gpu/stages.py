@@ -1,8 +1,9 @@
 """The order of events, each with a budget: what a stage has not done by then is written down as not reached.
 
     machine                     what this is
-    build      beside  warm     pip install of the checkout, while torch.compile fills its cache for the peers
-    correctness beside sanitizer    every kernel against float64, twice; compute-sanitizer on csrc/cuda/check.cu
+    build, driver, warm         side by side: pip install of the checkout; csrc/cuda/check for the sanitizer;
+                                torch.compile fills its cache for the peers
+    correctness, sanitizer      side by side: every kernel against float64; compute-sanitizer on csrc/cuda/check
     ceilings, timing, models    alone on the GPU
 
 The report is a file of JSON that is written anew whenever something was found out.
@@ -35,14 +36,22 @@ class Budget(NamedTuple):
 BUDGETS = {
     "machine": Budget(40, 40, 0),
     "build": Budget(200, 200, 0),
-    "warm": Budget(170, 120, 0),
+    "driver": Budget(200, 200, 0),
+    "warm": Budget(200, 190, 0),
     "correctness": Budget(110, 30, 50),
-    "sanitizer": Budget(150, 40, 50),
+    "sanitizer": Budget(120, 120, 50),
     "ceilings": Budget(30, 30, 15),
-    "timing": Budget(190, 30, 100),
-    "models": Budget(110, 70, 50),
+    "timing": Budget(190, 30, 110),
+    "models": Budget(150, 110, 80),
 }
-GROUPS = (("machine",), ("build", "warm"), ("correctness", "sanitizer"), ("ceilings",), ("timing",), ("models",))
+GROUPS = (
+    ("machine",),
+    ("build", "driver", "warm"),
+    ("correctness", "sanitizer"),
+    ("ceilings",),
+    ("timing",),
+    ("models",),
+)
 WARM = ("warm", "warm-16", "warm-64", "warm-128")  # processes that compile side by side
 START = 60  # seconds until a worker has to have said what its tasks are
 
@@ -83,6 +92,8 @@ class Run:
                 found["failures"] += [{"task": "build", "failure": outcome["failure"]}] if "failure" in outcome else []
             elif stage == "sanitizer":
                 self.report["sanitizer"] = {"rows": sanitizer.sanitize(self.log, deadline - begin)}
+            elif stage == "driver":
+                self.report["driver"] = {"rows": [sanitizer.compile_program(self.log, deadline - begin)]}
             elif stage == "warm":
                 with ThreadPoolExecutor(len(WARM)) as pool:
                     for part in pool.map(lambda name: self.work(name, stage, deadline), WARM):
@@ -144,7 +155,9 @@ class Run:
     def worker(self, name, first):
         """A worker as a function of patience: (message, None), or (None, why there is none)."""
         streams = {"stdout": subprocess.PIPE, "stderr": self.log, "text": True}
-        process = subprocess.Popen(self.command(name, first), env=self.environment(), start_new_session=True, **streams)
+        process = subprocess.Popen(
+            self.command(name, first), env=self.environment(name), start_new_session=True, **streams
+        )
         lines = queue.SimpleQueue()
         reader = threading.Thread(target=_forward, args=(process.stdout, lines), daemon=True)
         reader.start()
@@ -165,15 +178,16 @@ class Run:
                 os.killpg(process.pid, signal.SIGKILL)  # with its compilers
             process.wait()
 
-    def environment(self):
+    def environment(self, name):
         """The package that was built here comes first, if there is one; the checkout's own folder, where nothing is
-        compiled, must not be in its way."""
-        places = [str(site())] if self.device == "cuda" and site().exists() else []
+        compiled, must not be in its way. Before and while it is built, nobody needs it."""
+        early = name.partition("-")[0] in ("machine", "warm")
+        places = [str(site())] if self.device == "cuda" and not early and site().exists() else []
         found = os.environ | {"PYTHONPATH": os.pathsep.join([*places, str(CHECKOUT)]), "PYTHONSAFEPATH": "1"}
         if self.device == "cuda":
             found["TORCHINDUCTOR_CACHE_DIR"] = str(site().parent / "inductor")
             found["TRITON_CACHE_DIR"] = str(site().parent / "triton")
-            found["TORCHINDUCTOR_COMPILE_THREADS"] = "4"
+            found["TORCHINDUCTOR_COMPILE_THREADS"] = "4" if early else "12"  # early, there are several, and nvcc
         return found
 
     # ---- the report ----

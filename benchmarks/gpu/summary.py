@@ -33,7 +33,7 @@ def trouble(row):
 
 def sanitizer(report):
     """What the tools said."""
-    for row in report.get("sanitizer", {}).get("rows", []):
+    for row in [row for stage in ("driver", "sanitizer") for row in report.get(stage, {}).get("rows", [])]:
         yield f"sanitizer {row['tool']}: {row.get('skipped') or ('clean' if row['ok'] else row['failure'])}"
 
 

@@ -4,9 +4,9 @@ the CUDA kernel. Three launches each way:
     forward    moments of every channel in chunks of pixels -> mean and rstd of every group -> normalise and activate
     backward   sums of dz and dz x_hat, likewise in chunks -> their means over a group -> dx
 
-dgamma and dbeta are those sums, added up. A tile is `rows` pixels times `columns` channels, whatever the groups are: they
-come together in the small middle kernel, so that reads are coalesced for any number of channels in a group. Moments are
-merged as in Chan et al. 1979.
+dgamma and dbeta are those sums, added up. A tile is `rows` pixels times `columns` channels, whatever the groups are:
+they come together in the small middle kernel, so that reads are coalesced for any number of channels in a group.
+Moments are merged as in Chan et al. 1979.
 """
 
 import os
