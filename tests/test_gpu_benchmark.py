@@ -30,6 +30,7 @@ from benchmarks.gpu import (  # noqa: E402
     worker,
 )
 from benchmarks.gpu.device import Device, borrowed, numpy_type  # noqa: E402
+from benchmarks.gpu.summary import summary  # noqa: E402
 from benchmarks.gpu.torch_unet import UNet2DModel  # noqa: E402
 from pydiff import backend  # noqa: E402
 from pydiff.models import UNet2D  # noqa: E402
@@ -381,6 +382,31 @@ def test_rehearsal_writes_a_report(tmp_path, capsys):
     assert status == 0
     assert "right" in capsys.readouterr().out
     assert tables.gpu_tables([report]) == "Not yet measured on a GPU.\n"  # it was none
+
+
+def test_summary_is_short_and_names_what_failed():
+    ratios = {f"conv2d forward, {n} x 8x8, 3x3, bfloat16": float(n) for n in (1, 2, 4)} | {
+        "adamw, 7 in 1, float32": 0.5
+    }
+    wrong = {"op": "noise", "shape": "1", "dtype": "float32", "kernel": "fast", "ok": False, "error": 0.5, "limit": 0.1}
+    report = {
+        "seed": 1,
+        "correctness": {"rows": [wrong | {"repeats": True}] * 100 + [wrong | {"failure": "boom"}]},
+        "timing": {
+            "rows": [{"op": "conv2d", "shape": "2", "name": "cuDNN", "failure": "out of memory"}],
+            "ratio": ratios,
+        },
+        "stages": {"timing": {"failures": [{"task": "t", "failure": "f"}], "not_reached": ["a", "b"], "seconds": 1.0}},
+    }
+    text = summary(report)
+    assert len(text) < 10000
+    assert "0 of 101 right" in text
+    assert "WRONG noise, 1, float32, fast: error 5.0e-01, allowed 1.0e-01" in text
+    assert ".. and 71 more" in text
+    assert "FAILED conv2d, 2: cuDNN: out of memory" in text
+    assert "  2.00 (1.00 to 4.00 in 3)   conv2d forward, bfloat16" in text
+    assert "timing FAILED t: f" in text
+    assert "timing: 2 tasks not reached, from a on" in text
 
 
 def test_unknown_stage_is_refused(tmp_path):

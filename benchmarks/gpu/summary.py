@@ -1,4 +1,8 @@
-"""A report in a few lines for the terminal: what failed, what every stage took, and the ratios."""
+"""A report in a few lines for the terminal: what failed, and the ratios of every kernel. The report has the rest."""
+
+import statistics
+
+MOST = 30  # lines about failures of one kind
 
 
 def summary(report):
@@ -18,9 +22,17 @@ def correctness(report):
     """How many cases were right, and those that were not."""
     rows = report.get("correctness", {}).get("rows", [])
     yield f"correctness: {sum(row['ok'] for row in rows)} of {len(rows)} right"
-    for row in rows:
-        if not row["ok"]:
-            yield f"  WRONG {row['op']}, {row['shape']}, {row['dtype']}, {row['kernel']}: {trouble(row)}"
+    wrong = [row for row in rows if not row["ok"]]
+    yield from shortened(
+        [f"  WRONG {row['op']}, {row['shape']}, {row['dtype']}, {row['kernel']}: {trouble(row)}" for row in wrong]
+    )
+
+
+def shortened(lines):
+    """The first lines, and how many more there are."""
+    yield from (line[:240] for line in lines[:MOST])
+    if len(lines) > MOST:
+        yield f"  .. and {len(lines) - MOST} more"
 
 
 def trouble(row):
@@ -38,14 +50,19 @@ def sanitizer(report):
 
 
 def timings(report):
-    """Ratios, and who was not timed."""
+    """Who was not timed, and the ratios: whole models one by one, kernels by op and type."""
     for stage in ("timing", "models"):
-        found = report.get(stage, {})
-        for row in found.get("rows", []):
-            if "failure" in row:
-                yield f"  FAILED {row['op']}, {row['shape']}: {row.get('name', row.get('kernel'))}: {row['failure']}"
-        for title, ratio in found.get("ratio", {}).items():
-            yield f"  best peer / ours {ratio:6.2f}   {title}"
+        rows = report.get(stage, {}).get("rows", [])
+        names = [(f"{row['op']}, {row['shape']}: {row.get('name', row.get('kernel'))}", row) for row in rows]
+        yield from shortened([f"  FAILED {name}: {row['failure']}" for name, row in names if "failure" in row])
+    groups = {}
+    for title, ratio in report.get("timing", {}).get("ratio", {}).items():
+        groups.setdefault(f"{title.split(', ')[0]}, {title.split(', ')[-1]}", []).append(ratio)
+    for name, ratios in groups.items():
+        mean, among = statistics.geometric_mean(ratios), f"{min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)}"
+        yield f"  best peer / ours {mean:6.2f} ({among})   {name}"
+    for title, ratio in report.get("models", {}).get("ratio", {}).items():
+        yield f"  best peer / ours {ratio:6.2f}   {title}"
 
 
 def stages(report):
