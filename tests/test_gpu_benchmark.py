@@ -362,6 +362,14 @@ def test_a_worker_that_cannot_begin_is_given_up(tmp_path, text):
     assert "ended with status" in stage["failures"][0]["failure"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_says_so(tmp_path):
+    assert script.main(["--out", str(tmp_path), "--stages", "ceilings"]) == 1
+    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("gpu-*.json"))
+    (failure,) = report["stages"]["ceilings"]["failures"]
+    assert "CUDA" in failure["failure"]
+
+
 def test_stages_keep_time_for_those_behind():
     """All stages at their worst, and still the budgets of the last ones are there."""
     least = sum(max(stages.BUDGETS[s].least for s in group) for group in stages.GROUPS)

@@ -125,6 +125,8 @@ class Run:
                     message, why = messages(min(patience, deadline - time.perf_counter()))
                     if message is None:
                         break
+                    if "broken" in message:
+                        return {"failures": [{"task": stage, "failure": message["broken"]}], "not_reached": []}
                     tasks = message.get("tasks", tasks)
                     current = message.get("start", None if "done" in message or "failed" in message else current)
                     if "failed" in message:

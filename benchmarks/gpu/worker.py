@@ -1,6 +1,7 @@
 """The process that does a stage's tasks one after the other and tells the parent, a line of JSON at a time:
 
     {"tasks": [names]}   {"start": k}   {"done": k, "seconds": s, "result": {..}}   {"failed": k, "failure": why}
+    {"broken": why}, instead of all that, if it cannot begin: no GPU, say
 
 A task that raises has failed, and the next one follows. If the GPU does not answer after that, as after an illegal
 access, the process ends with status 3, and the parent goes on with the next task in a new one.
@@ -115,8 +116,12 @@ def main(arguments=None):
 
 def serve(options, tell):
     """Does the tasks and tells about each."""
-    device = Device(options.device, with_kernels=options.stage.partition("-")[0] not in WITHOUT_KERNELS)
-    tasks = STAGES[options.stage](device, options.seed, options.limits)
+    try:
+        device = Device(options.device, with_kernels=options.stage.partition("-")[0] not in WITHOUT_KERNELS)
+        tasks = STAGES[options.stage](device, options.seed, options.limits)
+    except Exception as error:  # in one sentence, where a traceback would only be in the log
+        tell({"broken": in_a_line(error)})
+        raise
     tell({"tasks": list(tasks)})
     for k, task in itertools.islice(enumerate(tasks.values()), options.first, None):
         tell({"start": k})
