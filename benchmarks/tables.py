@@ -1,6 +1,7 @@
 """Writes the tables of the READMEs from results/*.json, between their markers: python -m benchmarks.tables
 
-A marker names a file: what stands between <!-- table: conv2d --> and the next <!-- end --> comes from conv2d.json.
+A marker names a file: what stands between <!-- table: conv2d --> and the next <!-- end --> comes from conv2d.json. The
+marker gpu stands for every gpu-*.json, the reports of benchmarks.gpu.
 """
 
 import json
@@ -16,6 +17,9 @@ def render(text, results):
     """The text with every marked place filled from the folder `results`; places without a file say so."""
 
     def fill(match):
+        if match[2] == "gpu":
+            reports = [json.loads(file.read_text()) for file in sorted(results.glob("gpu-*.json"))]
+            return match[1] + gpu_tables(reports) + match[3]
         file = results / f"{match[2]}.json"
         body = table_of(json.loads(file.read_text())) if file.exists() else f"No results/{file.name} yet.\n"
         return match[1] + body + match[3]
@@ -118,6 +122,117 @@ def winograd_table(report):
     yield from header(["seed", "steps", "mean loss of the last fifth, plain", "Winograd"])
     for row in report["training"]:
         yield line([row["seed"], row["steps"], f"{row['plain']:.6f}", f"{row['winograd']:.6f}"])
+
+
+# ---- benchmarks.gpu --------------------------------------------------------------------------------------------------
+
+
+def gpu_tables(reports):
+    """The reports of benchmarks.gpu as Markdown; those of the emulator, whose times mean nothing, do not count."""
+    real = [report for report in reports if report["device"] == "cuda"]
+    return "\n".join(line for report in real for line in gpu_table(report)) or "Not yet measured on a GPU.\n"
+
+
+def gpu_table(report):
+    """Lines about one run: the machine, what was right, every kernel, whole models, and what is missing."""
+    yield from gpu_setting(report)
+    for title in dict.fromkeys(row["op"].split()[0].rstrip(",") for row in rows_of(report, "timing")):
+        rows = [row for row in rows_of(report, "timing") if row["op"].split()[0].rstrip(",") == title]
+        yield f"**{title}**"
+        yield ""
+        yield from gpu_kernels(rows, report["timing"]["ratio"])
+        yield ""
+    if rows_of(report, "models"):
+        yield "**Whole models**"
+        yield ""
+        yield from header(["", "contender", "ms", "pictures/s", "TFLOP/s"])
+        for row in rows_of(report, "models"):
+            if "images_s" in row:
+                figures = [milliseconds(row), f"{row['images_s']:.0f}", f"{row.get('tflops', 0):.1f}"]
+                yield line([row["op"], row["name"], *figures])
+            elif "name" in row:
+                yield line([row["op"], row["name"], "failed", "", ""])
+        yield ""
+        for title, ratio in report["models"]["ratio"].items():
+            yield f"{title}: best peer / ours {ratio:.2f}. "
+        yield ""
+    yield from gpu_gaps(report)
+
+
+def rows_of(report, stage):
+    """The rows of a stage; none if it did not run."""
+    return report.get(stage, {}).get("rows", [])
+
+
+def gpu_setting(report):
+    """The GPU, its ceilings, and how many kernels are right."""
+    machine, limits = report.get("machine", {}), report.get("ceilings", {})
+    versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
+    clocks = machine.get("smi", {})
+    yield (
+        f"{machine.get('gpu', 'unknown GPU')}, driver {clocks.get('driver_version', 'unknown')}, SM clock at most "
+        f"{clocks.get('clocks.max.sm', 'unknown')}; {versions}; {machine.get('date', 'undated')}."
+    )
+    units = {"copy_gbs": "copy {:.0f} GB/s", "bf16_tflops": "bfloat16 {:.0f} TFLOP/s"}
+    units |= {"tf32_tflops": "tf32 {:.0f} TFLOP/s", "fp32_tflops": "float32 {:.0f} TFLOP/s"}
+    found = ", ".join(text.format(limits[name]) for name, text in units.items() if name in limits)
+    yield f"Ceilings: {found or 'not measured'}."
+    checked = rows_of(report, "correctness")
+    yield (
+        f"Right, and the same bits twice: {sum(row['ok'] for row in checked)} of {len(checked)} checks "
+        f"(seed {report['seed']})."
+    )
+    tools = [row for stage in ("driver", "sanitizer") for row in rows_of(report, stage)]
+    tools = [row for row in tools if row["tool"] not in ("build", "alone") or not row["ok"]]
+    said = [f"{row['tool']} {row.get('skipped') or ('clean' if row['ok'] else 'FAILED')}" for row in tools]
+    yield f"compute-sanitizer: {', '.join(said) or 'did not run'}."
+    yield ""
+
+
+def gpu_kernels(rows, ratios):
+    """Lines of a table of kernels: one for every case, a column for every contender."""
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    yield from header(
+        ["", "shape", "", *(f"{name}, ms" for name in names), "ours", "of ceiling", "error", "peer / ours"]
+    )
+    for case in dict.fromkeys((row["op"], row["shape"], row["dtype"]) for row in rows):
+        here = {row["name"]: row for row in rows if (row["op"], row["shape"], row["dtype"]) == case}
+        ours = next((row for row in here.values() if row["kind"] == "ours" and not row["wrong"]), None)
+        cells = [*case, *(gpu_milliseconds(here.get(name)) for name in names)]
+        cells += ["", "", ""] if ours is None else [gpu_rate(ours), gpu_share(ours), f"{ours['error']:.0e}"]
+        yield line([*cells, times(ratios.get(", ".join(case)))])
+
+
+def gpu_milliseconds(row):
+    """A time, or why there is none."""
+    if row is None or "unsupported" in row:
+        return ""
+    if row["wrong"]:
+        return "wrong" if row["error"] is not None else "failed"
+    return milliseconds(row) + ("" if row["how"] == "graph" else " (launched)")
+
+
+def gpu_rate(row):
+    """TFLOP/s or GB/s."""
+    return f"{row['tflops']:.1f} TFLOP/s" if "tflops" in row else f"{row['gbs']:.0f} GB/s"
+
+
+def gpu_share(row):
+    """The share of the ceiling, if that was measured."""
+    return "" if row["share"] is None else f"{row['share']:.0%}"
+
+
+def gpu_gaps(report):
+    """What went wrong or was not reached."""
+    for name, stage in report["stages"].items():
+        for failure in stage["failures"]:
+            yield f"Failed in {name}: {failure['task']}: {failure['failure']}. "
+        if stage["not_reached"]:
+            yield f"Not reached in {name}: {len(stage['not_reached'])} of its cases. "
+    for row in rows_of(report, "correctness"):
+        if not row["ok"]:
+            yield f"Wrong: {row['op']}, {row['shape']}, {row['dtype']}, {row['kernel']}. "
+    yield ""
 
 
 def header(cells):

@@ -9,8 +9,7 @@ import math
 import numpy as np
 
 from pydiff import ops, random
-from pydiff.backend import array_module
-from pydiff.backend import column as _column
+from pydiff.backend import array_module, column
 from pydiff.diffusion.prediction import edm_coefficients
 from pydiff.tensor import Tensor, no_grad
 
@@ -75,7 +74,7 @@ def example_losses(
     x_t, _ = process.q_sample(x0, t, key, keep=False)
     if offset:
         more = offset_noise(x_t, key, offset)  # eps of the process becomes eps + more
-        x_t = x_t + _column(process.schedule.at(t)[1], x_t) * more
+        x_t = x_t + column(process.schedule.at(t)[1], x_t) * more
     seen = process.network_input(x_t, t)
     answer = model(Tensor(seen[0]), seen[1], *(() if labels is None else (labels,)))
     channels = x0.shape[-1]
@@ -95,12 +94,12 @@ def variational_bits(process, x0, x_t, t, x0_hat, v: Tensor) -> Tensor:
     """
     mean, _, least = process.posterior(x0, x_t, t)
     guess, _, _ = process.posterior(x0_hat, x_t, t)
-    largest = _column(np.log(process.transition_variance(t)), x0)
+    largest = column(np.log(process.transition_variance(t)), x0)
     log_variance = (v + 1.0) * 0.5 * (largest - least) + least
     kl = normal_kl(mean, least, guess, log_variance)
     decoder = discretized_nll(x0, guess, log_variance)
     axes = tuple(range(1, x0.ndim))
-    return ops.where(_column(t == 0, x0) > 0, decoder, kl).mean(axis=axes) * (1.0 / math.log(2.0))
+    return ops.where(column(t == 0, x0) > 0, decoder, kl).mean(axis=axes) * (1.0 / math.log(2.0))
 
 
 def normal_kl(mean1, log_variance1, mean2, log_variance2: Tensor) -> Tensor:
@@ -213,7 +212,7 @@ def self_conditioned(model, process, x_t, t, seed: int, step: int, share: float 
     with no_grad():
         f = model(Tensor(xp.concatenate([x_t, xp.zeros_like(x_t)], axis=-1)), t).data[..., : x_t.shape[-1]]
     asked = random.uniform(random.key(seed, random.SELF_CONDITION, np.arange(len(x_t)), step)) < share
-    return xp.concatenate([x_t, _column(asked, x_t) * process.to_x0(x_t, f, t)], axis=-1)
+    return xp.concatenate([x_t, column(asked, x_t) * process.to_x0(x_t, f, t)], axis=-1)
 
 
 def conditioned(model, process, seed: int, step: int):

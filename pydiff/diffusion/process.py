@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pydiff import ops
-from pydiff.backend import array_module
+from pydiff.backend import column
 from pydiff.diffusion.objective import example_losses
 from pydiff.diffusion.prediction import PREDICTIONS, SIGMA_DATA, edm_coefficients
 from pydiff.diffusion.schedule import Schedule
@@ -48,7 +48,7 @@ class Process:
     def target(self, x0, eps, t):
         """What the network should answer for x_t = alpha_t x0 + sigma_t eps: p x0 + q eps. Arrays (N, ...), t (N,)."""
         p, q = self.mixing_weights(*self._at(t))
-        return _column(p, x0) * x0 + _column(q, x0) * eps
+        return column(p, x0) * x0 + column(q, x0) * eps
 
     def loss(self, model, x0, t, key: Key, labels=None, weights=None, offset: float = 0.0) -> Tensor:
         """Mean squared error of the prediction, eq. 14: a Tensor holding one number.
@@ -73,20 +73,20 @@ class Process:
         if not self.preconditioned:
             return x_t, t
         alpha, sigma = self._at(t)
-        return _column(self.scale(alpha, sigma), x_t) * x_t, self.network_time(t, alpha, sigma)
+        return column(self.scale(alpha, sigma), x_t) * x_t, self.network_time(t, alpha, sigma)
 
     # ---- backward ----
 
     def to_x0(self, x_t, f, t):
         """x0-hat from the network's answer f to x_t at t (N,)."""
         u, v = self.x0_coefficients(*self._at(t))
-        return _column(u, x_t) * x_t + _column(v, x_t) * f
+        return column(u, x_t) * x_t + column(v, x_t) * f
 
     def to_eps(self, x_t, f, t):
         """eps-hat from the network's answer f to x_t at t (N,)."""
         alpha, sigma = self._at(t)
         p, _, determinant = self._solve(alpha, sigma)
-        return _column(-p / determinant, x_t) * x_t + _column(alpha / determinant, x_t) * f
+        return column(-p / determinant, x_t) * x_t + column(alpha / determinant, x_t) * f
 
     @property
     def preconditioned(self) -> bool:
@@ -136,7 +136,7 @@ class Process:
             raise ValueError(f"schedule {self.schedule.name!r} has sigma = 0 at t = 0, expected noise; leave t = 0 out")
         a, b, variance = self._step_back(t)
         log_variance = np.log(self._step_back(np.maximum(t, 1))[2])
-        return _column(a, x_t) * x_t + _column(b, x0) * x0, _column(variance, x_t), _column(log_variance, x_t)
+        return column(a, x_t) * x_t + column(b, x0) * x0, column(variance, x_t), column(log_variance, x_t)
 
     def transition_variance(self, t) -> np.ndarray:
         """Variance of q(x_t | x_{t-1}), DDPM's beta_t, for t (N,): (N,). Before t = 0 lies the clean picture."""
@@ -188,8 +188,3 @@ def posterior_coefficients(alpha_t, sigma_t, alpha_s, sigma_s):
     a = alpha_ts * sigma_s**2 / sigma_t**2
     b = alpha_s * variance_ts / sigma_t**2
     return a, b, variance_ts * sigma_s**2 / sigma_t**2
-
-
-def _column(values, like):
-    """(N,) float64 -> (N, 1, ..) of like's dtype and device, to multiply every element of a sample."""
-    return array_module(like).asarray(values, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
