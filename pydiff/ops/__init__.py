@@ -62,6 +62,7 @@ __all__ = [
     "silu",
     "softmax",
     "sqrt",
+    "squared_norm",
     "subtract",
     "summation",
     "tanh",
