@@ -12,7 +12,7 @@ from pydiff.reference.adamw import adamw as reference
 from tests import compare
 from tests.bits import assert_same_bits, check_any_thread_count
 from tests.compare import array_path, assert_close, assert_no_worse
-from tests.strategies import bfloat16, kernels, seeds, simd, simt, sizes  # noqa: F401
+from tests.strategies import bfloat16, kernels, seeds, simt, sizes  # noqa: F401
 
 NAMES = ("p", "m", "v", "ema")
 # 8192 and its neighbours: a block of the CUDA kernels; 16384: one of the CPU's
@@ -217,7 +217,7 @@ def state_and_norm(size):
     return [*state, ops.squared_norm(state[0])]
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 def test_same_bits_for_any_thread_count():
     check_any_thread_count(lambda: state_and_norm(100_003))
 
