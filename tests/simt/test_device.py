@@ -40,6 +40,7 @@ def test_collectives(seed, x):
             x[LANE ^ 1],
             x[::-1],
             np.where(LANE < 10, odd & 0x3FF, 0),
+            np.where(LANE < 20, 0xFFFFF, -1),  # 12 lanes have ended, and left the poison that memory begins as
         ],
     )
 
