@@ -13,9 +13,9 @@
 // Array path: pydiff/ops/adamw.py. Reference: pydiff/reference/adamw.py. CPU: csrc/cpu/adamw.cpp.
 //
 // Layout: flat arrays. A parameter costs 38 bytes of memory traffic (p, m, v and ema read and written, g read, low
-// written) and some thirty operations, so only bytes count. A thread takes 4 neighbours, 16 bytes of every float array and
-// 8 of low: each access of a warp is one unbroken stretch. As many blocks as the device holds at a time step over the
-// arrays together; with 64 registers that is 4 on a multiprocessor, whose loads have 80 KB under way.
+// written) and some thirty operations, so only bytes count. A thread takes 4 neighbours, 16 bytes of every float array
+// and 8 of low: each access of a warp is one unbroken stretch. As many blocks as the device holds at a time step over
+// the arrays together; with 64 registers that is 4 on a multiprocessor, whose loads have 80 KB under way.
 //
 // The norm: sums of chunks of fixed size, in double, added in a fixed order. A float's square is exact in double.
 #include <algorithm>

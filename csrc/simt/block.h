@@ -1,9 +1,9 @@
 // One block of CUDA threads on one CPU thread: who runs, who waits, and what they may not do.
 //
-// A thread runs until it must wait for others, or ends. Then any thread that is ready goes on, drawn at random from the
-// seed: code that is right only in one order fails for some seed. Of a block nothing runs at the same time as anything
-// else, so a missing barrier shows as a wrong order here and not as a torn value; the race build (sanitize.py) finds the
-// rest. Other CPU threads may run other blocks of the grid (grid.cpp).
+// A thread runs until it must wait for others, or ends. Then any thread that is ready goes on, drawn at random from
+// the seed: code that is right only in one order fails for some seed. Of one block nothing runs at the same time as
+// anything else, so a missing barrier shows as a wrong order here and not as a torn value; the race build
+// (sanitize.py) finds the rest. Other CPU threads may run other blocks of the grid (grid.cpp).
 //
 // Sources: CUDA C++ Programming Guide, "Synchronization Functions", "Warp Vote Functions", "Warp Shuffle Functions".
 #pragma once

@@ -1,5 +1,5 @@
-// pydiff._simt: calls of the CUDA kernels with NumPy arrays. What a kernel sees are copies in guarded memory, aligned as
-// cudaMalloc aligns, or as views are; outputs start as NaN and are copied back, so what was not written is seen.
+// pydiff._simt: calls of the CUDA kernels with NumPy arrays. What a kernel sees are copies in guarded memory, aligned
+// as cudaMalloc aligns, or as views are; outputs start as NaN and are copied back, so what was not written is seen.
 #include "../cuda/call.h"
 
 #include <pybind11/numpy.h>

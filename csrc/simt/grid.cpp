@@ -1,8 +1,8 @@
 // The blocks of a grid, on one CPU thread or several.
 //
-// Blocks are begun in an order drawn from the seed; whoever is free takes the next. What a block does depends on the seed
-// and its own number, not on who runs it, so the result is the same for any number of CPU threads as long as blocks do
-// not depend on one another.
+// Blocks are begun in an order drawn from the seed; whoever is free takes the next. What a block does depends on the
+// seed and its own number, not on who runs it, so the result is the same for any number of CPU threads as long as
+// blocks do not depend on one another.
 #include <atomic>
 #include <chrono>
 #include <mutex>
@@ -16,13 +16,13 @@
 namespace pydiff::simt {
 namespace {
 
-constexpr int most_helped = 8;  // CPU threads of a launch
+constexpr int most_cpu_threads = 8;  // CPU threads of a launch
 thread_local uint64_t launch_seed = 0;
 std::atomic<int> wanted_threads{0};  // 0: not decided yet
 
-// Starting and joining a CPU thread takes some 25 us, and more on a busy machine. Help is called when the blocks that are
-// left will take much longer: by their number of CUDA threads, of which the idlest takes 0.1 us, or judging by the blocks
-// that are done. So short launches do not pay.
+// Starting and joining a CPU thread takes some 25 us, and more on a busy machine. Help is called when the blocks that
+// are left will take much longer: by their number of CUDA threads, of which the idlest takes 0.1 us, or judging by the
+// blocks that are done. So short launches do not pay.
 using Clock = std::chrono::steady_clock;
 constexpr double worth_helping = 500e-6, least_of_a_thread = 0.1e-6;  // seconds
 
@@ -98,13 +98,14 @@ void set_seed(uint64_t seed) { launch_seed = seed; }
 
 int threads() {
     int undecided = 0;
-    if (wanted_threads == 0) wanted_threads.compare_exchange_strong(undecided, std::min(default_threads(), most_helped));
+    if (wanted_threads == 0)
+        wanted_threads.compare_exchange_strong(undecided, std::min(default_threads(), most_cpu_threads));
     return wanted_threads;
 }
 
 void set_threads(int n) {
-    if (n < 1 || n > most_helped)
-        throw std::invalid_argument("threads must be from 1 to " + std::to_string(most_helped) + ", got " +
+    if (n < 1 || n > most_cpu_threads)
+        throw std::invalid_argument("threads must be from 1 to " + std::to_string(most_cpu_threads) + ", got " +
                                     std::to_string(n));
     wanted_threads = n;
 }
