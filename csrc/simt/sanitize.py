@@ -34,7 +34,10 @@ BUILDS = {
 
 def commands(build, directory, compiler):
     """Write one file that includes the emulator and one that includes the kernels; their compilers, and the linker."""
-    emulator = [*(path for path in sorted(HERE.glob("*.cpp")) if path.stem not in ("bindings", "call")), HERE / "selftest/main.cpp"]
+    emulator = [
+        *(path for path in sorted(HERE.glob("*.cpp")) if path.stem not in ("bindings", "call")),
+        HERE / "selftest/main.cpp",
+    ]
     kernels = sorted((HERE / "selftest").glob("*.cu"))
     emulator_flags, kernel_flags, link_flags = BUILDS[build]
     compile_all, objects = [], []
