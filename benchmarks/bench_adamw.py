@@ -50,9 +50,11 @@ def case_of(name, shapes, rng, settings):
 def ours(inputs):
     """build(inputs) for contenders.house. The update is in place, so every contender works on copies of its own."""
     p, g, m, v, ema = (a.copy() for a in inputs)
+    schedule = np.array([HYPER["lr"], STEP, EMA, 0.0])
+    hyper = {name: value for name, value in HYPER.items() if name != "lr"}
 
     def call():
-        ops.adamw(p, g, m, v, ema, step=STEP, ema_decay=EMA, **HYPER)
+        ops.adamw(p, g, m, v, ema, schedule, **hyper)
         return p, m, v, ema
 
     return call

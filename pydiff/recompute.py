@@ -1,6 +1,6 @@
 """Activation recomputation (Chen et al. 2016, "Training deep nets with sublinear memory cost", section 3): a part of
-the network forgets what it computed on the way forward and computes it again when the gradient comes back. Memory for time:
-of each such part only the input stays, and its forward pass is done twice.
+the network forgets what it computed on the way forward and computes it again when the gradient comes back. Memory for
+time: of each such part only the input stays, and its forward pass is done twice.
 """
 
 from pydiff.tensor import Function, Tensor, no_grad

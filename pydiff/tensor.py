@@ -45,8 +45,9 @@ def _floating(dtype):
 class Tensor:
     """An array that can be differentiated.
 
-    data: float32, float64 or, for the CUDA kernels, bfloat16 ndarray (NumPy or CuPy) of any shape; Python numbers and lists become float32, integer
-    arrays are kept as they are but cannot want a gradient. The array is shared, not copied.
+    data: ndarray (NumPy or CuPy) of any shape in float32, float64 or, for the CUDA kernels, bfloat16; Python numbers
+    and lists become float32, integer arrays are kept as they are but cannot want a gradient. The array is shared, not
+    copied.
     grad: None, or after `backward` an array of the same shape, for tensors made with requires_grad=True.
     """
 

@@ -21,14 +21,15 @@ def check_any_batch(run, n):
 
 
 def check_any_thread_count(run):
-    """run() -> arrays: the same on 1, 2, 3 and 8 threads."""
-    before = backend.threads()
+    """run() -> arrays: the same on 1, 2, 3 and 8 threads of the kernels in use."""
+    kernels = backend.emulator or backend
+    before = kernels.threads()
     try:
-        backend.set_threads(1)
+        kernels.set_threads(1)
         expected = run()
         for threads in (2, 3, 8):
-            backend.set_threads(threads)
-            assert backend.threads() == threads
+            kernels.set_threads(threads)
+            assert kernels.threads() == threads
             assert_same_bits(run(), expected)
     finally:
-        backend.set_threads(before)
+        kernels.set_threads(before)

@@ -1,21 +1,42 @@
-"""Every compiled function described once: its good arguments, and for each the mistakes that must be noticed."""
+"""Every compiled function described once: its good arguments, and for each the mistakes that must be noticed.
+
+The modules for the CPU and for CUDA have the same functions with the same arguments. They differ in one thing: CUDA
+kernels take bfloat16, in all of the arrays that flow through the network or in none. So where there is only one such
+array (`alone`), bfloat16 is no mistake in it; and an array that is always bfloat16 must be None on the CPU.
+"""
+
+import math
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 N, H, W, CIN, COUT = 2, 5, 6, 3, 4
-F32, U32, I32 = np.float32, np.uint32, np.int32
+F32, F64, U32, I32 = np.float32, np.float64, np.uint32, np.int32
 
 
 class In:
-    """An input array. free: axes whose size may be anything; rows: only the last axis must be contiguous."""
+    """An input array. free: axes whose size may be anything; rows: only the last axis must be contiguous; alone: see
+    above."""
 
     output = False
 
-    def __init__(self, *shape, dtype=F32, free=(), rows=False, optional=False):
+    def __init__(self, *shape, dtype=F32, free=(), rows=False, optional=False, alone=False):
         self.shape, self.dtype, self.free, self.rows, self.optional = shape, dtype, free, rows, optional
+        self.alone = alone
 
     def make(self, rng):
         return (1 + rng.random(self.shape)).astype(self.dtype)
+
+    def good(self, rng, cuda):
+        """A value for this argument."""
+        return self.make(rng) if cuda or self.dtype != bfloat16 else None
+
+    def mistakes(self, cuda):
+        """(what, a wrong value) for all that must be refused."""
+        a = self.make(np.random.default_rng(1))
+        if cuda or self.dtype != bfloat16:
+            return mistakes(self, a, cuda)
+        return [(f"dtype {a.dtype}", a), ("dtype float32", a.astype(F32)), ("a list", [1.0]), ("a number", 0)]
 
 
 class Out(In):
@@ -27,11 +48,14 @@ class Out(In):
 class Number:
     """A number, and values that cannot be one."""
 
-    def __init__(self, good, *bad):
-        self.good, self.bad = good, bad
+    def __init__(self, value, *bad):
+        self.value, self.bad = value, bad
 
-    def make(self, _):
-        return self.good
+    def good(self, _rng, _cuda):
+        return self.value
+
+    def mistakes(self, _cuda):
+        return ((repr(value), value) for value in self.bad)
 
 
 NOT_A_NUMBER = ("x", None, [1.0], 1j)
@@ -44,7 +68,7 @@ SEED, PURPOSE = Number(2**64 - 1, -1, 2**64, *NOT_WHOLE), Number(3, -1, 2**32, *
 GROUPS = Number(2, 0, -1, 3, -(2**62), *NOT_WHOLE)
 HEADS = Number(2, 0, -2, 3, *NOT_WHOLE)
 REAL = Number(0.5, *NOT_A_NUMBER)
-ROW = In(1, dtype=I32, optional=True)  # made as 1: the second row of the table
+COEFFICIENTS = [1.0, 0.5, -math.inf, math.inf, 0.9, 0.1, 0.0, 0.3, 1.0]
 
 # H and W of a convolution's pictures are free: what lies beyond is padding. So are sizes that only one argument has.
 PICTURES, FILTERS, MAPS = (N, H, W, CIN), (3, 3, CIN, COUT), (N, H, W, COUT)
@@ -81,7 +105,7 @@ FUNCTIONS = {
     },
     "normal": {
         "seed": SEED, "purpose": PURPOSE, "sample": In(2, dtype=U32), "step": In(2, dtype=U32),
-        "eps": Out(2, 9, free=(1,)),
+        "eps": Out(2, 9, free=(1,), alone=True),
     },
     "noise_forward": {
         "x0": In(2, 9), "alpha": In(2), "sigma": In(2), "seed": SEED, "purpose": PURPOSE,
@@ -97,7 +121,8 @@ FUNCTIONS = {
         "purpose": PURPOSE, "sample": In(2, dtype=U32), "step": In(2, dtype=U32), "df": Out(2, 9),
     },
     "denoise_forward": {
-        "x": In(2, 9), "f": In(2, 9), "f_uncond": In(2, 9, optional=True), "table": In(3, 9, free=(0,)), "row": ROW,
+        "x": In(2, 9), "f": In(2, 9), "f_uncond": In(2, 9, optional=True),
+        "table": In(3, 9, free=(0,)), "row": In(1, dtype=I32, optional=True),
         "history": Number([], None, 1.0, [None], [np.zeros((2, 9), F32)]),
         "noise": Number((0, 4, np.zeros(2, U32), np.zeros(2, U32)), 3, (), (0, 4), "four", (0, 4, None, None),
                         (0, 4, np.zeros(3, U32), np.zeros(2, U32)), (0, 4, np.zeros(2, U32), np.zeros(2, np.int64)),
@@ -106,14 +131,15 @@ FUNCTIONS = {
     },
     "denoise_backward": {
         "dx_next": In(2, 9), "dx0_hat": In(2, 9), "x": In(2, 9), "f": In(2, 9), "f_uncond": In(2, 9, optional=True),
-        "table": In(3, 9, free=(0, 1)), "row": ROW, "dx": Out(2, 9), "df": Out(2, 9),
+        "table": In(3, 9, free=(0, 1)), "row": In(1, dtype=I32, optional=True),
+        "dx": Out(2, 9), "df": Out(2, 9),
     },
     "adamw": {
         "p": Out(9), "g": In(9), "m": Out(9), "v": Out(9), "ema": Out(9, optional=True),
-        "lr": REAL, "beta1": REAL, "beta2": REAL, "eps": REAL, "weight_decay": REAL, "bias_correction1": REAL,
-        "bias_correction2": REAL, "grad_scale": REAL, "ema_decay": REAL,
+        "low": Out(9, dtype=bfloat16, optional=True), "beta1": REAL, "beta2": REAL, "eps": REAL, "weight_decay": REAL,
+        "schedule": In(4, dtype=F64), "norm2": In(1, dtype=F64, optional=True),
     },
-    "squared_norm": {"g": In(9, free=(0,))},
+    "squared_norm": {"g": In(9, free=(0,)), "norm2": Out(1, dtype=F64)},
 }  # fmt: skip
 
 
@@ -135,28 +161,19 @@ def read_only(a):
     return a
 
 
-def mistakes(argument, a):
+def mistakes(argument, a, cuda):
     """(what, the wrong value) for every mistake that this array argument must be refused for."""
-    other = np.float32 if a.dtype != np.float32 else np.uint32
-    for dtype in (
-        np.float64,
-        np.float16,
-        np.int32,
-        np.int64,
-        other,
-        np.complex64,
-        bool,
-        object,
-        "S4",
-        a.dtype.newbyteorder(),
-    ):
-        if np.dtype(dtype) != a.dtype:
+    floats = (F32, F64, np.float16, *(() if cuda and argument.alone else (bfloat16,)))
+    for dtype in (*floats, np.int32, U32, np.int64, np.complex64, bool, object):
+        if dtype != argument.dtype:
             yield f"dtype {np.dtype(dtype)}", a.astype(dtype)
+    yield "strings", np.full(a.shape, b"1.0")
+    yield "the other byte order", a.astype(a.dtype.newbyteorder())
     yield "a structured dtype", np.zeros(a.shape, [("x", a.dtype)])
     for value in (
         a.tolist(),
         tuple(a.tolist()),
-        memoryview(a),
+        memoryview(a if a.dtype != bfloat16 else a.tobytes()),  # which knows nothing of bfloat16
         a.tobytes(),
         "array",
         1.0,
@@ -178,7 +195,7 @@ def mistakes(argument, a):
             yield f"axis {axis} too short", np.ascontiguousarray(a.take(range(a.shape[axis] - 1), axis))
             yield f"axis {axis} empty", np.ascontiguousarray(a.take([], axis))
     yield "misaligned", misaligned(a)
-    if a.size > 1:  # a single element has no order
+    if a.shape[-1] > 1:
         yield "every second element", every_second(a)
         yield "reversed", a[..., ::-1]
         yield "a stride of zero", np.lib.stride_tricks.as_strided(a, a.shape, (*a.strides[:-1], 0))

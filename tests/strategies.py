@@ -60,6 +60,6 @@ def simt():
 
 
 @pytest.fixture
-def bfloat16(simt):
+def bfloat16(simt):  # noqa: ARG001
     """The dtype, with the emulator in use: only CUDA kernels take it."""
     return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from pydiff import nn, ops, optim
 from pydiff.reference.adamw import adamw as reference
 from pydiff.tensor import Tensor
+from tests.bits import assert_same_bits
 from tests.compare import assert_close
 from tests.peers import import_torch
+from tests.strategies import simt  # noqa: F401
 
 # ---- functions of the step -----------------------------------------------------------------------------------------
 
@@ -125,7 +127,9 @@ def test_several_steps_follow_the_equations():
         backward(model, step, scale=step)
         g = optimizer.gather().copy()
         norm = np.linalg.norm(g)
-        assert optimizer.step(step, lr=0.01 * step, ema_decay=0.9, clip=0.5) == pytest.approx(norm, rel=1e-12)
+        norm2 = optimizer.step(step, lr=0.01 * step, ema_decay=0.9, clip=0.5)
+        assert norm2.shape == (1,)
+        assert norm2[0] == pytest.approx(norm**2, rel=1e-12)
         scale = min(1, 0.5 / (norm + 1e-6))
         p, m, v, ema = reference(p, g, m, v, ema, step=step, lr=0.01 * step, grad_scale=scale, ema_decay=0.9, **hyper)
     for got, expected in zip((optimizer.p, optimizer.m, optimizer.v, optimizer.ema), (p, m, v, ema), strict=True):
@@ -148,19 +152,20 @@ def test_equals_torch():
             q.grad = torch.from_numpy(g.copy())
         clipped = torch.nn.utils.clip_grad_norm_(parameters, 0.3)
         theirs.step()
-        assert optimizer.step(step, lr=0.02, clip=0.3) == pytest.approx(clipped.item(), rel=1e-12)
+        assert optimizer.step(step, lr=0.02, clip=0.3)[0] == pytest.approx(clipped.item() ** 2, rel=1e-12)
     assert_close(optimizer.p, flat(q.detach().numpy() for q in parameters), rtol=1e-9)
 
 
 def test_clipping_limits_the_norm_and_leaves_small_gradients_alone():
     """Seen in the first moment, which after one step is (1 - beta1) times the gradient used."""
 
-    def used(clip, norm=None):
+    def used(clip, norm2=None):
         model = net()
         optimizer = optim.AdamW(model, beta1=0.5)
         backward(model, 0, scale=10.0)
         before = np.linalg.norm(optimizer.gather())
-        assert optimizer.step(1, lr=0.1, clip=clip, norm=norm) == (pytest.approx(before) if norm is None else norm)
+        given = optimizer.step(1, lr=0.1, clip=clip, norm2=norm2)
+        assert given[0] == (pytest.approx(before**2) if norm2 is None else norm2[0])
         return np.linalg.norm(optimizer.m) / 0.5, before
 
     after, before = used(clip=None)
@@ -169,8 +174,53 @@ def test_clipping_limits_the_norm_and_leaves_small_gradients_alone():
     assert after == pytest.approx(before, rel=1e-12)
     after, before = used(clip=0.01)
     assert 0.0099 <= after <= 0.01
-    after, before = used(clip=1.0, norm=4.0)  # a norm that the caller computed already
+    after, before = used(clip=1.0, norm2=np.array([16.0]))  # a norm that the caller computed already
     assert after == pytest.approx(before / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(dtype, bad):
+    model = net(dtype)
+    optimizer = optim.AdamW(model, weight_decay=0.1)
+    for step in (1, 2):
+        optimizer.zero_grad()
+        backward(model, step)
+        if step == 2:
+            model.first.weight.grad[1, 1] = bad
+            before = [a.copy() for a in (optimizer.p, optimizer.m, optimizer.v, optimizer.ema)]
+        norm2 = optimizer.step(step, lr=0.1, clip=1.0)
+    assert not math.isfinite(norm2[0])
+    assert_same_bits([optimizer.p, optimizer.m, optimizer.v, optimizer.ema], before)
+
+
+@pytest.mark.parametrize("step", [0, -1])
+def test_steps_count_from_one(step):
+    model = net()
+    optimizer = optim.AdamW(model)
+    before = optimizer.p.copy()
+    with pytest.raises(ValueError, match=f"the first optimiser step is 1, got {step}"):
+        optimizer.step(step, lr=0.1)
+    assert_same_bits([optimizer.p], [before])
+
+
+@pytest.mark.usefixtures("simt")
+def test_several_steps_of_the_emulated_cuda_kernel_follow_the_equations():
+    model = net(np.float32)
+    optimizer = optim.AdamW(model, weight_decay=0.1)
+    p, m, v, ema = optimizer.p.copy(), np.zeros_like(optimizer.p), np.zeros_like(optimizer.p), optimizer.p.copy()
+    hyper = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+    rng = np.random.default_rng(0)
+    for step in range(1, 8):
+        optimizer.g[...] = rng.standard_normal(optimizer.g.size)
+        for q, grad in zip(optimizer.parameters, optimizer.views(optimizer.g), strict=True):
+            q.grad = grad
+        scale = min(1, 2.0 / (np.linalg.norm(optimizer.g.astype(np.float64)) + 1e-6))
+        rest = {"step": step, "lr": 0.01 * step, "grad_scale": scale, "ema_decay": 0.9}
+        p, m, v, ema = reference(p, optimizer.g, m, v, ema, **rest, **hyper)
+        optimizer.step(step, lr=0.01 * step, ema_decay=0.9, clip=2.0)
+    for got, expected in zip((optimizer.p, optimizer.m, optimizer.v, optimizer.ema), (p, m, v, ema), strict=True):
+        assert_close(got, expected, rtol=1e-6)
 
 
 def test_global_norm_of_the_gathered_gradient():
@@ -210,7 +260,7 @@ def test_a_step_needs_no_gradient_at_all():
     model = net()
     optimizer = optim.AdamW(model, weight_decay=0.5)
     before = optimizer.p.copy()
-    assert optimizer.step(1, lr=0.1) == 0.0
+    assert optimizer.step(1, lr=0.1)[0] == 0.0
     assert_close(optimizer.p, 0.95 * before, rtol=1e-14)
 
 

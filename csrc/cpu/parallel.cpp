@@ -6,10 +6,8 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
@@ -24,10 +22,10 @@
 #include <unistd.h>
 #endif
 
+#include "../threads.h"
+
 namespace pydiff {
 namespace {
-
-constexpr int most_threads = 1024;
 
 // Waits for ready() in a loop, up to 200 us: true if it came true. Waking a sleeping thread costs 50 to 200 us on a
 // virtual machine, as much as a whole region, and a training step enters some 200 regions a few microseconds apart.
@@ -217,33 +215,6 @@ private:
     std::atomic<int> seats_{0}, seated_{0};
     bool stopping_ = false;
 };
-
-#ifdef __linux__
-// Whole processors that a container's CPU quota allows (docker --cpus); most_threads without a quota.
-int quota() {
-    long long microseconds = 0, period = 0;
-    if (std::unique_ptr<FILE, int (*)(FILE*)> file{std::fopen("/sys/fs/cgroup/cpu.max", "r"), std::fclose})
-        if (std::fscanf(file.get(), "%lld %lld", &microseconds, &period) == 2 && period > 0)  // "max 100000" gives 0
-            return static_cast<int>(std::min<long long>(std::max(1LL, microseconds / period), most_threads));
-    return most_threads;
-}
-#endif
-
-int default_threads() {
-    if (const char* text = std::getenv("PYDIFF_THREADS")) {
-        char* end = nullptr;
-        const long n = std::strtol(text, &end, 10);
-        if (end == text || *end != '\0' || n < 1 || n > most_threads)
-            throw std::invalid_argument("PYDIFF_THREADS must be a whole number from 1 to " +
-                                        std::to_string(most_threads) + ", got '" + text + "'");
-        return static_cast<int>(n);
-    }
-#ifdef __linux__
-    cpu_set_t set;  // respects taskset and container CPU sets, which hardware_concurrency may not
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, std::min(CPU_COUNT(&set), quota()));
-#endif
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
 
 struct State {
     std::mutex region;            // held by the Python thread whose region the pool runs

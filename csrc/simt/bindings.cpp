@@ -130,6 +130,7 @@ py::dict count() {
     result["collectives"] = counters.collectives;
     result["atomics"] = counters.atomics;
     result["copies"] = counters.copies;
+    result["helpers"] = counters.helpers;
     counters = {};
     return result;
 }
@@ -143,6 +144,8 @@ PYBIND11_MODULE(_simt, m) {
     py::register_exception<Fault>(m, "Fault", PyExc_RuntimeError);
     pydiff::bind_kernels(m);  // the kernels of csrc/cuda
     m.def("set_seed", &set_seed, py::arg("seed"));
+    m.def("threads", &threads, "CPU threads that a launch may use.");
+    m.def("set_threads", &set_threads, py::arg("n"));
     m.def("counters", &count, "What this thread's launches did since the last call.");
     m.def("to_bfloat16", &to_bfloat16, py::arg("x"), "Bits of x in bfloat16, as the emulator rounds.");
     m.def("sqrt_approx", &bind_sqrt_approx, py::arg("x"));

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
-#include <numeric>
 
 #if defined(PYDIFF_SIMT_RACE)
 #include <sanitizer/tsan_interface.h>
@@ -19,12 +18,7 @@ thread_local Counters counters;
 
 namespace {
 
-thread_local uint64_t launch_seed = 0;
 char launch_sync;  // the race build: blocks run one after another, as launches of a stream do
-
-std::string triple(unsigned x, unsigned y, unsigned z) {
-    return "(" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
-}
 
 void make_ready(Thread& thread) {
     thread.waits_for = nullptr;
@@ -50,16 +44,9 @@ void open_barrier_if_complete(Block& block) {
     }
 }
 
-uint32_t alive_lanes(const Block& block, int warp) {
-    uint32_t lanes = 0;
-    for (int rank = warp * warp_size; rank < std::min(block.count, (warp + 1) * warp_size); ++rank)
-        if (!block.threads[rank]->done) lanes |= 1u << (rank % warp_size);
-    return lanes;
-}
-
 // Lanes that have ended are not waited for.
 void open_rendezvous_if_complete(Block& block, int warp, Rendezvous& meeting) {
-    if (!meeting.arrived || (meeting.mask & alive_lanes(block, warp) & ~meeting.arrived)) return;
+    if (!meeting.arrived || (meeting.mask & block.warps[warp].alive & ~meeting.arrived)) return;
     const uint32_t lanes = meeting.arrived;
     meeting.arrived = 0;
     ++meeting.generation;
@@ -73,8 +60,10 @@ void end_thread(Thread& me) {
     check_copies_done(me);
     me.done = true;
     --me.block->alive;
+    Warp& warp = me.block->warps[me.warp];
+    warp.alive &= ~(1u << me.lane);
     open_barrier_if_complete(*me.block);
-    for (Rendezvous& meeting : me.block->warps[me.warp]) open_rendezvous_if_complete(*me.block, me.warp, meeting);
+    for (Rendezvous& meeting : warp.meetings) open_rendezvous_if_complete(*me.block, me.warp, meeting);
 }
 
 // What a fiber runs. An exception must not leave it: the block keeps the first and stops.
@@ -111,6 +100,10 @@ std::string waiting_places(const Block& block) {
 }
 
 }  // namespace
+
+std::string triple(unsigned x, unsigned y, unsigned z) {
+    return "(" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
+}
 
 bool Site::operator==(const Site& other) const {
     return line == other.line && (file == other.file || std::string(file) == other.file);
@@ -173,6 +166,7 @@ void Block::run(uint3 block_index, size_t dynamic_shared_bytes) {
         thread.done = false, thread.site = {}, thread.groups = 0;
         thread.copies.clear();
         thread.fiber->restart();
+        warps[thread.warp].alive |= 1u << thread.lane;
         make_ready(thread);
     }
     __tsan_release(&launch_sync);
@@ -210,11 +204,11 @@ void meet(const char* name, uint32_t mask, void* operand, Compute compute, bool 
     Thread& me = running();
     if (!(mask >> me.lane & 1))
         fault(site, std::string(name) + ": lane " + std::to_string(me.lane) + " is not in its own mask");
-    Warp& warp = me.block->warps[me.warp];
-    auto found = std::find_if(warp.begin(), warp.end(), [&](const Rendezvous& other) { return other.mask == mask; });
-    if (found == warp.end()) {
-        warp.emplace_back();
-        found = warp.end() - 1;
+    std::deque<Rendezvous>& meetings = me.block->warps[me.warp].meetings;
+    auto found = std::find_if(meetings.begin(), meetings.end(), [&](const auto& other) { return other.mask == mask; });
+    if (found == meetings.end()) {
+        meetings.emplace_back();
+        found = meetings.end() - 1;
     }
     Rendezvous& meeting = *found;
     if (meeting.arrived && (!(meeting.site == site) || meeting.compute != compute))
@@ -230,34 +224,6 @@ void meet(const char* name, uint32_t mask, void* operand, Compute compute, bool 
     open_rendezvous_if_complete(*me.block, me.warp, meeting);
     suspend(me);
     if (orders_memory) __tsan_acquire(sync);
-}
-
-void set_seed(uint64_t seed) { launch_seed = seed; }
-
-void run_grid(const char* kernel, dim3 grid, dim3 dim, size_t dynamic_shared_bytes, void* call, void (*run)(void*)) {
-    static thread_local Block block;  // with its fibers: making a thousand stacks costs more than most kernels
-    if (current) fault({}, "a kernel was launched inside a kernel");
-    const Site where{kernel, 0};
-    const uint64_t threads = uint64_t(dim.x) * dim.y * dim.z;
-    if (threads == 0 || threads > max_threads || dim.z > 64)
-        fault(where, "a block of " + std::to_string(threads) + " threads; 1 to 1024 are possible, and 64 in z");
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535)
-        fault(where, "a grid of " + triple(grid.x, grid.y, grid.z) + "; 1 to 2147483647, 65535, 65535 are possible");
-    if (dynamic_shared_bytes > max_shared_bytes)
-        fault(where, std::to_string(dynamic_shared_bytes) + " bytes of dynamic shared memory; a block has 232448");
-    block.grid = grid, block.dim = dim, block.kernel = kernel, block.call = call, block.run_call = run;
-    block.order.seed(launch_seed);
-    block.late_copies = launch_seed % 2 == 0;
-    std::vector<uint32_t> blocks(size_t(grid.x) * grid.y * grid.z);
-    std::iota(blocks.begin(), blocks.end(), 0u);
-    for (size_t i = blocks.size(); i > 1; --i) std::swap(blocks[i - 1], blocks[block.order.below(i)]);
-    try {
-        for (uint32_t b : blocks)
-            block.run({b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y}, dynamic_shared_bytes);
-    } catch (...) {
-        current = nullptr;
-        throw;
-    }
 }
 
 }  // namespace pydiff::simt

@@ -1,8 +1,9 @@
 // One block of CUDA threads on one CPU thread: who runs, who waits, and what they may not do.
 //
-// A thread runs until it must wait for others, or ends. Then any thread that is ready goes on, drawn at random from the
-// seed: code that is right only in one order fails for some seed. Nothing runs at the same time as anything else, so a
-// missing barrier shows as a wrong order here and not as a torn value; the race build (sanitize.py) finds the rest.
+// A thread runs until it must wait for others, or ends. Then any thread that is ready goes on, drawn at random from
+// the seed: code that is right only in one order fails for some seed. Of one block nothing runs at the same time as
+// anything else, so a missing barrier shows as a wrong order here and not as a torn value; the race build
+// (sanitize.py) finds the rest. Other CPU threads may run other blocks of the grid (grid.cpp).
 //
 // Sources: CUDA C++ Programming Guide, "Synchronization Functions", "Warp Vote Functions", "Warp Shuffle Functions".
 #pragma once
@@ -29,7 +30,14 @@ constexpr size_t max_static_bytes = 48 << 10;   // of which arrays of a size kno
 // Small, quick and the same everywhere: xorshift64*, Vigna 2016.
 class Order {
 public:
-    void seed(uint64_t seed) { state_ = (seed + 1) * 0x9E3779B97F4A7C15u; }
+    // Every stream of a seed is an order of its own; the mixing is that of splitmix64.
+    void seed(uint64_t seed, uint64_t stream) {
+        uint64_t z = (seed + 1) * 0x9E3779B97F4A7C15u + stream * 0xD1B54A32D192ED03u;
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+        z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+        state_ = z ^ z >> 31;
+        if (state_ == 0) state_ = 1;  // from which it would not move
+    }
     unsigned below(size_t n) {
         state_ ^= state_ >> 12, state_ ^= state_ << 25, state_ ^= state_ >> 27;
         return unsigned((state_ * 0x2545F4914F6CDD1Du >> 32) * n >> 32);
@@ -74,7 +82,10 @@ struct Rendezvous {
     unsigned generation = 0;
     char sync[2];  // addresses for the race build: neighbouring generations must not be taken for one another
 };
-using Warp = std::deque<Rendezvous>;  // one a mask, so that parts of a warp may meet while others wait for all
+struct Warp {
+    uint32_t alive = 0;                // lanes that have not ended
+    std::deque<Rendezvous> meetings;   // one a mask, so that parts of a warp may meet while others wait for all
+};
 
 struct Block {
     Block();
@@ -110,6 +121,7 @@ struct Block {
 
 extern thread_local Thread* current;  // the CUDA thread that runs now, or null outside a kernel
 Thread& running();                    // the same; Fault outside a kernel
+std::string triple(unsigned x, unsigned y, unsigned z);  // "(1, 0, 0)"
 void where();                         // for a debugger: prints how many threads of the block wait, and where
 
 void barrier(Site site);  // __syncthreads
@@ -120,14 +132,19 @@ void meet(const char* name, uint32_t mask, void* operand, Compute compute, bool 
 void land_some_copies(Thread& thread);    // copies.cpp: at a synchronisation point, when copies are not late
 void check_copies_done(Thread& thread);   // copies.cpp: at the thread's end
 
-// What a launch does, besides its result. One record a CPU thread.
+// What a launch does, besides its result. One record a CPU thread; those of a launch's helpers are added to its own.
 struct Counters {
     uint64_t switches = 0, barriers = 0, collectives = 0, atomics = 0, copies = 0;
+    uint64_t helpers = 0;  // CPU threads started
+    Counters& operator+=(const Counters& other);
 };
 extern thread_local Counters counters;
-void set_seed(uint64_t seed);  // of the launches to come: order of threads and blocks; odd: copies land early
+void set_seed(uint64_t seed);  // of this thread's launches to come: order of threads and blocks; odd: copies land early
+int threads();                 // CPU threads a launch may use, the calling one included
+void set_threads(int n);       // 1 to 8; std::invalid_argument. At first PYDIFF_THREADS, or the number of processors
 
-// Runs the blocks of a grid, one after another in an order drawn from the seed. Not for use inside a kernel.
+// Runs the blocks of a grid, begun in an order drawn from the seed. Throws what the first of them in this order throws.
+// Not for use inside a kernel.
 void run_grid(const char* kernel, dim3 grid, dim3 block, size_t dynamic_shared_bytes, void* call, void (*run)(void*));
 
 }  // namespace pydiff::simt

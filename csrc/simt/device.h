@@ -5,6 +5,7 @@
 //     DYNAMIC_SHARED(float, rows);            float* rows: the shared bytes named in the launch, aligned to 16
 //     load_vector<float4>(p)                  one access of 16 bytes; p must be aligned to it
 //     launch<kernel>(grid, block, shared_bytes, stream, arguments...)      kernel<<<...>>>(arguments...)
+//     multiprocessors()                       of the device
 //
 // Everything else has the name it has in CUDA. The emulator behind the second half is explained in docs/simt.md.
 #pragma once
@@ -43,6 +44,14 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, Arg
     kernel<<<grid, block, shared_bytes, stream>>>(args...);
 }
 #endif
+
+// Of the current device: how many blocks times that run at a time is for the kernel to know.
+inline int multiprocessors() {
+    int device = 0, count = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    return count;
+}
 
 }  // namespace pydiff
 
@@ -83,6 +92,8 @@ inline unsigned __umulhi(unsigned x, unsigned y) { return unsigned(uint64_t(x) *
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 namespace pydiff {
+
+inline int multiprocessors() { return 2; }  // few, so that blocks with several pieces of work are tested
 
 template <class V, class T>
 V load_vector(const T* p, simt::Site site = simt::Site::here()) {

@@ -10,20 +10,22 @@ extern "C" void __tsan_write_range(void* address, unsigned long bytes);
 namespace pydiff::simt {
 namespace {
 
-// Fibers change places at synchronisation points only, so nothing can come between the read and the write.
+// Blocks may run on several CPU threads, so these are atomics of the CPU. The value before is returned; a compare and
+// swap that does not find `compare` leaves the memory alone.
 template <class T>
 T exchange(Atomic operation, T* address, T value, T compare, Site site) {
     running();
     check_aligned(address, sizeof(T), "an atomic", site);
     ++counters.atomics;
-    const T before = *address;
-    switch (operation) {
-        case Atomic::add: *address = T(uint32_t(before) + uint32_t(value)); break;  // wraps around, as on the GPU
-        case Atomic::max: *address = std::max(before, value); break;
-        case Atomic::compare_and_swap:
-            if (before == compare) *address = value;
-            break;
-    }
+    T before = __atomic_load_n(address, __ATOMIC_SEQ_CST), after = value;
+    do {
+        if (operation == Atomic::compare_and_swap && before != compare) return before;
+        switch (operation) {
+            case Atomic::add: after = T(uint32_t(before) + uint32_t(value)); break;  // wraps around, as on the GPU
+            case Atomic::max: after = std::max(before, value); break;
+            case Atomic::compare_and_swap: break;
+        }
+    } while (!__atomic_compare_exchange_n(address, &before, after, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     return before;
 }
 
@@ -68,9 +70,12 @@ float atomic_add_float(float* address, float value, Site site) {
     running();
     check_aligned(address, sizeof(float), "an atomic", site);
     ++counters.atomics;
-    const float before = *address;
-    *address = before + value;
-    return before;
+    auto* bits = reinterpret_cast<uint32_t*>(address);
+    uint32_t before = __atomic_load_n(bits, __ATOMIC_SEQ_CST);
+    while (!__atomic_compare_exchange_n(bits, &before, __float_as_uint(__uint_as_float(before) + value), false,
+                                        __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+    }
+    return __uint_as_float(before);
 }
 
 #if defined(PYDIFF_SIMT_RACE)

@@ -79,11 +79,10 @@ void load_matrices(void* const* operands, uint32_t) {
 // mma and ldmatrix are instructions of the whole warp.
 void check_whole_warp(const char* name, Site site) {
     const Thread& me = running();
-    const int first = me.warp * warp_size;
-    for (int rank = first; rank < first + warp_size; ++rank)
-        if (rank >= me.block->count || me.block->threads[rank]->done)
-            fault(site, std::string(name) + ": lane " + std::to_string(rank - first) +
-                            " of the warp does not take part");
+    const uint32_t missing = ~me.block->warps[me.warp].alive;
+    if (missing)
+        fault(site, std::string(name) + ": lane " + std::to_string(__builtin_ctz(missing)) +
+                        " of the warp does not take part");
 }
 
 void warp_instruction(const char* name, void* operand, Compute compute, Site site) {

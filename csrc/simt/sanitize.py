@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMON = ["-std=c++17", "-Wall", "-Wextra", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off"]
+COMMON = ["-std=c++17", "-pthread", "-Wall", "-Wextra", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off"]
 # Flags of the emulator, of the kernels, and of the linker.
 BUILDS = {
     "race": (["-O0", "-DPYDIFF_SIMT_RACE"], ["-O1", "-DPYDIFF_SIMT_RACE", "-fsanitize=thread"], ["-fsanitize=thread"]),
@@ -34,7 +34,10 @@ BUILDS = {
 
 def commands(build, directory, compiler):
     """Write one file that includes the emulator and one that includes the kernels; their compilers, and the linker."""
-    emulator = [*(path for path in sorted(HERE.glob("*.cpp")) if path.stem != "bindings"), HERE / "selftest/main.cpp"]
+    emulator = [
+        *(path for path in sorted(HERE.glob("*.cpp")) if path.stem not in ("bindings", "call")),
+        HERE / "selftest/main.cpp",
+    ]
     kernels = sorted((HERE / "selftest").glob("*.cu"))
     emulator_flags, kernel_flags, link_flags = BUILDS[build]
     compile_all, objects = [], []
@@ -42,7 +45,7 @@ def commands(build, directory, compiler):
         (directory / f"{name}.cpp").write_text("".join(f'#include "{path}"\n' for path in sources))
         objects.append(str(directory / f"{name}.o"))
         compile_all.append([compiler, *COMMON, *flags, "-c", str(directory / f"{name}.cpp"), "-o", objects[-1]])
-    return compile_all, [compiler, *link_flags, *objects, "-o", str(directory / "selftest")]
+    return compile_all, [compiler, "-pthread", *link_flags, *objects, "-o", str(directory / "selftest")]
 
 
 def run(command):

@@ -63,6 +63,7 @@ __all__ = [
     "silu",
     "softmax",
     "sqrt",
+    "squared_norm",
     "subtract",
     "summation",
     "tanh",

@@ -1,7 +1,7 @@
 """AdamW (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2) and the exponential moving
 average of the weights, in one pass over flat buffers of all parameters. At step t = 1, 2, ..:
 
-    g'  = g min(1, clip / (norm + 1e-6))                    clipping by the global norm (Pascanu et al. 2013, algorithm 1)
+    g'  = g min(1, clip / (norm + 1e-6))                    if clip > 0 (Pascanu et al. 2013, algorithm 1)
     m   = beta1 m + (1 - beta1) g'
     v   = beta2 v + (1 - beta2) g'²
     p   = p - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p)
@@ -40,7 +40,7 @@ def adamw(p, g, m, v, ema, schedule, norm2=None, *, beta1=0.9, beta2=0.999, eps=
     if norm2 is not None:
         if not math.isfinite(float(norm2[0])):
             return
-        if clip:
+        if clip > 0:
             g = g * min(1.0, clip / (math.sqrt(float(norm2[0])) + 1e-6))
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
@@ -50,7 +50,7 @@ def adamw(p, g, m, v, ema, schedule, norm2=None, *, beta1=0.9, beta2=0.999, eps=
 
 
 def squared_norm(g):
-    """Sum of squares of a flat array, made in float64: an array (1,) where g lives. Not finite when g holds such a number."""
+    """Sum of squares of a flat array, made in float64: an array (1,) where g lives. Not finite if g is not."""
     xp, kernel = array_module(g), native(g, "squared_norm")
     norm2 = xp.empty(1, "float64")
     if kernel:

@@ -40,18 +40,22 @@ def test_collectives(seed, x):
             x[LANE ^ 1],
             x[::-1],
             np.where(LANE < 10, odd & 0x3FF, 0),
+            np.where(LANE < 20, 0xFFFFF, -1),  # 12 lanes have ended, and left the poison that memory begins as
         ],
     )
 
 
 @given(st.lists(st.integers(-1000, 1000), min_size=1, max_size=200))
 def test_atomics(x):
+    before = simt.threads()
+    simt.set_threads(1)
     simt.counters()
     totals, halves = simt.atomics(np.array(x, np.int32))
+    simt.set_threads(before)
     sign = -1 if sum(v < 0 for v in x) % 2 else 1
     assert totals.tolist() == [sum(x), max(x), sum(x), sign]
     assert halves == len(x) / 2
-    assert simt.counters()["atomics"] == 5 * len(x)  # the CAS loop never meets another thread: nothing runs in between
+    assert simt.counters()["atomics"] == 5 * len(x)  # the CAS loop meets nobody: nothing runs in between
 
 
 def bfloat16(x):

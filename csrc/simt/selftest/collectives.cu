@@ -43,6 +43,8 @@ __global__ void collectives_kernel(const int* __restrict__ x, int* __restrict__ 
     int vote = 0;
     if (lane < 10) vote = int(__ballot_sync(0x3FFu, value % 2));
     put(13, vote);
+    if (lane >= 20) return;
+    put(14, int(__ballot_sync(all, 1)));  // lanes that have ended are not waited for
 }
 
 void collectives(const int* x, int* rows, Plant plant) {

@@ -20,6 +20,7 @@ static selftest::Plant plant_named(const std::string& name) {
 int main(int count, char** words) {
     const std::string kernel = count > 1 ? words[1] : "";
     const selftest::Plant plant = plant_named(count > 2 ? words[2] : "none");
+    simt::set_threads(1);  // so that a debugger's `next` stays in its block, and nothing is hidden from ThreadSanitizer
     simt::set_seed(count > 3 ? std::strtoull(words[3], nullptr, 10) : 0);
     std::vector<float> x(299, 1.0f), y(299), z(299);  // as long as the longest use: AddressSanitizer sees their ends
     std::vector<int> lanes(32, 1), rows(selftest::collective_rows * 32);
