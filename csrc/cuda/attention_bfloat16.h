@@ -31,21 +31,21 @@ constexpr bool held = D <= 64;  // whether a warp's own rows stay in registers
 template <int D, int rows>
 __device__ __forceinline__ void load_tile(bfloat16* tile, const bfloat16* x, int64_t row, int left, int d,
                                           bool aligned) {
-    constexpr int units = D / 8;  // of 16 bytes
-    static_assert(rows * units % threads == 0, "every thread loads as much");
+    constexpr int units = D / 8, step = threads / units;  // units of 16 bytes; rows that the block copies at a time
+    static_assert(rows % step == 0 && threads % units == 0, "every thread copies as much");
+    const int first = int(threadIdx.x) / units, e = int(threadIdx.x) % units * 8;
+    tile += first * pitch<D> + e;
+    x += first * row + e;
 #pragma unroll
-    for (int n = 0; n < rows * units / threads; ++n) {
-        const int i = n * threads + int(threadIdx.x), r = i / units, e = i % units * 8;
-        bfloat16* to = tile + r * pitch<D> + e;
+    for (int r = 0; r < rows; r += step, tile += step * pitch<D>, x += step * row) {
+        const int width = first + r < left ? d - e : 0;  // elements inside, if positive
         if (aligned) {
-            const bool inside = r < left && e < d;
-            copy_async<16>(to, inside ? x + r * row + e : x, inside ? 16 : 0);
+            copy_async<16>(tile, x, width > 0 ? 16 : 0);
         } else {
             Pack<bfloat16, 8> unit;
 #pragma unroll
-            for (int j = 0; j < 8; ++j)
-                unit.element[j] = r < left && e + j < d ? x[r * row + e + j] : __float2bfloat16(0.0f);
-            store_vector(to, unit);
+            for (int j = 0; j < 8; ++j) unit.element[j] = j < width ? x[j] : __float2bfloat16(0.0f);
+            store_vector(tile, unit);
         }
     }
 }
@@ -327,12 +327,12 @@ __device__ __forceinline__ float probability(float score, float scale, float lse
 }
 
 template <int D>
-constexpr int dq_keys = D <= 64 ? 64 : D <= 128 ? 32 : 16;
+constexpr int dq_keys = D <= 32 ? 64 : D <= 128 ? 32 : 16;
 template <int D>
 constexpr size_t dq_bytes = (2 * 64 + 4 * dq_keys<D>) * pitch<D> * sizeof(bfloat16);
 
 template <int D>
-__global__ void __launch_bounds__(threads, 2)
+__global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
     attention_dq_kernel(AttentionShape s, bool aligned, bool out_aligned, const bfloat16* __restrict__ dout,
                         const bfloat16* __restrict__ q, const bfloat16* __restrict__ k, const bfloat16* __restrict__ v,
                         const Stat* __restrict__ stats, bfloat16* __restrict__ dq) {
@@ -396,12 +396,12 @@ constexpr bool shared_keys = D > 128;
 template <int D>
 constexpr int dkdv_keys = shared_keys<D> ? 32 : 64;
 template <int D>
-constexpr int dkdv_queries = D <= 64 ? 64 : 32;
+constexpr int dkdv_queries = D <= 32 ? 64 : 32;
 template <int D>
 constexpr size_t dkdv_bytes = (2 * dkdv_keys<D> + 4 * dkdv_queries<D>) * pitch<D> * sizeof(bfloat16);
 
 template <int D>
-__global__ void __launch_bounds__(threads, 2)
+__global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
     attention_dkdv_kernel(AttentionShape s, bool aligned, bool out_aligned, const bfloat16* __restrict__ dout,
                           const bfloat16* __restrict__ q, const bfloat16* __restrict__ k,
                           const bfloat16* __restrict__ v, const Stat* __restrict__ stats, bfloat16* __restrict__ dk,

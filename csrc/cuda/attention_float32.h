@@ -149,7 +149,7 @@ __device__ __forceinline__ void store_rows(float* out, int64_t row, int left, in
 // ---- forward -----------------------------------------------------------------------------------------------------
 
 template <int D>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
     attention_forward_kernel(AttentionShape s, bool aligned, bool out_aligned, const float* __restrict__ q,
                              const float* __restrict__ k, const float* __restrict__ v, float* __restrict__ out,
                              float* __restrict__ lse) {
@@ -219,7 +219,7 @@ __device__ __forceinline__ float probability(float score, float scale, float lse
 }
 
 template <int D>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
     attention_dq_kernel(AttentionShape s, bool aligned, bool out_aligned, const float* __restrict__ dout,
                         const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
                         const Stat* __restrict__ stats, float* __restrict__ dq) {
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <int D>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, D <= 64 ? 2 : 1)
     attention_dkdv_kernel(AttentionShape s, bool aligned, bool out_aligned, const float* __restrict__ dout,
                           const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
                           const Stat* __restrict__ stats, float* __restrict__ dk, float* __restrict__ dv) {

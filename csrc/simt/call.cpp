@@ -71,11 +71,12 @@ Argument Call::array(const py::object& object, const char* name, const Shape& sh
     }
     void* original = const_cast<void*>(array.data());
     a.data = original;
+    const size_t offset = reinterpret_cast<uintptr_t>(original) % 16;  // a view that starts unaligned stays so
     found.contiguous = (array.flags() & py::array::c_style) != 0;
     found.writable = array.writeable();
     check(found, name, shape, types, use, rows_only);
     const size_t bytes = size_t(span(a)) * size_t(item);
-    a.data = world_->allocate(bytes, name);
+    a.data = static_cast<unsigned char*>(world_->allocate(bytes + offset, name)) + offset;
     if (use != Use::out) std::memcpy(a.data, original, bytes);
     if (use != Use::in) world_->outputs.push_back({original, a.data, bytes});
     return a;

@@ -1,8 +1,12 @@
 """Attention: array path against the equation, gradient against its slope, kernels against the array path, torch."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydiff import backend, ops
@@ -11,7 +15,10 @@ from pydiff.tensor import Tensor
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
 from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
 from tests.peers import import_torch
-from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
+from tests.strategies import bfloat16, kernels, seeds, simt, sizes, small, strided  # noqa: F401
+
+# Weights, their gradients and the stored output are rounded to bfloat16 before they become factors of a sum.
+BFLOAT16_FLOOR = 2.0**-7
 
 
 @st.composite
@@ -36,15 +43,29 @@ def test_gradient_matches_the_slope_of_the_reference(case):
     check_gradient(lambda *a: ops.attention(*a, **options), lambda *a: reference(*a, **options), arrays, rng)
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @given(case=cases(sizes, sizes))
 def test_kernel_is_as_exact_as_plain_float32(case):
     rng, arrays, options = case
     check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng)
 
 
-@pytest.mark.usefixtures("simd")
-@pytest.mark.parametrize(("tq", "tk", "heads", "d"), [(99, 67, 2, 9), (1, 300, 3, 8), (257, 1, 1, 40), (65, 99, 1, 67)])
+@pytest.mark.usefixtures("bfloat16")
+@given(case=cases(sizes, sizes))
+def test_kernel_is_as_exact_as_plain_float32_rounded_to_bfloat16(case):
+    rng, arrays, options = case
+    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+
+
+# Around the tiles of 16, 32 and 64 rows, for every padded head size: (tq, tk, heads, d).
+BLOCKS = [
+    (99, 67, 2, 9), (1, 300, 3, 8), (257, 1, 1, 40), (65, 99, 1, 67), (7, 130, 1, 1), (130, 7, 2, 17), (64, 64, 1, 32),
+    (65, 65, 1, 64), (33, 130, 1, 80), (130, 33, 1, 128), (17, 65, 1, 160), (65, 31, 1, 256), (1, 1, 1, 256),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("tq", "tk", "heads", "d"), BLOCKS)
 def test_kernel_where_blocks_end(tq, tk, heads, d):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((2, t, heads * d)) for t in (tq, tk, tk)]
@@ -53,10 +74,144 @@ def test_kernel_where_blocks_end(tq, tk, heads, d):
     check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, floor=2e-6 if tk > 1 else 1e-5)
 
 
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize(("tq", "tk", "heads", "d"), BLOCKS)
+def test_bfloat16_kernel_where_blocks_end(tq, tk, heads, d):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1, t, heads * d)) for t in (tq, tk, tk)]
+    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+
+
+# ---- CUDA kernels --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def cuda_dtype(request, bfloat16):  # noqa: F811
+    """Both types that CUDA kernels take, with the emulator in use."""
+    return bfloat16 if request.param == "bfloat16" else np.dtype(request.param)
+
+
+@pytest.fixture
+def naive(simt):  # noqa: F811
+    """The naive kernels, in use."""
+    simt.set_naive(True)
+    yield
+    simt.set_naive(False)
+
+
+def normals(rng, dtype, *shapes):
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+@pytest.mark.usefixtures("naive")
+@settings(max_examples=8)
+@given(case=cases(st.sampled_from([1, 2, 5, 9]), sizes), half=st.booleans())
+def test_naive_kernel_is_as_exact_as_plain_float32(case, half):
+    rng, arrays, options = case
+    op = lambda *a: ops.attention(*a, **options)  # noqa: E731
+    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else 2e-6)
+
+
+@pytest.mark.parametrize("d", [8, 128])
+def test_wide_blocks_have_the_bits_of_narrow_ones(simt, bfloat16, d):  # noqa: F811
+    """Enough heads for blocks of 128 queries, which a sample alone has not."""
+    rng = np.random.default_rng(0)
+    q, k, v = normals(rng, bfloat16, (24, 65, 11 * d), (24, 3, 11 * d), (24, 3, 11 * d))
+    simt.counters()
+    whole = ops.attention(q, k, v, heads=11).data
+    wide = simt.counters()["barriers"]
+    alone = ops.attention(q[5:6], k[5:6], v[5:6], heads=11).data
+    assert_same_bits([alone], [whole[5:6]])
+    assert wide < 24 * simt.counters()["barriers"]  # one block for the 65 queries of a head, and two
+
+
+def test_the_order_of_threads_does_not_matter(simt, cuda_dtype):  # noqa: F811
+    rng = np.random.default_rng(0)
+    arrays = normals(rng, cuda_dtype, (2, 67, 34), (2, 70, 34), (2, 70, 34))
+    dout = rng.standard_normal((2, 67, 34))
+    results = []
+    for seed in range(4):
+        simt.set_seed(seed)
+        results.append(gradients(lambda *a: ops.attention(*a, heads=2), arrays, dout))
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+
+
+@pytest.mark.usefixtures("simt")
+@pytest.mark.parametrize("c", [8, 10, 16, 48])
+@pytest.mark.parametrize("start", [0, 1, 4, 8])
+def test_views_of_a_projection_have_the_bits_of_separate_arrays(cuda_dtype, c, start):
+    """Rows that start at multiples of 16 bytes, and rows that do not."""
+    rng = np.random.default_rng(0)
+    (packed,) = normals(rng, cuda_dtype, (2, 9, start + 3 * c))
+    views = [packed[..., start + i * c : start + (i + 1) * c] for i in range(3)]
+    dout = rng.standard_normal((2, 9, c))
+    got, expected = (
+        gradients(lambda *a: ops.attention(*a, heads=2), arrays, dout)
+        for arrays in (views, [np.ascontiguousarray(v) for v in views])
+    )
+    assert_same_bits(got, expected)
+
+
+@pytest.mark.usefixtures("simt")
+def test_heads_larger_than_any_tile(cuda_dtype):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1, t, 300)) for t in (5, 7, 7)]
+    half = cuda_dtype != np.float32
+    op = lambda *a: ops.attention(*a, heads=1)  # noqa: E731
+    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else 2e-6)
+
+
+@pytest.mark.usefixtures("simt")
+@pytest.mark.parametrize(("d", "scale"), [(16, None), (64, None), (64, -0.11), (256, None)])
+def test_the_backward_pass_meets_the_weights_of_the_forward_pass(cuda_dtype, d, scale):
+    """Logits near 10,000 that differ by little: a float32 holds them to 1/1000, and what matters is to be off alike.
+
+    v and dout are unit matrices, so out is p as the forward pass has it, and dv, transposed, as the backward pass has.
+    Both are off by a factor that a row shares, for lse is rounded; beyond that, by the rounding to the type itself.
+    """
+    rng = np.random.default_rng(0)
+    common, sign = rng.standard_normal(d), -1 if scale and scale < 0 else 1
+    common *= np.sqrt(1e4 / (abs(scale or d**-0.5) * np.sum(common**2)))
+    q, k = ((common + 0.05 * rng.standard_normal((1, d, d))).astype(cuda_dtype) for _ in range(2))
+    q = (sign * q).astype(cuda_dtype)
+    eye = np.eye(d)[None].astype(cuda_dtype)
+    out, _, _, dv = gradients(lambda *a: ops.attention(*a, heads=1, scale=scale), [q, k, eye], eye)
+    forward, backward = out[0].astype(np.float64), dv[0].T.astype(np.float64)
+    rounding = 2.0**-8 if cuda_dtype != np.float32 else 1e-6
+    counts = forward > 1e-3
+    assert 2 * d < counts.sum()  # rows with more than one key
+    ratio = np.where(counts, backward / np.where(counts, forward, 1), np.nan)
+    row = np.nanmedian(ratio, axis=1, keepdims=True)
+    assert np.abs(row - 1).max() <= 1e-3 + rounding
+    assert np.nanmax(np.abs(ratio / row - 1)) <= 4 * rounding
+
+
+def test_kernels_use_tensor_cores_and_no_local_memory(tmp_path):
+    nvcc, source = shutil.which("nvcc"), Path(__file__).parents[2] / "csrc/cuda"
+    if not nvcc or not source.is_dir():
+        pytest.skip("needs nvcc and the sources")
+    kernels = ["forward_kernel<64, 2>", "dq_kernel<64>", "dkdv_kernel<64>"]  # noqa: F811
+    (tmp_path / "some.cu").write_text(
+        f'#include "{source}/attention_bfloat16.h"\n'
+        + "".join(f"auto k{i} = pydiff::bf16::attention_{name};\n" for i, name in enumerate(kernels))
+    )
+    command = [nvcc, "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", "--keep", "-c", "some.cu", "-Xptxas"]
+    command += ["-Werror,-warn-spills,-warn-lmem-usage"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    entries = (tmp_path / "some.ptx").read_text().split(".entry ")[1:]
+    assert len(entries) == len(kernels)
+    for entry in entries:
+        for instruction in ("mma.sync.aligned.m16n8k16", "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg", "ex2.approx"):
+            assert instruction in entry, instruction
+        assert "atom" not in entry
+
+
 # ---- large logits --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("size", [10.0, 100.0])
 def test_kernel_with_large_logits(size):
     """Logits in the hundreds and ten thousands: exp of them overflows, exp of their differences does not."""
@@ -86,7 +241,7 @@ def test_the_nearest_key_is_picked_when_logits_are_huge(sign, dtype):
         check_huge_logits(sign, dtype)
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("sign", [1, -1])
 def test_kernel_picks_the_nearest_key_when_logits_are_huge(sign):
     check_huge_logits(sign, np.float32)
@@ -162,7 +317,7 @@ def test_no_samples_and_no_queries(n, tq, dtype):
 # ---- exactness -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 def test_same_bits_for_any_batch_and_any_thread_count():
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((5, t, 24)).astype(np.float32) for t in (41, 37, 37)]
@@ -173,7 +328,7 @@ def test_same_bits_for_any_batch_and_any_thread_count():
     check_any_thread_count(lambda: gradients(lambda *a: ops.attention(*a, heads=3), arrays, dout))
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 def test_nan_stays_in_its_own_query():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 9, 8)).astype(np.float32) for _ in range(3))
