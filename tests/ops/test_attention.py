@@ -230,8 +230,10 @@ def check_huge_logits(sign, dtype):
     k = np.full((1, 4, 8), 1e14, dtype) * np.arange(1, 5, dtype=dtype)[None, :, None]
     q, v = (sign * k).astype(dtype), rng.standard_normal((1, 4, 8)).astype(dtype)
     out, *grads = gradients(lambda *a: ops.attention(*a, heads=2), [q, k, v], np.ones((1, 4, 8)))
-    assert_close(out, np.broadcast_to(v[:, 3 if sign > 0 else 0], out.shape), rtol=1e-6)
+    chosen = 3 if sign > 0 else 0
+    assert_close(out, np.broadcast_to(v[:, chosen], out.shape), rtol=1e-6)
     assert all(np.isfinite(g).all() for g in grads)
+    assert_close(grads[2], 4.0 * (np.arange(4) == chosen)[None, :, None] * np.ones((1, 1, 8)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -245,6 +247,11 @@ def test_the_nearest_key_is_picked_when_logits_are_huge(sign, dtype):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_kernel_picks_the_nearest_key_when_logits_are_huge(sign):
     check_huge_logits(sign, np.float32)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bfloat16_kernel_picks_the_nearest_key_when_logits_are_huge(bfloat16, sign):  # noqa: F811
+    check_huge_logits(sign, bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -303,9 +310,18 @@ def test_one_context_for_the_whole_batch(dtype):
     assert_close(got, reference(q, k, k, heads=2), rtol=1e-6 if dtype == np.float32 else 1e-12)
 
 
+@pytest.mark.parametrize(("n", "tq"), [(0, 3), (2, 0)])
+def test_no_samples_and_no_queries_on_the_gpu(cuda_dtype, n, tq):
+    check_no_samples_and_no_queries(n, tq, cuda_dtype)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "tq"), [(0, 3), (2, 0)])
 def test_no_samples_and_no_queries(n, tq, dtype):
+    check_no_samples_and_no_queries(n, tq, dtype)
+
+
+def check_no_samples_and_no_queries(n, tq, dtype):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((n, t, 4)).astype(dtype) for t in (tq, 5, 5)]
     out, *grads = gradients(lambda *a: ops.attention(*a, heads=2), arrays, np.ones((n, tq, 4)))
@@ -317,10 +333,9 @@ def test_no_samples_and_no_queries(n, tq, dtype):
 # ---- exactness -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("kernels")
-def test_same_bits_for_any_batch_and_any_thread_count():
+def check_same_bits_for_any_batch_and_any_thread_count(dtype):
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal((5, t, 24)).astype(np.float32) for t in (41, 37, 37)]
+    arrays = [rng.standard_normal((5, t, 24)).astype(dtype) for t in (41, 37, 37)]
     dout = rng.standard_normal((5, 41, 24))
     check_any_batch(
         lambda part: gradients(lambda *a: ops.attention(*a, heads=3), [a[part] for a in arrays], dout[part]), 5
@@ -329,15 +344,33 @@ def test_same_bits_for_any_batch_and_any_thread_count():
 
 
 @pytest.mark.usefixtures("kernels")
-def test_nan_stays_in_its_own_query():
+def test_same_bits_for_any_batch_and_any_thread_count():
+    check_same_bits_for_any_batch_and_any_thread_count(np.float32)
+
+
+def test_bfloat16_has_the_same_bits_for_any_batch(bfloat16):  # noqa: F811
+    check_same_bits_for_any_batch_and_any_thread_count(bfloat16)
+
+
+def check_nan_stays_in_its_own_query(dtype):
+    """One number of one head: that head's output and dq there, dk and dv of its keys, and nothing else."""
     rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((2, 9, 8)).astype(np.float32) for _ in range(3))
-    q[1, 4] = np.nan
-    out = ops.attention(q, k, v, heads=2).data
-    bad = np.isnan(out).all(axis=-1)
-    assert bad[1, 4]
-    assert bad.sum() == 1
-    assert np.isfinite(out).sum() == out.size - 8
+    q, k, v = (rng.standard_normal((2, 9, 8)).astype(dtype) for _ in range(3))
+    q[1, 4, 5] = np.nan
+    out, dq, dk, dv = gradients(lambda *a: ops.attention(*a, heads=2), [q, k, v], np.ones((2, 9, 8)))
+    query, head = np.zeros((2, 9, 8), bool), np.zeros((2, 9, 8), bool)
+    query[1, 4, 4:] = head[1, :, 4:] = True
+    for array, bad in ((out, query), (dq, query), (dk, head), (dv, head)):
+        np.testing.assert_array_equal(np.isnan(array.astype(np.float64)), bad)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_nan_stays_in_its_own_query():
+    check_nan_stays_in_its_own_query(np.float32)
+
+
+def test_nan_in_bfloat16_stays_in_its_own_query(bfloat16):  # noqa: F811
+    check_nan_stays_in_its_own_query(bfloat16)
 
 
 @pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in this install")
