@@ -167,15 +167,22 @@ __global__ void __launch_bounds__(delta_threads)
     }
 }
 
-// f(integral constant D) with the smallest D that is at least d. Heads of more than 256 have no fast kernel.
+// f(integral constant D) with the smallest D of this list that is at least d. Larger heads have no fast kernel.
 constexpr int64_t largest_head = 256;
-template <class F>
+template <int D, int... more, class F>
 void by_head_size(int64_t d, F&& f) {
-    if (d <= 16) return f(std::integral_constant<int, 16>());
-    if (d <= 32) return f(std::integral_constant<int, 32>());
-    if (d <= 64) return f(std::integral_constant<int, 64>());
-    if (d <= 128) return f(std::integral_constant<int, 128>());
-    f(std::integral_constant<int, 256>());
+    if constexpr (sizeof...(more) > 0)
+        if (d > D) return by_head_size<more...>(d, f);
+    f(std::integral_constant<int, D>());
+}
+// 48, 80 and 160 for heads of 40, 80 and 160 channels, as Stable Diffusion has.
+template <class F>
+void by_head_size(bfloat16, int64_t d, F&& f) {
+    by_head_size<16, 32, 48, 64, 80, 128, 160, 256>(d, f);
+}
+template <class F>
+void by_head_size(float, int64_t d, F&& f) {
+    by_head_size<16, 32, 64, 128, 256>(d, f);
 }
 
 // Whether every row of every head starts at a multiple of 16 bytes.
@@ -193,7 +200,7 @@ constexpr int64_t enough_blocks = 264;
 
 void forward(const AttentionShape& s, bool aligned, bool out_aligned, const bfloat16* q, const bfloat16* k,
              const bfloat16* v, bfloat16* out, float* lse, cudaStream_t stream) {
-    by_head_size(s.d, [&](auto size) {
+    by_head_size(bfloat16(), s.d, [&](auto size) {
         constexpr int D = size;
         const auto run = [&](auto tiles) {
             constexpr int queries = 64 * tiles;
@@ -210,7 +217,7 @@ void forward(const AttentionShape& s, bool aligned, bool out_aligned, const bflo
 
 void forward(const AttentionShape& s, bool aligned, bool out_aligned, const float* q, const float* k, const float* v,
              float* out, float* lse, cudaStream_t stream) {
-    by_head_size(s.d, [&](auto size) {
+    by_head_size(float(), s.d, [&](auto size) {
         constexpr int D = size;
         launch<float32::attention_forward_kernel<D>>(places(s.tq, float32::rows<D>, s.heads, s.n),
                                                      dim3(float32::threads), float32::bytes<D>(1), stream, s, aligned,
@@ -221,7 +228,7 @@ void forward(const AttentionShape& s, bool aligned, bool out_aligned, const floa
 void backward(const AttentionShape& s, bool aligned, bool out_aligned, const bfloat16* dout, const bfloat16* q,
               const bfloat16* k, const bfloat16* v, const Stat* stats, bfloat16* dq, bfloat16* dk, bfloat16* dv,
               cudaStream_t stream) {
-    by_head_size(s.d, [&](auto size) {
+    by_head_size(bfloat16(), s.d, [&](auto size) {
         constexpr int D = size;
         launch<bf16::attention_dkdv_kernel<D>>(places(s.tk, bf16::dkdv_keys<D>, s.heads, s.n), dim3(bf16::threads),
                                                bf16::dkdv_bytes<D>, stream, s, aligned, out_aligned, dout, q, k, v,
@@ -236,7 +243,7 @@ void backward(const AttentionShape& s, bool aligned, bool out_aligned, const bfl
 void backward(const AttentionShape& s, bool aligned, bool out_aligned, const float* dout, const float* q,
               const float* k, const float* v, const Stat* stats, float* dq, float* dk, float* dv,
               cudaStream_t stream) {
-    by_head_size(s.d, [&](auto size) {
+    by_head_size(float(), s.d, [&](auto size) {
         constexpr int D = size;
         launch<float32::attention_dkdv_kernel<D>>(places(s.tk, float32::rows<D>, s.heads, s.n), dim3(float32::threads),
                                                   float32::bytes<D>(2), stream, s, aligned, out_aligned, dout, q, k, v,

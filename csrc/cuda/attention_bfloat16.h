@@ -8,9 +8,10 @@
 // lane holds the same elements of both (mma.h). For that, dk and dv are made from transposed scores, k qT. They have the
 // bits of q kT: the sum over d is made in the same order everywhere, and a product does not mind which factor is left.
 //
-// Rows in shared memory are D + 8 elements apart, an odd number of 16-byte units, so that the eight rows of one matrix
-// of ldmatrix lie in different banks. A swizzle would do without the gap, but needs an exclusive-or for every address;
-// here all of a lane's addresses are one register and constants. d is padded with zeros to D = 16, 32, 64, 128 or 256.
+// d is padded with zeros to D, a multiple of 16 known to the compiler. Rows in shared memory have room for a power of 2,
+// which cuts loads evenly, and a gap of 16 bytes: they are an odd number of 16-byte units apart, so the eight rows of one
+// matrix of ldmatrix lie in different banks. A swizzle would do without the gap, but needs an exclusive-or for every
+// address; here all of a lane's addresses are one register and constants.
 #pragma once
 #include <cstring>
 
@@ -23,7 +24,9 @@ namespace bf16 {
 
 constexpr int warps = 4, threads = 32 * warps;
 template <int D>
-constexpr int pitch = D + 8;  // elements between rows in shared memory
+constexpr int stored = D <= 16 ? 16 : D <= 32 ? 32 : D <= 64 ? 64 : D <= 128 ? 128 : 256;  // a power of 2 at least D
+template <int D>
+constexpr int pitch = stored<D> + 8;  // elements between rows in shared memory
 template <int D>
 constexpr bool held = D <= 64;  // whether a warp's own rows stay in registers
 
@@ -31,7 +34,7 @@ constexpr bool held = D <= 64;  // whether a warp's own rows stay in registers
 template <int D, int rows>
 __device__ __forceinline__ void load_tile(bfloat16* tile, const bfloat16* x, int64_t row, int left, int d,
                                           bool aligned) {
-    constexpr int units = D / 8, step = threads / units;  // units of 16 bytes; rows that the block copies at a time
+    constexpr int units = stored<D> / 8, step = threads / units;  // of 16 bytes; rows that the block copies at a time
     static_assert(rows % step == 0 && threads % units == 0, "every thread copies as much");
     const int first = int(threadIdx.x) / units, e = int(threadIdx.x) % units * 8;
     tile += first * pitch<D> + e;
@@ -53,7 +56,7 @@ __device__ __forceinline__ void load_tile(bfloat16* tile, const bfloat16* x, int
 // The gap behind a row of queries has room for its Stat.
 template <int D, int rows>
 __device__ __forceinline__ void load_stats(bfloat16* tile, const Stat* stats) {
-    for (int r = int(threadIdx.x); r < rows; r += threads) copy_async<8>(tile + r * pitch<D> + D, stats + r);
+    for (int r = int(threadIdx.x); r < rows; r += threads) copy_async<8>(tile + r * pitch<D> + stored<D>, stats + r);
 }
 
 // Where a lane points ldmatrix to, for 16 x 16 elements as an A operand, or transposed as two B operands ..
@@ -158,6 +161,18 @@ __device__ __forceinline__ void multiply_add(float (&c)[tiles][D / 8][4], const 
     }
 }
 
+// c (16 tiles, 8 columns) = value from column `first` on: behind the last key.
+template <int tiles, int columns>
+__device__ __forceinline__ void set_columns(float (&c)[tiles][columns][4], int first, float value) {
+#pragma unroll
+    for (int i = 0; i < tiles; ++i)
+#pragma unroll
+        for (int j = 0; j < columns; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                if (8 * j + int(threadIdx.x) % 4 * 2 + e % 2 >= first) c[i][j][e] = value;
+}
+
 // A warp writes out[r, e] = factor[row] c for r < left, e < d. Through its own rows of shared memory, so that a row goes
 // out in pieces of 16 bytes; nobody else may use them any more.
 template <int D, int tiles>
@@ -204,9 +219,11 @@ constexpr size_t forward_bytes = (64 * tiles + 4 * forward_keys<D>) * pitch<D> *
 template <int tiles>
 struct Softmax {
     float extreme[tiles][2], sum[tiles][2];  // largest scale s so far, before scaling; this lane's part of the sum
+    float nothing, factor;
 
-    __device__ __forceinline__ explicit Softmax(float scale) {
-        const float nothing = scale < 0.0f ? 3.0e38f : -3.0e38f;  // finite: infinity times a scale of 0 is NaN
+    // A scale of 0 counts as the smallest number: its product with infinity is not NaN.
+    __device__ __forceinline__ explicit Softmax(float scale)
+        : nothing(scale < 0.0f ? INFINITY : -INFINITY), factor(scale == 0.0f ? 0x1p-126f : scale * log2e) {
 #pragma unroll
         for (int i = 0; i < tiles; ++i)
 #pragma unroll
@@ -215,46 +232,34 @@ struct Softmax {
 
     // s (16 tiles, columns) becomes exp(scale (s - extreme)), 0 from column `left` on; o and the sum follow the extreme.
     template <int columns, int D8>
-    __device__ __forceinline__ void add(float (&s)[tiles][columns][4], float (&o)[tiles][D8][4], float scale,
-                                        int left) {
-        const float factor = scale * log2e;
-        const int t = int(threadIdx.x) % 4;
-        const bool ragged = left < 8 * columns;
+    __device__ __forceinline__ void add(float (&s)[tiles][columns / 8][4], float (&o)[tiles][D8][4], int left) {
+        if (left < columns) set_columns(s, left, nothing);
 #pragma unroll
         for (int i = 0; i < tiles; ++i)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 float most = extreme[i][h];
-                if (ragged) {
+                if (factor > 0.0f) {
 #pragma unroll
-                    for (int j = 0; j < columns; ++j)
-#pragma unroll
-                        for (int e = 2 * h; e < 2 * h + 2; ++e)
-                            if (8 * j + 2 * t + e % 2 >= left) s[i][j][e] = most;
-                }
-                if (scale >= 0.0f) {
-#pragma unroll
-                    for (int j = 0; j < columns; ++j) most = fmaxf(most, fmaxf(s[i][j][2 * h], s[i][j][2 * h + 1]));
+                    for (int j = 0; j < columns / 8; ++j)
+                        most = fmaxf(most, fmaxf(s[i][j][2 * h], s[i][j][2 * h + 1]));
                     most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
                     most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
                 } else {
 #pragma unroll
-                    for (int j = 0; j < columns; ++j) most = fminf(most, fminf(s[i][j][2 * h], s[i][j][2 * h + 1]));
+                    for (int j = 0; j < columns / 8; ++j)
+                        most = fminf(most, fminf(s[i][j][2 * h], s[i][j][2 * h + 1]));
                     most = fminf(most, __shfl_xor_sync(~0u, most, 1));
                     most = fminf(most, __shfl_xor_sync(~0u, most, 2));
                 }
                 const float shrink = exp2_fast((extreme[i][h] - most) * factor);
                 extreme[i][h] = most;
-                float total = sum[i][h] * shrink;
+                sum[i][h] *= shrink;
 #pragma unroll
-                for (int j = 0; j < columns; ++j)
+                for (int j = 0; j < columns / 8; ++j)
 #pragma unroll
-                    for (int e = 2 * h; e < 2 * h + 2; ++e) {
-                        const float p = exp2_fast((s[i][j][e] - most) * factor);
-                        s[i][j][e] = ragged && 8 * j + 2 * t + e % 2 >= left ? 0.0f : p;
-                        total += s[i][j][e];
-                    }
-                sum[i][h] = total;
+                    for (int e = 2 * h; e < 2 * h + 2; ++e)
+                        sum[i][h] += s[i][j][e] = exp2_fast((s[i][j][e] - most) * factor);
 #pragma unroll
                 for (int j = 0; j < D8; ++j) o[i][j][2 * h] *= shrink, o[i][j][2 * h + 1] *= shrink;
             }
@@ -297,7 +302,7 @@ __global__ void __launch_bounds__(threads, 2)
         const bfloat16* tile = kv_tiles + parity * stage;
         float p[tiles][keys / 8][4];
         multiply_transposed<D, tiles, keys>(p, q_rows, tile);
-        softmax.add(p, o, s.scale, rows_left(s.tk, key, keys));
+        softmax.template add<keys>(p, o, rows_left(s.tk, key, keys));
         multiply_add<D, tiles, keys>(o, p, tile + keys * pitch<D>);
     }
 
@@ -373,15 +378,15 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
         float p[1][keys / 8][4], ds[1][keys / 8][4];
         multiply_transposed<D, 1, keys>(p, q_rows, tile);
         multiply_transposed<D, 1, keys>(ds, dout_rows, tile + keys * pitch<D>);
-        const int valid = rows_left(s.tk, key, keys);
 #pragma unroll
         for (int j = 0; j < keys / 8; ++j)
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float weight = probability(p[0][j][e], s.scale, stat[e / 2].lse);
-                const bool inside = 8 * j + lane % 4 * 2 + e % 2 < valid;
-                ds[0][j][e] = inside ? weight * (ds[0][j][e] - stat[e / 2].delta) : 0.0f;  // 3
+                const Stat& row_stat = stat[e / 2];
+                ds[0][j][e] = probability(p[0][j][e], s.scale, row_stat.lse) * (ds[0][j][e] - row_stat.delta);  // 3
             }
+        const int valid = rows_left(s.tk, key, keys);
+        if (valid < keys) set_columns(ds, valid, 0.0f);  // exp(0 - lse) may be infinite
         multiply_add<D, 1, keys>(sum, ds, tile);  // 4
     }
     const float factor[1][2] = {{s.scale, s.scale}};
@@ -389,7 +394,7 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
                      q_tile + first * pitch<D>);
 }
 
-// The sums of dk and dv for 16 keys take D registers of a lane. At D = 256 that is all it has: there two warps share the
+// The sums of dk and dv for 16 keys take D registers of a lane. Beyond D = 128 that is too much: there two warps share the
 // keys, one sums dv and one dk, and both make the scores.
 template <int D>
 constexpr bool shared_keys = D > 128;
@@ -442,7 +447,7 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
         if (query + queries < s.tq) load_queries(query + queries, query_tiles + (parity ^ 1) * stage);
         const bfloat16 *tile = query_tiles + parity * stage, *dout_tile = tile + queries * pitch<D>;
         const auto stat = [&](int j, int e) {
-            return load_vector<Stat>(tile + (8 * j + lane % 4 * 2 + e % 2) * pitch<D> + D);
+            return load_vector<Stat>(tile + (8 * j + lane % 4 * 2 + e % 2) * pitch<D> + stored<D>);
         };
         float p[1][queries / 8][4];
         multiply_transposed<D, 1, queries>(p, k_rows, tile);
