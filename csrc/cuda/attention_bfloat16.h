@@ -39,17 +39,20 @@ __device__ __forceinline__ void load_tile(bfloat16* tile, const bfloat16* x, int
     const int first = int(threadIdx.x) / units, e = int(threadIdx.x) % units * 8;
     tile += first * pitch<D> + e;
     x += first * row + e;
+    left -= first;
+    if (aligned) {
+        const unsigned bytes = e < d ? 16 : 0;
 #pragma unroll
+        for (int r = 0; r < rows; r += step, tile += step * pitch<D>, x += step * row)
+            copy_async<16>(tile, x, r < left ? bytes : 0);
+        return;
+    }
+#pragma unroll 1
     for (int r = 0; r < rows; r += step, tile += step * pitch<D>, x += step * row) {
-        const int width = first + r < left ? d - e : 0;  // elements inside, if positive
-        if (aligned) {
-            copy_async<16>(tile, x, width > 0 ? 16 : 0);
-        } else {
-            Pack<bfloat16, 8> unit;
+        Pack<bfloat16, 8> unit;
 #pragma unroll
-            for (int j = 0; j < 8; ++j) unit.element[j] = j < width ? x[j] : __float2bfloat16(0.0f);
-            store_vector(tile, unit);
-        }
+        for (int j = 0; j < 8; ++j) unit.element[j] = r < left && e + j < d ? x[j] : __float2bfloat16(0.0f);
+        store_vector(tile, unit);
     }
 }
 
