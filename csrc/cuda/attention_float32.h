@@ -91,10 +91,9 @@ __device__ __forceinline__ void dots(Scores<D>& s, const float* a, const float* 
     }
 }
 
-// Half a warp lays the weights of its rows side by side, for accumulate.
+// Half a warp lays the weights of its rows side by side, for accumulate. A barrier has passed since those before were read.
 template <int D>
 __device__ __forceinline__ void share(float* weights, const Scores<D>& p) {
-    __syncwarp();  // the weights before these have been read
 #pragma unroll
     for (int i = 0; i < R<D>; ++i)
 #pragma unroll

@@ -7,6 +7,7 @@
 #include "../cuda/call.h"
 #include "copies.h"
 #include "guarded.h"
+#include "ptx.h"
 #include "selftest/kernels.h"
 
 namespace py = pybind11;
@@ -116,6 +117,12 @@ Array<uint16_t> to_bfloat16(const Array<float>& x) {
     return y;
 }
 
+Array<float> bind_exp2_fast(const Array<float>& x) {
+    Array<float> y(x.size());
+    for (py::ssize_t i = 0; i < x.size(); ++i) y.mutable_data()[i] = exp2_fast(x.data()[i]);
+    return y;
+}
+
 py::dict count() {
     py::dict result;
     result["switches"] = counters.switches;
@@ -138,6 +145,7 @@ PYBIND11_MODULE(_simt, m) {
     m.def("set_seed", &set_seed, py::arg("seed"));
     m.def("counters", &count, "What this thread's launches did since the last call.");
     m.def("to_bfloat16", &to_bfloat16, py::arg("x"), "Bits of x in bfloat16, as the emulator rounds.");
+    m.def("exp2_fast", &bind_exp2_fast, py::arg("x"), "2^x as the emulator makes it for ex2.approx.ftz.");
     const auto plant = py::arg("plant") = "none";
     m.def("block_sum", &bind_block_sum, py::arg("x"), plant);
     m.def("scale", &bind_scale, py::arg("x"), py::arg("factor"), plant);

@@ -139,8 +139,7 @@ PYDIFF_PTX float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 #else
-    const float y = std::exp2(x);
-    return y < 0x1p-126f ? 0.0f : y;
+    return x < -126.0f ? 0.0f : std::exp2(x);
 #endif
 }
 
