@@ -27,10 +27,9 @@
 namespace pydiff {
 namespace {
 
-// ---- naive: the equations, one thread an element ---------------------------------------------------------------------
+// ---- naive: the equations, one thread an element -----------------------------------------------------------------
 
 constexpr int naive_threads = 256;
-
 
 template <class T>
 __device__ float dot(int64_t d, const T* a, const T* b) {
@@ -135,10 +134,10 @@ void launch_naive(int64_t threads, cudaStream_t stream, Args... args) {
                    args...);
 }
 
-// ---- fast ------------------------------------------------------------------------------------------------------------
+// ---- fast --------------------------------------------------------------------------------------------------------
 
-// stats (n, heads, padded) from dout, out (n, tq, heads, d) and lse. Eight threads to a query and head; heads come before
-// queries, as in memory.
+// stats (n, heads, padded) from dout, out (n, tq, heads, d) and lse. Eight threads to a query and head; neighbours are
+// heads of one query, as in memory.
 constexpr int delta_threads = 256, delta_lanes = 8;
 template <class T>
 __global__ void __launch_bounds__(delta_threads)

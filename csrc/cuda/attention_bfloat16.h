@@ -4,14 +4,14 @@
 // steps over tiles of the other side, which all four share. Two such tiles fit into shared memory: cp.async fills one
 // while the other is worked on, with a single barrier in between.
 //
-// Between two products, the first one's result becomes the second one's left operand without leaving its registers: a
-// lane holds the same elements of both (mma.h). For that, dk and dv are made from transposed scores, k qT. They have the
-// bits of q kT: the sum over d is made in the same order everywhere, and a product does not mind which factor is left.
+// The result of one product becomes the left operand of the next without leaving its registers: a lane holds the same
+// elements of both (mma.h). For that, dk and dv are made from transposed scores, k qT. They have the bits of q kT: the
+// sum over d is made in the same order everywhere, and a product does not mind which factor is left.
 //
-// d is padded with zeros to D, a multiple of 16 known to the compiler. Rows in shared memory have room for a power of 2,
-// which cuts loads evenly, and a gap of 16 bytes: they are an odd number of 16-byte units apart, so the eight rows of one
-// matrix of ldmatrix lie in different banks. A swizzle would do without the gap, but needs an exclusive-or for every
-// address; here all of a lane's addresses are one register and constants.
+// d is padded with zeros to D, a multiple of 16 known to the compiler. Rows in shared memory have room for a power of
+// 2, which cuts loads evenly, and a gap of 16 bytes: they are an odd number of 16-byte units apart, so the eight rows
+// of one matrix of ldmatrix lie in different banks. A swizzle would do without the gap, but needs an exclusive-or for
+// every address; here all of a lane's addresses are one register and constants.
 #pragma once
 #include <cstring>
 
@@ -75,7 +75,7 @@ __device__ __forceinline__ int lane_b() {
     return (lane % 8 + lane / 16 * 8) * pitch<D> + lane / 8 % 2 * 8;
 }
 
-// 16 `tiles` rows of a warp's own, as A operands: kept in registers, or read again each time.
+// 16 * tiles rows of a warp's own, as A operands: kept in registers, or read again each time.
 template <int D, int tiles, bool held>
 struct Rows {
     uint32_t a[D / 16][tiles][4];
@@ -176,8 +176,8 @@ __device__ __forceinline__ void set_columns(float (&c)[tiles][columns][4], int f
                 if (8 * j + int(threadIdx.x) % 4 * 2 + e % 2 >= first) c[i][j][e] = value;
 }
 
-// A warp writes out[r, e] = factor[row] c for r < left, e < d. Through its own rows of shared memory, so that a row goes
-// out in pieces of 16 bytes; nobody else may use them any more.
+// A warp writes out[r, e] = factor[row] c for r < left, e < d. Through its own rows of shared memory, so that a row
+// goes out in pieces of 16 bytes; nobody else may use them any more.
 template <int D, int tiles>
 __device__ __forceinline__ void store_rows(bfloat16* out, int64_t row, int left, int d, bool aligned,
                                            const float (&c)[tiles][D / 8][4], const float (&factor)[tiles][2],
@@ -233,7 +233,7 @@ struct Softmax {
             for (int h = 0; h < 2; ++h) extreme[i][h] = nothing, sum[i][h] = 0.0f;
     }
 
-    // s (16 tiles, columns) becomes exp(scale (s - extreme)), 0 from column `left` on; o and the sum follow the extreme.
+    // s (16 tiles, columns) becomes exp(scale (s - extreme)), 0 from column `left` on; o and the sum are scaled alike.
     template <int columns, int D8>
     __device__ __forceinline__ void add(float (&s)[tiles][columns / 8][4], float (&o)[tiles][D8][4], int left) {
         if (left < columns) set_columns(s, left, nothing);
@@ -397,8 +397,8 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
                      q_tile + first * pitch<D>);
 }
 
-// The sums of dk and dv for 16 keys take D registers of a lane. Beyond D = 128 that is too much: there two warps share the
-// keys, one sums dv and one dk, and both make the scores.
+// The sums of dk and dv for 16 keys take D registers of a lane. Beyond D = 128 that is too much: there two warps share
+// the keys, one sums dv and one dk, and both make the scores.
 template <int D>
 constexpr bool shared_keys = D > 128;
 template <int D>

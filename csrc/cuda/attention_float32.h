@@ -1,8 +1,8 @@
 // attention.cu in float32, with no less: for training in float32, and to compare bfloat16 with on the GPU itself.
 //
-// 256 threads stand as 16 x 16. A block has 16 R rows (queries; for dk and dv, keys) and steps over tiles of 16 C rows of
-// the other side. Of the scores, thread (y, x) makes rows R y + i and columns x + 16 j; of what has D columns, the same
-// rows, W columns at a time. A row belongs to the 16 threads of half a warp, who take its maximum and its sum by
+// 256 threads stand as 16 x 16. A block has 16 R rows (queries; for dk and dv, keys) and steps over tiles of 16 C rows
+// of the other side. Of the scores, thread (y, x) makes rows R y + i and columns x + 16 j; of what has D columns, the
+// same rows, W columns at a time. A row belongs to the 16 threads of half a warp, who take its maximum and its sum by
 // shuffles, and exchange its weights through shared memory without waiting for the block.
 //
 // Rows in shared memory are D + 4 floats apart: 8 threads that read 16 bytes of 8 neighbouring rows meet no bank twice.
@@ -91,7 +91,8 @@ __device__ __forceinline__ void dots(Scores<D>& s, const float* a, const float* 
     }
 }
 
-// Half a warp lays the weights of its rows side by side, for accumulate. A barrier has passed since those before were read.
+// Half a warp lays the weights of its rows side by side, for accumulate. A barrier has passed since those before were
+// read.
 template <int D>
 __device__ __forceinline__ void share(float* weights, const Scores<D>& p) {
 #pragma unroll
@@ -237,7 +238,8 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
     float factor[R<D>];
 #pragma unroll
     for (int i = 0; i < R<D>; ++i) {
-        stat[i] = stats[(at.sample * s.heads + at.head) * padded_queries(s.tq) + at.first + threadIdx.x / 16 * R<D> + i];
+        const int64_t row_at = at.first + threadIdx.x / 16 * R<D> + i;
+        stat[i] = stats[(at.sample * s.heads + at.head) * padded_queries(s.tq) + row_at];
         factor[i] = s.scale;
     }
 
