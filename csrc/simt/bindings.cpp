@@ -117,9 +117,11 @@ Array<uint16_t> to_bfloat16(const Array<float>& x) {
     return y;
 }
 
-Array<float> bind_sqrt_approx(const Array<float>& x) {
+// A function of one float, element by element.
+template <float (*f)(float)>
+Array<float> bind_each(const Array<float>& x) {
     Array<float> y(x.size());
-    for (py::ssize_t i = 0; i < x.size(); ++i) y.mutable_data()[i] = sqrt_approx(x.data()[i]);
+    for (py::ssize_t i = 0; i < x.size(); ++i) y.mutable_data()[i] = f(x.data()[i]);
     return y;
 }
 
@@ -148,7 +150,8 @@ PYBIND11_MODULE(_simt, m) {
     m.def("set_threads", &set_threads, py::arg("n"));
     m.def("counters", &count, "What this thread's launches did since the last call.");
     m.def("to_bfloat16", &to_bfloat16, py::arg("x"), "Bits of x in bfloat16, as the emulator rounds.");
-    m.def("sqrt_approx", &bind_sqrt_approx, py::arg("x"));
+    m.def("sqrt_approx", &bind_each<sqrt_approx>, py::arg("x"), "As the emulator makes it for sqrt.approx.");
+    m.def("exp2_fast", &bind_each<exp2_fast>, py::arg("x"), "2^x as the emulator makes it for ex2.approx.ftz.");
     const auto plant = py::arg("plant") = "none";
     m.def("block_sum", &bind_block_sum, py::arg("x"), plant);
     m.def("scale", &bind_scale, py::arg("x"), py::arg("factor"), plant);

@@ -82,6 +82,7 @@ inline int multiprocessors() {
     const auto name = pydiff::simt::make_shared_array<name##_type>(alignment, #name)
 #define DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(pydiff::simt::dynamic_shared_memory())
 
+inline float __fmul_rn(float x, float y) { return x * y; }  // never fused with a sum
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float x, float y) { return x / y; }

@@ -36,7 +36,8 @@ class Attention(Function):
         kernel = native(q, "attention_forward")
         if kernel:
             q, k, v = (_rows(a) for a in (q, k, v))
-            out, lse = empty(q, q.shape), empty(q, (len(q), heads, q.shape[1]))
+            out = empty(q, q.shape)
+            lse = array_module(q).empty((len(q), heads, q.shape[1]), "float32")  # for bfloat16, too
             kernel(q, k, v, heads, scale, out, lse)
             self.saved = q, k, v, out, lse
         else:

@@ -1,8 +1,12 @@
 """Attention: array path against the equation, gradient against its slope, kernels against the array path, torch."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydiff import backend, ops
@@ -11,7 +15,10 @@ from pydiff.tensor import Tensor
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
 from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
 from tests.peers import import_torch
-from tests.strategies import seeds, simd, sizes, small, strided  # noqa: F401
+from tests.strategies import bfloat16, kernels, seeds, simt, sizes, small, strided  # noqa: F401
+
+# Weights, their gradients and the stored output are rounded to bfloat16 before they become factors of a sum.
+BFLOAT16_FLOOR = 2.0**-7
 
 
 @st.composite
@@ -36,15 +43,29 @@ def test_gradient_matches_the_slope_of_the_reference(case):
     check_gradient(lambda *a: ops.attention(*a, **options), lambda *a: reference(*a, **options), arrays, rng)
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @given(case=cases(sizes, sizes))
 def test_kernel_is_as_exact_as_plain_float32(case):
     rng, arrays, options = case
     check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng)
 
 
-@pytest.mark.usefixtures("simd")
-@pytest.mark.parametrize(("tq", "tk", "heads", "d"), [(99, 67, 2, 9), (1, 300, 3, 8), (257, 1, 1, 40), (65, 99, 1, 67)])
+@pytest.mark.usefixtures("bfloat16")
+@given(case=cases(sizes, sizes))
+def test_kernel_is_as_exact_as_plain_float32_rounded_to_bfloat16(case):
+    rng, arrays, options = case
+    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+
+
+# Around the tiles of 16, 32 and 64 rows, for every padded head size: (tq, tk, heads, d).
+BLOCKS = [
+    (99, 67, 2, 9), (1, 300, 3, 8), (257, 1, 1, 40), (65, 99, 1, 67), (7, 130, 1, 1), (130, 7, 2, 17), (64, 64, 1, 32),
+    (65, 65, 1, 64), (33, 130, 1, 80), (130, 33, 1, 128), (17, 65, 1, 160), (65, 31, 1, 256), (1, 1, 1, 256),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("tq", "tk", "heads", "d"), BLOCKS)
 def test_kernel_where_blocks_end(tq, tk, heads, d):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((2, t, heads * d)) for t in (tq, tk, tk)]
@@ -53,10 +74,145 @@ def test_kernel_where_blocks_end(tq, tk, heads, d):
     check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, floor=2e-6 if tk > 1 else 1e-5)
 
 
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize(("tq", "tk", "heads", "d"), BLOCKS)
+def test_bfloat16_kernel_where_blocks_end(tq, tk, heads, d):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1, t, heads * d)) for t in (tq, tk, tk)]
+    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+
+
+# ---- CUDA kernels --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def cuda_dtype(request, bfloat16):  # noqa: F811
+    """Both types that CUDA kernels take, with the emulator in use."""
+    return bfloat16 if request.param == "bfloat16" else np.dtype(request.param)
+
+
+@pytest.fixture
+def naive(simt):  # noqa: F811
+    """The naive kernels, in use."""
+    simt.set_naive(True)
+    yield
+    simt.set_naive(False)
+
+
+def normals(rng, dtype, *shapes):
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+@pytest.mark.usefixtures("naive")
+@settings(max_examples=8)
+@given(case=cases(st.sampled_from([1, 2, 5, 9]), sizes), half=st.booleans())
+def test_naive_kernel_is_as_exact_as_plain_float32(case, half):
+    rng, arrays, options = case
+    op = lambda *a: ops.attention(*a, **options)  # noqa: E731
+    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else 2e-6)
+
+
+@pytest.mark.parametrize("d", [8, 128])
+def test_wide_blocks_have_the_bits_of_narrow_ones(simt, bfloat16, d):  # noqa: F811
+    """Enough heads for blocks of 128 queries, which a sample alone has not."""
+    rng = np.random.default_rng(0)
+    q, k, v = normals(rng, bfloat16, (24, 65, 11 * d), (24, 3, 11 * d), (24, 3, 11 * d))
+    simt.counters()
+    whole = ops.attention(q, k, v, heads=11).data
+    wide = simt.counters()["barriers"]
+    alone = ops.attention(q[5:6], k[5:6], v[5:6], heads=11).data
+    assert_same_bits([alone], [whole[5:6]])
+    assert wide < 24 * simt.counters()["barriers"]  # one block for the 65 queries of a head, and two
+
+
+def test_the_order_of_threads_does_not_matter(simt, cuda_dtype):  # noqa: F811
+    rng = np.random.default_rng(0)
+    arrays = normals(rng, cuda_dtype, (2, 67, 34), (2, 70, 34), (2, 70, 34))
+    dout = rng.standard_normal((2, 67, 34))
+    results = []
+    for seed in range(4):
+        simt.set_seed(seed)
+        results.append(gradients(lambda *a: ops.attention(*a, heads=2), arrays, dout))
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+
+
+@pytest.mark.usefixtures("simt")
+@pytest.mark.parametrize("c", [8, 10, 16, 48])
+@pytest.mark.parametrize("start", [0, 1, 4, 8])
+def test_views_of_a_projection_have_the_bits_of_separate_arrays(cuda_dtype, c, start):
+    """Rows that start at multiples of 16 bytes, and rows that do not."""
+    rng = np.random.default_rng(0)
+    (packed,) = normals(rng, cuda_dtype, (2, 9, 8 + 3 * c))
+    views = [packed[..., start + i * c : start + (i + 1) * c] for i in range(3)]
+    dout = rng.standard_normal((2, 9, c))
+    got, expected = (
+        gradients(lambda *a: ops.attention(*a, heads=2), arrays, dout)
+        for arrays in (views, [np.ascontiguousarray(v) for v in views])
+    )
+    assert_same_bits(got, expected)
+
+
+@pytest.mark.usefixtures("simt")
+def test_heads_larger_than_any_tile(cuda_dtype):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1, t, 300)) for t in (5, 7, 7)]
+    half = cuda_dtype != np.float32
+    op = lambda *a: ops.attention(*a, heads=1)  # noqa: E731
+    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else 2e-6)
+
+
+@pytest.mark.usefixtures("simt")
+@pytest.mark.parametrize(("size", "d", "scale"), [(1e4, 32, None), (1e4, 64, -0.11), (1e6, 64, None), (1e4, 256, None)])
+def test_the_backward_pass_meets_the_weights_of_the_forward_pass(cuda_dtype, size, d, scale):
+    """Logits of this size that differ by little: float32 holds them to 2^-24 of it, and what counts is to be off alike.
+
+    v and dout are unit matrices, so out is p as the forward pass has it, and dv, transposed, as the backward pass has.
+    Both are off by a factor that a row shares, for lse is rounded; beyond that, by the rounding to the type itself.
+    """
+    rng = np.random.default_rng(0)
+    factor = d**-0.5 if scale is None else scale
+    q, k = 1.5 * rng.standard_normal((2, 1, d, d))
+    # Half of the channels give the size, alike for all keys; the others give the difference.
+    k[..., : d // 2] = np.sqrt(2 * size / abs(factor) / d)
+    q[..., : d // 2] = np.sign(factor) * k[..., : d // 2]
+    arrays = [a.astype(cuda_dtype) for a in (q, k, np.eye(d)[None])]
+    out, _, _, dv = gradients(lambda *a: ops.attention(*a, heads=1, scale=scale), arrays, np.eye(d)[None])
+    forward, backward = out[0].astype(np.float64), dv[0].T.astype(np.float64)
+    counts = forward > 1e-3
+    assert 4 * d < counts.sum()  # rows with several keys
+    ratio = np.where(counts, backward / np.where(counts, forward, 1), np.nan)
+    row = np.nanmedian(ratio, axis=1, keepdims=True)
+    rounding = 2.0**-8 if cuda_dtype != np.float32 else 1e-6
+    assert np.abs(row - 1).max() <= 2.0**-23 * size + rounding
+    assert np.nanmax(np.abs(ratio / row - 1)) <= 3 * rounding
+
+
+def test_kernels_use_tensor_cores_and_no_local_memory(tmp_path):
+    nvcc, source = shutil.which("nvcc"), Path(__file__).parents[2] / "csrc/cuda"
+    if not nvcc or not source.is_dir():
+        pytest.skip("needs nvcc and the sources")
+    kernels = ["forward_kernel<64, 2>", "dq_kernel<64>", "dkdv_kernel<64>"]  # noqa: F811
+    (tmp_path / "some.cu").write_text(
+        f'#include "{source}/attention_bfloat16.h"\n'
+        + "".join(f"auto k{i} = pydiff::bf16::attention_{name};\n" for i, name in enumerate(kernels))
+    )
+    command = [nvcc, "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a", "--keep", "-c", "some.cu", "-Xptxas"]
+    command += ["-Werror,-warn-spills,-warn-lmem-usage"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    entries = (tmp_path / "some.ptx").read_text().split(".entry ")[1:]
+    assert len(entries) == len(kernels)
+    for entry in entries:
+        for instruction in ("mma.sync.aligned.m16n8k16", "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg", "ex2.approx"):
+            assert instruction in entry, instruction
+        assert "atom" not in entry
+
+
 # ---- large logits --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("size", [10.0, 100.0])
 def test_kernel_with_large_logits(size):
     """Logits in the hundreds and ten thousands: exp of them overflows, exp of their differences does not."""
@@ -75,8 +231,10 @@ def check_huge_logits(sign, dtype):
     k = np.full((1, 4, 8), 1e14, dtype) * np.arange(1, 5, dtype=dtype)[None, :, None]
     q, v = (sign * k).astype(dtype), rng.standard_normal((1, 4, 8)).astype(dtype)
     out, *grads = gradients(lambda *a: ops.attention(*a, heads=2), [q, k, v], np.ones((1, 4, 8)))
-    assert_close(out, np.broadcast_to(v[:, 3 if sign > 0 else 0], out.shape), rtol=1e-6)
+    chosen = 3 if sign > 0 else 0
+    assert_close(out, np.broadcast_to(v[:, chosen], out.shape), rtol=1e-6)
     assert all(np.isfinite(g).all() for g in grads)
+    assert_close(grads[2], 4.0 * (np.arange(4) == chosen)[None, :, None] * np.ones((1, 1, 8)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -86,10 +244,15 @@ def test_the_nearest_key_is_picked_when_logits_are_huge(sign, dtype):
         check_huge_logits(sign, dtype)
 
 
-@pytest.mark.usefixtures("simd")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("sign", [1, -1])
 def test_kernel_picks_the_nearest_key_when_logits_are_huge(sign):
     check_huge_logits(sign, np.float32)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bfloat16_kernel_picks_the_nearest_key_when_logits_are_huge(bfloat16, sign):  # noqa: F811
+    check_huge_logits(sign, bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -148,9 +311,18 @@ def test_one_context_for_the_whole_batch(dtype):
     assert_close(got, reference(q, k, k, heads=2), rtol=1e-6 if dtype == np.float32 else 1e-12)
 
 
+@pytest.mark.parametrize(("n", "tq"), [(0, 3), (2, 0)])
+def test_no_samples_and_no_queries_on_the_gpu(cuda_dtype, n, tq):
+    check_no_samples_and_no_queries(n, tq, cuda_dtype)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "tq"), [(0, 3), (2, 0)])
 def test_no_samples_and_no_queries(n, tq, dtype):
+    check_no_samples_and_no_queries(n, tq, dtype)
+
+
+def check_no_samples_and_no_queries(n, tq, dtype):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((n, t, 4)).astype(dtype) for t in (tq, 5, 5)]
     out, *grads = gradients(lambda *a: ops.attention(*a, heads=2), arrays, np.ones((n, tq, 4)))
@@ -162,10 +334,9 @@ def test_no_samples_and_no_queries(n, tq, dtype):
 # ---- exactness -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("simd")
-def test_same_bits_for_any_batch_and_any_thread_count():
+def check_same_bits_for_any_batch_and_any_thread_count(dtype):
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal((5, t, 24)).astype(np.float32) for t in (41, 37, 37)]
+    arrays = [rng.standard_normal((5, t, 24)).astype(dtype) for t in (41, 37, 37)]
     dout = rng.standard_normal((5, 41, 24))
     check_any_batch(
         lambda part: gradients(lambda *a: ops.attention(*a, heads=3), [a[part] for a in arrays], dout[part]), 5
@@ -173,16 +344,34 @@ def test_same_bits_for_any_batch_and_any_thread_count():
     check_any_thread_count(lambda: gradients(lambda *a: ops.attention(*a, heads=3), arrays, dout))
 
 
-@pytest.mark.usefixtures("simd")
-def test_nan_stays_in_its_own_query():
+@pytest.mark.usefixtures("kernels")
+def test_same_bits_for_any_batch_and_any_thread_count():
+    check_same_bits_for_any_batch_and_any_thread_count(np.float32)
+
+
+def test_bfloat16_has_the_same_bits_for_any_batch(bfloat16):  # noqa: F811
+    check_same_bits_for_any_batch_and_any_thread_count(bfloat16)
+
+
+def check_nan_stays_in_its_own_query(dtype):
+    """One number of one head: that head's output and dq there, dk and dv of its keys, and nothing else."""
     rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((2, 9, 8)).astype(np.float32) for _ in range(3))
-    q[1, 4] = np.nan
-    out = ops.attention(q, k, v, heads=2).data
-    bad = np.isnan(out).all(axis=-1)
-    assert bad[1, 4]
-    assert bad.sum() == 1
-    assert np.isfinite(out).sum() == out.size - 8
+    q, k, v = (rng.standard_normal((2, 9, 8)).astype(dtype) for _ in range(3))
+    q[1, 4, 5] = np.nan
+    out, dq, dk, dv = gradients(lambda *a: ops.attention(*a, heads=2), [q, k, v], np.ones((2, 9, 8)))
+    query, head = np.zeros((2, 9, 8), bool), np.zeros((2, 9, 8), bool)
+    query[1, 4, 4:] = head[1, :, 4:] = True
+    for array, bad in ((out, query), (dq, query), (dk, head), (dv, head)):
+        np.testing.assert_array_equal(np.isnan(array.astype(np.float64)), bad)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_nan_stays_in_its_own_query():
+    check_nan_stays_in_its_own_query(np.float32)
+
+
+def test_nan_in_bfloat16_stays_in_its_own_query(bfloat16):  # noqa: F811
+    check_nan_stays_in_its_own_query(bfloat16)
 
 
 @pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in this install")

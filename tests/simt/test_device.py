@@ -98,6 +98,12 @@ def test_bfloat16_edges(x, bits):
     assert simt.to_bfloat16(np.array([x], np.uint32).view(np.float32))[0] == bits
 
 
+def test_exp2_has_no_subnormal_results():
+    x = np.array([-np.inf, -1e30, -127, -126.5, -126, -3.25, 0, 0.5, 127, 128, np.inf, np.nan], np.float32)
+    expected = [0, 0, 0, 0, 2.0**-126, 2.0**-3.25, 1, 2.0**0.5, 2.0**127, np.inf, np.inf, np.nan]
+    np.testing.assert_allclose(simt.exp2_fast(x), expected, rtol=2.0**-22)
+
+
 def tf32(x):
     """float32 with the 10 upper bits of its mantissa, to nearest, ties away from zero."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)

@@ -1,0 +1,42 @@
+// What the kernels of attention.cu and of the two files beside it share: where a block works, and the rows' statistics.
+#pragma once
+#include "vector.h"
+
+namespace pydiff {
+
+// 2^(x log2e) is e^x
+constexpr float log2e = 1.44269504088896340736f;
+
+// The backward pass reads lse and delta of a query as one pair of 8 bytes, from an array (n, heads, padded) whose rows
+// end in zeros: no tile of queries needs an end of its own.
+struct alignas(8) Stat {
+    float lse, delta;
+};
+__host__ __device__ constexpr int64_t padded_queries(int64_t tq) { return (tq + 63) / 64 * 64; }
+
+// A grid has one block for every tile of rows, head and sample, tiles first: neighbours share what they read.
+struct Place {
+    int64_t first, head, sample;  // row, head, sample
+};
+__device__ __forceinline__ Place place(int64_t rows_in_all, int rows, int64_t heads) {
+    const int64_t tiles = (rows_in_all + rows - 1) / rows, head = blockIdx.x / tiles;
+    return {blockIdx.x % tiles * rows, head % heads, head / heads};
+}
+inline dim3 places(int64_t rows_in_all, int rows, int64_t heads, int64_t n) {
+    return dim3(unsigned((rows_in_all + rows - 1) / rows * heads * n));
+}
+
+// Rows that are left from `first` on, at most `most`.
+__device__ __forceinline__ int rows_left(int64_t rows, int64_t first, int most) {
+    return rows - first < most ? int(rows - first) : most;
+}
+
+// Offset of a head's first row in an array (n, t, heads*d), and in (n, heads, t).
+__device__ __forceinline__ int64_t packed_at(const AttentionShape& s, int64_t t, const Place& at) {
+    return ((at.sample * t + at.first) * s.heads + at.head) * s.d;
+}
+__device__ __forceinline__ int64_t strided_at(const AttentionShape& s, int64_t batch, int64_t row, const Place& at) {
+    return at.sample * batch + at.first * row + at.head * s.d;
+}
+
+}  // namespace pydiff
