@@ -351,12 +351,12 @@ __device__ __forceinline__ void slab_moments(const Cut& cut, const Part& part, c
         }
         __syncthreads();
         const int left = part.channels - begin, tile = cut.across * V, end = begin + (left < tile ? left : tile);
-        const int warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
-        for (int g = begin / cut.width + warp; g * cut.width < end; g += warps) {
-            const int first_of_g = g * cut.width, last_of_g = first_of_g + cut.width;
-            const int from = begin > first_of_g ? begin : first_of_g, to = end < last_of_g ? end : last_of_g;
+        for (int g = begin / cut.width + int(threadIdx.x) / 32; g * cut.width < end; g += int(blockDim.x) / 32) {
+            int from = g * cut.width, to = from + cut.width;
+            const bool begun = from < begin;  // in the columns before, whose result is one more part
+            if (from < begin) from = begin;
+            if (to > end) to = end;
             const int first = (from - begin) / cut.piece, count = (to - from) / cut.piece;
-            const bool begun = from > g * cut.width;  // by the columns before
             const Moments m = merge(rows * count + begun, [&](int k) {
                 const int row = k / count, piece = first + k % count;
                 if (row == rows) return of_group[g];
@@ -371,8 +371,8 @@ __device__ __forceinline__ void slab_moments(const Cut& cut, const Part& part, c
 }
 
 // mean and rstd of group g of the slab: for the block, and once for the caller.
-__device__ __forceinline__ void set_statistics(const Cut& cut, const Part& part, int g, const Moments& m,
-                                               float eps, float* means, float* rstds, float* mean, float* rstd) {
+__device__ __forceinline__ void set_statistics(const Cut& cut, const Part& part, int g, const Moments& m, float eps,
+                                               float* means, float* rstds, float* mean, float* rstd) {
     means[g] = m.mean;
     rstds[g] = 1.0f / sqrtf(m.m2 / m.count + eps);
     if (part.chunk == 0) {
@@ -415,27 +415,25 @@ __global__ void __launch_bounds__(384)
     SHARED(float, rstds, [most_groups]);
     const Part part(cut);
     if (part.sample >= cut.n) return;
-    const auto kept = fetch(cut, part, rows_of<aligned>(cut, part, x),
-                            reinterpret_cast<T*>(shared));
+    const auto kept = fetch(cut, part, rows_of<aligned>(cut, part, x), reinterpret_cast<T*>(shared));
     wait_copies<0>();
     slab_moments<T, 2>(cut, part, kept, reinterpret_cast<float*>(shared + cut.slab_bytes), of_group);
     for (int g = int(threadIdx.x); g < part.groups; g += int(blockDim.x))
         set_statistics(cut, part, g, of_group[g], eps, means, rstds, mean, rstd);
     __syncthreads();
-    normalise<T, with_silu, 2>(cut, part, kept, means, rstds, gamma, beta,
-                            rows_of<aligned>(cut, part, y));
+    normalise<T, with_silu, 2>(cut, part, kept, means, rstds, gamma, beta, rows_of<aligned>(cut, part, y));
 }
 
 // The first of two passes: (mean, m2) of every group in every chunk.
 template <class T, bool aligned>
 __global__ void __launch_bounds__(256)
-    group_norm_moments_kernel(Cut cut, const T* __restrict__ x, float2* __restrict__ partial /* (n, chunks, groups) */) {
+    group_norm_moments_kernel(Cut cut, const T* __restrict__ x,
+                              float2* __restrict__ partial /* (n, chunks, groups) */) {
     DYNAMIC_SHARED(float, scratch);
     SHARED(Moments, of_group, [most_groups]);
     const Part part(cut);
     if (part.sample >= cut.n) return;
-    slab_moments<T, aligned ? 4 : 1>(cut, part, rows_of<aligned>(cut, part, x), scratch,
-                    of_group);
+    slab_moments<T, aligned ? 4 : 1>(cut, part, rows_of<aligned>(cut, part, x), scratch, of_group);
     for (int g = int(threadIdx.x); g < part.groups; g += int(blockDim.x))
         partial[part.group_at(cut, part.chunk) + g] = make_float2(of_group[g].mean, of_group[g].m2);
 }
@@ -459,8 +457,8 @@ __global__ void __launch_bounds__(256)
         if (threadIdx.x % 32 == 0) set_statistics(cut, part, g, m, eps, means, rstds, mean, rstd);
     });
     __syncthreads();
-    normalise<T, with_silu, aligned ? 2 : 1>(cut, part, rows_of<aligned>(cut, part, x), means, rstds, gamma,
-                            beta, rows_of<aligned>(cut, part, y));
+    normalise<T, with_silu, aligned ? 2 : 1>(cut, part, rows_of<aligned>(cut, part, x), means, rstds, gamma, beta,
+                                             rows_of<aligned>(cut, part, y));
 }
 
 // ---- backward ----------------------------------------------------------------------------------------------------
@@ -582,7 +580,7 @@ __device__ __forceinline__ void input_gradient(const Cut& cut, const Part& part,
                 for (int v = 0; v < V; ++v) {
                     const float centred = to_float(pack.x.element[v]) - affine.mean[v];
                     float dz = to_float(pack.dy.element[v]);
-                    if (with_silu) dz *= silu_derivative(affine.z(v, centred));                                     // 1
+                    if (with_silu) dz *= silu_derivative(affine.z(v, centred));                // 1
                     result.element[v] = from_float<T>(affine.scale[v] * dz - offset[v] - slope[v] * centred);  // 4
                 }
                 dx.store(p, channel, result);
@@ -602,8 +600,7 @@ __global__ void __launch_bounds__(384)
     const Part part(cut);
     if (part.sample >= cut.n) return;
     const auto kept_x = fetch(cut, part, rows_of<aligned>(cut, part, x), slabs);
-    const auto kept_dy = fetch(cut, part, rows_of<aligned>(cut, part, dy),
-                               slabs + cut.slab_bytes / 2 / sizeof(T));
+    const auto kept_dy = fetch(cut, part, rows_of<aligned>(cut, part, dy), slabs + cut.slab_bytes / 2 / sizeof(T));
     wait_copies<0>();
     float* const row = rows + part.row_at(cut);
     channel_sums<T, with_silu, 1>(cut, part, given, kept_x, kept_dy, scratch, row);
@@ -613,8 +610,8 @@ __global__ void __launch_bounds__(384)
             set_group_means(cut, g, given.rstd[part.group_at(cut) + g], sums, offsets, slopes);
     });
     __syncthreads();
-    input_gradient<T, with_silu, 1>(cut, part, given, kept_x, kept_dy, offsets, slopes,
-                                 rows_of<aligned>(cut, part, dx), row);
+    input_gradient<T, with_silu, 1>(cut, part, given, kept_x, kept_dy, offsets, slopes, rows_of<aligned>(cut, part, dx),
+                                    row);
 }
 
 // The first of two passes: the sums of every channel in every chunk, and those of the groups.
@@ -628,7 +625,7 @@ __global__ void __launch_bounds__(256)
     if (part.sample >= cut.n) return;
     float* const row = rows + part.row_at(cut);
     channel_sums<T, with_silu, aligned ? 2 : 1>(cut, part, given, rows_of<aligned>(cut, part, x),
-                               rows_of<aligned>(cut, part, dy), scratch, row);
+                                                rows_of<aligned>(cut, part, dy), scratch, row);
     for_groups(part, [&](int g) {
         const float2 sums = group_sums(cut, part, g, given.gamma, row);
         if (threadIdx.x % 32 == 0) partial[part.group_at(cut, part.chunk) + g] = sums;
@@ -656,11 +653,8 @@ __global__ void __launch_bounds__(256)
             set_group_means(cut, g, given.rstd[part.group_at(cut) + g], sums, offsets, slopes);
     });
     __syncthreads();
-    input_gradient<T, with_silu, 2>(cut, part, given, rows_of<aligned>(cut, part, x),
-                                 rows_of<aligned>(cut, part, dy), offsets, slopes,
-                                 rows_of<aligned>(cut, part, dx),
-                                 rows + part.row_at(cut));
-    __syncthreads();
+    input_gradient<T, with_silu, 2>(cut, part, given, rows_of<aligned>(cut, part, x), rows_of<aligned>(cut, part, dy),
+                                    offsets, slopes, rows_of<aligned>(cut, part, dx), rows + part.row_at(cut));
 }
 
 // Terms 2 and 5 across the batch: the columns of rows (count, 3, c) added up in double.
@@ -776,19 +770,37 @@ __global__ void naive_channel_gradients_kernel(GroupNormShape s, Given given, co
 
 // ---- launchers ---------------------------------------------------------------------------------------------------
 
-// call(true_type or false_type, the same for b)
-template <class Call>
-void with_booleans(bool a, bool b, Call call) {
-    auto second = [&](auto first) { b ? call(first, std::true_type{}) : call(first, std::false_type{}); };
-    a ? second(std::true_type{}) : second(std::false_type{});
-}
-
 constexpr int naive_threads = 128;
 dim3 naive_grid(int64_t count) { return dim3(unsigned((count + naive_threads - 1) / naive_threads)); }
 
 // Partial results of the groups lie in front of the channels' rows.
 float* rows_behind(void* partial, const Cut& cut) {
     return reinterpret_cast<float*>(static_cast<float2*>(partial) + cut.n * cut.chunks * cut.groups);
+}
+
+template <class T, bool with_silu, bool aligned>
+void forward(const Cut& cut, float eps, const T* x, const float* gamma, const float* beta, T* y, float* mean,
+             float* rstd, float2* partial, cudaStream_t stream) {
+    const size_t scratch = cut.moments_bytes(each<T>);
+    if (cut.one_read)
+        return launch<group_norm_one_read_kernel<T, with_silu, aligned>>(
+            cut.grid(), cut.threads, size_t(cut.slab_bytes) + scratch, stream, cut, eps, x, gamma, beta, y, mean, rstd);
+    launch<group_norm_moments_kernel<T, aligned>>(cut.grid(), cut.threads, scratch, stream, cut, x, partial);
+    launch<group_norm_normalise_kernel<T, with_silu, aligned>>(cut.grid(), cut.threads, 0, stream, cut, eps, x, gamma,
+                                                               beta, partial, y, mean, rstd);
+}
+
+template <class T, bool with_silu, bool aligned>
+void backward(const Cut& cut, const Given& given, const T* dy, const T* x, T* dx, float2* partial, float* rows,
+              cudaStream_t stream) {
+    const size_t scratch = cut.sums_bytes(each<T>);
+    if (cut.one_read)
+        return launch<group_norm_backward_one_read_kernel<T, with_silu, aligned>>(
+            cut.grid(), cut.threads, size_t(cut.slab_bytes) + scratch, stream, cut, given, dy, x, dx, rows);
+    launch<group_norm_sums_kernel<T, with_silu, aligned>>(cut.grid(), cut.threads, scratch, stream, cut, given, dy, x,
+                                                          partial, rows);
+    launch<group_norm_input_gradient_kernel<T, with_silu, aligned>>(cut.grid(), cut.threads, 0, stream, cut, given, dy,
+                                                                    x, partial, dx, rows);
 }
 
 }  // namespace
@@ -812,19 +824,10 @@ void group_norm_forward(const GroupNormShape& s, float eps, const T* x, const fl
         return launch<naive_normalise_kernel<T>>(naive_grid(s.n * s.s * s.c), naive_threads, 0, stream, s,
                                                  Given{gamma, beta, mean, rstd}, x, y);
     }
-    const Cut cut = cut_sample<T>(s, 1);
-    const size_t scratch = cut.moments_bytes(each<T>);
-    float2* const partial = static_cast<float2*>(workspace);
-    with_booleans(s.silu, s.c % each<T> == 0 && aligned16({x, y}), [&](auto silu, auto aligned) {
-        constexpr bool with_silu = decltype(silu)::value, vectors = decltype(aligned)::value;
-        if (cut.one_read)
-            return launch<group_norm_one_read_kernel<T, with_silu, vectors>>(
-                cut.grid(), cut.threads, size_t(cut.slab_bytes) + scratch, stream, cut, eps, x, gamma, beta, y, mean,
-                rstd);
-        launch<group_norm_moments_kernel<T, vectors>>(cut.grid(), cut.threads, scratch, stream, cut, x, partial);
-        launch<group_norm_normalise_kernel<T, with_silu, vectors>>(cut.grid(), cut.threads, 0, stream, cut, eps, x,
-                                                                   gamma, beta, partial, y, mean, rstd);
-    });
+    const bool aligned = s.c % each<T> == 0 && aligned16({x, y});
+    const auto run = s.silu ? (aligned ? forward<T, true, true> : forward<T, true, false>)
+                            : (aligned ? forward<T, false, true> : forward<T, false, false>);
+    run(cut_sample<T>(s, 1), eps, x, gamma, beta, y, mean, rstd, static_cast<float2*>(workspace), stream);
 }
 
 template <class T>
@@ -849,17 +852,10 @@ void group_norm_backward(const GroupNormShape& s, const T* dy, const T* x, const
     if (s.n * s.s > 0) {
         cut = cut_sample<T>(s, 2);
         rows = rows_behind(partial, cut);
-        const size_t scratch = cut.sums_bytes(each<T>);
-        with_booleans(s.silu, s.c % each<T> == 0 && aligned16({x, dy, dx}), [&](auto silu, auto aligned) {
-            constexpr bool with_silu = decltype(silu)::value, vectors = decltype(aligned)::value;
-            if (cut.one_read)
-                return launch<group_norm_backward_one_read_kernel<T, with_silu, vectors>>(
-                    cut.grid(), cut.threads, size_t(cut.slab_bytes) + scratch, stream, cut, given, dy, x, dx, rows);
-            launch<group_norm_sums_kernel<T, with_silu, vectors>>(cut.grid(), cut.threads, scratch, stream, cut, given,
-                                                                  dy, x, partial, rows);
-            launch<group_norm_input_gradient_kernel<T, with_silu, vectors>>(cut.grid(), cut.threads, 0, stream, cut,
-                                                                            given, dy, x, partial, dx, rows);
-        });
+        const bool aligned = s.c % each<T> == 0 && aligned16({x, dy, dx});
+        const auto run = s.silu ? (aligned ? backward<T, true, true> : backward<T, true, false>)
+                                : (aligned ? backward<T, false, true> : backward<T, false, false>);
+        run(cut, given, dy, x, dx, partial, rows, stream);
     }
     const int64_t columns = (dx_sum ? 3 : 2) * s.c;
     launch<group_norm_batch_kernel>(dim3(unsigned((columns + sum_columns - 1) / sum_columns)),

@@ -1,5 +1,5 @@
 // pydiff._simt: calls of the CUDA kernels with NumPy arrays. What a kernel sees are copies in guarded memory, aligned as
-// cudaMalloc aligns; outputs start as NaN and are copied back, so what was not written is seen.
+// cudaMalloc aligns, or as views are; outputs start as NaN and are copied back, so what was not written is seen.
 #include "../cuda/call.h"
 
 #include <pybind11/numpy.h>
@@ -75,7 +75,9 @@ Argument Call::array(const py::object& object, const char* name, const Shape& sh
     found.writable = array.writeable();
     check(found, name, shape, types, use, rows_only);
     const size_t bytes = size_t(span(a)) * size_t(item);
-    a.data = world_->allocate(bytes, name);
+    // A view that starts within 16 bytes of its array does so here too: NumPy's own arrays are aligned to that.
+    const size_t shift = bytes ? reinterpret_cast<uintptr_t>(original) % 16 : 0;
+    a.data = static_cast<unsigned char*>(world_->allocate(bytes + shift, name)) + shift;
     if (use != Use::out) std::memcpy(a.data, original, bytes);
     if (use != Use::in) world_->outputs.push_back({original, a.data, bytes});
     return a;
