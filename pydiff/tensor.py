@@ -38,6 +38,10 @@ def no_grad():
         _state.enabled = before
 
 
+def _floating(dtype):
+    return dtype.kind == "f" or dtype.name == "bfloat16"  # whose kind is V, as if unknown, in ml_dtypes
+
+
 class Tensor:
     """An array that can be differentiated.
 
@@ -57,10 +61,9 @@ class Tensor:
             data = data.astype(np.float32) if data.dtype.kind in "fi" else data
         if isinstance(data, np.generic):
             data = np.asarray(data)
-        kind = "f" if data.dtype.name == "bfloat16" else data.dtype.kind  # which ml_dtypes calls V, as of unknown kind
-        if kind not in "fiub":
+        if not _floating(data.dtype) and data.dtype.kind not in "iub":
             raise TypeError(f"a Tensor holds real numbers, got dtype {data.dtype}")
-        if requires_grad and kind != "f":
+        if requires_grad and not _floating(data.dtype):
             raise TypeError(f"only floating-point tensors can require a gradient, got dtype {data.dtype}")
         self.data = data
         self.grad = None
@@ -141,7 +144,7 @@ class Function:
             function.inputs = [a if need else None for a, need in zip(args, function.needs, strict=True)]
             function.outputs = len(outputs)
             for index, output in enumerate(outputs):
-                if output.data.dtype.kind == "f":
+                if _floating(output.data.dtype):
                     output.requires_grad, output.maker, output.output_index = True, function, index
         return outputs if isinstance(result, tuple) else outputs[0]
 
@@ -204,5 +207,5 @@ def as_tensor(x, like=None):
     if isinstance(x, Tensor):
         return x
     if like is not None and not hasattr(x, "dtype"):
-        x = array_module(like).asarray(x, dtype=like.dtype if like.dtype.kind == "f" else None)
+        x = array_module(like).asarray(x, dtype=like.dtype if _floating(like.dtype) else None)
     return Tensor(x)

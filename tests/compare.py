@@ -80,11 +80,22 @@ class array_path:
         backend.cpu, backend.emulator = self.before
 
 
-def check_kernel(op, arrays, rng, factor=3.0, floor=2e-6, half=()):
+class naive_kernels:
+    """Inside, the emulator runs the CUDA kernels that are written as the equations are."""
+
+    def __enter__(self):
+        backend.emulator.set_naive(True)
+
+    def __exit__(self, *_):
+        backend.emulator.set_naive(False)
+
+
+def check_kernel(op, arrays, rng, factor=3.0, floor=2e-6, half=(), out=None):
     """Compiled forward and backward, judged against the array path in float32, with float64 as the truth.
 
-    half: which of the arrays are bfloat16; if any are, the output is. The plain code's results are then rounded as a
-    bfloat16 kernel has to round them. Emulated kernels run their threads in an order drawn from rng.
+    half: which of the arrays are bfloat16; if any are, the output is, unless `out` says its dtype. The plain code's
+    results are then rounded as a bfloat16 kernel has to round them. Emulated kernels run their threads in an order
+    drawn from rng.
     """
     if backend.emulator is not None:
         backend.emulator.set_seed(int(rng.integers(2**32)))
@@ -92,13 +103,13 @@ def check_kernel(op, arrays, rng, factor=3.0, floor=2e-6, half=()):
     arrays = [a.astype(t).astype(np.float64) for a, t in zip(arrays, types, strict=True)]
     with array_path():
         cotangent = rng.standard_normal(op(*map(Tensor, arrays)).shape)
-        out_type = bfloat16() if half else np.float32
+        out_type = out or (bfloat16() if half else np.float32)
         cotangent = cotangent.astype(out_type).astype(np.float64)
         exact = gradients(op, arrays, cotangent)
         naive = gradients(op, [a.astype(np.float32) for a in arrays], cotangent)
     got = gradients(op, [a.astype(t) for a, t in zip(arrays, types, strict=True)], cotangent)
     for i, (g, n, e) in enumerate(zip(got, naive, exact, strict=True)):
-        assert g.dtype in ((np.float32, out_type) if i else (out_type,))
+        assert g.dtype == (types[i - 1] if i else out_type)
         what = "output" if i == 0 else f"gradient of argument {i - 1}"
         assert_no_worse(g.astype(np.float64), n.astype(g.dtype).astype(np.float64), e, factor, floor, what=what)
 

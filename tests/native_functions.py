@@ -70,6 +70,7 @@ FUNCTIONS = {
     "group_norm_backward": {
         "dy": In(2, 7, 4), "x": In(2, 7, 4), "gamma": In(4), "beta": In(4), "mean": In(2, 2), "rstd": In(2, 2),
         "groups": GROUPS, "silu": Number(False, "x"), "dx": Out(2, 7, 4), "dgamma": Out(4), "dbeta": Out(4),
+        "dx_sum": Out(4, optional=True),
     },
     "attention_forward": {
         "q": In(2, 5, 4, rows=True), "k": In(2, 7, 4, rows=True), "v": In(2, 7, 4, rows=True), "heads": HEADS,
