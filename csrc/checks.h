@@ -58,6 +58,8 @@ inline GroupNormShape group_norm_shape(const Shape& x, int64_t groups, bool silu
     if (s.c % groups != 0)
         throw pybind11::value_error(std::to_string(s.c) + " channels do not divide into " + std::to_string(groups) +
                                     " groups");
+    if (s.c >= int64_t{1} << 31)  // the CUDA kernels count the channels of a pixel in int
+        throw pybind11::value_error("x may have at most 2^31 - 1 channels, got " + std::to_string(s.c));
     return s;
 }
 

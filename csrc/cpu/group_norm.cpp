@@ -9,6 +9,7 @@
 //     2. dbeta  = sum_{n,s} dz,   dgamma = sum_{n,s} dz xhat
 //     3. dxhat  = gamma dz
 //     4. dx     = rstd (dxhat - mean_group(dxhat) - xhat mean_group(dxhat xhat))
+//     5. dx_sum = sum_{n,s} dx
 // The means in 4 follow from the sums per channel that 2 needs anyway: mean_group(dxhat) = sum_c gamma[c] sum_s dz / m.
 //
 // Array path: pydiff/ops/group_norm.py. Reference: pydiff/reference/group_norm.py.
@@ -121,43 +122,49 @@ void part_gradients(const GroupNormShape& s, int64_t pixels, const float* dy, co
 }
 
 // Term 4 as dx = scale dz - offset - slope (x - mean), where offset = rstd mean_group(dxhat) and
-// slope = rstd^2 mean_group(dxhat xhat) are the same for all channels of a group.
+// slope = rstd^2 mean_group(dxhat xhat) are the same for all channels of a group. Term 5 over these pixels: sums[j].
+template <bool with_sums>
 void input_gradient(int64_t pixels, int64_t c, const float* dz, const float* x, const Affine& affine,
-                    const float* offset, const float* slope, float* dx) {
+                    const float* offset, const float* slope, float* dx, float* sums) {
+    if (with_sums) std::fill_n(sums, c, 0.0f);
     for (int64_t p = 0; p < pixels; ++p, dz += c, x += c, dx += c) {
         for (int64_t j = 0; j < c; j += simd_width) {
             const int64_t left = c - j;
             const vfloat centred = load_upto(x + j, left) - load_upto(affine.mean + j, left);
             const vfloat dxhat = load_upto(dz + j, left) * load_upto(affine.scale + j, left);
-            store_upto(dx + j, dxhat - load_upto(offset + j, left) - centred * load_upto(slope + j, left), left);
+            const vfloat result = dxhat - load_upto(offset + j, left) - centred * load_upto(slope + j, left);
+            store_upto(dx + j, result, left);                                                // 4
+            if (with_sums) store_upto(sums + j, load_upto(sums + j, left) + result, left);  // 5
         }
     }
 }
 
-// Term 2 across the batch: rows (rows, 2, c) added up in their order, a block of channels at a time.
-void batch_gradients(int64_t rows, int64_t c, const double* totals, float* dgamma, float* dbeta) {
-    constexpr int64_t block = 64;
-    parallel_for((c + block - 1) / block, 1, [&](int64_t item) {
-        const int64_t begin = item * block, size = std::min(block, c - begin);
-        double sum_dz[block] = {}, sum_dz_xhat[block] = {};
-        for (const double* row = totals + begin; row < totals + rows * 2 * c; row += 2 * c) {
-            for (int64_t j = 0; j < size; ++j) {
-                sum_dz[j] += row[j];
-                sum_dz_xhat[j] += row[c + j];
-            }
-        }
-        for (int64_t j = 0; j < size; ++j) {
-            dbeta[begin + j] = static_cast<float>(sum_dz[j]);
-            dgamma[begin + j] = static_cast<float>(sum_dz_xhat[j]);
-        }
-    });
+// Terms 4 and 5 over the pixels of a part; 5 in double, and only where totals is not null.
+void part_input_gradient(int64_t pixels, int64_t c, const float* dz, const float* x, const Affine& affine,
+                         const float* offset, const float* slope, float* dx, double* totals /* (c) */) {
+    if (!totals) return input_gradient<false>(pixels, c, dz, x, affine, offset, slope, dx, nullptr);
+    float* const sums = scratch(2, static_cast<size_t>(c));
+    std::fill_n(totals, c, 0.0);
+    for (int64_t p = 0; p < pixels; p += chunk) {
+        const int64_t size = std::min(chunk, pixels - p), at = p * c;
+        input_gradient<true>(size, c, dz + at, x + at, affine, offset, slope, dx + at, sums);
+        for (int64_t j = 0; j < c; ++j) totals[j] += sums[j];
+    }
 }
 
-// totals[j] = sum over the pixels of dx[., j]
-void sum_pixels(int64_t pixels, int64_t c, const float* dx, double* totals) {
-    std::fill_n(totals, c, 0.0);
-    for (int64_t p = 0; p < pixels; ++p)
-        for (int64_t j = 0; j < c; ++j) totals[j] += dx[p * c + j];
+// Terms 2 and 5 across the batch: totals (rows, kinds, c) added up over the rows in their order, a block of channels of
+// one kind at a time.
+void batch_sums(int64_t rows, int64_t kinds, int64_t c, const double* totals, float* const* sums /* (kinds, c) */) {
+    constexpr int64_t block = 64;
+    const int64_t blocks = (c + block - 1) / block;
+    parallel_for(kinds * blocks, 1, [&](int64_t item) {
+        const int64_t kind = item / blocks, begin = item % blocks * block, size = std::min(block, c - begin);
+        double sum[block] = {};
+        const double* row = totals + kind * c + begin;
+        for (int64_t k = 0; k < rows; ++k, row += kinds * c)
+            for (int64_t j = 0; j < size; ++j) sum[j] += row[j];
+        for (int64_t j = 0; j < size; ++j) sums[kind][begin + j] = static_cast<float>(sum[j]);
+    });
 }
 
 }  // namespace
@@ -196,10 +203,9 @@ void group_norm_backward(const GroupNormShape& s, const float* dy, const float* 
                          float* dbeta, float* dx_sum) {
     if (s.c == 0) return;
     const Parts parts(s);
-    const int64_t width = s.c / s.groups;
-    std::vector<double> totals(static_cast<size_t>(s.n * parts.count * 2 * s.c));
-    std::vector<double> dx_totals(static_cast<size_t>(dx_sum ? s.n * parts.count * s.c : 0));
-    auto total = [&](int64_t i, int64_t k) { return totals.data() + (i * parts.count + k) * 2 * s.c; };
+    const int64_t width = s.c / s.groups, kinds = dx_sum ? 3 : 2;
+    std::vector<double> totals(static_cast<size_t>(s.n * parts.count * kinds * s.c));  // of dz, dz xhat and dx
+    auto total = [&](int64_t i, int64_t k) { return totals.data() + (i * parts.count + k) * kinds * s.c; };
     auto reduce = [&](int64_t i, int64_t k) {
         const int64_t first = k * parts.pixels, pixels = std::min(parts.pixels, s.s - first);
         const int64_t at = (i * s.s + first) * s.c;
@@ -222,20 +228,16 @@ void group_norm_backward(const GroupNormShape& s, const float* dy, const float* 
             std::fill_n(slope + g * width, width, static_cast<float>(r * r * sum_dxhat_xhat / m));
         }
         const Affine affine(s, mean + i * s.groups, rstd + i * s.groups, gamma);
-        const int64_t first = begin * parts.pixels, pixels = std::min(end * parts.pixels, s.s) - first;
-        const int64_t at = (i * s.s + first) * s.c;
-        input_gradient(pixels, s.c, (s.silu ? dx : dy) + at, x + at, affine, offset, slope, dx + at);  // 4
-        for (int64_t k = begin; dx_sum && k < end; ++k)
-            sum_pixels(std::min(parts.pixels, s.s - k * parts.pixels), s.c, dx + (i * s.s + k * parts.pixels) * s.c,
-                       dx_totals.data() + (i * parts.count + k) * s.c);
+        for (int64_t k = begin; k < end; ++k) {
+            const int64_t first = k * parts.pixels, pixels = std::min(parts.pixels, s.s - first);
+            const int64_t at = (i * s.s + first) * s.c;
+            part_input_gradient(pixels, s.c, (s.silu ? dx : dy) + at, x + at, affine, offset, slope, dx + at,
+                                dx_sum ? total(i, k) + 2 * s.c : nullptr);
+        }
     };
     reduce_then_map(s.n, parts.count, reduce, map);
-    batch_gradients(s.n * parts.count, s.c, totals.data(), dgamma, dbeta);
-    for (int64_t j = 0; dx_sum && j < s.c; ++j) {
-        double sum = 0;
-        for (int64_t k = 0; k < s.n * parts.count; ++k) sum += dx_totals[static_cast<size_t>(k * s.c + j)];
-        dx_sum[j] = static_cast<float>(sum);
-    }
+    float* const sums[] = {dbeta, dgamma, dx_sum};
+    batch_sums(s.n * parts.count, kinds, s.c, totals.data(), sums);
 }
 
 }  // namespace pydiff

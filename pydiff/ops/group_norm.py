@@ -42,7 +42,7 @@ class GroupNorm(Function):
         kernel = native(x3, "group_norm_forward")
         if kernel:
             gamma, beta = contiguous(gamma), contiguous(beta)
-            y, mean, rstd = empty(x3, x3.shape), empty(x3, (len(x3), groups)), empty(x3, (len(x3), groups))
+            y, mean, rstd = empty(x3, x3.shape), empty(gamma, (len(x3), groups)), empty(gamma, (len(x3), groups))
             kernel(x3, gamma, beta, groups, eps, silu, y, mean, rstd)
         else:
             y, mean, rstd = forward_arrays(x3, gamma, beta, groups, eps, silu)
@@ -55,7 +55,7 @@ class GroupNorm(Function):
         dy = contiguous(dy).reshape(x.shape)
         kernel = native(x, "group_norm_backward")
         if kernel:
-            dx, dgamma, dbeta = empty(x, x.shape), empty(x, gamma.shape), empty(x, gamma.shape)
+            dx, dgamma, dbeta = empty(x, x.shape), empty(gamma, gamma.shape), empty(gamma, gamma.shape)
             kernel(dy, x, gamma, beta, mean, rstd, self.groups, self.silu, dx, dgamma, dbeta, None)
         else:
             dx, dgamma, dbeta = backward_arrays(dy, x, gamma, beta, mean, rstd, self.silu)
