@@ -1,11 +1,13 @@
 """benchmarks.gpu, rehearsed without a GPU: every case is computed by everyone who takes part and compared with its
 truth, every kernel is called as it will be there, and the parent process survives whatever may befall the others."""
 
+import contextlib
 import importlib
 import json
 import math
 import sys
 import time
+import types
 from collections import Counter
 
 import numpy as np
@@ -192,6 +194,102 @@ def test_errors_are_relative_and_nan_never_passes():
 
 
 # ---- the parts that only a GPU uses ----------------------------------------------------------------------------------
+
+
+class FakeGraph:
+    """torch.cuda.CUDAGraph: takes down what is called between begin and end; here, nothing is captured."""
+
+    capturing, refuses, replays = False, False, 0
+
+    def capture_begin(self, capture_error_mode):
+        assert capture_error_mode == "relaxed"
+        FakeGraph.capturing = True
+
+    def capture_end(self):
+        FakeGraph.capturing = False
+        if FakeGraph.refuses:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def replay(self):
+        FakeGraph.replays += 1
+
+
+class FakeEvent:
+    """torch.cuda.Event by the clock."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self, stream):
+        assert stream == "stream"
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return (other.time - self.time) * 1e3
+
+
+@pytest.fixture
+def fake_gpu(device, stand_ins, monkeypatch):
+    """A device that takes the ways of a GPU, with torch.cuda and CuPy replaced by little."""
+    assert device.kernels is stand_ins
+    properties = types.SimpleNamespace(L2_cache_size=2000, total_memory=10**9)
+    fakes = {"CUDAGraph": FakeGraph, "Event": FakeEvent, "synchronize": lambda: None, "empty_cache": lambda: None,
+             "memory_reserved": lambda: 10**9, "get_device_properties": lambda _: properties}  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    pools = []
+
+    class Pool:
+        def __init__(self):
+            pools.append(self)
+
+        def malloc(self, _):
+            raise AssertionError("no kernel of the stand-ins needs a workspace")
+
+    @contextlib.contextmanager
+    def using_allocator(malloc):
+        assert not FakeGraph.capturing
+        assert malloc == pools[-1].malloc  # a pool of its own for every graph
+        yield
+
+    class Everything:
+        free_all_blocks = staticmethod(lambda: pools.append("freed"))
+
+    cupy = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(MemoryPool=Pool, using_allocator=using_allocator), get_default_memory_pool=Everything
+    )
+    plain = Device("simt", with_kernels=False)
+    for name, value in {"cuda": True, "stream": "stream", "xp": cupy, "array": plain.array}.items():
+        monkeypatch.setattr(device, name, value, raising=False)
+    monkeypatch.setattr(FakeGraph, "refuses", False)
+    monkeypatch.setattr(timing, "REPETITION", 1e-6)
+    return device, pools
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_graphs_are_captured_with_memory_of_their_own(fake_gpu, monkeypatch, refuses):
+    """What runs on GPUs only is run once, as far as it goes: a graph for each contender, events, turns; and launches
+    where capturing is refused."""
+    gpu, pools = fake_gpu
+    monkeypatch.setattr(FakeGraph, "refuses", refuses)
+    FakeGraph.replays = 0
+    case = conv2d.case_of(gpu, "forward", conv2d.TINY[0], "float32", peers=True)
+    rows, ratio = timing.measure(gpu, case, SEED, {})
+    assert [row["wrong"] for row in rows] == [False, False], rows
+    assert all(row["turns"] >= timing.LEAST for row in rows)
+    assert ratio > 0
+    assert pools[0] == "freed"  # memory was full
+    assert len(pools) == 3
+    if refuses:
+        assert all(row["how"].startswith("launches: RuntimeError: operation not permitted") for row in rows)
+        assert FakeGraph.replays == 0
+    else:
+        assert [row["how"] for row in rows] == ["graph", "graph"]
+        assert FakeGraph.replays > 2 * timing.LEAST
+    assert rows[0]["sets"] == 2
 
 
 def test_cupy_arrays_share_the_tensors_memory():
