@@ -150,8 +150,8 @@ PYBIND11_MODULE(_simt, m) {
     m.def("set_threads", &set_threads, py::arg("n"));
     m.def("counters", &count, "What this thread's launches did since the last call.");
     m.def("to_bfloat16", &to_bfloat16, py::arg("x"), "Bits of x in bfloat16, as the emulator rounds.");
-    m.def("sqrt_approx", &bind_each<sqrt_approx>, py::arg("x"), "As the emulator makes it for sqrt.approx.");
-    m.def("exp2_fast", &bind_each<exp2_fast>, py::arg("x"), "2^x as the emulator makes it for ex2.approx.ftz.");
+    m.def("sqrt_approx", &bind_each<pydiff::sqrt_approx>, py::arg("x"), "As the emulator makes it for sqrt.approx.");
+    m.def("exp2_fast", &bind_each<pydiff::exp2_fast>, py::arg("x"), "2^x as the emulator makes it for ex2.approx.ftz.");
     const auto plant = py::arg("plant") = "none";
     m.def("block_sum", &bind_block_sum, py::arg("x"), plant);
     m.def("scale", &bind_scale, py::arg("x"), py::arg("factor"), plant);
