@@ -20,6 +20,7 @@ class Recompute(Function):
             return first(*map(Tensor, self.arrays)).data
 
     def replay(self):
+        """The outputs again, with their history."""
         given = zip(self.inputs, self.arrays, strict=False)  # the parameters stand behind the inputs
         return [self.again(*(Tensor(array) if tensor is None else tensor for tensor, array in given))]
 

@@ -15,6 +15,7 @@
 #endif
 
 #include "../checks.h"
+#include "conv2d_methods.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "simd.h"

@@ -4,6 +4,9 @@
 
 namespace pydiff {
 
+// Whether 3 x 3 kernels may go by Winograd's algorithm, which is faster and rounds more (docs/winograd.md); true at first.
+void use_winograd(bool on);
+
 // Any kernel, stride and padding.
 void direct_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y);
 void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx);

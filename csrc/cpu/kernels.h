@@ -7,8 +7,6 @@
 namespace pydiff {
 
 // ---- conv2d: y[n,i,j,o] = bias[o] + sum_{a,b,c} x[n, i*stride_h + a - pad_top, j*stride_w + b - pad_left, c] w[a,b,c,o]
-// Whether 3 x 3 kernels may go by Winograd's algorithm, which is faster and rounds more (docs/winograd.md); true at first.
-void use_winograd(bool on);
 void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias /* (cout) or null */, float* y);
 void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx);
 void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw,
