@@ -34,6 +34,12 @@ __device__ __forceinline__ void load(float (&x)[count], const T* p) {
 }
 template <int count, class T>
 __device__ __forceinline__ void store(T* p, const float (&x)[count]) {
+#if defined(__CUDACC__)
+    // Hides where p comes from. Otherwise nvcc shares its address with the single stores of store_upto, no longer knows
+    // that it is a multiple of 16, and stores this one in pieces as well (csrc/cuda/gate.py sees that).
+    asm("" : "+l"(p));
+    __builtin_assume(__isGlobal(p));
+#endif
     constexpr int most = 16 / int(sizeof(T)), width = count < most ? count : most;
 #pragma unroll
     for (int i = 0; i < count; i += width) {
