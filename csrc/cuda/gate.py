@@ -40,7 +40,24 @@ FLAGS = [
 
 # The first pattern that fits "file:kernel<arguments>" counts. What the words mean is in INSTRUCTIONS.
 RULES = [
-    ("*:*naive*", "double"),  # the equation as it stands
+    ("*naive*", "double"),  # the equation as it stands
+    ("adamw:adamw_kernel", "load16 store16 double"),  # the schedule is in double
+    ("adamw:squares_kernel", "load16 double"),  # reads arrays and writes a number a block, as others below
+    ("adamw:add_chunks_kernel", "double"),  # adds up the numbers of blocks, as others below
+    ("attention:attention_delta_kernel*", "load16"),
+    ("attention:bf16::*", "load16 store16 mma copies"),
+    ("attention:float32::*<16>", "load16 copies"),  # a thread has one or two columns
+    ("attention:float32::*<32>", "load16 copies"),
+    ("attention:float32::*", "load16 store16 copies"),
+    ("conv2d:sum_parts_kernel", ""),
+    ("conv2d:*<bfloat16*", "load16 store16 mma copies"),
+    ("conv2d:*<float*", "load16 store16 copies"),
+    ("group_norm:group_norm_batch_kernel", "double"),
+    ("group_norm:*, false>", ""),  # for channels and addresses that no 16 bytes fit
+    ("group_norm:*moments_kernel<*", "load16"),
+    ("group_norm:*sums_kernel<*", "load16"),
+    ("noise:noise_loss_kernel", "double"),
+    ("noise:noise_loss_tiles_kernel<*", "load16"),
     ("*", "load16 store16"),  # everything else moves arrays, 16 bytes at a time
 ]
 # word: (in SASS, in PTX, how a report calls it)
@@ -111,20 +128,20 @@ def readable(mangled):
 
 
 def compile_one(nvcc, nvdisasm, source, architecture):
-    """What one file becomes on one architecture: ({kernel: figures}, [failures], "SASS" or "PTX")."""
+    """What one file becomes on one architecture: ({kernel: figures} or None, [failures], "SASS" or "PTX")."""
     label = f"{source.name} for {architecture}"
     target = f"-gencode=arch=compute_{architecture.removeprefix('sm_')},code={architecture}"
     with tempfile.TemporaryDirectory() as keep:
         cubin = Path(keep) / "kernels.cubin"
         status, _, log = run([nvcc, *FLAGS, target, "-cubin", source, "-o", cubin, "-keep", "-keep-dir", keep])
         if status != 0:
-            return {}, [f"{label}: {line}" for line in complaints(log)], ""
+            return None, [f"{label}: {line}" for line in complaints(log)], ""
         ptx = (Path(keep) / f"{source.stem}.ptx").read_text()
         code, language = dict(PTX_BODY.findall(ptx)), "PTX"
         if nvdisasm:
             status, sass, message = run([nvdisasm, "-c", cubin])
             if status != 0:
-                return {}, [f"{label}: nvdisasm: {message.strip()}"], ""
+                return None, [f"{label}: nvdisasm: {message.strip()}"], ""
             code, language = dict(SASS_BODY.findall(sass)), "SASS"
     threads, entries = dict(PTX_THREADS.findall(ptx)), dict(PTXAS_ENTRY.findall(log))
     kernels, failures, names = {}, [], readable(list(entries))
@@ -177,7 +194,7 @@ def compile_all(nvcc, nvdisasm, directory, architectures):
         results = list(pool.map(lambda job: compile_one(nvcc, nvdisasm, *job), jobs))
     table, failures, languages = {arch: {} for arch in architectures}, [], set()
     for (source, arch), (kernels, wrong, language) in zip(jobs, results, strict=True):
-        table[arch][source.stem] = dict(sorted(kernels.items()))
+        table[arch][source.stem] = dict(sorted(kernels.items())) if kernels is not None else None
         failures += wrong
         languages |= {language} - {""}
     table = {arch: dict(sorted(files.items())) for arch, files in table.items()}
@@ -189,6 +206,8 @@ def compare(found, stored):
     lines = []
     for arch, files in found.items():
         for file in sorted({*files, *stored.get(arch, {})}):
+            if files.get(file, {}) is None:  # it does not compile, and the failures say why
+                continue
             now, then = files.get(file, {}), stored.get(arch, {}).get(file, {})
             lines += [f"{file}:{k} for {arch} is not in the table" for k in sorted({*now} - {*then})]
             lines += [f"{file}:{k} for {arch} is in the table and no longer compiled" for k in sorted({*then} - {*now})]
@@ -261,7 +280,9 @@ def check_program(nvcc, directory):
     """The command that builds check/ and the kernels for a GPU, with line numbers for compute-sanitizer."""
     targets = [f"-gencode=arch=compute_{a.removeprefix('sm_')},code={a}" for a in ARCHITECTURES]
     sources = [*sorted(HERE.glob("*.cu")), *sorted((HERE / "check").glob("*.cpp"))]
-    return [nvcc, "-std=c++17", "-O3", "-lineinfo", "-DPYDIFF_GPU", *targets, *sources, "-o", Path(directory) / "check"]
+    libraries = Path(nvcc).resolve().parents[1] / "lib"  # of the packages; nvcc itself looks in lib64
+    flags = ["-std=c++17", "-O3", "-lineinfo", "-DPYDIFF_GPU", *([f"-L{libraries}"] if libraries.is_dir() else [])]
+    return [nvcc, *flags, *targets, *sources, "-o", Path(directory) / "check"]
 
 
 def main():
@@ -275,7 +296,7 @@ def main():
     parser.add_argument("--check-program", metavar="DIR", help="print the command that builds DIR/check for a GPU")
     options = parser.parse_args()
     if options.check_program:
-        return print(*check_program("nvcc", options.check_program))
+        return print(*check_program(find_tool("nvcc") or "nvcc", options.check_program))
     nvcc = find_tool("nvcc")
     if not nvcc:
         print("nvcc is neither on PATH nor among this Python's packages (pip install -r csrc/cuda/nvcc.txt):")
@@ -284,7 +305,7 @@ def main():
     nvdisasm = None if options.ptx else find_tool("nvdisasm")
     architectures = ARCHITECTURES if options.update else options.arch
     table, failures, language = compile_all(nvcc, nvdisasm, options.directory, architectures)
-    version, count = version_of(nvcc), sum(len(kernels) for files in table.values() for kernels in files.values())
+    version, count = version_of(nvcc), sum(len(kernels or ()) for files in table.values() for kernels in files.values())
     if options.update and not failures:
         write_table(table, version, options.table)
         print(f"{count} kernels written to {options.table} and {options.table.with_suffix('.md')}")

@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).parent.resolve()
 CUDA = HERE.parent / "cuda"
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # such as unroll
-COMMON = ["-std=c++17", *WARNINGS, "-g", "-fno-omit-frame-pointer", "-ffp-contract=off"]
+COMMON = ["-std=c++17", "-pthread", *WARNINGS, "-g", "-fno-omit-frame-pointer", "-ffp-contract=off"]
 # Flags of the emulator, of the kernels, and of the linker.
 BUILDS = {
     "race": (["-O0", "-DPYDIFF_SIMT_RACE"], ["-O1", "-DPYDIFF_SIMT_RACE", "-fsanitize=thread"], ["-fsanitize=thread"]),
@@ -52,9 +52,9 @@ def commands(build, directory, wanted, compiler):
     emulator = compiled("emulator", [p for p in sorted(HERE.glob("*.cpp")) if p.stem not in python], emulator_flags)
 
     def program(name, host, kernels):
-        objects = [compiled(f"{name}_{path.stem}_host", [path], emulator_flags) for path in host]
+        objects = [compiled(f"{name}_main", host, emulator_flags)]
         objects += [compiled(f"{name}_{path.stem}", [path], kernel_flags) for path in kernels]
-        link_all.append([compiler, *link_flags, emulator, *objects, "-o", str(directory / name)])
+        link_all.append([compiler, "-pthread", *link_flags, emulator, *objects, "-o", str(directory / name)])
 
     if "selftest" in wanted:
         program("selftest", [HERE / "selftest/main.cpp"], sorted((HERE / "selftest").glob("*.cu")))

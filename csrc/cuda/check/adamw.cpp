@@ -67,7 +67,7 @@ void check_adamw() {
     check_squared_norm(20011, 0);
 }
 
-const Op op("adamw", {check_adamw});
+const Op adamw_op("adamw", {check_adamw});
 
 }  // namespace
 }  // namespace pydiff::check

@@ -82,7 +82,7 @@ void check_attention() {
     check_attention<T>(1, 33, 33, 1, 64, true);
 }
 
-const Op op("attention", {check_attention<float>, check_attention<bfloat16>});
+const Op attention_op("attention", {check_attention<float>, check_attention<bfloat16>});
 
 }  // namespace
 }  // namespace pydiff::check

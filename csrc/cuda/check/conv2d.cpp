@@ -76,7 +76,7 @@ void check_conv2d() {
     check_conv2d<T>(1, 9, 9, 40, 1, 72, 1, false);
 }
 
-const Op op("conv2d", {check_conv2d<float>, check_conv2d<bfloat16>});
+const Op conv2d_op("conv2d", {check_conv2d<float>, check_conv2d<bfloat16>});
 
 }  // namespace
 }  // namespace pydiff::check

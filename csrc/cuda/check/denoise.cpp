@@ -65,7 +65,7 @@ void check_denoise() {
     check_denoise<T>(1, 4101, 3, true, true, 0);
 }
 
-const Op op("denoise", {check_denoise<float>, check_denoise<bfloat16>});
+const Op denoise_op("denoise", {check_denoise<float>, check_denoise<bfloat16>});
 
 }  // namespace
 }  // namespace pydiff::check

@@ -70,7 +70,7 @@ void check_group_norm() {
     check_group_norm<T>(2, 17, 40, 4, true);
 }
 
-const Op op("group_norm", {check_group_norm<float>, check_group_norm<bfloat16>});
+const Op group_norm_op("group_norm", {check_group_norm<float>, check_group_norm<bfloat16>});
 
 }  // namespace
 }  // namespace pydiff::check

@@ -69,7 +69,7 @@ void check_noise() {
     check_noise<T>(1, 4101, 0);  // several blocks
 }
 
-const Op op("noise", {check_noise<float>, check_noise<bfloat16>});
+const Op noise_op("noise", {check_noise<float>, check_noise<bfloat16>});
 
 }  // namespace
 }  // namespace pydiff::check
