@@ -13,8 +13,7 @@ Gates, each a line of the report that names the kernel:
 3. The figures: kernels, registers, shared memory and threads are those of registers.json. They are compared only
    when nvcc has the version that wrote the table, because every version allocates registers in its own way.
 
-nvcc is taken from PATH, or from this Python's packages: `pip install -r csrc/cuda/nvcc.txt` has a whole compiler, and
-nvdisasm too. Exit status: 0 all gates pass, 1 one does not, 2 there is no nvcc, so nothing was checked.
+nvcc and nvdisasm are taken from this Python's packages (`pip install -r csrc/cuda/nvcc.txt` has both), or from PATH. Exit status: 0 all gates pass, 1 one does not, 2 there is no nvcc, so nothing was checked.
 """
 
 import argparse
@@ -95,13 +94,12 @@ def expected(kernel):
 
 
 def find_tool(name):
-    """Path of nvcc or nvdisasm: on PATH, or in NVIDIA's packages for this Python; None if in neither."""
-    found = shutil.which(name)
-    spec = importlib.util.find_spec("nvidia") if not found else None
+    """Path of nvcc or nvdisasm: in NVIDIA's packages for this Python, or on PATH; None if in neither."""
+    spec = importlib.util.find_spec("nvidia")
     for directory in spec.submodule_search_locations if spec else ():
         for path in sorted(Path(directory).glob(f"cu*/bin/{name}"), reverse=True):
-            found = found or str(path)
-    return found
+            return str(path)
+    return shutil.which(name)
 
 
 def run(command):
@@ -299,7 +297,7 @@ def main():
         return print(*check_program(find_tool("nvcc") or "nvcc", options.check_program))
     nvcc = find_tool("nvcc")
     if not nvcc:
-        print("nvcc is neither on PATH nor among this Python's packages (pip install -r csrc/cuda/nvcc.txt):")
+        print("nvcc is neither among this Python's packages (pip install -r csrc/cuda/nvcc.txt) nor on PATH:")
         print("the CUDA kernels were not compiled as CUDA, and no gate was checked")
         sys.exit(2)
     nvdisasm = None if options.ptx else find_tool("nvdisasm")
