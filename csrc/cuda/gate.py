@@ -13,7 +13,8 @@ Gates, each a line of the report that names the kernel:
 3. The figures: kernels, registers, shared memory and threads are those of registers.json. They are compared only
    when nvcc has the version that wrote the table, because every version allocates registers in its own way.
 
-nvcc and nvdisasm are taken from this Python's packages (`pip install -r csrc/cuda/nvcc.txt` has both), or from PATH. Exit status: 0 all gates pass, 1 one does not, 2 there is no nvcc, so nothing was checked.
+nvcc and nvdisasm are taken from this Python's packages (`pip install -r csrc/cuda/nvcc.txt` has both), or from PATH.
+Exit status: 0 all gates pass, 1 one does not, 2 there is no nvcc, so nothing was checked.
 """
 
 import argparse

@@ -3,6 +3,7 @@
     python csrc/simt/sanitize.py race DIR       ThreadSanitizer, a TSan fiber for every CUDA thread
     python csrc/simt/sanitize.py address DIR    AddressSanitizer (gaps of shared memory included) and UBSan's alignment
     python csrc/simt/sanitize.py debug DIR      no sanitizer and no optimisation, for gdb
+    python csrc/simt/sanitize.py race DIR --run and run check, all ops and two seeds
     DIR/check noise 1                           one of the ops, or all of them; seed
     DIR/selftest block_sum missing_barrier 1    kernel of the emulator's own test, plant, seed
 
@@ -16,6 +17,7 @@ taken for a race; barriers tell TSan of the order they make. In a container TSan
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +77,7 @@ def main():
     parser.add_argument("build", choices=BUILDS)
     parser.add_argument("directory", type=Path)
     parser.add_argument("wanted", nargs="*", metavar="selftest|op", help=f"ops: {', '.join(OPS)}")
+    parser.add_argument("--run", action="store_true", help="run check afterwards")
     options = parser.parse_args()
     if unknown := {*options.wanted} - {"selftest", *OPS}:
         parser.error(f"nothing is called {', '.join(sorted(unknown))}")
@@ -85,6 +88,11 @@ def main():
         compiled = all(pool.map(run, compile_all))
     if not (compiled and all(map(run, link_all))):
         sys.exit(f"the {options.build} build failed; the compiler's message is above")
+    os.environ.setdefault("ASAN_OPTIONS", "detect_leaks=0")  # after a fault nobody unwinds the other fibers
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []  # TSan needs its addresses free
+    for seed in ("0", "1") if options.run else ():
+        if not run([*fixed, str(options.directory / "check"), "", seed]):
+            sys.exit(f"check failed in the {options.build} build with seed {seed}; what it wrote is above")
 
 
 if __name__ == "__main__":
