@@ -1,0 +1,41 @@
+// The noise of a key, made again in another way, for the ops that draw some.
+#pragma once
+#include "check.h"
+
+namespace pydiff::check {
+
+// philox.h in 64-bit integers and double.
+inline double normal_number(const NoiseKey& key, uint32_t sample, uint32_t step, int64_t element) {
+    uint64_t c[4] = {uint64_t(element / 4), step, sample, key.purpose};
+    uint32_t k0 = uint32_t(key.seed), k1 = uint32_t(key.seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t first = 0xD2511F53u * c[0], second = 0xCD9E8D57u * c[2];
+        c[0] = (second >> 32) ^ c[1] ^ k0, c[1] = second & 0xFFFFFFFFu;
+        c[2] = (first >> 32) ^ c[3] ^ k1, c[3] = first & 0xFFFFFFFFu;
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+    const uint64_t even = c[element % 4 / 2 * 2], odd = c[element % 4 / 2 * 2 + 1];
+    const double radius = std::sqrt(-2.0 * std::log(double((even >> 8) + 1) * 0x1p-24));
+    const double angle = 2.0 * 3.14159265358979323846 * double(odd >> 8) * 0x1p-24;
+    return radius * (element % 2 ? std::sin(angle) : std::cos(angle));
+}
+
+// A key whose samples and steps lie on the device, and the normals it stands for.
+struct Noise {
+    Noise(int64_t n, int64_t size) {
+        Numbers sample, step;
+        for (int64_t i = 0; i < n; ++i) sample.push_back(double(3 * i + 4000000000)), step.push_back(double(7 * i));
+        sample_ = std::make_unique<Array<uint32_t>>(sample);
+        step_ = std::make_unique<Array<uint32_t>>(step);
+        key = {0x123456789ABCDEFu, 3, *sample_, *step_};
+        for (int64_t i = 0; i < n * size; ++i)
+            eps.push_back(normal_number(key, uint32_t(sample[i / size]), uint32_t(step[i / size]), i % size));
+    }
+    NoiseKey key;
+    Numbers eps;
+
+private:
+    std::unique_ptr<Array<uint32_t>> sample_, step_;
+};
+
+}  // namespace pydiff::check

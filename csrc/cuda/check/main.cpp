@@ -1,0 +1,39 @@
+// Every launcher of kernels.h on small awkward shapes, without Python: for sanitizers, under the emulator and on GPUs.
+//
+//     check [OP [SEED]]      all ops without a name; seed of the threads' order
+//
+// Each case runs the naive kernel once and the fast one twice. Both must agree with the equation in double, and the two
+// fast runs in every bit; under the emulator their threads run in different orders. What a kernel writes starts as NaN,
+// and arrays are exactly as long as they must be. The shapes suit a race build, where a switch of threads takes 30
+// microseconds; precision is for the Python tests.
+//
+// Built by csrc/simt/sanitize.py (race, address, debug), and for a GPU by what gate.py --check-program prints.
+// Exit status: 0 right and silent, 1 wrong, 2 no such op; another one is a sanitizer's.
+#include <cstdio>
+#include <cstdlib>
+
+#include "check.h"
+
+using namespace pydiff::check;
+
+int main(int count, char** words) {
+    const std::string wanted = count > 1 ? words[1] : "";
+    first_seed = count > 2 ? std::strtoull(words[2], nullptr, 10) : 0;
+    bool found = false;
+    for (const Op* op : Op::all()) {
+        if (!wanted.empty() && wanted != op->name) continue;
+        found = true;
+        const int before = failures;
+        for (const auto& check : op->checks) {
+            try {
+                check();
+            } catch (const std::exception& error) {  // a fault of the emulator, an error of CUDA
+                fail(std::string(op->name) + ": " + error.what());
+            }
+        }
+        std::printf("%s: %s\n", op->name, failures == before ? "right" : "wrong");
+        std::fflush(stdout);
+    }
+    if (!found) return std::fprintf(stderr, "no op '%s'\n", wanted.c_str()), 2;
+    return failures ? 1 : 0;
+}
