@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from pydiff import ops, random
+from pydiff.backend import array_module
 from pydiff.diffusion.prediction import edm_coefficients
 from pydiff.tensor import Tensor, no_grad
 
@@ -196,7 +197,7 @@ def offset_noise(x, key, amount: float):
     generated pictures keep to the middle. x: array (N, ..., C).
     """
     shape = (1,) * (x.ndim - 2) + x.shape[-1:]
-    return amount * random.normal(key._replace(purpose=random.OFFSET), shape, x.dtype)
+    return amount * array_module(x).asarray(random.normal(key._replace(purpose=random.OFFSET), shape, x.dtype))
 
 
 def self_conditioned(model, process, x_t, t, seed: int, step: int, share: float = 0.5):
