@@ -12,7 +12,7 @@
 //
 // Array path: pydiff/ops/conv2d.py. Reference: pydiff/reference/conv2d.py. CPU: csrc/cpu/conv2d.cpp.
 //
-// Layout: pictures (n, h, w, channels), weights (kh, kw, cin, cout). Each of the three is a product of two matrices that
+// Layout: pictures (n, h, w, channels), weights (kh, kw, cin, cout). Each of the three is a product of matrices that
 // tile_product.h makes, a tile a block. The matrix of pixels exists nowhere: its elements are copied from the pictures
 // when a tile needs them (Chetlur et al. 2014, "cuDNN: Efficient Primitives for Deep Learning", section 3).
 //

@@ -6,8 +6,8 @@
 //
 // The left operand is (m, k), the right one (k, n). "By k" says that k is the contiguous axis of an operand in memory.
 // Tiles keep that order in shared memory, so copies of 16 bytes are possible; they are asynchronous, two steps ahead.
-// bfloat16 is multiplied on tensor cores, float32 in registers. Sums are float32 and grow in the order of k, alike in all
-// places of a tile.
+// bfloat16 is multiplied on tensor cores, float32 in registers. Sums are float32 and grow in the order of k, alike in
+// all places of a tile.
 #pragma once
 #include <algorithm>
 
@@ -29,7 +29,6 @@ template <class T, int width>
 constexpr int pitch = width + chunk<T>;
 constexpr int sum_pitch = n_tile + 8;
 constexpr int sum_bytes = m_tile * sum_pitch * int(sizeof(float));
-
 
 // ---- copies ------------------------------------------------------------------------------------------------------
 
