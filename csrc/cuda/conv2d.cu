@@ -37,6 +37,8 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 
 // ---- the equations, one thread an element: what the fast kernels are compared with -------------------------------
 
+constexpr int flat_threads = 256;
+
 template <class T>
 __global__ void forward_naive_kernel(Conv2dShape s, const T* x, const T* w, const float* bias, T* y) {
     const int64_t e = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -319,9 +321,10 @@ __global__ void __launch_bounds__(threads, resident<T>)
 }
 
 // dw and dbias as sums over the parts, in their order.
-__global__ void sum_parts_kernel(int64_t parts, int64_t size, int64_t cout, const float* __restrict__ partial,
-                                 float* __restrict__ dw, float* __restrict__ dbias) {
-    const int64_t e = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+__global__ void __launch_bounds__(flat_threads)
+    sum_parts_kernel(int64_t parts, int64_t size, int64_t cout, const float* __restrict__ partial,
+                     float* __restrict__ dw, float* __restrict__ dbias) {
+    const int64_t e = int64_t(blockIdx.x) * flat_threads + threadIdx.x;
     if (e >= size + cout || (e >= size && !dbias)) return;
     float sum = 0.0f;
 #pragma unroll 8
@@ -329,7 +332,6 @@ __global__ void sum_parts_kernel(int64_t parts, int64_t size, int64_t cout, cons
     *(e < size ? dw + e : dbias + e - size) = sum;
 }
 
-constexpr int flat_threads = 256;
 dim3 flat_grid(int64_t elements) { return dim3(unsigned(ceil_div(elements, flat_threads))); }
 
 }  // namespace
