@@ -1,6 +1,6 @@
 // conv2d: cross-correlation over channels-last pictures, and its gradients.
 //
-//     y[n, i, j, o] = bias[o] + sum_{a, b, c} x[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] w[a, b, c, o]
+//   y[n, i, j, o] = bias[o] + sum_{a, b, c} x[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] w[a, b, c, o]
 //
 // with x = 0 outside the picture. Backward:
 //     1. dx[n, p, q, c] = sum of dy[n, i, j, o] w[a, b, c, o] over o and all (i, a) with i stride_h + a - pad_top = p,
@@ -12,46 +12,32 @@
 //
 // Array path: pydiff/ops/conv2d.py. Reference: pydiff/reference/conv2d.py. CPU: csrc/cpu/conv2d.cpp.
 //
-// Layout: pictures (n, h, w, channels), weights (kh, kw, cin, cout). Each of the three is a product of two matrices, of
-// which the one made of pixels exists nowhere: its elements are read from the pictures, tile by tile (Chetlur et al. 2014,
-// "cuDNN: Efficient Primitives for Deep Learning", section 3.2).
+// Layout: pictures (n, h, w, channels), weights (kh, kw, cin, cout). Each of the three is a product of matrices that
+// tile_product.h makes, a tile a block. The matrix of pixels exists nowhere: its elements are copied from the pictures
+// when a tile needs them (Chetlur et al. 2014, "cuDNN: Efficient Primitives for Deep Learning", section 3).
 //
 //                       m: rows        n: columns   k: summed    left (m, k)          right (k, n)
 //     forward           pixels of y    o            (a, b, c)    pixels of x, by k    w, by n
 //     backward_input    pixels of x    c            (a, b, o)    pixels of dy, by k   w, by k
 //     backward_weight   (a, b, c)      o            pixels of y  pixels of x, by m    dy, by n
 //
-// "By k" says which axis is contiguous. A block makes a tile of 128 x 64 of the result. Tiles of both operands, 64 bytes
-// of k deep, come to shared memory as they lie in global memory, by asynchronous copies two steps ahead, 16 bytes at a
-// time where channels and addresses allow and single elements elsewhere. bfloat16 is multiplied on tensor cores, float32
-// in registers. Sums are float32, in the order of k: a picture's y and dx are the same alone and in any batch.
-// backward_weight has few tiles and many pixels, so the pixels are cut into parts whose sums are added in their order.
+// A sum's order does not depend on where in a tile its pixel is, so a picture's y and dx are the same alone and in any
+// batch. backward_weight has few tiles and many pixels: these are cut into parts, whose sums are added in their order.
+// Heights, widths and kh kw cin are counted in 32 bits, everything else in 64.
 #include <algorithm>
 #include <initializer_list>
+#include <utility>
 
-#include "../simt/ptx.h"
-#include "vector.h"
+#include "tile_product.h"
 
 namespace pydiff {
 namespace {
 
-constexpr int threads = 128, m_tile = 128, n_tile = 64, stages = 3;
-template <class T>
-constexpr int k_tile = 64 / int(sizeof(T));
-template <class T>
-constexpr int chunk = 16 / int(sizeof(T));  // elements of a vector copy
-template <class T>
-constexpr int resident = sizeof(T) == 2 ? 4 : 3;  // blocks at a time on a multiprocessor: 128 or 168 registers a thread
-// Rows of a tile are 16 bytes further apart than they are long. Eight of them then start in different banks, whether they
-// are 64, 128, 256 or 512 bytes long.
-template <class T, int width>
-constexpr int pitch = width + chunk<T>;
-constexpr int sum_pitch = n_tile + 8;
-constexpr int sum_bytes = m_tile * sum_pitch * int(sizeof(float));
-
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- the equations, one thread an element: what the fast kernels are compared with -------------------------------
+
+constexpr int flat_threads = 256;
 
 template <class T>
 __global__ void forward_naive_kernel(Conv2dShape s, const T* x, const T* w, const float* bias, T* y) {
@@ -95,7 +81,7 @@ __global__ void backward_weight_naive_kernel(Conv2dShape s, const T* dy, const T
     if (e >= size + s.cout) return;
     float sum = 0.0f;
     if (e >= size) {
-        for (int64_t pixel = 0; pixel < s.n * s.oh * s.ow; ++pixel) sum += to_float(dy[pixel * s.cout + e - size]);  // 3
+        for (int64_t m = 0; m < s.n * s.oh * s.ow; ++m) sum += to_float(dy[m * s.cout + e - size]);  // 3
         if (dbias) dbias[e - size] = sum;
         return;
     }
@@ -111,204 +97,10 @@ __global__ void backward_weight_naive_kernel(Conv2dShape s, const T* dy, const T
     dw[e] = sum;
 }
 
-// ---- tiles in shared memory --------------------------------------------------------------------------------------
+// ---- where the operands lie --------------------------------------------------------------------------------------
 
-// What a thread copies of a tile `width` wide, by single elements or by vectors: the same column in all rows, from
-// first_row on every rows_apart.
-template <class T, int width>
-__device__ __forceinline__ int column(bool vectors) {
-    return vectors ? int(threadIdx.x) % (width / chunk<T>) * chunk<T> : int(threadIdx.x) % width;
-}
-template <class T, int width>
-__device__ __forceinline__ int first_row(bool vectors) {
-    return int(threadIdx.x) / (vectors ? width / chunk<T> : width);
-}
-template <class T, int width>
-__device__ __forceinline__ int rows_apart(bool vectors) {
-    return threads / (vectors ? width / chunk<T> : width);
-}
-
-// Starts the copies of this thread into a tile [rows][width], `count` elements at a time. source(row), called for ascending
-// rows, says where those of its column are: null stands for zeros; `any` is then the address that is named but not read.
-template <int rows, int width, int count, class T, class Source>
-__device__ __forceinline__ void copy_rows(T* tile, const T* any, Source& source) {
-    constexpr int across = width / count, bytes = count * int(sizeof(T));
-    static_assert(threads % across == 0 && rows % (threads / across) == 0, "every thread copies as many elements");
-    T* to = tile + int(threadIdx.x) / across * pitch<T, width> + int(threadIdx.x) % across * count;
-#pragma unroll 4
-    for (int i = 0; i < rows; i += threads / across) {
-        const T* from = source(int(threadIdx.x) / across + i);
-        if constexpr (bytes >= 4)
-            copy_async<bytes>(to + i * pitch<T, width>, from ? from : any, from ? bytes : 0);
-        else
-            to[i * pitch<T, width>] = from ? *from : from_float<T>(0.0f);
-    }
-}
-template <int rows, int width, class T, class Source>
-__device__ __forceinline__ void copy_tile(T* tile, const T* any, bool vectors, Source source) {
-    if (vectors)
-        copy_rows<rows, width, chunk<T>>(tile, any, source);
-    else
-        copy_rows<rows, width, 1>(tile, any, source);
-}
-
-// What a block needs to know of its product: where k is contiguous, and so how tiles lie in shared memory.
-template <class T, bool left_by_k, bool right_by_k>
-struct Tiles {
-    static constexpr int left_pitch = pitch<T, left_by_k ? k_tile<T> : m_tile>;
-    static constexpr int right_pitch = pitch<T, right_by_k ? k_tile<T> : n_tile>;
-    static constexpr int left_size = (left_by_k ? m_tile : k_tile<T>) * left_pitch;
-    static constexpr int stage_size = left_size + (right_by_k ? n_tile : k_tile<T>) * right_pitch;
-    static constexpr int bytes = std::max(stages * stage_size * int(sizeof(T)), sum_bytes + threads * int(sizeof(float)));
-};
-
-// The sums of one thread: add() multiplies two tiles, put() lays the result into sums[m][n].
-template <class T, bool left_by_k, bool right_by_k>
-struct Product;
-
-// Tensor cores. Four warps make 64 x 32 each, in 4 x 4 pieces of 16 x 8, from fragments of 16 x 16 on either side.
-template <bool left_by_k, bool right_by_k>
-struct Product<bfloat16, left_by_k, right_by_k> {
-    using Lies = Tiles<bfloat16, left_by_k, right_by_k>;
-    float sum[4][4][4] = {};
-    int lane = int(threadIdx.x) % 32, m0 = int(threadIdx.x) / 64 * 64, n0 = int(threadIdx.x) / 32 % 2 * 32;
-
-    __device__ __forceinline__ void add(const bfloat16* left, const bfloat16* right) {
-        // ldmatrix: lanes 0-7 point to the rows of the first 8 x 8, lanes 8-15 of the second, ..
-        const int row = lane % 8, second = lane / 8 % 2 * 8, third = lane / 16 * 8;
-#pragma unroll
-        for (int k = 0; k < k_tile<bfloat16>; k += 16) {
-            uint32_t a[4][4], b[2][4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {  // the second is 8 below in m, the third 8 further in k
-                const int m = m0 + 16 * i + second;
-                load_matrix<!left_by_k>(a[i], left_by_k ? left + (m + row) * Lies::left_pitch + k + third
-                                                        : left + (k + third + row) * Lies::left_pitch + m);
-            }
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {  // the second is 8 further in k, the third 8 further in n
-                const int n = n0 + 16 * j + third;
-                load_matrix<!right_by_k>(b[j], right_by_k ? right + (n + row) * Lies::right_pitch + k + second
-                                                          : right + (k + second + row) * Lies::right_pitch + n);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const uint32_t pair[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
-                    mma_bf16(sum[i][j], a[i], pair, sum[i][j]);
-                }
-        }
-    }
-
-    __device__ __forceinline__ void put(float* sums) const {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                float* to = sums + (m0 + 16 * i + lane / 4) * sum_pitch + n0 + 8 * j + lane % 4 * 2;
-                store_vector(to, make_float2(sum[i][j][0], sum[i][j][1]));
-                store_vector(to + 8 * sum_pitch, make_float2(sum[i][j][2], sum[i][j][3]));
-            }
-    }
-};
-
-// Registers: 16 x 8 threads make 8 x 8 sums each, from four k at a time.
-template <bool left_by_k, bool right_by_k>
-struct Product<float, left_by_k, right_by_k> {
-    using Lies = Tiles<float, left_by_k, right_by_k>;
-    float sum[8][8] = {};
-    int down = int(threadIdx.x) / 8, along = int(threadIdx.x) % 8;
-
-    // Which row or column of the tile is the i-th of thread t out of `count`. Every access brings four floats: of four k
-    // in a tile by k, where neighbouring threads then take neighbouring rows to meet different banks, else of four places.
-    template <bool by_k>
-    static __device__ __forceinline__ int place(int t, int count, int i) {
-        return by_k ? i * count + t : i / 4 * 4 * count + 4 * t + i % 4;
-    }
-    // v[q][i] = element k + q of the i-th place
-    template <bool by_k, int tile_pitch>
-    static __device__ __forceinline__ void read(float (&v)[4][8], const float* tile, int k, int t, int count) {
-#pragma unroll
-        for (int i = 0; i < 8; i += by_k ? 1 : 4)
-#pragma unroll
-            for (int q = 0; q < 4; q += by_k ? 4 : 1) {
-                const int at = place<by_k>(t, count, i);
-                const float4 f = load_vector<float4>(tile + (by_k ? at * tile_pitch + k : (k + q) * tile_pitch + at));
-                if constexpr (by_k)
-                    v[0][i] = f.x, v[1][i] = f.y, v[2][i] = f.z, v[3][i] = f.w;
-                else
-                    v[q][i] = f.x, v[q][i + 1] = f.y, v[q][i + 2] = f.z, v[q][i + 3] = f.w;
-            }
-    }
-
-    __device__ __forceinline__ void add(const float* left, const float* right) {
-#pragma unroll 1
-        for (int k = 0; k < k_tile<float>; k += 4) {
-            float a[4][8], b[4][8];
-            read<left_by_k, Lies::left_pitch>(a, left, k, down, 16);
-            read<right_by_k, Lies::right_pitch>(b, right, k, along, 8);
-#pragma unroll
-            for (int q = 0; q < 4; ++q)
-#pragma unroll
-                for (int i = 0; i < 8; ++i)
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) sum[i][j] += a[q][i] * b[q][j];
-        }
-    }
-
-    __device__ __forceinline__ void put(float* sums) const {
-#pragma unroll
-        for (int i = 0; i < 8; ++i)
-#pragma unroll
-            for (int j = 0; j < 8; ++j)
-                sums[place<left_by_k>(down, 16, i) * sum_pitch + place<right_by_k>(along, 8, j)] = sum[i][j];
-    }
-};
-
-// The block's tile of the product, sums[m][n] in shared memory with rows sum_pitch apart, seen by all threads. load(left,
-// right) starts the copies of the next step; look(right) may read a tile that has come.
-template <class T, bool left_by_k, bool right_by_k, class Load, class Look>
-__device__ __forceinline__ float* multiply(int64_t steps, unsigned char* memory, Load load, Look look) {
-    using Lies = Tiles<T, left_by_k, right_by_k>;
-    T* tiles = reinterpret_cast<T*>(memory);
-    const auto start = [&](int64_t step, int stage) {
-        if (step < steps) load(tiles + stage * Lies::stage_size, tiles + stage * Lies::stage_size + Lies::left_size);
-        commit_copies();  // a group a step, also when it is empty, so that counting them is waiting for a step
-    };
-    Product<T, left_by_k, right_by_k> product;
-#pragma unroll 1
-    for (int step = 0; step < stages - 1; ++step) start(step, step);
-    int stage = 0;
-    for (int64_t step = 0; step < steps; ++step) {
-        wait_copies<stages - 2>();
-        __syncthreads();  // all copies of this step are here, and everyone is done with the tiles of the step before
-        start(step + stages - 1, (stage + stages - 1) % stages);
-        const T* left = tiles + stage * Lies::stage_size;
-        look(left + Lies::left_size);
-        product.add(left, left + Lies::left_size);
-        stage = (stage + 1) % stages;
-    }
-    float* sums = reinterpret_cast<float*>(memory);
-    __syncthreads();
-    product.put(sums);
-    __syncthreads();
-    return sums;
-}
-
-// write(m, n, sums of n .. n + 7) for all of the tile; n is the same in all calls of a thread.
-template <class Write>
-__device__ __forceinline__ void for_each_row(const float* sums, Write write) {
-    const int n = int(threadIdx.x) % 8 * 8;
-#pragma unroll 2
-    for (int m = int(threadIdx.x) / 8; m < m_tile; m += threads / 8) {
-        float row[8];
-        load(row, sums + m * sum_pitch + n);
-        write(m, n, row);
-    }
-}
-
-// A place (outer, middle, inner) in a box of any number x middles x inners, walked in the order of memory.
+// A place (outer, middle, inner) in a box of any number x middles x inners, walked in the order of memory: a tap with a
+// channel (a, b, c), or a pixel (n, i, j). Steps are short, so counting is cheaper than dividing.
 struct Walk {
     int64_t outer;
     int middle, inner, middles, inners;
@@ -333,16 +125,17 @@ struct Gather {
     };
     Conv2dShape s;
     Picture made, source;
-    int64_t classes_w, m_tiles, n_tiles;  // blocks: (classes of rows, classes of columns, m_tiles, n_tiles)
+    int64_t classes_w, m_tiles, n_tiles;           // blocks count (class of rows, class of columns, m_tiles, n_tiles)
     bool source_vectors, w_vectors, made_vectors;  // whether these may be moved 16 bytes at a time
 };
 
-// One axis of it. Forward, y[i] sees x[i stride - pad + a]. Backward, x[p] sees dy[i] by tap a if i stride + a - pad = p
-// (1); for the class of pixels p = r + stride p', these are the taps a = (r + pad) mod stride + stride a', and
+// One axis of it. Forward, y[i] sees x[i stride - pad + a] by tap a. Backward (1), x[p] sees dy[i] by tap a if
+// i stride + a - pad = p. For the class of pixels p = r + stride p', that is a = (r + pad) mod stride + stride a' and
 // i = p' + (r + pad) div stride - a'. So dx is stride interleaved pictures, each made by a convolution of stride 1.
+//
+// Both: pixel r + every i' (i' < pixels) sees source pixel i' scale + from, + a' forward or - a' backward, by tap
+// first + every a' (a' < taps).
 struct Axis {
-    // Pixel r + every i', i' < pixels, sees source pixels i' scale + from + (forward) or - (backward) a' by the taps
-    // first + every a', a' < taps.
     int64_t pixels, taps, every, first, scale, from;
 };
 template <bool backward>
@@ -368,47 +161,47 @@ __global__ void __launch_bounds__(threads, resident<T>)
     const Conv2dShape& s = g.s;
     const int64_t channels = g.source.channels, width = g.made.channels;
 
-    const int64_t m_block = blockIdx.x / g.n_tiles, kind = m_block / g.m_tiles;
-    const int64_t m0 = m_block % g.m_tiles * m_tile, n0 = blockIdx.x % g.n_tiles * n_tile;
-    const int64_t r = kind / g.classes_w, q = kind % g.classes_w;
-    const Axis down = axis<backward>(g.made.h, s.kh, s.stride_h, s.pad_top, r);
-    const Axis along = axis<backward>(g.made.w, s.kw, s.stride_w, s.pad_left, q);
+    const int64_t class_tile = blockIdx.x / g.n_tiles, m0 = class_tile % g.m_tiles * m_tile;
+    const int64_t n0 = blockIdx.x % g.n_tiles * n_tile, r = class_tile / g.m_tiles;
+    const Axis down = axis<backward>(g.made.h, s.kh, s.stride_h, s.pad_top, r / g.classes_w);
+    const Axis along = axis<backward>(g.made.w, s.kw, s.stride_w, s.pad_left, r % g.classes_w);
     if (m0 >= s.n * down.pixels * along.pixels) return;
 
-    int64_t mine = -1;  // element of `made` where row threadIdx.x of the tile begins
-    static_assert(threads == m_tile, "a thread prepares a row");
-    {
-        const int64_t m = m0 + threadIdx.x, n = m / along.pixels / down.pixels;
+    // A thread prepares a row, and remembers which element of `made` it begins with.
+    static_assert(threads == m_tile, "as many threads as rows");
+    int64_t begin = -1;
+    Pixel pixel = {0, 1u << 31, 1u << 31};  // no row: outside, for every tap
+    const int64_t m = m0 + threadIdx.x, picture = m / along.pixels / down.pixels;
+    if (picture < s.n) {
         const int64_t i = m / along.pixels % down.pixels, j = m % along.pixels;
         const int64_t row = i * down.scale + down.from, column = j * along.scale + along.from;
-        Pixel pixel = {0, 1u << 31, 1u << 31};  // outside, for every tap
-        if (n < s.n) {
-            pixel = {((n * g.source.h + row) * g.source.w + column) * channels, unsigned(row), unsigned(column)};
-            mine = ((n * g.made.h + r + i * down.every) * g.made.w + q + j * along.every) * width;
-        }
-        pixels[threadIdx.x] = pixel;
+        pixel = {((picture * g.source.h + row) * g.source.w + column) * channels, unsigned(row), unsigned(column)};
+        const int64_t p = r / g.classes_w + i * down.every, q = r % g.classes_w + j * along.every;
+        begin = ((picture * g.made.h + p) * g.made.w + q) * width;
     }
+    pixels[threadIdx.x] = pixel;
     __syncthreads();
 
-    // k counts (a', b', channel); a thread's copies of one step all have the same one.
+    // k counts (a', b', channel), and a thread's copies of a step have one of them in common.
     Walk at(column<T, k_tile<T>>(g.source_vectors), along.taps, channels);
     const int64_t depth = down.taps * along.taps * channels;
     int64_t k = 0;
     const auto load = [&](T* left, T* right) {
         const int64_t a = at.outer, b = at.middle, c = at.inner;
         const bool inside = a < down.taps;
+        const unsigned below = unsigned(sign * a), beside = unsigned(sign * b);
         const int64_t ahead = sign * (a * g.source.w + b) * channels + c;
-        copy_tile<m_tile, k_tile<T>>(left, source, g.source_vectors, [&](int m) -> const T* {
-            const Pixel p = pixels[m];
-            const bool seen = inside && p.row + unsigned(sign * a) < g.source.h && p.column + unsigned(sign * b) < g.source.w;
+        copy_tile<m_tile, k_tile<T>>(left, source, g.source_vectors, [&](int row) -> const T* {
+            const Pixel p = pixels[row];
+            const bool seen = inside && p.row + below < g.source.h && p.column + beside < g.source.w;
             return seen ? source + p.at + ahead : nullptr;
         });
-        if constexpr (backward) {  // w (kh, kw, cin, cout): n is cin, c of cout
+        if constexpr (backward) {  // w (kh, kw, cin, cout): n counts cin, c is of cout
             const int64_t tap = (down.first + a * down.every) * s.kw + along.first + b * along.every;
             copy_tile<n_tile, k_tile<T>>(right, w, g.w_vectors, [&](int n) -> const T* {
                 return inside && n0 + n < width ? w + (tap * width + n0 + n) * channels + c : nullptr;
             });
-        } else {  // a matrix (k, cout)
+        } else {  // w is a matrix (k, cout)
             const int64_t n = n0 + column<T, n_tile>(g.w_vectors);
             copy_tile<k_tile<T>, n_tile>(right, w, g.w_vectors, [&](int row) -> const T* {
                 return k + row < depth && n < width ? w + (k + row) * width + n : nullptr;
@@ -417,21 +210,20 @@ __global__ void __launch_bounds__(threads, resident<T>)
         }
         at.advance(k_tile<T>);
     };
-    const float* sums =
-        multiply<T, true, backward>(ceil_div(depth, k_tile<T>), memory, load, [](const T*) {});
+    const float* sums = multiply<T, true, backward>(ceil_div(depth, k_tile<T>), memory, load, [](const T*) {});
 
     int64_t* begins = reinterpret_cast<int64_t*>(memory + sum_bytes);
-    begins[threadIdx.x] = mine;
+    begins[threadIdx.x] = begin;
     __syncthreads();
     const int64_t n = n0 + threadIdx.x % 8 * 8;
     if (n >= width) return;
     float shift[8] = {};
     if (bias) load_upto(shift, bias + n, width - n, false);
-    for_each_row(sums, [&](int m, int, float (&sum)[8]) {
-        if (begins[m] < 0) return;
+    for_each_row(sums, [&](int row, int, float (&sum)[8]) {
+        if (begins[row] < 0) return;
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum[i] += shift[i];
-        store_upto(made + begins[m] + n, sum, width - n, g.made_vectors);
+        store_upto(made + begins[row] + n, sum, width - n, g.made_vectors);
     });
 }
 
@@ -446,11 +238,11 @@ void convolve(const Conv2dShape& s, const T* source, const T* w, const float* bi
     g.source_vectors = g.source.channels % chunk<T> == 0 && aligned16({source});
     g.w_vectors = s.cout % chunk<T> == 0 && aligned16({w});
     g.made_vectors = g.made.channels % 8 == 0 && aligned16({made});
-    if (backward) g.source_vectors = g.w_vectors = g.source_vectors && g.w_vectors;  // their k are walked together
+    if (backward) g.source_vectors = g.w_vectors = g.source_vectors && g.w_vectors;  // both are by k, in one walk
     const int64_t blocks = std::min(sh, g.made.h) * g.classes_w * g.m_tiles * g.n_tiles;
     if (blocks == 0) return;
-    launch<conv2d_kernel<T, backward>>(dim3(unsigned(blocks)), dim3(threads), Tiles<T, true, backward>::bytes, stream, g,
-                                       source, w, bias, made);
+    launch<conv2d_kernel<T, backward>>(dim3(unsigned(blocks)), dim3(threads), Tiles<T, true, backward>::bytes, stream,
+                                       g, source, w, bias, made);
 }
 
 // ---- backward_weight ---------------------------------------------------------------------------------------------
@@ -468,8 +260,7 @@ Parts parts_of(const Conv2dShape& s) {
     return {std::max<int64_t>(ceil_div(all, pixels), 1), pixels};
 }
 
-// dw (kh kw cin, cout) and dbias of one part of the pixels, of which there is one a row of the grid; the next part's
-// results lie `apart` floats behind.
+// dw (kh kw cin, cout) and dbias from a part of the pixels. Every row of the grid makes one, `apart` floats further on.
 template <class T>
 __global__ void __launch_bounds__(threads, resident<T>)
     conv2d_weight_kernel(Conv2dShape s, int64_t part, bool x_vectors, bool dy_vectors, bool dw_vectors, int64_t apart,
@@ -493,7 +284,8 @@ __global__ void __launch_bounds__(threads, resident<T>)
     int rest = int(last - first);  // pixels
     const auto load = [&](T* left, T* right) {
         copy_tile<k_tile<T>, m_tile>(left, x, x_vectors, [&](int row) -> const T* {
-            const unsigned p = pixel.middle * unsigned(s.stride_h) + down, q = pixel.inner * unsigned(s.stride_w) + along;
+            const unsigned p = pixel.middle * unsigned(s.stride_h) + down;
+            const unsigned q = pixel.inner * unsigned(s.stride_w) + along;
             const bool seen = m < depth && row < rest && p < s.h && q < s.w;
             const T* from = x + ((pixel.outer * s.h + p) * s.w + q) * s.cin;
             pixel.advance(step);
@@ -505,7 +297,7 @@ __global__ void __launch_bounds__(threads, resident<T>)
         from_dy += k_tile<T> * s.cout;
         rest -= k_tile<T>;
     };
-    // The blocks of the first rows also sum dy's columns, of which a thread takes every other row.
+    // The first rows' blocks sum dy's columns as well, two threads to each: one the even rows, one the odd ones.
     const bool with_bias = dbias && m0 == 0;
     float half = 0.0f;
     const auto look = [&](const T* right) {
@@ -529,9 +321,10 @@ __global__ void __launch_bounds__(threads, resident<T>)
 }
 
 // dw and dbias as sums over the parts, in their order.
-__global__ void sum_parts_kernel(int64_t parts, int64_t size, int64_t cout, const float* __restrict__ partial,
-                                 float* __restrict__ dw, float* __restrict__ dbias) {
-    const int64_t e = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+__global__ void __launch_bounds__(flat_threads)
+    sum_parts_kernel(int64_t parts, int64_t size, int64_t cout, const float* __restrict__ partial,
+                     float* __restrict__ dw, float* __restrict__ dbias) {
+    const int64_t e = int64_t(blockIdx.x) * flat_threads + threadIdx.x;
     if (e >= size + cout || (e >= size && !dbias)) return;
     float sum = 0.0f;
 #pragma unroll 8
@@ -539,7 +332,6 @@ __global__ void sum_parts_kernel(int64_t parts, int64_t size, int64_t cout, cons
     *(e < size ? dw + e : dbias + e - size) = sum;
 }
 
-constexpr int flat_threads = 256;
 dim3 flat_grid(int64_t elements) { return dim3(unsigned(ceil_div(elements, flat_threads))); }
 
 }  // namespace
@@ -592,7 +384,8 @@ void conv2d_backward_weight(const Conv2dShape& s, const T* dy, const T* x, float
 #define PYDIFF_INSTANTIATE(T)                                                                                        \
     template void conv2d_forward<T>(const Conv2dShape&, const T*, const T*, const float*, T*, cudaStream_t);         \
     template void conv2d_backward_input<T>(const Conv2dShape&, const T*, const T*, T*, cudaStream_t);                \
-    template void conv2d_backward_weight<T>(const Conv2dShape&, const T*, const T*, float*, float*, void*, cudaStream_t);
+    template void conv2d_backward_weight<T>(const Conv2dShape&, const T*, const T*, float*, float*, void*,           \
+                                            cudaStream_t);
 PYDIFF_INSTANTIATE(float)
 PYDIFF_INSTANTIATE(bfloat16)
 #undef PYDIFF_INSTANTIATE
