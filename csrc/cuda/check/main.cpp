@@ -19,6 +19,9 @@ using namespace pydiff::check;
 int main(int count, char** words) {
     const std::string wanted = count > 1 ? words[1] : "";
     first_seed = count > 2 ? std::strtoull(words[2], nullptr, 10) : 0;
+#if !defined(__CUDACC__) && !defined(PYDIFF_GPU)
+    pydiff::simt::set_threads(1);  // nothing is hidden from ThreadSanitizer
+#endif
     bool found = false;
     for (const Op* op : Op::all()) {
         if (!wanted.empty() && wanted != op->name) continue;
