@@ -19,7 +19,7 @@
 //     slab    whole groups, 32 to 128 bytes of every pixel where the groups are that narrow: a block's
 //     chunk   some pixels, at most 64 chunks a sample: a block's, so that one large picture keeps the GPU busy
 //
-// A reduction and a map follow one another, in one of two ways, and s, c and groups say which. Bytes are what counts; in
+// A reduction and a map follow one another, in one of two ways; s, c and groups say which. Bytes are what counts; in
 // bfloat16 an element takes:                                                                       forward    backward
 //     one read    all pixels of a slab fit into the shared memory of a block and stay there              4           6
 //     two passes  partial results of every chunk go through the workspace; the input is read twice       6          10
@@ -44,7 +44,7 @@ constexpr int most_chunks = 64;              // of a sample: two for every lane 
 constexpr int64_t chunk_elements = 8192;     // at least, or a block has too little between its reductions
 constexpr int64_t row_bytes = 128;           // of a slab's pixel, where the groups allow: a line of the cache
 constexpr int64_t easy_bytes = 64 << 10;     // of slabs in shared memory: three blocks fit on a multiprocessor
-constexpr int64_t shared_bytes = 224 << 10;  // of a block: 227 KB less what the kernels declare
+constexpr int64_t declared_bytes = 3 << 10;   // of shared memory, by the kernels themselves, at most
 
 template <class T>
 constexpr int each = 16 / int(sizeof(T));  // channels of a pack
@@ -67,7 +67,8 @@ struct Cut {
     }
 };
 
-// arrays: how many of x's size a block would have to keep for one read.
+// arrays: how many of x's size a block would have to keep for one read. What fits is for the kind of GPU to say: 224 KB
+// on Hopper.
 template <class T>
 Cut cut_sample(const GroupNormShape& s, int arrays) {
     constexpr int64_t V = each<T>;
@@ -90,6 +91,7 @@ Cut cut_sample(const GroupNormShape& s, int arrays) {
     int64_t units = wide;
     while (units > 1 && bytes(units * unit) > easy_bytes) --units;
     cut.slab_bytes = bytes(std::min(units * unit, s.c));
+    const int64_t shared_bytes = most_shared_bytes() - declared_bytes;
     if (cut.slab_bytes <= shared_bytes) {  // more threads where a block is alone
         lay_out(units * unit, s.s, cut.slab_bytes > easy_bytes ? 384 : 256);
         const size_t more = arrays == 1 ? cut.moments_bytes(int(V)) : cut.sums_bytes(int(V));
@@ -580,7 +582,7 @@ __device__ __forceinline__ void input_gradient(const Cut& cut, const Part& part,
                 for (int v = 0; v < V; ++v) {
                     const float centred = to_float(pack.x.element[v]) - affine.mean[v];
                     float dz = to_float(pack.dy.element[v]);
-                    if (with_silu) dz *= silu_derivative(affine.z(v, centred));                // 1
+                    if (with_silu) dz *= silu_derivative(affine.z(v, centred));                                // 1
                     result.element[v] = from_float<T>(affine.scale[v] * dz - offset[v] - slope[v] * centred);  // 4
                 }
                 dx.store(p, channel, result);

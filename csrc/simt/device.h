@@ -5,6 +5,7 @@
 //     DYNAMIC_SHARED(float, rows);            float* rows: the shared bytes named in the launch, aligned to 16
 //     load_vector<float4>(p)                  one access of 16 bytes; p must be aligned to it
 //     launch<kernel>(grid, block, shared_bytes, stream, arguments...)      kernel<<<...>>>(arguments...)
+//     most_shared_bytes()                     that a block may have on the current device
 //
 // Everything else has the name it has in CUDA. The emulator behind the second half is explained in docs/simt.md.
 #pragma once
@@ -43,6 +44,13 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, Arg
     kernel<<<grid, block, shared_bytes, stream>>>(args...);
 }
 #endif
+
+inline int64_t most_shared_bytes() {
+    int device = 0, bytes = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    return bytes;
+}
 
 }  // namespace pydiff
 
@@ -88,6 +96,8 @@ inline void sincospif(float x, float* sine, float* cosine) {
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 namespace pydiff {
+
+inline int64_t most_shared_bytes() { return simt::max_shared_bytes; }
 
 template <class V, class T>
 V load_vector(const T* p, simt::Site site = simt::Site::here()) {
