@@ -133,7 +133,7 @@ void input_gradient(int64_t pixels, int64_t c, const float* dz, const float* x, 
             const vfloat centred = load_upto(x + j, left) - load_upto(affine.mean + j, left);
             const vfloat dxhat = load_upto(dz + j, left) * load_upto(affine.scale + j, left);
             const vfloat result = dxhat - load_upto(offset + j, left) - centred * load_upto(slope + j, left);
-            store_upto(dx + j, result, left);                                                // 4
+            store_upto(dx + j, result, left);                                               // 4
             if (with_sums) store_upto(sums + j, load_upto(sums + j, left) + result, left);  // 5
         }
     }

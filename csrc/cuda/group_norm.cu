@@ -16,14 +16,15 @@
 //
 // Layout: x (n, s, c) with channels last, so a group is a slice of every pixel. A sample is cut by its own shape alone:
 //     pack    8 bfloat16 or 4 float channels of a pixel: one access of 16 bytes, a thread's
-//     slab    whole groups, about 128 bytes of every pixel: a block's
+//     slab    whole groups, 32 to 128 bytes of every pixel where the groups are that narrow: a block's
 //     chunk   some pixels, at most 64 chunks a sample: a block's, so that one large picture keeps the GPU busy
 //
-// A reduction and a map follow one another, in one of two ways. Both are bound by memory, so bytes are what counts; an
-// element of bfloat16 costs:                                                                       forward    backward
-//     one read    the slab of a sample fits into shared memory and stays there in between                4           6
+// A reduction and a map follow one another, in one of two ways; s, c and groups say which. Bytes are what counts; in
+// bfloat16 an element takes:                                                                       forward    backward
+//     one read    all pixels of a slab fit into the shared memory of a block and stay there              4           6
 //     two passes  partial results of every chunk go through the workspace; the input is read twice       6          10
-// Every thread meets its own packs again, so shared memory needs no barrier and knows no bank conflict.
+// Every thread meets its own packs again, so shared memory needs no barrier and knows no bank conflict. (Blocks of a
+// cluster could share a larger slab; the emulator has no clusters, so there is no such kernel.)
 //
 // Nothing is added by atomics: every block writes what it found, and the next kernel adds in a fixed order.
 #include <algorithm>
@@ -38,12 +39,12 @@ namespace {
 
 // ---- how a sample is cut -----------------------------------------------------------------------------------------
 
-constexpr int most_groups = 64;             // of a slab
-constexpr int most_chunks = 64;             // of a sample: two for every lane that merges them
-constexpr int64_t chunk_elements = 8192;    // at least, or a block would add up more sums than elements
-constexpr int64_t row_bytes = 128;          // of a slab, where the groups allow: a line of the cache
-constexpr int64_t easy_bytes = 64 << 10;    // of a slab in shared memory: three blocks share a multiprocessor
-constexpr int64_t shared_bytes = 224 << 10; // of a block; 227 KB less what the kernels declare
+constexpr int most_groups = 64;              // of a slab
+constexpr int most_chunks = 64;              // of a sample: two for every lane that merges them
+constexpr int64_t chunk_elements = 8192;     // at least, or a block has too little between its reductions
+constexpr int64_t row_bytes = 128;           // of a slab's pixel, where the groups allow: a line of the cache
+constexpr int64_t easy_bytes = 64 << 10;     // of slabs in shared memory: three blocks fit on a multiprocessor
+constexpr int64_t declared_bytes = 3 << 10;   // of shared memory, by the kernels themselves, at most
 
 template <class T>
 constexpr int each = 16 / int(sizeof(T));  // channels of a pack
@@ -58,14 +59,16 @@ struct Cut {
     bool one_read;
     int64_t slab_bytes;         // in shared memory, of all arrays
 
-    size_t moments_bytes(int each) const { return sizeof(float) * 2 * (each / piece) * (threads + 1); }
-    size_t sums_bytes(int each) const { return sizeof(float) * each * (threads + 32 / each); }
-    dim3 grid() const {  // (chunks and slabs, samples, samples when there are more than a grid has rows)
+    // Shared memory of slab_moments and of sum_rows, for packs of V channels.
+    size_t moments_bytes(int V) const { return sizeof(float) * 2 * (V / piece) * (threads + 1); }
+    size_t sums_bytes(int V) const { return sizeof(float) * V * (threads + 32 / V); }
+    dim3 grid() const {  // chunks and slabs; samples, which may be more than a grid has rows
         return dim3(unsigned(chunks) * slabs, unsigned(std::min<int64_t>(n, 65535)), unsigned((n + 65534) / 65535));
     }
 };
 
-// arrays: how many of x's size a block would have to keep for one read.
+// arrays: how many of x's size a block would have to keep for one read. What fits is for the kind of GPU to say: 224 KB
+// on Hopper.
 template <class T>
 Cut cut_sample(const GroupNormShape& s, int arrays) {
     constexpr int64_t V = each<T>;
@@ -75,11 +78,9 @@ Cut cut_sample(const GroupNormShape& s, int arrays) {
     // Memory is moved in sectors of 32 bytes; slabs do not share them where the channels allow.
     const int64_t unit = std::lcm<int64_t>(cut.width, std::gcd<int64_t>(s.c, 32 / sizeof(T)));
     const int64_t wide = std::max<int64_t>(1, row_bytes / int64_t(sizeof(T)) / unit);
-    auto bytes = [&](int64_t slab) { return arrays * s.s * ((slab + V - 1) / V * V) * int64_t(sizeof(T)); };
-    int64_t units = wide;
-    while (units > 1 && bytes(units * unit) > easy_bytes) --units;
     cut.piece = int(std::gcd<int64_t>(cut.width, V));
 
+    auto bytes = [&](int64_t slab) { return arrays * s.s * ((slab + V - 1) / V * V) * int64_t(sizeof(T)); };
     auto lay_out = [&](int64_t slab, int64_t chunk, int64_t most_threads) {
         cut.slab = int(std::min(slab, s.c)), cut.slabs = int((s.c + slab - 1) / slab);
         cut.chunks = int((s.s + chunk - 1) / chunk), cut.chunk = int((s.s + cut.chunks - 1) / cut.chunks);
@@ -87,7 +88,10 @@ Cut cut_sample(const GroupNormShape& s, int arrays) {
         cut.threads = int(std::min(most_threads, (packs * cut.chunk + 31) / 32 * 32));
         cut.across = int(std::min<int64_t>(packs, cut.threads)), cut.down = cut.threads / cut.across;
     };
+    int64_t units = wide;
+    while (units > 1 && bytes(units * unit) > easy_bytes) --units;
     cut.slab_bytes = bytes(std::min(units * unit, s.c));
+    const int64_t shared_bytes = most_shared_bytes() - declared_bytes;
     if (cut.slab_bytes <= shared_bytes) {  // more threads where a block is alone
         lay_out(units * unit, s.s, cut.slab_bytes > easy_bytes ? 384 : 256);
         const size_t more = arrays == 1 ? cut.moments_bytes(int(V)) : cut.sums_bytes(int(V));
@@ -115,9 +119,7 @@ struct Part {
         first_group = int(first_channel / cut.width), groups = channels / cut.width;
     }
     // Where it begins in an array like x, and where its groups begin in one of (n, groups) or (n, chunks, groups).
-    __device__ int64_t at(const Cut& cut) const {
-        return (sample * cut.s + first_pixel) * cut.c + first_channel;
-    }
+    __device__ int64_t at(const Cut& cut) const { return (sample * cut.s + first_pixel) * cut.c + first_channel; }
     __device__ int64_t group_at(const Cut& cut) const { return sample * cut.groups + first_group; }
     __device__ int64_t group_at(const Cut& cut, int k) const {
         return (sample * cut.chunks + k) * cut.groups + first_group;
@@ -128,10 +130,10 @@ struct Part {
     }
 };
 
-// each(g) for the groups of a part, in one warp.
-template <class Each>
-__device__ __forceinline__ void for_groups(const Part& part, Each each) {
-    for (int g = int(threadIdx.x) / 32; g < part.groups; g += int(blockDim.x) / 32) each(g);
+// use(g) for the groups of a part, one a warp.
+template <class Use>
+__device__ __forceinline__ void for_groups(const Part& part, Use use) {
+    for (int g = int(threadIdx.x) / 32; g < part.groups; g += int(blockDim.x) / 32) use(g);
 }
 
 // Which pack of a row of packs, and which rows, a thread has.
@@ -580,7 +582,7 @@ __device__ __forceinline__ void input_gradient(const Cut& cut, const Part& part,
                 for (int v = 0; v < V; ++v) {
                     const float centred = to_float(pack.x.element[v]) - affine.mean[v];
                     float dz = to_float(pack.dy.element[v]);
-                    if (with_silu) dz *= silu_derivative(affine.z(v, centred));                // 1
+                    if (with_silu) dz *= silu_derivative(affine.z(v, centred));                                // 1
                     result.element[v] = from_float<T>(affine.scale[v] * dz - offset[v] - slope[v] * centred);  // 4
                 }
                 dx.store(p, channel, result);

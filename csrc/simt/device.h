@@ -5,7 +5,8 @@
 //     DYNAMIC_SHARED(float, rows);            float* rows: the shared bytes named in the launch, aligned to 16
 //     load_vector<float4>(p)                  one access of 16 bytes; p must be aligned to it
 //     launch<kernel>(grid, block, shared_bytes, stream, arguments...)      kernel<<<...>>>(arguments...)
-//     multiprocessors()                       of the device
+//     multiprocessors()                       of the current device
+//     most_shared_bytes()                     that a block may have on the current device
 //
 // Everything else has the name it has in CUDA. The emulator behind the second half is explained in docs/simt.md.
 #pragma once
@@ -53,6 +54,13 @@ inline int multiprocessors() {
     return count;
 }
 
+inline int64_t most_shared_bytes() {
+    int device = 0, bytes = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    return bytes;
+}
+
 }  // namespace pydiff
 
 #else
@@ -95,6 +103,7 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 namespace pydiff {
 
 inline int multiprocessors() { return 2; }  // few, so that blocks with several pieces of work are tested
+inline int64_t most_shared_bytes() { return simt::max_shared_bytes; }
 
 template <class V, class T>
 V load_vector(const T* p, simt::Site site = simt::Site::here()) {

@@ -20,7 +20,8 @@ from pydiff.tensor import Function
 def group_norm(x, gamma, beta, groups, eps=1e-5, activation=None):
     """Normalises (N, ..., C) over each of `groups` groups of consecutive channels and all positions.
 
-    x: (N, ..., C), any number of position axes; gamma, beta: (C,); C divisible by groups.
+    x: (N, ..., C), any number of position axes; gamma, beta: (C,); C divisible by groups. Where CUDA kernels serve it,
+    x may be bfloat16; gamma, beta and their gradients are float32 all the same.
     activation: None, or "silu" to apply x sigmoid(x) in the same pass.
     Returns an array of x's shape. Variance is the biased one (divided by the number of elements), as in the paper.
     """

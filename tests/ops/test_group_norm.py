@@ -177,7 +177,28 @@ def test_same_bits_from_an_unaligned_start(shape, dtype):
     expected = gradients(op(options), [x, gamma, beta], dy)
     backend.emulator.counters()
     assert_same_bits(gradients(op(options), [unaligned(x), gamma, beta], unaligned(dy)), expected)
-    assert backend.emulator.counters()["copies"] == 0  # they need 16 bytes
+    assert backend.emulator.counters()["copies"] == 0  # which need 16 bytes
+
+
+@pytest.mark.usefixtures("simt")
+@pytest.mark.parametrize("moved", range(4))
+def test_same_bits_when_one_array_is_unaligned(moved):
+    """x, dy, y and dx, each on its own: enough for single elements instead of 16 bytes at a time."""
+    (x, gamma, beta), dy, _ = draw(((2, 6, 16), 2), np.float32)
+    forward, backward = backend.native(x, "group_norm_forward"), backend.native(x, "group_norm_backward")
+    mean, rstd = np.empty((2, 2, 2), np.float32)
+
+    def run(x, dy, y, dx):
+        out = [y, dx, np.empty_like(gamma), np.empty_like(gamma)]
+        forward(x, gamma, beta, 2, 1e-5, True, y, mean, rstd)
+        backward(dy, x, gamma, beta, mean, rstd, 2, True, *out[1:], None)
+        return out
+
+    arrays = [x, dy, np.empty_like(x), np.empty_like(x)]
+    expected = run(*arrays)
+    arrays = [x, dy, np.empty_like(x), np.empty_like(x)]
+    arrays[moved] = unaligned(arrays[moved])
+    assert_same_bits(run(*arrays), expected)
 
 
 @pytest.mark.usefixtures("simt")
