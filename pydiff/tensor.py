@@ -17,7 +17,7 @@ import threading
 
 import numpy as np
 
-from pydiff.backend import array_module
+from pydiff.backend import add, array_module
 
 _state = threading.local()  # each Python thread records, or does not record, for itself
 _counter = itertools.count()
@@ -176,7 +176,7 @@ def _run_backward(root, grad):
             heapq.heappush(queue, (-function.order, function))
         grads, index = waiting[function], tensor.output_index
         # A sum of two makes a new array: a gradient may be shared with another consumer, so it is never added into.
-        grads[index] = gradient if grads[index] is None else grads[index] + gradient
+        grads[index] = gradient if grads[index] is None else add(grads[index], gradient)
 
     give(root, grad)
     while queue:

@@ -11,6 +11,8 @@ import pytest
 
 import pydiff
 from pydiff import backend
+from tests.bits import assert_same_bits, check_any_thread_count
+from tests.strategies import simd  # noqa: F401
 
 built = backend.cpu is not None or importlib.util.find_spec("pydiff._cpu") is not None
 needs_kernels = pytest.mark.skipif(not built, reason="no compiled CPU kernels in this install")
@@ -254,3 +256,69 @@ import pydiff
 print(threading.active_count(), opened)
 """
     assert run(code, PYTHONDONTWRITEBYTECODE="1") == (0, "1 []", "")
+
+
+# ---- sums and copies on all threads ----------------------------------------------------------------------------------
+
+LARGE_SHAPES = [(3, 128, 128), (1, 70_001), (5, 7, 31, 37), (backend.LARGE,), (2, 1, 1, 40_000)]
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("shape", LARGE_SHAPES)
+def test_sums_have_the_bits_of_numpy_on_any_number_of_threads(shape):
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    a.flat[::1001], b.flat[::777] = np.nan, np.inf
+    row = rng.standard_normal((shape[0], *[1] * (len(shape) - 2), shape[-1])[-len(shape) :]).astype(np.float32)
+    check_any_thread_count(lambda: [backend.add(a, b), backend.add(a, row)])
+    assert_same_bits([backend.add(a, b), backend.add(a, row)], [a + b, a + row])
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("shape", LARGE_SHAPES)
+def test_joins_are_those_of_numpy(shape):
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((*shape[:-1], shape[-1] + more)).astype(np.float32) for more in (0, 5))
+    check_any_thread_count(lambda: [backend.join(a, b), backend.join(b, a)])
+    assert_same_bits([backend.join(a, b), backend.join(b, a)], [np.concatenate(p, axis=-1) for p in ((a, b), (b, a))])
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (np.ones((400, 300), np.float32), np.ones((400, 300))),
+        (np.ones((400, 300)), np.ones((400, 300))),
+        (np.ones((400, 300), np.float32).T, np.ones((300, 400), np.float32)),
+        (np.ones((400, 300), np.float32), np.ones((400, 600), np.float32)[:, ::2]),
+        (np.ones((400, 300), np.float32), np.ones((300,), np.float32)),
+        (np.ones((400, 300), np.float32), np.ones((1, 300), np.float32)),
+        (np.ones((400, 300), np.float32), np.ones((400, 1), np.float32)),
+        (np.ones((4, 300, 100), np.float32), np.ones((4, 300, 1), np.float32)),
+        (np.ones((4, 1, 100), np.float32), np.ones((4, 300, 100), np.float32)),
+        (np.ones((400, 300), np.float32), 2.0),
+        (2.0, np.ones((400, 300), np.float32)),
+        (np.ones((400, 300), np.float32), np.float32(2)),
+    ],
+)
+def test_everything_else_is_left_to_numpy(a, b):
+    got = backend.add(a, b)
+    assert got.dtype == (a + b).dtype
+    assert_same_bits([got], [a + b])
+
+
+@pytest.mark.usefixtures("simd")
+def test_the_helpers_refuse_what_does_not_fit():
+    one = np.ones((6, 4), np.float32)
+    for name, arguments in [
+        ("add_rows", (one, one[:4], one)),
+        ("add_rows", (one, one[:0], one)),
+        ("add_rows", (one, one[:, :3].copy(), one)),
+        ("add_rows", (one, one, one[:5])),
+        ("add_rows", (one, one.astype(np.float64), one)),
+        ("add_rows", (one, one[:, ::2], one)),
+        ("join_rows", (one, one, one)),
+        ("join_rows", (one, one[:5], np.ones((6, 8), np.float32))),
+        ("join_rows", (one, [1.0], np.ones((6, 8), np.float32))),
+    ]:
+        with pytest.raises((TypeError, ValueError)):
+            getattr(backend.cpu, name)(*arguments)

@@ -16,6 +16,7 @@
 
 #include "../checks.h"
 #include "conv2d_methods.h"
+#include "elementwise.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "simd.h"
@@ -297,6 +298,24 @@ void bind_squared_norm(py::object g, py::object norm2) {
     squared_norm(ga.size(0), ga.in(), na.out());
 }
 
+// ---------------------------------------------------------------- sums and copies of large arrays
+
+void bind_add_rows(py::object a, py::object b, py::object out) {
+    const Floats aa = input(a, "a", {-1, -1}), ba = input(b, "b", {-1, aa.size(1)}), oa = output(out, "out", aa.shape());
+    if (aa.size(0) > 0 && (ba.size(0) == 0 || aa.size(0) % ba.size(0) != 0))
+        throw py::value_error("the rows of a must be a multiple of those of b, got " + std::to_string(aa.size(0)) +
+                              " and " + std::to_string(ba.size(0)));
+    py::gil_scoped_release nogil;
+    add_rows(aa.size(0), ba.size(0), aa.size(1), aa.in(), ba.in(), oa.out());
+}
+
+void bind_join_rows(py::object a, py::object b, py::object out) {
+    const Floats aa = input(a, "a", {-1, -1}), ba = input(b, "b", {aa.size(0), -1});
+    const Floats oa = output(out, "out", {aa.size(0), aa.size(1) + ba.size(1)});
+    py::gil_scoped_release nogil;
+    join_rows(aa.size(0), aa.size(1), ba.size(1), aa.in(), ba.in(), oa.out());
+}
+
 // Tells glibc to keep freed memory for the next array instead of handing it back to the system, which would give it page by
 // page, zeroed, at the next use: for the arrays of a training step that costs more than the arithmetic on them. Affects
 // the whole process, so it is for programs that own theirs: training calls it, importing pydiff does not.
@@ -333,6 +352,8 @@ PYBIND11_MODULE(PYDIFF_MODULE, m) {
     m.def("threads", &threads, py::call_guard<py::gil_scoped_release>());
     m.def("set_threads", &set_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>());
 
+    m.def("add_rows", &bind_add_rows, py::arg("a"), py::arg("b"), py::arg("out"));
+    m.def("join_rows", &bind_join_rows, py::arg("a"), py::arg("b"), py::arg("out"));
     m.def("use_winograd", &use_winograd, py::arg("on"));
     m.def("conv2d_forward", &bind_conv2d_forward);
     m.def("conv2d_backward_input", &bind_conv2d_backward_input);
