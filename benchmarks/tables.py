@@ -119,6 +119,10 @@ def winograd_table(report):
         figures = [f"{plain['rms']:.1e}", f"{fast['rms']:.1e}", f"{fast['rms'] / plain['rms']:.1f}"]
         yield line([shape, what, *figures, f"{plain['largest']:.1e}", f"{fast['largest']:.1e}"])
     yield ""
+    yield from header(["points, in NumPy float32", "rms error"])
+    for name, error in report["points"].items():
+        yield line([name, f"{error:.1e}"])
+    yield ""
     yield from header(["seed", "steps", "mean loss of the last fifth, plain", "Winograd"])
     for row in report["training"]:
         yield line([row["seed"], row["steps"], f"{row['plain']:.6f}", f"{row['winograd']:.6f}"])

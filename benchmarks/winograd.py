@@ -2,9 +2,10 @@
 
     python -m benchmarks.winograd [--json FILE] [--quick]
 
-First, forward and both gradients of a convolution in float32, by the plain and by Winograd's algorithm, against
-float64: root mean square and largest error, relative to the root mean square of the result. Then the same training run
-with both, for several seeds: the mean loss of its last steps. docs/winograd.md explains the figures.
+First, the points: the error of F(4 x 4, 3 x 3) in float32 with the usual points, 1 and 2, and with ours. Then forward
+and both gradients of a convolution in float32, by the plain and by Winograd's algorithm, against float64: root mean
+square and largest error, relative to the root mean square of the result. Then the same training run with both, for
+several seeds: the mean loss of its last steps. docs/winograd.md explains the figures.
 """
 
 import argparse
@@ -23,9 +24,37 @@ from pydiff.options import Options
 from pydiff.train import Trainer, training_steps
 
 ALGORITHMS = {"plain": False, "winograd": True}
+POINTS = {"1 and 2": (1, 2), "5/8 and 3/2": (5 / 8, 3 / 2)}
 SHAPES = [(4, 32, 32, 64), (8, 32, 16, 128), (32, 64, 8, 64), (16, 256, 8, 256)]  # pictures, channels, size, channels
 ONE = (1, 1)
 SAME = ((1, 1), (1, 1))
+
+
+def point_error(a, b, tiles=2000, channels=32, seed=0):
+    """Root mean square error of F(4 x 4, 3 x 3) with the points 0, a, -a, b, -b and infinity (csrc/cpu/winograd.h),
+    every transform and sum in float32, relative to the root mean square of the result; normal tiles and weights."""
+    na, nb = 1 / (2 * a**2 * (a**2 - b**2)), 1 / (2 * b**2 * (b**2 - a**2))
+    weight = [[1 / (a * b) ** 2, 0, 0]]
+    weight += [[n, n * p, n * p * p] for n, p in ((na, a), (na, -a), (nb, b), (nb, -b))] + [[0, 0, 1]]
+    sums, product = a * a + b * b, a * a * b * b
+    data = [[product, 0, -sums, 0, 1, 0]]
+    data += [[0, -p * q * q, -q * q, p, 1, 0] for p, q in ((a, b), (-a, b), (b, a), (-b, a))]
+    data += [[0, product, 0, -sums, 0, 1]]
+    output = [[1, 1, 1, 1, 1, 0]] + [[0, a**k, (-a) ** k, b**k, (-b) ** k, k == 3] for k in (1, 2, 3)]
+    rng = np.random.default_rng(seed)
+    d, g = (rng.standard_normal(shape) for shape in ((tiles, channels, 6, 6), (channels, 3, 3)))
+
+    def compute(dtype):
+        of_weight, of_data, of_output = (np.array(m, dtype) for m in (weight, data, output))
+        u = of_weight @ g.astype(np.float32).astype(dtype) @ of_weight.T
+        v = of_data @ d.astype(np.float32).astype(dtype) @ of_data.T
+        return of_output @ (u * v).sum(axis=1) @ of_output.T
+
+    exact = compute(np.float64)
+    plain = sum(d[..., i : i + 4, j : j + 4] * g[:, i, j, None, None] for i in range(3) for j in range(3)).sum(axis=1)
+    if not np.allclose(exact, plain, atol=1e-4):  # the inputs of `exact` were rounded to float32
+        raise AssertionError(f"these matrices are not those of a correlation: points {a} and {b}")
+    return float(np.sqrt(((compute(np.float32) - exact) ** 2).mean() / (exact**2).mean()))
 
 
 def convolve(x, w, dy):
@@ -80,7 +109,10 @@ def main(argv=None):
         print(f"there are no compiled kernels to compare: {backend.cpu_reason}")
         return 1
     shapes, seeds, steps = (SHAPES[:1], (0,), 4) if options.quick else (SHAPES, (0, 1, 2, 3), 600)
-    report = {"machine": describe(backend.threads()), "errors": [], "training": []}
+    report = {"machine": describe(backend.threads()), "points": {}, "errors": [], "training": []}
+    for name, points in POINTS.items():
+        report["points"][name] = point_error(*points)
+        print(f"points {name:<12}rms error {report['points'][name]:.2e}", flush=True)
     for shape in shapes:
         rows = errors(*shape)
         report["errors"] += rows

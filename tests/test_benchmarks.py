@@ -106,6 +106,7 @@ def test_winograd_script_runs(tmp_path):
     rms = {(row["what"], row["algorithm"]): row["rms"] for row in report["errors"]}
     assert 1e-8 < rms["forward", "plain"] < rms["forward", "winograd"] < 1e-5
     assert "| forward | " in tables.table_of(report)
+    assert 1.5 < report["points"]["1 and 2"] / report["points"]["5/8 and 3/2"] < 3  # as csrc/cpu/winograd.h says
 
 
 @pytest.mark.filterwarnings("default")  # diffusers' own, at import
