@@ -36,9 +36,11 @@ inline int64_t positive(int64_t value, const char* name) {
 }
 
 inline Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, std::pair<int64_t, int64_t> stride,
-                                std::pair<int64_t, int64_t> pad) {
-    const Conv2dShape s{x[0], x[1], x[2], x[3], w[0], w[1], w[3], y[1], y[2], positive(stride.first, "stride"),
-                        positive(stride.second, "stride"), pad.first, pad.second};
+                                std::pair<int64_t, int64_t> pad, int64_t up) {
+    if (up != 1 && up != 2)
+        throw pybind11::value_error("the upsampling factor must be 1 or 2, got " + std::to_string(up));
+    const Conv2dShape s{x[0], up * x[1], up * x[2], x[3], w[0], w[1], w[3], y[1], y[2],
+                        positive(stride.first, "stride"), positive(stride.second, "stride"), pad.first, pad.second, up};
     positive(s.kh, "kernel height");
     positive(s.kw, "kernel width");
     if (pad.first < 0 || pad.second < 0) throw pybind11::value_error("padding must not be negative");
@@ -51,6 +53,12 @@ inline Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, 
         throw pybind11::value_error("y must have " + std::to_string(s.n) + " pictures of " + std::to_string(s.cout) +
                                     " channels, got " + text(y));
     return s;
+}
+
+// bias (cout), or (n, cout) with one for each sample: the distance from one sample's to the next.
+inline int64_t bias_step(const Conv2dShape& s, const Shape& bias, const char* name) {
+    check_shape(name, bias, bias.size() == 2 ? Shape{s.n, s.cout} : Shape{s.cout});
+    return bias.size() == 2 ? s.cout : 0;
 }
 
 inline GroupNormShape group_norm_shape(const Shape& x, int64_t groups, bool silu) {

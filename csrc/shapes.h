@@ -5,13 +5,23 @@
 
 namespace pydiff {
 
-// y[n,i,j,o] = bias[o] + sum_{a,b,c} x[n, i*stride_h + a - pad_top, j*stride_w + b - pad_left, c] w[a,b,c,o]
+// y[n,i,j,o] = bias[o] + add[n,i,j,o] + sum_{a,b,c} X[n, i*stride_h + a - pad_top, j*stride_w + b - pad_left, c] w[a,b,c,o]
+// where X[n,p,q,c] = x[n, p/up, q/up, c] is x with every pixel repeated up x up times.
 struct Conv2dShape {
-    int64_t n, h, w, cin;          // x  (n, h, w, cin)
+    int64_t n, h, w, cin;          // X  (n, h, w, cin), so x  (n, h/up, w/up, cin)
     int64_t kh, kw, cout;          // w  (kh, kw, cin, cout)
     int64_t oh, ow;                // y  (n, oh, ow, cout)
     int64_t stride_h, stride_w;
     int64_t pad_top, pad_left;     // bottom and right padding follow from oh, ow
+    int64_t up = 1;                // 1 or 2
+};
+
+// What a convolution adds to its sums. Pointers to data.
+template <class T>
+struct Conv2dAddends {
+    const float* bias = nullptr;   // (cout), or (n, cout), a bias for each sample; or null
+    int64_t bias_step = 0;         // from one sample's to the next: 0 or cout
+    const T* add = nullptr;        // (n, oh, ow, cout) or null
 };
 
 // y = act(gamma * (x - mean) * rstd + beta), mean and rstd over (s, c/groups); act = SiLU or identity

@@ -75,6 +75,12 @@ using Words = Array<uint32_t>;
 Floats input(const py::object& o, const char* name, const Shape& s) { return Floats(o, name, s); }
 Floats output(const py::object& o, const char* name, const Shape& s) { return Floats(o, name, s, true); }
 
+// Of any rank: the caller checks the shape.
+Floats any_rank(const py::object& o, const char* name, bool output = false) {
+    const auto rank = py::isinstance<py::array>(o) ? py::reinterpret_borrow<py::array>(o).ndim() : 0;
+    return Floats(o, name, Shape(static_cast<size_t>(rank), -1), output);
+}
+
 // An optional array: a null pointer for None.
 const float* optional_input(const py::object& o, const char* name, const Shape& s) {
     return o.is_none() ? nullptr : input(o, name, s).in();
@@ -85,33 +91,43 @@ float* optional_output(const py::object& o, const char* name, const Shape& s) {
 
 // ---------------------------------------------------------------- conv2d
 
-void bind_conv2d_forward(py::object x, py::object w, py::object bias, std::pair<int64_t, int64_t> stride,
-                         std::pair<int64_t, int64_t> pad, py::object y) {
+void bind_conv2d_forward(py::object x, py::object w, py::object bias, py::object add, std::pair<int64_t, int64_t> stride,
+                         std::pair<int64_t, int64_t> pad, int64_t up, py::object y) {
     const Floats xa = input(x, "x", {-1, -1, -1, -1}), wa = input(w, "w", {-1, -1, -1, -1});
     const Floats ya = output(y, "y", {-1, -1, -1, -1});
-    const Conv2dShape s = conv2d_shape(xa.shape(), wa.shape(), ya.shape(), stride, pad);
-    const float* b = optional_input(bias, "bias", {s.cout});
+    const Conv2dShape s = conv2d_shape(xa.shape(), wa.shape(), ya.shape(), stride, pad, up);
+    Addends addends;
+    if (!bias.is_none()) {
+        const Floats ba = any_rank(bias, "bias");
+        addends.bias = ba.in(), addends.bias_step = bias_step(s, ba.shape(), "bias");
+    }
+    addends.add = optional_input(add, "add", ya.shape());
     py::gil_scoped_release nogil;
-    conv2d_forward(s, xa.in(), wa.in(), b, ya.out());
+    conv2d_forward(s, xa.in(), wa.in(), addends, ya.out());
 }
 
 void bind_conv2d_backward_input(py::object dy, py::object w, std::pair<int64_t, int64_t> stride,
-                                std::pair<int64_t, int64_t> pad, py::object dx) {
+                                std::pair<int64_t, int64_t> pad, int64_t up, py::object dx) {
     const Floats dya = input(dy, "dy", {-1, -1, -1, -1}), wa = input(w, "w", {-1, -1, -1, -1});
     const Floats dxa = output(dx, "dx", {-1, -1, -1, -1});
-    const Conv2dShape s = conv2d_shape(dxa.shape(), wa.shape(), dya.shape(), stride, pad);
+    const Conv2dShape s = conv2d_shape(dxa.shape(), wa.shape(), dya.shape(), stride, pad, up);
     py::gil_scoped_release nogil;
     conv2d_backward_input(s, dya.in(), wa.in(), dxa.out());
 }
 
 void bind_conv2d_backward_weight(py::object dy, py::object x, std::pair<int64_t, int64_t> stride,
-                                 std::pair<int64_t, int64_t> pad, py::object dw, py::object dbias) {
+                                 std::pair<int64_t, int64_t> pad, int64_t up, py::object dw, py::object dbias) {
     const Floats dya = input(dy, "dy", {-1, -1, -1, -1}), xa = input(x, "x", {-1, -1, -1, -1});
     const Floats dwa = output(dw, "dw", {-1, -1, -1, -1});
-    const Conv2dShape s = conv2d_shape(xa.shape(), dwa.shape(), dya.shape(), stride, pad);
-    float* db = optional_output(dbias, "dbias", {s.cout});
+    const Conv2dShape s = conv2d_shape(xa.shape(), dwa.shape(), dya.shape(), stride, pad, up);
+    float* db = nullptr;
+    int64_t step = 0;
+    if (!dbias.is_none()) {
+        const Floats dba = any_rank(dbias, "dbias", true);
+        db = dba.out(), step = bias_step(s, dba.shape(), "dbias");
+    }
     py::gil_scoped_release nogil;
-    conv2d_backward_weight(s, dya.in(), xa.in(), dwa.out(), db);
+    conv2d_backward_weight(s, dya.in(), xa.in(), dwa.out(), db, step);
 }
 
 // ---------------------------------------------------------------- group_norm

@@ -1,20 +1,26 @@
 // conv2d: cross-correlation over channels-last pictures, and its two gradients.
 //
-//   y[n, i, j, o] = bias[o] + sum_{a, b, c} x[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] w[a, b, c, o]
+//   y[n, i, j, o] = sum_{a, b, c} X[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] w[a, b, c, o]
+//                   + bias[o] + add[n, i, j, o]
 //
-// with x = 0 outside the picture. The gradients of a loss whose gradient with respect to y is dy:
+// with X = 0 outside the picture. X is x, or x with every pixel repeated up x up times: X[n, p, q] = x[n, p / up, q / up].
+// The bias may be one for each sample, bias[n, o]: a U-Net adds its step embedding that way, and with `add` what a
+// residual block passes by. The gradients of a loss whose gradient with respect to y is dy (that of `add` is dy itself):
 //
-//   (1)  dx[n, p, q, c] = sum of dy[n, i, j, o] w[a, b, c, o] over o and all (i, a) with i stride_h + a - pad_top = p,
+//   (1)  dX[n, p, q, c] = sum of dy[n, i, j, o] w[a, b, c, o] over o and all (i, a) with i stride_h + a - pad_top = p,
 //                         (j, b) with j stride_w + b - pad_left = q
-//   (2)  dw[a, b, c, o] = sum_{n, i, j} x[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
-//   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o]
+//        dx[n, p, q, c] = sum of dX[n, up p + e, up q + f, c] over e, f < up
+//   (2)  dw[a, b, c, o] = sum_{n, i, j} X[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
+//   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o],   or dbias[n, o] = sum_{i, j}
 //
 // A linear layer is the case of a 1 x 1 kernel. Three files do the work: conv2d_direct.cpp any shape, conv2d_winograd.cpp
 // the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few channels. In all of them a picture's y and dx are the
-// same alone and in any batch, and no bit of any result depends on the number of threads.
+// same alone and in any batch, and no bit of any result depends on the number of threads. Only Winograd's reads upsampled
+// pictures without making them; for the others they are made here.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <memory>
 
 #include "conv2d_methods.h"
 #include "gemm.h"
@@ -27,19 +33,72 @@ std::atomic<bool> winograd_allowed{true};
 
 bool by_winograd(const Conv2dShape& s) { return winograd_allowed && winograd_suits(s); }
 
-// dbias (cout) = sum over pixels of dy (pixels, cout)
-void backward_bias(int64_t pixels, int64_t cout, const float* dy, float* dbias) {
+// dbias (groups, cout) = sum over pixels of dy (groups, pixels, cout): the groups are samples, or all of them is one.
+void backward_bias(int64_t groups, int64_t pixels, int64_t cout, const float* dy, float* dbias) {
     constexpr int64_t most_parts = 32;
     const int64_t part = std::max<int64_t>(512, ceil_div(pixels, most_parts)), parts = ceil_div(pixels, part);
-    float* partial = scratch(0, static_cast<size_t>(parts * cout));
-    parallel_for(parts, 1, [&](int64_t item) {
+    float* partial = scratch(0, static_cast<size_t>(groups * parts * cout));
+    parallel_for(groups * parts, 1, [&](int64_t item) {
+        const int64_t first = item % parts * part, count = std::min(part, pixels - first);
+        const float* from = dy + (item / parts * pixels + first) * cout;
         float* sum = partial + item * cout;
         std::fill(sum, sum + cout, 0.0f);
-        for (int64_t p = item * part; p < std::min((item + 1) * part, pixels); ++p)
-            for (int64_t o = 0; o < cout; ++o) sum[o] += dy[p * cout + o];
+        for (int64_t p = 0; p < count; ++p)
+            for (int64_t o = 0; o < cout; ++o) sum[o] += from[p * cout + o];
     });
-    sum_parts(parts, cout, cout, partial);
-    std::copy(partial, partial + cout, dbias);
+    for (int64_t group = 0; group < groups; ++group) {
+        float* sums = partial + group * parts * cout;
+        sum_parts(parts, cout, cout, sums);
+        std::copy(sums, sums + cout, dbias + group * cout);
+    }
+}
+
+// y (n, oh, ow, cout) += a bias for each sample and `add`, where the method has not.
+void add_rest(const Conv2dShape& s, const Addends& addends, float* y) {
+    const bool each = addends.bias && addends.bias_step;
+    if (!each && !addends.add) return;
+    const int64_t line = s.ow * s.cout;
+    parallel_for(s.n * s.oh, 16384 / (line + 1) + 1, [&](int64_t item) {
+        float* to = y + item * line;
+        const float* bias = addends.bias + (each ? item / s.oh * addends.bias_step : 0);
+        if (each)
+            for (int64_t p = 0; p < line; p += s.cout)
+                for (int64_t o = 0; o < s.cout; ++o) to[p + o] += bias[o];
+        if (addends.add)
+            for (int64_t e = 0; e < line; ++e) to[e] += addends.add[item * line + e];
+    });
+}
+
+using Memory = std::unique_ptr<float[]>;
+Memory memory(int64_t count) { return Memory(new float[static_cast<size_t>(count)]); }
+
+// X (n, h, w, cin) of x (n, h / 2, w / 2, cin)
+Memory upsampled(const Conv2dShape& s, const float* x) {
+    Memory made = memory(s.n * s.h * s.w * s.cin);
+    const int64_t line = s.w * s.cin;
+    parallel_for(s.n * s.h / 2, 16384 / (2 * line + 1) + 1, [&](int64_t item) {
+        float* to = made.get() + 2 * item * line;
+        for (int64_t q = 0; q < s.w; ++q) std::copy_n(x + (item * (s.w / 2) + q / 2) * s.cin, s.cin, to + q * s.cin);
+        std::copy_n(to, line, to + line);
+    });
+    return made;
+}
+
+// dx (n, h / 2, w / 2, cin) of dX (n, h, w, cin)
+void sum_pixels(const Conv2dShape& s, const float* made, float* dx) {
+    const int64_t line = s.w * s.cin;
+    parallel_for(s.n * s.h / 2, 16384 / (2 * line + 1) + 1, [&](int64_t item) {
+        const float *above = made + 2 * item * line, *below = above + line;
+        float* to = dx + item * (line / 2);
+        for (int64_t q = 0; q < s.w / 2; ++q, above += 2 * s.cin, below += 2 * s.cin, to += s.cin)
+            for (int64_t c = 0; c < s.cin; ++c)
+                to[c] = (above[c] + above[s.cin + c]) + (below[c] + below[s.cin + c]);
+    });
+}
+
+Conv2dShape without_upsampling(Conv2dShape s) {
+    s.up = 1;
+    return s;
 }
 
 }  // namespace
@@ -67,31 +126,42 @@ Seen see(const Conv2dShape& s, const float* x, int64_t i, int64_t rows, int64_t 
 
 void use_winograd(bool on) { winograd_allowed = on; }
 
-void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y) {
-    (by_winograd(s) ? winograd_forward : narrow_output_suits(s) ? narrow_forward : direct_forward)(s, x, w, bias, y);
+void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {
+    if (by_winograd(s)) return winograd_forward(s, x, w, addends, y);
+    if (s.up == 2) return conv2d_forward(without_upsampling(s), upsampled(s, x).get(), w, addends, y);
+    const float* bias = addends.bias_step ? nullptr : addends.bias;
+    (narrow_output_suits(s) ? narrow_forward : direct_forward)(s, x, w, bias, y);
+    add_rest(s, addends, y);
 }
 
 void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx) {  // (1)
-    if (by_winograd(mirrored(s)))
-        winograd_backward_input(mirrored(s), dy, w, dx);
-    else if (s.stride_h == 1 && s.stride_w == 1 && narrow_output_suits(mirrored(s)))
+    if (by_winograd(mirrored(s))) return winograd_backward_input(mirrored(s), s.up, dy, w, dx);
+    if (s.up == 2) {
+        const Memory made = memory(s.n * s.h * s.w * s.cin);
+        conv2d_backward_input(without_upsampling(s), dy, w, made.get());
+        return sum_pixels(s, made.get(), dx);
+    }
+    if (s.stride_h == 1 && s.stride_w == 1 && narrow_output_suits(mirrored(s)))
         narrow_backward_input(mirrored(s), dy, w, dx);
     else
         direct_backward_input(s, dy, w, dx);
 }
 
-void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw, float* dbias) {
-    const int64_t pixels = s.n * s.oh * s.ow;
-    if (pixels == 0) {
+void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw, float* dbias,
+                            int64_t dbias_step) {
+    const int64_t pixels = s.oh * s.ow, groups = dbias_step ? s.n : 1;
+    if (s.n * pixels == 0) {
         std::fill(dw, dw + s.kh * s.kw * s.cin * s.cout, 0.0f);
-        if (dbias) std::fill(dbias, dbias + s.cout, 0.0f);
+        if (dbias) std::fill(dbias, dbias + groups * s.cout, 0.0f);
         return;
     }
     if (by_winograd(s))  // (2)
         winograd_backward_weight(s, dy, x, dw);
+    else if (s.up == 2)
+        return conv2d_backward_weight(without_upsampling(s), dy, upsampled(s, x).get(), dw, dbias, dbias_step);
     else
         (narrow_input_suits(s) ? narrow_backward_weight : direct_backward_weight)(s, dy, x, dw);
-    if (dbias) backward_bias(pixels, s.cout, dy, dbias);  // (3)
+    if (dbias) backward_bias(groups, s.n / groups * pixels, s.cout, dy, dbias);  // (3)
 }
 
 }  // namespace pydiff

@@ -4,10 +4,12 @@
 
 namespace pydiff {
 
+using Addends = Conv2dAddends<float>;
+
 // Whether 3 x 3 kernels may go by Winograd's algorithm, which is faster and rounds more (docs/winograd.md); true at first.
 void use_winograd(bool on);
 
-// Any kernel, stride and padding.
+// Any kernel, stride and padding. No upsampling (up is 1); what is added beside a bias for all samples, conv2d.cpp adds.
 void direct_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y);
 void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx);
 void direct_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw);
@@ -23,18 +25,19 @@ void narrow_backward_weight(const Conv2dShape& s, const float* dy, const float* 
 // 3 x 3 kernels with stride 1. `suits` says whether it can be used and pays; it depends on the shape of one picture and
 // on the channels, never on the batch, so that a picture's result does not either.
 bool winograd_suits(const Conv2dShape& s);
-void winograd_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y);
+void winograd_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y);
 void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw);
 
 // The input gradient for stride 1 is a forward pass over dy, of shape mirrored(s), with the weights' taps turned round
-// and their channels exchanged. winograd_backward_input takes the mirrored shape.
+// and their channels exchanged. winograd_backward_input takes the mirrored shape; with `down` 2 it adds up 2 x 2 pixels
+// to one of dx.
 inline Conv2dShape mirrored(const Conv2dShape& s) {
     Conv2dShape m{s.n, s.oh, s.ow, s.cout, s.kh, s.kw, s.cin, s.h, s.w, s.stride_h, s.stride_w, 0, 0};
     m.pad_top = s.kh - 1 - s.pad_top;
     m.pad_left = s.kw - 1 - s.pad_left;
     return m;
 }
-void winograd_backward_input(const Conv2dShape& mirrored, const float* dy, const float* w, float* dx);
+void winograd_backward_input(const Conv2dShape& mirrored, int64_t down, const float* dy, const float* w, float* dx);
 
 // What output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one picture x see of it: lines of `pitch` floats, one
 // after the other, from the line and column that tap (0, 0) of pixel (i, j) meets. Where the picture ends, a copy with

@@ -6,14 +6,15 @@
 //   V[p, t, c] = B^T d B      (each tile's input; zero outside the picture)
 //   U[p, c, o] = G g G^T      (each pair of channels' weights)
 //   M[p, t, o] = sum_c V[p, t, c] U[p, c, o]           36 matrix products
-//   y          = A^T M A      (+ bias)
+//   y          = A^T M A      (+ what is added)
 //
 // The weight gradient is the adjoint, with W[p, t, o] = A dy A^T:
 //
 //   dU[p, c, o] = sum_t V[p, t, c] W[p, t, o]
 //   dw          = G^T dU G
 //
-// backward_input is a correlation of dy with the flipped weights. Tiles are cut within a picture, and M's sum over c
+// backward_input is a correlation of dy with the flipped weights. An upsampled picture is never made: windows of it are
+// read from the small one, and its gradient's pixels are added up four by four as they leave the transform. Tiles are cut within a picture, and M's sum over c
 // has one order, so a picture's result is the same alone and in any batch; dU adds up the tiles of fixed parts of the
 // batch. An infinity or NaN in x reaches every pixel of the tiles that see it, as a NaN.
 #include <algorithm>
@@ -82,42 +83,75 @@ void transform_weights(const Conv2dShape& s, const Weights& weights, int64_t k, 
 
 // y of tiles [first, first + count), channels [o, o + columns), from M.
 void transform_output(const Conv2dShape& s, const Tiles& tiles, const Planes& m, int64_t first, int64_t count,
-                      int64_t o, int64_t columns, const float* bias, float* y) {
+                      int64_t o, int64_t columns, const Addends& addends, float* y) {
     for (int64_t t = 0; t < count; ++t) {
         const int64_t tile = first + t, n = tile / tiles.columns / tiles.rows;
         const int64_t i = 4 * (tile / tiles.columns % tiles.rows), j = 4 * (tile % tiles.columns);
         const int64_t rows = std::min<int64_t>(4, s.oh - i), width = std::min<int64_t>(4, s.ow - j);
-        float* corner = y + ((n * s.oh + i) * s.ow + j) * s.cout + o;
+        const int64_t corner = ((n * s.oh + i) * s.ow + j) * s.cout + o;
+        const float* bias = addends.bias ? addends.bias + n * addends.bias_step + o : nullptr;
         for (int64_t e = 0; e < columns; e += simd_width) {
             vfloat products[points], out[16];
             for (int p = 0; p < points; ++p) products[p] = load(m.at(p, t) + e);
             winograd::transform<winograd::Output>(products, out);
-            const vfloat b = bias ? load_upto(bias + o + e, columns - e) : vfloat{};
+            const vfloat b = bias ? load_upto(bias + e, columns - e) : vfloat{};
             for (int64_t r = 0; r < rows; ++r)
-                for (int64_t q = 0; q < width; ++q)
-                    store_upto(corner + (r * s.ow + q) * s.cout + e, out[r * 4 + q] + b, columns - e);
+                for (int64_t q = 0; q < width; ++q) {
+                    const int64_t at = corner + (r * s.ow + q) * s.cout + e;
+                    vfloat sum = out[r * 4 + q] + b;
+                    if (addends.add) sum += load_upto(addends.add + at, columns - e);
+                    store_upto(y + at, sum, columns - e);
+                }
+        }
+    }
+}
+
+// The same, but of every 2 x 2 pixels the sum: y (n, oh / 2, ow / 2, cout), for even oh and ow.
+void transform_and_sum_output(const Conv2dShape& s, const Tiles& tiles, const Planes& m, int64_t first, int64_t count,
+                              int64_t o, int64_t columns, float* y) {
+    const int64_t height = s.oh / 2, across = s.ow / 2;
+    for (int64_t t = 0; t < count; ++t) {
+        const int64_t tile = first + t, n = tile / tiles.columns / tiles.rows;
+        const int64_t i = 2 * (tile / tiles.columns % tiles.rows), j = 2 * (tile % tiles.columns);
+        const int64_t rows = std::min<int64_t>(2, height - i), width = std::min<int64_t>(2, across - j);
+        float* corner = y + ((n * height + i) * across + j) * s.cout + o;
+        for (int64_t e = 0; e < columns; e += simd_width) {
+            vfloat products[points], out[16];
+            for (int p = 0; p < points; ++p) products[p] = load(m.at(p, t) + e);
+            winograd::transform<winograd::Output>(products, out);
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t q = 0; q < width; ++q) {
+                    const vfloat* four = out + 8 * r + 2 * q;
+                    store_upto(corner + (r * across + q) * s.cout + e, (four[0] + four[1]) + (four[4] + four[5]),
+                               columns - e);
+                }
         }
     }
 }
 
 // Tiles [first, first + count), channels [o, end).
 void correlate_block(const Conv2dShape& s, const Tiles& tiles, const float* x, const TransformedWeights& u,
-                     const float* bias, int64_t first, int64_t count, int64_t o, int64_t end, float* y) {
+                     const Addends& addends, int64_t down, int64_t first, int64_t count, int64_t o, int64_t end,
+                     float* y) {
     const int64_t v_pitch = panel_width(s.cin);
     const Planes v(scratch(v_slot, Planes::size(points, block_tiles, v_pitch)), block_tiles, v_pitch);
     float* memory = scratch(m_slot, Planes::size(points, block_tiles, tile_columns));
-    const Pictures pictures{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left};
+    const Pictures pictures{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up};
     winograd::transform_windows<winograd::Input>(pictures, tiles, first, count, 0, s.cin, zeros(s.cin), v);
     for (; o < end; o += tile_columns) {
         const int64_t columns = std::min<int64_t>(tile_columns, end - o), width = panel_width(columns);
         const Planes m(memory, block_tiles, width);
         for (int64_t p = 0; p < points; ++p)
             gemm_panel(Order::rows, count, width, s.cin, v.at(p, 0), v.pitch, u.at(p, o), width, {}, m.at(p, 0), width);
-        transform_output(s, tiles, m, first, count, o, columns, bias, y);
+        if (down == 2)
+            transform_and_sum_output(s, tiles, m, first, count, o, columns, y);
+        else
+            transform_output(s, tiles, m, first, count, o, columns, addends, y);
     }
 }
 
-void correlate(const Conv2dShape& s, const float* x, const Weights& w, const float* bias, float* y) {
+// With `down` 2, y is (n, oh / 2, ow / 2, cout): every pixel the sum of four.
+void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Addends& addends, int64_t down, float* y) {
     const Tiles tiles(s);
     if (tiles.count == 0) return;
     const int64_t panels = ceil_div(s.cout, tile_columns), plane = s.cin * panel_width(s.cout) + Planes::gap;
@@ -132,7 +166,7 @@ void correlate(const Conv2dShape& s, const float* x, const Weights& w, const flo
     const int64_t columns = ceil_div(panels, groups) * tile_columns;
     parallel_for(blocks * groups, 1, [&](int64_t item) {
         const int64_t first = item / groups * block_tiles, o = item % groups * columns;
-        correlate_block(s, tiles, x, u, bias, first, std::min(block_tiles, tiles.count - first), o,
+        correlate_block(s, tiles, x, u, addends, down, first, std::min(block_tiles, tiles.count - first), o,
                         std::min(o + columns, s.cout), y);
     });
 }
@@ -163,7 +197,7 @@ void weight_block(const Conv2dShape& s, const Tiles& tiles, const float* dy, con
     const int64_t v_pitch = panel_width(s.cin), w_pitch = panel_width(columns);
     const Planes v(scratch(v_slot, Planes::size(6, weight_tiles, v_pitch)), weight_tiles, v_pitch);
     const Planes w(scratch(m_slot, Planes::size(6, weight_tiles, w_pitch)), weight_tiles, w_pitch);
-    const Pictures in{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left}, out{dy, s.oh, s.ow, s.cout, 0, 0};
+    const Pictures in{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up}, out{dy, s.oh, s.ow, s.cout, 0, 0, 1};
     const float* zero = zeros(std::max(s.cin, s.cout));
     for (int64_t t = begin; t < end; t += weight_tiles) {
         const int64_t count = std::min(weight_tiles, end - t);
@@ -187,12 +221,12 @@ bool winograd_suits(const Conv2dShape& s) {
            s.cin * s.cout <= 512 * 512 && 2 * s.oh * s.ow >= covered;
 }
 
-void winograd_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y) {
-    correlate(s, x, Weights{w, false}, bias, y);
+void winograd_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {
+    correlate(s, x, Weights{w, false}, addends, 1, y);
 }
 
-void winograd_backward_input(const Conv2dShape& mirrored, const float* dy, const float* w, float* dx) {
-    correlate(mirrored, dy, Weights{w, true}, nullptr, dx);
+void winograd_backward_input(const Conv2dShape& mirrored, int64_t down, const float* dy, const float* w, float* dx) {
+    correlate(mirrored, dy, Weights{w, true}, {}, down, dx);
 }
 
 void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw) {

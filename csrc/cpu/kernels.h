@@ -6,11 +6,13 @@
 
 namespace pydiff {
 
-// ---- conv2d: y[n,i,j,o] = bias[o] + sum_{a,b,c} x[n, i*stride_h + a - pad_top, j*stride_w + b - pad_left, c] w[a,b,c,o]
-void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias /* (cout) or null */, float* y);
+// ---- conv2d: y[n,i,j,o] = bias[o] + add[n,i,j,o]
+//                           + sum_{a,b,c} X[n, i*stride_h + a - pad_top, j*stride_w + b - pad_left, c] w[a,b,c,o],
+//      X[n,p,q,c] = x[n, p/up, q/up, c]
+void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const Conv2dAddends<float>& addends, float* y);
 void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx);
 void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw,
-                            float* dbias /* (cout) or null */);
+                            float* dbias /* (cout) or (n, cout) or null */, int64_t dbias_step /* 0 or cout */);
 
 // ---- group_norm: y = act(gamma * (x - mean) * rstd + beta), mean and rstd over (s, c/groups); act = SiLU or identity
 void group_norm_forward(const GroupNormShape& s, float eps, const float* x, const float* gamma /* (c) */,

@@ -131,10 +131,11 @@ struct Tiles {
         : rows(ceil_div(s.oh, 4)), columns(ceil_div(s.ow, 4)), count(s.n * rows * columns) {}
 };
 
-// Pictures (n, height, width, channels), and where tile (0, 0) has its window.
+// Pictures (n, height, width, channels), and where tile (0, 0) has its window. The data are (n, height / up, width / up,
+// channels): of pictures whose pixels are repeated up x up times, one of each.
 struct Pictures {
     const float* data;
-    int64_t height, width, channels, top, left;
+    int64_t height, width, channels, top, left, up;
 };
 
 // One matrix (tiles, channels) for each point: its planes lie `plane` floats apart, its rows `pitch`.
@@ -154,11 +155,13 @@ struct Planes {
 template <int size>
 inline void locate(const Pictures& x, const Tiles& tiles, int64_t tile, const float* zero, const float** pixels) {
     const int64_t n = tile / tiles.columns / tiles.rows;
+    const int shift = x.up == 2;
+    const int64_t height = x.height >> shift, width = x.width >> shift;
     const int64_t top = x.top + 4 * (tile / tiles.columns % tiles.rows), left = x.left + 4 * (tile % tiles.columns);
     for (int64_t i = top; i < top + size; ++i)
         for (int64_t j = left; j < left + size; ++j) {
             const bool inside = i >= 0 && i < x.height && j >= 0 && j < x.width;
-            *pixels++ = inside ? x.data + ((n * x.height + i) * x.width + j) * x.channels : zero;
+            *pixels++ = inside ? x.data + ((n * height + (i >> shift)) * width + (j >> shift)) * x.channels : zero;
         }
 }
 
