@@ -115,7 +115,7 @@ def products_of(run):
 def in_file_order(p: nn.Parameter):
     """A parameter's gradient, axes as in PyTorch."""
     grad = np.zeros(p.shape, np.float32) if p.grad is None else p.grad
-    return grad.transpose(p.file_axes or range(grad.ndim)).copy()
+    return grad.transpose(p.file_axes).copy()
 
 
 def functions(cls):

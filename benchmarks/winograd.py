@@ -60,9 +60,9 @@ def point_error(a, b, tiles=2000, channels=32, seed=0):
 def convolve(x, w, dy):
     """[y, dx, dw] of a 3 x 3 convolution with padding 1, by the compiled kernels."""
     y, dx, dw = np.empty_like(dy), np.empty_like(x), np.empty_like(w)
-    backend.native(x, "conv2d_forward")(x, w, None, ONE, ONE, y)
-    backend.native(x, "conv2d_backward_input")(dy, w, ONE, ONE, dx)
-    backend.native(x, "conv2d_backward_weight")(dy, x, ONE, ONE, dw, None)
+    backend.native(x, "conv2d_forward")(x, w, None, None, ONE, ONE, 1, y)
+    backend.native(x, "conv2d_backward_input")(dy, w, ONE, ONE, 1, dx)
+    backend.native(x, "conv2d_backward_weight")(dy, x, ONE, ONE, 1, dw, None)
     return [y, dx, dw]
 
 
@@ -73,7 +73,7 @@ def errors(n, cin, size, cout, seed=0):
     x, w, dy = (rng.standard_normal(s).astype(np.float32) for s in shapes)
     wide = [a.astype(np.float64) for a in (x, w, dy)]
     exact = [
-        forward_arrays(wide[0], wide[1], None, ONE, SAME, (size, size)),
+        forward_arrays(wide[0], wide[1], ONE, SAME, dy.shape),
         backward_input_arrays(wide[2], wide[1], x.shape, ONE, SAME),
         backward_weight_arrays(wide[2], wide[0], w.shape, ONE, SAME),
     ]

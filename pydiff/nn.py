@@ -24,14 +24,14 @@ class Parameter(Tensor):
     """A Tensor that is trained.
 
     bound: initial values are drawn uniformly from [-bound, bound] by Module.initialize; 0 keeps the given ones.
-    file_axes: the order of axes in a checkpoint file (PyTorch's layout), None when it is the same.
+    file_axes: the order of axes in a checkpoint file (PyTorch's layout); without it, the same.
     """
 
     __slots__ = ("bound", "file_axes")
 
     def __init__(self, data, bound=0.0, file_axes=None):
         super().__init__(data, requires_grad=True)
-        self.bound, self.file_axes = bound, file_axes
+        self.bound, self.file_axes = bound, file_axes or tuple(range(self.ndim))
 
 
 class Module:
@@ -101,8 +101,7 @@ class Module:
 
     def state_dict(self):
         """{name: NumPy array in the layout of checkpoint files}."""
-        axes = {name: p.file_axes or range(p.ndim) for name, p in self.named_parameters()}
-        return {name: p.numpy().transpose(tuple(axes[name])).copy(order="C") for name, p in self.named_parameters()}
+        return {name: p.numpy().transpose(p.file_axes).copy(order="C") for name, p in self.named_parameters()}
 
     def load_state_dict(self, state):
         """Copies such a dict into the parameters; names and shapes must match exactly. Returns self."""
@@ -112,30 +111,29 @@ class Module:
             raise ValueError(
                 f"the weights do not fit this model: missing {missing[:3] or 'none'}, unknown {extra[:3] or 'none'}"
             )
-        axes = {name: tuple(p.file_axes or range(p.ndim)) for name, p in parameters.items()}
         for name, p in parameters.items():  # all of them before the first is changed
-            expected = tuple(p.shape[i] for i in axes[name])
+            expected = tuple(p.shape[i] for i in p.file_axes)
             if state[name].shape != expected:
                 raise ValueError(f"{name} must have shape {expected}, got {state[name].shape}")
         for name, p in parameters.items():
-            p.data[...] = array_module(p.data).asarray(state[name].transpose(tuple(np.argsort(axes[name]))))
+            p.data[...] = array_module(p.data).asarray(state[name].transpose(tuple(np.argsort(p.file_axes))))
         return self
 
 
 class Linear(Module):
-    """y = x weight + bias on the last axis; weight (cin, cout)."""
+    """y = x weight + bias (+ add) on the last axis; weight (cin, cout)."""
 
     def __init__(self, cin, cout, bias=True):
         bound = 1 / math.sqrt(cin)  # PyTorch's default: He et al. 2015 with a = sqrt(5)
         self.weight = Parameter(np.zeros((cin, cout), np.float32), bound, file_axes=(1, 0))
         self.bias = Parameter(np.zeros(cout, np.float32), bound) if bias else None
 
-    def forward(self, x):
-        return ops.linear(x, self.weight, self.bias)
+    def forward(self, x, add=None):
+        return ops.linear(x, self.weight, self.bias, add)
 
 
 class Conv2d(Module):
-    """ops.conv2d with a square kernel; weight (size, size, cin, cout)."""
+    """ops.conv2d with a square kernel; weight (size, size, cin, cout). shift: (N, cout), added to a sample's pixels."""
 
     def __init__(self, cin, cout, size, stride=1, padding=0):
         bound = 1 / math.sqrt(cin * size * size)
@@ -143,8 +141,9 @@ class Conv2d(Module):
         self.bias = Parameter(np.zeros(cout, np.float32), bound)
         self.stride, self.padding = stride, padding
 
-    def forward(self, x):
-        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+    def forward(self, x, shift=None, add=None, upsample=1):
+        bias = self.bias if shift is None else shift + self.bias
+        return ops.conv2d(x, self.weight, bias, self.stride, self.padding, upsample, add)
 
 
 class GroupNorm(Module):
@@ -255,6 +254,6 @@ class Attention(Module):
         h = h.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])  # (N, T, C)
         context = h if context is None else context
         q, k, v = self.to_q(h), self.to_k(context), self.to_v(context)
-        h = self.to_out[0](ops.attention(q, k, v, self.heads)).reshape(x.shape)
-        h = h + x
+        residual = x.reshape((*q.shape[:2], x.shape[-1]))
+        h = self.to_out[0](ops.attention(q, k, v, self.heads), add=residual).reshape(x.shape)
         return h if self.output_scale == 1 else h * (1 / self.output_scale)

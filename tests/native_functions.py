@@ -64,6 +64,7 @@ PAIR = Number(
     (1, 1), (2**31, 1), (1, 2**63 - 1), (0, 1), (1, 0), (-1, 1), (1,), (1, 1, 1), 1, "ab", None, (1.5, 1), (2**80, 1)
 )
 PADDING = Number((1, 1), (0, 2**31), (2**63 - 1, 0), (-1, 0), (0, -1), (1,), 1, None, ("a", "b"), (2**80, 1))
+FACTOR = Number(1, 0, -1, 3, 4, *NOT_WHOLE)
 SEED, PURPOSE = Number(2**64 - 1, -1, 2**64, *NOT_WHOLE), Number(3, -1, 2**32, *NOT_WHOLE)
 GROUPS = Number(2, 0, -1, 3, -(2**62), *NOT_WHOLE)
 HEADS = Number(2, 0, -2, 3, *NOT_WHOLE)
@@ -75,14 +76,14 @@ PICTURES, FILTERS, MAPS = (N, H, W, CIN), (3, 3, CIN, COUT), (N, H, W, COUT)
 FUNCTIONS = {
     "conv2d_forward": {
         "x": In(*PICTURES, free=(1, 2)), "w": In(*FILTERS, free=(0, 1)), "bias": In(COUT, optional=True),
-        "stride": PAIR, "pad": PADDING, "y": Out(*MAPS, free=(1, 2)),
+        "add": In(*MAPS, optional=True), "stride": PAIR, "pad": PADDING, "up": FACTOR, "y": Out(*MAPS, free=(1, 2)),
     },
     "conv2d_backward_input": {
-        "dy": In(*MAPS, free=(1, 2)), "w": In(*FILTERS, free=(0, 1)), "stride": PAIR, "pad": PADDING,
+        "dy": In(*MAPS, free=(1, 2)), "w": In(*FILTERS, free=(0, 1)), "stride": PAIR, "pad": PADDING, "up": FACTOR,
         "dx": Out(*PICTURES, free=(1, 2)),
     },
     "conv2d_backward_weight": {
-        "dy": In(*MAPS, free=(1, 2)), "x": In(*PICTURES, free=(1, 2)), "stride": PAIR, "pad": PADDING,
+        "dy": In(*MAPS, free=(1, 2)), "x": In(*PICTURES, free=(1, 2)), "stride": PAIR, "pad": PADDING, "up": FACTOR,
         "dw": Out(*FILTERS, free=(0, 1)), "dbias": Out(COUT, optional=True),
     },
     "group_norm_forward": {

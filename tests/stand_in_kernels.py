@@ -9,8 +9,8 @@ from pydiff import ops
 from pydiff import random as philox
 
 # the modules, whose names the functions in them have taken
-attention, conv2d, denoise, group_norm = (
-    importlib.import_module(f"pydiff.ops.{op}") for op in ("attention", "conv2d", "denoise", "group_norm")
+attention, conv2d, denoise, group_norm, shape = (
+    importlib.import_module(f"pydiff.ops.{op}") for op in ("attention", "conv2d", "denoise", "group_norm", "shape")
 )
 
 
@@ -56,15 +56,23 @@ class StandIns:
     def set_naive(self, naive):
         self.naive = naive
 
-    def conv2d_forward(self, x, w, bias, stride, pad, y):
-        write(y, conv2d.forward_arrays(*wide(x, w, bias), stride, padding(x, w, y, stride, pad), y.shape[1:3]))
+    def conv2d_forward(self, x, w, bias, add, stride, pad, up, y):
+        x, w, bias, add = wide(x, w, bias, add)
+        x = shape.repeat_pixels(x, up)
+        total = conv2d.forward_arrays(x, w, stride, padding(x, w, y, stride, pad), y.shape)
+        total += 0 if bias is None else bias if bias.ndim == 1 else bias[:, None, None]
+        write(y, total if add is None else total + add)
 
-    def conv2d_backward_input(self, dy, w, stride, pad, dx):
-        write(dx, conv2d.backward_input_arrays(*wide(dy, w), dx.shape, stride, padding(dx, w, dy, stride, pad)))
+    def conv2d_backward_input(self, dy, w, stride, pad, up, dx):
+        enlarged = shape.repeat_pixels(wide(dx)[0], up)
+        pads = padding(enlarged, w, dy, stride, pad)
+        write(dx, shape.sum_pixels(conv2d.backward_input_arrays(*wide(dy, w), enlarged.shape, stride, pads), up))
 
-    def conv2d_backward_weight(self, dy, x, stride, pad, dw, dbias):
-        write(dw, conv2d.backward_weight_arrays(*wide(dy, x), dw.shape, stride, padding(x, dw, dy, stride, pad)))
-        write(dbias, wide(dy)[0].sum((0, 1, 2)))
+    def conv2d_backward_weight(self, dy, x, stride, pad, up, dw, dbias):
+        dy, x = wide(dy, x)
+        x = shape.repeat_pixels(x, up)
+        write(dw, conv2d.backward_weight_arrays(dy, x, dw.shape, stride, padding(x, dw, dy, stride, pad)))
+        write(dbias, dy.sum((0, 1, 2) if dbias is None or dbias.ndim == 1 else (1, 2)))
 
     def group_norm_forward(self, x, gamma, beta, groups, eps, silu, y, mean, rstd):
         values = group_norm.forward_arrays(*wide(x, gamma, beta), groups, eps, silu)

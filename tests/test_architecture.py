@@ -179,10 +179,10 @@ SPINE = [
     "diffusion/table.py", "diffusion/schedule.py", "diffusion/path.py", "diffusion/prediction.py",
     "diffusion/process.py", "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py", "train.py",
 ]  # fmt: skip
-# What a reader of one sitting reads: about 2,350 lines of code, a third of them contracts, checks and dispatch, some 60
-# of those for devices, 20 for recomputation. Breadth (more samplers, formats, evaluation) lives beside the spine, not
+# What a reader of one sitting reads: about 2,400 lines of code, a third of them contracts, checks and dispatch, some 60
+# of those for devices, 20 for recomputation, 30 for what a convolution does besides. Breadth (more samplers, formats, evaluation) lives beside the spine, not
 # in it.
-FILE_LINES, FUNCTION_LINES, SPINE_LINES = 260, 45, 2400
+FILE_LINES, FUNCTION_LINES, SPINE_LINES = 260, 45, 2430
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "walk": "the keywords of every sampler, documented here once, and the one loop",

@@ -262,13 +262,15 @@ def shapes_of(workload, monkeypatch):
     """All calls a U-Net makes, without their arithmetic: sets of the scripts' tuples."""
     seen = {"conv2d": set(), "group_norm": set(), "attention": set()}
 
-    def conv2d(_self, x, w, _bias, stride, padding):
-        oh, ow = ((x.shape[i] + sum(padding[i - 1]) - w.shape[i - 1]) // stride[i - 1] + 1 for i in (1, 2))
-        seen["conv2d"].add((workload.batch, x.shape[1], w.shape[0], stride[0], *w.shape[2:]))
+    def conv2d(_self, x, w, bias, add, stride, padding, upsample, shape):  # noqa: ARG001
+        how = ("enlarged",) if upsample == 2 else ("addends",) if bias.ndim == 2 or add is not None else ()
+        seen["conv2d"].add((workload.batch, x.shape[1], w.shape[0], stride[0], *w.shape[2:], *how))
+        if how == ("addends",):
+            seen["conv2d"].add((workload.batch, x.shape[1], w.shape[0], stride[0], *w.shape[2:]))
         # The projections of attention are linear layers: one long row of pixels.
         if x.shape[1:3] == (1, 1):
             seen["conv2d"].add((workload.batch, math.isqrt(len(x)), 1, 1, *w.shape[2:]))
-        return np.zeros((len(x), oh, ow, w.shape[3]), np.float32)
+        return np.zeros(shape, np.float32)
 
     def group_norm(_self, x, _gamma, _beta, groups, **_):
         seen["group_norm"].add((workload.batch, x.shape[1], x.shape[3], groups))

@@ -87,11 +87,11 @@ def case_of(device, direction, shape, dtype, peers, count=None):
 
     def call(kernels, a, o):
         if direction == "forward":
-            kernels.conv2d_forward(a["x"], a["w"], a.get("bias"), g.pair, g.corner, o["y"])
+            kernels.conv2d_forward(a["x"], a["w"], a.get("bias"), None, g.pair, g.corner, 1, o["y"])
         elif direction == "backward_input":
-            kernels.conv2d_backward_input(a["dy"], a["w"], g.pair, g.corner, o["dx"])
+            kernels.conv2d_backward_input(a["dy"], a["w"], g.pair, g.corner, 1, o["dx"])
         else:
-            kernels.conv2d_backward_weight(a["dy"], a["x"], g.pair, g.corner, o["dw"], o.get("dbias"))
+            kernels.conv2d_backward_weight(a["dy"], a["x"], g.pair, g.corner, 1, o["dw"], o.get("dbias"))
 
     def truth(i):
         exact = exactly(i, direction, g)

@@ -205,7 +205,7 @@ def agreement(device):
         grad = np.zeros(p.shape, np.float32) if p.grad is None else (p.grad.get() if device.cuda else p.grad)
         exact = expected[name].grad
         exact = np.zeros(1) if exact is None else exact.cpu().numpy().astype(np.float64)
-        grad = grad.transpose(p.file_axes or range(grad.ndim)).astype(np.float64)
+        grad = grad.transpose(p.file_axes).astype(np.float64)
         off, total = off + np.square(grad - exact).sum(), total + np.square(exact).sum()
     error = float(max(math.sqrt(off / total), abs(loss.item() - their_loss.item()) / abs(their_loss.item())))
     row = {

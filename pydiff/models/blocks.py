@@ -27,24 +27,26 @@ class ResnetBlock(Module):
         self.dropout = Dropout(dropout)
         self.conv2 = Conv2d(cout, cout, 3, padding=1)
         self.conv_shortcut = Conv2d(cin, cout, 1) if cin != cout else None
-        self.scale_shift, self.output_scale = scale_shift, output_scale
-        self.resample = {None: None, "up": ops.upsample_nearest, "down": ops.average_pool}[resample]
+        self.scale_shift, self.output_scale, self.resample = scale_shift, output_scale, resample
 
     def forward(self, x, temb):
         h = self.norm1(x)
-        if self.resample:
-            x, h = self.resample(x), self.resample(h)
-        h = self.conv1(h)
-        t = self.time_emb_proj(temb)
-        t = t.reshape(len(t), 1, 1, t.shape[1])  # (N, 1, 1, C or 2C)
+        if self.resample == "down":
+            x, h = ops.average_pool(x), ops.average_pool(h)
+        elif self.resample == "up":
+            x = ops.upsample_nearest(x)
+        upsample = 2 if self.resample == "up" else 1
+        t = self.time_emb_proj(temb)  # (N, C or 2C)
         if self.scale_shift:
+            t = t.reshape(len(t), 1, 1, t.shape[1])
+            h = self.norm2(self.conv1(h, upsample=upsample))
             c = h.shape[-1]
-            h = ops.silu(self.norm2(h) * (1 + t[..., :c]) + t[..., c:])
+            h = ops.silu(h * (1 + t[..., :c]) + t[..., c:])
         else:
-            h = self.norm2(h + t)
-        h = self.conv2(self.dropout(h))
+            h = self.norm2(self.conv1(h, shift=t, upsample=upsample))
         x = self.conv_shortcut(x) if self.conv_shortcut else x
-        return x + h if self.output_scale == 1 else (x + h) * (1 / self.output_scale)
+        y = self.conv2(self.dropout(h), add=x)
+        return y if self.output_scale == 1 else y * (1 / self.output_scale)
 
 
 class Downsample(Module):
@@ -68,7 +70,7 @@ class Upsample(Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x, _temb):
-        return self.conv(ops.upsample_nearest(x))
+        return self.conv(x, upsample=2)
 
 
 class DownBlock(Module):

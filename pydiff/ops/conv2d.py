@@ -1,9 +1,13 @@
 """Two-dimensional convolution, channels-last (as in every deep-learning library, a cross-correlation):
 
-    y[n, i, j, o] = bias[o] + sum_{a, b, c} x[n, i·stride + a - top, j·stride + b - left, c] w[a, b, c, o]
+    y[n, i, j, o] = sum_{a, b, c} X[n, i·stride + a - top, j·stride + b - left, c] w[a, b, c, o]
+                    + bias[o] + add[n, i, j, o]
 
-with zeros outside the picture. The array path is the same sum taken tap by tap: for each of the kH·kW taps (a, b) the
-pixels it touches form a matrix (N·OH·OW, Cin), and the tap adds that matrix times w[a, b].
+with zeros outside the picture X, which is x, or x enlarged by repeating pixels: X[n, p, q] = x[n, p // up, q // up].
+A U-Net's blocks use all of it: the bias may be one for each sample, bias[n, o], which is how the embedding of the step
+number comes in, `add` is what a residual block passes by, and an enlarged picture that nobody else looks at need not be
+made. The array path is the same sum taken tap by tap: for each of the kH·kW taps (a, b) the pixels it touches form a
+matrix (N·OH·OW, Cin), and the tap adds that matrix times w[a, b].
 A linear layer is the case kH = kW = 1, so it uses the same kernels.
 
 Reference: reference/conv2d.py. Kernels: csrc/cpu/conv2d.cpp, csrc/cuda/conv2d.cu.
@@ -12,41 +16,49 @@ Reference: reference/conv2d.py. Kernels: csrc/cpu/conv2d.cpp, csrc/cuda/conv2d.c
 import math
 
 from pydiff.backend import array_module, contiguous, empty, native
+from pydiff.ops.shape import repeat_pixels, sum_pixels
 from pydiff.tensor import Function
 
 
-def conv2d(x, w, bias=None, stride=1, padding=0):
+def conv2d(x, w, bias=None, stride=1, padding=0, upsample=1, add=None):
     """Convolves pictures with a bank of filters.
 
-    x: (N, H, W, Cin). w: (kH, kW, Cin, Cout). bias: (Cout,) or None.
+    x: (N, H, W, Cin). w: (kH, kW, Cin, Cout). bias: (Cout,), or (N, Cout) with one for each sample, or None.
     stride: int or (vertical, horizontal). padding: zeros around the picture: int, (vertical, horizontal), or
-    ((top, bottom), (left, right)).
-    Returns (N, OH, OW, Cout) with OH = (H + top + bottom - kH) // stride + 1, OW alike.
+    ((top, bottom), (left, right)). upsample: 2 enlarges x by repeating pixels first; 1 does not.
+    add: None, or something of the result's shape to add to it.
+    Returns (N, OH, OW, Cout) with OH = (upsample·H + top + bottom - kH) // stride + 1, OW alike.
     """
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"conv2d needs x (N, H, W, Cin) and w (kH, kW, Cin, Cout), got {x.shape} and {w.shape}")
     if x.shape[3] != w.shape[2]:
         raise ValueError(f"x has {x.shape[3]} channels, but the filters of shape {w.shape} take {w.shape[2]}")
-    if bias is not None and bias.shape != w.shape[3:]:
-        raise ValueError(f"bias must have shape {w.shape[3:]}, got {bias.shape}")
+    if bias is not None and bias.shape != w.shape[3:] and bias.shape != (len(x), w.shape[3]):
+        raise ValueError(f"bias must have shape {w.shape[3:]} or {(len(x), w.shape[3])}, got {bias.shape}")
+    if upsample not in (1, 2):
+        raise ValueError(f"upsample must be 1 or 2, got {upsample!r}")
     stride = _pair(stride, "stride", minimum=1)
     (top, bottom), (left, right) = padding = _padding(padding)
-    if (
-        w.shape[0] < 1
-        or w.shape[1] < 1
-        or x.shape[1] + top + bottom < w.shape[0]
-        or x.shape[2] + left + right < w.shape[1]
-    ):
-        raise ValueError(f"a {w.shape[:2]} filter does not fit into a {x.shape[1:3]} picture with padding {padding}")
-    return Conv2d.apply(x, w, bias, stride=stride, padding=padding)
+    kh, kw, _, cout = w.shape
+    h, width = upsample * x.shape[1], upsample * x.shape[2]
+    if kh < 1 or kw < 1 or h + top + bottom < kh or width + left + right < kw:
+        raise ValueError(f"a {w.shape[:2]} filter does not fit into a {(h, width)} picture with padding {padding}")
+    shape = (len(x), (h + top + bottom - kh) // stride[0] + 1, (width + left + right - kw) // stride[1] + 1, cout)
+    if add is not None and (add.shape != shape or add.dtype != x.dtype):
+        raise ValueError(f"add must be {x.dtype} of the result's shape {shape}, got {add.dtype} {add.shape}")
+    return Conv2d.apply(x, w, bias, add, stride=stride, padding=padding, upsample=upsample, shape=shape)
 
 
-def linear(x, w, bias=None):
-    """x @ w + bias on the last axis: x (..., Cin), w (Cin, Cout), bias (Cout,) or None -> (..., Cout)."""
+def linear(x, w, bias=None, add=None):
+    """x @ w + bias + add: x (..., Cin), w (Cin, Cout), bias (Cout,), add as the result (..., Cout)."""
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"linear needs x (..., Cin) and w (Cin, Cout), got {x.shape} and {w.shape}")
-    pixels = x.reshape((math.prod(x.shape[:-1]), 1, 1, w.shape[0]))
-    return conv2d(pixels, w.reshape((1, 1, *w.shape)), bias).reshape((*x.shape[:-1], w.shape[1]))
+    pixels, shape = (math.prod(x.shape[:-1]), 1, 1), (*x.shape[:-1], w.shape[1])
+    if add is not None and add.shape != shape:
+        raise ValueError(f"add must have the result's shape {shape}, got {add.shape}")
+    add = None if add is None else add.reshape((*pixels, w.shape[1]))
+    y = conv2d(x.reshape((*pixels, w.shape[0])), w.reshape((1, 1, *w.shape)), bias, add=add)
+    return y.reshape(shape)
 
 
 def _pair(value, name, minimum):
@@ -65,26 +77,30 @@ def _padding(value):
 
 def _single(bias):
     """What the kernels add to their float32 sums: a bfloat16 bias widened, any other as it is."""
-    return bias.astype("float32") if bias.dtype.name == "bfloat16" else bias
+    return bias if bias.dtype.kind == "f" else bias.astype("float32")
 
 
 class Conv2d(Function):
-    def forward(self, x, w, bias, stride, padding):
+    def forward(self, x, w, bias, add, stride, padding, upsample, shape):
         x, w = contiguous(x), contiguous(w)
-        (top, bottom), (left, right) = padding
-        oh = (x.shape[1] + top + bottom - w.shape[0]) // stride[0] + 1
-        ow = (x.shape[2] + left + right - w.shape[1]) // stride[1] + 1
-        self.saved = x, w, bias is not None
-        self.stride, self.padding = stride, padding
+        self.saved = x, w, None if bias is None else bias.shape
+        self.stride, self.padding, self.upsample = stride, padding, upsample
         kernel = native(x, "conv2d_forward")
         if kernel:
-            y = empty(x, (len(x), oh, ow, w.shape[3]))
-            kernel(x, w, None if bias is None else contiguous(_single(bias)), stride, (top, left), y)
+            y = empty(x, shape)
+            bias = None if bias is None else contiguous(_single(bias))
+            add = None if add is None else contiguous(add)
+            kernel(x, w, bias, add, stride, (padding[0][0], padding[1][0]), upsample, y)
             return y
-        return forward_arrays(x, w, bias, stride, padding, (oh, ow))
+        y = forward_arrays(repeat_pixels(x, upsample), w, stride, padding, shape)
+        if bias is not None:
+            y += bias if bias.ndim == 1 else bias[:, None, None, :]
+        if add is not None:
+            y += add
+        return y
 
     def backward(self, dy):
-        x, w, has_bias = self.saved
+        x, w, bias_shape = self.saved
         dy = contiguous(dy)
         corner = (self.padding[0][0], self.padding[1][0])
         dx = dw = dbias = None
@@ -92,19 +108,22 @@ class Conv2d(Function):
             kernel = native(dy, "conv2d_backward_input")
             if kernel:
                 dx = empty(x, x.shape)
-                kernel(dy, w, self.stride, corner, dx)
+                kernel(dy, w, self.stride, corner, self.upsample, dx)
             else:
-                dx = backward_input_arrays(dy, w, x.shape, self.stride, self.padding)
+                enlarged = (len(x), self.upsample * x.shape[1], self.upsample * x.shape[2], x.shape[3])
+                dx = backward_input_arrays(dy, w, enlarged, self.stride, self.padding)
+                dx = sum_pixels(dx, self.upsample)
         if self.needs[1] or self.needs[2]:
             kernel = native(dy, "conv2d_backward_weight")
             if kernel:
                 xp = array_module(dy)  # float32 for bfloat16, too: many small terms are added up
-                dw, dbias = xp.empty(w.shape, "float32"), xp.empty(w.shape[3:], "float32") if has_bias else None
-                kernel(dy, x, self.stride, corner, dw, dbias)
+                dw, dbias = xp.empty(w.shape, "float32"), xp.empty(bias_shape, "float32") if bias_shape else None
+                kernel(dy, x, self.stride, corner, self.upsample, dw, dbias)
             else:
-                dw = backward_weight_arrays(dy, x, w.shape, self.stride, self.padding)
-                dbias = dy.sum(axis=(0, 1, 2)) if has_bias else None
-        return dx, dw, dbias
+                dw = backward_weight_arrays(dy, repeat_pixels(x, self.upsample), w.shape, self.stride, self.padding)
+                if bias_shape:
+                    dbias = dy.sum(axis=(0, 1, 2) if len(bias_shape) == 1 else (1, 2))
+        return dx, dw, dbias, dy if self.needs[3] else None
 
 
 def _taps(padded, kernel_size, stride, out_size):
@@ -119,15 +138,13 @@ def _pad(x, padding):
     return array_module(x).pad(x, ((0, 0), *padding, (0, 0))) if padding != ((0, 0), (0, 0)) else x
 
 
-def forward_arrays(x, w, bias, stride, padding, out_size):
-    """y = bias + sum over taps of (pixels of the tap) @ w[tap]."""
+def forward_arrays(x, w, stride, padding, shape):
+    """y = sum over taps of (pixels of the tap) @ w[tap]."""
     kh, kw, cin, cout = w.shape
-    y = array_module(x).zeros((len(x) * out_size[0] * out_size[1], cout), x.dtype)
-    for a, b, pixels in _taps(_pad(x, padding), (kh, kw), stride, out_size):
+    y = array_module(x).zeros((math.prod(shape[:3]), cout), x.dtype)
+    for a, b, pixels in _taps(_pad(x, padding), (kh, kw), stride, shape[1:3]):
         y += pixels.reshape(-1, cin) @ w[a, b] if x.size else 0
-    if bias is not None:
-        y += bias
-    return y.reshape(len(x), *out_size, cout)
+    return y.reshape(shape)
 
 
 def backward_input_arrays(dy, w, x_shape, stride, padding):

@@ -67,18 +67,33 @@ class Concatenate(Function):
         return tuple(array_module(g).split(g, np.cumsum(self.sizes)[:-1].tolist(), axis=self.axis))
 
 
+def repeat_pixels(x, factor):
+    """(N, H, W, C) -> (N, factor H, factor W, C): every pixel becomes a square of them. x itself for factor 1."""
+    if factor == 1:
+        return x
+    n, h, w, c = x.shape
+    stretched = array_module(x).broadcast_to(x[:, :, None, :, None, :], (n, h, factor, w, factor, c))
+    return stretched.reshape(n, h * factor, w * factor, c)
+
+
+def sum_pixels(g, factor):
+    """The transpose of repeat_pixels: the sum of every square."""
+    if factor == 1:
+        return g
+    n, h, w, c = g.shape
+    return g.reshape(n, h // factor, factor, w // factor, factor, c).sum(axis=(2, 4))
+
+
 class UpsampleNearest(Function):
-    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels."""
+    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels. In front of a convolution, see conv2d's
+    upsample."""
 
     def forward(self, x, factor=2):
-        n, h, w, c = self.shape = x.shape
         self.factor = factor
-        stretched = array_module(x).broadcast_to(x[:, :, None, :, None, :], (n, h, factor, w, factor, c))
-        return stretched.reshape(n, h * factor, w * factor, c)
+        return repeat_pixels(x, factor)
 
     def backward(self, g):
-        n, h, w, c = self.shape
-        return g.reshape(n, h, self.factor, w, self.factor, c).sum(axis=(2, 4))
+        return sum_pixels(g, self.factor)
 
 
 class AveragePool(Function):

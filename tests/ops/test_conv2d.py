@@ -361,7 +361,7 @@ def test_output_and_gradients_equal_torch(stride, padding):
         ((5, 5, 3), (3, 3, 3, 4), None, {}, r"needs x \(N, H, W, Cin\).*got \(5, 5, 3\)"),
         ((1, 5, 5, 3), (3, 3, 4), None, {}, r"and w \(kH, kW, Cin, Cout\).*\(3, 3, 4\)"),
         ((1, 5, 5, 3), (3, 3, 4, 4), None, {}, "x has 3 channels, but the filters .* take 4"),
-        ((1, 5, 5, 3), (3, 3, 3, 4), (3,), {}, r"bias must have shape \(4,\), got \(3,\)"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), (3,), {}, r"bias must have shape \(4,\) or \(1, 4\), got \(3,\)"),
         ((1, 2, 5, 3), (3, 3, 3, 4), None, {}, r"\(3, 3\) filter does not fit into a \(2, 5\) picture"),
         ((1, 5, 2, 3), (3, 3, 3, 4), None, {"padding": ((9, 9), (0, 0))}, "does not fit"),
         ((1, 5, 5, 3), (0, 3, 3, 4), None, {}, "does not fit"),
