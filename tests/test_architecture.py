@@ -180,8 +180,8 @@ SPINE = [
     "diffusion/process.py", "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py", "train.py",
 ]  # fmt: skip
 # What a reader of one sitting reads: about 2,400 lines of code, a third of them contracts, checks and dispatch, some 60
-# of those for devices, 20 for recomputation, 30 for what a convolution does besides. Breadth (more samplers, formats, evaluation) lives beside the spine, not
-# in it.
+# of those for devices, 20 for recomputation, 30 for what a convolution does besides. Breadth (more samplers, formats,
+# evaluation) lives beside the spine, not in it.
 FILE_LINES, FUNCTION_LINES, SPINE_LINES = 260, 45, 2430
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
