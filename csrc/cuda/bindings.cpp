@@ -16,27 +16,38 @@ constexpr std::initializer_list<Type> single = {Type::float32}, wide = {Type::fl
 
 // ---------------------------------------------------------------- conv2d
 
-void bind_conv2d_forward(py::object x, py::object w, py::object bias, Pair stride, Pair pad, py::object y) {
+// bias or dbias: None, (cout), or (n, cout), one for each sample.
+Argument bias_array(Call& call, const py::object& object, const char* name, const Conv2dShape& s, Use use = Use::in) {
+    const bool each = py::hasattr(object, "shape") && py::len(object.attr("shape")) == 2;
+    return call.optional(object, name, each ? Shape{s.n, s.cout} : Shape{s.cout}, single, use);
+}
+int64_t step_of(const Argument& bias, const char* name, const Conv2dShape& s) {
+    return bias.shape.empty() ? 0 : bias_step(s, bias.shape, name);
+}
+
+void bind_conv2d_forward(py::object x, py::object w, py::object bias, py::object add, Pair stride, Pair pad, int64_t up,
+                         py::object y) {
     Call call;
     const Argument xa = call.array(x, "x", {-1, -1, -1, -1}, floating);
     const Argument wa = call.array(w, "w", {-1, -1, -1, -1}, {xa.type});
     const Argument ya = call.array(y, "y", {-1, -1, -1, -1}, {xa.type}, Use::out);
-    const Conv2dShape s = conv2d_shape(xa.shape, wa.shape, ya.shape, stride, pad);
-    const Argument ba = call.optional(bias, "bias", {s.cout}, single);
+    const Conv2dShape s = conv2d_shape(xa.shape, wa.shape, ya.shape, stride, pad, up);
+    const Argument ba = bias_array(call, bias, "bias", s), aa = call.optional(add, "add", ya.shape, {xa.type});
+    const int64_t step = step_of(ba, "bias", s);
     call.run([&](cudaStream_t stream) {
         by_type(xa.type, [&](auto zero) {
             using T = decltype(zero);
-            conv2d_forward<T>(s, xa.as<T>(), wa.as<T>(), ba.as<float>(), ya.as<T>(), stream);
+            conv2d_forward<T>(s, xa.as<T>(), wa.as<T>(), {ba.as<float>(), step, aa.as<T>()}, ya.as<T>(), stream);
         });
     });
 }
 
-void bind_conv2d_backward_input(py::object dy, py::object w, Pair stride, Pair pad, py::object dx) {
+void bind_conv2d_backward_input(py::object dy, py::object w, Pair stride, Pair pad, int64_t up, py::object dx) {
     Call call;
     const Argument dya = call.array(dy, "dy", {-1, -1, -1, -1}, floating);
     const Argument wa = call.array(w, "w", {-1, -1, -1, -1}, {dya.type});
     const Argument dxa = call.array(dx, "dx", {-1, -1, -1, -1}, {dya.type}, Use::out);
-    const Conv2dShape s = conv2d_shape(dxa.shape, wa.shape, dya.shape, stride, pad);
+    const Conv2dShape s = conv2d_shape(dxa.shape, wa.shape, dya.shape, stride, pad, up);
     call.run([&](cudaStream_t stream) {
         by_type(dya.type, [&](auto zero) {
             using T = decltype(zero);
@@ -45,18 +56,21 @@ void bind_conv2d_backward_input(py::object dy, py::object w, Pair stride, Pair p
     });
 }
 
-void bind_conv2d_backward_weight(py::object dy, py::object x, Pair stride, Pair pad, py::object dw, py::object dbias) {
+void bind_conv2d_backward_weight(py::object dy, py::object x, Pair stride, Pair pad, int64_t up, py::object dw,
+                                 py::object dbias) {
     Call call;
     const Argument dya = call.array(dy, "dy", {-1, -1, -1, -1}, floating);
     const Argument xa = call.array(x, "x", {-1, -1, -1, -1}, {dya.type});
     const Argument dwa = call.array(dw, "dw", {-1, -1, -1, -1}, single, Use::out);
-    const Conv2dShape s = conv2d_shape(xa.shape, dwa.shape, dya.shape, stride, pad);
-    const Argument dba = call.optional(dbias, "dbias", {s.cout}, single, Use::out);
+    const Conv2dShape s = conv2d_shape(xa.shape, dwa.shape, dya.shape, stride, pad, up);
+    const Argument dba = bias_array(call, dbias, "dbias", s, Use::out);
+    const int64_t step = step_of(dba, "dbias", s);
     void* workspace = call.workspace(conv2d_backward_weight_workspace(s));
     call.run([&](cudaStream_t stream) {
         by_type(dya.type, [&](auto zero) {
             using T = decltype(zero);
-            conv2d_backward_weight<T>(s, dya.as<T>(), xa.as<T>(), dwa.as<float>(), dba.as<float>(), workspace, stream);
+            conv2d_backward_weight<T>(s, dya.as<T>(), xa.as<T>(), dwa.as<float>(), dba.as<float>(), step, workspace,
+                                      stream);
         });
     });
 }

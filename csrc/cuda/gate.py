@@ -50,6 +50,7 @@ RULES = [
     ("attention:float32::*<32>", "load16 copies"),
     ("attention:float32::*", "load16 store16 copies"),
     ("conv2d:sum_parts_kernel", ""),
+    ("conv2d:sample_bias_kernel<*", "load16"),
     ("conv2d:*<bfloat16*", "load16 store16 mma copies"),
     ("conv2d:*<float*", "load16 store16 copies"),
     ("group_norm:group_norm_batch_kernel", "double"),

@@ -13,15 +13,16 @@ using bfloat16 = __nv_bfloat16;
 // While true, launchers use the naive kernel of their file: the equation as it stands, to compare the fast one with.
 inline bool use_naive = false;
 
-// ---- conv2d
+// ---- conv2d: filters see X[n,p,q,c] = x[n, p/up, q/up, c]
 template <class T>
-void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const float* bias /* (cout) or null */, T* y,
+void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const Conv2dAddends<T>& addends, T* y,
                     cudaStream_t stream);
 template <class T>
 void conv2d_backward_input(const Conv2dShape& s, const T* dy, const T* w, T* dx, cudaStream_t stream);
 size_t conv2d_backward_weight_workspace(const Conv2dShape& s);  // bytes
 template <class T>
-void conv2d_backward_weight(const Conv2dShape& s, const T* dy, const T* x, float* dw, float* dbias /* (cout) or null */,
+void conv2d_backward_weight(const Conv2dShape& s, const T* dy, const T* x, float* dw,
+                            float* dbias /* (cout) or (n, cout) or null */, int64_t dbias_step /* 0 or cout */,
                             void* workspace, cudaStream_t stream);
 
 // ---- group_norm
