@@ -14,28 +14,36 @@ void convolve(const Conv2dShape& s, Visit visit) {
                     for (int64_t b = 0; b < s.kw; ++b) {
                         const int64_t h = i * s.stride_h + a - s.pad_top, w = j * s.stride_w + b - s.pad_left;
                         if (h < 0 || h >= s.h || w < 0 || w >= s.w) continue;
+                        const int64_t pixel = (n * (s.h / s.up) + h / s.up) * (s.w / s.up) + w / s.up;
                         for (int64_t c = 0; c < s.cin; ++c)
                             for (int64_t o = 0; o < s.cout; ++o)
-                                visit(((n * s.h + h) * s.w + w) * s.cin + c, ((a * s.kw + b) * s.cin + c) * s.cout + o,
+                                visit(pixel * s.cin + c, ((a * s.kw + b) * s.cin + c) * s.cout + o,
                                       ((n * s.oh + i) * s.ow + j) * s.cout + o);
                     }
 }
 
-template <class T>
-void check_conv2d(int64_t n, int64_t h, int64_t w, int64_t cin, int64_t k, int64_t cout, int64_t stride,
-                  bool with_bias) {
-    const int64_t pad = k / 2, oh = (h + 2 * pad - k) / stride + 1, ow = (w + 2 * pad - k) / stride + 1;
-    const Conv2dShape s{n, h, w, cin, k, k, cout, oh, ow, stride, stride, pad, pad};
-    Numbers x = random_numbers(n * h * w * cin, 1), weight = random_numbers(k * k * cin * cout, 2);
-    Numbers bias = random_numbers(cout, 3), dy = random_numbers(n * oh * ow * cout, 4);
-    const Array<T> x_(x), weight_(weight), dy_(dy);
-    const Array<float> bias_(bias);
-    const float* const given = with_bias ? static_cast<float*>(bias_) : nullptr;
+enum class Bias { none, shared, each };  // each: one for each sample, and something to add to y
 
-    Numbers y(dy.size()), dx(x.size()), dw(weight.size()), dbias(cout);
+template <class T>
+void check_conv2d(int64_t n, int64_t h, int64_t w, int64_t cin, int64_t k, int64_t cout, int64_t stride, Bias kind,
+                  int64_t up = 1) {
+    const int64_t pad = k / 2, oh = (up * h + 2 * pad - k) / stride + 1, ow = (up * w + 2 * pad - k) / stride + 1;
+    const Conv2dShape s{n, up * h, up * w, cin, k, k, cout, oh, ow, stride, stride, pad, pad, up};
+    const int64_t step = kind == Bias::each ? cout : 0;
+    Numbers x = random_numbers(n * h * w * cin, 1), weight = random_numbers(k * k * cin * cout, 2);
+    Numbers bias = random_numbers(step ? n * cout : cout, 3), dy = random_numbers(n * oh * ow * cout, 4);
+    Numbers add = random_numbers(dy.size(), 5);
+    const Array<T> x_(x), weight_(weight), dy_(dy), add_(add);
+    const Array<float> bias_(bias);
+    Conv2dAddends<T> addends;
+    if (kind != Bias::none) addends.bias = bias_, addends.bias_step = step;
+    if (kind == Bias::each) addends.add = add_;
+
+    Numbers y(dy.size()), dx(x.size()), dw(weight.size()), dbias(bias.size());
     for (size_t i = 0; i < y.size(); ++i) {
-        y[i] = with_bias ? bias[i % cout] : 0.0;
-        dbias[i % cout] += dy[i];
+        const size_t at = i % cout + i / (oh * ow * cout) * step;
+        y[i] = (addends.bias ? bias[at] : 0.0) + (addends.add ? add[i] : 0.0);
+        dbias[at] += dy[i];
     }
     convolve(s, [&](int64_t at_x, int64_t at_w, int64_t at_y) {
         y[at_y] += x[at_x] * weight[at_w];
@@ -43,10 +51,10 @@ void check_conv2d(int64_t n, int64_t h, int64_t w, int64_t cin, int64_t k, int64
         dw[at_w] += dy[at_y] * x[at_x];
     });
 
-    const auto label = [&](const char* op) { return name(op, sizeof(T), {n, h, w, cin, k, cout, stride}); };
+    const auto label = [&](const char* op) { return name(op, sizeof(T), {n, h, w, cin, k, cout, stride, up}); };
     judge(label("conv2d_forward"), {y}, tolerance<T>, [&] {
         const Array<T> y_(y.size());
-        conv2d_forward<T>(s, x_, weight_, given, y_, stream);
+        conv2d_forward<T>(s, x_, weight_, addends, y_, stream);
         finish();
         return std::vector<Numbers>{y_.read()};
     });
@@ -56,11 +64,11 @@ void check_conv2d(int64_t n, int64_t h, int64_t w, int64_t cin, int64_t k, int64
         finish();
         return std::vector<Numbers>{dx_.read()};
     });
-    judge(label("conv2d_backward_weight"), {dw, with_bias ? dbias : Numbers{}}, tolerance<T>, [&] {
-        const Array<float> dw_(dw.size()), dbias_(with_bias ? dbias.size() : 0);
+    judge(label("conv2d_backward_weight"), {dw, addends.bias ? dbias : Numbers{}}, tolerance<T>, [&] {
+        const Array<float> dw_(dw.size()), dbias_(addends.bias ? dbias.size() : 0);
         const Workspace workspace(conv2d_backward_weight_workspace(s));
-        conv2d_backward_weight<T>(s, dy_, x_, dw_, with_bias ? static_cast<float*>(dbias_) : nullptr, workspace,
-                                  stream);
+        conv2d_backward_weight<T>(s, dy_, x_, dw_, addends.bias ? static_cast<float*>(dbias_) : nullptr, step,
+                                  workspace, stream);
         finish();
         return std::vector<Numbers>{dw_.read(), dbias_.read()};
     });
@@ -68,12 +76,18 @@ void check_conv2d(int64_t n, int64_t h, int64_t w, int64_t cin, int64_t k, int64
 
 template <class T>
 void check_conv2d() {
-    check_conv2d<T>(0, 4, 4, 8, 3, 8, 1, true);
-    check_conv2d<T>(1, 5, 7, 3, 3, 5, 1, true);   // nothing is a multiple of anything
-    check_conv2d<T>(2, 4, 4, 16, 3, 8, 1, false);
-    check_conv2d<T>(1, 7, 6, 8, 3, 24, 2, true);
-    check_conv2d<T>(3, 1, 1, 17, 1, 9, 1, true);  // a linear layer
-    check_conv2d<T>(1, 9, 9, 40, 1, 72, 1, false);
+    check_conv2d<T>(0, 4, 4, 8, 3, 8, 1, Bias::shared);
+    check_conv2d<T>(1, 5, 7, 3, 3, 5, 1, Bias::shared);  // nothing is a multiple of anything
+    check_conv2d<T>(2, 4, 4, 16, 3, 8, 1, Bias::none);
+    check_conv2d<T>(1, 7, 6, 8, 3, 24, 2, Bias::shared);
+    check_conv2d<T>(3, 1, 1, 17, 1, 9, 1, Bias::shared);  // a linear layer
+    check_conv2d<T>(1, 9, 9, 40, 1, 72, 1, Bias::none);
+    check_conv2d<T>(0, 4, 4, 8, 3, 8, 1, Bias::each, 2);
+    check_conv2d<T>(3, 5, 4, 8, 3, 16, 1, Bias::each);
+    check_conv2d<T>(2, 3, 5, 7, 3, 5, 1, Bias::each, 2);
+    check_conv2d<T>(2, 5, 4, 16, 3, 8, 1, Bias::none, 2);
+    check_conv2d<T>(2, 4, 3, 8, 3, 24, 2, Bias::shared, 2);
+    check_conv2d<T>(1, 5, 4, 8, 4, 8, 3, Bias::each, 2);
 }
 
 const Op conv2d_op("conv2d", {check_conv2d<float>, check_conv2d<bfloat16>});
