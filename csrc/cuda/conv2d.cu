@@ -3,8 +3,8 @@
 //   y[n, i, j, o] = sum_{a, b, c} X[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] w[a, b, c, o]
 //                   + bias[o] + add[n, i, j, o]
 //
-// with X = 0 outside the picture. X is x, or x with every pixel repeated up x up times: X[n, p, q] = x[n, p / up, q / up].
-// The bias may be one for each sample, bias[n, o]. Backward (the gradient of `add` is dy itself):
+// with X = 0 outside the picture. X is x, or x with every pixel repeated up x up times: X[n, p, q] is
+// x[n, p / up, q / up]. The bias may be one for each sample, bias[n, o]. Backward (the gradient of `add` is dy itself):
 //     1. dX[n, p, q, c] = sum of dy[n, i, j, o] w[a, b, c, o] over o and all (i, a) with i stride_h + a - pad_top = p,
 //                         (j, b) with j stride_w + b - pad_left = q
 //        dx[n, p, q, c] = sum of dX[n, up p + e, up q + f, c] over e, f < up
@@ -25,9 +25,9 @@
 //     backward_weight   (a, b, c)      o            pixels of y        pixels of x, by m    dy, by n
 //
 // A sum's order does not depend on where in a tile its pixel is, so a picture's y and dx are the same alone and in any
-// batch; a bias for each sample is summed by blocks of its own. backward_weight has few tiles and many pixels: these are
-// cut into parts, whose sums are added in their order. Heights, widths and kh kw cin are counted in 32 bits, everything
-// else in 64.
+// batch; a dbias for each sample is summed by blocks of its own. backward_weight has few tiles and many pixels: these
+// are cut into parts, whose sums are added in their order. Heights, widths and kh kw cin are counted in 32 bits,
+// everything else in 64.
 //
 // Beside it: conv2d_gather.h, forward and backward_input; conv2d_weight.h, backward_weight. Here are the naive kernels
 // and the launchers.

@@ -15,9 +15,9 @@ namespace {
 
 // ---- which pixel of the source a pixel of the result sees by which tap ----------------------------------------------
 
-// Along one axis. The result falls into classes of pixels r, r + every, r + 2 every, .. that see the source alike: it is
-// as many interleaved pictures, each made by a convolution without gaps. Pixel r + every i' sees, for every t < taps,
-// source pixel i' scale + from + ahead(t) by tap(t).
+// Along one axis. The result falls into classes of pixels r, r + every, r + 2 every, .. that see the source alike: it
+// is as many interleaved pictures, each made by a convolution without gaps. Pixel r + every i' sees source pixel
+// i' scale + from + ahead(t) by tap(t), for every t < taps.
 //
 // up is 1 or 2, so it divides the stride or has no factor in common with it:
 template <int up>
@@ -64,7 +64,7 @@ struct BackwardAxis {
     }
 };
 
-// ---- the kernel ------------------------------------------------------------------------------------------------------
+// ---- the kernel ----------------------------------------------------------------------------------------------------
 
 // A convolution as its result sees it: `made` is y or dx, `source` x or dy.
 struct Gather {
@@ -75,7 +75,8 @@ struct Gather {
     Picture made, source;
     int64_t classes_w, m_tiles, n_tiles;  // blocks count (class of rows, class of columns, m_tiles, n_tiles)
     int64_t bias_step;
-    bool source_vectors, w_vectors, made_vectors, bias_vectors, add_vectors;  // whether 16 bytes at a time may be moved
+    // whether these may be moved 16 bytes at a time
+    bool source_vectors, w_vectors, made_vectors, bias_vectors, add_vectors;
 };
 
 template <class T, bool backward, int up>
@@ -177,7 +178,8 @@ void convolve(const Conv2dShape& s, const T* source, const T* w, const Conv2dAdd
     if (backward) std::swap(g.made, g.source);
     const int64_t every_h = Axis::classes(s.stride_h), every_w = Axis::classes(s.stride_w);
     g.classes_w = std::min(every_w, g.made.w);
-    g.m_tiles = ceil_div(s.n * ceil_div(g.made.h, every_h) * ceil_div(g.made.w, every_w), m_tile);  // of the largest class
+    const int64_t largest = s.n * ceil_div(g.made.h, every_h) * ceil_div(g.made.w, every_w);  // class, in pixels
+    g.m_tiles = ceil_div(largest, m_tile);
     g.n_tiles = ceil_div(g.made.channels, n_tile);
     g.source_vectors = g.source.channels % chunk<T> == 0 && aligned16({source});
     g.w_vectors = s.cout % chunk<T> == 0 && aligned16({w});

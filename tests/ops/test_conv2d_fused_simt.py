@@ -46,9 +46,9 @@ def types(half):
     return [flowing, flowing, np.dtype(np.float32), flowing, flowing]
 
 
-# Tiles are 128 pixels x 64 channels, 32 (bfloat16) or 16 (float32) deep; a sample's bias is summed by 32 rows of threads.
-# An enlarged picture with an odd stride has a class of pixels of y for each row and column of a pixel of x, with an even
-# stride one; the gradient of x has as many as the stride, or half of it.
+# Tiles are 128 pixels x 64 channels, 32 (bfloat16) or 16 (float32) deep; the gradient of a sample's bias is summed by
+# 32 rows of threads. Where pictures are enlarged, an odd stride makes two classes of rows of y and an even one a single
+# class; the gradient of x has as many as the stride, or half of it.
 SHAPES = [
     ((2, 8, 9, 16), (3, 3, 16, 64), {"padding": 1, "upsample": 2}),
     ((3, 5, 7, 8), (3, 2, 8, 65), {"padding": ((1, 0), (0, 1)), "upsample": 2}),
