@@ -87,11 +87,9 @@ void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* 
         if (dbias) std::fill(dbias, dbias + s.cout, 0.0f);
         return;
     }
-    if (by_winograd(s))  // (2)
-        winograd_backward_weight(s, dy, x, dw);
-    else
-        (narrow_input_suits(s) ? narrow_backward_weight : direct_backward_weight)(s, dy, x, dw);
-    if (dbias) backward_bias(pixels, s.cout, dy, dbias);  // (3)
+    if (!by_winograd(s)) return direct_backward_weight(s, dy, x, dw, dbias);  // (2), (3)
+    winograd_backward_weight(s, dy, x, dw);
+    if (dbias) backward_bias(pixels, s.cout, dy, dbias);
 }
 
 }  // namespace pydiff
