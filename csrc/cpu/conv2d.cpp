@@ -9,9 +9,9 @@
 //   (2)  dw[a, b, c, o] = sum_{n, i, j} x[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
 //   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o]
 //
-// A linear layer is the case of a 1 x 1 kernel. Three files do the work: conv2d_direct.cpp any shape, conv2d_winograd.cpp
-// the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few channels. In all of them a picture's y and dx are the
-// same alone and in any batch, and no bit of any result depends on the number of threads.
+// A linear layer is the case of a 1 x 1 kernel. Three ways lead there: conv2d_direct.cpp takes any shape, conv2d_winograd.cpp
+// the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few output channels. In all of them a picture's y and dx are
+// the same alone and in any batch, and no bit of any result depends on the number of threads.
 #include <algorithm>
 #include <atomic>
 #include <cstring>

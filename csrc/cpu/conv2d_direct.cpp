@@ -7,7 +7,7 @@
 //   forward          y    (pixels, cout)       = patches (pixels, kh kw cin)    w (kh kw cin, cout)
 //   backward_input   dx   (pixels of x, cin)   = patches of dy                  w flipped, with cin and cout exchanged
 //
-// A patch is kh pieces of lines of x, which are read where they lie, in the picture or in a copy of it with zeros around.
+// A patch is kh pieces of lines of x, which are read where they lie: in the picture, or in a copy with zeros around it.
 //
 // Order of summation: (a, b, c) in blocks of at most panel_depth, whatever pixels and channels are computed together.
 #include <algorithm>
@@ -86,8 +86,8 @@ std::vector<Panels> pack_all(const std::vector<Correlation<Pack>>& parts, int64_
         const int64_t i = item / tiles % items, from = item % tiles * tile_columns;
         if (i >= all[p].blocks()) return;
         const Panels::Block block = all[p].block(i);
-        parts[p].pack(all[p].first(block), block.k * block.runs, o + from, std::min<int64_t>(tile_columns, columns - from),
-                      all[p].at(block, from));
+        parts[p].pack(all[p].first(block), block.k * block.runs, o + from,
+                      std::min<int64_t>(tile_columns, columns - from), all[p].at(block, from));
     });
     return all;
 }
@@ -133,18 +133,19 @@ Conv2dShape all_of(const Correlations& parts) {
 // what they see of x comes from memory, and is copied at the picture's edge, once.
 template <class Pack>
 void correlate(std::vector<Correlation<Pack>> parts, const float* x, const float* bias) {
-    const bool flat = parts.size() == 1 && pointwise(parts[0].s) && parts[0].grid.row == parts[0].s.ow * parts[0].grid.pixel &&
-                      parts[0].grid.image == parts[0].s.oh * parts[0].grid.row;
+    const Conv2dShape& only = parts[0].s;
+    const Grid& grid = parts[0].grid;
+    const bool flat = parts.size() == 1 && pointwise(only) && grid.row == only.ow * grid.pixel &&
+                      grid.image == only.oh * grid.row;  // all pixels are one line, in x and in y
     if (flat) parts[0].s = in_one_line(parts[0].s);
     const Conv2dShape all = all_of(parts);
     const int64_t cout = all.cout;
     if (all.n * all.oh * all.ow * cout == 0) return;
-    // No bit of the result depends on how it is cut. A block's pixels stay in the L2 cache with what they see; lines are
-    // kept whole where they are copied.
+    // A block's pixels stay in the L2 cache with what they see. No bit of the result depends on how it is cut.
     const int64_t block_pixels = (flat ? 8 : 16) * tile_rows;
     const int64_t columns = std::min(all.ow, block_pixels), across = ceil_div(all.ow, columns);
-    const int64_t down = ceil_div(all.oh, std::clamp<int64_t>(block_pixels / columns, 1, ceil_div(all.n * all.oh * across, 16)));
-    const int64_t rows = ceil_div(all.oh, down), blocks = all.n * down * across;
+    const int64_t most_rows = std::clamp<int64_t>(block_pixels / columns, 1, ceil_div(all.n * all.oh * across, 16));
+    const int64_t down = ceil_div(all.oh, most_rows), rows = ceil_div(all.oh, down), blocks = all.n * down * across;
     const auto compute = [&](int64_t block, const std::vector<Panels>& w, int64_t shift, int64_t o, int64_t end) {
         const int64_t n = block / across / down, i = block / across % down * rows, j = block % across * columns;
         const int64_t lines = std::min(rows, all.oh - i), width = std::min(columns, all.ow - j);
@@ -152,10 +153,11 @@ void correlate(std::vector<Correlation<Pack>> parts, const float* x, const float
                               scratch(seen_slot, static_cast<size_t>(seen_floats(all, lines, width))));
         for (size_t p = 0; p < parts.size(); ++p) {
             const Conv2dShape& s = parts[p].s;
-            const Grid& grid = parts[p].grid;
-            const float* const first = seen.first + (all.pad_top - s.pad_top) * seen.pitch + (all.pad_left - s.pad_left) * s.cin;
-            correlate_block(s, first, seen.pitch, w[p], bias ? bias + shift : nullptr,
-                            {grid.y + n * grid.image + shift, grid.image, grid.row, grid.pixel}, i, lines, j, width, o, end);
+            const Grid& to = parts[p].grid;
+            const int64_t below = all.pad_top - s.pad_top, right = all.pad_left - s.pad_left;
+            correlate_block(s, seen.first + below * seen.pitch + right * s.cin, seen.pitch, w[p],
+                            bias ? bias + shift : nullptr,
+                            {to.y + n * to.image + shift, to.image, to.row, to.pixel}, i, lines, j, width, o, end);
         }
     };
     // With few pixels the weights are most of the work: each item packs its own columns, for all pixels.
@@ -169,7 +171,8 @@ void correlate(std::vector<Correlation<Pack>> parts, const float* x, const float
         return;
     }
     const std::vector<Panels> w = pack_all(parts, 0, cout);
-    const int64_t tiles = ceil_div(cout, tile_columns), together = std::clamp<int64_t>(tiles * blocks / 32, 1, tiles);
+    const int64_t tiles = ceil_div(cout, tile_columns), items = flat ? 32 : 16;
+    const int64_t together = std::clamp<int64_t>(tiles * blocks / items, 1, tiles);
     const int64_t channels = together * tile_columns, groups = ceil_div(tiles, together);
     parallel_for(blocks * groups, 1, [&](int64_t item) {
         const int64_t o = item % groups * channels;
@@ -223,7 +226,8 @@ void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w
         };
         const Conv2dShape shape{s.n, s.oh, s.ow, s.cout, v.taps, h.taps, s.cin, v.pixels, h.pixels, 1, 1, v.pad, h.pad};
         float* const first = dx + (phase_h * s.w + phase_w) * s.cin;
-        return Correlation<decltype(pack)>{shape, pack, {first, s.h * s.w * s.cin, s.stride_h * s.w * s.cin, s.stride_w * s.cin}};
+        const Grid grid{first, s.h * s.w * s.cin, s.stride_h * s.w * s.cin, s.stride_w * s.cin};
+        return Correlation<decltype(pack)>{shape, pack, grid};
     };
     if (s.n * s.h * s.w == 0) return;
     std::vector<decltype(phase(0, 0))> phases;

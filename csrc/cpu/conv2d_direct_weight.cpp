@@ -1,7 +1,8 @@
 // The weight gradient of conv2d, for every kernel, stride and padding; conv2d.cpp has the equation. With (b, c) for the
 // columns of one row a of the kernel, which lie side by side in a line of x:
 //
-//   dw[a, (b, c), o] = sum over pixels (n, i, j) of x[line a of the pixel, (j stride_w - pad_left, 0) + (b, c)] dy[pixel, o]
+//   dw[a, (b, c), o] = sum over pixels (n, i, j) of x[n, i stride_h + a - pad_top, (j stride_w - pad_left, 0) + (b, c)]
+//                                                   dy[n, i, j, o]
 //
 // That is a product with x transposed for each a. From one pixel of a line to the next, its operand moves by
 // stride_w cin floats; so x is multiplied where it lies, and so is dy. Where the kernel hangs over the picture's edge,
@@ -29,8 +30,10 @@ struct Plan {
     bool exchanged;
 
     explicit Plan(const Conv2dShape& s) : kernel_row(s.kw * s.cin), depth(s.kh * kernel_row) {
-        constexpr int64_t block_pixels = 160, part_pixels = 256, items = 32;
-        constexpr int64_t all_floats = int64_t{1} << 21, item_floats = 48 << 10;  // sums of all parts; of one, in L2
+        constexpr int64_t part_pixels = 256, items = 32, cache_floats = 48 << 10;  // a fifth of 1 MB of L2
+        constexpr int64_t all_floats = int64_t{1} << 21;                           // of the sums of all parts
+        const int64_t block_pixels =
+            std::clamp<int64_t>(cache_floats / std::max<int64_t>(1, s.stride_w * s.cin + s.cout), 64, 512);
         exchanged = s.cout % simd_width != 0 && s.cin % simd_width == 0;
         across = ceil_div(s.ow, block_pixels);
         columns = ceil_div(s.ow, across);
@@ -38,10 +41,11 @@ struct Plan {
         rows = ceil_div(s.oh, down);
         blocks = s.n * down * across;
         const int64_t size = std::max<int64_t>(1, depth * s.cout);
-        part = std::max(ceil_div(blocks, std::clamp<int64_t>(all_floats / size, 1, items)), ceil_div(part_pixels, rows * columns));
+        const int64_t most_parts = std::clamp<int64_t>(all_floats / size, 1, items);
+        part = std::max(ceil_div(blocks, most_parts), ceil_div(part_pixels, rows * columns));
         parts = ceil_div(blocks, part);
         const int64_t unit = exchanged ? tile_columns : tile_rows;
-        const int64_t wanted = std::max(ceil_div(items, parts), ceil_div(size, item_floats));
+        const int64_t wanted = std::max(ceil_div(items, parts), ceil_div(size, cache_floats));
         group = std::max<int64_t>(1, ceil_div(ceil_div(depth, wanted), unit)) * unit;
         groups = std::max<int64_t>(1, ceil_div(depth, group));
     }
@@ -79,8 +83,9 @@ void add_products(const Conv2dShape& s, const Plan& plan, const Block& block, co
     for (int64_t a = begin / std::max<int64_t>(1, plan.kernel_row); a * plan.kernel_row < end; ++a) {
         const int64_t first = a * plan.kernel_row;
         // lines of the block that see the picture with row a of the kernel
-        const int64_t lo = std::max(block.i, ceil_div(std::max<int64_t>(0, s.pad_top - a), s.stride_h));
-        const int64_t hi = std::min(block.i + block.rows, ceil_div(std::max<int64_t>(0, s.h + s.pad_top - a), s.stride_h));
+        const int64_t above = std::max<int64_t>(0, s.pad_top - a), room = std::max<int64_t>(0, s.h + s.pad_top - a);
+        const int64_t lo = std::max(block.i, ceil_div(above, s.stride_h));
+        const int64_t hi = std::min(block.i + block.rows, ceil_div(room, s.stride_h));
         if (lo >= hi) continue;
         const int64_t line = (block.n * s.h + lo * s.stride_h + a - s.pad_top) * s.w;
         for_segments(s, block, [&](int64_t j, int64_t count, int64_t b, int64_t b_end) {
@@ -95,8 +100,9 @@ void add_products(const Conv2dShape& s, const Plan& plan, const Block& block, co
                                xj + (e - r), x_pitch, add, sum + first + e, plan.depth, {hi - lo, dy_line, x_line});
             } else {
                 for (int64_t o = 0; o < s.cout; o += tile_columns)
-                    gemm_panel(Order::columns, r_end - r, std::min<int64_t>(tile_columns, s.cout - o), count, xj, x_pitch,
-                               dyj + o, dy_pitch, add, sum + (first + r) * s.cout + o, s.cout, {hi - lo, x_line, dy_line});
+                    gemm_panel(Order::columns, r_end - r, std::min<int64_t>(tile_columns, s.cout - o), count, xj,
+                               x_pitch, dyj + o, dy_pitch, add, sum + (first + r) * s.cout + o, s.cout,
+                               {hi - lo, x_line, dy_line});
             }
         });
     }
@@ -129,10 +135,9 @@ void direct_backward_weight(const Conv2dShape& shape, const float* dy, const flo
                       end = std::min(begin + plan.group, plan.depth);
         float* const sum = partial + part * size;
         float* const bias = dbias && begin == 0 ? biases + part * s.cout : nullptr;
-        if (plan.exchanged)
-            for (int64_t o = 0; o < s.cout; ++o) std::fill(sum + o * plan.depth + begin, sum + o * plan.depth + end, 0.0f);
-        else
-            std::fill(sum + begin * s.cout, sum + end * s.cout, 0.0f);
+        if (!plan.exchanged) std::fill(sum + begin * s.cout, sum + end * s.cout, 0.0f);
+        for (int64_t o = 0; plan.exchanged && o < s.cout; ++o)
+            std::fill(sum + o * plan.depth + begin, sum + o * plan.depth + end, 0.0f);
         if (bias) std::fill(bias, bias + s.cout, 0.0f);
         for (int64_t i = part * plan.part; i < std::min((part + 1) * plan.part, plan.blocks); ++i) {
             const Block block = block_at(s, plan, i);
@@ -142,8 +147,9 @@ void direct_backward_weight(const Conv2dShape& shape, const float* dy, const flo
                 add_products(s, plan, block, from, s.cout, s.ow * s.cout, x, begin, end, sum);
             } else {
                 float* const rows = scratch(dy_slot, static_cast<size_t>(block.rows * block.columns * width));
+                const int64_t line = block.columns * width;
                 for (int64_t r = 0; r < block.rows; ++r)
-                    pack_panel(block.columns, s.cout, from + r * s.ow * s.cout, s.cout, rows + r * block.columns * width);
+                    pack_panel(block.columns, s.cout, from + r * s.ow * s.cout, s.cout, rows + r * line);
                 add_products(s, plan, block, rows, width, block.columns * width, x, begin, end, sum);
             }
         }

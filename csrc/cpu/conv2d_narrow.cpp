@@ -1,7 +1,7 @@
 // conv2d with few output channels: the last layer of a U-Net, which makes a picture, and the gradient of a picture.
 //
-// They are narrower than a vector: in a matrix product most of every register would be empty. So a
-// vector runs along the *input* channels, and the outputs of a few neighbouring pixels stay in registers,
+// They are narrower than a vector: in a matrix product most of every register would be empty. So a vector runs along
+// the *input* channels, and the outputs of a few neighbouring pixels stay in registers,
 //
 //   sum[r, o] += x[pixel r, tap, c .. c + simd_width) w[tap, o, c .. c + simd_width)        one vector for each (r, o)
 //   y[r, o]    = bias[o] + the sum of sum[r, o]'s elements
