@@ -13,10 +13,10 @@
 //   (2)  dw[a, b, c, o] = sum_{n, i, j} X[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
 //   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o],   or dbias[n, o] = sum_{i, j}
 //
-// A linear layer is the case of a 1 x 1 kernel. Three files do the work: conv2d_direct.cpp any shape, conv2d_winograd.cpp
-// the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few channels. In all of them a picture's y and dx are the
-// same alone and in any batch, and no bit of any result depends on the number of threads. Only Winograd's reads upsampled
-// pictures without making them; for the others they are made here.
+// A linear layer is the case of a 1 x 1 kernel. Three ways lead there: conv2d_direct.cpp takes any shape, conv2d_winograd.cpp
+// the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few output channels. In all of them a picture's y and dx are
+// the same alone and in any batch, and no bit of any result depends on the number of threads. Only Winograd's reads
+// upsampled pictures without making them; for the others they are made here.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -150,18 +150,19 @@ void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w
 void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw, float* dbias,
                             int64_t dbias_step) {
     const int64_t pixels = s.oh * s.ow, groups = dbias_step ? s.n : 1;
+    Memory made;
     if (s.n * pixels == 0) {
         std::fill(dw, dw + s.kh * s.kw * s.cin * s.cout, 0.0f);
         if (dbias) std::fill(dbias, dbias + groups * s.cout, 0.0f);
         return;
     }
-    if (by_winograd(s))  // (2)
+    const bool winograd = by_winograd(s);
+    if (winograd)  // (2)
         winograd_backward_weight(s, dy, x, dw);
-    else if (s.up == 2)
-        return conv2d_backward_weight(without_upsampling(s), dy, upsampled(s, x).get(), dw, dbias, dbias_step);
     else
-        (narrow_input_suits(s) ? narrow_backward_weight : direct_backward_weight)(s, dy, x, dw);
-    if (dbias) backward_bias(groups, s.n / groups * pixels, s.cout, dy, dbias);  // (3)
+        direct_backward_weight(without_upsampling(s), dy, s.up == 2 ? (made = upsampled(s, x)).get() : x, dw,
+                               dbias_step ? nullptr : dbias);  // (2), (3)
+    if (dbias && (winograd || dbias_step)) backward_bias(groups, s.n / groups * pixels, s.cout, dy, dbias);  // (3)
 }
 
 }  // namespace pydiff

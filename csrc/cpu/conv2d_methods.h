@@ -12,15 +12,13 @@ void use_winograd(bool on);
 // Any kernel, stride and padding. No upsampling (up is 1); what is added beside a bias for all samples, conv2d.cpp adds.
 void direct_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y);
 void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx);
-void direct_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw);
+void direct_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw,
+                            float* dbias /* (cout) or null */);
 
-// Few channels on one side: of the output (the input gradient is for stride 1 and takes the mirrored shape, see below),
-// or of the input (the weight gradient).
+// Few channels of the output. The input gradient is for stride 1 and takes the mirrored shape, see below.
 bool narrow_output_suits(const Conv2dShape& s);
 void narrow_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y);
 void narrow_backward_input(const Conv2dShape& mirrored, const float* dy, const float* w, float* dx);
-bool narrow_input_suits(const Conv2dShape& s);
-void narrow_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw);
 
 // 3 x 3 kernels with stride 1. `suits` says whether it can be used and pays; it depends on the shape of one picture and
 // on the channels, never on the batch, so that a picture's result does not either.
@@ -38,6 +36,15 @@ inline Conv2dShape mirrored(const Conv2dShape& s) {
     return m;
 }
 void winograd_backward_input(const Conv2dShape& mirrored, int64_t down, const float* dy, const float* w, float* dx);
+
+// Whether the matrix of patches is x itself, pixel by pixel; all pixels may then be taken for one line.
+inline bool pointwise(const Conv2dShape& s) {
+    return s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_top == 0 && s.pad_left == 0 &&
+           s.oh == s.h && s.ow == s.w;
+}
+inline Conv2dShape in_one_line(const Conv2dShape& s) {
+    return {1, 1, s.n * s.h * s.w, s.cin, 1, 1, s.cout, 1, s.n * s.h * s.w, 1, 1, 0, 0};
+}
 
 // What output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one picture x see of it: lines of `pitch` floats, one
 // after the other, from the line and column that tap (0, 0) of pixel (i, j) meets. Where the picture ends, a copy with

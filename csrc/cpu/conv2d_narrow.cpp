@@ -1,18 +1,12 @@
-// conv2d with few channels on one side: the last layer of a U-Net, which makes a picture, and the first, which reads one.
+// conv2d with few output channels: the last layer of a U-Net, which makes a picture, and the gradient of a picture.
 //
-// Few output channels are narrower than a vector: in a matrix product most of every register would be empty. So a
-// vector runs along the *input* channels, and the outputs of a few neighbouring pixels stay in registers,
+// They are narrower than a vector: in a matrix product most of every register would be empty. So a vector runs along
+// the *input* channels, and the outputs of a few neighbouring pixels stay in registers,
 //
 //   sum[r, o] += x[pixel r, tap, c .. c + simd_width) w[tap, o, c .. c + simd_width)        one vector for each (r, o)
 //   y[r, o]    = bias[o] + the sum of sum[r, o]'s elements
 //
-// Few input channels make the matrix of patches narrow, and gathering it costs more than the product. The weight
-// gradient is then a product of x where it lies (a row of the kernel side by side) with dy:
-//
-//   dw[a, (b, c), o] = sum over pixels of x[line a of the pixel, (b, c)] dy[pixel, o]
-//
-// Order of summation: y takes taps, blocks of channels, then a vector's elements by halves; dw adds up the pixels of
-// fixed parts of the batch, then the parts.
+// Order of summation: y takes taps, blocks of channels, then a vector's elements by halves.
 #include <algorithm>
 #include <cstring>
 
@@ -27,9 +21,7 @@ constexpr int64_t most_outputs = 4;
 constexpr int tile_pixels = simd_width == 16 ? 6 : 3;  // tile_pixels x most_outputs sums, and what they are made of
 constexpr int64_t block_pixels = 128;                  // what they see stays in the L2 cache
 
-enum Slot { seen_slot, weight_slot, partial_slot };
-
-// ---------------------------------------------------------------- few output channels
+enum Slot { seen_slot, weight_slot };
 
 template <int n>
 inline float sum_of_elements(const float* v) {
@@ -125,37 +117,6 @@ void narrow_backward_input(const Conv2dShape& mirrored, const float* dy, const f
     const int64_t last = s.kh * s.kw - 1;
     correlate(s, dy, [&](int64_t tap, int64_t o, int64_t c) { return w[((last - tap) * s.cout + o) * s.cin + c]; },
               nullptr, dx);
-}
-
-// ---------------------------------------------------------------- few input channels
-
-// Rows of dy are read as panels, to the end of their last vector.
-bool narrow_input_suits(const Conv2dShape& s) {
-    return s.cin <= most_outputs && s.cout % simd_width == 0 && s.cout > 0 && s.kh * s.kw * s.cin > 0;
-}
-
-void narrow_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw) {
-    constexpr int64_t most_parts = 32;
-    const int64_t size = s.kh * s.kw * s.cin * s.cout, kernel_row = s.kw * s.cin;
-    const int64_t lines = std::clamp<int64_t>(1024 / s.ow, 1, s.oh), down = ceil_div(s.oh, lines);
-    const int64_t blocks = s.n * down, part = ceil_div(blocks, most_parts), parts = ceil_div(blocks, part);
-    float* const partial = scratch(partial_slot, static_cast<size_t>(parts * size));
-    parallel_for(parts, 1, [&](int64_t item) {
-        for (int64_t block = item * part; block < std::min((item + 1) * part, blocks); ++block) {
-            const int64_t n = block / down, i = block % down * lines, rows = std::min(lines, s.oh - i);
-            const Seen seen = see(s, x + n * s.h * s.w * s.cin, i, rows, 0, s.ow,
-                                  scratch(seen_slot, static_cast<size_t>(seen_floats(s, rows, s.ow))));
-            const float* const from = dy + (n * s.oh + i) * s.ow * s.cout;
-            for (int64_t a = 0; a < s.kh; ++a)
-                for (int64_t o = 0; o < s.cout; o += tile_columns)
-                    gemm_panel(Order::columns, kernel_row, std::min<int64_t>(tile_columns, s.cout - o), s.ow,
-                               seen.first + a * seen.pitch, s.stride_w * s.cin, from + o, s.cout,
-                               Start{nullptr, block > item * part}, partial + item * size + a * kernel_row * s.cout + o,
-                               s.cout, {rows, s.stride_h * seen.pitch});
-        }
-    });
-    sum_parts(parts, size, size, partial);
-    std::copy(partial, partial + size, dw);
 }
 
 }  // namespace pydiff

@@ -34,7 +34,7 @@ inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
 constexpr int tile_rows = 6;
 constexpr int tile_vectors = simd_width == 16 ? 4 : 2;
 constexpr int tile_columns = tile_vectors * simd_width;
-constexpr int64_t panel_depth = simd_width == 16 ? 96 : 256;  // panel_depth x tile_columns floats take 16 to 24 KB
+constexpr int64_t panel_depth = 256;  // panel_depth x tile_columns floats take 8 to 64 KB, of L1 or L2
 
 // How a lies in memory: a(r, k) = a[r * lda + k], or a[k * lda + r] (the product with a transposed).
 enum class Order { rows, columns };
