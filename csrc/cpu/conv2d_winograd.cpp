@@ -73,10 +73,9 @@ void transform_weights(const Conv2dShape& s, const Weights& weights, int64_t k, 
     float* g = scratch(g_slot, static_cast<size_t>(9 * tap_size));
     for (int64_t tap = 0; tap < 9; ++tap) weights.pack(s, tap, k, rows, o, columns, g + tap * tap_size);
     for (int64_t e = 0; e < tap_size; e += simd_width) {
-        vfloat taps[9], transformed[points];
-        for (int tap = 0; tap < 9; ++tap) taps[tap] = load(g + tap * tap_size + e);
-        winograd::transform<winograd::Weight>(taps, transformed);
-        for (int p = 0; p < points; ++p) store(u.at(p, o) + k * width + e, transformed[p]);
+        winograd::transform<winograd::Weight>(
+            [&](int i, int j) { return load(g + (3 * i + j) * tap_size + e); },
+            [&](int i, int j, vfloat v) { store(u.at(6 * i + j, o) + k * width + e, v); });
     }
 }
 
@@ -89,13 +88,12 @@ void transform_output(const Conv2dShape& s, const Tiles& tiles, const Planes& m,
         const int64_t rows = std::min<int64_t>(4, s.oh - i), width = std::min<int64_t>(4, s.ow - j);
         float* corner = y + ((n * s.oh + i) * s.ow + j) * s.cout + o;
         for (int64_t e = 0; e < columns; e += simd_width) {
-            vfloat products[points], out[16];
-            for (int p = 0; p < points; ++p) products[p] = load(m.at(p, t) + e);
-            winograd::transform<winograd::Output>(products, out);
             const vfloat b = bias ? load_upto(bias + o + e, columns - e) : vfloat{};
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t q = 0; q < width; ++q)
-                    store_upto(corner + (r * s.ow + q) * s.cout + e, out[r * 4 + q] + b, columns - e);
+            winograd::transform<winograd::Output>(
+                [&](int r, int q) { return load(m.at(6 * r + q, t) + e); },
+                [&](int r, int q, vfloat v) {
+                    if (r < rows && q < width) store_upto(corner + (r * s.ow + q) * s.cout + e, v + b, columns - e);
+                });
         }
     }
 }
@@ -139,42 +137,67 @@ void correlate(const Conv2dShape& s, const float* x, const Weights& w, const flo
 
 // ---------------------------------------------------------------- backward_weight
 
-// How the work is cut, by shapes only: one row of points and a group of output channels, so that this much of dU stays
-// in the L2 cache; the tiles into parts whose sums are added at the end.
+// How the work is cut, by shapes only: dU into blocks of input and output channels, whose rows of points fit the L2
+// cache; the tiles into parts, whose gradients are added at the end; a part into runs, whose V and W fit the L2 cache.
 struct WeightPlan {
-    int64_t group, groups, part, parts;
+    int64_t cin, cout, blocks, parts, part, run;
 };
 
-constexpr int64_t weight_tiles = 96;  // transformed at a time
-
 WeightPlan weight_plan(const Conv2dShape& s, const Tiles& tiles) {
-    constexpr int64_t items = 24;
-    const int64_t group = std::max<int64_t>(1, 16384 / s.cin / tile_columns) * tile_columns,
-                  groups = ceil_div(s.cout, group);
-    const int64_t wanted = ceil_div(items, 6 * groups);
-    const int64_t part = std::max(ceil_div(ceil_div(tiles.count, wanted), weight_tiles), int64_t{1}) * weight_tiles;
-    return {group, groups, part, ceil_div(tiles.count, part)};
+    constexpr int64_t items = 24, most_run = 48;
+    int64_t cin = std::min<int64_t>(s.cin, 128), cout = std::min<int64_t>(s.cout, 64);
+    const int64_t most_parts = ceil_div(tiles.count, most_run);
+    const auto blocks = [&] { return ceil_div(s.cin, cin) * ceil_div(s.cout, cout); };
+    while (blocks() * most_parts < items / 2 && cin > 32) cin = ceil_div(cin / 2, tile_rows) * tile_rows;
+    const int64_t parts = std::min(most_parts, ceil_div(items, blocks())), part = ceil_div(tiles.count, parts);
+    return {cin, cout, blocks(), ceil_div(tiles.count, part), part, ceil_div(part, ceil_div(part, most_run))};
 }
 
-// Points [6 row, 6 row + 6) of dU, output channels [o, o + columns), summed over tiles [begin, end).
-template <int row>
-void weight_block(const Conv2dShape& s, const Tiles& tiles, const float* dy, const float* x, int64_t o, int64_t columns,
-                  int64_t begin, int64_t end, const Planes& du) {
-    const int64_t v_pitch = panel_width(s.cin), w_pitch = panel_width(columns);
-    const Planes v(scratch(v_slot, Planes::size(6, weight_tiles, v_pitch)), weight_tiles, v_pitch);
-    const Planes w(scratch(m_slot, Planes::size(6, weight_tiles, w_pitch)), weight_tiles, w_pitch);
+// What one item of work needs to know: input channels [c, c + cin), output channels [o, o + cout), tiles [begin, end).
+struct WeightBlock {
+    int64_t c, cin, o, cout, begin, end;
+};
+
+// Adds the terms of tiles [first, first + count) to the points of dU in a pair's two rows.
+template <int pair>
+void weight_products(const Tiles& tiles, const Pictures& in, const Pictures& out, const WeightBlock& block,
+                     int64_t first, int64_t count, const float* zero, const Planes& v, const Planes& w,
+                     const Planes& du) {
+    winograd::transform_windows<winograd::Input, pair>(in, tiles, first, count, block.c, block.cin, zero, v);
+    winograd::transform_windows<winograd::OutputAdjoint, pair>(out, tiles, first, count, block.o, block.cout, zero, w);
+    for (int p = 0; p < 12; ++p) {
+        const Planes& u = du;
+        float* point = u.at(6 * winograd::Input::result(pair, p / 6) + p % 6, 0);
+        for (int64_t e = 0; e < w.pitch; e += tile_columns)
+            gemm_panel(Order::columns, block.cin, std::min<int64_t>(tile_columns, w.pitch - e), count, v.at(p, 0),
+                       v.pitch, w.at(p, 0) + e, w.pitch, {nullptr, first > block.begin}, point + e, u.pitch);
+    }
+}
+
+// The gradient of a block's weights from its tiles, into dw (3, 3, s.cin, s.cout).
+void weight_block(const Conv2dShape& s, const Tiles& tiles, const float* dy, const float* x, const WeightBlock& block,
+                  int64_t run, float* dw) {
+    const int64_t v_pitch = panel_width(block.cin), w_pitch = panel_width(block.cout);
+    const Planes v(scratch(v_slot, Planes::size(12, run, v_pitch)), run, v_pitch);
+    const Planes w(scratch(m_slot, Planes::size(12, run, w_pitch)), run, w_pitch);
+    const Planes du(scratch(g_slot, Planes::size(points, block.cin, w_pitch)), block.cin, w_pitch);
     const Pictures in{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left}, out{dy, s.oh, s.ow, s.cout, 0, 0};
     const float* zero = zeros(std::max(s.cin, s.cout));
-    for (int64_t t = begin; t < end; t += weight_tiles) {
-        const int64_t count = std::min(weight_tiles, end - t);
-        winograd::transform_windows<winograd::Input, row>(in, tiles, t, count, 0, s.cin, zero, v);
-        winograd::transform_windows<winograd::OutputAdjoint, row>(out, tiles, t, count, o, columns, zero, w);
-        for (int64_t p = 0; p < 6; ++p)
-            for (int64_t e = 0; e < w_pitch; e += tile_columns)
-                gemm_panel(Order::columns, s.cin, std::min<int64_t>(tile_columns, w_pitch - e), count, v.at(p, 0),
-                           v.pitch, w.at(p, 0) + e, w.pitch, {nullptr, t > begin}, du.at(6 * row + p, 0) + o + e,
-                           du.pitch);
+    for (int64_t t = block.begin; t < block.end; t += run) {
+        const int64_t count = std::min(run, block.end - t);
+        weight_products<0>(tiles, in, out, block, t, count, zero, v, w, du);
+        weight_products<1>(tiles, in, out, block, t, count, zero, v, w, du);
+        weight_products<2>(tiles, in, out, block, t, count, zero, v, w, du);
     }
+    for (int64_t c = 0; c < block.cin; ++c)
+        for (int64_t o = 0; o < block.cout; o += simd_width) {
+            float* corner = dw + (block.c + c) * s.cout + block.o + o;
+            winograd::transform<winograd::WeightAdjoint>(
+                [&](int i, int j) { return load(du.at(6 * i + j, c) + o); },
+                [&](int i, int j, vfloat g) {
+                    store_upto(corner + (3 * i + j) * s.cin * s.cout, g, block.cout - o);
+                });
+        }
 }
 
 }  // namespace
@@ -198,29 +221,21 @@ void winograd_backward_input(const Conv2dShape& mirrored, const float* dy, const
 void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw) {
     const Tiles tiles(s);
     const WeightPlan plan = weight_plan(s, tiles);
-    const int64_t pitch = panel_width(s.cout), size = static_cast<int64_t>(Planes::size(points, s.cin, pitch));
-    float* memory = scratch(u_slot, static_cast<size_t>(plan.parts * size));
-    const auto du = [&](int64_t part) { return Planes(memory + part * size, s.cin, pitch); };
-    // (1) dU of each part of the tiles
-    constexpr decltype(&weight_block<0>) row_blocks[6] = {weight_block<0>, weight_block<1>, weight_block<2>,
-                                                          weight_block<3>, weight_block<4>, weight_block<5>};
-    parallel_for(plan.parts * plan.groups * 6, 1, [&](int64_t item) {
-        const int64_t row = item % 6, o = item / 6 % plan.groups * plan.group, part = item / 6 / plan.groups;
+    const int64_t size = 9 * s.cin * s.cout;
+    float* parts = plan.parts == 1 ? dw : scratch(u_slot, static_cast<size_t>(plan.parts * size));
+    parallel_for(plan.parts * plan.blocks, 1, [&](int64_t item) {
+        const int64_t part = item / plan.blocks, across = ceil_div(s.cout, plan.cout);
+        const int64_t c = item % plan.blocks / across * plan.cin, o = item % across * plan.cout;
         const int64_t begin = part * plan.part, end = std::min(begin + plan.part, tiles.count);
-        row_blocks[row](s, tiles, dy, x, o, std::min(plan.group, s.cout - o), begin, end, du(part));
+        weight_block(s, tiles, dy, x, {c, std::min(plan.cin, s.cin - c), o, std::min(plan.cout, s.cout - o), begin, end},
+                     plan.run, parts + part * size);
     });
-    // (2) dw = G^T (their sum, in order) G
-    parallel_for(s.cin, 4, [&](int64_t c) {
-        for (int64_t o = 0; o < s.cout; o += simd_width) {
-            vfloat sum[points], g[9];
-            for (int64_t p = 0; p < points; ++p) {
-                sum[p] = load(du(0).at(p, c) + o);
-                for (int64_t part = 1; part < plan.parts; ++part) sum[p] += load(du(part).at(p, c) + o);
-            }
-            winograd::transform<winograd::WeightAdjoint>(sum, g);
-            for (int64_t tap = 0; tap < 9; ++tap)
-                store_upto(dw + (tap * s.cin + c) * s.cout + o, g[tap], s.cout - o);
-        }
+    if (plan.parts == 1) return;
+    constexpr int64_t chunk = 1024;
+    parallel_for(ceil_div(size, chunk), 1, [&](int64_t item) {
+        const int64_t first = item * chunk, count = std::min(chunk, size - first);
+        sum_parts(plan.parts, size, count, parts + first);
+        std::copy(parts + first, parts + first + count, dw + first);
     });
 }
 
