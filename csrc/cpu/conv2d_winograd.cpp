@@ -13,8 +13,11 @@
 //   dU[p, c, o] = sum_t V[p, t, c] W[p, t, o]
 //   dw          = G^T dU G
 //
+// Of U and V, the smaller is transformed first and as a whole, the larger bit by bit where it is used, so that it stays
+// in a cache. dU is made in blocks of channels, and turned into dw before the next block.
+//
 // backward_input is a correlation of dy with the flipped weights. Tiles are cut within a picture, and M's sum over c
-// has one order, so a picture's result is the same alone and in any batch; dU adds up the tiles of fixed parts of the
+// has one order, so a picture's result is the same alone and in any batch; dw adds up those of fixed parts of the
 // batch. An infinity or NaN in x reaches every pixel of the tiles that see it, as a NaN.
 #include <algorithm>
 
@@ -31,7 +34,7 @@ using winograd::Planes;
 using winograd::Tiles;
 
 constexpr int64_t points = 36;
-constexpr int64_t block_tiles = 4 * tile_rows;  // V and M of a block stay in the L2 cache
+constexpr int64_t block_tiles = 2 * tile_rows;  // V and M of a block stay in the L2 cache
 
 enum Slot { zero_slot, v_slot, m_slot, u_slot, g_slot };
 
@@ -66,17 +69,24 @@ struct TransformedWeights {
     float* at(int64_t p, int64_t o) const { return data + p * plane + o * cin; }
 };
 
+// Rows [k, k + rows), columns [o, o + columns) of the nine taps, one matrix after the other.
+const float* pack_taps(const Conv2dShape& s, const Weights& weights, int64_t k, int64_t rows, int64_t o,
+                       int64_t columns) {
+    const int64_t size = rows * panel_width(columns);
+    float* g = scratch(g_slot, static_cast<size_t>(9 * size));
+    for (int64_t tap = 0; tap < 9; ++tap) weights.pack(s, tap, k, rows, o, columns, g + tap * size);
+    return g;
+}
+
 // Rows [k, k + rows), columns [o, o + columns) of U.
 void transform_weights(const Conv2dShape& s, const Weights& weights, int64_t k, int64_t rows, int64_t o,
                        int64_t columns, const TransformedWeights& u) {
-    const int64_t width = panel_width(columns), tap_size = rows * width;
-    float* g = scratch(g_slot, static_cast<size_t>(9 * tap_size));
-    for (int64_t tap = 0; tap < 9; ++tap) weights.pack(s, tap, k, rows, o, columns, g + tap * tap_size);
-    for (int64_t e = 0; e < tap_size; e += simd_width) {
+    const int64_t width = panel_width(columns), size = rows * width;
+    const float* g = pack_taps(s, weights, k, rows, o, columns);
+    for (int64_t e = 0; e < size; e += simd_width)
         winograd::transform<winograd::Weight>(
-            [&](int i, int j) { return load(g + (3 * i + j) * tap_size + e); },
+            [&](int i, int j) { return load(g + (3 * i + j) * size + e); },
             [&](int i, int j, vfloat v) { store(u.at(6 * i + j, o) + k * width + e, v); });
-    }
 }
 
 // y of tiles [first, first + count), channels [o, o + columns), from M.
@@ -98,26 +108,31 @@ void transform_output(const Conv2dShape& s, const Tiles& tiles, const Planes& m,
     }
 }
 
-// Tiles [first, first + count), channels [o, end).
-void correlate_block(const Conv2dShape& s, const Tiles& tiles, const float* x, const TransformedWeights& u,
+// Tiles [first, first + count), channels [o, end), from U.
+void correlate_block(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const TransformedWeights& u,
                      const float* bias, int64_t first, int64_t count, int64_t o, int64_t end, float* y) {
-    const int64_t v_pitch = panel_width(s.cin);
+    const int64_t v_pitch = panel_width(s.cin), steps = points * ceil_div(end - o, tile_columns);
     const Planes v(scratch(v_slot, Planes::size(points, block_tiles, v_pitch)), block_tiles, v_pitch);
     float* memory = scratch(m_slot, Planes::size(points, block_tiles, tile_columns));
-    const Pictures pictures{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left};
-    winograd::transform_windows<winograd::Input>(pictures, tiles, first, count, 0, s.cin, zeros(s.cin), v);
+    winograd::transform_windows<winograd::Input>(x, tiles, first, count, 0, s.cin, zeros(s.cin), v);
+    // This thread's next block is likely the one behind those that the others are at.
+    winograd::Fetch next(x, tiles, first + threads() * block_tiles, block_tiles, winograd::Input::in, steps);
+    winograd::Fetch out({y, s.oh, s.ow, s.cout, 0, 0}, tiles, first, count, winograd::Output::out, points);
     for (; o < end; o += tile_columns) {
         const int64_t columns = std::min<int64_t>(tile_columns, end - o), width = panel_width(columns);
         const Planes m(memory, block_tiles, width);
-        for (int64_t p = 0; p < points; ++p)
+        for (int64_t p = 0; p < points; ++p) {
             gemm_panel(Order::rows, count, width, s.cin, v.at(p, 0), v.pitch, u.at(p, o), width, {}, m.at(p, 0), width);
+            next.step();
+            out.step();
+        }
         transform_output(s, tiles, m, first, count, o, columns, bias, y);
     }
 }
 
-void correlate(const Conv2dShape& s, const float* x, const Weights& w, const float* bias, float* y) {
-    const Tiles tiles(s);
-    if (tiles.count == 0) return;
+// Many tiles: all of U first, then blocks of tiles, each of which transforms its own part of x.
+void correlate_many(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const Weights& w, const float* bias,
+                    float* y) {
     const int64_t panels = ceil_div(s.cout, tile_columns), plane = s.cin * panel_width(s.cout) + Planes::gap;
     const TransformedWeights u{s.cin, plane, scratch(u_slot, static_cast<size_t>(points * plane))};
     constexpr int64_t strip = 16;
@@ -135,20 +150,68 @@ void correlate(const Conv2dShape& s, const float* x, const Weights& w, const flo
     });
 }
 
+// The products of all tiles with the points of U in a pair's two rows, of the columns whose taps are g.
+template <int pair>
+void multiply_pair(const Conv2dShape& s, const float* g, const Planes& v, int64_t count, int64_t width,
+                   const Planes& m) {
+    const int64_t size = s.cin * width;
+    const TransformedWeights u{s.cin, size + Planes::gap, scratch(u_slot, static_cast<size_t>(12 * (size + Planes::gap)))};
+    for (int64_t e = 0; e < size; e += simd_width)
+        winograd::transform_rows<winograd::Weight, pair>(
+            [&](int i, int j) { return load(g + (3 * i + j) * size + e); },
+            [&](int half, int j, vfloat value) { store(u.at(6 * half + j, 0) + e, value); });
+    for (int half = 0; half < 2; ++half)
+        for (int j = 0; j < 6; ++j) {
+            const int p = 6 * winograd::Weight::result(pair, half) + j;
+            gemm_panel(Order::rows, count, width, s.cin, v.at(p, 0), v.pitch, u.at(6 * half + j, 0), width, {},
+                       m.at(p, 0), width);
+        }
+}
+
+// Few tiles and many channels: U would be larger than V, and no cache would hold it. All of V first, then panels of
+// columns, each of which transforms its own part of the weights, where its products find it in the L2 cache.
+void correlate_few(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const Weights& w, const float* bias,
+                   float* y) {
+    constexpr int64_t share = 4, panel = std::min(tile_columns, 32);
+    const int64_t v_pitch = panel_width(s.cin);
+    const Planes v(scratch(v_slot, Planes::size(points, tiles.count, v_pitch)), tiles.count, v_pitch);
+    parallel_for(ceil_div(tiles.count, share), 1, [&](int64_t item) {
+        const int64_t first = item * share, count = std::min(share, tiles.count - first);
+        winograd::transform_windows<winograd::Input>(x, tiles, first, count, 0, s.cin, zeros(s.cin), v.from(first));
+    });
+    parallel_for(ceil_div(s.cout, panel), 1, [&](int64_t item) {
+        const int64_t o = item * panel, columns = std::min(panel, s.cout - o), width = panel_width(columns);
+        const Planes m(scratch(m_slot, Planes::size(points, tiles.count, width)), tiles.count, width);
+        const float* g = pack_taps(s, w, 0, s.cin, o, columns);
+        multiply_pair<0>(s, g, v, tiles.count, width, m);
+        multiply_pair<1>(s, g, v, tiles.count, width, m);
+        multiply_pair<2>(s, g, v, tiles.count, width, m);
+        transform_output(s, tiles, m, 0, tiles.count, o, columns, bias, y);
+    });
+}
+
+void correlate(const Conv2dShape& s, const float* x, const Weights& w, const float* bias, float* y) {
+    const Tiles tiles(s);
+    if (tiles.count == 0) return;
+    const Pictures pictures{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left};
+    // The same bits either way: U, V and the order of the sums over channels are the same.
+    (tiles.count < s.cout ? correlate_few : correlate_many)(s, tiles, pictures, w, bias, y);
+}
+
 // ---------------------------------------------------------------- backward_weight
 
 // How the work is cut, by shapes only: dU into blocks of input and output channels, whose rows of points fit the L2
-// cache; the tiles into parts, whose gradients are added at the end; a part into runs, whose V and W fit the L2 cache.
+// cache; the tiles into parts, whose dw are added at the end; a part into runs, whose V and W fit the L2 cache.
 struct WeightPlan {
     int64_t cin, cout, blocks, parts, part, run;
 };
 
 WeightPlan weight_plan(const Conv2dShape& s, const Tiles& tiles) {
-    constexpr int64_t items = 24, most_run = 48;
-    int64_t cin = std::min<int64_t>(s.cin, 128), cout = std::min<int64_t>(s.cout, 64);
-    const int64_t most_parts = ceil_div(tiles.count, most_run);
+    constexpr int64_t items = 24, most_run = 48, least_part = 32, least_cin = 32;
+    int64_t cin = std::min<int64_t>(s.cin, 64), cout = std::min<int64_t>(s.cout, 64);
+    const int64_t most_parts = ceil_div(tiles.count, least_part);
     const auto blocks = [&] { return ceil_div(s.cin, cin) * ceil_div(s.cout, cout); };
-    while (blocks() * most_parts < items / 2 && cin > 32) cin = ceil_div(cin / 2, tile_rows) * tile_rows;
+    while (blocks() * most_parts < items / 3 && cin > least_cin) cin /= 2;
     const int64_t parts = std::min(most_parts, ceil_div(items, blocks())), part = ceil_div(tiles.count, parts);
     return {cin, cout, blocks(), ceil_div(tiles.count, part), part, ceil_div(part, ceil_div(part, most_run))};
 }
@@ -166,11 +229,10 @@ void weight_products(const Tiles& tiles, const Pictures& in, const Pictures& out
     winograd::transform_windows<winograd::Input, pair>(in, tiles, first, count, block.c, block.cin, zero, v);
     winograd::transform_windows<winograd::OutputAdjoint, pair>(out, tiles, first, count, block.o, block.cout, zero, w);
     for (int p = 0; p < 12; ++p) {
-        const Planes& u = du;
-        float* point = u.at(6 * winograd::Input::result(pair, p / 6) + p % 6, 0);
+        float* point = du.at(6 * winograd::Input::result(pair, p / 6) + p % 6, 0);
         for (int64_t e = 0; e < w.pitch; e += tile_columns)
             gemm_panel(Order::columns, block.cin, std::min<int64_t>(tile_columns, w.pitch - e), count, v.at(p, 0),
-                       v.pitch, w.at(p, 0) + e, w.pitch, {nullptr, first > block.begin}, point + e, u.pitch);
+                       v.pitch, w.at(p, 0) + e, w.pitch, {nullptr, first > block.begin}, point + e, du.pitch);
     }
 }
 

@@ -176,6 +176,12 @@ struct Tiles {
 struct Pictures {
     const float* data;
     int64_t height, width, channels, top, left;
+
+    // The line, counted over all pictures, that is `i` below the top of the tile's window: the nearest one inside.
+    int64_t data_row(const Tiles& tiles, int64_t tile, int64_t i) const {
+        const int64_t row = tile / tiles.columns, n = row / tiles.rows;
+        return n * height + std::clamp<int64_t>(top + 4 * (row % tiles.rows) + i, 0, height);
+    }
 };
 
 // One matrix (tiles, channels) for each point: its planes lie `plane` floats apart, its rows `pitch`.
@@ -189,6 +195,11 @@ struct Planes {
         return static_cast<size_t>(points * (tiles * width + gap));
     }
     float* at(int64_t point, int64_t tile) const { return data + point * plane + tile * pitch; }
+    Planes from(int64_t tile) const {  // without the tiles before this one
+        Planes rest = *this;
+        rest.data += tile * pitch;
+        return rest;
+    }
 };
 
 // Where the pixels of a tile's window lie; those outside the picture are `zero`.
@@ -231,6 +242,29 @@ void transform_windows(const Pictures& x, const Tiles& tiles, int64_t first, int
         }
     }
 }
+
+// Fetches the lines of pictures that tiles [first, first + count) see, a few with every call of step(): between matrix
+// products, so that they are there when the tiles' turn comes and memory does not idle until then.
+class Fetch {
+public:
+    static constexpr int64_t line = 16;  // floats
+    Fetch(const Pictures& x, const Tiles& tiles, int64_t first, int64_t count, int size, int64_t steps) {
+        if (first >= tiles.count) return;
+        const int64_t last = std::min(first + count, tiles.count) - 1;
+        const int64_t begin = x.data_row(tiles, first, 0), end = x.data_row(tiles, last, size);
+        at_ = x.data + begin * x.width * x.channels;
+        end_ = x.data + end * x.width * x.channels;
+        share_ = ceil_div(end_ - at_, steps * line) * line;
+    }
+    void step() {
+        const float* until = std::min(at_ + share_, end_);
+        for (; at_ < until; at_ += line) __builtin_prefetch(at_, 0, 2);
+    }
+
+private:
+    const float *at_ = nullptr, *end_ = nullptr;
+    int64_t share_ = 0;
+};
 
 }  // namespace winograd
 }  // namespace pydiff
