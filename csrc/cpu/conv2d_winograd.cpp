@@ -155,7 +155,8 @@ template <int pair>
 void multiply_pair(const Conv2dShape& s, const float* g, const Planes& v, int64_t count, int64_t width,
                    const Planes& m) {
     const int64_t size = s.cin * width;
-    const TransformedWeights u{s.cin, size + Planes::gap, scratch(u_slot, static_cast<size_t>(12 * (size + Planes::gap)))};
+    const int64_t plane = size + Planes::gap;
+    const TransformedWeights u{s.cin, plane, scratch(u_slot, static_cast<size_t>(12 * plane))};
     for (int64_t e = 0; e < size; e += simd_width)
         winograd::transform_rows<winograd::Weight, pair>(
             [&](int i, int j) { return load(g + (3 * i + j) * size + e); },
@@ -289,8 +290,8 @@ void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float
         const int64_t part = item / plan.blocks, across = ceil_div(s.cout, plan.cout);
         const int64_t c = item % plan.blocks / across * plan.cin, o = item % across * plan.cout;
         const int64_t begin = part * plan.part, end = std::min(begin + plan.part, tiles.count);
-        weight_block(s, tiles, dy, x, {c, std::min(plan.cin, s.cin - c), o, std::min(plan.cout, s.cout - o), begin, end},
-                     plan.run, parts + part * size);
+        const int64_t cin = std::min(plan.cin, s.cin - c), cout = std::min(plan.cout, s.cout - o);
+        weight_block(s, tiles, dy, x, {c, cin, o, cout, begin, end}, plan.run, parts + part * size);
     });
     if (plan.parts == 1) return;
     constexpr int64_t chunk = 1024;
