@@ -13,10 +13,14 @@
 //   dU[p, c, o] = sum_t V[p, t, c] W[p, t, o]
 //   dw          = G^T dU G
 //
+// Of U and V, the smaller is transformed first and as a whole, the larger bit by bit where it is used, so that it stays
+// in a cache. dU is made in blocks of channels, and turned into dw before the next block.
+//
 // backward_input is a correlation of dy with the flipped weights. An upsampled picture is never made: windows of it are
-// read from the small one, and its gradient's pixels are added up four by four as they leave the transform. Tiles are cut within a picture, and M's sum over c
-// has one order, so a picture's result is the same alone and in any batch; dU adds up the tiles of fixed parts of the
-// batch. An infinity or NaN in x reaches every pixel of the tiles that see it, as a NaN.
+// read from the small one, and its gradient's pixels are added up four by four as they leave the transform.
+//
+// Tiles are cut within a picture, and M's sum over c has one order, so a picture's result is the same alone and in any
+// batch; dw adds up those of fixed parts of the batch. An infinity or NaN in x reaches every pixel of the tiles that see it, as a NaN.
 #include <algorithm>
 
 #include "conv2d_methods.h"
@@ -32,7 +36,7 @@ using winograd::Planes;
 using winograd::Tiles;
 
 constexpr int64_t points = 36;
-constexpr int64_t block_tiles = 4 * tile_rows;  // V and M of a block stay in the L2 cache
+constexpr int64_t block_tiles = 2 * tile_rows;  // V and M of a block stay in the L2 cache
 
 enum Slot { zero_slot, v_slot, m_slot, u_slot, g_slot };
 
@@ -67,93 +71,104 @@ struct TransformedWeights {
     float* at(int64_t p, int64_t o) const { return data + p * plane + o * cin; }
 };
 
+// Rows [k, k + rows), columns [o, o + columns) of the nine taps, one matrix after the other.
+const float* pack_taps(const Conv2dShape& s, const Weights& weights, int64_t k, int64_t rows, int64_t o,
+                       int64_t columns) {
+    const int64_t size = rows * panel_width(columns);
+    float* g = scratch(g_slot, static_cast<size_t>(9 * size));
+    for (int64_t tap = 0; tap < 9; ++tap) weights.pack(s, tap, k, rows, o, columns, g + tap * size);
+    return g;
+}
+
 // Rows [k, k + rows), columns [o, o + columns) of U.
 void transform_weights(const Conv2dShape& s, const Weights& weights, int64_t k, int64_t rows, int64_t o,
                        int64_t columns, const TransformedWeights& u) {
-    const int64_t width = panel_width(columns), tap_size = rows * width;
-    float* g = scratch(g_slot, static_cast<size_t>(9 * tap_size));
-    for (int64_t tap = 0; tap < 9; ++tap) weights.pack(s, tap, k, rows, o, columns, g + tap * tap_size);
-    for (int64_t e = 0; e < tap_size; e += simd_width) {
-        vfloat taps[9], transformed[points];
-        for (int tap = 0; tap < 9; ++tap) taps[tap] = load(g + tap * tap_size + e);
-        winograd::transform<winograd::Weight>(taps, transformed);
-        for (int p = 0; p < points; ++p) store(u.at(p, o) + k * width + e, transformed[p]);
-    }
+    const int64_t width = panel_width(columns), size = rows * width;
+    const float* g = pack_taps(s, weights, k, rows, o, columns);
+    for (int64_t e = 0; e < size; e += simd_width)
+        winograd::transform<winograd::Weight>(
+            [&](int i, int j) { return load(g + (3 * i + j) * size + e); },
+            [&](int i, int j, vfloat v) { store(u.at(6 * i + j, o) + k * width + e, v); });
 }
 
-// y of tiles [first, first + count), channels [o, o + columns), from M.
+// Where a correlation's results go: y (n, oh, ow, cout) with what is added; or, if `down` is 2, of every 2 x 2 pixels
+// their sum, y (n, oh / 2, ow / 2, cout).
+struct Target {
+    Addends addends;
+    int64_t down;
+    float* y;
+};
+
+// One tile's pixels of y, channels [e, e + count) behind `o`: those of `m`, a function of (row, column), and what is added.
+template <class Read>
+void write_tile(const Conv2dShape& s, const Tiles& tiles, int64_t tile, const Read& m, int64_t o, int64_t count,
+                const Target& to) {
+    const int64_t n = tile / tiles.columns / tiles.rows;
+    const int64_t i = 4 * (tile / tiles.columns % tiles.rows), j = 4 * (tile % tiles.columns);
+    const int64_t rows = std::min<int64_t>(4, s.oh - i), width = std::min<int64_t>(4, s.ow - j);
+    const int64_t corner = ((n * s.oh + i) * s.ow + j) * s.cout + o;
+    const float *bias = to.addends.bias, *add = to.addends.add;
+    const vfloat b = bias ? load_upto(bias + n * to.addends.bias_step + o, count) : vfloat{};
+    winograd::transform<winograd::Output>(m, [&](int r, int q, vfloat v) {
+        if (r >= rows || q >= width) return;
+        const int64_t at = corner + (r * s.ow + q) * s.cout;
+        store_upto(to.y + at, add ? v + b + load_upto(add + at, count) : v + b, count);
+    });
+}
+
+// The same for sums of 2 x 2 pixels.
+template <class Read>
+void write_sums(const Conv2dShape& s, const Tiles& tiles, int64_t tile, const Read& m, int64_t o, int64_t count,
+                const Target& to) {
+    const int64_t height = s.oh / 2, across = s.ow / 2, n = tile / tiles.columns / tiles.rows;
+    const int64_t i = 2 * (tile / tiles.columns % tiles.rows), j = 2 * (tile % tiles.columns);
+    vfloat out[4][4];
+    winograd::transform<winograd::Output>(m, [&](int r, int q, vfloat v) { out[r][q] = v; });
+    for (int64_t r = 0; r < std::min<int64_t>(2, height - i); ++r)
+        for (int64_t q = 0; q < std::min<int64_t>(2, across - j); ++q) {
+            const vfloat *above = out[2 * r] + 2 * q, *below = above + 4;
+            store_upto(to.y + ((n * height + i + r) * across + j + q) * s.cout + o,
+                       (above[0] + above[1]) + (below[0] + below[1]), count);
+        }
+}
+
+// The results of tiles [first, first + count), channels [o, o + columns), from M.
 void transform_output(const Conv2dShape& s, const Tiles& tiles, const Planes& m, int64_t first, int64_t count,
-                      int64_t o, int64_t columns, const Addends& addends, float* y) {
-    for (int64_t t = 0; t < count; ++t) {
-        const int64_t tile = first + t, n = tile / tiles.columns / tiles.rows;
-        const int64_t i = 4 * (tile / tiles.columns % tiles.rows), j = 4 * (tile % tiles.columns);
-        const int64_t rows = std::min<int64_t>(4, s.oh - i), width = std::min<int64_t>(4, s.ow - j);
-        const int64_t corner = ((n * s.oh + i) * s.ow + j) * s.cout + o;
-        const float* bias = addends.bias ? addends.bias + n * addends.bias_step + o : nullptr;
+                      int64_t o, int64_t columns, const Target& to) {
+    for (int64_t t = 0; t < count; ++t)
         for (int64_t e = 0; e < columns; e += simd_width) {
-            vfloat products[points], out[16];
-            for (int p = 0; p < points; ++p) products[p] = load(m.at(p, t) + e);
-            winograd::transform<winograd::Output>(products, out);
-            const vfloat b = bias ? load_upto(bias + e, columns - e) : vfloat{};
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t q = 0; q < width; ++q) {
-                    const int64_t at = corner + (r * s.ow + q) * s.cout + e;
-                    vfloat sum = out[r * 4 + q] + b;
-                    if (addends.add) sum += load_upto(addends.add + at, columns - e);
-                    store_upto(y + at, sum, columns - e);
-                }
+            const auto read = [&](int r, int q) { return load(m.at(6 * r + q, t) + e); };
+            if (to.down == 2)
+                write_sums(s, tiles, first + t, read, o + e, columns - e, to);
+            else
+                write_tile(s, tiles, first + t, read, o + e, columns - e, to);
         }
-    }
 }
 
-// The same, but of every 2 x 2 pixels the sum: y (n, oh / 2, ow / 2, cout), for even oh and ow.
-void transform_and_sum_output(const Conv2dShape& s, const Tiles& tiles, const Planes& m, int64_t first, int64_t count,
-                              int64_t o, int64_t columns, float* y) {
-    const int64_t height = s.oh / 2, across = s.ow / 2;
-    for (int64_t t = 0; t < count; ++t) {
-        const int64_t tile = first + t, n = tile / tiles.columns / tiles.rows;
-        const int64_t i = 2 * (tile / tiles.columns % tiles.rows), j = 2 * (tile % tiles.columns);
-        const int64_t rows = std::min<int64_t>(2, height - i), width = std::min<int64_t>(2, across - j);
-        float* corner = y + ((n * height + i) * across + j) * s.cout + o;
-        for (int64_t e = 0; e < columns; e += simd_width) {
-            vfloat products[points], out[16];
-            for (int p = 0; p < points; ++p) products[p] = load(m.at(p, t) + e);
-            winograd::transform<winograd::Output>(products, out);
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t q = 0; q < width; ++q) {
-                    const vfloat* four = out + 8 * r + 2 * q;
-                    store_upto(corner + (r * across + q) * s.cout + e, (four[0] + four[1]) + (four[4] + four[5]),
-                               columns - e);
-                }
-        }
-    }
-}
-
-// Tiles [first, first + count), channels [o, end).
-void correlate_block(const Conv2dShape& s, const Tiles& tiles, const float* x, const TransformedWeights& u,
-                     const Addends& addends, int64_t down, int64_t first, int64_t count, int64_t o, int64_t end,
-                     float* y) {
-    const int64_t v_pitch = panel_width(s.cin);
+// Tiles [first, first + count), channels [o, end), from U.
+void correlate_block(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const TransformedWeights& u,
+                     int64_t first, int64_t count, int64_t o, int64_t end, const Target& to) {
+    const int64_t v_pitch = panel_width(s.cin), steps = points * ceil_div(end - o, tile_columns);
     const Planes v(scratch(v_slot, Planes::size(points, block_tiles, v_pitch)), block_tiles, v_pitch);
     float* memory = scratch(m_slot, Planes::size(points, block_tiles, tile_columns));
-    const Pictures pictures{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up};
-    winograd::transform_windows<winograd::Input>(pictures, tiles, first, count, 0, s.cin, zeros(s.cin), v);
+    winograd::transform_windows<winograd::Input>(x, tiles, first, count, 0, s.cin, zeros(s.cin), v);
+    // This thread's next block is likely the one behind those that the others are at.
+    winograd::Fetch next(x, tiles, first + threads() * block_tiles, block_tiles, winograd::Input::in, steps);
+    winograd::Fetch out({to.y, s.oh, s.ow, s.cout, 0, 0, to.down}, tiles, first, count, winograd::Output::out, points);
     for (; o < end; o += tile_columns) {
         const int64_t columns = std::min<int64_t>(tile_columns, end - o), width = panel_width(columns);
         const Planes m(memory, block_tiles, width);
-        for (int64_t p = 0; p < points; ++p)
+        for (int64_t p = 0; p < points; ++p) {
             gemm_panel(Order::rows, count, width, s.cin, v.at(p, 0), v.pitch, u.at(p, o), width, {}, m.at(p, 0), width);
-        if (down == 2)
-            transform_and_sum_output(s, tiles, m, first, count, o, columns, y);
-        else
-            transform_output(s, tiles, m, first, count, o, columns, addends, y);
+            next.step();
+            out.step();
+        }
+        transform_output(s, tiles, m, first, count, o, columns, to);
     }
 }
 
-// With `down` 2, y is (n, oh / 2, ow / 2, cout): every pixel the sum of four.
-void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Addends& addends, int64_t down, float* y) {
-    const Tiles tiles(s);
-    if (tiles.count == 0) return;
+// Many tiles: all of U first, then blocks of tiles, each of which transforms its own part of x.
+void correlate_many(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const Weights& w, const Target& to) {
     const int64_t panels = ceil_div(s.cout, tile_columns), plane = s.cin * panel_width(s.cout) + Planes::gap;
     const TransformedWeights u{s.cin, plane, scratch(u_slot, static_cast<size_t>(points * plane))};
     constexpr int64_t strip = 16;
@@ -162,53 +177,126 @@ void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Add
         transform_weights(s, w, k, std::min(strip, s.cin - k), o, std::min<int64_t>(tile_columns, s.cout - o), u);
     });
     // With few blocks of tiles the channels are shared out too. No bit of the result depends on it.
-    const int64_t blocks = ceil_div(tiles.count, block_tiles), groups = std::min(panels, ceil_div(16, blocks));
-    const int64_t columns = ceil_div(panels, groups) * tile_columns;
+    const int64_t blocks = ceil_div(tiles.count, block_tiles);
+    const int64_t columns = ceil_div(panels, std::min(panels, ceil_div(16, blocks))) * tile_columns;
+    const int64_t groups = ceil_div(s.cout, columns);
     parallel_for(blocks * groups, 1, [&](int64_t item) {
         const int64_t first = item / groups * block_tiles, o = item % groups * columns;
-        correlate_block(s, tiles, x, u, addends, down, first, std::min(block_tiles, tiles.count - first), o,
-                        std::min(o + columns, s.cout), y);
+        correlate_block(s, tiles, x, u, first, std::min(block_tiles, tiles.count - first), o,
+                        std::min(o + columns, s.cout), to);
     });
+}
+
+// The products of all tiles with the points of U in a pair's two rows, of the columns whose taps are g.
+template <int pair>
+void multiply_pair(const Conv2dShape& s, const float* g, const Planes& v, int64_t count, int64_t width,
+                   const Planes& m) {
+    const int64_t size = s.cin * width;
+    const int64_t plane = size + Planes::gap;
+    const TransformedWeights u{s.cin, plane, scratch(u_slot, static_cast<size_t>(12 * plane))};
+    for (int64_t e = 0; e < size; e += simd_width)
+        winograd::transform_rows<winograd::Weight, pair>(
+            [&](int i, int j) { return load(g + (3 * i + j) * size + e); },
+            [&](int half, int j, vfloat value) { store(u.at(6 * half + j, 0) + e, value); });
+    for (int half = 0; half < 2; ++half)
+        for (int j = 0; j < 6; ++j) {
+            const int p = 6 * winograd::Weight::result(pair, half) + j;
+            gemm_panel(Order::rows, count, width, s.cin, v.at(p, 0), v.pitch, u.at(6 * half + j, 0), width, {},
+                       m.at(p, 0), width);
+        }
+}
+
+// Few tiles and many channels: U would be larger than V, and no cache would hold it. All of V first, then panels of
+// columns, each of which transforms its own part of the weights, where its products find it in the L2 cache.
+void correlate_few(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const Weights& w, const Target& to) {
+    constexpr int64_t share = 4, panel = std::min(tile_columns, 32);
+    const int64_t v_pitch = panel_width(s.cin);
+    const Planes v(scratch(v_slot, Planes::size(points, tiles.count, v_pitch)), tiles.count, v_pitch);
+    parallel_for(ceil_div(tiles.count, share), 1, [&](int64_t item) {
+        const int64_t first = item * share, count = std::min(share, tiles.count - first);
+        winograd::transform_windows<winograd::Input>(x, tiles, first, count, 0, s.cin, zeros(s.cin), v.from(first));
+    });
+    parallel_for(ceil_div(s.cout, panel), 1, [&](int64_t item) {
+        const int64_t o = item * panel, columns = std::min(panel, s.cout - o), width = panel_width(columns);
+        const Planes m(scratch(m_slot, Planes::size(points, tiles.count, width)), tiles.count, width);
+        const float* g = pack_taps(s, w, 0, s.cin, o, columns);
+        multiply_pair<0>(s, g, v, tiles.count, width, m);
+        multiply_pair<1>(s, g, v, tiles.count, width, m);
+        multiply_pair<2>(s, g, v, tiles.count, width, m);
+        transform_output(s, tiles, m, 0, tiles.count, o, columns, to);
+    });
+}
+
+void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Target& to) {
+    const Tiles tiles(s);
+    if (tiles.count == 0) return;
+    const Pictures pictures{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up};
+    // The same bits either way: U, V and the order of the sums over channels are the same.
+    (tiles.count < s.cout ? correlate_few : correlate_many)(s, tiles, pictures, w, to);
 }
 
 // ---------------------------------------------------------------- backward_weight
 
-// How the work is cut, by shapes only: one row of points and a group of output channels, so that this much of dU stays
-// in the L2 cache; the tiles into parts whose sums are added at the end.
+// How the work is cut, by shapes only: dU into blocks of input and output channels, whose rows of points fit the L2
+// cache; the tiles into parts, whose dw are added at the end; a part into runs, whose V and W fit the L2 cache.
 struct WeightPlan {
-    int64_t group, groups, part, parts;
+    int64_t cin, cout, blocks, parts, part, run;
 };
 
-constexpr int64_t weight_tiles = 96;  // transformed at a time
-
 WeightPlan weight_plan(const Conv2dShape& s, const Tiles& tiles) {
-    constexpr int64_t items = 24;
-    const int64_t group = std::max<int64_t>(1, 16384 / s.cin / tile_columns) * tile_columns,
-                  groups = ceil_div(s.cout, group);
-    const int64_t wanted = ceil_div(items, 6 * groups);
-    const int64_t part = std::max(ceil_div(ceil_div(tiles.count, wanted), weight_tiles), int64_t{1}) * weight_tiles;
-    return {group, groups, part, ceil_div(tiles.count, part)};
+    constexpr int64_t items = 24, most_run = 48, least_part = 32, least_cin = 32;
+    int64_t cin = std::min<int64_t>(s.cin, 64), cout = std::min<int64_t>(s.cout, 64);
+    const int64_t most_parts = ceil_div(tiles.count, least_part);
+    const auto blocks = [&] { return ceil_div(s.cin, cin) * ceil_div(s.cout, cout); };
+    while (blocks() * most_parts < items / 3 && cin > least_cin) cin /= 2;
+    const int64_t parts = std::min(most_parts, ceil_div(items, blocks())), part = ceil_div(tiles.count, parts);
+    return {cin, cout, blocks(), ceil_div(tiles.count, part), part, ceil_div(part, ceil_div(part, most_run))};
 }
 
-// Points [6 row, 6 row + 6) of dU, output channels [o, o + columns), summed over tiles [begin, end).
-template <int row>
-void weight_block(const Conv2dShape& s, const Tiles& tiles, const float* dy, const float* x, int64_t o, int64_t columns,
-                  int64_t begin, int64_t end, const Planes& du) {
-    const int64_t v_pitch = panel_width(s.cin), w_pitch = panel_width(columns);
-    const Planes v(scratch(v_slot, Planes::size(6, weight_tiles, v_pitch)), weight_tiles, v_pitch);
-    const Planes w(scratch(m_slot, Planes::size(6, weight_tiles, w_pitch)), weight_tiles, w_pitch);
+// What one item of work needs to know: input channels [c, c + cin), output channels [o, o + cout), tiles [begin, end).
+struct WeightBlock {
+    int64_t c, cin, o, cout, begin, end;
+};
+
+// Adds the terms of tiles [first, first + count) to the points of dU in a pair's two rows.
+template <int pair>
+void weight_products(const Tiles& tiles, const Pictures& in, const Pictures& out, const WeightBlock& block,
+                     int64_t first, int64_t count, const float* zero, const Planes& v, const Planes& w,
+                     const Planes& du) {
+    winograd::transform_windows<winograd::Input, pair>(in, tiles, first, count, block.c, block.cin, zero, v);
+    winograd::transform_windows<winograd::OutputAdjoint, pair>(out, tiles, first, count, block.o, block.cout, zero, w);
+    for (int p = 0; p < 12; ++p) {
+        float* point = du.at(6 * winograd::Input::result(pair, p / 6) + p % 6, 0);
+        for (int64_t e = 0; e < w.pitch; e += tile_columns)
+            gemm_panel(Order::columns, block.cin, std::min<int64_t>(tile_columns, w.pitch - e), count, v.at(p, 0),
+                       v.pitch, w.at(p, 0) + e, w.pitch, {nullptr, first > block.begin}, point + e, du.pitch);
+    }
+}
+
+// The gradient of a block's weights from its tiles, into dw (3, 3, s.cin, s.cout).
+void weight_block(const Conv2dShape& s, const Tiles& tiles, const float* dy, const float* x, const WeightBlock& block,
+                  int64_t run, float* dw) {
+    const int64_t v_pitch = panel_width(block.cin), w_pitch = panel_width(block.cout);
+    const Planes v(scratch(v_slot, Planes::size(12, run, v_pitch)), run, v_pitch);
+    const Planes w(scratch(m_slot, Planes::size(12, run, w_pitch)), run, w_pitch);
+    const Planes du(scratch(g_slot, Planes::size(points, block.cin, w_pitch)), block.cin, w_pitch);
     const Pictures in{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up}, out{dy, s.oh, s.ow, s.cout, 0, 0, 1};
     const float* zero = zeros(std::max(s.cin, s.cout));
-    for (int64_t t = begin; t < end; t += weight_tiles) {
-        const int64_t count = std::min(weight_tiles, end - t);
-        winograd::transform_windows<winograd::Input, row>(in, tiles, t, count, 0, s.cin, zero, v);
-        winograd::transform_windows<winograd::OutputAdjoint, row>(out, tiles, t, count, o, columns, zero, w);
-        for (int64_t p = 0; p < 6; ++p)
-            for (int64_t e = 0; e < w_pitch; e += tile_columns)
-                gemm_panel(Order::columns, s.cin, std::min<int64_t>(tile_columns, w_pitch - e), count, v.at(p, 0),
-                           v.pitch, w.at(p, 0) + e, w.pitch, {nullptr, t > begin}, du.at(6 * row + p, 0) + o + e,
-                           du.pitch);
+    for (int64_t t = block.begin; t < block.end; t += run) {
+        const int64_t count = std::min(run, block.end - t);
+        weight_products<0>(tiles, in, out, block, t, count, zero, v, w, du);
+        weight_products<1>(tiles, in, out, block, t, count, zero, v, w, du);
+        weight_products<2>(tiles, in, out, block, t, count, zero, v, w, du);
     }
+    for (int64_t c = 0; c < block.cin; ++c)
+        for (int64_t o = 0; o < block.cout; o += simd_width) {
+            float* corner = dw + (block.c + c) * s.cout + block.o + o;
+            winograd::transform<winograd::WeightAdjoint>(
+                [&](int i, int j) { return load(du.at(6 * i + j, c) + o); },
+                [&](int i, int j, vfloat g) {
+                    store_upto(corner + (3 * i + j) * s.cin * s.cout, g, block.cout - o);
+                });
+        }
 }
 
 }  // namespace
@@ -222,39 +310,31 @@ bool winograd_suits(const Conv2dShape& s) {
 }
 
 void winograd_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {
-    correlate(s, x, Weights{w, false}, addends, 1, y);
+    correlate(s, x, Weights{w, false}, {addends, 1, y});
 }
 
 void winograd_backward_input(const Conv2dShape& mirrored, int64_t down, const float* dy, const float* w, float* dx) {
-    correlate(mirrored, dy, Weights{w, true}, {}, down, dx);
+    correlate(mirrored, dy, Weights{w, true}, {{}, down, dx});
 }
 
 void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw) {
     const Tiles tiles(s);
     const WeightPlan plan = weight_plan(s, tiles);
-    const int64_t pitch = panel_width(s.cout), size = static_cast<int64_t>(Planes::size(points, s.cin, pitch));
-    float* memory = scratch(u_slot, static_cast<size_t>(plan.parts * size));
-    const auto du = [&](int64_t part) { return Planes(memory + part * size, s.cin, pitch); };
-    // (1) dU of each part of the tiles
-    constexpr decltype(&weight_block<0>) row_blocks[6] = {weight_block<0>, weight_block<1>, weight_block<2>,
-                                                          weight_block<3>, weight_block<4>, weight_block<5>};
-    parallel_for(plan.parts * plan.groups * 6, 1, [&](int64_t item) {
-        const int64_t row = item % 6, o = item / 6 % plan.groups * plan.group, part = item / 6 / plan.groups;
+    const int64_t size = 9 * s.cin * s.cout;
+    float* parts = plan.parts == 1 ? dw : scratch(u_slot, static_cast<size_t>(plan.parts * size));
+    parallel_for(plan.parts * plan.blocks, 1, [&](int64_t item) {
+        const int64_t part = item / plan.blocks, across = ceil_div(s.cout, plan.cout);
+        const int64_t c = item % plan.blocks / across * plan.cin, o = item % across * plan.cout;
         const int64_t begin = part * plan.part, end = std::min(begin + plan.part, tiles.count);
-        row_blocks[row](s, tiles, dy, x, o, std::min(plan.group, s.cout - o), begin, end, du(part));
+        const int64_t cin = std::min(plan.cin, s.cin - c), cout = std::min(plan.cout, s.cout - o);
+        weight_block(s, tiles, dy, x, {c, cin, o, cout, begin, end}, plan.run, parts + part * size);
     });
-    // (2) dw = G^T (their sum, in order) G
-    parallel_for(s.cin, 4, [&](int64_t c) {
-        for (int64_t o = 0; o < s.cout; o += simd_width) {
-            vfloat sum[points], g[9];
-            for (int64_t p = 0; p < points; ++p) {
-                sum[p] = load(du(0).at(p, c) + o);
-                for (int64_t part = 1; part < plan.parts; ++part) sum[p] += load(du(part).at(p, c) + o);
-            }
-            winograd::transform<winograd::WeightAdjoint>(sum, g);
-            for (int64_t tap = 0; tap < 9; ++tap)
-                store_upto(dw + (tap * s.cin + c) * s.cout + o, g[tap], s.cout - o);
-        }
+    if (plan.parts == 1) return;
+    constexpr int64_t chunk = 1024;
+    parallel_for(ceil_div(size, chunk), 1, [&](int64_t item) {
+        const int64_t first = item * chunk, count = std::min(chunk, size - first);
+        sum_parts(plan.parts, size, count, parts + first);
+        std::copy(parts + first, parts + first + count, dw + first);
     });
 }
 

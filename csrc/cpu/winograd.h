@@ -40,87 +40,128 @@ constexpr float N0 = static_cast<float>(1.0 / (double{a2} * b2));
 
 inline vfloat multiply_add(float x, vfloat y, vfloat z) { return pydiff::multiply_add(broadcast(x), y, z); }
 
+// Results come in pairs, because those of the points p and -p share their sums, and because a pair of rows is what the
+// registers hold: apply<pair> makes result(pair, 0) and result(pair, 1).
 struct Input {  // v = B^T d
-    static constexpr int in = 6, out = 6;
-    static void apply(const vfloat* d, vfloat* v) {
-        const vfloat even_a = multiply_add(-b2, d[2], d[4]), odd_a = a * multiply_add(-b2, d[1], d[3]);
-        const vfloat even_b = multiply_add(-a2, d[2], d[4]), odd_b = b * multiply_add(-a2, d[1], d[3]);
-        v[0] = multiply_add(a2 * b2, d[0], multiply_add(-(a2 + b2), d[2], d[4]));
-        v[1] = even_a + odd_a;
-        v[2] = even_a - odd_a;
-        v[3] = even_b + odd_b;
-        v[4] = even_b - odd_b;
-        v[5] = multiply_add(a2 * b2, d[1], multiply_add(-(a2 + b2), d[3], d[5]));
+    static constexpr int in = 6, out = 6, pairs = 3;
+    static constexpr int result(int pair, int half) { return pair == 0 ? 5 * half : 2 * pair - 1 + half; }
+    template <int pair>
+    static void apply(const vfloat* d, vfloat& v0, vfloat& v1) {
+        if constexpr (pair == 0) {
+            v0 = multiply_add(a2 * b2, d[0], multiply_add(-(a2 + b2), d[2], d[4]));
+            v1 = multiply_add(a2 * b2, d[1], multiply_add(-(a2 + b2), d[3], d[5]));
+        } else {
+            constexpr float point = pair == 1 ? a : b, other2 = pair == 1 ? b2 : a2;
+            const vfloat even = multiply_add(-other2, d[2], d[4]), odd = point * multiply_add(-other2, d[1], d[3]);
+            v0 = even + odd;
+            v1 = even - odd;
+        }
     }
 };
 
 struct Weight {  // u = G g
-    static constexpr int in = 3, out = 6;
-    static void apply(const vfloat* g, vfloat* u) {
-        const vfloat even_a = Na * multiply_add(a2, g[2], g[0]), odd_a = (Na * a) * g[1];
-        const vfloat even_b = Nb * multiply_add(b2, g[2], g[0]), odd_b = (Nb * b) * g[1];
-        u[0] = N0 * g[0];
-        u[1] = even_a + odd_a;
-        u[2] = even_a - odd_a;
-        u[3] = even_b + odd_b;
-        u[4] = even_b - odd_b;
-        u[5] = g[2];
+    static constexpr int in = 3, out = 6, pairs = 3;
+    static constexpr int result(int pair, int half) { return Input::result(pair, half); }
+    template <int pair>
+    static void apply(const vfloat* g, vfloat& u0, vfloat& u1) {
+        if constexpr (pair == 0) {
+            u0 = N0 * g[0];
+            u1 = g[2];
+        } else {
+            constexpr float point = pair == 1 ? a : b, N = pair == 1 ? Na : Nb;
+            const vfloat even = N * multiply_add(point * point, g[2], g[0]), odd = (N * point) * g[1];
+            u0 = even + odd;
+            u1 = even - odd;
+        }
     }
 };
 
 struct Output {  // y = A^T m
-    static constexpr int in = 6, out = 4;
-    static void apply(const vfloat* m, vfloat* y) {
-        const vfloat even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
-        y[0] = m[0] + (even_a + even_b);
-        y[1] = multiply_add(b, odd_b, a * odd_a);
-        y[2] = multiply_add(b2, even_b, a2 * even_a);
-        y[3] = multiply_add(b * b2, odd_b, multiply_add(a * a2, odd_a, m[5]));
+    static constexpr int in = 6, out = 4, pairs = 2;
+    static constexpr int result(int pair, int half) { return pair + 2 * half; }
+    template <int pair>
+    static void apply(const vfloat* m, vfloat& y0, vfloat& y1) {
+        if constexpr (pair == 0) {
+            const vfloat even_a = m[1] + m[2], even_b = m[3] + m[4];
+            y0 = m[0] + (even_a + even_b);
+            y1 = multiply_add(b2, even_b, a2 * even_a);
+        } else {
+            const vfloat odd_a = m[1] - m[2], odd_b = m[3] - m[4];
+            y0 = multiply_add(b, odd_b, a * odd_a);
+            y1 = multiply_add(b * b2, odd_b, multiply_add(a * a2, odd_a, m[5]));
+        }
     }
 };
 
 struct OutputAdjoint {  // w = A dy
-    static constexpr int in = 4, out = 6;
-    static void apply(const vfloat* y, vfloat* w) {
-        const vfloat even_a = multiply_add(a2, y[2], y[0]), odd_a = a * multiply_add(a2, y[3], y[1]);
-        const vfloat even_b = multiply_add(b2, y[2], y[0]), odd_b = b * multiply_add(b2, y[3], y[1]);
-        w[0] = y[0];
-        w[1] = even_a + odd_a;
-        w[2] = even_a - odd_a;
-        w[3] = even_b + odd_b;
-        w[4] = even_b - odd_b;
-        w[5] = y[3];
+    static constexpr int in = 4, out = 6, pairs = 3;
+    static constexpr int result(int pair, int half) { return Input::result(pair, half); }
+    template <int pair>
+    static void apply(const vfloat* y, vfloat& w0, vfloat& w1) {
+        if constexpr (pair == 0) {
+            w0 = y[0];
+            w1 = y[3];
+        } else {
+            constexpr float point = pair == 1 ? a : b, point2 = point * point;
+            const vfloat even = multiply_add(point2, y[2], y[0]), odd = point * multiply_add(point2, y[3], y[1]);
+            w0 = even + odd;
+            w1 = even - odd;
+        }
     }
 };
 
-struct WeightAdjoint {  // dg = G^T u
-    static constexpr int in = 6, out = 3;
-    static void apply(const vfloat* u, vfloat* g) {
-        const vfloat even_a = Na * (u[1] + u[2]), odd_a = (Na * a) * (u[1] - u[2]);
-        const vfloat even_b = Nb * (u[3] + u[4]), odd_b = (Nb * b) * (u[3] - u[4]);
-        g[0] = multiply_add(N0, u[0], even_a + even_b);
-        g[1] = odd_a + odd_b;
-        g[2] = multiply_add(b2, even_b, multiply_add(a2, even_a, u[5]));
+struct WeightAdjoint {  // dg = G^T u; g[1] alone makes the second pair
+    static constexpr int in = 6, out = 3, pairs = 2;
+    static constexpr int result(int pair, int half) { return pair == 0 ? 2 * half : 1; }
+    template <int pair>
+    static void apply(const vfloat* u, vfloat& g0, vfloat& g1) {
+        if constexpr (pair == 0) {
+            const vfloat even_a = Na * (u[1] + u[2]), even_b = Nb * (u[3] + u[4]);
+            g0 = multiply_add(N0, u[0], even_a + even_b);
+            g1 = multiply_add(b2, even_b, multiply_add(a2, even_a, u[5]));
+        } else {
+            g0 = g1 = (Na * a) * (u[1] - u[2]) + (Nb * b) * (u[3] - u[4]);
+        }
     }
 };
 
-// Both dimensions: x (in, in) to y (out, out), the columns first. Of a `row` other than -1, only that row of y: (out).
-template <class T, int row = -1>
-inline void transform(const vfloat* x, vfloat* y) {
-    vfloat columns[T::in][T::out];
+// All results of one dimension.
+template <class T, int pair = 0>
+inline void apply(const vfloat* x, vfloat* y) {
+    if constexpr (pair < T::pairs) {
+        T::template apply<pair>(x, y[T::result(pair, 0)], y[T::result(pair, 1)]);
+        apply<T, pair + 1>(x, y);
+    }
+}
+
+// Two rows of results in both dimensions: x = read(i, j), i, j < in, the columns first. write(half, j, y) takes
+// y[result(pair, half), j].
+template <class T, int pair, class Read, class Write>
+inline void transform_rows(Read read, Write write) {
+    vfloat rows[2][T::in];
 #pragma GCC unroll 8
     for (int j = 0; j < T::in; ++j) {
         vfloat column[T::in];
 #pragma GCC unroll 8
-        for (int i = 0; i < T::in; ++i) column[i] = x[i * T::in + j];
-        T::apply(column, columns[j]);
+        for (int i = 0; i < T::in; ++i) column[i] = read(i, j);
+        T::template apply<pair>(column, rows[0][j], rows[1][j]);
     }
+    constexpr int halves = T::result(pair, 0) == T::result(pair, 1) ? 1 : 2;
+#pragma GCC unroll 2
+    for (int half = 0; half < halves; ++half) {
+        vfloat line[T::out];
+        apply<T>(rows[half], line);
 #pragma GCC unroll 8
-    for (int i = row < 0 ? 0 : row; i < (row < 0 ? T::out : row + 1); ++i) {
-        vfloat line[T::in];
-#pragma GCC unroll 8
-        for (int j = 0; j < T::in; ++j) line[j] = columns[j][i];
-        T::apply(line, y + (row < 0 ? i * T::out : 0));
+        for (int j = 0; j < T::out; ++j) write(half, j, line[j]);
+    }
+}
+
+// All rows: write(i, j, y) takes y[i, j].
+template <class T, int pair = 0, class Read, class Write>
+inline void transform(Read read, Write write) {
+    if constexpr (pair < T::pairs) {
+        transform_rows<T, pair>(read, [&](int half, int j, vfloat y) { write(T::result(pair, half), j, y); });
+        transform<T, pair + 1>(read, write);
     }
 }
 
@@ -132,10 +173,16 @@ struct Tiles {
 };
 
 // Pictures (n, height, width, channels), and where tile (0, 0) has its window. The data are (n, height / up, width / up,
-// channels): of pictures whose pixels are repeated up x up times, one of each.
+// channels): of pictures in which every pixel stands up x up times, one each.
 struct Pictures {
     const float* data;
     int64_t height, width, channels, top, left, up;
+
+    // The line of data, counted over all pictures, that is `i` below the top of the tile's window: the nearest one inside.
+    int64_t data_row(const Tiles& tiles, int64_t tile, int64_t i) const {
+        const int64_t row = tile / tiles.columns, n = row / tiles.rows;
+        return (n * height + std::clamp<int64_t>(top + 4 * (row % tiles.rows) + i, 0, height)) / up;
+    }
 };
 
 // One matrix (tiles, channels) for each point: its planes lie `plane` floats apart, its rows `pitch`.
@@ -149,6 +196,11 @@ struct Planes {
         return static_cast<size_t>(points * (tiles * width + gap));
     }
     float* at(int64_t point, int64_t tile) const { return data + point * plane + tile * pitch; }
+    Planes from(int64_t tile) const {  // without the tiles before this one
+        Planes rest = *this;
+        rest.data += tile * pitch;
+        return rest;
+    }
 };
 
 // Where the pixels of a tile's window lie; those outside the picture are `zero`.
@@ -165,12 +217,12 @@ inline void locate(const Pictures& x, const Tiles& tiles, int64_t tile, const fl
         }
 }
 
-// The transform T of the windows of tiles [first, first + count), channels [c0, c0 + channels), into `out`; of a `row`
-// other than -1, only the points of that row. `zero` is x.channels zeros.
-template <class T, int row = -1>
+// The transform T of the windows of tiles [first, first + count), channels [c0, c0 + channels), into `out`; of a `pair`
+// other than -1, only the points of its two rows. `zero` is x.channels zeros.
+template <class T, int pair = -1>
 void transform_windows(const Pictures& x, const Tiles& tiles, int64_t first, int64_t count, int64_t c0,
                        int64_t channels, const float* zero, const Planes& out) {
-    constexpr int window = T::in * T::in, results = row < 0 ? T::out * T::out : T::out;
+    constexpr int window = T::in * T::in;
     const float* pixels[2][window];
     locate<T::in>(x, tiles, first, zero, pixels[0]);
     for (int64_t t = 0; t < count; ++t) {
@@ -178,16 +230,44 @@ void transform_windows(const Pictures& x, const Tiles& tiles, int64_t first, int
         const float **here = pixels[t % 2], **next = pixels[(t + 1) % 2];
         locate<T::in>(x, tiles, std::min(first + t + 1, tiles.count - 1), zero, next);
         for (int64_t c = 0; c < channels; c += simd_width) {
-            vfloat d[window], v[results];
-            for (int e = 0; e < window; ++e) {
-                d[e] = load_upto(here[e] + c0 + c, channels - c);
-                __builtin_prefetch(next[e] + c0 + c);
-            }
-            transform<T, row>(d, v);
-            for (int e = 0; e < results; ++e) store(out.at(e, t) + c, v[e]);
+            for (int e = 0; e < window; ++e) __builtin_prefetch(next[e] + c0 + c);
+            const auto part = [&](auto read) {
+                const auto write = [&](int i, int j, vfloat v) { store(out.at(i * T::out + j, t) + c, v); };
+                if constexpr (pair < 0)
+                    transform<T>(read, write);
+                else
+                    transform_rows<T, pair>(read, write);
+            };
+            if (c + simd_width <= channels)
+                part([&](int i, int j) { return load(here[i * T::in + j] + c0 + c); });
+            else
+                part([&](int i, int j) { return load_partial(here[i * T::in + j] + c0 + c, channels - c); });
         }
     }
 }
+
+// Fetches the lines of pictures that tiles [first, first + count) see, a few with every call of step(): between matrix
+// products, so that they are there when the tiles' turn comes and memory does not idle until then.
+class Fetch {
+public:
+    static constexpr int64_t line = 16;  // floats
+    Fetch(const Pictures& x, const Tiles& tiles, int64_t first, int64_t count, int size, int64_t steps) {
+        if (first >= tiles.count) return;
+        const int64_t last = std::min(first + count, tiles.count) - 1;
+        const int64_t begin = x.data_row(tiles, first, 0), end = x.data_row(tiles, last, size);
+        at_ = x.data + begin * (x.width / x.up) * x.channels;
+        end_ = x.data + end * (x.width / x.up) * x.channels;
+        share_ = ceil_div(end_ - at_, steps * line) * line;
+    }
+    void step() {
+        const float* until = std::min(at_ + share_, end_);
+        for (; at_ < until; at_ += line) __builtin_prefetch(at_, 0, 2);
+    }
+
+private:
+    const float *at_ = nullptr, *end_ = nullptr;
+    int64_t share_ = 0;
+};
 
 }  // namespace winograd
 }  // namespace pydiff

@@ -65,9 +65,10 @@ def test_kernel_is_as_exact_as_plain_float32(case):
     check_kernel(op, arrays, rng)
 
 
-# x (N, H, W, Cin), kernel size, Cout, stride: Winograd's algorithm with whole and with cut tiles, the direct one, few
-# output channels, few input channels, a linear layer
+# x (N, H, W, Cin), kernel size, Cout, stride: Winograd's algorithm with whole and with cut tiles, and where its blocks
+# of channels do not come out even; the direct one, few output channels, few input channels, a linear layer
 SHAPES = [
+    ((4, 16, 16, 16), 3, 64, 1),
     ((3, 4, 6, 32), 3, 48, 1),
     ((5, 5, 7, 19), 3, 37, 1),
     ((3, 5, 5, 24), 3, 20, 2),
