@@ -195,12 +195,12 @@ private:
         return static_cast<int>(
             std::count_if(workers_.begin(), workers_.end(), [](const Worker& w) { return w.asleep; }));
     }
-    // Whether to wake threads for a region of this length. A short one is over before they come, but many short ones in
-    // a row are worth it: those that had to do without add up.
+    // Whether to wake threads for a region of this length. A short one is over before they come. Many short ones in a
+    // row are worth it: those that had to do without add up.
     bool worth_waking(double nanoseconds) {
-        constexpr double enough = 100e3;
+        constexpr double one_region = 100e3, short_ones = 1e6;
         short_work_ += nanoseconds;
-        if (short_work_ < enough) return false;
+        if (nanoseconds < one_region && short_work_ < short_ones) return false;
         short_work_ = 0;
         return true;
     }
