@@ -16,11 +16,13 @@ array, in float64 or integers, until it meets a picture: `column` moves it there
 
 import contextlib
 import importlib
+import math
 import os
 import sys
 
 import numpy as np
 
+FLOAT32 = np.dtype(np.float32)
 LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}
 
 
@@ -126,6 +128,11 @@ def array_module(*arrays):
     return np
 
 
+def is_bfloat16(dtype):
+    """Whether this is the bfloat16 of ml_dtypes, whose kind is V, as if unknown."""
+    return dtype.kind == "V" and dtype.name == "bfloat16"
+
+
 def to_host(a):
     """The NumPy array with a's values: a itself where it is one, else a copy from the GPU, which waits for it."""
     return np.asarray(a) if array_module(a) is np else a.get()
@@ -156,8 +163,22 @@ def join(a, b):
     if not _for_threads(a, b) or a.shape[:-1] != b.shape[:-1]:
         return array_module(a).concatenate([a, b], axis=-1)
     out = np.empty((*a.shape[:-1], a.shape[-1] + b.shape[-1]), a.dtype)
-    cpu.join_rows(*(x.reshape(-1, x.shape[-1]) for x in (a, b, out)))
+    cpu.join_rows(_rows(a), _rows(b), _rows(out))
     return out
+
+
+def split(x, size):
+    """The first `size` channels of x (N, .., C), and the others: large arrays are copied on all threads like `add`, so
+    that both parts are contiguous for whoever adds or convolves them; small ones and the GPU's are cut into views."""
+    a, b = x[..., :size], x[..., size:]
+    if _for_threads(x, x):
+        a, b = np.empty(a.shape, x.dtype), np.empty(b.shape, x.dtype)
+        cpu.split_rows(_rows(x), _rows(a), _rows(b))
+    return a, b
+
+
+def _rows(x):
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _for_threads(a, b):
@@ -165,7 +186,7 @@ def _for_threads(a, b):
     return (
         cpu is not None
         and type(a) is type(b) is np.ndarray
-        and a.dtype == b.dtype == np.float32
+        and a.dtype == b.dtype == FLOAT32
         and a.size >= LARGE
         and a.ndim == b.ndim
         and a.flags.c_contiguous
@@ -173,34 +194,14 @@ def _for_threads(a, b):
     )
 
 
-def add_at(a, index, values):
-    """a[index] += values in a fixed order, where an element picked twice gets both. index: a tuple.
-
-    A GPU would add in any order (atomics). So it picks rows by a product of matrices, which is how an embedding learns,
-    and leaves all else to the host.
-    """
-    xp = array_module(a)
-    if xp is np:
-        np.add.at(a, index, values)
-    elif len(index) == 1 and getattr(index[0], "dtype", values.dtype).kind in "iu" and index[0].ndim == 1:
-        picked = xp.arange(len(a))[:, None] == index[0] % len(a)  # (rows, N)
-        a += (picked.astype(a.dtype) @ values.reshape(len(values), a[:1].size)).reshape(a.shape)
-    else:
-        total = to_host(a)
-        np.add.at(total, tuple(to_host(i) if isinstance(i, xp.ndarray) else i for i in index), to_host(values))
-        a[...] = xp.asarray(total)
-
-
 def native(x, name):
     """The compiled function `name` (`csrc/cpu/kernels.h` lists them) that serves arrays like x, or None: array path.
 
     x: ndarray. The CPU kernels are float32, the CUDA kernels float32 and bfloat16; the rest takes the array path.
     """
-    if type(x) is np.ndarray:
-        if emulator is not None:
-            return getattr(emulator, name) if x.dtype.name in ("float32", "bfloat16") else None
-        return getattr(cpu, name) if cpu is not None and x.dtype == np.float32 else None
-    return getattr(cuda, name) if cuda is not None and x.dtype.name in ("float32", "bfloat16") else None
+    kernels = (emulator or cpu) if type(x) is np.ndarray else cuda
+    served = kernels is not None and (x.dtype == FLOAT32 or (kernels is not cpu and is_bfloat16(x.dtype)))
+    return getattr(kernels, name) if served else None
 
 
 def empty(like, shape):

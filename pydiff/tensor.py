@@ -13,33 +13,55 @@ recursion is needed: depth is limited by memory alone.
 import contextlib
 import heapq
 import itertools
+import operator
 import threading
 
 import numpy as np
 
-from pydiff.backend import add, array_module
+from pydiff.backend import add, array_module, is_bfloat16
 
-_state = threading.local()  # each Python thread records, or does not record, for itself
+
+class _State(threading.local):
+    """Each Python thread records, or does not record, for itself."""
+
+    enabled = True
+
+
+_state = _State()
 _counter = itertools.count()
 
 
 def grad_enabled():
     """True unless inside `no_grad` (in this thread)."""
-    return getattr(_state, "enabled", True)
+    return _state.enabled
 
 
 @contextlib.contextmanager
-def no_grad():
-    """Nothing computed inside is recorded: for sampling and evaluation. Also works as a decorator."""
-    before, _state.enabled = grad_enabled(), False
+def _recording(on):
+    before, _state.enabled = _state.enabled, on
     try:
         yield
     finally:
         _state.enabled = before
 
 
+def no_grad():
+    """Nothing computed inside is recorded: for sampling and evaluation. Also works as a decorator."""
+    return _recording(False)
+
+
 def _floating(dtype):
-    return dtype.kind == "f" or dtype.name == "bfloat16"  # whose kind is V, as if unknown, in ml_dtypes
+    return dtype.kind == "f" or is_bfloat16(dtype)
+
+
+def _array(data):
+    """What a Tensor made from `data` holds: numbers, lists and NumPy's scalars become arrays."""
+    if isinstance(data, Tensor):
+        raise TypeError("got a Tensor where an array was expected; use .data, or .detach() to cut the graph")
+    if hasattr(data, "dtype"):
+        return np.asarray(data) if isinstance(data, np.generic) else data
+    data = np.asarray(data)
+    return data.astype(np.float32) if data.dtype.kind in "fi" else data
 
 
 class Tensor:
@@ -55,14 +77,9 @@ class Tensor:
     __array_ufunc__ = None  # makes `array * tensor` call Tensor.__rmul__ instead of NumPy's element loop
 
     def __init__(self, data, requires_grad=False):
-        if isinstance(data, Tensor):
-            raise TypeError("got a Tensor where an array was expected; use .data, or .detach() to cut the graph")
-        if not hasattr(data, "dtype"):
-            data = np.asarray(data)
-            data = data.astype(np.float32) if data.dtype.kind in "fi" else data
-        if isinstance(data, np.generic):
-            data = np.asarray(data)
-        if not _floating(data.dtype) and data.dtype.kind not in "iub":
+        if type(data) is not np.ndarray:
+            data = _array(data)
+        if data.dtype.kind not in "fiub" and not _floating(data.dtype):
             raise TypeError(f"a Tensor holds real numbers, got dtype {data.dtype}")
         if requires_grad and not _floating(data.dtype):
             raise TypeError(f"only floating-point tensors can require a gradient, got dtype {data.dtype}")
@@ -73,10 +90,10 @@ class Tensor:
         self.maker = None  # the Function this is an output of, if that was recorded
         self.output_index = 0
 
-    shape = property(lambda self: self.data.shape)
-    dtype = property(lambda self: self.data.dtype)
-    ndim = property(lambda self: self.data.ndim)
-    size = property(lambda self: self.data.size)
+    shape = property(operator.attrgetter("data.shape"))
+    dtype = property(operator.attrgetter("data.dtype"))
+    ndim = property(operator.attrgetter("data.ndim"))
+    size = property(operator.attrgetter("data.size"))
 
     def __len__(self):
         return len(self.data)
@@ -135,20 +152,21 @@ class Function:
     `MyOp.apply(x, y, option=...)` unwraps Tensors, runs forward and, if recording, remembers the call.
     """
 
-    def replay(self):
-        """None: this operation has a backward."""
+    replay = None  # an operation has a backward instead
 
     @classmethod
     def apply(cls, *args, **options):
-        function = cls()
-        function.needs = (
-            [isinstance(a, Tensor) and a.requires_grad for a in args] if grad_enabled() else [False] * len(args)
-        )
-        result = function.forward(*(a.data if isinstance(a, Tensor) else a for a in args), **options)
-        outputs = tuple(Tensor(r) for r in (result if isinstance(result, tuple) else (result,)))
-        if any(function.needs):
+        function, recording, arrays, needs = cls(), _state.enabled, [], []
+        for a in args:
+            is_tensor = isinstance(a, Tensor)
+            arrays.append(a.data if is_tensor else a)
+            needs.append(recording and is_tensor and a.requires_grad)
+        function.needs = needs
+        result = function.forward(*arrays, **options)
+        outputs = tuple(map(Tensor, result)) if isinstance(result, tuple) else (Tensor(result),)
+        if True in needs:
             function.order = next(_counter)
-            function.inputs = [a if need else None for a, need in zip(args, function.needs, strict=True)]
+            function.inputs = [a if need else None for a, need in zip(args, needs, strict=True)]
             function.outputs = len(outputs)
             for index, output in enumerate(outputs):
                 if _floating(output.data.dtype):
@@ -181,13 +199,14 @@ def _run_backward(root, grad):
     give(root, grad)
     while queue:
         _, function = heapq.heappop(queue)
-        inputs, needs = function.inputs, function.needs
-        if replayed := _replay(function):
-            for tensor, gradient in zip(replayed, waiting.pop(function), strict=True):
-                give(tensor, gradient)
-            continue
-        gradients = function.backward(*waiting.pop(function))
-        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        inputs, gradients, needs = function.inputs, waiting.pop(function), function.needs
+        if function.replay:
+            with _recording(True):
+                inputs = function.replay()
+            needs = [True] * len(inputs)
+        else:
+            gradients = function.backward(*gradients)
+            gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         if len(gradients) != len(inputs):
             raise AssertionError(f"{type(function).__name__}: {len(gradients)} gradients for {len(inputs)} inputs")
         function.__dict__.clear()  # frees what forward stored; the rest of the graph may be large
@@ -200,18 +219,6 @@ def _run_backward(root, grad):
                     )
                 # e.g. a loss in float64 of a network in float32
                 give(tensor, gradient.astype(tensor.dtype, copy=False))
-
-
-def _replay(function):
-    before, _state.enabled = grad_enabled(), True
-    try:
-        replayed = function.replay()
-    finally:
-        _state.enabled = before
-    if replayed:
-        function.__dict__.clear()
-        function.inputs = None
-    return replayed
 
 
 def _accumulate(leaf, gradient):

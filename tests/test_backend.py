@@ -283,6 +283,24 @@ def test_joins_are_those_of_numpy(shape):
     assert_same_bits([backend.join(a, b), backend.join(b, a)], [np.concatenate(p, axis=-1) for p in ((a, b), (b, a))])
 
 
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("shape", LARGE_SHAPES)
+def test_splits_are_joins_the_other_way_round(shape):
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    for size in {0, 1, shape[-1] // 2, shape[-1] - 1, shape[-1]}:
+        check_any_thread_count(lambda size=size: list(backend.split(x, size)))
+        assert_same_bits(list(backend.split(x, size)), [x[..., :size], x[..., size:]])
+        assert_same_bits([backend.join(*backend.split(x, size))], [x])
+        if backend.cpu is not None:
+            assert all(part.flags.c_contiguous for part in backend.split(x, size))
+
+
+def test_what_is_split_by_numpy():
+    x = np.arange(400 * 300.0).reshape(400, 300)
+    for array in (x, x.T.astype(np.float32), x.astype(np.float32)[:, ::2], x[:2].astype(np.float32)):
+        assert_same_bits(list(backend.split(array, 7)), [array[..., :7], array[..., 7:]])
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [
@@ -319,6 +337,11 @@ def test_the_helpers_refuse_what_does_not_fit():
         ("join_rows", (one, one, one)),
         ("join_rows", (one, one[:5], np.ones((6, 8), np.float32))),
         ("join_rows", (one, [1.0], np.ones((6, 8), np.float32))),
+        ("split_rows", (one, one.copy(), one.copy())),
+        ("split_rows", (one, np.ones((6, 5), np.float32), np.ones((6, 4), np.float32))),
+        ("split_rows", (one, one[:, :2].copy(), one[:5, :2].copy())),
+        ("split_rows", (one, one[:, :2], one[:, :2].copy())),
+        ("split_rows", (one, one[:, :2].copy(), [1.0])),
     ]:
         with pytest.raises((TypeError, ValueError)):
             getattr(backend.cpu, name)(*arguments)

@@ -332,6 +332,13 @@ void bind_join_rows(py::object a, py::object b, py::object out) {
     join_rows(aa.size(0), aa.size(1), ba.size(1), aa.in(), ba.in(), oa.out());
 }
 
+void bind_split_rows(py::object joined, py::object a, py::object b) {
+    const Floats aa = output(a, "a", {-1, -1}), ba = output(b, "b", {aa.size(0), -1});
+    const Floats ja = input(joined, "joined", {aa.size(0), aa.size(1) + ba.size(1)});
+    py::gil_scoped_release nogil;
+    split_rows(ja.size(0), aa.size(1), ba.size(1), ja.in(), aa.out(), ba.out());
+}
+
 // Tells glibc to keep freed memory for the next array instead of handing it back to the system, which would give it page by
 // page, zeroed, at the next use: for the arrays of a training step that costs more than the arithmetic on them. Affects
 // the whole process, so it is for programs that own theirs: training calls it, importing pydiff does not.
@@ -370,6 +377,7 @@ PYBIND11_MODULE(PYDIFF_MODULE, m) {
 
     m.def("add_rows", &bind_add_rows, py::arg("a"), py::arg("b"), py::arg("out"));
     m.def("join_rows", &bind_join_rows, py::arg("a"), py::arg("b"), py::arg("out"));
+    m.def("split_rows", &bind_split_rows, py::arg("joined"), py::arg("a"), py::arg("b"));
     m.def("use_winograd", &use_winograd, py::arg("on"));
     m.def("conv2d_forward", &bind_conv2d_forward);
     m.def("conv2d_backward_input", &bind_conv2d_backward_input);

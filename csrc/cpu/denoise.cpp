@@ -41,30 +41,38 @@ inline vfloat guided(const Coefficients& step, const float* f, const float* f_un
 
 void denoise_forward(int64_t n, int64_t size, const DenoiseTable& table, const float* x, const float* f,
                      const float* f_uncond, const NoiseKey* key, float* x_next, float* x0_hat) {
-    const Coefficients step(table);
-    parallel_tiles(n, size, tile, [&](int64_t i, int64_t begin, int64_t end) {
+    const Coefficients coefficients(table);
+    parallel_tiles(n, size, tile, key ? 2.0 : 0.4, [&](int64_t i, int64_t begin, int64_t end) {
+        const Coefficients step = coefficients;  // a copy of this thread's, which stays in registers
+        // The update at offset `at`, of which `count` elements exist; next_noise adds s z to x_next.
+        const auto update = [&](int64_t at, int64_t count, auto&& next_noise) {
+            const vfloat xs = load_upto(x + at, count), fs = guided(step, f, f_uncond, at, count);
+            const vfloat x0 = at_most(at_least(step.u * xs + step.v * fs, step.low), step.high);
+            vfloat next = step.a * xs + step.b * x0 + step.d * fs;
+            for (int64_t h = 0; h < table.k; ++h) next += step.c[h] * load_upto(table.history[h] + at, count);
+            next_noise(next);
+            store_upto(x0_hat + at, x0, count);
+            store_upto(x_next + at, next, count);
+        };
+        if (!key) {
+            for (int64_t e = begin; e < end; e += simd_width) update(i * size + e, end - e, [](vfloat&) {});
+            return;
+        }
         for (int64_t e = begin; e < end; e += normals_width) {
-            vfloat z[4] = {};
-            if (key) normals(*key, i, e, z);
-            for (int64_t k = 0, element = e; k < 4 && element < end; ++k, element += simd_width) {
-                const int64_t at = i * size + element, count = end - element;
-                const vfloat xs = load_upto(x + at, count), fs = guided(step, f, f_uncond, at, count);
-                const vfloat x0 = at_most(at_least(step.u * xs + step.v * fs, step.low), step.high);
-                vfloat next = step.a * xs + step.b * x0 + step.d * fs;
-                for (int64_t h = 0; h < table.k; ++h) next += step.c[h] * load_upto(table.history[h] + at, count);
-                if (key) next += step.s * z[k];
-                store_upto(x0_hat + at, x0, count);
-                store_upto(x_next + at, next, count);
-            }
+            vfloat z[4];
+            normals(*key, i, e, z);
+            for (int64_t k = 0, at = e; k < 4 && at < end; ++k, at += simd_width)
+                update(i * size + at, end - at, [&](vfloat& next) { next += step.s * z[k]; });
         }
     });
 }
 
 void denoise_backward(int64_t n, int64_t size, const DenoiseTable& table, const float* dx_next, const float* dx0_hat,
                       const float* x, const float* f, const float* f_uncond, float* dx, float* df) {
-    const Coefficients step(table);
-    const float through_guidance = f_uncond ? step.guidance : 1.0f;
-    parallel_tiles(n, size, tile, [&](int64_t i, int64_t begin, int64_t end) {
+    const Coefficients coefficients(table);
+    const float through_guidance = f_uncond ? coefficients.guidance : 1.0f;
+    parallel_tiles(n, size, tile, 0.4, [&](int64_t i, int64_t begin, int64_t end) {
+        const Coefficients step = coefficients;
         for (int64_t at = i * size + begin; at < i * size + end; at += simd_width) {
             const int64_t count = i * size + end - at;
             const vfloat xs = load_upto(x + at, count), fs = guided(step, f, f_uncond, at, count);

@@ -11,4 +11,7 @@ void add_rows(int64_t rows, int64_t b_rows, int64_t size, const float* a, const 
 // out[i] = a[i] and behind it b[i], for rows of a_size and b_size floats.
 void join_rows(int64_t rows, int64_t a_size, int64_t b_size, const float* a, const float* b, float* out);
 
+// The other way round: the first a_size floats of every row into a, the b_size behind them into b.
+void split_rows(int64_t rows, int64_t a_size, int64_t b_size, const float* joined, float* a, float* b);
+
 }  // namespace pydiff

@@ -131,17 +131,22 @@ public:
     }
     ~Pool() { stop(); }
 
-    void run(Region& region) {
+    void run(Region& region, double nanoseconds) {
         const int64_t chunks = (region.count + region.grain - 1) / region.grain;
-        const int helpers = static_cast<int>(std::min<int64_t>(static_cast<int64_t>(workers_.size()), chunks - 1));
+        int helpers = static_cast<int>(std::min<int64_t>(static_cast<int64_t>(workers_.size()), chunks - 1));
+        int sleepers = 0;  // to be woken
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            place_sleepers();
+            const int awake = static_cast<int>(workers_.size()) - asleep();
+            if (helpers > awake && worth_waking(nanoseconds)) {
+                sleepers = helpers - awake;
+                place_sleepers();
+            }
+            helpers = std::min(helpers, awake + sleepers);
             region_ = &region;
             seats_ = helpers;
         }
-        // Costs nothing for workers that spin: only sleeping ones are woken.
-        for (int i = 0; i < helpers; ++i) wake_.notify_one();
+        for (int i = 0; i < sleepers; ++i) wake_.notify_one();
         region.work();
         // Only workers that sat down are waited for: one that the system has not woken yet costs nothing.
         std::unique_lock<std::mutex> lock(mutex_);
@@ -185,10 +190,22 @@ private:
             if (--seated_ == 0) left_.notify_one();
         }
     }
-    // Under the mutex, so that nobody falls asleep or wakes up meanwhile.
+    // All three under the mutex, so that nobody falls asleep or wakes up meanwhile.
+    int asleep() const {
+        return static_cast<int>(
+            std::count_if(workers_.begin(), workers_.end(), [](const Worker& w) { return w.asleep; }));
+    }
+    // Whether to wake threads for a region of this length. A short one is over before they come. Many short ones in a
+    // row are worth it: those that had to do without add up.
+    bool worth_waking(double nanoseconds) {
+        constexpr double one_region = 100e3, short_ones = 1e6;
+        short_work_ += nanoseconds;
+        if (nanoseconds < one_region && short_work_ < short_ones) return false;
+        short_work_ = 0;
+        return true;
+    }
     void place_sleepers() {
 #ifdef __linux__
-        if (std::none_of(workers_.begin(), workers_.end(), [](const Worker& w) { return w.asleep; })) return;
         cpu_set_t taken;
         CPU_ZERO(&taken);
         CPU_SET(sched_getcpu(), &taken);
@@ -213,6 +230,7 @@ private:
     std::vector<Worker> workers_;  // never resized: each thread keeps a reference to its own
     Region* region_ = nullptr;
     std::atomic<int> seats_{0}, seated_{0};
+    double short_work_ = 0;  // nanoseconds
     bool stopping_ = false;
 };
 
@@ -244,7 +262,7 @@ State& state() {
 
 }  // namespace
 
-void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body) {
+void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body, double nanoseconds) {
     if (count <= 0) return;
     grain = std::max<int64_t>(grain, 1);
     if (!inside_region && count > grain && threads() > 1) {
@@ -253,7 +271,7 @@ void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body) {
         if (lock.owns_lock() && s.threads > 1) {
             if (!s.pool) s.pool = new Pool(s.threads);
             Region region{&body, count, grain, {}, {}, {}};
-            s.pool->run(region);
+            s.pool->run(region, nanoseconds);
             if (region.failed) std::rethrow_exception(region.error);
             return;
         }

@@ -27,25 +27,34 @@ private:
 // Runs body over [0, count) in chunks of `grain` items. Chunks are claimed dynamically, so a busy core does not hold
 // the others up. Runs inline when one chunk suffices, when the pool is busy with another Python thread's region, or
 // when called from inside a region. An exception thrown by the body is rethrown here, once all threads have stopped.
-void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body);
+// nanoseconds: about what the whole region takes on one thread. A short one is left to the threads that are awake.
+void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body, double nanoseconds);
+
+constexpr double long_enough = 1e9;  // for regions that are worth waking threads for, whatever their size
 
 template <class F>
-void parallel_for(int64_t count, int64_t grain, F&& item) {
+void parallel_for(int64_t count, int64_t grain, F&& item, double nanoseconds = long_enough) {
     auto range = [&item](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) item(i);
     };
-    parallel_chunks(count, grain, RangeBody(range));
+    parallel_chunks(count, grain, RangeBody(range), nanoseconds);
 }
 
+constexpr double worth_claiming = 4000;  // nanoseconds of work: less is done sooner than another thread has joined in
+
 // For elementwise work on n samples of `size` elements: item(i, begin, end) for every tile of elements of every sample
-// i. Samples much smaller than a tile are claimed several at a time, so that a claim is worth its cost.
+// i. nanoseconds: about what one element takes. As many tiles are claimed at once as make a claim worth its cost.
 template <class F>
-void parallel_tiles(int64_t n, int64_t size, int64_t tile, F&& item) {
-    const int64_t tiles = (size + tile - 1) / tile;
-    parallel_for(n * tiles, size < tile ? tile / (size + 1) : 1, [&](int64_t k) {
-        const int64_t begin = k % tiles * tile;
-        item(k / tiles, begin, begin + tile < size ? begin + tile : size);
-    });
+void parallel_tiles(int64_t n, int64_t size, int64_t tile, double nanoseconds, F&& item) {
+    const int64_t tiles = (size + tile - 1) / tile, longest = size < tile ? size : tile;
+    const double claim = worth_claiming / (nanoseconds * static_cast<double>(longest + 1));
+    parallel_for(
+        n * tiles, static_cast<int64_t>(claim) + 1,
+        [&](int64_t k) {
+            const int64_t begin = k % tiles * tile;
+            item(k / tiles, begin, begin + tile < size ? begin + tile : size);
+        },
+        nanoseconds * static_cast<double>(n) * static_cast<double>(size));
 }
 
 int threads();            // threads a region may use, the caller included

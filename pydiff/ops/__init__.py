@@ -102,7 +102,7 @@ _METHODS = {
 
 def _method(operation):
     # `Add.apply` is bound to its class already, so Python would not pass it the tensor: a plain function gets that.
-    return lambda self, *args, **options: operation(self, *args, **options)
+    return (lambda *args, **options: operation(*args, **options)) if hasattr(operation, "__self__") else operation
 
 
 for _name, _operation in _METHODS.items():

@@ -15,7 +15,7 @@ import math
 from typing import NamedTuple
 
 from pydiff import random
-from pydiff.backend import array_module, contiguous, empty, native
+from pydiff.backend import FLOAT32, array_module, contiguous, empty, is_bfloat16, native
 from pydiff.ops.noise import key_on
 from pydiff.tensor import Function
 
@@ -43,9 +43,9 @@ def denoise(x, f, step, history=(), noise=None, f_uncond=None):
     noise: random.Key of the N samples, needed exactly when step.s != 0. f_uncond: None without guidance.
     The gradient flows to x and f; f_uncond and the history count as constants.
     """
-    if x.dtype.name == "bfloat16":
+    if is_bfloat16(x.dtype):
         raise ValueError("x must be float32 or float64, got bfloat16: its rounding would add up over the steps")
-    answers = f.dtype if (x.dtype.name, f.dtype.name) == ("float32", "bfloat16") else x.dtype
+    answers = f.dtype if is_bfloat16(f.dtype) and x.dtype == FLOAT32 else x.dtype
     for name, other, dtype in (
         ("f", f, answers), ("f_uncond", f_uncond, answers), *(("history", h, x.dtype) for h in history)
     ):  # fmt: skip
@@ -96,7 +96,7 @@ class Denoise(Function):
 def _table(x, step, c=()):
     """The coefficients in the kernel's order, as a table of one row where x lives."""
     row = [step.u, step.v, step.low, step.high, step.a, step.b, step.d, step.s, step.guidance, *c]
-    return array_module(x).asarray([row], "float32")
+    return array_module(x).asarray([row], FLOAT32)
 
 
 def _flat_shape(x):

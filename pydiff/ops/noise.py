@@ -14,7 +14,7 @@ Reference: reference/noise.py. Kernels: csrc/cpu/noise.cpp, csrc/cuda/noise.cu. 
 import math
 
 from pydiff import random
-from pydiff.backend import array_module, contiguous, empty, native
+from pydiff.backend import FLOAT32, array_module, contiguous, empty, is_bfloat16, native
 from pydiff.tensor import Function
 
 
@@ -43,13 +43,12 @@ def noise_loss(f, x0, p, q, weight, key):
 
 
 def _check(what, x, key, **values):
-    n = len(x)
+    samples = x.shape[:1]
     values |= {"the key's sample": key.sample, "the key's step": key.step}
     for name, value in values.items():
-        if getattr(value, "shape", None) != (n,):
-            raise ValueError(
-                f"{name} must have shape ({n},) for {what} of shape {x.shape}, got {getattr(value, 'shape', value)!r}"
-            )
+        if getattr(value, "shape", None) != samples:
+            got = getattr(value, "shape", value)
+            raise ValueError(f"{name} must have shape {samples} for {what} of shape {x.shape}, got {got!r}")
 
 
 class Noise(Function):
@@ -120,7 +119,7 @@ def key_on(x, key):
 
 def _coefficients(x, *values):
     """(N,) arrays where x lives, as exact as its sums: of x's dtype, or float32 beside bfloat16."""
-    xp, dtype = array_module(x), "float32" if x.dtype.name == "bfloat16" else x.dtype
+    xp, dtype = array_module(x), FLOAT32 if is_bfloat16(x.dtype) else x.dtype
     return [contiguous(xp.asarray(value, dtype)) for value in values]
 
 

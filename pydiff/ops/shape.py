@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pydiff.backend import add_at, array_module, join
+from pydiff.backend import array_module, join, split, to_host
 from pydiff.ops.elementwise import unbroadcast
 from pydiff.tensor import Function
 
@@ -50,8 +50,26 @@ class Index(Function):
         if self.basic:
             dx[self.index] = g
         else:
-            add_at(dx, self.index, g)  # an element picked twice gets both gradients
+            _add_at(dx, self.index, g)  # an element picked twice gets both gradients
         return dx, None
+
+
+def _add_at(a, index, values):
+    """a[index] += values in a fixed order, where an element picked twice gets both. index: a tuple.
+
+    A GPU would add in any order (atomics). So it picks rows by a product of matrices, which is how an embedding learns,
+    and leaves all else to the host.
+    """
+    xp = array_module(a)
+    if xp is np:
+        np.add.at(a, index, values)
+    elif len(index) == 1 and getattr(index[0], "dtype", values.dtype).kind in "iu" and index[0].ndim == 1:
+        picked = xp.arange(len(a))[:, None] == index[0] % len(a)  # (rows, N)
+        a += (picked.astype(a.dtype) @ values.reshape(len(values), a[:1].size)).reshape(a.shape)
+    else:
+        total = to_host(a)
+        np.add.at(total, tuple(to_host(i) if isinstance(i, xp.ndarray) else i for i in index), to_host(values))
+        a[...] = xp.asarray(total)
 
 
 class Concatenate(Function):
@@ -59,11 +77,12 @@ class Concatenate(Function):
 
     def forward(self, *arrays, axis=-1):
         self.axis, self.sizes = axis, [a.shape[axis] for a in arrays]
-        if len(arrays) == 2 and axis in (-1, arrays[0].ndim - 1):
-            return join(*arrays)
-        return array_module(*arrays).concatenate(arrays, axis=axis)
+        self.channels_of_two = len(arrays) == 2 and axis in (-1, arrays[0].ndim - 1)
+        return join(*arrays) if self.channels_of_two else array_module(*arrays).concatenate(arrays, axis=axis)
 
     def backward(self, g):
+        if self.channels_of_two:
+            return split(g, self.sizes[0])
         return tuple(array_module(g).split(g, np.cumsum(self.sizes)[:-1].tolist(), axis=self.axis))
 
 
