@@ -1,4 +1,4 @@
-// csrc/cuda/conv2d.cu against its equations.
+// csrc/cuda/conv2d.cu and csrc/cpu/conv2d.cpp against their equations.
 #include "check.h"
 
 namespace pydiff::check {
@@ -74,6 +74,15 @@ void check_conv2d() {
     check_conv2d<T>(1, 7, 6, 8, 3, 24, 2, true);
     check_conv2d<T>(3, 1, 1, 17, 1, 9, 1, true);  // a linear layer
     check_conv2d<T>(1, 9, 9, 40, 1, 72, 1, false);
+    if (!on_cpu) return;
+    check_conv2d<T>(2, 9, 10, 17, 3, 33, 1, true);   // by Winograd's algorithm, half a tile over the edge
+    check_conv2d<T>(1, 16, 16, 48, 3, 64, 1, true);
+    check_conv2d<T>(2, 7, 9, 21, 3, 3, 1, true);     // narrow: the last layer
+    check_conv2d<T>(2, 6, 11, 3, 3, 64, 1, true);    // .. and the first
+    check_conv2d<T>(1, 5, 5, 101, 3, 10, 1, false);  // more terms than a panel is deep
+    check_conv2d<T>(1, 6, 5, 300, 1, 40, 1, true);
+    check_conv2d<T>(2, 40, 30, 5, 1, 7, 1, true);    // more pixels than one part of the weight gradient
+    check_conv2d<T>(1, 6, 6, 4, 5, 9, 2, true);
 }
 
 const Op conv2d_op("conv2d", {check_conv2d<float>, check_conv2d<bfloat16>});
