@@ -1,9 +1,11 @@
-// csrc/cpu/simd_math.h and the bounds of simd.h, for floats of every size and sign, infinities and NaN included.
+// csrc/cpu/simd_math.h and the bounds of simd.h, for floats of every size and sign, infinities and NaN included; and the
+// fused multiply-add of gemm.h.
 #include "../simd_math.h"
 
 #include <cfloat>
 
 #include "../../cuda/check/check.h"
+#include "../gemm.h"
 
 namespace pydiff::check {
 namespace {
@@ -100,7 +102,18 @@ void check_tails() {
     }
 }
 
-const Op simd_math_op("simd_math", {check_functions, check_sincos, check_bounds, check_tails});
+// Where the processor has the instruction, a product and a sum are rounded once: (1 + e)^2 - (1 + 2 e) is e^2, of which
+// two roundings leave nothing.
+void check_multiply_add() {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    volatile float e = 0x1p-12f;  // not known to the compiler
+    const vfloat square = multiply_add(broadcast(1.0f + e), broadcast(1.0f + e), broadcast(-1.0f - 2.0f * e));
+    for (int i = 0; i < simd_width; ++i)
+        if (square[i] != e * e) fail("multiply_add: two roundings");
+#endif
+}
+
+const Op simd_math_op("simd_math", {check_functions, check_sincos, check_bounds, check_tails, check_multiply_add});
 
 }  // namespace
 }  // namespace pydiff::check
