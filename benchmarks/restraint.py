@@ -65,7 +65,7 @@ def too_new(level):
 
 
 def instruction_sets():
-    """{"torch": .., "blas": ..}: what those that are loaded say they use. RuntimeError if they are restrained in vain."""
+    """{"torch": .., "blas": ..}: what those that are loaded say they use. RuntimeError if they were not restrained."""
     found = {}
     if "torch" in sys.modules:
         found["torch"] = sys.modules["torch"].backends.cpu.get_cpu_capability()
