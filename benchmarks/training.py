@@ -158,10 +158,11 @@ def label(function, method):
 class Torch:
     """The same step by torch and diffusers, with torch's fused AdamW and foreach average.
 
-    keep: freed memory stays in the process, as in pydiff's; torch does not do that by itself.
+    keep: freed memory stays in the process, as in pydiff's; torch does not do that by itself. compiled: options of
+    torch.compile, or None for eager mode.
     """
 
-    def __init__(self, workload, batch, channels_last=False, compiled=False, keep=False):
+    def __init__(self, workload, batch, channels_last=False, compiled=None, keep=False):
         import torch
 
         if keep:
@@ -179,8 +180,8 @@ class Torch:
         self.names, self.parameters = zip(*self.model.named_parameters(), strict=True)
         self.optimizer = self.torch.optim.AdamW(self.parameters, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
         self.average = [p.detach().clone() for p in self.parameters]
-        if self.compiled:
-            self.model = self.torch.compile(self.model)
+        if self.compiled is not None:
+            self.model = self.torch.compile(self.model, options=self.compiled)
 
     def loss(self, t, eps):
         """Mean squared error of the predicted noise."""

@@ -175,8 +175,8 @@ def test_other_weights_do_not_agree():
 class InProcess:
     """Stands in for processes.Worker."""
 
-    def __init__(self, factory):
-        self.contender = factory()
+    def __init__(self, contender):
+        self.contender = contender
 
     def ask(self, method, *arguments):
         try:
@@ -190,20 +190,20 @@ class InProcess:
 
 
 class Steady:
-    """A contender that is always right; `breaks` names the method that fails."""
+    """A contender whose results are all `result`; `breaks` names the method that fails."""
 
-    def __init__(self, breaks=None):
-        self.breaks, self.steps = breaks, 0
+    def __init__(self, breaks=None, result=0.0):
+        self.breaks, self.result = breaks, result
 
     def __getattr__(self, method):
         if method == self.breaks:
             raise ValueError("No compiler\nfound.\n\nAdvice that is long.")
-        return {"operations": lambda: 1e9, "peak_memory": lambda: 50.0}.get(method, lambda *_: 0.0)
+        return {"operations": lambda: 1e9, "peak_memory": lambda: 50.0}.get(method, lambda *_: self.result)
 
 
-def compete_with(monkeypatch, peers):
+def compete_with(monkeypatch, entrants):
     monkeypatch.setattr(whole, "workers", lambda factories, _threads: contextlib.nullcontext(factories))
-    running = {name: InProcess(lambda breaks=breaks: Steady(breaks)) for name, breaks in peers.items()}
+    running = {name: InProcess(entrant) for name, entrant in entrants.items()}
     options = SimpleNamespace(threads=1, rounds=1, seconds=1.0)
     difference = lambda ours, theirs: abs(ours - theirs)  # noqa: E731
     return whole.compete(whole.Title("step", "2 x 2", 2), running, options, "pictures", difference, 1e-6, 1.0)
@@ -211,13 +211,13 @@ def compete_with(monkeypatch, peers):
 
 @pytest.mark.parametrize("method", ["load", "pictures", "step"])
 def test_a_failing_compiler_costs_its_row_only(method, monkeypatch, capsys):
-    report = compete_with(monkeypatch, {whole.PYDIFF: None, "torch": None, whole.COMPILED: method})
+    report = compete_with(monkeypatch, {whole.PYDIFF: Steady(), "torch": Steady(), "torch compile": Steady(method)})
     assert [row["name"] for row in report["rows"]] == [whole.PYDIFF, "torch"]
     assert report["ratio"] == 1.0
     assert report["wrong"] == []
     assert list(report["agreement"]) == ["torch"]
     sentence = "torch compile is left out because it failed to compile: ValueError: No compiler found."
-    assert report["left_out"] == {whole.COMPILED: sentence}
+    assert report["left_out"] == {"torch compile": sentence}
     assert sentence in capsys.readouterr().out
     report |= {"machine": machine_of("1 thread"), "ceilings": {"sgemm_gflops": 99, "copy_gbs": 9}}
     assert sentence in tables.table_of(report)
@@ -225,7 +225,22 @@ def test_a_failing_compiler_costs_its_row_only(method, monkeypatch, capsys):
 
 def test_another_failure_ends_the_benchmark(monkeypatch):
     with pytest.raises(ContenderFailed):
-        compete_with(monkeypatch, {whole.PYDIFF: None, "torch": "step"})
+        compete_with(monkeypatch, {whole.PYDIFF: Steady(), "torch": Steady("step")})
+
+
+def test_what_was_compiled_wrongly_is_left_out(monkeypatch):
+    """Unless torch itself differs as well: then it may be pydiff that is wrong."""
+    off = {"torch compile": Steady(result=0.125), "torch compile NCHW": Steady(result=math.nan)}
+    report = compete_with(monkeypatch, {whole.PYDIFF: Steady(), "torch": Steady(), **off})
+    assert [row["name"] for row in report["rows"]] == [whole.PYDIFF, "torch"]
+    assert report["wrong"] == []
+    assert report["left_out"] == {
+        "torch compile": "torch compile is left out because it computes something else than torch, by 1e-01.",
+        "torch compile NCHW": "torch compile NCHW is left out because it computes something else than torch, by nan.",
+    }
+    report = compete_with(monkeypatch, {whole.PYDIFF: Steady(), "torch": Steady(result=1.0), **off})
+    assert report["wrong"] == [f"step 2 x 2: {name}" for name in ("torch", *off)]
+    assert report["left_out"] == {}
 
 
 # ---- --simd ----
