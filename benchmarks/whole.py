@@ -14,8 +14,8 @@ from benchmarks.workloads import WORKLOADS
 from pydiff import backend
 
 PYDIFF, EAGER = "pydiff", "torch"
-# What torch.compile is told. By itself it changes the layout of convolutions where it thinks that pays; torch 2.13.0+cpu
-# then gets gradients of some filters of cifar32 and image64 wrong, zero for example. Told not to, it gets them right.
+# What torch.compile is told. By itself it changes the layout of convolutions where it thinks that pays; torch
+# 2.13.0+cpu then gets gradients of some filters of cifar32 and image64 wrong, zero for example, and only then.
 COMPILED = {"torch compile": {}, "torch compile NCHW": {"layout_optimization": False}}
 QUICK_BATCH = 2
 
