@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.contenders import OURS, PEER, Contender, available_threads, peer, set_threads
 from benchmarks.machine import ceilings, describe, stolen_time
+from benchmarks.restraint import ENVIRONMENT, in_words, restrain
 from benchmarks.timing import take_turns
 from pydiff import backend
 from pydiff.tensor import Tensor
@@ -193,7 +194,7 @@ def heading(report):
     machine, limits = report["machine"], report["ceilings"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"{machine['cpu']}, {machine['threads']} threads of {machine['cores']} processors, {machine['simd']}\n"
+        f"{machine['cpu']}, {machine['threads']} threads of {machine['cores']} processors, {in_words(machine)}\n"
         f"{versions}\n"
         f"best sgemm rate seen {limits['sgemm_gflops']:.0f} GFLOP/s ({limits['sgemm_by']}), best copy rate seen "
         f"{limits['copy_gbs']:.1f} GB/s; shares are of these"
@@ -216,6 +217,7 @@ def parser(description):
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     p.add_argument("--quick", action="store_true", help="few and small shapes, few repetitions")
     p.add_argument("--threads", type=int, default=available_threads(), metavar="N", help="threads of every contender")
+    p.add_argument("--simd", choices=ENVIRONMENT, help="restrain every contender to this instruction set")
     return p
 
 
@@ -228,6 +230,7 @@ def main(cases, description, arguments=None):
     options = p.parse_args(arguments)
     if options.threads < 1:
         p.error(f"--threads must be at least 1, got {options.threads}")
+    restrain(options.simd, arguments)
     settings = settings_of(options.quick, options.all_levels)
     if options.rounds is not None:
         settings = settings._replace(rounds=options.rounds)

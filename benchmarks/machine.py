@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import restraint
 from benchmarks.contenders import available_threads, kernels, levels, peer
 from pydiff import backend, ops
 from pydiff.tensor import Tensor, no_grad
@@ -23,6 +24,8 @@ def describe(threads):
         "cores": available_threads(),
         "threads": threads,
         "simd": backend.cpu_reason,
+        "restrained": restraint.in_force(),
+        "instruction_sets": restraint.instruction_sets(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),

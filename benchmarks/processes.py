@@ -11,6 +11,14 @@ from benchmarks.contenders import set_threads
 from benchmarks.timing import repeat, settle
 
 
+class ContenderFailed(RuntimeError):
+    """Says what and where; `reason` is the error alone, on one line."""
+
+    def __init__(self, message, reason):
+        super().__init__(message)
+        self.reason = reason
+
+
 class Worker:
     """A process that holds one contender and does what it is told. ask(method, ..) calls a method of the contender."""
 
@@ -22,15 +30,16 @@ class Worker:
         other.close()
 
     def ask(self, method, *arguments):
-        """The method's result. RuntimeError, with the other process's traceback, if it failed or died."""
+        """The method's result. ContenderFailed, with the other process's traceback, if it failed or died."""
         self.pipe.send((method, arguments))
         try:
             ok, result = self.pipe.recv()
         except EOFError:
             self.process.join()
-            raise RuntimeError(f"a contender's process ended with status {self.process.exitcode} in {method}") from None
+            reason = f"its process ended with status {self.process.exitcode}"
+            raise ContenderFailed(f"a contender failed in {method}: {reason}", reason) from None
         if not ok:
-            raise RuntimeError(f"a contender failed in {method}:\n{result}")
+            raise ContenderFailed(f"a contender failed in {method}:\n{result[0]}", result[1])
         return result
 
     def repetition(self, _turn):
@@ -72,8 +81,13 @@ def _serve(pipe, factory, threads):
                 set_threads(threads)
             special = {"repetition": repetition, "peak_memory": peak_memory}.get(method)
             pipe.send((True, special(contender) if special else getattr(contender, method)(*values)))
-        except Exception:
-            pipe.send((False, traceback.format_exc()))
+        except Exception as error:
+            pipe.send((False, (traceback.format_exc(), in_a_line(error))))
+
+
+def in_a_line(error):
+    """What an error says: its first paragraph, advice that may follow left out."""
+    return " ".join([f"{type(error).__name__}:", *str(error).partition("\n\n")[0].split()])
 
 
 def repetition(contender):

@@ -59,9 +59,10 @@ class Pydiff:
 
 
 class Torch:
-    """torch, diffusers' U-Net and its DDIMScheduler. keep: freed memory stays in the process."""
+    """torch, diffusers' U-Net and its DDIMScheduler. keep: freed memory stays in the process. compiled: options of
+    torch.compile, or None for eager mode."""
 
-    def __init__(self, workload, batch, steps, channels_last=False, compiled=False, keep=False):
+    def __init__(self, workload, batch, steps, channels_last=False, compiled=None, keep=False):
         import torch
         from diffusers import DDIMScheduler
 
@@ -76,8 +77,8 @@ class Torch:
     def load(self, weights):
         """Builds the model."""
         self.model = torch_unet(self.workload, weights, self.channels_last).eval()
-        if self.compiled:
-            self.model = self.torch.compile(self.model)
+        if self.compiled is not None:
+            self.model = self.torch.compile(self.model, options=self.compiled)
 
     def walk(self):
         """The pictures after every step of one drawing."""

@@ -55,7 +55,7 @@ def measure(what, threads, batch, size, options):
         "quiet": timing.quiet,
         "images_s": batch / timing.median,
         "gflops": operations / timing.median * 1e-9,
-        "peak_mb": memory,
+        "peak_rss_mb": memory,
     }
 
 
@@ -77,7 +77,7 @@ def main(argv=None):
         print(
             f"{row['what']:<8} {row['threads']} threads, {row['batch']:>3} x {row['size']:>3}x{row['size']:<3}"
             f"{row['median_ms']:9.1f} ms {row['images_s']:8.1f} images/s {row['gflops']:6.0f} GFLOP/s"
-            f" {row['peak_mb']:6.0f} MB{'' if row['quiet'] else '  disturbed'}",
+            f" {row['peak_rss_mb']:6.0f} MB{'' if row['quiet'] else '  disturbed'}",
             flush=True,
         )
         if options.json:

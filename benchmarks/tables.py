@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+from benchmarks.restraint import in_words
+
 HERE = Path(__file__).parent
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -44,7 +46,7 @@ def setting(report):
     machine, limits = report["machine"], report["ceilings"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['simd']}; {versions}; {machine['date']}. "
+        f"{machine['cpu']}, {machine['threads']} threads, {in_words(machine)}; {versions}; {machine['date']}. "
         f"Best sgemm rate seen {limits['sgemm_gflops']:.0f} GFLOP/s, best copy rate seen {limits['copy_gbs']:.0f} GB/s."
     )
 
@@ -68,11 +70,14 @@ def whole_table(report):
     yield from header(names)
     for row in report["rows"]:
         figures = [milliseconds(row), f"{row['min_ms']:.1f}", f"{row['images_s']:.1f}"]
-        figures += [f"{row['gflops']:.0f}", f"{row['share']:.0%}", f"{row['peak_mb']:.0f}"]
+        figures += [f"{row['gflops']:.0f}", f"{row['share']:.0%}", f"{row['peak_rss_mb']:.0f}"]
         yield line([f"{row['op']}, {row['shape']}", row["name"], *figures])
     yield ""
-    for what, value in report["ratio"].items():
-        yield f"{what}: best peer / ours {value:.2f}. "
+    if report["ratio"] is not None:
+        row = report["rows"][0]
+        yield f"{row['op']} {row['shape']}: best peer / ours {report['ratio']:.2f}. "
+    for sentence in report.get("left_out", {}).values():
+        yield f"{sentence} "
     for name, off in report["agreement"].items():
         yield f"Difference between {name} and pydiff: {off:.0e}. " if off is not None else f"{name}: NaN. "
     shares = [f"{name} {share:.0%}" for name, share in report["profile"].items() if share >= 0.02]
@@ -105,7 +110,7 @@ def scaling_table(report):
     yield from header(["changes", "threads", "pictures", "step, ms", "pictures/s", "GFLOP/s", "peak memory, MB"])
     for row in report["scaling"]:
         pictures = f"{row['batch']} x {row['size']}x{row['size']}"
-        figures = [f"{row['images_s']:.1f}", f"{row['gflops']:.0f}", f"{row['peak_mb']:.0f}"]
+        figures = [f"{row['images_s']:.1f}", f"{row['gflops']:.0f}", f"{row['peak_rss_mb']:.0f}"]
         yield line([row["what"], row["threads"], pictures, milliseconds(row | {"wrong": False}), *figures])
 
 

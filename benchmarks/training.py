@@ -69,7 +69,10 @@ class Pydiff:
         self.optimizer.step(self.done, LR, EMA, CLIP)
 
     def profile(self, steps):
-        """{what: share of the time}, over some steps: every Function's forward and backward, and the optimiser."""
+        """{what: share of the time}, over some steps: every Function's forward and backward, and the optimiser.
+
+        The shares add up to 1: what one of them spends in another counts for that one only.
+        """
         seconds = Counter()
         undo = [watch(cls, name, seconds) for cls in functions(Function) for name in ("forward", "backward")]
         undo.append(watch(optim.AdamW, "step", seconds))
@@ -126,17 +129,19 @@ def functions(cls):
 
 
 def watch(cls, name, seconds):
-    """Wraps a method so that its time is added to `seconds`; returns what takes the wrapping off again."""
+    """Wraps a method so that its time is added to `seconds`, less what is added to it meanwhile by methods that it
+    calls; returns what takes the wrapping off again."""
     original = cls.__dict__.get(name)
     if original is None:
         return lambda: None
 
     def timed(self, *args, **options):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), seconds.total()
         try:
             return original(self, *args, **options)
         finally:
-            seconds[label(self, name)] += time.perf_counter() - start
+            inside = seconds.total() - before
+            seconds[label(self, name)] += time.perf_counter() - start - inside
 
     setattr(cls, name, timed)
     return lambda: setattr(cls, name, original)
@@ -153,10 +158,11 @@ def label(function, method):
 class Torch:
     """The same step by torch and diffusers, with torch's fused AdamW and foreach average.
 
-    keep: freed memory stays in the process, as in pydiff's; torch does not do that by itself.
+    keep: freed memory stays in the process, as in pydiff's; torch does not do that by itself. compiled: options of
+    torch.compile, or None for eager mode.
     """
 
-    def __init__(self, workload, batch, channels_last=False, compiled=False, keep=False):
+    def __init__(self, workload, batch, channels_last=False, compiled=None, keep=False):
         import torch
 
         if keep:
@@ -174,8 +180,8 @@ class Torch:
         self.names, self.parameters = zip(*self.model.named_parameters(), strict=True)
         self.optimizer = self.torch.optim.AdamW(self.parameters, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
         self.average = [p.detach().clone() for p in self.parameters]
-        if self.compiled:
-            self.model = self.torch.compile(self.model)
+        if self.compiled is not None:
+            self.model = self.torch.compile(self.model, options=self.compiled)
 
     def loss(self, t, eps):
         """Mean squared error of the predicted noise."""

@@ -1,16 +1,24 @@
 """The benchmark scripts: each runs, checks before it times, and refuses what is wrong. No test looks at a time."""
 
+import contextlib
 import importlib
 import json
 import math
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import pydiff.bench
-from benchmarks import contenders, harness, sampling, scaling, tables, timing, training, winograd
+from benchmarks import contenders, harness, restraint, sampling, scaling, tables, timing, training, whole, winograd
 from benchmarks.contenders import OTHER, OURS, PEER, Contender
+from benchmarks.processes import ContenderFailed, in_a_line
 from benchmarks.timing import Repetition
 from benchmarks.workloads import WORKLOADS
 from pydiff import backend, ops
@@ -75,12 +83,37 @@ def test_script_of_whole_models_runs(script, tmp_path):
     assert row["name"] == "pydiff"
     assert [other["name"] for other in others] == (["pydiff recomputing"] if script is training else [])
     assert all(other["kind"] == "other" for other in others)
-    assert row["peak_mb"] > 10
+    assert row["peak_rss_mb"] > 10
+    assert report["ratio"] is None
+    assert report["left_out"] == {}
     assert math.isclose(row["images_s"] * row["total_s"], 2)
     assert f"| {row['op']}, {row['shape']} | pydiff | " in tables.table_of(report)
     if script is training:
         assert math.isclose(sum(report["profile"].values()), 1)
         assert report["profile"]["Conv2d backward"] > 0
+
+
+def test_profile_adds_up_where_one_function_calls_another():
+    class Inner:
+        def forward(self):
+            time.sleep(0.02)
+
+    class Outer:
+        def forward(self):
+            time.sleep(0.01)
+            Inner().forward()
+            Inner().forward()
+
+    seconds = Counter()
+    undo = [training.watch(cls, "forward", seconds) for cls in (Outer, Inner)]
+    start = time.perf_counter()
+    Outer().forward()
+    total = time.perf_counter() - start
+    for restore in undo:
+        restore()
+    assert 0.04 <= seconds["Inner forward"] < total
+    assert 0.01 <= seconds["Outer forward"] < total - 0.04
+    assert seconds.total() <= total
 
 
 def test_products_are_those_of_the_equation():
@@ -134,6 +167,129 @@ def test_other_weights_do_not_agree():
     assert training.disagreement(one.loss_and_gradient(), one.loss_and_gradient()) == 0
     assert not training.disagreement(one.loss_and_gradient(), two.loss_and_gradient()) <= training.LIMIT
     assert not sampling.disagreement(np.array([np.nan]), np.array([1.0])) <= sampling.LIMIT
+
+
+# ---- torch.compile may fail ----
+
+
+class InProcess:
+    """Stands in for processes.Worker."""
+
+    def __init__(self, contender):
+        self.contender = contender
+
+    def ask(self, method, *arguments):
+        try:
+            return getattr(self.contender, method)(*arguments)
+        except Exception as error:
+            raise ContenderFailed(f"failed in {method}", in_a_line(error)) from error
+
+    def repetition(self, _turn):
+        self.ask("step")
+        return Repetition(1.0, 0.0)
+
+
+class Steady:
+    """A contender whose results are all `result`; `breaks` names the method that fails."""
+
+    def __init__(self, breaks=None, result=0.0):
+        self.breaks, self.result = breaks, result
+
+    def __getattr__(self, method):
+        if method == self.breaks:
+            raise ValueError("No compiler\nfound.\n\nAdvice that is long.")
+        return {"operations": lambda: 1e9, "peak_memory": lambda: 50.0}.get(method, lambda *_: self.result)
+
+
+def compete_with(monkeypatch, entrants):
+    monkeypatch.setattr(whole, "workers", lambda factories, _threads: contextlib.nullcontext(factories))
+    running = {name: InProcess(entrant) for name, entrant in entrants.items()}
+    options = SimpleNamespace(threads=1, rounds=1, seconds=1.0)
+    difference = lambda ours, theirs: abs(ours - theirs)  # noqa: E731
+    return whole.compete(whole.Title("step", "2 x 2", 2), running, options, "pictures", difference, 1e-6, 1.0)
+
+
+@pytest.mark.parametrize("method", ["load", "pictures", "step"])
+def test_a_failing_compiler_costs_its_row_only(method, monkeypatch, capsys):
+    report = compete_with(monkeypatch, {whole.PYDIFF: Steady(), "torch": Steady(), "torch compile": Steady(method)})
+    assert [row["name"] for row in report["rows"]] == [whole.PYDIFF, "torch"]
+    assert report["ratio"] == 1.0
+    assert report["wrong"] == []
+    assert list(report["agreement"]) == ["torch"]
+    sentence = "torch compile is left out because it failed to compile: ValueError: No compiler found."
+    assert report["left_out"] == {"torch compile": sentence}
+    assert sentence in capsys.readouterr().out
+    report |= {"machine": machine_of("1 thread"), "ceilings": {"sgemm_gflops": 99, "copy_gbs": 9}}
+    assert sentence in tables.table_of(report)
+
+
+def test_another_failure_ends_the_benchmark(monkeypatch):
+    with pytest.raises(ContenderFailed):
+        compete_with(monkeypatch, {whole.PYDIFF: Steady(), "torch": Steady("step")})
+
+
+def test_what_was_compiled_wrongly_is_left_out(monkeypatch):
+    """Unless torch itself differs as well: then it may be pydiff that is wrong."""
+    off = {"torch compile": Steady(result=0.125), "torch compile NCHW": Steady(result=math.nan)}
+    report = compete_with(monkeypatch, {whole.PYDIFF: Steady(), "torch": Steady(), **off})
+    assert [row["name"] for row in report["rows"]] == [whole.PYDIFF, "torch"]
+    assert report["wrong"] == []
+    assert report["left_out"] == {
+        "torch compile": "torch compile is left out because it computes something else than torch, by 1e-01.",
+        "torch compile NCHW": "torch compile NCHW is left out because it computes something else than torch, by nan.",
+    }
+    report = compete_with(monkeypatch, {whole.PYDIFF: Steady(), "torch": Steady(result=1.0), **off})
+    assert report["wrong"] == [f"step 2 x 2: {name}" for name in ("torch", *off)]
+    assert report["left_out"] == {}
+
+
+# ---- --simd ----
+
+
+def test_restrained_from_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.bench_noise", "--quick", "--simd", "baseline", "--json", "report.json"]
+    root = tables.HERE.parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    machine = json.loads((tmp_path / "report.json").read_text())["machine"]
+    assert machine["restrained"] == "baseline"
+    assert "everyone restrained to baseline" in done.stdout
+    if contenders.peer("torch"):
+        assert machine["instruction_sets"]["torch"] == "DEFAULT"
+
+
+def test_a_restrained_script_starts_itself_anew_once(monkeypatch):
+    started = []
+    for name in restraint.ENVIRONMENT["avx2"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "execve", lambda *words: started.append(words))
+    assert restraint.in_force() is None
+    restraint.restrain(None)
+    with pytest.raises(RuntimeError, match="from the command line only"):
+        restraint.restrain("avx2", ["--simd", "avx2"])
+    assert started == []
+    restraint.restrain("avx2")
+    (program, words, environment), *others = started
+    assert (program, words[1:], others) == (sys.executable, sys.orig_argv[1:], [])
+    for name, value in restraint.ENVIRONMENT["avx2"].items():
+        assert environment[name] == value
+        monkeypatch.setenv(name, value)
+    assert not any(name.startswith(("X86_V3", "AVX2")) for name in environment["NPY_DISABLE_CPU_FEATURES"].split())
+    assert restraint.in_force() == "avx2"
+    restraint.restrain("avx2")
+    assert len(started) == 1
+
+
+def test_whoever_is_not_restrained_is_not_compared(monkeypatch):
+    torch = SimpleNamespace(backends=SimpleNamespace(cpu=SimpleNamespace(get_cpu_capability=lambda: "AVX512")))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.delitem(sys.modules, "threadpoolctl", raising=False)
+    monkeypatch.setattr(restraint, "in_force", lambda: None)
+    assert restraint.instruction_sets() == {"torch": "AVX512"}
+    monkeypatch.setattr(restraint, "in_force", lambda: "avx2")
+    with pytest.raises(RuntimeError, match="torch was to be restrained to avx2, but works with AVX512"):
+        restraint.instruction_sets()
 
 
 # ---- what is wrong is not timed ----
@@ -296,12 +452,42 @@ def test_shapes_are_those_of_the_workloads(monkeypatch):
         assert set(shapes) - extra <= known, set(shapes) - extra - known
 
 
+def machine_of(simd, **more):
+    """The machine of a report."""
+    return {"cpu": "abacus", "threads": 3, "simd": simd, "versions": {"numpy": "2"}, "date": "2026-01-01"} | more
+
+
+def test_table_says_who_was_restrained(tmp_path):
+    file = tables.HERE / "results/training-digits16.json"
+    report = json.loads(file.read_text())
+    report["machine"] |= {"simd": "instruction set avx2", "restrained": "avx2"}
+    (tmp_path / "training-digits16-avx2.json").write_text(json.dumps(report))
+    rendered = tables.render("<!-- table: training-digits16-avx2 -->\n<!-- end -->", tmp_path)
+    assert "instruction set avx2, everyone restrained to avx2; python" in rendered
+    assert "| training step, digits16: 128 x 16x16x1 | pydiff | " in rendered
+
+
+@pytest.mark.parametrize("file", sorted((tables.HERE / "results").glob("[ts]*ing-*.json")), ids=lambda file: file.stem)
+def test_stored_results_have_the_names_of_the_contract(file):
+    report = json.loads(file.read_text())
+    assert {"machine", "rows", "ratio"} <= report.keys()
+    for row in report["rows"]:
+        assert {"name", "median_ms", "min_ms", "peak_rss_mb", "gflops"} <= row.keys()
+    assert report["ratio"] == harness.ratio(report["rows"])
+    if report["profile"]:
+        assert math.isclose(sum(report["profile"].values()), 1)
+
+
 def test_tables_come_from_the_results(tmp_path):
     ours = {"op": "conv2d forward", "shape": "tiny", "name": "C++ avx2", "kind": OURS, "wrong": False, "quiet": True}
     ours |= {"median_ms": 2.0, "gflops": 12.3, "share": 0.5, "error": 1e-7}
     rows = [ours, ours | {"name": "torch", "kind": PEER, "quiet": False, "median_ms": 3.0}]
-    machine = {"cpu": "abacus", "threads": 3, "simd": "fingers", "versions": {"numpy": "2"}, "date": "2026-01-01"}
-    report = {"machine": machine, "ceilings": {"sgemm_gflops": 99, "copy_gbs": 9}, "rows": rows, "ratio": {}}
+    report = {
+        "machine": machine_of("fingers"),
+        "ceilings": {"sgemm_gflops": 99, "copy_gbs": 9},
+        "rows": rows,
+        "ratio": {},
+    }
     (tmp_path / "conv2d.json").write_text(json.dumps(report))
     text = "before\n<!-- table: conv2d -->\nold\n<!-- end -->\nbetween\n<!-- table: adamw -->\n<!-- end -->\nafter\n"
     rendered = tables.render(text, tmp_path)

@@ -18,7 +18,7 @@ namespace pydiff {
 namespace {
 
 constexpr int64_t most_outputs = 4;
-constexpr int tile_pixels = simd_width == 16 ? 6 : 3;  // tile_pixels x most_outputs sums, and what they are made of
+constexpr int tile_pixels = simd_registers == 32 ? 6 : 3;  // tile_pixels x most_outputs sums, and what they are made of
 constexpr int64_t block_pixels = 128;                  // what they see stays in the L2 cache
 
 enum Slot { seen_slot, weight_slot };

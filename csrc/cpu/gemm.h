@@ -10,9 +10,6 @@
 // So a result depends on its own row of a and column of b only, not on the tile it fell into.
 #pragma once
 #include <cstdint>
-#if defined(__FMA__)
-#include <immintrin.h>
-#endif
 
 #include "simd.h"
 
@@ -25,14 +22,17 @@ inline vfloat multiply_add(vfloat a, vfloat b, vfloat c) {
     return vfloat(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
 #elif defined(__FMA__)
     return vfloat(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#elif defined(__ARM_NEON) && defined(__ARM_FEATURE_FMA)
+    return vfloat(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
 #else
     return a * b + c;
 #endif
 }
 
-// 6 x 2 accumulators, 2 vectors of b and one of a fill the 16 registers of SSE2 and AVX2; AVX-512 has 32.
+// 6 x 2 accumulators, 2 vectors of b and one of a fill the 16 registers of SSE2 and AVX2; AVX-512 and NEON have 32, for
+// 6 x 4 accumulators and 4 vectors of b.
 constexpr int tile_rows = 6;
-constexpr int tile_vectors = simd_width == 16 ? 4 : 2;
+constexpr int tile_vectors = simd_registers == 32 ? 4 : 2;
 constexpr int tile_columns = tile_vectors * simd_width;
 constexpr int64_t panel_depth = 256;  // panel_depth x tile_columns floats take 8 to 64 KB, of L1 or L2
 

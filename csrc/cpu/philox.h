@@ -10,10 +10,6 @@
 #include "kernels.h"
 #include "simd_math.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 namespace pydiff {
 
 typedef uint64_t vulong __attribute__((vector_size(4 * simd_width)));
@@ -27,6 +23,8 @@ inline vulong multiply_even(vulong a, vulong b) {
     return (vulong)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
     return (vulong)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#elif defined(__ARM_NEON)
+    return (vulong)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
 #else
     return (a & 0xffffffffu) * (b & 0xffffffffu);
 #endif

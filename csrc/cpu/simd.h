@@ -6,6 +6,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace pydiff {
@@ -16,6 +18,13 @@ constexpr int simd_width = 16;
 constexpr int simd_width = 8;
 #else
 constexpr int simd_width = 4;
+#endif
+
+// How many vectors the processor holds: what a register tile may be made of.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int simd_registers = 32;
+#else
+constexpr int simd_registers = 16;
 #endif
 
 typedef float vfloat __attribute__((vector_size(4 * simd_width)));
@@ -68,6 +77,8 @@ inline vfloat at_least(vfloat x, float low) {
     return (vfloat)_mm256_max_ps((__m256)broadcast(low), (__m256)x);
 #elif defined(__SSE2__)
     return (vfloat)_mm_max_ps((__m128)broadcast(low), (__m128)x);
+#elif defined(__ARM_NEON)
+    return (vfloat)vmaxq_f32((float32x4_t)broadcast(low), (float32x4_t)x);
 #else
     return x < low ? broadcast(low) : x;
 #endif
@@ -79,6 +90,8 @@ inline vfloat at_most(vfloat x, float high) {
     return (vfloat)_mm256_min_ps((__m256)broadcast(high), (__m256)x);
 #elif defined(__SSE2__)
     return (vfloat)_mm_min_ps((__m128)broadcast(high), (__m128)x);
+#elif defined(__ARM_NEON)
+    return (vfloat)vminq_f32((float32x4_t)broadcast(high), (float32x4_t)x);
 #else
     return x > high ? broadcast(high) : x;
 #endif

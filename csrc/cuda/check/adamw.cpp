@@ -1,4 +1,4 @@
-// csrc/cuda/adamw.cu against its equations.
+// csrc/cuda/adamw.cu and csrc/cpu/adamw.cpp against their equations.
 #include "check.h"
 
 namespace pydiff::check {

@@ -1,4 +1,4 @@
-// csrc/cuda/attention.cu against its equations.
+// csrc/cuda/attention.cu and csrc/cpu/attention.cpp against their equations.
 #include "check.h"
 
 namespace pydiff::check {
@@ -80,6 +80,9 @@ void check_attention() {
     check_attention<T>(2, 17, 17, 2, 8, true);
     check_attention<T>(1, 20, 36, 1, 40, false);
     check_attention<T>(1, 33, 33, 1, 64, true);
+    if (!on_cpu) return;
+    check_attention<T>(1, 130, 45, 2, 8, false);  // several blocks of queries
+    check_attention<T>(2, 70, 70, 1, 100, true);
 }
 
 const Op attention_op("attention", {check_attention<float>, check_attention<bfloat16>});

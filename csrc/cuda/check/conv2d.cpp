@@ -1,4 +1,4 @@
-// csrc/cuda/conv2d.cu against its equations.
+// csrc/cuda/conv2d.cu and csrc/cpu/conv2d.cpp against their equations.
 #include "check.h"
 
 namespace pydiff::check {
@@ -88,6 +88,18 @@ void check_conv2d() {
     check_conv2d<T>(2, 5, 4, 16, 3, 8, 1, Bias::none, 2);
     check_conv2d<T>(2, 4, 3, 8, 3, 24, 2, Bias::shared, 2);
     check_conv2d<T>(1, 5, 4, 8, 4, 8, 3, Bias::each, 2);
+    if (!on_cpu) return;
+    check_conv2d<T>(2, 9, 10, 17, 3, 33, 1, Bias::shared);  // by Winograd's algorithm, half a tile over the edge
+    check_conv2d<T>(1, 16, 16, 48, 3, 64, 1, Bias::shared);
+    check_conv2d<T>(2, 7, 9, 21, 3, 3, 1, Bias::shared);  // narrow: the last layer
+    check_conv2d<T>(2, 6, 11, 3, 3, 64, 1, Bias::shared);  // .. and the first
+    check_conv2d<T>(1, 5, 5, 101, 3, 10, 1, Bias::none);  // more terms than a panel is deep
+    check_conv2d<T>(1, 6, 5, 300, 1, 40, 1, Bias::shared);
+    check_conv2d<T>(2, 40, 30, 5, 1, 7, 1, Bias::shared);  // more pixels than one part of the weight gradient
+    check_conv2d<T>(1, 6, 6, 4, 5, 9, 2, Bias::shared);
+    check_conv2d<T>(2, 5, 6, 24, 3, 40, 1, Bias::each, 2);  // Winograd's with everything
+    check_conv2d<T>(4, 16, 16, 16, 3, 64, 1, Bias::each);  // .. and blocks of channels that must come out even
+    check_conv2d<T>(2, 5, 6, 24, 3, 3, 1, Bias::each, 2);
 }
 
 const Op conv2d_op("conv2d", {check_conv2d<float>, check_conv2d<bfloat16>});

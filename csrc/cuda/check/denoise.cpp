@@ -1,4 +1,4 @@
-// csrc/cuda/denoise.cu against its equations.
+// csrc/cuda/denoise.cu and csrc/cpu/denoise.cpp against their equations.
 #include "key.h"
 
 namespace pydiff::check {

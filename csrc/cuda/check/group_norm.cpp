@@ -1,4 +1,4 @@
-// csrc/cuda/group_norm.cu against its equations.
+// csrc/cuda/group_norm.cu and csrc/cpu/group_norm.cpp against their equations.
 #include "check.h"
 
 namespace pydiff::check {
@@ -68,6 +68,9 @@ void check_group_norm() {
     check_group_norm<T>(2, 5, 8, 2, false);
     check_group_norm<T>(1, 67, 64, 32, true);
     check_group_norm<T>(2, 17, 40, 4, true);
+    if (!on_cpu) return;
+    check_group_norm<T>(1, 1100, 48, 4, true);  // several parts of a sample
+    check_group_norm<T>(3, 300, 20, 5, false);
 }
 
 const Op group_norm_op("group_norm", {check_group_norm<float>, check_group_norm<bfloat16>});

@@ -7,7 +7,9 @@
 // and arrays are exactly as long as they must be. The shapes suit a race build, where a switch of threads takes 30
 // microseconds; precision is for the Python tests.
 //
-// Built by csrc/simt/sanitize.py (race, address, debug), and for a GPU by what gate.py --check-program prints.
+// Built by csrc/simt/sanitize.py (race, address, debug), and for a GPU by what gate.py --check-program prints. With
+// PYDIFF_CPU, built by csrc/cpu/cross.py, the kernels are those of csrc/cpu: the naive run is one without Winograd's
+// algorithm, and of the two fast ones the second has three threads.
 // Exit status: 0 right and silent, 1 wrong, 2 no such op; another one is a sanitizer's.
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +21,7 @@ using namespace pydiff::check;
 int main(int count, char** words) {
     const std::string wanted = count > 1 ? words[1] : "";
     first_seed = count > 2 ? std::strtoull(words[2], nullptr, 10) : 0;
-#if !defined(__CUDACC__) && !defined(PYDIFF_GPU)
+#if !defined(__CUDACC__) && !defined(PYDIFF_GPU) && !defined(PYDIFF_CPU)
     pydiff::simt::set_threads(1);  // nothing is hidden from ThreadSanitizer
 #endif
     bool found = false;
@@ -27,6 +29,7 @@ int main(int count, char** words) {
         if (!wanted.empty() && wanted != op->name) continue;
         found = true;
         const int before = failures;
+        errors.clear();
         for (const auto& check : op->checks) {
             try {
                 check();
@@ -35,6 +38,8 @@ int main(int count, char** words) {
             }
         }
         std::printf("%s: %s\n", op->name, failures == before ? "right" : "wrong");
+        if (on_cpu)
+            for (const auto& [kernel, error] : errors) std::printf("    %-50s %8.1e\n", kernel.c_str(), error);
         std::fflush(stdout);
     }
     if (!found) return std::fprintf(stderr, "no op '%s'\n", wanted.c_str()), 2;

@@ -1,4 +1,4 @@
-// csrc/cuda/noise.cu against its equations.
+// csrc/cuda/noise.cu and csrc/cpu/noise.cpp against their equations.
 #include "key.h"
 
 namespace pydiff::check {
