@@ -184,6 +184,7 @@ def first_bad_module(trainer, x0, t, noise, labels):
     return f"the first output that is not finite is that of {bad[0]}" if bad else "every module's output is finite"
 
 
+@backend.trimmed()
 def train(data, *, out=None, progress=True, device="cpu", **options):
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
@@ -197,7 +198,6 @@ def train(data, *, out=None, progress=True, device="cpu", **options):
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
     options = Options.from_keywords(options)
-    backend.keep_freed_memory()
     with backend.use_device(device):  # a missing GPU is reported before a large data set is read
         dataset = load(data, size=options.size)
     trainer = Trainer(dataset, options, device)
