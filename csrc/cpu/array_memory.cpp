@@ -1,5 +1,6 @@
 #include "array_memory.h"
 
+#include <stdexcept>
 #include <vector>
 
 #include "arena.h"
@@ -57,6 +58,7 @@ class Scope {
 public:
     void enter() { before_.push_back(set_handler(arena_capsule())); }
     void exit(const py::args&) {
+        if (before_.empty()) throw std::runtime_error("the arena was not entered");
         const py::object before = before_.back();
         before_.pop_back();
         set_handler(before);
