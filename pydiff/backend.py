@@ -70,7 +70,7 @@ def _load(module, what):
 
 @contextlib.contextmanager
 def use_device(device):
-    """Inside, new arrays belong on this device: yields the array library, numpy or cupy. For "cpu", `arena` is in force.
+    """Inside, new arrays belong on this device: yields the array library, numpy or cupy. On "cpu" in `arena`.
 
     RuntimeError, in one sentence, if the device cannot be used here; ValueError for an unknown name.
     """
