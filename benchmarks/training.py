@@ -31,9 +31,10 @@ class Pydiff:
 
     def __init__(self, workload, batch, recompute=False, size=None):
         self.workload = WORKLOADS[workload]._replace(**({} if size is None else {"size": size}))
-        self.model = UNet2D(**self.workload.config).recompute_blocks(recompute)
+        with backend.use_device("cpu"):
+            self.model = UNet2D(**self.workload.config).recompute_blocks(recompute)
+            self.optimizer = optim.AdamW(self.model, weight_decay=WEIGHT_DECAY)
         self.process = Process(schedule("linear"))
-        self.optimizer = optim.AdamW(self.model, weight_decay=WEIGHT_DECAY)
         self.x0, self.sample, self.done = self.workload.pictures(batch), np.arange(batch), 0
 
     def weights(self):

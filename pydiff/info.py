@@ -60,7 +60,7 @@ def _memory():
     except OSError:
         return "arena"
     return (
-        f"arena, {'without huge pages: the system has them switched off' if '[never]' in choices else 'in huge pages'}"
+        "arena, in small pages: the system has huge ones switched off" if "[never]" in choices else "arena, huge pages"
     )
 
 

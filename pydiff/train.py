@@ -50,7 +50,7 @@ class Trainer:
         self.device = device
         with backend.use_device(device) as self.xp:
             self.model = build_unet(options, dataset.shape, self.classes).to(self.xp)
-        self.optimizer = optim.AdamW(self.model, weight_decay=options.weight_decay)
+            self.optimizer = optim.AdamW(self.model, weight_decay=options.weight_decay)
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
         self.step = 0
 

@@ -1,6 +1,7 @@
-"""The arena that arrays of a step come from (csrc/cpu/arena.h): its blocks, NumPy's use of it, and when it is in force."""
+"""The arena that arrays of a step come from (csrc/cpu/arena.h): its blocks, NumPy's use of it, when it is in force."""
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_arrays_keep_what_they_hold(steps):
         assert now["in_use"] <= now["touched"] <= now["reserved"]
         assert now["in_use"] <= now["peak"]
     spans = sorted(span(a) for a, _ in held if a.nbytes)
-    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
     assert all((a == value).all() for a, value in held)
     held.clear()
     assert counters()["blocks"] == before["blocks"]
