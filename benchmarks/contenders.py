@@ -1,5 +1,6 @@
 """Who takes part: pydiff's array path, its C++ kernels at every instruction set, and torch where it is installed."""
 
+import ctypes
 import importlib
 import os
 import sys
@@ -27,6 +28,18 @@ class Contender(NamedTuple):
     make: Callable
     outputs: Callable
     exact: Callable | None = None
+
+
+def keep_freed_memory():
+    """Makes glibc keep what is freed for the next request instead of returning it to the system, in all this process.
+
+    For contenders that have no memory of their own as pydiff has. Where the C library is another, nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from malloc.h
+        for what, value in ((mmap_threshold, 1 << 30), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
+            mallopt(what, value)
 
 
 class kernels:

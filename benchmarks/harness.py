@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.contenders import OURS, PEER, Contender, available_threads, peer, set_threads
+from benchmarks.contenders import OURS, PEER, Contender, available_threads, keep_freed_memory, peer, set_threads
 from benchmarks.machine import ceilings, describe, stolen_time
 from benchmarks.restraint import ENVIRONMENT, in_words, restrain
 from benchmarks.timing import take_turns
@@ -172,7 +172,7 @@ def run(scripts: list[Callable[[Settings], Iterator[Case]]], settings, threads, 
     """Runs the cases of several scripts. Returns the report, a dict for JSON, whose "wrong" names wrong contenders."""
     peer("torch")  # set_threads speaks to those who are there
     set_threads(threads)
-    backend.keep_freed_memory()  # everyone's outputs then come from memory that is there already, as in training
+    keep_freed_memory()  # everyone's outputs then come from memory that is there already, as in training
     stolen = stolen_time()
     machine, limits = describe(threads), ceilings(threads, settings.quick)
     report = {"machine": machine, "ceilings": limits, "rows": [], "ratio": {}, "wrong": []}

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 
 from benchmarks import whole
+from benchmarks.contenders import keep_freed_memory
 from benchmarks.training import products_of
 from benchmarks.workloads import WORKLOADS, torch_unet
 from pydiff import backend
@@ -45,7 +46,7 @@ class Pydiff:
     def walk(self):
         """The states of one drawing."""
         x = initial_noise(self.workload.pictures(1).shape[1:], 0, np.arange(self.batch))
-        return ddim(self.predict, x, self.process, self.path)
+        return backend.on_device("cpu", ddim(self.predict, x, self.process, self.path))
 
     def pictures(self):
         """The pictures after the first steps."""
@@ -67,7 +68,7 @@ class Torch:
         from diffusers import DDIMScheduler
 
         if keep:
-            backend.keep_freed_memory()
+            keep_freed_memory()
         self.torch, self.workload, self.batch, self.steps = torch, WORKLOADS[workload], batch, steps
         self.channels_last, self.compiled = channels_last, compiled
         # The defaults are pydiff's "linear" schedule with clipping to [-1, 1].

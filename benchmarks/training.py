@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks import whole
+from benchmarks.contenders import keep_freed_memory
 from benchmarks.workloads import WORKLOADS, torch_unet
 from pydiff import backend, nn, optim, random
 from pydiff.diffusion import Process, schedule
@@ -29,11 +30,11 @@ class Pydiff:
     """pydiff's training step. size: of the pictures, if not the workload's."""
 
     def __init__(self, workload, batch, recompute=False, size=None):
-        backend.keep_freed_memory()  # as pydiff.train does
         self.workload = WORKLOADS[workload]._replace(**({} if size is None else {"size": size}))
-        self.model = UNet2D(**self.workload.config).recompute_blocks(recompute)
+        with backend.use_device("cpu"):
+            self.model = UNet2D(**self.workload.config).recompute_blocks(recompute)
+            self.optimizer = optim.AdamW(self.model, weight_decay=WEIGHT_DECAY)
         self.process = Process(schedule("linear"))
-        self.optimizer = optim.AdamW(self.model, weight_decay=WEIGHT_DECAY)
         self.x0, self.sample, self.done = self.workload.pictures(batch), np.arange(batch), 0
 
     def weights(self):
@@ -64,9 +65,10 @@ class Pydiff:
     def step(self):
         """One training step."""
         self.done += 1
-        self.optimizer.zero_grad()
-        self.process.loss(self.model, self.x0, *self.draw(self.done)).backward()
-        self.optimizer.step(self.done, LR, EMA, CLIP)
+        with backend.use_device("cpu"):
+            self.optimizer.zero_grad()
+            self.process.loss(self.model, self.x0, *self.draw(self.done)).backward()
+            self.optimizer.step(self.done, LR, EMA, CLIP)
 
     def profile(self, steps):
         """{what: share of the time}, over some steps: every Function's forward and backward, and the optimiser.
@@ -166,7 +168,7 @@ class Torch:
         import torch
 
         if keep:
-            backend.keep_freed_memory()
+            keep_freed_memory()
         self.torch, self.workload, self.batch = torch, WORKLOADS[workload], batch
         self.channels_last, self.compiled = channels_last, compiled
         x0 = torch.from_numpy(self.workload.pictures(batch)).permute(0, 3, 1, 2)

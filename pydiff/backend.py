@@ -72,7 +72,7 @@ def _load(module, what):
 
 @contextlib.contextmanager
 def use_device(device):
-    """Inside, new arrays belong on this device: yields the array library, numpy or cupy.
+    """Inside, new arrays belong on this device: yields the array library, numpy or cupy. On "cpu" in `arena`.
 
     RuntimeError, in one sentence, if the device cannot be used here; ValueError for an unknown name.
     """
@@ -85,20 +85,40 @@ def use_device(device):
     before = emulator
     emulator = _load("pydiff._simt", "the emulator of CUDA kernels") if device == "simt" else None
     try:
-        yield xp
+        with arena() if device == "cpu" else contextlib.nullcontext():
+            yield xp
     finally:
         emulator = before
 
 
 def on_device(device, steps):
     """The items of a generator that runs on this device, while whoever takes them may be elsewhere."""
-    while True:
-        with use_device(device):
-            try:
-                item = next(steps)
-            except StopIteration:
-                return
-        yield item
+    with trimmed(), contextlib.closing(steps):
+        while True:
+            with use_device(device):
+                try:
+                    item = next(steps)
+                except StopIteration:
+                    return
+            yield item
+
+
+def arena():
+    """A context manager: inside, in this thread, the memory of new NumPy arrays is that of earlier ones where possible.
+
+    csrc/cpu/arena.h keeps it; without compiled kernels nothing changes. The arrays may outlive the context.
+    """
+    return contextlib.nullcontext() if cpu is None else cpu.Arena()
+
+
+@contextlib.contextmanager
+def trimmed():
+    """Afterwards, what the arena holds and no array uses goes back to the system. Also a decorator."""
+    try:
+        yield
+    finally:
+        if cpu is not None:
+            cpu.arena_trim()
 
 
 def _cupy():
@@ -222,15 +242,6 @@ def use_winograd(on):
     """
     if cpu is not None:
         cpu.use_winograd(bool(on))
-
-
-def keep_freed_memory():
-    """Makes this process reuse freed memory instead of returning it to the system; True if that was possible.
-
-    For programs whose arrays come and go in every step: fresh pages would cost about a third of a small model's
-    training step. Process-wide, so `train` calls it and importing pydiff does not.
-    """
-    return cpu is not None and cpu.keep_freed_memory()
 
 
 if _setting("PYDIFF_WINOGRAD", ("on", "off"), "on") == "off":

@@ -236,11 +236,8 @@ def show(run):
 
 def main(arguments=None):
     """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
-    from pydiff.backend import keep_freed_memory
     from pydiff.checkpoint import CheckpointError
     from pydiff.train import Interrupted
-
-    keep_freed_memory()
 
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]

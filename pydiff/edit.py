@@ -104,7 +104,7 @@ def edited(run, images, draw, *, seed=0, labels=None, guidance=1.0, numbers=None
         raise ValueError("guidance needs labels, the class wanted for each picture; give labels or leave guidance out")
     labels = run.unlabelled(len(x0)) if labels is None else run.checked_labels(labels, numbers)
     parts = []
-    with backend.use_device(run.device) as xp:
+    with backend.trimmed(), backend.use_device(run.device) as xp:
         for first in range(0, len(x0), batch_size):
             here = slice(first, first + batch_size)
             model, left = predictor(run, None if labels is None else labels[here], guidance)

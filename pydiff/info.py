@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 import platform
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ def describe():
         ),
         ("CPU kernels", _cpu()),
         ("threads", _threads()),
+        ("memory", _memory()),
         ("CUDA kernels", _built("pydiff._cuda", "no nvcc was found when pydiff was installed")),
         ("CuPy", _package("cupy", "arrays on a GPU; pip install 'pydiff[cuda13]' or 'pydiff[cuda12]'")),
         ("GPU", _cuda()),
@@ -46,6 +48,20 @@ def _threads():
 
     source = "PYDIFF_THREADS" if os.environ.get("PYDIFF_THREADS") else "the processors this process may run on"
     return f"{backend.threads()} ({source})" if backend.cpu is not None else "NumPy's own"
+
+
+def _memory():
+    from pydiff import backend
+
+    if backend.cpu is None:
+        return "NumPy's own"
+    try:
+        choices = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "arena"
+    return (
+        "arena, in small pages: the system has huge ones switched off" if "[never]" in choices else "arena, huge pages"
+    )
 
 
 def _built(module, why_not):

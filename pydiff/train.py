@@ -50,7 +50,7 @@ class Trainer:
         self.device = device
         with backend.use_device(device) as self.xp:
             self.model = build_unet(options, dataset.shape, self.classes).to(self.xp)
-        self.optimizer = optim.AdamW(self.model, weight_decay=options.weight_decay)
+            self.optimizer = optim.AdamW(self.model, weight_decay=options.weight_decay)
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
         self.step = 0
 
@@ -184,6 +184,7 @@ def first_bad_module(trainer, x0, t, noise, labels):
     return f"the first output that is not finite is that of {bad[0]}" if bad else "every module's output is finite"
 
 
+@backend.trimmed()
 def train(data, *, out=None, progress=True, device="cpu", **options):
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
@@ -197,7 +198,6 @@ def train(data, *, out=None, progress=True, device="cpu", **options):
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
     options = Options.from_keywords(options)
-    backend.keep_freed_memory()
     with backend.use_device(device):  # a missing GPU is reported before a large data set is read
         dataset = load(data, size=options.size)
     trainer = Trainer(dataset, options, device)

@@ -10,11 +10,8 @@
 #include <tuple>
 #include <vector>
 
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
-
 #include "../checks.h"
+#include "array_memory.h"
 #include "conv2d_methods.h"
 #include "elementwise.h"
 #include "kernels.h"
@@ -339,18 +336,6 @@ void bind_split_rows(py::object joined, py::object a, py::object b) {
     split_rows(ja.size(0), aa.size(1), ba.size(1), ja.in(), aa.out(), ba.out());
 }
 
-// Tells glibc to keep freed memory for the next array instead of handing it back to the system, which would give it page by
-// page, zeroed, at the next use: for the arrays of a training step that costs more than the arithmetic on them. Affects
-// the whole process, so it is for programs that own theirs: training calls it, importing pydiff does not.
-bool keep_freed_memory() {
-#ifdef __GLIBC__
-    constexpr int forever = std::numeric_limits<int>::max();
-    return mallopt(M_MMAP_THRESHOLD, 1 << 30) && mallopt(M_TRIM_THRESHOLD, forever) && mallopt(M_TOP_PAD, 64 << 20);
-#else
-    return false;
-#endif
-}
-
 // What this processor can run, best first: the names of the modules that backend.py may load.
 std::vector<std::string> supported_levels() {
     std::vector<std::string> levels;
@@ -371,10 +356,10 @@ PYBIND11_MODULE(PYDIFF_MODULE, m) {
     m.doc() = "pydiff's CPU kernels; see csrc/README.md. Call them through pydiff.ops, which allocates the outputs.";
     m.attr("simd_width") = simd_width;
     m.def("supported_levels", &supported_levels);
-    m.def("keep_freed_memory", &keep_freed_memory);
     m.def("threads", &threads, py::call_guard<py::gil_scoped_release>());
     m.def("set_threads", &set_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>());
 
+    bind_array_memory(m);
     m.def("add_rows", &bind_add_rows, py::arg("a"), py::arg("b"), py::arg("out"));
     m.def("join_rows", &bind_join_rows, py::arg("a"), py::arg("b"), py::arg("out"));
     m.def("split_rows", &bind_split_rows, py::arg("joined"), py::arg("a"), py::arg("b"));
