@@ -22,7 +22,6 @@
 //     sample  what is normalised; its parts are combined in order
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "kernels.h"
 #include "moments.h"
@@ -33,11 +32,16 @@ namespace pydiff {
 namespace {
 
 struct Parts {
-    int64_t pixels, count;  // of a part, and parts of a sample
+    int64_t pixels, count, all;  // pixels of a part (fewer in the last), parts of a sample, pixels of a sample
 
-    // About 32768 elements, so that a part and its results fit a second-level cache.
+    // About 32768 elements, so that a part and its results fit a second-level cache, and few enough pixels that the
+    // first ones tell where they are (moments.h).
     explicit Parts(const GroupNormShape& s)
-        : pixels(std::max<int64_t>(1, 32768 / (chunk * s.c)) * chunk), count((s.s + pixels - 1) / pixels) {}
+        : pixels(std::min<int64_t>(8, std::max<int64_t>(1, 32768 / (chunk * s.c))) * chunk),
+          count((s.s + pixels - 1) / pixels),
+          all(s.s) {}
+
+    int64_t size(int64_t k) const { return std::min(pixels, all - k * pixels); }
 };
 
 // Runs reduce(i, part) for every part of every sample i, and then map(i, first part, last part + 1). A thread that
@@ -62,26 +66,30 @@ struct Affine {
 
     Affine(const GroupNormShape& s, const float* mean_of_group, const float* rstd_of_group, const float* gamma)
         : mean(scratch(0, static_cast<size_t>(2 * s.c))), scale(mean + s.c) {
-        const int64_t width = s.c / s.groups;
-        for (int64_t j = 0; j < s.c; ++j) {
-            mean[j] = mean_of_group[j / width];
-            scale[j] = rstd_of_group[j / width] * gamma[j];
-        }
+        spread(s.groups, s.c / s.groups, mean_of_group, mean);
+        spread(s.groups, s.c / s.groups, rstd_of_group, scale);
+        for (int64_t j = 0; j < s.c; ++j) scale[j] *= gamma[j];
     }
 };
 
 // ---------------------------------------------------------------- forward
 
-template <bool with_silu>
-void normalise(int64_t pixels, int64_t c, const float* x, const Affine& affine, const float* beta, float* y) {
-    for (int64_t p = 0; p < pixels; ++p, x += c, y += c) {
-        for (int64_t j = 0; j < c; j += simd_width) {
-            const int64_t left = c - j;
-            const vfloat centred = load_upto(x + j, left) - load_upto(affine.mean + j, left);
-            const vfloat z = centred * load_upto(affine.scale + j, left) + load_upto(beta + j, left);
-            store_upto(y + j, with_silu ? silu(z) : z, left);
+template <bool with_silu>  // flatten: a call for every pixel would cost as much as its work, here and below
+__attribute__((flatten)) void normalise(int64_t pixels, int64_t c, const float* x, const Affine& affine,
+                                        const float* beta, float* y) {
+    for_pixels(pixels, c, [=](auto block, int64_t begin, int64_t end) {
+        constexpr int vectors = block.vectors;
+        vfloat mean[vectors], scale[vectors], shift[vectors], z[vectors];
+        for (int v = 0; v < vectors; ++v) {
+            mean[v] = block.load(affine.mean, v);
+            scale[v] = block.load(affine.scale, v);
+            shift[v] = block.load(beta, v);
         }
-    }
+        for (int64_t p = begin; p < end; ++p) {
+            for (int v = 0; v < vectors; ++v) z[v] = (block.load(x + p * c, v) - mean[v]) * scale[v] + shift[v];
+            for (int v = 0; v < vectors; ++v) block.store(y + p * c, v, with_silu ? silu(z[v]) : z[v]);
+        }
+    });
 }
 
 // ---------------------------------------------------------------- backward
@@ -89,22 +97,36 @@ void normalise(int64_t pixels, int64_t c, const float* x, const Affine& affine, 
 // Terms 1 and 2 over the pixels of a chunk: sums[j] = sum dz, sums[c + j] = sum dz (x - mean). With SiLU, dz is left in
 // dx for the second pass; without, dz is dy.
 template <bool with_silu>
-void channel_gradients(int64_t pixels, int64_t c, const float* dy, const float* x, const Affine& affine,
-                       const float* beta, float* dx, float* sums) {
+__attribute__((flatten)) void channel_gradients(int64_t pixels, int64_t c, const float* dy, const float* x,
+                                                const Affine& affine, const float* beta, float* dx, float* sums) {
     std::fill_n(sums, 2 * c, 0.0f);
-    for (int64_t p = 0; p < pixels; ++p, dy += c, x += c, dx += c) {
-        for (int64_t j = 0; j < c; j += simd_width) {
-            const int64_t left = c - j;
-            const vfloat centred = load_upto(x + j, left) - load_upto(affine.mean + j, left);
-            vfloat dz = load_upto(dy + j, left);
-            if (with_silu) {
-                dz *= silu_derivative(centred * load_upto(affine.scale + j, left) + load_upto(beta + j, left));  // 1
-                store_upto(dx + j, dz, left);
-            }
-            store_upto(sums + j, load_upto(sums + j, left) + dz, left);                    // 2
-            store_upto(sums + c + j, load_upto(sums + c + j, left) + dz * centred, left);  // 2, less the factor rstd
+    for_pixels(pixels, c, [=](auto block, int64_t begin, int64_t end) {
+        constexpr int vectors = block.vectors;
+        vfloat mean[vectors], scale[vectors], shift[vectors], sum1[vectors], sum2[vectors];
+        for (int v = 0; v < vectors; ++v) {
+            mean[v] = block.load(affine.mean, v);
+            scale[v] = block.load(affine.scale, v);
+            shift[v] = block.load(beta, v);
+            sum1[v] = block.load(sums, v);
+            sum2[v] = block.load(sums + c, v);
         }
-    }
+        for (int64_t p = begin; p < end; ++p) {
+            for (int v = 0; v < vectors; ++v) {
+                const vfloat centred = block.load(x + p * c, v) - mean[v];
+                vfloat dz = block.load(dy + p * c, v);
+                if (with_silu) {
+                    dz *= silu_derivative(centred * scale[v] + shift[v]);  // 1
+                    block.store(dx + p * c, v, dz);
+                }
+                sum1[v] += dz;            // 2
+                sum2[v] += dz * centred;  // 2, less the factor rstd
+            }
+        }
+        for (int v = 0; v < vectors; ++v) {
+            block.store(sums, v, sum1[v]);
+            block.store(sums + c, v, sum2[v]);
+        }
+    });
 }
 
 // Term 2 over the pixels of a part, in double: totals[j] = sum dz, totals[c + j] = sum dz xhat.
@@ -118,25 +140,40 @@ void part_gradients(const GroupNormShape& s, int64_t pixels, const float* dy, co
         add_chunk(size, s.c, dy + at, x + at, affine, beta, dx + at, sums);
         for (int64_t j = 0; j < 2 * s.c; ++j) totals[j] += sums[j];
     }
-    for (int64_t j = 0; j < s.c; ++j) totals[s.c + j] *= rstd[j / (s.c / s.groups)];
+    double* total = totals + s.c;
+    for (int64_t g = 0; g < s.groups; ++g)
+        for (int64_t j = 0; j < s.c / s.groups; ++j) *total++ *= rstd[g];
 }
 
 // Term 4 as dx = scale dz - offset - slope (x - mean), where offset = rstd mean_group(dxhat) and
 // slope = rstd^2 mean_group(dxhat xhat) are the same for all channels of a group. Term 5 over these pixels: sums[j].
 template <bool with_sums>
-void input_gradient(int64_t pixels, int64_t c, const float* dz, const float* x, const Affine& affine,
-                    const float* offset, const float* slope, float* dx, float* sums) {
+__attribute__((flatten)) void input_gradient(int64_t pixels, int64_t c, const float* dz, const float* x,
+                                             const Affine& affine, const float* offset, const float* slope, float* dx,
+                                             float* sums) {
     if (with_sums) std::fill_n(sums, c, 0.0f);
-    for (int64_t p = 0; p < pixels; ++p, dz += c, x += c, dx += c) {
-        for (int64_t j = 0; j < c; j += simd_width) {
-            const int64_t left = c - j;
-            const vfloat centred = load_upto(x + j, left) - load_upto(affine.mean + j, left);
-            const vfloat dxhat = load_upto(dz + j, left) * load_upto(affine.scale + j, left);
-            const vfloat result = dxhat - load_upto(offset + j, left) - centred * load_upto(slope + j, left);
-            store_upto(dx + j, result, left);                                               // 4
-            if (with_sums) store_upto(sums + j, load_upto(sums + j, left) + result, left);  // 5
+    for_pixels(pixels, c, [=](auto block, int64_t begin, int64_t end) {
+        constexpr int vectors = block.vectors;
+        vfloat mean[vectors], scale[vectors], offsets[vectors], slopes[vectors], sum[vectors];
+        for (int v = 0; v < vectors; ++v) {
+            mean[v] = block.load(affine.mean, v);
+            scale[v] = block.load(affine.scale, v);
+            offsets[v] = block.load(offset, v);
+            slopes[v] = block.load(slope, v);
+            if (with_sums) sum[v] = block.load(sums, v);
         }
-    }
+        for (int64_t p = begin; p < end; ++p) {
+            for (int v = 0; v < vectors; ++v) {
+                const vfloat centred = block.load(x + p * c, v) - mean[v];
+                const vfloat dxhat = block.load(dz + p * c, v) * scale[v];
+                const vfloat result = dxhat - offsets[v] - centred * slopes[v];
+                block.store(dx + p * c, v, result);  // 4
+                if (with_sums) sum[v] += result;     // 5
+            }
+        }
+        if (with_sums)
+            for (int v = 0; v < vectors; ++v) block.store(sums, v, sum[v]);
+    });
 }
 
 // Terms 4 and 5 over the pixels of a part; 5 in double, and only where totals is not null.
@@ -173,27 +210,37 @@ void group_norm_forward(const GroupNormShape& s, float eps, const float* x, cons
                         float* y, float* mean, float* rstd) {
     if (s.s * s.c == 0) return;
     const Parts parts(s);
-    std::vector<Moments> moments(static_cast<size_t>(s.n * parts.count * s.groups));
+    const int64_t width = s.c / s.groups;
+    // Mean and m2 of every group of every part: (n, parts, 2, groups).
+    auto* const all = doubles(3, 2 * s.n * parts.count * s.groups);
+    auto moments = [&](int64_t i, int64_t k) { return all + (i * parts.count + k) * 2 * s.groups; };
     auto reduce = [&](int64_t i, int64_t k) {
-        const int64_t first = k * parts.pixels, pixels = std::min(parts.pixels, s.s - first);
-        group_moments(pixels, s.c, s.groups, x + (i * s.s + first) * s.c, &moments[(i * parts.count + k) * s.groups]);
+        const float* const part = x + (i * s.s + k * parts.pixels) * s.c;
+        group_moments(parts.size(k), s.c, s.groups, part, moments(i, k), moments(i, k) + s.groups);
     };
     auto map = [&](int64_t i, int64_t begin, int64_t end) {
+        double *const centre = doubles(2, 2 * s.groups), *const m2 = centre + s.groups;
+        std::copy_n(moments(i, 0), 2 * s.groups, centre);
+        for (int64_t k = 1; k < parts.count; ++k) {
+            const double before = static_cast<double>(k * parts.pixels * width);
+            const double more = static_cast<double>(parts.size(k) * width);
+            merge_moments(s.groups, before, centre, m2, more, moments(i, k), moments(i, k) + s.groups);
+        }
         float *const means = scratch(1, static_cast<size_t>(2 * s.groups)), *const rstds = means + s.groups;
         for (int64_t g = 0; g < s.groups; ++g) {
-            Moments all;
-            for (int64_t k = 0; k < parts.count; ++k) all.merge(moments[(i * parts.count + k) * s.groups + g]);
-            means[g] = static_cast<float>(all.mean);
-            rstds[g] = static_cast<float>(1.0 / std::sqrt(all.m2 / all.count + eps));
+            means[g] = static_cast<float>(centre[g]);
+            rstds[g] = static_cast<float>(1.0 / std::sqrt(m2[g] / static_cast<double>(s.s * width) + eps));
         }
         if (begin == 0) {
             std::copy_n(means, s.groups, mean + i * s.groups);
             std::copy_n(rstds, s.groups, rstd + i * s.groups);
         }
-        const int64_t first = begin * parts.pixels, pixels = std::min(end * parts.pixels, s.s) - first;
-        const int64_t at = (i * s.s + first) * s.c;
+        const Affine affine(s, means, rstds, gamma);
         const auto apply = s.silu ? normalise<true> : normalise<false>;
-        apply(pixels, s.c, x + at, Affine(s, means, rstds, gamma), beta, y + at);
+        for (int64_t k = end; k-- > begin;) {  // backwards: what was read last is still in the cache
+            const int64_t at = (i * s.s + k * parts.pixels) * s.c;
+            apply(parts.size(k), s.c, x + at, affine, beta, y + at);
+        }
     };
     reduce_then_map(s.n, parts.count, reduce, map);
 }
@@ -204,14 +251,14 @@ void group_norm_backward(const GroupNormShape& s, const float* dy, const float* 
     if (s.c == 0) return;
     const Parts parts(s);
     const int64_t width = s.c / s.groups, kinds = dx_sum ? 3 : 2;
-    std::vector<double> totals(static_cast<size_t>(s.n * parts.count * kinds * s.c));  // of dz, dz xhat and dx
-    auto total = [&](int64_t i, int64_t k) { return totals.data() + (i * parts.count + k) * kinds * s.c; };
+    // Sums of dz, dz xhat and dx of every part: (n, parts, kinds, c).
+    auto* const totals = doubles(3, s.n * parts.count * kinds * s.c);
+    auto total = [&](int64_t i, int64_t k) { return totals + (i * parts.count + k) * kinds * s.c; };
     auto reduce = [&](int64_t i, int64_t k) {
-        const int64_t first = k * parts.pixels, pixels = std::min(parts.pixels, s.s - first);
-        const int64_t at = (i * s.s + first) * s.c;
+        const int64_t at = (i * s.s + k * parts.pixels) * s.c;
         const float* const rstds = rstd + i * s.groups;
         const Affine affine(s, mean + i * s.groups, rstds, gamma);
-        part_gradients(s, pixels, dy + at, x + at, affine, rstds, beta, dx + at, total(i, k));
+        part_gradients(s, parts.size(k), dy + at, x + at, affine, rstds, beta, dx + at, total(i, k));
     };
     auto map = [&](int64_t i, int64_t begin, int64_t end) {
         float *const offset = scratch(1, static_cast<size_t>(2 * s.c)), *const slope = offset + s.c;
@@ -228,16 +275,15 @@ void group_norm_backward(const GroupNormShape& s, const float* dy, const float* 
             std::fill_n(slope + g * width, width, static_cast<float>(r * r * sum_dxhat_xhat / m));
         }
         const Affine affine(s, mean + i * s.groups, rstd + i * s.groups, gamma);
-        for (int64_t k = begin; k < end; ++k) {
-            const int64_t first = k * parts.pixels, pixels = std::min(parts.pixels, s.s - first);
-            const int64_t at = (i * s.s + first) * s.c;
-            part_input_gradient(pixels, s.c, (s.silu ? dx : dy) + at, x + at, affine, offset, slope, dx + at,
+        for (int64_t k = end; k-- > begin;) {
+            const int64_t at = (i * s.s + k * parts.pixels) * s.c;
+            part_input_gradient(parts.size(k), s.c, (s.silu ? dx : dy) + at, x + at, affine, offset, slope, dx + at,
                                 dx_sum ? total(i, k) + 2 * s.c : nullptr);
         }
     };
     reduce_then_map(s.n, parts.count, reduce, map);
     float* const sums[] = {dbeta, dgamma, dx_sum};
-    batch_sums(s.n * parts.count, kinds, s.c, totals.data(), sums);
+    batch_sums(s.n * parts.count, kinds, s.c, totals, sums);
 }
 
 }  // namespace pydiff

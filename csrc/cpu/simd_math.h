@@ -1,32 +1,45 @@
-// Elementary functions of a whole vector: exp, log, sqrt, sigmoid, SiLU, and sine and cosine of 2 pi u.
+// Elementary functions of a whole vector: exp, log, sqrt, SiLU and its derivative, and sine and cosine of 2 pi u.
 //
 // Each is an exact reduction of the argument to a short interval, a polynomial there, and an exact reconstruction
 // (J.-M. Muller, "Elementary Functions", 3rd ed., chapters 3 and 11). The polynomials are our own minimax fits, with
 // coefficients rounded to float32 one at a time and the rest refitted. Errors are below 2.5 units in the last place,
-// with or without fused multiply-add, where the result is not tiny (below 1e-36 in size it may be zero: subnormal
-// numbers slow some processors down a hundredfold). NaN gives NaN, and infinities give the function's limit (NaN for
-// sine and cosine).
+// with or without fused multiply-add, where the result is not tiny (below 2e-36 in size it may be off by as much:
+// subnormal numbers slow some processors down a hundredfold). NaN gives NaN, and infinities give the function's limit
+// (NaN for sine and cosine).
 #pragma once
 #include "simd.h"
 
 namespace pydiff {
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2. Results below 1.7e-38 are zero.
-inline vfloat exp(vfloat x) {
-    x = at_most(at_least(x, -87.4f), 89.0f);  // n from -126, which gives zero, to 128, which gives infinity from 88.73
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2: returns exp(r), and n in the low bits of `shifted`.
+inline vfloat exp_reduced(vfloat x, vuint& shifted) {
     // Adding 1.5 * 2^23 leaves no bits behind the point, so the sum's low bits are the integer n.
-    const vfloat shifted = x * 1.44269504f + 12582912.0f;
-    const vfloat n = shifted - 12582912.0f;
+    const vfloat sum = x * 1.44269504f + 12582912.0f;
+    const vfloat n = sum - 12582912.0f;
     // ln 2 in two parts (Cody and Waite 1980): the first has 15 bits, so n * 0.693145752 is exact.
     const vfloat r = (x - n * 0.693145751953125f) - n * 1.42860677e-6f;
     vfloat p = r * 0x1.6a48fcp-10f + 0x1.12399cp-7f;
     p = p * r + 0x1.5558b4p-5f;
     p = p * r + 0x1.555492p-3f;
     p = p * r + 0x1.fffffcp-2f;
-    p = p * (r * r) + r + 1.0f;
+    shifted = (vuint)sum;
+    return p * (r * r) + r + 1.0f;
+}
+
+// Results below 1.7e-38 are zero.
+inline vfloat exp(vfloat x) {
+    vuint n;  // from -126, which gives zero, to 128, which gives infinity from 88.73
+    const vfloat p = exp_reduced(at_most(at_least(x, -87.4f), 89.0f), n);
     // 2^(n - 1), straight into the exponent bits: 0 for n = -126, 2^127 for n = 128.
-    const vfloat half = (vfloat)(((vuint)shifted << 23) + (126u << 23));
+    const vfloat half = (vfloat)((n << 23) + (126u << 23));
     return (p + p) * half;
+}
+
+// exp(x) for -87 <= x <= 88, where n can be added to the exponent of exp(r). NaN gives any number.
+inline vfloat exp_of_moderate(vfloat x) {
+    vuint n;
+    const vfloat p = exp_reduced(x, n);
+    return (vfloat)((vuint)p + (n << 23));
 }
 
 // ln(x) = e ln 2 + ln(1 + f), x = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). -inf at zero, NaN below.
@@ -59,16 +72,18 @@ inline vfloat sqrt(vfloat x) {
     return x;
 }
 
-// sigma(x) = 1 / (1 + e^-x). Where the exponential overflows, the result is zero, its limit.
-inline vfloat sigmoid(vfloat x) { return 1.0f / (1.0f + exp(-x)); }
-
-// SiLU(x) = x sigma(x) (Elfwing, Uchibe and Doya 2018), also called swish. The bound gives -infinity its limit, -0.
-inline vfloat silu(vfloat x) { return at_least(x, -1e30f) / (1.0f + exp(-x)); }
+// SiLU(x) = x sigma(x), sigma(x) = 1 / (1 + e^-x) (Elfwing, Uchibe and Doya 2018), also called swish. From 87 on
+// e^-x adds nothing to 1, and below -87 the result is nearly zero.
+inline vfloat silu(vfloat x) {
+    x = at_least(x, -87.0f);
+    return x / (1.0f + exp_of_moderate(at_least(-x, -87.0f)));
+}
 
 // The derivative of SiLU: sigma(x) (1 + x (1 - sigma(x))). Near its zero, -1.28, only its absolute error is small.
 inline vfloat silu_derivative(vfloat x) {
-    const vfloat s = sigmoid(x);
-    return s + at_most(at_least(x, -1e30f), 1e30f) * (s * (1.0f - s));
+    x = at_most(at_least(x, -87.0f), 87.0f);
+    const vfloat s = 1.0f / (1.0f + exp_of_moderate(-x));
+    return s + x * (s * (1.0f - s));
 }
 
 // sin(2 pi u) and cos(2 pi u) for any u. Working in turns makes the reduction to an eighth of a turn exact.
