@@ -17,6 +17,7 @@ from benchmarks.workloads import WORKLOADS, torch_unet
 from pydiff import backend
 from pydiff.diffusion import Process, ddim, initial_noise, path, schedule
 from pydiff.models import UNet2D
+from pydiff.plan import Played
 from pydiff.tensor import no_grad
 
 CHECKED = 3  # steps
@@ -29,7 +30,6 @@ class Pydiff:
     def __init__(self, workload, batch, steps):
         self.workload, self.batch = WORKLOADS[workload], batch
         self.model = UNet2D(**self.workload.config)
-        self.predict = no_grad()(lambda x, t: self.model(x, t).data)
         self.process = Process(schedule("linear"))
         self.path = path(self.process.schedule, steps)
         self.states = iter(())
@@ -41,12 +41,13 @@ class Pydiff:
     def operations(self):
         """Floating-point operations of one step that are products."""
         x = self.workload.pictures(self.batch)
-        return products_of(lambda: self.predict(x, np.zeros(self.batch, np.int64)))
+        with no_grad():
+            return products_of(lambda: self.model(x, np.zeros(self.batch, np.int64)))
 
     def walk(self):
         """The states of one drawing."""
         x = initial_noise(self.workload.pictures(1).shape[1:], 0, np.arange(self.batch))
-        return backend.on_device("cpu", ddim(self.predict, x, self.process, self.path))
+        return backend.on_device("cpu", ddim(Played(self.model), x, self.process, self.path))
 
     def pictures(self):
         """The pictures after the first steps."""

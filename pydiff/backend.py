@@ -104,10 +104,8 @@ def on_device(device, steps):
 
 
 def arena():
-    """A context manager: inside, in this thread, the memory of new NumPy arrays is that of earlier ones where possible.
-
-    csrc/cpu/arena.h keeps it; without compiled kernels nothing changes. The arrays may outlive the context.
-    """
+    """A context manager: inside, in this thread, new NumPy arrays take the memory of earlier ones (csrc/cpu/arena.h).
+    The arrays may outlive it. Without compiled kernels nothing changes."""
     return contextlib.nullcontext() if cpu is None else cpu.Arena()
 
 

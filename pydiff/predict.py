@@ -9,6 +9,7 @@ from pydiff.backend import array_module, contiguous
 from pydiff.diffusion.guidance import classifier_free
 from pydiff.diffusion.objective import SelfConditioned
 from pydiff.diffusion.samplers import SAMPLERS, walk
+from pydiff.plan import Played
 from pydiff.tensor import no_grad
 
 GIVEN_BY_RUN = {"model", "x", "process", "path", "seed", "sample", "guidance", "noise", "stages"}
@@ -21,13 +22,13 @@ def predictor(run, labels=None, guidance=1.0, interval=None, rescale=0.0, learne
     `guidance.classifier_free`. learned: let the second half of the channels, a learned variance, through.
     Arrays in, arrays out. The model may remember its last x0-hat: make a new one for every run of a sampler.
     """
-    channels, process = run.shape[2], run.process
+    channels, process, network = run.shape[2], run.process, Played(run.model)
     if guidance == 1 and (interval is not None or rescale):
         raise ValueError("interval and rescale say how guidance works, and guidance is 1; give another guidance")
     withheld = None if labels is None else np.full_like(labels, len(run.classes))
 
     def ask(given, t, classes):
-        f = run.model(given, t, *(() if classes is None else (classes,))).data
+        f = network(given, t, classes)
         return f if learned or f.shape[-1] == channels else contiguous(f[..., :channels])
 
     def guided(given, t):

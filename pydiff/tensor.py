@@ -25,6 +25,7 @@ class _State(threading.local):
     """Each Python thread records, or does not record, for itself."""
 
     enabled = True
+    listener = None  # see applied
 
 
 _state = _State()
@@ -48,6 +49,16 @@ def _recording(on):
 def no_grad():
     """Nothing computed inside is recorded: for sampling and evaluation. Also works as a decorator."""
     return _recording(False)
+
+
+@contextlib.contextmanager
+def applied(listener):
+    """Inside, listener(class, arguments, options, outputs) is called after every operation; for plan.py."""
+    before, _state.listener = _state.listener, listener
+    try:
+        yield
+    finally:
+        _state.listener = before
 
 
 def _floating(dtype):
@@ -171,6 +182,8 @@ class Function:
             for index, output in enumerate(outputs):
                 if _floating(output.data.dtype):
                     output.requires_grad, output.maker, output.output_index = True, function, index
+        if _state.listener:
+            _state.listener(cls, args, options, outputs)
         return outputs if isinstance(result, tuple) else outputs[0]
 
 

@@ -148,11 +148,23 @@ class UNet2D(Module):
 
         Returns a Tensor (N, H, W, out_channels).
         """
+        x = self.checked(x)
+        return self.body(x, self.context(t, class_labels, x.data))
+
+    def checked(self, x):
+        """Pictures that this network can take, as a Tensor."""
         x = as_tensor(x)
         if x.ndim != 4 or x.shape[3] != self.config["in_channels"]:
             raise ValueError(f"the U-Net takes pictures (N, H, W, {self.config['in_channels']}), got {x.shape}")
+        return x
+
+    def context(self, t, class_labels, like):
+        """The context (N, temb_dim) as the blocks take it, for pictures `like` (N, ..)."""
+        return ops.silu(self.embed(t, class_labels, len(like), like))
+
+    def body(self, x, temb):
+        """Everything between the context and the result. Only operations on Tensors: plan.py records them."""
         x = 2 * x - 1 if self.config["center_input_sample"] else x
-        temb = ops.silu(self.embed(t, class_labels, len(x), x.data))  # (N, temb_dim)
         h = self.conv_in(x)
         skips = [h]
         for block in self.down_blocks:
