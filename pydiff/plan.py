@@ -31,7 +31,8 @@ class Step(NamedTuple):
 class Plan:
     """function(*tensors) -> Tensor, recorded from one call without gradients; to be called with arrays, gives an array.
 
-    first: the array that the recorded call gave; whoever takes it may set this to None. What is recorded holds for arguments of the same shapes and dtypes. Parameters are looked up at every call, so they
+    first: the array that the recorded call gave; whoever takes it may set this to None.
+    What is recorded holds for arguments of the same shapes and dtypes. Parameters are looked up at every call, so they
     may change; whatever else `function` read or decided is fixed. ValueError if it used a tensor that is neither an
     argument nor a parameter nor an operation's result: that may depend on what it was given.
     """
