@@ -53,7 +53,7 @@ void backward_bias(int64_t groups, int64_t pixels, int64_t cout, const float* dy
     }
 }
 
-// y (n, oh, ow, cout) += a bias for each sample and `add`, where the method has not.
+// y (n, oh, ow, cout) += a bias for each sample and `add`: what conv2d_narrow.cpp leaves out.
 void add_rest(const Conv2dShape& s, const Addends& addends, float* y) {
     const bool each = addends.bias && addends.bias_step;
     if (!each && !addends.add) return;
@@ -129,8 +129,8 @@ void use_winograd(bool on) { winograd_allowed = on; }
 void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {
     if (by_winograd(s)) return winograd_forward(s, x, w, addends, y);
     if (s.up == 2) return conv2d_forward(without_upsampling(s), upsampled(s, x).get(), w, addends, y);
-    const float* bias = addends.bias_step ? nullptr : addends.bias;
-    (narrow_output_suits(s) ? narrow_forward : direct_forward)(s, x, w, bias, y);
+    if (!narrow_output_suits(s)) return direct_forward(s, x, w, addends, y);
+    narrow_forward(s, x, w, addends.bias_step ? nullptr : addends.bias, y);
     add_rest(s, addends, y);
 }
 

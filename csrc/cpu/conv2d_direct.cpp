@@ -112,6 +112,15 @@ void correlate_block(const Conv2dShape& s, const float* x, int64_t x_pitch, cons
     }
 }
 
+// y += add for those pixels and channels, while the block of y is in the cache. `at`: from y or add to pixel (i, j).
+void add_block(const Grid& grid, const float* add, int64_t at, int64_t lines, int64_t columns, int64_t o, int64_t end) {
+    for (int64_t r = 0; r < lines; ++r)
+        for (int64_t q = 0; q < columns; ++q) {
+            const int64_t pixel = at + r * grid.row + q * grid.pixel;
+            for (int64_t c = o; c < end; ++c) grid.y[pixel + c] += add[pixel + c];
+        }
+}
+
 // The correlation that sees whatever one of several sees of the same x; they have their strides in common.
 template <class Correlations>
 Conv2dShape all_of(const Correlations& parts) {
@@ -130,12 +139,12 @@ Conv2dShape all_of(const Correlations& parts) {
 }
 
 // Several correlations of the same x, with the same channels. A block of pixels is computed for all of them, so that
-// what they see of x comes from memory, and is copied at the picture's edge, once.
+// what they see of x comes from memory, and is copied at the picture's edge, once. Only one alone adds something.
 template <class Pack>
-void correlate(std::vector<Correlation<Pack>> parts, const float* x, const float* bias) {
+void correlate(std::vector<Correlation<Pack>> parts, const float* x, const Addends& addends) {
     const Conv2dShape& only = parts[0].s;
     const Grid& grid = parts[0].grid;
-    const bool flat = parts.size() == 1 && pointwise(only) && grid.row == only.ow * grid.pixel &&
+    const bool flat = parts.size() == 1 && pointwise(only) && addends.bias_step == 0 && grid.row == only.ow * grid.pixel &&
                       grid.image == only.oh * grid.row;  // all pixels are one line, in x and in y
     if (flat) parts[0].s = in_one_line(parts[0].s);
     const Conv2dShape all = all_of(parts);
@@ -156,8 +165,10 @@ void correlate(std::vector<Correlation<Pack>> parts, const float* x, const float
             const Grid& to = parts[p].grid;
             const int64_t below = all.pad_top - s.pad_top, right = all.pad_left - s.pad_left;
             correlate_block(s, seen.first + below * seen.pitch + right * s.cin, seen.pitch, w[p],
-                            bias ? bias + shift : nullptr,
+                            addends.bias ? addends.bias + n * addends.bias_step + shift : nullptr,
                             {to.y + n * to.image + shift, to.image, to.row, to.pixel}, i, lines, j, width, o, end);
+            const int64_t at = n * to.image + i * to.row + j * to.pixel;
+            if (addends.add) add_block(to, addends.add, at, lines, width, shift + o, shift + end);
         }
     };
     // With few pixels the weights are most of the work: each item packs its own columns, for all pixels.
@@ -210,11 +221,11 @@ void pack_flipped(const Conv2dShape& s, const Phase& v, const Phase& h, const fl
 
 }  // namespace
 
-void direct_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y) {
+void direct_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {
     const auto pack = [&](int64_t k0, int64_t k, int64_t o, int64_t columns, float* panel) {
         pack_panel(k, columns, w + k0 * s.cout + o, s.cout, panel);
     };
-    correlate<decltype(pack)>({{s, pack, Grid{y, s.oh * s.ow * s.cout, s.ow * s.cout, s.cout}}}, x, bias);
+    correlate<decltype(pack)>({{s, pack, Grid{y, s.oh * s.ow * s.cout, s.ow * s.cout, s.cout}}}, x, addends);
 }
 
 void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx) {
@@ -233,7 +244,7 @@ void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w
     std::vector<decltype(phase(0, 0))> phases;
     for (int64_t i = 0; i < std::min(s.stride_h, s.h); ++i)
         for (int64_t j = 0; j < std::min(s.stride_w, s.w); ++j) phases.push_back(phase(i, j));
-    correlate(std::move(phases), dy, nullptr);
+    correlate(std::move(phases), dy, {});
 }
 
 }  // namespace pydiff

@@ -9,8 +9,8 @@ using Addends = Conv2dAddends<float>;
 // Whether 3 x 3 kernels may go by Winograd's algorithm, which is faster and rounds more (docs/winograd.md); true at first.
 void use_winograd(bool on);
 
-// Any kernel, stride and padding. No upsampling (up is 1); what is added beside a bias for all samples, conv2d.cpp adds.
-void direct_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y);
+// Any kernel, stride and padding; no upsampling (up is 1).
+void direct_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y);
 void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx);
 void direct_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw,
                             float* dbias /* (cout) or null */);
