@@ -14,13 +14,14 @@
 //   dw          = G^T dU G
 //
 // Of U and V, the smaller is transformed first and as a whole, the larger bit by bit where it is used, so that it stays
-// in a cache. dU is made in blocks of channels, and turned into dw before the next block.
+// in a cache. dU is made in blocks of points and channels, each of which stays in a cache while its tiles are added up.
 //
 // backward_input is a correlation of dy with the flipped weights. An upsampled picture is never made: windows of it are
 // read from the small one, and its gradient's pixels are added up four by four as they leave the transform.
 //
 // Tiles are cut within a picture, and M's sum over c has one order, so a picture's result is the same alone and in any
-// batch; dw adds up those of fixed parts of the batch. An infinity or NaN in x reaches every pixel of the tiles that see it, as a NaN.
+// batch; dU adds up the tiles of fixed parts of the batch. An infinity or NaN in x reaches every pixel of the tiles that
+// see it, as a NaN.
 #include <algorithm>
 
 #include "conv2d_methods.h"
@@ -237,20 +238,25 @@ void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Tar
 
 // ---------------------------------------------------------------- backward_weight
 
-// How the work is cut, by shapes only: dU into blocks of input and output channels, whose rows of points fit the L2
-// cache; the tiles into parts, whose dw are added at the end; a part into runs, whose V and W fit the L2 cache.
+// How the work is cut, by shapes only: dU into blocks of channels and, unless all points of a block fit the L2 cache,
+// into the three pairs of rows of points (else `pairs` is 1); the tiles into parts, whose sums are added at the end; a
+// part into runs, whose V and W are used as soon as they are made.
 struct WeightPlan {
-    int64_t cin, cout, blocks, parts, part, run;
+    int64_t cin, cout, blocks, pairs, parts, part, run;
 };
 
 WeightPlan weight_plan(const Conv2dShape& s, const Tiles& tiles) {
-    constexpr int64_t items = 24, most_run = 48, least_part = 32, least_cin = 32;
-    int64_t cin = std::min<int64_t>(s.cin, 64), cout = std::min<int64_t>(s.cout, 64);
-    const int64_t most_parts = ceil_div(tiles.count, least_part);
-    const auto blocks = [&] { return ceil_div(s.cin, cin) * ceil_div(s.cout, cout); };
-    while (blocks() * most_parts < items / 3 && cin > least_cin) cin /= 2;
-    const int64_t parts = std::min(most_parts, ceil_div(items, blocks())), part = ceil_div(tiles.count, parts);
-    return {cin, cout, blocks(), ceil_div(tiles.count, part), part, ceil_div(part, ceil_div(part, most_run))};
+    constexpr int64_t most_channels = 128, most_run = 64, least_part = 32, long_part = 128;
+    constexpr int64_t least_items = 12, most_items = 24, small_block = 2048;
+    const auto cut = [](int64_t all) { return panel_width(ceil_div(all, ceil_div(all, most_channels))); };
+    const int64_t cin = cut(s.cin), cout = cut(s.cout), blocks = ceil_div(s.cin, cin) * ceil_div(s.cout, cout);
+    const bool whole = cin * cout <= small_block && tiles.count >= least_items * long_part;
+    const int64_t pairs = whole ? 1 : 3, items = blocks * pairs;
+    // Each part costs a copy of dU: long ones while there are items enough, short ones for the least number of items.
+    const int64_t parts = std::max(std::min(ceil_div(most_items, items), tiles.count / long_part),
+                                   std::min(ceil_div(least_items, items), ceil_div(tiles.count, least_part)));
+    const int64_t part = ceil_div(tiles.count, parts);
+    return {cin, cout, blocks, pairs, ceil_div(tiles.count, part), part, ceil_div(part, ceil_div(part, most_run))};
 }
 
 // What one item of work needs to know: input channels [c, c + cin), output channels [o, o + cout), tiles [begin, end).
@@ -258,45 +264,57 @@ struct WeightBlock {
     int64_t c, cin, o, cout, begin, end;
 };
 
-// Adds the terms of tiles [first, first + count) to the points of dU in a pair's two rows.
-template <int pair>
-void weight_products(const Tiles& tiles, const Pictures& in, const Pictures& out, const WeightBlock& block,
-                     int64_t first, int64_t count, const float* zero, const Planes& v, const Planes& w,
-                     const Planes& du) {
-    winograd::transform_windows<winograd::Input, pair>(in, tiles, first, count, block.c, block.cin, zero, v);
-    winograd::transform_windows<winograd::OutputAdjoint, pair>(out, tiles, first, count, block.o, block.cout, zero, w);
-    for (int p = 0; p < 12; ++p) {
-        float* point = du.at(6 * winograd::Input::result(pair, p / 6) + p % 6, 0);
-        for (int64_t e = 0; e < w.pitch; e += tile_columns)
-            gemm_panel(Order::columns, block.cin, std::min<int64_t>(tile_columns, w.pitch - e), count, v.at(p, 0),
-                       v.pitch, w.at(p, 0) + e, w.pitch, {nullptr, first > block.begin}, point + e, du.pitch);
-    }
-}
+// Memory of one item: V, W and `du` for one run, and the part's `lines`, dU G: plane 3 i + j has element (i, j).
+struct WeightPlanes {
+    Planes v, w, du, lines;
+};
 
-// The gradient of a block's weights from its tiles, into dw (3, 3, s.cin, s.cout).
-void weight_block(const Conv2dShape& s, const Tiles& tiles, const float* dy, const float* x, const WeightBlock& block,
-                  int64_t run, float* dw) {
-    const int64_t v_pitch = panel_width(block.cin), w_pitch = panel_width(block.cout);
-    const Planes v(scratch(v_slot, Planes::size(12, run, v_pitch)), run, v_pitch);
-    const Planes w(scratch(m_slot, Planes::size(12, run, w_pitch)), run, w_pitch);
-    const Planes du(scratch(g_slot, Planes::size(points, block.cin, w_pitch)), block.cin, w_pitch);
-    const Pictures in{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up}, out{dy, s.oh, s.ow, s.cout, 0, 0, 1};
-    const float* zero = zeros(std::max(s.cin, s.cout));
-    for (int64_t t = block.begin; t < block.end; t += run) {
-        const int64_t count = std::min(run, block.end - t);
-        weight_products<0>(tiles, in, out, block, t, count, zero, v, w, du);
-        weight_products<1>(tiles, in, out, block, t, count, zero, v, w, du);
-        weight_products<2>(tiles, in, out, block, t, count, zero, v, w, du);
-    }
+// A row of points of dU times G, into its three planes of lines.
+void transform_line(const WeightBlock& block, const Planes& du, int64_t point, const Planes& lines, int64_t row) {
     for (int64_t c = 0; c < block.cin; ++c)
         for (int64_t o = 0; o < block.cout; o += simd_width) {
-            float* corner = dw + (block.c + c) * s.cout + block.o + o;
-            winograd::transform<winograd::WeightAdjoint>(
-                [&](int i, int j) { return load(du.at(6 * i + j, c) + o); },
-                [&](int i, int j, vfloat g) {
-                    store_upto(corner + (3 * i + j) * s.cin * s.cout, g, block.cout - o);
-                });
+            vfloat u[6], g[3];
+            for (int j = 0; j < 6; ++j) u[j] = load(du.at(point + j, c) + o);
+            winograd::apply<winograd::WeightAdjoint>(u, g);
+            for (int j = 0; j < 3; ++j) store(lines.at(3 * row + j, block.c + c) + block.o + o, g[j]);
         }
+}
+
+// Adds the terms of tiles [first, first + count) to the points of dU in the rows of pairs [pair, end), which begin at
+// plane `point` of du; the last tiles' turn also makes lines of them.
+template <int pair, int end>
+void weight_products(const Tiles& tiles, const Pictures& in, const Pictures& out, const WeightBlock& block,
+                     int64_t first, int64_t count, const float* zero, const WeightPlanes& at, int64_t point = 0) {
+    winograd::transform_windows<winograd::Input, pair>(in, tiles, first, count, block.c, block.cin, zero, at.v);
+    winograd::transform_windows<winograd::OutputAdjoint, pair>(out, tiles, first, count, block.o, block.cout, zero,
+                                                               at.w);
+    for (int half = 0; half < 2; ++half, point += 6) {
+        for (int j = 0; j < 6; ++j)
+            for (int64_t e = 0; e < at.w.pitch; e += tile_columns)
+                gemm_panel(Order::columns, block.cin, std::min<int64_t>(tile_columns, at.w.pitch - e), count,
+                           at.v.at(6 * half + j, 0), at.v.pitch, at.w.at(6 * half + j, 0) + e, at.w.pitch,
+                           {nullptr, first > block.begin}, at.du.at(point + j, 0) + e, at.du.pitch);
+        if (first + count == block.end)
+            transform_line(block, at.du, point, at.lines, winograd::Input::result(pair, half));
+    }
+    if constexpr (pair + 1 < end)
+        weight_products<pair + 1, end>(tiles, in, out, block, first, count, zero, at, point);
+}
+
+// dU G of a block from its tiles, of the points in the rows of pairs [pair, end).
+template <int pair, int end>
+void weight_block(const Conv2dShape& s, const Tiles& tiles, const float* dy, const float* x, const WeightBlock& block,
+                  int64_t run, const Planes& lines) {
+    constexpr int64_t rows_points = 12 * (end - pair);
+    const int64_t v_pitch = panel_width(block.cin), w_pitch = panel_width(block.cout);
+    const WeightPlanes at{{scratch(v_slot, Planes::size(12, run, v_pitch)), run, v_pitch},
+                          {scratch(m_slot, Planes::size(12, run, w_pitch)), run, w_pitch},
+                          {scratch(g_slot, Planes::size(rows_points, block.cin, w_pitch)), block.cin, w_pitch},
+                          lines};
+    const Pictures in{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up}, out{dy, s.oh, s.ow, s.cout, 0, 0, 1};
+    const float* zero = zeros(std::max(s.cin, s.cout));
+    for (int64_t t = block.begin; t < block.end; t += run)
+        weight_products<pair, end>(tiles, in, out, block, t, std::min(run, block.end - t), zero, at);
 }
 
 }  // namespace
@@ -320,21 +338,34 @@ void winograd_backward_input(const Conv2dShape& mirrored, int64_t down, const fl
 void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw) {
     const Tiles tiles(s);
     const WeightPlan plan = weight_plan(s, tiles);
-    const int64_t size = 9 * s.cin * s.cout;
-    float* parts = plan.parts == 1 ? dw : scratch(u_slot, static_cast<size_t>(plan.parts * size));
-    parallel_for(plan.parts * plan.blocks, 1, [&](int64_t item) {
-        const int64_t part = item / plan.blocks, across = ceil_div(s.cout, plan.cout);
-        const int64_t c = item % plan.blocks / across * plan.cin, o = item % across * plan.cout;
+    const int64_t pitch = panel_width(s.cout), size = static_cast<int64_t>(Planes::size(18, s.cin, pitch));
+    float* memory = scratch(u_slot, static_cast<size_t>(plan.parts * size));
+    // (1) dU G of each part of the tiles
+    constexpr decltype(&weight_block<0, 3>) one_pair[3] = {weight_block<0, 1>, weight_block<1, 2>, weight_block<2, 3>};
+    parallel_for(plan.parts * plan.blocks * plan.pairs, 1, [&](int64_t item) {
+        const int64_t pair = item % plan.pairs, block = item / plan.pairs % plan.blocks;
+        const int64_t part = item / plan.pairs / plan.blocks, across = ceil_div(s.cout, plan.cout);
+        const int64_t c = block / across * plan.cin, o = block % across * plan.cout;
         const int64_t begin = part * plan.part, end = std::min(begin + plan.part, tiles.count);
-        const int64_t cin = std::min(plan.cin, s.cin - c), cout = std::min(plan.cout, s.cout - o);
-        weight_block(s, tiles, dy, x, {c, cin, o, cout, begin, end}, plan.run, parts + part * size);
+        const WeightBlock b{c, std::min(plan.cin, s.cin - c), o, std::min(plan.cout, s.cout - o), begin, end};
+        const Planes lines(memory + part * size, s.cin, pitch);
+        (plan.pairs == 1 ? weight_block<0, 3> : one_pair[pair])(s, tiles, dy, x, b, plan.run, lines);
     });
-    if (plan.parts == 1) return;
-    constexpr int64_t chunk = 1024;
-    parallel_for(ceil_div(size, chunk), 1, [&](int64_t item) {
-        const int64_t first = item * chunk, count = std::min(chunk, size - first);
-        sum_parts(plan.parts, size, count, parts + first);
-        std::copy(parts + first, parts + first + count, dw + first);
+    // (2) dw = G^T (their sum, in order)
+    parallel_for(s.cin, 4, [&](int64_t c) {
+        const Planes lines(memory, s.cin, pitch);
+        for (int64_t o = 0; o < s.cout; o += simd_width)
+            for (int j = 0; j < 3; ++j) {
+                vfloat sum[6], g[3];
+                for (int i = 0; i < 6; ++i) {
+                    const float* line = lines.at(3 * i + j, c) + o;
+                    sum[i] = load(line);
+                    for (int64_t part = 1; part < plan.parts; ++part) sum[i] += load(line + part * size);
+                }
+                winograd::apply<winograd::WeightAdjoint>(sum, g);
+                float* corner = dw + (j * s.cin + c) * s.cout + o;
+                for (int i = 0; i < 3; ++i) store_upto(corner + 3 * i * s.cin * s.cout, g[i], s.cout - o);
+            }
     });
 }
 
