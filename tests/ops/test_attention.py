@@ -238,6 +238,15 @@ def test_kernel_with_large_logits(size):
     check_kernel(lambda *a: ops.attention(*a, heads=3), arrays, rng, floor=4 * 2.0**-23 * np.abs(logits).max())
 
 
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("d", [8, 24])
+def test_the_only_key_that_counts_has_weight_one_in_both_passes(d):
+    """Logits in the ten thousands: two roundings of one differ by 1e-3, and so would their exponentials."""
+    rng = np.random.default_rng(0)
+    arrays = [f * rng.standard_normal((2, t, 24)) for f, t in ((200, 33), (200, 17), (1, 17))]
+    check_kernel(lambda *a: ops.attention(*a, heads=24 // d), arrays, rng, floor=5e-5)
+
+
 def check_huge_logits(sign, dtype):
     """q = sign k with logits up to 1e30: every query attends to one key alone, and no gradient is lost to infinity."""
     rng = np.random.default_rng(0)
