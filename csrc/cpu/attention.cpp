@@ -40,10 +40,14 @@ constexpr int64_t item_queries = 256;
 constexpr float log2e = 1.44269504f;
 constexpr float lowest = -3.40282347e38f;
 
-enum Slot { keys_slot, values_slot, scores_slot, dscores_slot, columns_slot, rows_slot, dkdv_slot, partial_slot };
+enum Slot { keys_slot, values_slot, scores_slot, dscores_slot, columns_slot, rows_slot, dkdv_slot };
 
-// Items claimed together, so that a claim is worth its cost; `work` is the multiplications of a product in an item.
-int64_t grain(int64_t work) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, work)); }
+// Items claimed together; `work` is the multiplications of a product in an item. Narrow heads of a sample share lines of
+// the cache, which one thread should read and write; but every thread should find something to claim, and several times.
+int64_t grain(int64_t items, int64_t work) {
+    const int64_t worthwhile = 262144 / std::max<int64_t>(1, work), fair = items / (4 * threads());
+    return std::max<int64_t>(1, std::min(worthwhile, fair));
+}
 
 // Calls f with the number of vectors, 1 to block_vectors, as a constant: a value per lane can then stay in a register.
 template <class F>
@@ -55,9 +59,15 @@ void with_vectors(int64_t vectors, F&& f) {
 }
 
 // One head's rows side by side: where they lie, a power of two apart, they would compete for a few lines of the cache.
-void copy_rows(int64_t m, int64_t n, const float* a, int64_t lda, float* b) {
-    for (int64_t i = 0; i < m; ++i, a += lda, b += n)
-        for (int64_t j = 0; j < n; j += simd_width) store_upto(b + j, load_upto(a + j, n - j), n - j);
+struct Rows {
+    const float* begin;
+    int64_t row;
+    const float* at(int64_t i) const { return begin + i * row; }
+};
+Rows copy_rows(int64_t m, int64_t n, const Rows& a, float* b) {
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; j += simd_width) store_upto(b + i * n + j, load_upto(a.at(i) + j, n - j), n - j);
+    return {b, n};
 }
 
 // Raises each lane's maximum to that of scores (keys, lanes); factor brings what was summed up so far to the new one.
@@ -100,7 +110,7 @@ void exponentials(int64_t keys, const float* maximum, const float* factor, float
 // products hide what the exponentials wait for.
 template <int d>
 void weigh_values(int64_t keys, int64_t lanes, const float* maximum, const float* factor, const float* scores,
-                  const float* values, float* sum, float* result) {
+                  const float* values, int64_t value_row, float* sum, float* result) {
     const Exp2 exp2;
     for (int64_t i = 0; i < lanes; i += simd_width) {
         const vfloat most = load(maximum + i), f = load(factor + i);
@@ -110,7 +120,7 @@ void weigh_values(int64_t keys, int64_t lanes, const float* maximum, const float
             const vfloat p = exp2(load(scores + t * lanes + i) - most);
             total += p;
 #pragma GCC unroll 8
-            for (int e = 0; e < d; ++e) column[e] = multiply_add(broadcast(values[t * d + e]), p, column[e]);
+            for (int e = 0; e < d; ++e) column[e] = multiply_add(broadcast(values[t * value_row + e]), p, column[e]);
         }
         store(sum + i, total);
         for (int e = 0; e < d; ++e) store(result + e * lanes + i, column[e]);
@@ -145,18 +155,22 @@ void scale_lanes(int64_t rows, int64_t lanes, const float* factor, float* a) {
 void scale_all(int64_t count, float factor, float* a) {
     for (int64_t i = 0; i < count; i += simd_width) store(a + i, factor * load(a + i));
 }
+void add_all(int64_t count, const float* a, float* b) {
+    for (int64_t i = 0; i < count; i += simd_width) store(b + i, load(b + i) + load(a + i));
+}
 
 // `count` queries of one head.
 void forward_item(const AttentionShape& s, const float* q, const float* k, const float* v, int64_t count, float* out,
                   float* lse) {
     const int64_t d = s.d;
-    float* keys = scratch(keys_slot, static_cast<size_t>(s.tk * d));
-    float* values = scratch(values_slot, static_cast<size_t>(s.tk * d));
     float* scores = scratch(scores_slot, static_cast<size_t>(block_scores(d)));
     float* panel = scratch(columns_slot, static_cast<size_t>(2 * d * block_queries));
     float maximum[block_queries], sum[block_queries], factor[block_queries];
-    copy_rows(s.tk, d, k, s.k_row, keys);
-    copy_rows(s.tk, d, v, s.v_row, values);
+    Rows keys{k, s.k_row}, values{v, s.v_row};
+    if (count > block_queries) {  // else they are read once only
+        keys = copy_rows(s.tk, d, keys, scratch(keys_slot, static_cast<size_t>(s.tk * d)));
+        values = copy_rows(s.tk, d, values, scratch(values_slot, static_cast<size_t>(s.tk * d)));
+    }
     for (int64_t begin = 0; begin < count; begin += block_queries) {
         const int64_t queries = std::min(block_queries, count - begin), lanes = panel_width(queries);
         float* result = panel + d * lanes;  // out^T (d, lanes), not yet divided by the sum
@@ -168,15 +182,15 @@ void forward_item(const AttentionShape& s, const float* q, const float* k, const
         const int64_t chunk = block_scores(d) / lanes;
         for (int64_t t = 0; t < s.tk; t += chunk) {
             const int64_t m = std::min(chunk, s.tk - t);
-            multiply(Order::rows, m, lanes, d, keys + t * d, d, panel, lanes, false, scores, lanes);
+            multiply(Order::rows, m, lanes, d, keys.at(t), keys.row, panel, lanes, false, scores, lanes);
             with_vectors(lanes / simd_width, [&](auto n) { raise_maximum<n>(m, scores, maximum, factor); });
             if (d == 8) {
-                weigh_values<8>(m, lanes, maximum, factor, scores, values + t * d, sum, result);
+                weigh_values<8>(m, lanes, maximum, factor, scores, values.at(t), values.row, sum, result);
                 continue;
             }
             with_vectors(lanes / simd_width, [&](auto n) { exponentials<n>(m, maximum, factor, scores, sum); });
             scale_lanes(d, lanes, factor, result);
-            multiply(Order::columns, d, lanes, m, values + t * d, d, scores, lanes, true, result, lanes);
+            multiply(Order::columns, d, lanes, m, values.at(t), values.row, scores, lanes, true, result, lanes);
         }
         for (int64_t i = 0; i < lanes; i += simd_width) {
             const vfloat total = load(sum + i);
@@ -199,53 +213,58 @@ struct BackwardHead {
     float *dq, *dk, *dv;
 };
 
-// dk and dv of `count` keys, and what these keys add to dq.
-void backward_keys(const AttentionShape& s, const BackwardHead& h, int64_t first, int64_t count, float* dq,
-                   int64_t dq_row) {
+// dk and dv of `count` keys, and what these keys add to dq: the sum of what each part of `most` keys adds, in order.
+void backward_keys(const AttentionShape& s, const BackwardHead& h, int64_t first, int64_t count, int64_t most,
+                   float* dq, int64_t dq_row) {
     const int64_t row = s.heads * s.d, d = s.d, width = row_width(d), rows = block_queries / rows_together(d);
-    float* keys = scratch(keys_slot, static_cast<size_t>(count * d));
-    float* values = scratch(values_slot, static_cast<size_t>(count * d));
     float* scores = scratch(scores_slot, static_cast<size_t>(block_scores(d)));
     float* dscores = scores + block_scores(d) / 2;
-    float* panel = scratch(columns_slot, static_cast<size_t>(3 * d * block_queries));
+    float* panel = scratch(columns_slot, static_cast<size_t>(4 * d * block_queries));
     float* q_rows = scratch(rows_slot, static_cast<size_t>(2 * rows * width));
     float* dout_rows = q_rows + rows * width;
     float* dk = scratch(dkdv_slot, static_cast<size_t>(2 * count * width));
     float* dv = dk + count * width;
-    copy_rows(count, d, h.k + first * s.k_row, s.k_row, keys);
-    copy_rows(count, d, h.v + first * s.v_row, s.v_row, values);
+    Rows keys{h.k + first * s.k_row, s.k_row}, values{h.v + first * s.v_row, s.v_row};
+    if (s.tq > block_queries) {
+        keys = copy_rows(count, d, keys, scratch(keys_slot, static_cast<size_t>(count * d)));
+        values = copy_rows(count, d, values, scratch(values_slot, static_cast<size_t>(count * d)));
+    }
     float lse[block_queries], delta[block_queries];
     for (int64_t begin = 0; begin < s.tq; begin += block_queries) {
         const int64_t queries = std::min(block_queries, s.tq - begin), lanes = panel_width(queries);
         const float *q = h.q + begin * s.q_row, *dout = h.dout + begin * row, *out = h.out + begin * row;
         float *q_panel = panel, *dout_panel = panel + d * lanes, *dq_panel = dout_panel + d * lanes;
-        pack_transposed(queries, d, q, s.q_row, q_panel, lanes);
-        scale_all(d * lanes, s.scale * log2e, q_panel);
-        pack_transposed(queries, d, dout, row, dout_panel, lanes);
-        pack_transposed(queries, d, out, row, dq_panel, lanes);
-        std::copy(h.lse + begin, h.lse + begin + queries, lse);
-        std::fill(lse + queries, lse + lanes, 0.0f);  // lanes without a query have finite weights, and rows of zeros
+        // delta's terms are added up in the order of those of dP: a weight of one leaves exactly nothing of dP - delta.
+        const Rows outs = copy_rows(queries, d, {out, row}, q_rows);
+        pack_transposed(queries, d, outs.begin, outs.row, dq_panel, lanes);
+        pack_both(queries, d, dout, row, dout_rows, dout_panel, lanes);
         for (int64_t i = 0; i < lanes; i += simd_width) {
             vfloat sum{};
             for (int64_t e = 0; e < d; ++e)
                 sum = multiply_add(load(dout_panel + e * lanes + i), load(dq_panel + e * lanes + i), sum);
             store(delta + i, sum);
         }
-        pack_rows(queries, d, q, s.q_row, q_rows);
-        pack_rows(queries, d, dout, row, dout_rows);
+        pack_both(queries, d, q, s.q_row, q_rows, q_panel, lanes);
+        scale_all(d * lanes, s.scale * log2e, q_panel);
+        std::copy(h.lse + begin, h.lse + begin + queries, lse);
+        std::fill(lse + queries, lse + lanes, 0.0f);  // lanes without a query have finite weights, and rows of zeros
         const int64_t chunk = block_scores(d) / 2 / lanes;
-        for (int64_t t = 0; t < count; t += chunk) {
-            const int64_t m = std::min(chunk, count - t);
-            multiply(Order::rows, m, lanes, d, keys + t * d, d, q_panel, lanes, false, scores, lanes);
-            multiply(Order::rows, m, lanes, d, values + t * d, d, dout_panel, lanes, false, dscores, lanes);
-            with_vectors(lanes / simd_width,
-                         [&](auto n) { softmax_backward<n>(m, lse, delta, scores, dscores); });  // (2)
-            sum_lanes(m, d, queries, scores, lanes, dout_rows, begin > 0, dv + t * width);  // (1)
-            sum_lanes(m, d, queries, dscores, lanes, q_rows, begin > 0, dk + t * width);    // (3)
-            multiply(Order::columns, d, lanes, m, keys + t * d, d, dscores, lanes, t > 0, dq_panel,
-                     lanes);  // (4)
+        for (int64_t part = 0; part < count; part += most) {
+            const int64_t end = std::min(part + most, count);
+            float* sum = part == 0 ? dq_panel : dq_panel + d * lanes;
+            for (int64_t t = part; t < end; t += chunk) {
+                const int64_t m = std::min(chunk, end - t);
+                multiply(Order::rows, m, lanes, d, keys.at(t), keys.row, q_panel, lanes, false, scores, lanes);
+                multiply(Order::rows, m, lanes, d, values.at(t), values.row, dout_panel, lanes, false, dscores, lanes);
+                with_vectors(lanes / simd_width,
+                             [&](auto n) { softmax_backward<n>(m, lse, delta, scores, dscores); });  // (2)
+                sum_lanes(m, d, queries, scores, lanes, dout_rows, begin > 0, dv + t * width);  // (1)
+                sum_lanes(m, d, queries, dscores, lanes, q_rows, begin > 0, dk + t * width);    // (3)
+                multiply(Order::columns, d, lanes, m, keys.at(t), keys.row, dscores, lanes, t > part, sum, lanes);  // (4)
+            }
+            scale_all(d * lanes, s.scale, sum);
+            if (part > 0) add_all(d * lanes, sum, dq_panel);
         }
-        scale_all(d * lanes, s.scale, dq_panel);
         transpose(d, queries, dq_panel, lanes, dq + begin * dq_row, dq_row);
     }
     if (s.tq == 0) std::fill(dk, dk + 2 * count * width, 0.0f);
@@ -264,7 +283,8 @@ void add_rows(const AttentionShape& s, const float* partial, float* dq) {
 void attention_forward(const AttentionShape& s, const float* q, const float* k, const float* v, float* out,
                        float* lse) {
     const int64_t blocks = ceil_div(s.tq, item_queries), work = std::min(item_queries, s.tq) * s.tk * s.d;
-    parallel_for(s.n * s.heads * blocks, grain(work), [&](int64_t item) {
+    const int64_t items = s.n * s.heads * blocks;
+    parallel_for(items, grain(items, work), [&](int64_t item) {
         const int64_t begin = item % blocks * item_queries, head = item / blocks % s.heads, n = item / blocks / s.heads;
         const int64_t at = head * s.d;
         forward_item(s, q + n * s.q_batch + begin * s.q_row + at, k + n * s.k_batch + at, v + n * s.v_batch + at,
@@ -275,9 +295,8 @@ void attention_forward(const AttentionShape& s, const float* q, const float* k, 
 
 void attention_backward(const AttentionShape& s, const float* dout, const float* q, const float* k, const float* v,
                         const float* out, const float* lse, float* dq, float* dk, float* dv) {
-    // The keys of a head are cut into parts. The first part's dq goes where it belongs, that of the others is added to
-    // it in order: one after the other where there are heads enough for all threads, else when all have been computed.
-    // The arithmetic is the same.
+    // The keys of a head are cut into parts. What they add to dq is added up in this order: block by block where there
+    // are heads enough for all threads, else when all parts have been computed. The arithmetic is the same.
     const int64_t most = std::max<int64_t>(256, ceil_div(s.tk, 4)), parts = ceil_div(s.tk, most), row = s.heads * s.d;
     const auto head = [&](int64_t item) {
         const int64_t n = item / s.heads, at = item % s.heads * s.d;
@@ -285,27 +304,23 @@ void attention_backward(const AttentionShape& s, const float* dout, const float*
         return BackwardHead{dout + query, q + n * s.q_batch + at, k + n * s.k_batch + at, v + n * s.v_batch + at,
                             out + query,  lse + item * s.tq,      dq + query,             dk + key, dv + key};
     };
-    const auto run = [&](const BackwardHead& h, int64_t part, float* partial) {
-        const int64_t first = part * most;
-        backward_keys(s, h, first, std::min(most, s.tk - first), part == 0 ? h.dq : partial, part == 0 ? row : s.d);
-    };
     const int64_t heads = s.n * s.heads, size = s.tq * s.d;
     if (parts == 1 || heads >= 2 * threads()) {
-        parallel_for(heads, grain(size * s.tk), [&](int64_t item) {
+        parallel_for(heads, grain(heads, size * s.tk), [&](int64_t item) {
             const BackwardHead h = head(item);
-            float* partial = scratch(partial_slot, static_cast<size_t>(parts > 1 ? size : 0));
-            for (int64_t part = 0; part < parts; ++part) {
-                run(h, part, partial);
-                if (part > 0) add_rows(s, partial, h.dq);
-            }
+            backward_keys(s, h, 0, s.tk, most, h.dq, row);
         });
         return;
     }
     std::vector<float> partials(static_cast<size_t>(heads * (parts - 1) * size));
-    const auto partial = [&](int64_t item, int64_t part) {
-        return part == 0 ? nullptr : partials.data() + (item * (parts - 1) + part - 1) * size;
+    const auto partial = [&](int64_t item, int64_t part) {  // what every part but the first adds
+        return partials.data() + (item * (parts - 1) + part - 1) * size;
     };
-    parallel_for(heads * parts, 1, [&](int64_t i) { run(head(i / parts), i % parts, partial(i / parts, i % parts)); });
+    parallel_for(heads * parts, 1, [&](int64_t i) {
+        const BackwardHead h = head(i / parts);
+        const int64_t part = i % parts, first = part * most, count = std::min(most, s.tk - first);
+        backward_keys(s, h, first, count, most, part == 0 ? h.dq : partial(i / parts, part), part == 0 ? row : s.d);
+    });
     parallel_for(heads, 1, [&](int64_t item) {
         for (int64_t part = 1; part < parts; ++part) add_rows(s, partial(item, part), head(item).dq);
     });

@@ -59,6 +59,16 @@ inline void pack_rows(int64_t m, int64_t d, const float* b, int64_t ldb, float* 
     }
 }
 
+// The same, and b^T (d, lanes) from what was just read: rows of the inputs lie far apart.
+inline void pack_both(int64_t m, int64_t d, const float* b, int64_t ldb, float* packed, float* transposed,
+                      int64_t lanes) {
+    pack_rows(m, d, b, ldb, packed);
+    if (rows_together(d) == 1)
+        pack_transposed(m, d, packed, row_width(d), transposed, lanes);
+    else
+        pack_transposed(m, d, b, ldb, transposed, lanes);
+}
+
 template <int together>
 inline vfloat broadcast_rows(const float* a) {
     if constexpr (together == 1) return broadcast(*a);
