@@ -23,7 +23,7 @@ void group_norm_backward(const GroupNormShape& s, const float* dy, const float* 
 
 // ---- attention: out = softmax(scale q k^T) v, per head; q, k, v may be views into a packed projection
 void attention_forward(const AttentionShape& s, const float* q, const float* k, const float* v, float* out,
-                       float* lse /* (n, heads, tq): log-sum-exp of the scaled scores */);
+                       float* lse /* (n, heads, tq): log-sum-exp of the scaled scores, to base 2 */);
 void attention_backward(const AttentionShape& s, const float* dout, const float* q, const float* k, const float* v,
                         const float* out, const float* lse, float* dq /* (n, tq, heads*d) */,
                         float* dk /* (n, tk, heads*d) */, float* dv /* (n, tk, heads*d) */);

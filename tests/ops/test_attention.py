@@ -15,7 +15,7 @@ from pydiff.tensor import Tensor
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
 from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
 from tests.peers import import_torch
-from tests.strategies import bfloat16, kernels, seeds, simt, sizes, small, strided  # noqa: F401
+from tests.strategies import bfloat16, kernels, seeds, simd, simt, sizes, small, strided  # noqa: F401
 
 # Weights, their gradients and the stored output are rounded to bfloat16 before they become factors of a sum.
 BFLOAT16_FLOOR = 2.0**-7
@@ -162,9 +162,22 @@ def test_heads_larger_than_any_tile(cuda_dtype):
     check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else 2e-6)
 
 
+LARGE = [(1e4, 32, None), (1e4, 64, -0.11), (1e6, 64, None), (1e4, 256, None)]
+
+
 @pytest.mark.usefixtures("simt")
-@pytest.mark.parametrize(("size", "d", "scale"), [(1e4, 32, None), (1e4, 64, -0.11), (1e6, 64, None), (1e4, 256, None)])
+@pytest.mark.parametrize(("size", "d", "scale"), LARGE)
 def test_the_backward_pass_meets_the_weights_of_the_forward_pass(cuda_dtype, size, d, scale):
+    check_weights_of_both_passes(cuda_dtype, size, d, scale)
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize(("size", "d", "scale"), [*LARGE, (1e4, 8, None), (1e4, 16, None)])
+def test_the_backward_pass_meets_the_weights_of_the_forward_pass_on_the_cpu(size, d, scale):
+    check_weights_of_both_passes(np.float32, size, d, scale)
+
+
+def check_weights_of_both_passes(dtype, size, d, scale):
     """Logits of this size that differ by little: float32 holds them to 2^-24 of it, and what counts is to be off alike.
 
     v and dout are unit matrices, so out is p as the forward pass has it, and dv, transposed, as the backward pass has.
@@ -176,14 +189,14 @@ def test_the_backward_pass_meets_the_weights_of_the_forward_pass(cuda_dtype, siz
     # Half of the channels give the size, alike for all keys; the others give the difference.
     k[..., : d // 2] = np.sqrt(2 * size / abs(factor) / d)
     q[..., : d // 2] = np.sign(factor) * k[..., : d // 2]
-    arrays = [a.astype(cuda_dtype) for a in (q, k, np.eye(d)[None])]
+    arrays = [a.astype(dtype) for a in (q, k, np.eye(d)[None])]
     out, _, _, dv = gradients(lambda *a: ops.attention(*a, heads=1, scale=scale), arrays, np.eye(d)[None])
     forward, backward = out[0].astype(np.float64), dv[0].T.astype(np.float64)
     counts = forward > 1e-3
     assert 4 * d < counts.sum()  # rows with several keys
     ratio = np.where(counts, backward / np.where(counts, forward, 1), np.nan)
     row = np.nanmedian(ratio, axis=1, keepdims=True)
-    rounding = 2.0**-8 if cuda_dtype != np.float32 else 1e-6
+    rounding = 2.0**-8 if dtype != np.float32 else 1e-6
     assert np.abs(row - 1).max() <= 2.0**-23 * size + rounding
     assert np.nanmax(np.abs(ratio / row - 1)) <= 3 * rounding
 
@@ -223,6 +236,15 @@ def test_kernel_with_large_logits(size):
     q, k = (np.stack(np.split(a, 3, axis=-1)) for a in arrays[:2])
     logits = 8**-0.5 * q @ k.swapaxes(-1, -2)
     check_kernel(lambda *a: ops.attention(*a, heads=3), arrays, rng, floor=4 * 2.0**-23 * np.abs(logits).max())
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("d", [8, 24])
+def test_the_only_key_that_counts_has_weight_one_in_both_passes(d):
+    """Logits in the ten thousands: two roundings of one differ by 1e-3, and so would their exponentials."""
+    rng = np.random.default_rng(0)
+    arrays = [f * rng.standard_normal((2, t, 24)) for f, t in ((200, 33), (200, 17), (1, 17))]
+    check_kernel(lambda *a: ops.attention(*a, heads=24 // d), arrays, rng, floor=5e-5)
 
 
 def check_huge_logits(sign, dtype):
@@ -347,6 +369,19 @@ def check_same_bits_for_any_batch_and_any_thread_count(dtype):
 @pytest.mark.usefixtures("kernels")
 def test_same_bits_for_any_batch_and_any_thread_count():
     check_same_bits_for_any_batch_and_any_thread_count(np.float32)
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize(("tq", "tk", "heads", "d"), [(300, 520, 1, 8), (259, 1031, 2, 5), (31, 600, 1, 40)])
+def test_few_heads_of_many_tokens(tq, tk, heads, d):
+    """Queries and keys in several items of work: right, and with the same bits for any number of threads."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((2, t, heads * d)).astype(np.float32) for t in (tq, tk, tk)]
+    op = lambda *a: ops.attention(*a, heads=heads)  # noqa: E731
+    check_kernel(op, arrays, rng)
+    dout = rng.standard_normal((2, tq, heads * d))
+    check_any_thread_count(lambda: gradients(op, arrays, dout))
+    check_any_batch(lambda part: gradients(op, [a[part] for a in arrays], dout[part]), 2)
 
 
 def test_bfloat16_has_the_same_bits_for_any_batch(bfloat16):  # noqa: F811
