@@ -15,7 +15,8 @@
 // the keys are plain vector operations, and no lane is idle however small the heads are. A lane's result depends on its
 // own query only: it is the same in any batch and with any number of threads.
 //
-// An item of work is 256 queries of a head, backward a quarter of the keys or at least 256 of them.
+// An item of work is 256 queries of a head; backward it is a head, or where heads are few a part of its keys: a quarter
+// or at least 256 of them.
 //
 // Array path: pydiff/ops/attention.py. Reference: pydiff/reference/attention.py.
 #include <algorithm>
@@ -42,8 +43,8 @@ constexpr float lowest = -3.40282347e38f;
 
 enum Slot { keys_slot, values_slot, scores_slot, dscores_slot, columns_slot, rows_slot, dkdv_slot };
 
-// Items claimed together; `work` is the multiplications of a product in an item. Narrow heads of a sample share lines of
-// the cache, which one thread should read and write; but every thread should find something to claim, and several times.
+// Items claimed together; `work` is the multiplications of a product in an item. Narrow heads of a sample share lines
+// of the cache, which one thread should read and write; but every thread should find some to claim, several times.
 int64_t grain(int64_t items, int64_t work) {
     const int64_t worthwhile = 262144 / std::max<int64_t>(1, work), fair = items / (4 * threads());
     return std::max<int64_t>(1, std::min(worthwhile, fair));
@@ -260,7 +261,8 @@ void backward_keys(const AttentionShape& s, const BackwardHead& h, int64_t first
                              [&](auto n) { softmax_backward<n>(m, lse, delta, scores, dscores); });  // (2)
                 sum_lanes(m, d, queries, scores, lanes, dout_rows, begin > 0, dv + t * width);  // (1)
                 sum_lanes(m, d, queries, dscores, lanes, q_rows, begin > 0, dk + t * width);    // (3)
-                multiply(Order::columns, d, lanes, m, keys.at(t), keys.row, dscores, lanes, t > part, sum, lanes);  // (4)
+                multiply(Order::columns, d, lanes, m, keys.at(t), keys.row, dscores, lanes, t > part, sum,
+                         lanes);  // (4)
             }
             scale_all(d * lanes, s.scale, sum);
             if (part > 0) add_all(d * lanes, sum, dq_panel);
