@@ -240,23 +240,28 @@ void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Tar
 
 // How the work is cut, by shapes only: dU into blocks of channels and, unless all points of a block fit the L2 cache,
 // into the three pairs of rows of points (else `pairs` is 1); the tiles into parts, whose sums are added at the end; a
-// part into runs, whose V and W are used as soon as they are made.
+// part into runs, whose V and W are used as soon as they are made. With few tiles for its channels dU costs more
+// memory traffic than x and dy: blocks are small then, and made into dw `direct`ly.
 struct WeightPlan {
     int64_t cin, cout, blocks, pairs, parts, part, run;
+    bool direct;
 };
 
 WeightPlan weight_plan(const Conv2dShape& s, const Tiles& tiles) {
-    constexpr int64_t most_channels = 128, most_run = 64, least_part = 32, long_part = 128;
+    constexpr int64_t many_weights = 2048, most_run = 64, least_part = 32, long_part = 128;
     constexpr int64_t least_items = 12, most_items = 24, small_block = 2048;
-    const auto cut = [](int64_t all) { return panel_width(ceil_div(all, ceil_div(all, most_channels))); };
-    const int64_t cin = cut(s.cin), cout = cut(s.cout), blocks = ceil_div(s.cin, cin) * ceil_div(s.cout, cout);
-    const bool whole = cin * cout <= small_block && tiles.count >= least_items * long_part;
+    const bool few = tiles.count * many_weights <= s.cin * s.cout;
+    const auto cut = [](int64_t all, int64_t most) { return panel_width(ceil_div(all, ceil_div(all, most))); };
+    const int64_t cout = cut(s.cout, few ? 64 : 128), across = ceil_div(s.cout, cout);
+    const int64_t cin = cut(s.cin, !few ? 128 : across * ceil_div(s.cin, 64) < least_items ? 32 : 64);
+    const int64_t blocks = ceil_div(s.cin, cin) * across;
+    const bool whole = few || (cin * cout <= small_block && tiles.count >= least_items * long_part);
     const int64_t pairs = whole ? 1 : 3, items = blocks * pairs;
     // Each part costs a copy of dU: long ones while there are items enough, short ones for the least number of items.
-    const int64_t parts = std::max(std::min(ceil_div(most_items, items), tiles.count / long_part),
-                                   std::min(ceil_div(least_items, items), ceil_div(tiles.count, least_part)));
+    const int64_t parts = few ? 1 : std::max(std::min(ceil_div(most_items, items), tiles.count / long_part),
+                                             std::min(ceil_div(least_items, items), ceil_div(tiles.count, least_part)));
     const int64_t part = ceil_div(tiles.count, parts);
-    return {cin, cout, blocks, pairs, ceil_div(tiles.count, part), part, ceil_div(part, ceil_div(part, most_run))};
+    return {cin, cout, blocks, pairs, ceil_div(tiles.count, part), part, ceil_div(part, ceil_div(part, most_run)), few};
 }
 
 // What one item of work needs to know: input channels [c, c + cin), output channels [o, o + cout), tiles [begin, end).
@@ -264,7 +269,7 @@ struct WeightBlock {
     int64_t c, cin, o, cout, begin, end;
 };
 
-// Memory of one item: V, W and `du` for one run, and the part's `lines`, dU G: plane 3 i + j has element (i, j).
+// Memory of one item: V and W of a run, `du`, and where the block's `lines` go, dU G: plane 3 i + j has element (i, j).
 struct WeightPlanes {
     Planes v, w, du, lines;
 };
@@ -276,7 +281,7 @@ void transform_line(const WeightBlock& block, const Planes& du, int64_t point, c
             vfloat u[6], g[3];
             for (int j = 0; j < 6; ++j) u[j] = load(du.at(point + j, c) + o);
             winograd::apply<winograd::WeightAdjoint>(u, g);
-            for (int j = 0; j < 3; ++j) store(lines.at(3 * row + j, block.c + c) + block.o + o, g[j]);
+            for (int j = 0; j < 3; ++j) store(lines.at(3 * row + j, c) + o, g[j]);
         }
 }
 
@@ -317,6 +322,24 @@ void weight_block(const Conv2dShape& s, const Tiles& tiles, const float* dy, con
         weight_products<pair, end>(tiles, in, out, block, t, std::min(run, block.end - t), zero, at);
 }
 
+// dw of a block, G^T times the sum of the `parts` of its lines, which lie `size` floats apart.
+void sum_lines(const Conv2dShape& s, const WeightBlock& block, const Planes& lines, int64_t parts, int64_t size,
+               float* dw) {
+    for (int64_t c = 0; c < block.cin; ++c)
+        for (int64_t o = 0; o < block.cout; o += simd_width)
+            for (int j = 0; j < 3; ++j) {
+                vfloat sum[6], g[3];
+                for (int i = 0; i < 6; ++i) {
+                    const float* line = lines.at(3 * i + j, c) + o;
+                    sum[i] = load(line);
+                    for (int64_t part = 1; part < parts; ++part) sum[i] += load(line + part * size);
+                }
+                winograd::apply<winograd::WeightAdjoint>(sum, g);
+                float* corner = dw + (j * s.cin + block.c + c) * s.cout + block.o + o;
+                for (int i = 0; i < 3; ++i) store_upto(corner + 3 * i * s.cin * s.cout, g[i], block.cout - o);
+            }
+}
+
 }  // namespace
 
 bool winograd_suits(const Conv2dShape& s) {
@@ -339,7 +362,7 @@ void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float
     const Tiles tiles(s);
     const WeightPlan plan = weight_plan(s, tiles);
     const int64_t pitch = panel_width(s.cout), size = static_cast<int64_t>(Planes::size(18, s.cin, pitch));
-    float* memory = scratch(u_slot, static_cast<size_t>(plan.parts * size));
+    float* memory = plan.direct ? nullptr : scratch(u_slot, static_cast<size_t>(plan.parts * size));
     // (1) dU G of each part of the tiles
     constexpr decltype(&weight_block<0, 3>) one_pair[3] = {weight_block<0, 1>, weight_block<1, 2>, weight_block<2, 3>};
     parallel_for(plan.parts * plan.blocks * plan.pairs, 1, [&](int64_t item) {
@@ -348,24 +371,23 @@ void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float
         const int64_t c = block / across * plan.cin, o = block % across * plan.cout;
         const int64_t begin = part * plan.part, end = std::min(begin + plan.part, tiles.count);
         const WeightBlock b{c, std::min(plan.cin, s.cin - c), o, std::min(plan.cout, s.cout - o), begin, end};
-        const Planes lines(memory + part * size, s.cin, pitch);
-        (plan.pairs == 1 ? weight_block<0, 3> : one_pair[pair])(s, tiles, dy, x, b, plan.run, lines);
+        if (plan.direct) {
+            const Planes lines(scratch(u_slot, Planes::size(18, plan.cin, plan.cout)), plan.cin, plan.cout);
+            weight_block<0, 3>(s, tiles, dy, x, b, plan.run, lines);
+            sum_lines(s, b, lines, 1, 0, dw);
+        } else {
+            Planes lines = Planes(memory + part * size, s.cin, pitch).from(c);
+            lines.data += o;
+            (plan.pairs == 1 ? weight_block<0, 3> : one_pair[pair])(s, tiles, dy, x, b, plan.run, lines);
+        }
     });
+    if (plan.direct) return;
     // (2) dw = G^T (their sum, in order)
-    parallel_for(s.cin, 4, [&](int64_t c) {
-        const Planes lines(memory, s.cin, pitch);
-        for (int64_t o = 0; o < s.cout; o += simd_width)
-            for (int j = 0; j < 3; ++j) {
-                vfloat sum[6], g[3];
-                for (int i = 0; i < 6; ++i) {
-                    const float* line = lines.at(3 * i + j, c) + o;
-                    sum[i] = load(line);
-                    for (int64_t part = 1; part < plan.parts; ++part) sum[i] += load(line + part * size);
-                }
-                winograd::apply<winograd::WeightAdjoint>(sum, g);
-                float* corner = dw + (j * s.cin + c) * s.cout + o;
-                for (int i = 0; i < 3; ++i) store_upto(corner + 3 * i * s.cin * s.cout, g[i], s.cout - o);
-            }
+    constexpr int64_t rows = 4;
+    parallel_for(ceil_div(s.cin, rows), 1, [&](int64_t item) {
+        const int64_t c = item * rows;
+        const WeightBlock strip{c, std::min(rows, s.cin - c), 0, s.cout, 0, tiles.count};
+        sum_lines(s, strip, Planes(memory, s.cin, pitch).from(c), plan.parts, size, dw);
     });
 }
 
