@@ -1,4 +1,4 @@
-// Elementary functions of a whole vector: exp, log, sqrt, SiLU and its derivative, and sine and cosine of 2 pi u.
+// Elementary functions of a whole vector: 2^x, log, sqrt, SiLU and its derivative, sine and cosine of 2 pi u.
 //
 // Each is an exact reduction of the argument to a short interval, a polynomial there, and an exact reconstruction
 // (J.-M. Muller, "Elementary Functions", 3rd ed., chapters 3 and 11). The polynomials are our own minimax fits, with
@@ -11,35 +11,20 @@
 
 namespace pydiff {
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2: returns exp(r), and n in the low bits of `shifted`.
-inline vfloat exp_reduced(vfloat x, vuint& shifted) {
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2, for -87 <= x <= 88, where n can be added to the exponent
+// of exp(r). NaN gives any number.
+inline vfloat exp_of_moderate(vfloat x) {
     // Adding 1.5 * 2^23 leaves no bits behind the point, so the sum's low bits are the integer n.
-    const vfloat sum = x * 1.44269504f + 12582912.0f;
-    const vfloat n = sum - 12582912.0f;
+    const vfloat shifted = x * 1.44269504f + 12582912.0f;
+    const vfloat n = shifted - 12582912.0f;
     // ln 2 in two parts (Cody and Waite 1980): the first has 15 bits, so n * 0.693145752 is exact.
     const vfloat r = (x - n * 0.693145751953125f) - n * 1.42860677e-6f;
     vfloat p = r * 0x1.6a48fcp-10f + 0x1.12399cp-7f;
     p = p * r + 0x1.5558b4p-5f;
     p = p * r + 0x1.555492p-3f;
     p = p * r + 0x1.fffffcp-2f;
-    shifted = (vuint)sum;
-    return p * (r * r) + r + 1.0f;
-}
-
-// Results below 1.7e-38 are zero.
-inline vfloat exp(vfloat x) {
-    vuint n;  // from -126, which gives zero, to 128, which gives infinity from 88.73
-    const vfloat p = exp_reduced(at_most(at_least(x, -87.4f), 89.0f), n);
-    // 2^(n - 1), straight into the exponent bits: 0 for n = -126, 2^127 for n = 128.
-    const vfloat half = (vfloat)((n << 23) + (126u << 23));
-    return (p + p) * half;
-}
-
-// exp(x) for -87 <= x <= 88, where n can be added to the exponent of exp(r). NaN gives any number.
-inline vfloat exp_of_moderate(vfloat x) {
-    vuint n;
-    const vfloat p = exp_reduced(x, n);
-    return (vfloat)((vuint)p + (n << 23));
+    p = p * (r * r) + r + 1.0f;
+    return (vfloat)((vuint)p + ((vuint)shifted << 23));
 }
 
 // A constant that the compiler is not to know: it then stays in a register throughout a loop, where it would otherwise

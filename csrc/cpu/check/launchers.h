@@ -2,6 +2,7 @@
 // the workspace stay unused, and float is the only type, also where a check says bfloat16.
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "../conv2d_methods.h"
 #include "../kernels.h"
@@ -50,14 +51,18 @@ void group_norm_backward(const GroupNormShape& s, const T* dy, const T* x, const
     group_norm_backward(s, dy, x, gamma, beta, mean, rstd, dx, dgamma, dbeta, dx_sum);
 }
 
+constexpr float natural = 0.693147181f;  // the CPU's lse is to base 2
 template <class T>
 void attention_forward(const AttentionShape& s, const T* q, const T* k, const T* v, T* out, float* lse, cudaStream_t) {
     attention_forward(s, q, k, v, out, lse);
+    for (int64_t i = 0; i < s.n * s.heads * s.tq; ++i) lse[i] *= natural;
 }
 template <class T>
 void attention_backward(const AttentionShape& s, const T* dout, const T* q, const T* k, const T* v, const T* out,
                         const float* lse, T* dq, T* dk, T* dv, void*, cudaStream_t) {
-    attention_backward(s, dout, q, k, v, out, lse, dq, dk, dv);
+    std::vector<float> to_base_2(lse, lse + s.n * s.heads * s.tq);
+    for (float& sum : to_base_2) sum /= natural;
+    attention_backward(s, dout, q, k, v, out, to_base_2.data(), dq, dk, dv);
 }
 
 template <class T>
