@@ -93,8 +93,7 @@ def in_a_line(error):
 def repetition(contender):
     """Times one step, after one that is not timed: in training, too, a step follows a step. Then waits until no thread
     of this process looks for work, which would disturb the next contender."""
-    contender.step()
-    result = repeat(lambda _: contender.step(), 1)
+    result = repeat(lambda _: contender.step(), 1, warm_up=1)
     settle()
     return result
 

@@ -1,4 +1,5 @@
-"""Drawing 16 pictures with DDIM, pydiff against torch with diffusers' UNet2DModel and DDIMScheduler, same weights.
+"""Drawing pictures with DDIM, 16 unless --batch says otherwise: pydiff against torch with diffusers' UNet2DModel and
+DDIMScheduler, same weights.
 
 First, three steps from the same noise have to lead to the same pictures. Then single steps are timed (one call of the
 network and the update of the picture), everyone in a process of its own, in turns; a drawing takes as many steps as

@@ -79,15 +79,22 @@ def settle(limit=0.25):
         time.sleep(0.0005)
 
 
-def repeat(call, times):
-    """Calls call(i) for i = 0 .. times - 1 and returns the Repetition of one of them."""
-    before, start = waiting_time(), time.perf_counter()
-    for i in range(times):
+def repeat(call, times, warm_up=0):
+    """Calls call(i) for i = 0, 1, .. and returns the Repetition of one of them, the first `warm_up` left out.
+
+    Nothing comes between a call that warms up and one that is timed: reading the waiting time takes long enough for
+    a pool's threads to fall asleep again.
+    """
+    before, begin = waiting_time(), time.perf_counter()
+    for i in range(warm_up):
         call(i)
-    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    for i in range(warm_up, warm_up + times):
+        call(i)
+    end = time.perf_counter()
     after = waiting_time()
-    waited = 0.0 if before is None or after is None else max(after - before, 0) * 1e-9 / seconds
-    return Repetition(seconds / times, waited)
+    waited = 0.0 if before is None or after is None else max(after - before, 0) * 1e-9 / (end - begin)
+    return Repetition((end - start) / times, waited)
 
 
 def calls_at_once(call):
@@ -108,9 +115,7 @@ def take_turns(calls, rounds, seconds):
 
         def one(turn):
             settle()
-            if not long:
-                call(turn)
-            return repeat(lambda i: call(turn + 1 + i), times)
+            return repeat(lambda i: call(turn + i), times, warm_up=0 if long else 1)
 
         return one
 

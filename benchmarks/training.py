@@ -47,7 +47,7 @@ class Pydiff:
 
     def operations(self):
         """Floating-point operations of one step that are products: three times those of a forward pass."""
-        with no_grad():
+        with no_grad(), backend.use_device("cpu"):
             return 3 * products_of(lambda: self.model(self.x0, np.zeros(len(self.x0), np.int64)))
 
     def draw(self, step):
@@ -57,9 +57,10 @@ class Pydiff:
 
     def loss_and_gradient(self):
         """The loss of step 1 and {parameter: gradient in PyTorch's layout}."""
-        self.optimizer.zero_grad()
-        loss = self.process.loss(self.model, self.x0, *self.draw(1))
-        loss.backward()
+        with backend.use_device("cpu"):
+            self.optimizer.zero_grad()
+            loss = self.process.loss(self.model, self.x0, *self.draw(1))
+            loss.backward()
         return loss.item(), {name: in_file_order(p) for name, p in self.model.named_parameters()}
 
     def step(self):

@@ -148,19 +148,22 @@ def line_of(row):
     )
 
 
-def parse(description, arguments, steps):
-    """The command line of both scripts."""
+def parse(description, arguments, batch, steps):
+    """The command line of both scripts. batch: None for the workload's."""
     p = harness.parser(description)
     p.add_argument("--workload", choices=WORKLOADS, default="digits8", help="which U-Net (default: digits8)")
     p.add_argument("--peers", choices=("torch", "none"), default="torch", help="whom to compare with (default: torch)")
     p.add_argument("--compile", action="store_true", help="torch.compile too; compiling takes minutes")
     p.add_argument("--rounds", type=int, default=15, help="undisturbed repetitions wanted (default: 15)")
     p.add_argument("--seconds", type=float, default=300.0, help="stop then with what there is (default: 300)")
+    p.add_argument("--batch", type=int, default=batch, help=f"pictures (default: {batch or 'what the workload says'})")
     if steps:
         p.add_argument("--steps", type=int, default=steps, help=f"steps of the sampler (default: {steps})")
     options = p.parse_args(arguments)
     if options.threads < 1:
         p.error(f"--threads must be at least 1, got {options.threads}")
+    if options.batch is not None and options.batch < 1:
+        p.error(f"--batch must be at least 1, got {options.batch}")
     missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
     if options.peers == "torch" and missing:
         p.error(f"--peers torch needs {' and '.join(missing)}, not installed here; install it or say --peers none")
@@ -173,8 +176,8 @@ def main(measure, description, arguments=None, batch=None, steps=None):
 
     Returns the exit status: 1 if results differed.
     """
-    options = parse(description, arguments, steps)
-    batch = batch or WORKLOADS[options.workload].batch
+    options = parse(description, arguments, batch, steps)
+    batch = options.batch or WORKLOADS[options.workload].batch
     if options.quick:
         options.rounds, options.seconds, batch = 3, 1.0, QUICK_BATCH
     if options.peers == "torch":

@@ -93,6 +93,22 @@ def test_script_of_whole_models_runs(script, tmp_path):
         assert report["profile"]["Conv2d backward"] > 0
 
 
+@pytest.mark.parametrize("batch", ["1", "3"])
+def test_sampling_draws_as_many_pictures_as_it_is_told(batch, tmp_path):
+    path = tmp_path / "report.json"
+    limits = ["--threads", "1", "--rounds", "1", "--seconds", "0"]
+    assert sampling.main([*limits, "--peers", "none", "--batch", batch, "--json", str(path)]) == 0
+    row = json.loads(path.read_text())["rows"][0]
+    assert row["shape"].startswith(f"digits8: {batch} x ")
+    assert math.isclose(row["images_s"] * row["total_s"], int(batch))
+
+
+def test_a_batch_of_nothing_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        sampling.main(["--batch", "0"])
+    assert "--batch must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_profile_adds_up_where_one_function_calls_another():
     class Inner:
         def forward(self):
@@ -392,6 +408,17 @@ def test_contenders_alternate_until_each_has_enough():
     timings = timing.alternate({name: measure(name) for name in "abc"}, rounds=6, seconds=60)
     assert order == [(turn, name) for turn in range(7) for name in "abc"]  # b needs one turn more
     assert timings["b"][2:] == (6, 1, True)
+
+
+def test_a_call_that_warms_up_is_not_timed():
+    calls = []
+
+    def call(i):
+        calls.append(i)
+        time.sleep(0.05 if i == 0 else 0.001)
+
+    assert timing.repeat(call, 3, warm_up=1).seconds < 0.05 / 3
+    assert calls == [0, 1, 2, 3]
 
 
 def test_disturbed_repetitions_are_left_out():

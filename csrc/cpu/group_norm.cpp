@@ -44,19 +44,29 @@ struct Parts {
     int64_t size(int64_t k) const { return std::min(pixels, all - k * pixels); }
 };
 
-// Runs reduce(i, part) for every part of every sample i, and then map(i, first part, last part + 1). A thread that
-// takes a whole sample finds it in its cache the second time; with few samples their parts are spread over the threads
-// instead. The arithmetic is the same in both cases.
+// Runs reduce(i, part) for every part of every sample i, and then map(i, first part, last part + 1, next sample). A
+// thread that takes a whole sample finds it in its cache the second time; with few samples their parts are spread over
+// the threads instead. The arithmetic is the same in both cases. The next sample is the one that this thread takes next,
+// if that fits its cache besides; else it is i itself. nanoseconds: about what an element takes.
 template <class Reduce, class Map>
-void reduce_then_map(int64_t n, int64_t parts, Reduce reduce, Map map) {
-    if (parts == 1 || n >= 2 * threads()) {
-        parallel_for(n, 1, [&](int64_t i) {
-            for (int64_t k = 0; k < parts; ++k) reduce(i, k);
-            map(i, 0, parts);
-        });
+void reduce_then_map(const GroupNormShape& s, int64_t parts, double nanoseconds, Reduce reduce, Map map) {
+    const double sample = nanoseconds * static_cast<double>(s.s * s.c), all = sample * static_cast<double>(s.n);
+    if (parts == 1 || s.n >= 2 * threads()) {
+        auto samples = [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                for (int64_t k = 0; k < parts; ++k) reduce(i, k);
+                map(i, 0, parts, i + 1 < end && parts <= 2 ? i + 1 : i);
+            }
+        };
+        const int64_t worth = static_cast<int64_t>(worth_claiming / (sample + 1)) + 1;
+        const int64_t fair = threads() == 1 ? s.n : s.n / (4 * threads());  // leaves claims to whoever is faster
+        const int64_t together = s.n < 2 * threads() ? 1 : 2;               // so that there is a next one
+        parallel_chunks(s.n, std::max({worth, fair, together}), RangeBody(samples), all);
     } else {
-        parallel_for(n * parts, 1, [&](int64_t item) { reduce(item / parts, item % parts); });
-        parallel_for(n * parts, 1, [&](int64_t item) { map(item / parts, item % parts, item % parts + 1); });
+        parallel_for(s.n * parts, 1, [&](int64_t item) { reduce(item / parts, item % parts); }, all / 2);
+        parallel_for(
+            s.n * parts, 1,
+            [&](int64_t item) { map(item / parts, item % parts, item % parts + 1, item / parts); }, all / 2);
     }
 }
 
@@ -74,9 +84,11 @@ struct Affine {
 
 // ---------------------------------------------------------------- forward
 
+// soon: as many pixels that will be read next. The pass that reads them waits for memory, and this one computes: so it
+// asks for them.
 template <bool with_silu>  // flatten: a call for every pixel would cost as much as its work, here and below
 __attribute__((flatten)) void normalise(int64_t pixels, int64_t c, const float* x, const Affine& affine,
-                                        const float* beta, float* y) {
+                                        const float* beta, float* y, const float* soon) {
     for_pixels(pixels, c, [=](auto block, int64_t begin, int64_t end) {
         constexpr int vectors = block.vectors;
         vfloat mean[vectors], scale[vectors], shift[vectors], z[vectors];
@@ -86,6 +98,7 @@ __attribute__((flatten)) void normalise(int64_t pixels, int64_t c, const float* 
             shift[v] = block.load(beta, v);
         }
         for (int64_t p = begin; p < end; ++p) {
+            for (int v = 0; v < vectors; ++v) __builtin_prefetch(soon + p * c + block.first + v * simd_width);
             for (int v = 0; v < vectors; ++v) z[v] = (block.load(x + p * c, v) - mean[v]) * scale[v] + shift[v];
             for (int v = 0; v < vectors; ++v) block.store(y + p * c, v, with_silu ? silu(z[v]) : z[v]);
         }
@@ -201,7 +214,7 @@ void batch_sums(int64_t rows, int64_t kinds, int64_t c, const double* totals, fl
         for (int64_t k = 0; k < rows; ++k, row += kinds * c)
             for (int64_t j = 0; j < size; ++j) sum[j] += row[j];
         for (int64_t j = 0; j < size; ++j) sums[kind][begin + j] = static_cast<float>(sum[j]);
-    });
+    }, 0.5 * static_cast<double>(rows * kinds * c));
 }
 
 }  // namespace
@@ -218,7 +231,7 @@ void group_norm_forward(const GroupNormShape& s, float eps, const float* x, cons
         const float* const part = x + (i * s.s + k * parts.pixels) * s.c;
         group_moments(parts.size(k), s.c, s.groups, part, moments(i, k), moments(i, k) + s.groups);
     };
-    auto map = [&](int64_t i, int64_t begin, int64_t end) {
+    auto map = [&](int64_t i, int64_t begin, int64_t end, int64_t next) {
         double *const centre = doubles(2, 2 * s.groups), *const m2 = centre + s.groups;
         std::copy_n(moments(i, 0), 2 * s.groups, centre);
         for (int64_t k = 1; k < parts.count; ++k) {
@@ -239,10 +252,10 @@ void group_norm_forward(const GroupNormShape& s, float eps, const float* x, cons
         const auto apply = s.silu ? normalise<true> : normalise<false>;
         for (int64_t k = end; k-- > begin;) {  // backwards: what was read last is still in the cache
             const int64_t at = (i * s.s + k * parts.pixels) * s.c;
-            apply(parts.size(k), s.c, x + at, affine, beta, y + at);
+            apply(parts.size(k), s.c, x + at, affine, beta, y + at, x + at + (next - i) * s.s * s.c);
         }
     };
-    reduce_then_map(s.n, parts.count, reduce, map);
+    reduce_then_map(s, parts.count, 0.8, reduce, map);
 }
 
 void group_norm_backward(const GroupNormShape& s, const float* dy, const float* x, const float* gamma,
@@ -260,7 +273,7 @@ void group_norm_backward(const GroupNormShape& s, const float* dy, const float* 
         const Affine affine(s, mean + i * s.groups, rstds, gamma);
         part_gradients(s, parts.size(k), dy + at, x + at, affine, rstds, beta, dx + at, total(i, k));
     };
-    auto map = [&](int64_t i, int64_t begin, int64_t end) {
+    auto map = [&](int64_t i, int64_t begin, int64_t end, int64_t) {
         float *const offset = scratch(1, static_cast<size_t>(2 * s.c)), *const slope = offset + s.c;
         for (int64_t g = 0; g < s.groups; ++g) {
             double sum_dxhat = 0, sum_dxhat_xhat = 0;
@@ -281,7 +294,7 @@ void group_norm_backward(const GroupNormShape& s, const float* dy, const float* 
                                 dx_sum ? total(i, k) + 2 * s.c : nullptr);
         }
     };
-    reduce_then_map(s.n, parts.count, reduce, map);
+    reduce_then_map(s, parts.count, 1.6, reduce, map);
     float* const sums[] = {dbeta, dgamma, dx_sum};
     batch_sums(s.n * parts.count, kinds, s.c, totals, sums);
 }

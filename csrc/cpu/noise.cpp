@@ -24,7 +24,7 @@ namespace {
 
 constexpr int64_t tile = 4096;  // elements of one work item; a multiple of every normals_width
 constexpr double with_normals = 2;  // about the nanoseconds of an element for which a normal is drawn ..
-constexpr double without = 0.1;     // .. and of one that is only multiplied
+constexpr double without = 0.25;    // .. and of one that is only multiplied
 
 // Calls item(at, count, d) for the vectors of elements begin .. end of sample i: d = f - target at offset `at`, of
 // which `count` elements exist; behind them d is any number.

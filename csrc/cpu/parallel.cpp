@@ -174,7 +174,8 @@ private:
             std::unique_lock<std::mutex> lock(mutex_);
             if (!offered) {
                 worker.asleep = true;
-                wake_.wait(lock, [this] { return stopping_ || seats_ > 0; });
+                // Once, not until there is a seat: who wakes up too late for a region stays awake for the next.
+                if (!stopping_ && seats_ == 0) wake_.wait(lock);
                 worker.asleep = false;
                 worker.place.release();
             }
@@ -198,7 +199,7 @@ private:
     // Whether to wake threads for a region of this length. A short one is over before they come. Many short ones in a
     // row are worth it: those that had to do without add up.
     bool worth_waking(double nanoseconds) {
-        constexpr double one_region = 100e3, short_ones = 1e6;
+        constexpr double one_region = 100e3, short_ones = 250e3;
         short_work_ += nanoseconds;
         if (nanoseconds < one_region && short_work_ < short_ones) return false;
         short_work_ = 0;
