@@ -5,11 +5,14 @@ every thread how long it was ready to run while another one had the processor; a
 twentieth of its duration is thrown away, and the median is taken over the others.
 """
 
+import contextlib
 import gc
+import glob
 import os
 import statistics
 import threading
 import time
+from functools import partial
 from typing import NamedTuple
 
 DISTURBED = 0.05  # thread-seconds spent waiting for a processor, for every second of a repetition
@@ -36,18 +39,30 @@ class Timing(NamedTuple):
     quiet: bool
 
 
-def waiting_time():
-    """Nanoseconds that threads of this process have been ready to run without running; None if the system hides it."""
-    total = 0
-    try:
-        for thread in os.listdir("/proc/self/task"):
-            try:
-                with open(f"/proc/self/task/{thread}/schedstat") as file:
-                    total += int(file.read().split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # the thread ended between the two lines
-    except (OSError, IndexError, ValueError):
-        return None
+@contextlib.contextmanager
+def waiting_clock():
+    """A function that returns the nanoseconds that threads of this process have been ready to run without running, or
+    None if the system hides it. It knows the threads there are at the beginning.
+
+    The files are opened beforehand: to find and open them takes so long that a pool's threads fall asleep meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        files = []
+        for path in glob.glob("/proc/self/task/*/schedstat"):
+            with contextlib.suppress(OSError):  # the thread has ended since
+                files.append(stack.enter_context(open(path, "rb", buffering=0)))
+        yield partial(_waited, files)
+
+
+def _waited(files):
+    total = 0 if files else None
+    for file in files:
+        try:
+            total += int(os.pread(file.fileno(), 128, 0).split()[1])
+        except ProcessLookupError:
+            continue  # the thread ended
+        except (OSError, IndexError, ValueError):
+            return None
     return total
 
 
@@ -80,21 +95,17 @@ def settle(limit=0.25):
 
 
 def repeat(call, times, warm_up=0):
-    """Calls call(i) for i = 0, 1, .. and returns the Repetition of one of them, the first `warm_up` left out.
-
-    Nothing comes between a call that warms up and one that is timed: reading the waiting time takes long enough for
-    a pool's threads to fall asleep again.
-    """
-    before, begin = waiting_time(), time.perf_counter()
-    for i in range(warm_up):
-        call(i)
-    start = time.perf_counter()
-    for i in range(warm_up, warm_up + times):
-        call(i)
-    end = time.perf_counter()
-    after = waiting_time()
-    waited = 0.0 if before is None or after is None else max(after - before, 0) * 1e-9 / (end - begin)
-    return Repetition((end - start) / times, waited)
+    """Calls call(i) for i = 0, 1, .. and returns the Repetition of one of them, the first `warm_up` left out."""
+    with waiting_clock() as waited:
+        for i in range(warm_up):
+            call(i)
+        before, start = waited(), time.perf_counter()
+        for i in range(warm_up, warm_up + times):
+            call(i)
+        seconds = time.perf_counter() - start
+        after = waited()
+    share = 0.0 if before is None or after is None else max(after - before, 0) * 1e-9 / seconds
+    return Repetition(seconds / times, share)
 
 
 def calls_at_once(call):

@@ -56,12 +56,28 @@ void check_function(const char* name, vfloat (*ours)(vfloat), double (*exact)(do
     });
 }
 
+// Near its zero, where sigma(x) and x sigma'(x) cancel, the derivative of SiLU has only its absolute error.
+void check_silu_derivative() {
+    for_all_floats([](const float* x) {
+        const vfloat y = silu_derivative(load(x));
+        for (int i = 0; i < simd_width; ++i) {
+            const double z = x[i], s = 1.0 / (1.0 + std::exp(-z)), c = 1.0 / (1.0 + std::exp(z));
+            const double exact = std::isinf(z) ? z > 0 : s * (1.0 + z * c);
+            if (!(std::fabs(z + 1.28) <= 1))
+                check_float("derivative of silu", x[i], y[i], exact, 4);
+            else if (!(std::fabs(y[i] - exact) <= 6e-8))
+                fail("the derivative of silu at " + std::to_string(z) + " is off by " + std::to_string(y[i] - exact));
+        }
+    });
+}
+
 void check_functions() {
     check_function("exp2", [](vfloat x) { return Exp2()(at_most(x, 126.5f)); },
                    [](double x) { return std::isnan(x) ? x : std::exp2(std::min(x, 126.5)); }, units);
     check_function("log", log, [](double x) { return std::log(x); }, units);
     check_function("sqrt", sqrt, [](double x) { return std::sqrt(x); }, 0.5);
     check_function("silu", silu, [](double x) { return x == -INFINITY ? -0.0 : x / (1.0 + std::exp(-x)); }, units);
+    check_silu_derivative();
 }
 
 // u - round(u) is exact, so the angle is right to a few units of double's last place; where sine or cosine is zero, it is
