@@ -4,11 +4,12 @@ threads or allocator can meet another's. They take turns as in timing.py; all bu
 import contextlib
 import multiprocessing
 import resource
+import time
 import traceback
 from pathlib import Path
 
 from benchmarks.contenders import set_threads
-from benchmarks.timing import repeat, settle
+from benchmarks.timing import SHORT, repeat, settle
 
 
 class ContenderFailed(RuntimeError):
@@ -91,9 +92,13 @@ def in_a_line(error):
 
 
 def repetition(contender):
-    """Times one step, after one that is not timed: in training, too, a step follows a step. Then waits until no thread
-    of this process looks for work, which would disturb the next contender."""
-    result = repeat(lambda _: contender.step(), 1, warm_up=1)
+    """Times a step, or as many in a row as take a tenth of a second, after one that is not timed: in training and in
+    sampling, too, a step follows a step. Then waits until no thread of this process looks for work, which would disturb
+    the next contender."""
+    start = time.perf_counter()
+    contender.step()
+    steps = max(1, round(SHORT / (time.perf_counter() - start)))
+    result = repeat(lambda _: contender.step(), steps, warm_up=1 if steps > 1 else 0)
     settle()
     return result
 
