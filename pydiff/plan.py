@@ -101,7 +101,7 @@ class Plan:
 
 
 class Played:
-    """A U-Net for sampling: what comes after the embedding of step and class is played from a plan, one for each shape.
+    """A U-Net for sampling: what comes after the encoding of step and class is played from a plan, one for each shape.
 
     model: a UNet2D; its parameters may change, the rest may not.
     """
@@ -113,10 +113,10 @@ class Played:
         """x (N, H, W, C) array, t and class_labels as the U-Net takes them -> array."""
         with no_grad():
             x = contiguous(self.model.checked(x).data)
-            context = self.model.context(t, class_labels, x).data
+            encoded = [e.data for e in self.model.encoded(t, class_labels, x)]
             key = x.shape, x.dtype
             if key in self.plans:
-                return self.plans[key](x, context)
-            plan = self.plans[key] = Plan(self.model.body, x, context)
+                return self.plans[key](x, *encoded)
+            plan = self.plans[key] = Plan(self.model.body, x, *encoded)
             first, plan.first = plan.first, None
             return first

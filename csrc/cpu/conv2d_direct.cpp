@@ -22,6 +22,9 @@ namespace {
 
 enum Slot { seen_slot, weight_slot };
 
+// As many weights, 1 MB, every thread packs for itself: reading what another core has just written takes longer.
+constexpr int64_t own_weights = 1 << 18;
+
 // Where the output's pixels lie: (n, i, j) at y + n image + i row + j pixel.
 struct Grid {
     float* y;
@@ -36,7 +39,7 @@ struct Panels {
         int64_t a, column, k, runs;  // rows (a, column) .. (a, column + k), and as many of the next kernel rows
     };
     int64_t cout, kh, kernel_row, cuts, k, runs;  // a row of the kernel in `cuts` parts of k, or `runs` whole ones
-    float* data = nullptr;
+    int64_t begin = 0;                            // where they lie in a thread's memory for weights
 
     explicit Panels(const Conv2dShape& s) : cout(s.cout), kh(s.kh), kernel_row(s.kw * s.cin) {
         cuts = std::max<int64_t>(1, ceil_div(kernel_row, panel_depth));
@@ -50,7 +53,9 @@ struct Panels {
         return {a, column, std::min(k, kernel_row - column), std::min(runs, kh - a)};
     }
     int64_t first(const Block& b) const { return b.a * kernel_row + b.column; }
-    float* at(const Block& b, int64_t o) const { return data + first(b) * panel_width(cout) + b.k * b.runs * o; }
+    float* at(float* memory, const Block& b, int64_t o) const {
+        return memory + begin + first(b) * panel_width(cout) + b.k * b.runs * o;
+    }
 };
 
 // One correlation, the equation of conv2d.cpp, written to `grid`. pack(first, count, o, columns, panel) lays down the
@@ -62,40 +67,45 @@ struct Correlation {
     Grid grid;
 };
 
-// The panels of every correlation's columns [o, o + columns), in the calling thread's scratch memory. On all threads,
-// unless it is called inside a region.
+// The panels of `columns` columns of several correlations, one behind the other in the same memory.
+struct AllPanels {
+    std::vector<Panels> of;
+    int64_t floats = 0, most_blocks = 0;
+
+    template <class Pack>
+    AllPanels(const std::vector<Correlation<Pack>>& parts, int64_t columns) {
+        for (const auto& part : parts) {
+            Conv2dShape s = part.s;
+            s.cout = columns;
+            of.emplace_back(s);
+            of.back().begin = floats;
+            floats += of.back().floats();
+            most_blocks = std::max(most_blocks, of.back().blocks());
+        }
+    }
+    float* memory() const { return scratch(weight_slot, static_cast<size_t>(floats)); }  // the calling thread's
+};
+
+// Every correlation's columns [o, o + columns) as panels in `memory`. On all threads, unless it is called in a region.
 template <class Pack>
-std::vector<Panels> pack_all(const std::vector<Correlation<Pack>>& parts, int64_t o, int64_t columns) {
-    std::vector<Panels> all;
-    int64_t floats = 0, items = 0;
-    for (const auto& part : parts) {
-        Conv2dShape s = part.s;
-        s.cout = columns;
-        all.emplace_back(s);
-        floats += all.back().floats();
-        items = std::max(items, all.back().blocks());
-    }
-    float* data = scratch(weight_slot, static_cast<size_t>(floats));
-    for (Panels& w : all) {
-        w.data = data;
-        data += w.floats();
-    }
+void pack_all(const std::vector<Correlation<Pack>>& parts, const AllPanels& w, int64_t o, int64_t columns,
+              float* memory) {
     const int64_t tiles = ceil_div(columns, tile_columns);
-    parallel_for(static_cast<int64_t>(parts.size()) * items * tiles, 1, [&](int64_t item) {
-        const size_t p = static_cast<size_t>(item / tiles / items);
-        const int64_t i = item / tiles % items, from = item % tiles * tile_columns;
-        if (i >= all[p].blocks()) return;
-        const Panels::Block block = all[p].block(i);
-        parts[p].pack(all[p].first(block), block.k * block.runs, o + from,
-                      std::min<int64_t>(tile_columns, columns - from), all[p].at(block, from));
+    parallel_for(static_cast<int64_t>(parts.size()) * w.most_blocks * tiles, 1, [&](int64_t item) {
+        const size_t p = static_cast<size_t>(item / tiles / w.most_blocks);
+        const int64_t i = item / tiles % w.most_blocks, from = item % tiles * tile_columns;
+        if (i >= w.of[p].blocks()) return;
+        const Panels::Block block = w.of[p].block(i);
+        parts[p].pack(w.of[p].first(block), block.k * block.runs, o + from,
+                      std::min<int64_t>(tile_columns, columns - from), w.of[p].at(memory, block, from));
     });
-    return all;
 }
 
 // Output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one picture, as far as there are such; channels [o, end).
 // x is what tap (0, 0) of pixel (i, j) meets, in lines of x_pitch floats.
-void correlate_block(const Conv2dShape& s, const float* x, int64_t x_pitch, const Panels& w, const float* bias,
-                     const Grid& grid, int64_t i, int64_t rows, int64_t j, int64_t columns, int64_t o, int64_t end) {
+void correlate_block(const Conv2dShape& s, const float* x, int64_t x_pitch, const Panels& w, float* memory,
+                     const float* bias, const Grid& grid, int64_t i, int64_t rows, int64_t j, int64_t columns,
+                     int64_t o, int64_t end) {
     rows = std::min(rows, s.oh - i);
     columns = std::min(columns, s.ow - j);
     for (int64_t n = 0; n < w.blocks(); ++n) {
@@ -105,7 +115,7 @@ void correlate_block(const Conv2dShape& s, const float* x, int64_t x_pitch, cons
             const int64_t channels = std::min<int64_t>(tile_columns, end - o0);
             for (int64_t r = 0; r < rows; ++r)
                 gemm_panel(Order::rows, columns, channels, block.k, from + r * s.stride_h * x_pitch,
-                           s.stride_w * s.cin, w.at(block, o0), panel_width(channels),
+                           s.stride_w * s.cin, w.at(memory, block, o0), panel_width(channels),
                            Start{bias ? bias + o0 : nullptr, n > 0}, grid.y + (i + r) * grid.row + j * grid.pixel + o0,
                            grid.pixel, {block.runs, x_pitch});
         }
@@ -155,7 +165,8 @@ void correlate(std::vector<Correlation<Pack>> parts, const float* x, const Adden
     const int64_t columns = std::min(all.ow, block_pixels), across = ceil_div(all.ow, columns);
     const int64_t most_rows = std::clamp<int64_t>(block_pixels / columns, 1, ceil_div(all.n * all.oh * across, 16));
     const int64_t down = ceil_div(all.oh, most_rows), rows = ceil_div(all.oh, down), blocks = all.n * down * across;
-    const auto compute = [&](int64_t block, const std::vector<Panels>& w, int64_t shift, int64_t o, int64_t end) {
+    const auto compute = [&](int64_t block, const AllPanels& w, float* memory, int64_t shift, int64_t o,
+                             int64_t end) {
         const int64_t n = block / across / down, i = block / across % down * rows, j = block % across * columns;
         const int64_t lines = std::min(rows, all.oh - i), width = std::min(columns, all.ow - j);
         const Seen seen = see(all, x + n * all.h * all.w * all.cin, i, lines, j, width,
@@ -164,8 +175,8 @@ void correlate(std::vector<Correlation<Pack>> parts, const float* x, const Adden
             const Conv2dShape& s = parts[p].s;
             const Grid& to = parts[p].grid;
             const int64_t below = all.pad_top - s.pad_top, right = all.pad_left - s.pad_left;
-            correlate_block(s, seen.first + below * seen.pitch + right * s.cin, seen.pitch, w[p],
-                            addends.bias ? addends.bias + n * addends.bias_step + shift : nullptr,
+            correlate_block(s, seen.first + below * seen.pitch + right * s.cin, seen.pitch, w.of[p],
+                            memory, addends.bias ? addends.bias + n * addends.bias_step + shift : nullptr,
                             {to.y + n * to.image + shift, to.image, to.row, to.pixel}, i, lines, j, width, o, end);
             const int64_t at = n * to.image + i * to.row + j * to.pixel;
             if (addends.add) add_block(to, addends.add, at, lines, width, shift + o, shift + end);
@@ -176,19 +187,30 @@ void correlate(std::vector<Correlation<Pack>> parts, const float* x, const Adden
         const int64_t width = std::min<int64_t>(panel_width(ceil_div(cout, 8)), tile_columns);
         parallel_for(ceil_div(cout, width), 1, [&](int64_t item) {
             const int64_t o = item * width, channels = std::min(width, cout - o);
-            const std::vector<Panels> w = pack_all(parts, o, channels);
-            for (int64_t block = 0; block < blocks; ++block) compute(block, w, o, 0, channels);
+            const AllPanels w(parts, channels);
+            float* const memory = w.memory();
+            pack_all(parts, w, o, channels, memory);
+            for (int64_t block = 0; block < blocks; ++block) compute(block, w, memory, o, 0, channels);
         });
         return;
     }
-    const std::vector<Panels> w = pack_all(parts, 0, cout);
+    const AllPanels w(parts, cout);
     const int64_t tiles = ceil_div(cout, tile_columns), items = flat ? 32 : 16;
     const int64_t together = std::clamp<int64_t>(tiles * blocks / items, 1, tiles);
     const int64_t channels = together * tile_columns, groups = ceil_div(tiles, together);
-    parallel_for(blocks * groups, 1, [&](int64_t item) {
+    const auto compute_part = [&](int64_t item, float* memory) {
         const int64_t o = item % groups * channels;
-        compute(item / groups, w, 0, o, std::min(o + channels, cout));
-    });
+        compute(item / groups, w, memory, 0, o, std::min(o + channels, cout));
+    };
+    if (w.floats <= own_weights) {
+        parallel_for_prepared(
+            blocks * groups, [&] { pack_all(parts, w, 0, cout, w.memory()); },
+            [&](int64_t item) { compute_part(item, w.memory()); });
+        return;
+    }
+    float* const memory = w.memory();
+    pack_all(parts, w, 0, cout, memory);
+    parallel_for(blocks * groups, 1, [&](int64_t item) { compute_part(item, memory); });
 }
 
 // backward_input:   dx[n, p, q, c] = sum over a, b, o of dy[n, i, j, o] w[a, b, c, o],   i stride_h + a - pad_top = p

@@ -14,7 +14,8 @@
 //   dw          = G^T dU G
 //
 // Of U and V, the smaller is transformed first and as a whole, the larger bit by bit where it is used, so that it stays
-// in a cache. dU is made in blocks of points and channels, each of which stays in a cache while its tiles are added up.
+// in a cache. Unless U is large, every thread makes it for itself: reading what another core has just written takes
+// longer than making it again. dU is made in blocks of points and channels, each of which stays in a cache while its tiles are added up.
 //
 // backward_input is a correlation of dy with the flipped weights. An upsampled picture is never made: windows of it are
 // read from the small one, and its gradient's pixels are added up four by four as they leave the transform.
@@ -37,7 +38,9 @@ using winograd::Planes;
 using winograd::Tiles;
 
 constexpr int64_t points = 36;
-constexpr int64_t block_tiles = 2 * tile_rows;  // V and M of a block stay in the L2 cache
+constexpr int64_t block_tiles = 2 * tile_rows;    // V and M of a block stay in the L2 cache
+constexpr int64_t own_weights = 256 * 128;        // U of so many, in every thread's copy, stays in the L3 cache
+constexpr int64_t few_blocks = 16;                // fewer are cut smaller, so that no thread waits long for the last
 
 enum Slot { zero_slot, v_slot, m_slot, u_slot, g_slot };
 
@@ -153,8 +156,8 @@ void correlate_block(const Conv2dShape& s, const Tiles& tiles, const Pictures& x
     const Planes v(scratch(v_slot, Planes::size(points, block_tiles, v_pitch)), block_tiles, v_pitch);
     float* memory = scratch(m_slot, Planes::size(points, block_tiles, tile_columns));
     winograd::transform_windows<winograd::Input>(x, tiles, first, count, 0, s.cin, zeros(s.cin), v);
-    // This thread's next block is likely the one behind those that the others are at.
-    winograd::Fetch next(x, tiles, first + threads() * block_tiles, block_tiles, winograd::Input::in, steps);
+    // This thread's next block is likely the one behind this one.
+    winograd::Fetch next(x, tiles, first + count, count, winograd::Input::in, steps);
     winograd::Fetch out({to.y, s.oh, s.ow, s.cout, 0, 0, to.down}, tiles, first, count, winograd::Output::out, points);
     for (; o < end; o += tile_columns) {
         const int64_t columns = std::min<int64_t>(tile_columns, end - o), width = panel_width(columns);
@@ -168,18 +171,35 @@ void correlate_block(const Conv2dShape& s, const Tiles& tiles, const Pictures& x
     }
 }
 
-// Many tiles: all of U first, then blocks of tiles, each of which transforms its own part of x.
+// Many tiles: all of U first, then blocks of tiles, each of which transforms its own part of x. No bit of the result
+// depends on how the tiles are cut, nor on who makes U.
 void correlate_many(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const Weights& w, const Target& to) {
-    const int64_t panels = ceil_div(s.cout, tile_columns), plane = s.cin * panel_width(s.cout) + Planes::gap;
-    const TransformedWeights u{s.cin, plane, scratch(u_slot, static_cast<size_t>(points * plane))};
     constexpr int64_t strip = 16;
-    parallel_for(ceil_div(s.cin, strip) * panels, 1, [&](int64_t item) {
-        const int64_t k = item / panels * strip, o = item % panels * tile_columns;
+    const int64_t panels = ceil_div(s.cout, tile_columns), strips = ceil_div(s.cin, strip);
+    const int64_t plane = s.cin * panel_width(s.cout) + Planes::gap;
+    const auto room = [&] { return scratch(u_slot, static_cast<size_t>(points * plane)); };
+    const auto transform_part = [&](int64_t part, const TransformedWeights& u) {
+        const int64_t k = part / panels * strip, o = part % panels * tile_columns;
         transform_weights(s, w, k, std::min(strip, s.cin - k), o, std::min<int64_t>(tile_columns, s.cout - o), u);
-    });
-    // With few blocks of tiles the channels are shared out too. No bit of the result depends on it.
+    };
+    if (s.cin * s.cout <= own_weights) {
+        const int64_t size = tiles.count < few_blocks * block_tiles ? tile_rows : block_tiles;
+        const auto transform_all = [&] {
+            const TransformedWeights own{s.cin, plane, room()};
+            for (int64_t part = 0; part < strips * panels; ++part) transform_part(part, own);
+        };
+        parallel_for_prepared(ceil_div(tiles.count, size), transform_all, [&](int64_t item) {
+            const TransformedWeights own{s.cin, plane, room()};
+            const int64_t first = item * size;
+            correlate_block(s, tiles, x, own, first, std::min(size, tiles.count - first), 0, s.cout, to);
+        });
+        return;
+    }
+    const TransformedWeights u{s.cin, plane, room()};
+    parallel_for(strips * panels, 1, [&](int64_t part) { transform_part(part, u); });
+    // With few blocks of tiles the channels are shared out too.
     const int64_t blocks = ceil_div(tiles.count, block_tiles);
-    const int64_t columns = ceil_div(panels, std::min(panels, ceil_div(16, blocks))) * tile_columns;
+    const int64_t columns = ceil_div(panels, std::min(panels, ceil_div(few_blocks, blocks))) * tile_columns;
     const int64_t groups = ceil_div(s.cout, columns);
     parallel_for(blocks * groups, 1, [&](int64_t item) {
         const int64_t first = item / groups * block_tiles, o = item % groups * columns;

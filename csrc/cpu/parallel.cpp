@@ -49,26 +49,52 @@ bool spin(F ready) {
 
 thread_local bool inside_region = false;
 
+// The chunks of a region are cut into shares of consecutive ones, one for each thread of the pool, present or not. A
+// thread begins with its own, the same in every region: what it reads is then likely what it wrote in the region before,
+// and still in its core's cache. Who has done their own share goes on with the others'.
+struct alignas(64) Share {  // a cache line each
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+};
+
 // What the threads of one region share. Lives on the caller's stack: the caller leaves only when no worker is in it.
 struct Region {
     const RangeBody* body;
     int64_t count, grain;
-    std::atomic<int64_t> next{0};
+    std::vector<Share>* shares = nullptr;
     std::atomic<bool> failed{false};
     std::exception_ptr error;  // written by whoever sets `failed` first; read when all have left
 
-    void work() {
+    int64_t chunks() const { return (count + grain - 1) / grain; }
+
+    void begin(std::vector<Share>& all) {
+        shares = &all;
+        const int64_t n = static_cast<int64_t>(all.size()), each = chunks() / n, left = chunks() % n;
+        int64_t next = 0;
+        for (int64_t i = 0; i < n; ++i) {
+            all[i].next.store(next, std::memory_order_relaxed);
+            all[i].end = next += each + (i < left);
+        }
+    }
+
+    void work(size_t thread) {
         inside_region = true;
-        for (;;) {
-            const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
-            if (begin >= count || failed.load(std::memory_order_relaxed)) break;
+        const size_t n = shares->size();
+        for (size_t i = 0; i < n && !failed.load(std::memory_order_relaxed); ++i) work_on((*shares)[(thread + i) % n]);
+        inside_region = false;
+    }
+
+private:
+    void work_on(Share& share) {
+        while (share.next.load(std::memory_order_relaxed) < share.end) {
+            const int64_t chunk = share.next.fetch_add(1, std::memory_order_relaxed);
+            if (chunk >= share.end || failed.load(std::memory_order_relaxed)) return;
             try {
-                (*body)(begin, std::min(begin + grain, count));
+                (*body)(chunk * grain, std::min((chunk + 1) * grain, count));
             } catch (...) {
                 if (!failed.exchange(true)) error = std::current_exception();
             }
         }
-        inside_region = false;
     }
 };
 
@@ -117,9 +143,10 @@ public:
 // stand up. All of it changes under the mutex; seats_ and seated_ are atomic only so that spinning can look without it.
 class Pool {
 public:
-    explicit Pool(int threads) : workers_(static_cast<size_t>(threads - 1)) {
+    explicit Pool(int threads) : shares_(static_cast<size_t>(threads)), workers_(static_cast<size_t>(threads - 1)) {
         try {
-            for (Worker& worker : workers_) worker.thread = std::thread([this, &worker] { serve(worker); });
+            for (size_t i = 0; i < workers_.size(); ++i)
+                workers_[i].thread = std::thread([this, i] { serve(workers_[i], i + 1); });
         } catch (const std::system_error& error) {
             size_t started = 1;
             for (const Worker& worker : workers_) started += worker.thread.joinable();
@@ -132,8 +159,8 @@ public:
     ~Pool() { stop(); }
 
     void run(Region& region, double nanoseconds) {
-        const int64_t chunks = (region.count + region.grain - 1) / region.grain;
-        int helpers = static_cast<int>(std::min<int64_t>(static_cast<int64_t>(workers_.size()), chunks - 1));
+        int helpers = static_cast<int>(std::min<int64_t>(static_cast<int64_t>(workers_.size()), region.chunks() - 1));
+        region.begin(shares_);
         int sleepers = 0;  // to be woken
         {
             std::lock_guard<std::mutex> lock(mutex_);
@@ -147,7 +174,7 @@ public:
             seats_ = helpers;
         }
         for (int i = 0; i < sleepers; ++i) wake_.notify_one();
-        region.work();
+        region.work(0);
         // Only workers that sat down are waited for: one that the system has not woken yet costs nothing.
         std::unique_lock<std::mutex> lock(mutex_);
         seats_ = 0;
@@ -167,7 +194,7 @@ private:
         bool asleep = false;
     };
 
-    void serve(Worker& worker) {
+    void serve(Worker& worker, size_t thread) {
         worker.place.begin();
         for (;;) {
             const bool offered = spin([this] { return seats_.load(std::memory_order_relaxed) > 0; });
@@ -185,7 +212,7 @@ private:
             --seats_;
             ++seated_;
             lock.unlock();
-            region->work();
+            region->work(thread);
             lock.lock();
             worker.place.here();
             if (--seated_ == 0) left_.notify_one();
@@ -228,6 +255,7 @@ private:
 
     std::mutex mutex_;
     std::condition_variable wake_, left_;
+    std::vector<Share> shares_;    // of the region that runs; the first is the caller's
     std::vector<Worker> workers_;  // never resized: each thread keeps a reference to its own
     Region* region_ = nullptr;
     std::atomic<int> seats_{0}, seated_{0};
@@ -278,6 +306,16 @@ void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body, double
         }
     }
     for (int64_t begin = 0; begin < count; begin += grain) body(begin, std::min(begin + grain, count));
+}
+
+int64_t next_preparation() {
+    static std::atomic<int64_t> last{0};
+    return ++last;
+}
+
+int64_t& prepared_by_thread() {
+    thread_local int64_t region = 0;
+    return region;
 }
 
 int threads() {

@@ -24,8 +24,9 @@ private:
     void (*call_)(void*, int64_t, int64_t);
 };
 
-// Runs body over [0, count) in chunks of `grain` items. Chunks are claimed dynamically, so a busy core does not hold
-// the others up. Runs inline when one chunk suffices, when the pool is busy with another Python thread's region, or
+// Runs body over [0, count) in chunks of `grain` items. Every thread begins with its own share of consecutive chunks and
+// then helps with the others', so a busy core does not hold them up: a chunk's neighbours, and the same part of the
+// arrays in the next region, are likely on the same core. Runs inline when one chunk suffices, when the pool is busy with another Python thread's region, or
 // when called from inside a region. An exception thrown by the body is rethrown here, once all threads have stopped.
 // nanoseconds: about what the whole region takes on one thread. A short one is left to the threads that are awake.
 void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body, double nanoseconds);
@@ -38,6 +39,19 @@ void parallel_for(int64_t count, int64_t grain, F&& item, double nanoseconds = l
         for (int64_t i = begin; i < end; ++i) item(i);
     };
     parallel_chunks(count, grain, RangeBody(range), nanoseconds);
+}
+
+// The same with something that every thread makes for itself in its scratch, before the first item it claims.
+int64_t next_preparation();      // a number that no other region of this process has
+int64_t& prepared_by_thread();  // the calling thread's last
+template <class Prepare, class F>
+void parallel_for_prepared(int64_t count, Prepare&& prepare, F&& item, double nanoseconds = long_enough) {
+    const int64_t region = next_preparation();
+    parallel_for(count, 1, [&](int64_t i) {
+        if (prepared_by_thread() != region) prepare();
+        prepared_by_thread() = region;
+        item(i);
+    }, nanoseconds);
 }
 
 constexpr double worth_claiming = 4000;  // nanoseconds of work: less is done sooner than another thread has joined in

@@ -149,7 +149,7 @@ class UNet2D(Module):
         Returns a Tensor (N, H, W, out_channels).
         """
         x = self.checked(x)
-        return self.body(x, self.context(t, class_labels, x.data))
+        return self.body(x, *self.encoded(t, class_labels, x.data))
 
     def checked(self, x):
         """Pictures that this network can take, as a Tensor."""
@@ -158,12 +158,28 @@ class UNet2D(Module):
             raise ValueError(f"the U-Net takes pictures (N, H, W, {self.config['in_channels']}), got {x.shape}")
         return x
 
-    def context(self, t, class_labels, like):
-        """The context (N, temb_dim) as the blocks take it, for pictures `like` (N, ..)."""
-        return ops.silu(self.embed(t, class_labels, len(like), like))
+    def encoded(self, t, class_labels, like):
+        """What t and class_labels are for the body: a list of Tensors for pictures `like` (N, ..), as floating as they.
 
-    def body(self, x, temb):
-        """Everything between the context and the result. Only operations on Tensors: plan.py records them."""
+        The step numbers' sinusoids (N, block_out_channels[0]); if there are classes also theirs, or a row (N, temb_dim)
+        of the table of classes.
+        """
+        if (self.class_embedding is None) != (class_labels is None):
+            has, given = ("no", "were given") if self.class_embedding is None else ("a", "are missing")
+            raise ValueError(f"this model has {has} class embedding, but class labels {given}")
+        step = self._sinusoids(t, like)
+        if class_labels is None:
+            return [step]
+        if self.config["class_embed_type"] == "timestep":
+            return [step, self._sinusoids(class_labels, like)]
+        return [step, self.class_embedding(_for_each(class_labels, len(like), "class labels"))]
+
+    def body(self, x, step, label=None):
+        """Everything between what is encoded and the result. Only operations on Tensors: plan.py records them."""
+        temb = self.time_embedding(step)
+        if label is not None:
+            temb = temb + (self.class_embedding(label) if self.config["class_embed_type"] == "timestep" else label)
+        temb = ops.silu(temb)  # as all blocks take it
         x = 2 * x - 1 if self.config["center_input_sample"] else x
         h = self.conv_in(x)
         skips = [h]
@@ -182,22 +198,9 @@ class UNet2D(Module):
                 module.recompute = on
         return self
 
-    def embed(self, t, class_labels, n, like):
-        """The context (N, temb_dim): the step number's embedding, plus that of the class if there are classes."""
-        temb = self.time_embedding(self._sinusoids(t, n, like))
-        if (self.class_embedding is None) != (class_labels is None):
-            has, given = ("no", "were given") if self.class_embedding is None else ("a", "are missing")
-            raise ValueError(f"this model has {has} class embedding, but class labels {given}")
-        if class_labels is None:
-            return temb
-        if self.config["class_embed_type"] == "timestep":
-            return temb + self.class_embedding(self._sinusoids(class_labels, n, like))
-        return temb + self.class_embedding(_for_each(class_labels, n, "class labels"))
-
-    def _sinusoids(self, t, n, like):
-        t = _for_each(t, n, "step numbers").astype(np.float64)
+    def _sinusoids(self, t, like):
         order = self.config["flip_sin_to_cos"], self.config["freq_shift"]
-        encoded = sinusoids(t, self.config["block_out_channels"][0], *order)
+        encoded = sinusoids(_for_each(t, len(like), "step numbers"), self.config["block_out_channels"][0], *order)
         return Tensor(array_module(like).asarray(encoded.astype(like.dtype)))
 
 

@@ -33,8 +33,6 @@ def conv2d(x, w, bias=None, stride=1, padding=0, upsample=1, add=None):
         raise ValueError(f"conv2d needs x (N, H, W, Cin) and w (kH, kW, Cin, Cout), got {x.shape} and {w.shape}")
     if x.shape[3] != w.shape[2]:
         raise ValueError(f"x has {x.shape[3]} channels, but the filters of shape {w.shape} take {w.shape[2]}")
-    if bias is not None and bias.shape != w.shape[3:] and bias.shape != (len(x), w.shape[3]):
-        raise ValueError(f"bias must have shape {w.shape[3:]} or {(len(x), w.shape[3])}, got {bias.shape}")
     if upsample not in (1, 2):
         raise ValueError(f"upsample must be 1 or 2, got {upsample!r}")
     stride = _pair(stride, "stride", minimum=1)
@@ -44,8 +42,7 @@ def conv2d(x, w, bias=None, stride=1, padding=0, upsample=1, add=None):
     if kh < 1 or kw < 1 or h + top + bottom < kh or width + left + right < kw:
         raise ValueError(f"a {w.shape[:2]} filter does not fit into a {(h, width)} picture with padding {padding}")
     shape = (len(x), (h + top + bottom - kh) // stride[0] + 1, (width + left + right - kw) // stride[1] + 1, cout)
-    if add is not None and (add.shape != shape or add.dtype != x.dtype):
-        raise ValueError(f"add must be {x.dtype} of the result's shape {shape}, got {add.dtype} {add.shape}")
+    _check_addends(x, bias, [(cout,), (len(x), cout)], add, shape)
     return Conv2d.apply(x, w, bias, add, stride=stride, padding=padding, upsample=upsample, shape=shape)
 
 
@@ -53,12 +50,15 @@ def linear(x, w, bias=None, add=None):
     """x @ w + bias + add: x (..., Cin), w (Cin, Cout), bias (Cout,), add as the result (..., Cout)."""
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"linear needs x (..., Cin) and w (Cin, Cout), got {x.shape} and {w.shape}")
-    pixels, shape = (math.prod(x.shape[:-1]), 1, 1), (*x.shape[:-1], w.shape[1])
-    if add is not None and add.shape != shape:
-        raise ValueError(f"add must have the result's shape {shape}, got {add.shape}")
-    add = None if add is None else add.reshape((*pixels, w.shape[1]))
-    y = conv2d(x.reshape((*pixels, w.shape[0])), w.reshape((1, 1, *w.shape)), bias, add=add)
-    return y.reshape(shape)
+    _check_addends(x, bias, [w.shape[1:]], add, (*x.shape[:-1], w.shape[1]))
+    return Linear.apply(x, w, bias, add)
+
+
+def _check_addends(x, bias, bias_shapes, add, shape):
+    if bias is not None and bias.shape not in bias_shapes:
+        raise ValueError(f"bias must have shape {' or '.join(map(str, bias_shapes))}, got {bias.shape}")
+    if add is not None and (add.shape != shape or add.dtype != x.dtype):
+        raise ValueError(f"add must be {x.dtype} of the result's shape {shape}, got {add.dtype} {add.shape}")
 
 
 def _pair(value, name, minimum):
@@ -75,11 +75,6 @@ def _padding(value):
     return (vertical, vertical), (horizontal, horizontal)
 
 
-def _single(bias):
-    """What the kernels add to their float32 sums: a bfloat16 bias widened, any other as it is."""
-    return bias if bias.dtype.kind == "f" else bias.astype("float32")
-
-
 class Conv2d(Function):
     def forward(self, x, w, bias, add, stride, padding, upsample, shape):
         x, w = contiguous(x), contiguous(w)
@@ -88,7 +83,8 @@ class Conv2d(Function):
         kernel = native(x, "conv2d_forward")
         if kernel:
             y = empty(x, shape)
-            bias = None if bias is None else contiguous(_single(bias))
+            # The kernels add it to their float32 sums: a bfloat16 one is widened.
+            bias = None if bias is None else contiguous(bias if bias.dtype.kind == "f" else bias.astype("float32"))
             add = None if add is None else contiguous(add)
             kernel(x, w, bias, add, stride, (padding[0][0], padding[1][0]), upsample, y)
             return y
@@ -124,6 +120,21 @@ class Conv2d(Function):
                 if bias_shape:
                     dbias = dy.sum(axis=(0, 1, 2) if len(bias_shape) == 1 else (1, 2))
         return dx, dw, dbias, dy if self.needs[3] else None
+
+
+class Linear(Conv2d):
+    """The case of a 1 x 1 kernel; the pixels may lie along any number of axes."""
+
+    def forward(self, x, w, bias, add):
+        (cin, cout), line = w.shape, (math.prod(x.shape[:-1]), 1, 1)
+        self.shapes = x.shape, w.shape, w.shape[1:], (*x.shape[:-1], cout)
+        add = None if add is None else add.reshape((*line, cout))
+        x, w = x.reshape((*line, cin)), w.reshape((1, 1, cin, cout))
+        return super().forward(x, w, bias, add, (1, 1), ((0, 0), (0, 0)), 1, (*line, cout)).reshape(self.shapes[3])
+
+    def backward(self, dy):
+        gradients = super().backward(dy.reshape((*self.saved[0].shape[:3], dy.shape[-1])))
+        return tuple(None if g is None else g.reshape(s) for g, s in zip(gradients, self.shapes, strict=True))
 
 
 def _taps(padded, kernel_size, stride, out_size):

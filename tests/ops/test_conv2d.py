@@ -386,3 +386,9 @@ def test_bad_arguments(x_shape, w_shape, bias_shape, options, message):
 def test_bad_arguments_of_linear(x_shape, w_shape):
     with pytest.raises(ValueError, match=r"linear needs x \(\.\.\., Cin\) and w \(Cin, Cout\), got"):
         ops.linear(Tensor(np.zeros(x_shape)), np.zeros(w_shape))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (1, 4), ()])
+def test_bad_bias_of_linear(shape):
+    with pytest.raises(ValueError, match=r"bias must have shape \(4,\), got"):
+        ops.linear(Tensor(np.zeros((2, 3))), np.zeros((3, 4)), np.zeros(shape))

@@ -207,5 +207,5 @@ def test_bad_arguments(bias_shape, options, message):
 
 
 def test_bad_addend_of_linear():
-    with pytest.raises(ValueError, match=r"add must have the result's shape \(2, 4\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"add must be float64 of the result's shape \(2, 4\), got float64 \(4,\)"):
         ops.linear(Tensor(np.zeros((2, 3))), np.zeros((3, 4)), add=np.zeros(4))
