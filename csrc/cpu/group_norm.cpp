@@ -46,8 +46,8 @@ struct Parts {
 
 // Runs reduce(i, part) for every part of every sample i, and then map(i, first part, last part + 1, next sample). A
 // thread that takes a whole sample finds it in its cache the second time; with few samples their parts are spread over
-// the threads instead. The arithmetic is the same in both cases. The next sample is the one that this thread takes next,
-// if that fits its cache besides; else it is i itself. nanoseconds: about what an element takes.
+// the threads instead. The arithmetic is the same in both cases. The next sample is the one that this thread likely
+// takes next, if that fits its cache besides; else it is i itself. nanoseconds: about what an element takes.
 template <class Reduce, class Map>
 void reduce_then_map(const GroupNormShape& s, int64_t parts, double nanoseconds, Reduce reduce, Map map) {
     const double sample = nanoseconds * static_cast<double>(s.s * s.c), all = sample * static_cast<double>(s.n);
@@ -55,13 +55,12 @@ void reduce_then_map(const GroupNormShape& s, int64_t parts, double nanoseconds,
         auto samples = [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
                 for (int64_t k = 0; k < parts; ++k) reduce(i, k);
-                map(i, 0, parts, i + 1 < end && parts <= 2 ? i + 1 : i);
+                map(i, 0, parts, i + 1 < s.n && parts <= 2 ? i + 1 : i);
             }
         };
         const int64_t worth = static_cast<int64_t>(worth_claiming / (sample + 1)) + 1;
         const int64_t fair = threads() == 1 ? s.n : s.n / (4 * threads());  // leaves claims to whoever is faster
-        const int64_t together = s.n < 2 * threads() ? 1 : 2;               // so that there is a next one
-        parallel_chunks(s.n, std::max({worth, fair, together}), RangeBody(samples), all);
+        parallel_chunks(s.n, std::max(worth, fair), RangeBody(samples), all);
     } else {
         parallel_for(s.n * parts, 1, [&](int64_t item) { reduce(item / parts, item % parts); }, all / 2);
         parallel_for(

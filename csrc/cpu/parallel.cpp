@@ -18,8 +18,6 @@
 
 #ifdef __linux__
 #include <sched.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 #include "../threads.h"
@@ -98,42 +96,42 @@ private:
     }
 };
 
-// Where sleeping workers are woken. Left alone, Linux may wake two threads on one processor while another has nothing to
-// do, and moves one of them only milliseconds later: several times as long as a region. So the caller sends every
-// sleeper to a processor that neither itself nor another worker is on, and the sleeper, once awake, may go anywhere again.
+// Where workers are. Left alone, Linux may put two threads on one processor while another has nothing to do, and moves
+// one of them only milliseconds later: several times as long as a region. So the caller sends every sleeper that it
+// wakes, every newcomer, and whoever was last seen where another is, to a processor that neither itself nor another
+// worker is on; once it has worked there, it may go anywhere again.
 class Placement {
 #ifdef __linux__
 public:
-    void begin() { tid_ = gettid(); }                  // by the worker, before anything else
-    void here() { processor_ = sched_getcpu(); }       // by the worker: where it is, and where it likely stays
-    int processor() const { return processor_; }
-    // By the caller, while the worker sleeps: binds it to the first processor not in `taken`, and adds that.
+    void begin(pthread_t thread) { thread_ = thread; }  // by whoever started the worker
+    void here() { processor_ = sched_getcpu(); }        // by the worker: where it is, and where it likely stays
+    int processor() const { return processor_; }        // -1: it has not worked yet
+    // By the caller: binds the worker to the first processor not in `taken`, and adds that.
     void send(cpu_set_t& taken) {
-        if (moved_ || sched_getaffinity(tid_, sizeof allowed_, &allowed_) != 0) return;
+        if (moved_ || pthread_getaffinity_np(thread_, sizeof allowed_, &allowed_) != 0) return;
         for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
             if (!CPU_ISSET(cpu, &allowed_) || CPU_ISSET(cpu, &taken)) continue;
             cpu_set_t one;
             CPU_ZERO(&one);
             CPU_SET(cpu, &one);
             CPU_SET(cpu, &taken);
-            moved_ = sched_setaffinity(tid_, sizeof one, &one) == 0;
+            moved_ = pthread_setaffinity_np(thread_, sizeof one, &one) == 0;
             return;
         }
     }
-    void release() {                                   // by the worker, awake: as it was before
-        if (moved_) sched_setaffinity(tid_, sizeof allowed_, &allowed_);
+    void release() {                                    // by the worker: as it was before
+        if (moved_) pthread_setaffinity_np(thread_, sizeof allowed_, &allowed_);
         moved_ = false;
     }
 
 private:
-    static pid_t gettid() { return static_cast<pid_t>(syscall(SYS_gettid)); }
-    pid_t tid_ = 0;
+    pthread_t thread_{};
     int processor_ = -1;
     bool moved_ = false;
     cpu_set_t allowed_;
 #else
 public:
-    void begin() {}
+    void begin(pthread_t) {}
     void here() {}
     void release() {}
 #endif
@@ -144,9 +142,15 @@ public:
 class Pool {
 public:
     explicit Pool(int threads) : shares_(static_cast<size_t>(threads)), workers_(static_cast<size_t>(threads - 1)) {
+#ifdef __linux__
+        cpu_set_t allowed;
+        crowded_ = sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) < threads;
+#endif
         try {
-            for (size_t i = 0; i < workers_.size(); ++i)
+            for (size_t i = 0; i < workers_.size(); ++i) {
                 workers_[i].thread = std::thread([this, i] { serve(workers_[i], i + 1); });
+                workers_[i].place.begin(workers_[i].thread.native_handle());
+            }
         } catch (const std::system_error& error) {
             size_t started = 1;
             for (const Worker& worker : workers_) started += worker.thread.joinable();
@@ -165,10 +169,8 @@ public:
         {
             std::lock_guard<std::mutex> lock(mutex_);
             const int awake = static_cast<int>(workers_.size()) - asleep();
-            if (helpers > awake && worth_waking(nanoseconds)) {
-                sleepers = helpers - awake;
-                place_sleepers();
-            }
+            if (helpers > awake && worth_waking(nanoseconds)) sleepers = helpers - awake;
+            place(sleepers > 0);
             helpers = std::min(helpers, awake + sleepers);
             region_ = &region;
             seats_ = helpers;
@@ -191,15 +193,15 @@ private:
     struct Worker {
         std::thread thread;
         Placement place;
-        bool asleep = false;
+        bool asleep = false, to_move = false;
     };
 
     void serve(Worker& worker, size_t thread) {
-        worker.place.begin();
         for (;;) {
             const bool offered = spin([this] { return seats_.load(std::memory_order_relaxed) > 0; });
             std::unique_lock<std::mutex> lock(mutex_);
             if (!offered) {
+                worker.place.release();  // it may have been sent somewhere and not been needed
                 worker.asleep = true;
                 // Once, not until there is a seat: who wakes up too late for a region stays awake for the next.
                 if (!stopping_ && seats_ == 0) wake_.wait(lock);
@@ -215,6 +217,7 @@ private:
             region->work(thread);
             lock.lock();
             worker.place.here();
+            worker.place.release();
             if (--seated_ == 0) left_.notify_one();
         }
     }
@@ -232,15 +235,21 @@ private:
         short_work_ = 0;
         return true;
     }
-    void place_sleepers() {
+    void place(bool sleepers) {
 #ifdef __linux__
+        if (crowded_) return;
         cpu_set_t taken;
         CPU_ZERO(&taken);
         CPU_SET(sched_getcpu(), &taken);
-        for (const Worker& w : workers_)
-            if (!w.asleep && w.place.processor() >= 0) CPU_SET(w.place.processor(), &taken);
+        for (Worker& w : workers_) {
+            const int processor = w.place.processor();
+            w.to_move = w.asleep ? sleepers : processor < 0 || CPU_ISSET(processor, &taken);
+            if (!w.asleep && processor >= 0) CPU_SET(processor, &taken);
+        }
         for (Worker& w : workers_)
-            if (w.asleep) w.place.send(taken);
+            if (w.to_move) w.place.send(taken);
+#else
+        (void)sleepers;
 #endif
     }
     void stop() {
@@ -260,6 +269,7 @@ private:
     Region* region_ = nullptr;
     std::atomic<int> seats_{0}, seated_{0};
     double short_work_ = 0;  // nanoseconds
+    bool crowded_ = false;   // more threads than processors
     bool stopping_ = false;
 };
 
