@@ -18,7 +18,8 @@ import threading
 
 import numpy as np
 
-from pydiff.backend import add, array_module, is_bfloat16
+from pydiff.arrays import add, array_module
+from pydiff.backend import is_bfloat16
 
 
 class _State(threading.local):

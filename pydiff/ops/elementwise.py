@@ -5,8 +5,8 @@ In every backward, g is the gradient of the output; `unbroadcast` sums it over t
 
 import numpy as np
 
-from pydiff.backend import add as add_arrays
-from pydiff.backend import array_module
+from pydiff.arrays import add as add_arrays
+from pydiff.arrays import array_module
 from pydiff.tensor import Function
 
 
