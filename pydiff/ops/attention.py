@@ -31,7 +31,7 @@ def attention(q, k, v, heads, scale=None):
 
 
 class Attention(Function):
-    def forward(self, q, k, v, heads, scale):
+    def forward(self, q, k, v, *, heads, scale):
         self.heads, self.scale = heads, scale
         kernel = native(q, "attention_forward")
         if kernel:

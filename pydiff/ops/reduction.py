@@ -1,7 +1,7 @@
 """Operations that combine the elements of some axes: sum, mean, max, softmax, matmul, and the losses made of them."""
 
 from pydiff.backend import array_module
-from pydiff.ops.elementwise import unbroadcast
+from pydiff.ops.elementwise import exact, unbroadcast
 from pydiff.tensor import Function
 
 
@@ -14,6 +14,8 @@ def _keep(g, shape, axis):
 
 
 class Sum(Function):
+    integers = True
+
     def forward(self, x, axis=None, keepdims=False):
         self.shape, self.axis = x.shape, axis
         return x.sum(axis=axis, keepdims=keepdims)
@@ -25,6 +27,8 @@ class Sum(Function):
 
 class Max(Function):
     """The largest element; equal largest elements share the gradient evenly."""
+
+    integers = True
 
     def forward(self, x, axis=None, keepdims=False):
         y = x.max(axis=axis, keepdims=keepdims)
@@ -57,11 +61,13 @@ class Softmax(Function):
 class Matmul(Function):
     """x @ y with NumPy's rules for stacks of matrices; both arguments have at least two axes."""
 
+    integers = True
+
     def forward(self, x, y):
         if x.ndim < 2 or y.ndim < 2:
             raise ValueError(f"matmul needs matrices or stacks of them, got shapes {x.shape} and {y.shape}")
         self.x, self.y = x, y
-        return x @ y
+        return exact(x @ y)
 
     def backward(self, g):
         dx = unbroadcast(g @ self.y.swapaxes(-1, -2), self.x.shape) if self.needs[0] else None
