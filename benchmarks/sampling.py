@@ -17,8 +17,8 @@ from benchmarks.training import products_of
 from benchmarks.workloads import WORKLOADS, torch_unet
 from pydiff import backend
 from pydiff.diffusion import Process, ddim, initial_noise, path, schedule
+from pydiff.graph import Played
 from pydiff.models import UNet2D
-from pydiff.plan import Played
 from pydiff.tensor import no_grad
 
 CHECKED = 3  # steps
@@ -63,7 +63,8 @@ class Pydiff:
 
 class Torch:
     """torch, diffusers' U-Net and its DDIMScheduler. keep: freed memory stays in the process. compiled: options of
-    torch.compile, or None for eager mode."""
+    torch.compile, or None for eager mode.
+    """
 
     def __init__(self, workload, batch, steps, channels_last=False, compiled=None, keep=False):
         import torch

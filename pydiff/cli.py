@@ -13,7 +13,7 @@ import tyro
 from pydiff.backend import DEVICES
 from pydiff.diffusion.path import SIGMA_SPACINGS, SPACINGS
 from pydiff.diffusion.samplers import SAMPLERS
-from pydiff.options import Options
+from pydiff.training import Options
 
 Device = Literal[DEVICES]
 
@@ -105,17 +105,18 @@ class Sample:
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
         images = run.sample(self.n, self.seed, *choices, **more, progress=True, device=self.device)
+        shown = run.codec.show(images)
         if self.out.suffix == ".npz":
             self.out.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(self.out, images=images)
         elif self.out.suffix == ".png":
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            save_png(self.out, grid(images))
+            save_png(self.out, grid(shown))
         elif self.out.suffix:
             raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
         else:
             self.out.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(images):
+            for i, image in enumerate(shown):
                 save_png(self.out / f"{i:06d}.png", image)
         print(f"{len(images)} pictures in {self.out}")
 
@@ -156,14 +157,15 @@ class Data:
     """Side length to resize to."""
 
     def run(self):
+        from pydiff.codec import Pixels
         from pydiff.data import describe, load
-        from pydiff.data.pixels import to_uint8
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
 
         dataset = load(self.data, size=self.size)
         print(describe(dataset))
-        print(picture(grid(to_uint8(dataset.normalized(range(min(16, len(dataset))))), columns=8, scale=1)))
+        first = Pixels(dataset.shape).show(dataset.samples(range(min(16, len(dataset)))))
+        print(picture(grid(first, columns=8, scale=1)))
 
 
 @dataclass
@@ -216,14 +218,11 @@ def announce():
 
 def train_command(data, out, options, device):
     """Trains, with progress on the terminal."""
-    from pydiff.backend import use_device
-    from pydiff.data import load
-    from pydiff.train import train
+    from functools import partial
 
-    with use_device(device):  # a missing GPU is reported before a large data set is read
-        dataset = load(data, size=options.check().size)
-    print(f"{dataset.summary()}; training on {device}", flush=True)
-    return train(dataset, out=out, device=device, **options.to_config())
+    from pydiff.run import train
+
+    return train(data, out=out, device=device, announce=partial(print, flush=True), **options.to_config())
 
 
 def show(run):
@@ -231,13 +230,14 @@ def show(run):
     from pydiff.report.grid import grid
     from pydiff.report.terminal import show as picture
 
-    print(picture(grid(run.sample(16, steps=min(25, run.process.schedule.T)), columns=8, scale=1)))
+    samples = run.codec.show(run.sample(16, steps=min(25, run.process.schedule.T)))
+    print(picture(grid(samples, columns=8, scale=1)))
 
 
 def main(arguments=None):
     """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
-    from pydiff.checkpoint import CheckpointError
-    from pydiff.train import Interrupted
+    from pydiff.store.checkpoint import CheckpointError
+    from pydiff.training import Interrupted
 
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]

@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 
 from pydiff import ops, random
-from pydiff.backend import array_module, to_host
+from pydiff.arrays import array_module, to_host
 from pydiff.recompute import recompute
 from pydiff.tensor import Tensor, grad_enabled
 
@@ -79,7 +79,12 @@ class Module:
         return [p for _, p in self.named_parameters()]
 
     def initialize(self, seed=0):
-        """Fills every parameter that has a bound with values that depend on (seed, its name) alone. Returns self."""
+        """Fills every parameter that has a bound with values that depend on (seed, its name) alone. Returns self.
+
+        Does nothing inside `blank`, for models whose weights will be loaded.
+        """
+        if getattr(_state, "blank", False):
+            return self
         for name, p in self.named_parameters():
             if p.bound:
                 key = random.key(seed, random.INIT, sample=[zlib.crc32(name.encode())], step=0)
@@ -205,6 +210,16 @@ def training(seed, step, sample):
         yield
     finally:
         _state.dropout = before
+
+
+@contextlib.contextmanager
+def blank():
+    """Inside, new models keep zeros instead of drawing initial weights, which would be replaced at once."""
+    before, _state.blank = getattr(_state, "blank", False), True
+    try:
+        yield
+    finally:
+        _state.blank = before
 
 
 def _with_the_same_dropout(forward):

@@ -9,12 +9,13 @@ import math
 import numpy as np
 
 from pydiff import ops
-from pydiff.backend import array_module
+from pydiff.arrays import array_module
 
 
 def warmup_cosine(step, total, peak, warmup=0, floor=0.0):
     """Learning rate of optimiser step `step` (1, 2, .., total): linear up to `peak` over `warmup` steps, then half a
-    cosine down to floor·peak at `total` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+    cosine down to floor·peak at `total` (Loshchilov & Hutter 2017, eq. 5, without restarts).
+    """
     if step <= warmup:
         return peak * step / warmup
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
@@ -23,7 +24,8 @@ def warmup_cosine(step, total, peak, warmup=0, floor=0.0):
 
 def ema_decay(step, maximum):
     """Decay of the average at optimiser step `step`: short-lived at first, so that early averages are not the noise the
-    weights began as. (1 + t) / (10 + t) as in TensorFlow's ExponentialMovingAverage, at most `maximum`."""
+    weights began as. (1 + t) / (10 + t) as in TensorFlow's ExponentialMovingAverage, at most `maximum`.
+    """
     return min(maximum, (1 + step) / (10 + step))
 
 

@@ -19,7 +19,8 @@ import threading
 
 import numpy as np
 
-from pydiff.backend import FLOAT32, add, array_module, is_bfloat16
+from pydiff.arrays import add, array_module
+from pydiff.backend import FLOAT32, is_bfloat16
 
 
 class _State(threading.local):

@@ -94,7 +94,7 @@ def imports(module):
 def test_imports_are_found():
     """The reader above sees plain, relative and local imports."""
     assert ("pydiff.ops.elementwise", True) in imports("pydiff.ops.group_norm")
-    assert ("pydiff.tensorfile", True) in imports("pydiff.sealed")
+    assert ("pydiff.formats.safetensors", True) in imports("pydiff.store.sealed")
     assert ("pydiff.report", False) in imports("pydiff.run")
 
 

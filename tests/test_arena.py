@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydiff.train import Trainer, training_steps
 
 import pydiff
 from pydiff import backend
 from pydiff.data import load
-from pydiff.train import Trainer, training_steps
 
 pytestmark = pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in use")
 

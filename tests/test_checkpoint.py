@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiff import checkpoint, sealed, tensorfile
-from pydiff.checkpoint import CheckpointError
+from pydiff.formats import safetensors as tensorfile
+from pydiff.store import checkpoint, sealed
+from pydiff.store.checkpoint import CheckpointError
 from tests.stress import checkpoint_faults as faults
 from tests.stress.checkpoint_faults import CONFIG, is_model, save, save_model
 from tests.test_tensorfile import groups, names

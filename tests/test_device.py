@@ -1,5 +1,6 @@
 """device="cuda" without a GPU: training, sampling and editing with the arrays of fake_cupy.py, compared with the same
-on the CPU, to the bit where the arithmetic is the same; from device to device; and what is said where there is none."""
+on the CPU, to the bit where the arithmetic is the same; from device to device; and what is said where there is none.
+"""
 
 import ast
 import inspect
@@ -10,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydiff.train import Trainer, training_steps
 
 import pydiff
-from pydiff import backend, checkpoint, nn, ops
+from pydiff import arrays, backend, nn, ops
 from pydiff.cli import main
 from pydiff.data import load
 from pydiff.diffusion import path, samplers
 from pydiff.diffusion.guidance import autoguidance, classifier_guided
 from pydiff.diffusion.samplers import SAMPLERS
-from pydiff.rundir import RunDirectory
-from pydiff.train import Trainer, training_steps
+from pydiff.store import checkpoint
+from pydiff.store.folder import RunDirectory
 from tests import fake_cupy
 from tests.compare import assert_close
 
@@ -169,7 +171,7 @@ def test_guidance_by_other_networks(plain):
     labels, weight = np.array([1, 2]), np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)
 
     def draw():
-        xp = backend.array_module(plain.model.conv_in.weight.data)
+        xp = arrays.array_module(plain.model.conv_in.weight.data)
         device_weight = pydiff.Tensor(xp.asarray(weight))
 
         def log_probability(x, _t):
@@ -184,7 +186,7 @@ def test_guidance_by_other_networks(plain):
         ):
             x = xp.asarray(samplers.initial_noise(plain.shape, 0, [0, 1]))
             *_, last = samplers.ddim(model, x, plain.process, path(plain.process.schedule, 4))
-            drawn.append(backend.to_host(last.x))
+            drawn.append(arrays.to_host(last.x))
         return drawn
 
     cpu, cuda = both(plain, draw)
@@ -208,7 +210,7 @@ def test_sum_of_picked_elements(cupy):
             t = pydiff.Tensor(xp.asarray(x), requires_grad=True)
             y = t[index]
             y.backward(xp.asarray(np.arange(1.0, y.size + 1).reshape(y.shape)))
-            grads.append(backend.to_host(t.grad))
+            grads.append(arrays.to_host(t.grad))
         np.testing.assert_allclose(grads[1], grads[0], rtol=1e-15, atol=0)
 
 

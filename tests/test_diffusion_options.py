@@ -5,17 +5,18 @@ import shutil
 
 import numpy as np
 import pytest
+from pydiff.train import Trainer, training_steps
 
 import pydiff
-from pydiff import backend, checkpoint
+from pydiff import backend
 from pydiff.data import Dataset
 from pydiff.data.pixels import to_uint8
-from pydiff.diffusion.objective import TIMESTEPS, WEIGHTS
+from pydiff.diffusion.loss import TIMESTEPS, WEIGHTS
 from pydiff.diffusion.path import SIGMA_SPACINGS, SPACINGS
 from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.diffusion.schedule import BUILDERS
-from pydiff.train import Trainer, training_steps
+from pydiff.store import checkpoint
 
 TINY = {"steps": 3, "batch_size": 16, "channels": (8,), "groups": 4, "timesteps": 50, "warmup": 0}
 

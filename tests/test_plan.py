@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pydiff import ops
+from pydiff.graph import Plan, Played
 from pydiff.models import UNet2D
-from pydiff.plan import Plan, Played
 from pydiff.tensor import Function, Tensor, no_grad
 from tests.bits import assert_same_bits
 from tests.strategies import kernels  # noqa: F401

@@ -5,13 +5,13 @@ import weakref
 
 import numpy as np
 import pytest
+from pydiff.train import Trainer, training_steps
 
 from pydiff import nn, ops
 from pydiff.data import load
 from pydiff.models import UNet2D
-from pydiff.options import Options
 from pydiff.tensor import Tensor, no_grad
-from pydiff.train import Trainer, training_steps
+from pydiff.training.config import Options
 
 SMALL = {
     "block_out_channels": (8, 16),

@@ -11,11 +11,12 @@ import time
 
 import numpy as np
 import pytest
+from pydiff.train import StepState, Trainer, training_steps
 
 import pydiff
-from pydiff import checkpoint, ops
-from pydiff.rundir import RunDirectory
-from pydiff.train import StepState, Trainer, training_steps
+from pydiff import ops
+from pydiff.store import checkpoint
+from pydiff.store.folder import RunDirectory
 
 TINY = {"steps": 8, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 2, "sample_every": 0, "progress": False}
 COMMAND = [sys.executable, "-m", "pydiff", "train", "digits", "--steps", "150", "--batch-size", "8", "--seed", "3"]

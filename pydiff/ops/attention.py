@@ -8,7 +8,8 @@ from which the backward recomputes p.
 Reference: reference/attention.py. Kernels: csrc/cpu/attention.cpp, csrc/cuda/attention.cu.
 """
 
-from pydiff.backend import array_module, contiguous, empty, native
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import native
 from pydiff.tensor import Function
 
 

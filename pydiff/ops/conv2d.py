@@ -15,7 +15,8 @@ Reference: reference/conv2d.py. Kernels: csrc/cpu/conv2d.cpp, csrc/cuda/conv2d.c
 
 import math
 
-from pydiff.backend import array_module, contiguous, empty, native
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import native
 from pydiff.ops.shape import repeat_pixels, sum_pixels
 from pydiff.tensor import Function
 

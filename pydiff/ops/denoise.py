@@ -15,7 +15,8 @@ import math
 from typing import NamedTuple
 
 from pydiff import random
-from pydiff.backend import FLOAT32, array_module, contiguous, empty, is_bfloat16, native
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import FLOAT32, is_bfloat16, native
 from pydiff.ops.noise import key_on
 from pydiff.tensor import Function
 

@@ -5,8 +5,9 @@ In every backward, g is the gradient of the output; `unbroadcast` sums it over t
 
 import numpy as np
 
-from pydiff.backend import FLOAT32, array_module
-from pydiff.backend import add as add_arrays
+from pydiff.arrays import add as add_arrays
+from pydiff.arrays import array_module
+from pydiff.backend import FLOAT32
 from pydiff.tensor import Function
 
 

@@ -12,7 +12,8 @@ Reference: reference/group_norm.py. Kernels: csrc/cpu/group_norm.cpp, csrc/cuda/
 
 import math
 
-from pydiff.backend import array_module, contiguous, empty, native
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import native
 from pydiff.ops.elementwise import stable_sigmoid
 from pydiff.tensor import Function
 

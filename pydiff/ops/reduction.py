@@ -1,6 +1,6 @@
 """Operations that combine the elements of some axes: sum, mean, max, softmax, matmul, and the losses made of them."""
 
-from pydiff.backend import array_module
+from pydiff.arrays import array_module
 from pydiff.ops.elementwise import exact, unbroadcast
 from pydiff.tensor import Function
 

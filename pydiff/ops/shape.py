@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pydiff.backend import array_module, join, split, to_host
+from pydiff.arrays import array_module, join, split, to_host
 from pydiff.ops.elementwise import unbroadcast
 from pydiff.tensor import Function
 
@@ -115,7 +115,8 @@ def sum_pixels(g, factor):
 
 class UpsampleNearest(Function):
     """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels. In front of a convolution, see conv2d's
-    upsample."""
+    upsample.
+    """
 
     integers = True
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pydiff import ops, random
 from pydiff.diffusion import objective
-from pydiff.diffusion.objective import LossAware, draw_timesteps, loss_weight
+from pydiff.diffusion.loss import LossAware, draw_timesteps, loss_weight
 from pydiff.diffusion.path import path
 from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.process import Process

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from pydiff.train import Trainer, training_steps
 
 import pydiff
 from pydiff import backend
 from pydiff.models.unet import UNet2D
-from pydiff.train import Trainer, training_steps
 from tests.bits import assert_same_bits, check_any_batch
 from tests.compare import array_path, assert_close, assert_no_worse
 from tests.models.configurations import SMALL, THREE_LEVELS

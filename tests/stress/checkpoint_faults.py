@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from pydiff import checkpoint
+from pydiff.store import checkpoint
 
 CONFIG = {"sample_size": 8, "block_out_channels": [8, 16], "note": "µ"}
 CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "unlink", "rmdir")  # all that sealed.py writes with

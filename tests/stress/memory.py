@@ -13,10 +13,11 @@ import statistics
 import sys
 from pathlib import Path
 
+from pydiff.train import Trainer, training_steps
+
 import pydiff
 from pydiff import backend
 from pydiff.data import load
-from pydiff.train import Trainer, training_steps
 
 ALLOWED = 1.02
 

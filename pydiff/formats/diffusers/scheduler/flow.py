@@ -5,12 +5,12 @@ import math
 import numpy as np
 
 from pydiff.diffusion import samplers
-from pydiff.diffusion.diffusers_config.plan import Plan, level_by_index
-from pydiff.diffusion.diffusers_config.tables import respaced
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.walk import Stage, walk
 from pydiff.diffusion.schedule import schedule, shifted
+from pydiff.formats.diffusers.scheduler.plan import Plan, level_by_index
+from pydiff.formats.diffusers.scheduler.tables import respaced
 
 
 def _sigmas(config, steps, mu):

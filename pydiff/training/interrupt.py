@@ -6,11 +6,13 @@ import threading
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training, after everything was put in order. run: the Run so far."""
+    """Ctrl-C during training, after everything was put in order. step: the last one taken. run: the Run so far, where
+    `pydiff.train` was asked.
+    """
 
-    def __init__(self, run):
-        super().__init__(f"stopped after step {run.step}")
-        self.run = run
+    def __init__(self, step):
+        super().__init__(f"stopped after step {step}")
+        self.step, self.run = step, None
 
 
 @contextlib.contextmanager

@@ -5,11 +5,11 @@ import math
 import numpy as np
 
 from pydiff.diffusion import samplers
-from pydiff.diffusion.diffusers_config.plan import Plan, clipping, level_by_index
-from pydiff.diffusion.diffusers_config.solvers import KINDS, SOLVER, _form, _third, multistep_orders
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.schedule import exponential_sigmas, karras_sigmas, schedule
+from pydiff.formats.diffusers.scheduler.plan import Plan, clipping, level_by_index
+from pydiff.formats.diffusers.scheduler.solvers import KINDS, SOLVER, _form, _third, multistep_orders
 
 EDM = {
     "sigma_min": 0.002,

@@ -13,13 +13,14 @@ Every operation is the same code on the same numbers as before, so the results a
 import weakref
 from typing import NamedTuple
 
-from pydiff.backend import contiguous
+from pydiff.arrays import contiguous
 from pydiff.tensor import Tensor, applied, no_grad
 
 
 class Step(NamedTuple):
     """One operation: its class and options, where among the values its arguments are and its first result goes, and
-    which values nobody needs afterwards."""
+    which values nobody needs afterwards.
+    """
 
     operation: type
     options: dict
@@ -101,22 +102,30 @@ class Plan:
 
 
 class Played:
-    """A U-Net for sampling: what comes after the encoding of step and class is played from a plan, one for each shape.
+    """A network for sampling: what comes after the encoding of step and condition is played from a plan, one for each
+    combination of argument names, shapes and dtypes.
 
-    model: a UNet2D; its parameters may change, the rest may not.
+    model: what has `encoded` and `body`, as UNet2D does; another network is called as it is. Its parameters may change,
+    the rest may not.
     """
 
     def __init__(self, model):
         self.model, self.plans = model, {}
 
-    def __call__(self, x, t, class_labels=None):
-        """x (N, H, W, C) array, t and class_labels as the U-Net takes them -> array."""
+    def __call__(self, x, t, **condition):
+        """x (N, ...) array, t and condition as the network takes them -> array."""
         with no_grad():
+            if not hasattr(self.model, "body"):
+                return self.model(x, t, **condition).data
             x = contiguous(self.model.checked(x).data)
-            encoded = [e.data for e in self.model.encoded(t, class_labels, x)]
-            key = x.shape, x.dtype
+            encoded = {name: contiguous(e.data) for name, e in self.model.encoded(x, t, **condition).items()}
+            key = tuple((name, a.shape, a.dtype) for name, a in (("x", x), *encoded.items()))
             if key in self.plans:
-                return self.plans[key](x, *encoded)
-            plan = self.plans[key] = Plan(self.model.body, x, *encoded)
+                return self.plans[key](x, *encoded.values())
+
+            def body(x, *arrays):
+                return self.model.body(x, **dict(zip(encoded, arrays, strict=True)))
+
+            plan = self.plans[key] = Plan(body, x, *encoded.values())
             first, plan.first = plan.first, None
             return first

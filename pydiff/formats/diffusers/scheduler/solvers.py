@@ -5,8 +5,12 @@ import math
 import numpy as np
 
 from pydiff.diffusion import samplers
-from pydiff.diffusion.diffusers_config.plan import BETAS, PREDICTION_TYPES, Plan, clipping, level_by_index, process_of
-from pydiff.diffusion.diffusers_config.tables import (
+from pydiff.diffusion.path import Path
+from pydiff.diffusion.process import Process
+from pydiff.diffusion.samplers.exponential import halved
+from pydiff.diffusion.schedule import schedule, shifted
+from pydiff.formats.diffusers.scheduler.plan import BETAS, PREDICTION_TYPES, Plan, clipping, level_by_index, process_of
+from pydiff.formats.diffusers.scheduler.tables import (
     alpha_bar_of,
     last_unclipped,
     respaced,
@@ -14,10 +18,6 @@ from pydiff.diffusion.diffusers_config.tables import (
     spaced,
     t_of_sigma,
 )
-from pydiff.diffusion.path import Path
-from pydiff.diffusion.process import Process
-from pydiff.diffusion.samplers.exponential import halved
-from pydiff.diffusion.schedule import schedule, shifted
 
 KINDS = {
     "dpmsolver++": "data",

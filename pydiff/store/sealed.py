@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .tensorfile import MAX_HEADER, CheckpointError, damaged, parse_json
+from pydiff.formats.safetensors import MAX_HEADER, CheckpointError, damaged, parse_json
 
 VERSION = 1
 CHUNK = 64 << 20  # bytes given to one write or read

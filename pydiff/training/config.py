@@ -1,4 +1,7 @@
-"""Every option of a training run, once: the keywords of `pydiff.train` and the flags of `pydiff train`."""
+"""Every option of a training run, once: the keywords of `pydiff.train` and the flags of `pydiff train`.
+
+`LoopOptions` are those of the loop, whatever is learned; `Options` adds those of diffusion models.
+"""
 
 import dataclasses
 import difflib
@@ -7,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydiff.diffusion import Process, schedule
-from pydiff.diffusion.objective import TIMESTEPS, WEIGHTS
+from pydiff.diffusion.loss import WEIGHTS
 from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.schedule import BUILDERS
+from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D
 
 # Options that do not change what is computed: a run may be resumed with other values of these.
@@ -17,11 +21,9 @@ WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a training run computes."""
+class LoopOptions:
+    """How something is trained, whatever it is."""
 
-    size: int | None = None
-    """Side length of the pictures in pixels; left out, what the data has."""
     steps: int = 2000
     """Optimiser steps."""
     batch_size: int = 64
@@ -40,6 +42,61 @@ class Options:
     """Largest global norm of the gradient."""
     ema: float = 0.9995
     """Longest memory of the average of the weights, which is what the finished model is made of."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+    sample_every: int = 500
+    """Steps between pictures of samples; 0 for none."""
+    keep: int = 2
+    """Checkpoints kept on disk."""
+
+    def check(self):
+        """These options again, or ValueError, in one sentence, for values that cannot work."""
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "seed": 0,
+            "warmup": 0,
+            "checkpoint_every": 1,
+            "sample_every": 0,
+            "keep": 1,
+        }
+        for name, value in least.items():
+            _at_least(self, name, value)
+        for name in ("lr", "clip", "weight_decay"):
+            _between(self, name, 0, math.inf)
+        _between(self, "ema", 0, 1)
+        for name, field in self.__dataclass_fields__.items():
+            allowed = getattr(field.type, "__args__", ())
+            if getattr(field.type, "__origin__", None) is Literal and getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        return self
+
+    @classmethod
+    def from_keywords(cls, keywords):
+        """Checked options from a dict; an unknown name is an error that names the nearest known one."""
+        for name in keywords:
+            if name not in cls.__dataclass_fields__:
+                near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
+                raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        return cls(**keywords).check()
+
+    def to_config(self):
+        """A dict for JSON: from_keywords(to_config()) gives equal options."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def changed(self, other):
+        """Names of the options in which two runs would compute something different."""
+        return [
+            n for n in self.__dataclass_fields__ if n not in WITHOUT_EFFECT and getattr(self, n) != getattr(other, n)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(LoopOptions):
+    """What a training run of a diffusion model computes."""
+
+    size: int | None = None
+    """Side length of the pictures in pixels; left out, what the data has."""
     prediction: Literal[tuple(PREDICTIONS)] = "eps"
     """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
     schedule: Literal[tuple(BUILDERS)] = "cosine"
@@ -78,12 +135,6 @@ class Options:
     """Share of activations dropped in every residual block."""
     recompute: bool = False
     """Compute every block's inner values again for the gradient instead of keeping them: less memory, more time."""
-    checkpoint_every: int = 250
-    """Steps between checkpoints."""
-    sample_every: int = 500
-    """Steps between pictures of samples; 0 for none."""
-    keep: int = 2
-    """Checkpoints kept on disk."""
 
     def __post_init__(self):
         for name in ("channels", "attention"):
@@ -92,33 +143,14 @@ class Options:
 
     def check(self):
         """These options again, or ValueError, in one sentence, for values that cannot work."""
-        for name, least in (
-            ("steps", 1),
-            ("batch_size", 1),
-            ("warmup", 0),
-            ("timesteps", 2),
-            ("layers", 1),
-            ("head_dim", 1),
-        ):
-            _at_least(self, name, least)
-        for name, least in (("checkpoint_every", 1), ("sample_every", 0), ("keep", 1), ("groups", 1), ("seed", 0)):
-            _at_least(self, name, least)
+        super().check()
+        for name, value in {"timesteps": 2, "layers": 1, "head_dim": 1, "groups": 1}.items():
+            _at_least(self, name, value)
         if self.size is not None:
             _at_least(self, "size", 1)
-        for name, low, high in (
-            ("lr", 0, math.inf),
-            ("clip", 0, math.inf),
-            ("weight_decay", 0, math.inf),
-            ("ema", 0, 1),
-            ("offset_noise", 0, math.inf),
-        ):
-            _between(self, name, low, high)
+        _between(self, "offset_noise", 0, math.inf)
         for name in ("dropout", "label_drop"):
             _between(self, name, 0, 1)
-        for name, field in self.__dataclass_fields__.items():
-            allowed = getattr(field.type, "__args__", ())
-            if getattr(field.type, "__origin__", None) is Literal and getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
         if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):
             raise ValueError(
                 f"schedule {self.schedule!r} ends in noise alone, where prediction {self.prediction!r} tells nothing "
@@ -132,25 +164,6 @@ class Options:
                 f"schedule {self.schedule!r} has no noise at t = 0, which a learned variance needs; use another"
             )
         return self
-
-    @classmethod
-    def from_keywords(cls, keywords):
-        """Checked options from a dict; an unknown name is an error that names the nearest known one."""
-        for name in keywords:
-            if name not in cls.__dataclass_fields__:
-                near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
-                raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-        return cls(**keywords).check()
-
-    def to_config(self):
-        """A dict for JSON: from_keywords(to_config()) gives equal options."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    def changed(self, other):
-        """Names of the options in which two runs would compute something different."""
-        return [
-            n for n in self.__dataclass_fields__ if n not in WITHOUT_EFFECT and getattr(self, n) != getattr(other, n)
-        ]
 
 
 def _at_least(options, name, least):
@@ -170,11 +183,8 @@ def build_process(options):
     return Process(schedule(options.schedule, options.timesteps, options.zero_snr), options.prediction)
 
 
-def build_unet(options, shape, classes=None):
-    """The U-Net of a run. shape: (H, W, C) of a picture; classes: their number, None for an unconditional model.
-
-    With classes there is one more embedding, the last: "class withheld".
-    """
+def build_unet(options, shape, embeddings=None):
+    """The U-Net of a run. shape: (H, W, C) of what is diffused. embeddings: rows of the table of classes, or None."""
     height, width, c = shape
     channels = options.channels or default_channels(min(height, width))
     resolutions = [math.ceil(min(height, width) / 2**i) for i in range(len(channels))]
@@ -196,7 +206,7 @@ def build_unet(options, shape, classes=None):
         attention_head_dim=options.head_dim,
         norm_num_groups=options.groups,
         dropout=options.dropout,
-        num_class_embeds=None if classes is None else classes + 1,
+        num_class_embeds=embeddings,
         num_train_timesteps=options.timesteps,
         seed=options.seed,
     ).recompute_blocks(options.recompute)

@@ -3,9 +3,9 @@
 import numpy as np
 
 from pydiff.diffusion import samplers
-from pydiff.diffusion.diffusers_config.plan import BETAS, Plan, clipping, level_by_index, process_of
-from pydiff.diffusion.diffusers_config.tables import alpha_bar_of, respaced, sigma_table, spaced, t_of_sigma
 from pydiff.diffusion.path import Path
+from pydiff.formats.diffusers.scheduler.plan import BETAS, Plan, clipping, level_by_index, process_of
+from pydiff.formats.diffusers.scheduler.tables import alpha_bar_of, respaced, sigma_table, spaced, t_of_sigma
 
 EULER = {**BETAS, "timestep_spacing": "linspace", "steps_offset": 0, "final_sigmas_type": "zero"}
 HEUN = {**EULER, "beta_start": 0.00085, "beta_end": 0.012}

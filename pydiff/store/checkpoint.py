@@ -12,14 +12,15 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from . import sealed, tensorfile
-from .tensorfile import CheckpointError
+from pydiff.formats import safetensors as tensorfile
+from pydiff.formats.safetensors import CheckpointError
+from pydiff.store import sealed
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -126,7 +127,20 @@ def prune(directory: str | os.PathLike, keep: int = 3) -> list[Path]:
     return surplus
 
 
-def save_model(directory: str | os.PathLike, config: dict, arrays: Arrays, extra: dict) -> None:
+class Model(NamedTuple):
+    """A model folder. config: the network's options, without diffusers' bookkeeping. extra: what pydiff.json says, or
+    None where diffusers wrote the folder. class_name: of the network, as diffusers calls it.
+    """
+
+    config: dict
+    arrays: Arrays
+    extra: dict | None
+    class_name: str
+
+
+def save_model(
+    directory: str | os.PathLike, config: dict, arrays: Arrays, extra: dict, class_name: str = MODEL_CLASS
+) -> None:
     """Write a model folder that diffusers' UNet2DModel.from_pretrained opens, replacing the one that is there.
 
     config: the U-Net's options.  arrays: its parameters, as diffusers names and lays them out.  extra: JSON for pydiff.
@@ -135,7 +149,7 @@ def save_model(directory: str | os.PathLike, config: dict, arrays: Arrays, extra
     """
     target = Path(directory).resolve()
     _json(extra, "extra")
-    config_json = _json({"_class_name": MODEL_CLASS, **config}, "the config")
+    config_json = _json({"_class_name": class_name, **config}, "the config")
     if os.path.lexists(target):
         others = set(_names(target)) - {CONFIG, WEIGHTS, SEAL}
         if others:
@@ -154,8 +168,8 @@ def holds_model(directory: str | os.PathLike) -> bool:
     return sealed.resolve(Path(directory).resolve()).is_dir()
 
 
-def load_model(directory: str | os.PathLike) -> tuple[dict, Arrays, dict | None]:
-    """(config, arrays, extra) of a folder written by save_model or by diffusers; extra is None for diffusers' own.
+def load_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS,)) -> Model:
+    """What is in a folder written by save_model or by diffusers, for a network of one of the `known` classes.
 
     config comes without its underscored keys, which are diffusers' bookkeeping. Half-precision arrays come as float32.
     A folder without pydiff.json carries no checksums: its structure is checked, its numbers cannot be.
@@ -174,11 +188,13 @@ def load_model(directory: str | os.PathLike) -> tuple[dict, Arrays, dict | None]
     else:
         raise CheckpointError(f"{path} holds {sorted(names)!a:.200}, expected {CONFIG} and {WEIGHTS}.")
     config = tensorfile.parse_json(files[CONFIG].tobytes(), path / CONFIG)
-    if config.get("_class_name") != MODEL_CLASS:
-        found = config.get("_class_name")
-        raise CheckpointError(f"{path / CONFIG} is for the class {found!a:.60}, expected {MODEL_CLASS}: use another.")
+    found, known = config.get("_class_name"), list(known)
+    if found not in known:
+        raise CheckpointError(
+            f"{path / CONFIG} is for the class {found!a:.60}, expected {' or '.join(known)}: use another."
+        )
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    return config, tensorfile.decode(files[WEIGHTS], path / WEIGHTS), extra
+    return Model(config, tensorfile.decode(files[WEIGHTS], path / WEIGHTS), extra, found)
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pydiff.diffusion.diffusers_config import edm, flow, k_diffusion, solvers, variance_preserving
-from pydiff.diffusion.diffusers_config.plan import Plan
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.walk import SamplerState
+from pydiff.formats.diffusers.scheduler import edm, flow, k_diffusion, solvers, variance_preserving
+from pydiff.formats.diffusers.scheduler.plan import Plan
 
 SCHEDULERS: dict[str, tuple[Callable[..., Plan], dict]] = {
     **variance_preserving.SCHEDULERS,

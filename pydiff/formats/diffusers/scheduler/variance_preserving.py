@@ -3,11 +3,11 @@
 import numpy as np
 
 from pydiff.diffusion import samplers
-from pydiff.diffusion.diffusers_config import stages
-from pydiff.diffusion.diffusers_config.plan import BETAS, Plan, clipping, process_of
-from pydiff.diffusion.diffusers_config.tables import alpha_bar_of, spaced
 from pydiff.diffusion.path import path_through
 from pydiff.diffusion.samplers.walk import walk
+from pydiff.formats.diffusers.scheduler import stages
+from pydiff.formats.diffusers.scheduler.plan import BETAS, Plan, clipping, process_of
+from pydiff.formats.diffusers.scheduler.tables import alpha_bar_of, spaced
 
 SPACED = {**BETAS, "timestep_spacing": "leading", "steps_offset": 0}
 
