@@ -25,6 +25,7 @@ TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in FILE
 # ---- one name, six places ------------------------------------------------------------------------------------------
 
 NATIVE_OPS = ["conv2d", "group_norm", "attention", "noise", "denoise", "adamw"]
+ARRAY_OPS = ["gelu", "layer_norm"]  # no compiled kernels of their own yet
 PLACES = [
     "pydiff/reference/{}.py", "pydiff/ops/{}.py", "csrc/cpu/{}.cpp", "tests/ops/test_{}.py", "benchmarks/bench_{}.py",
 ]  # fmt: skip
@@ -38,12 +39,18 @@ def test_an_op_is_a_file_in_every_place(op):
     assert missing == []
 
 
+@pytest.mark.parametrize("op", ARRAY_OPS)
+def test_an_op_without_kernels_is_a_file_in_every_other_place(op):
+    places = [place for place in PLACES if place.startswith(("pydiff", "tests"))]
+    assert [place.format(op) for place in places if not (ROOT / place.format(op)).is_file()] == []
+
+
 def test_every_op_that_calls_a_kernel_is_in_the_list():
     calls = {
         m for m, tree in TREES.items() if any(isinstance(n, ast.Name) and n.id == "native" for n in ast.walk(tree))
     }
     assert calls - {"pydiff.backend"} == {f"pydiff.ops.{op}" for op in NATIVE_OPS}
-    assert sorted(p.stem for p in (PACKAGE / "reference").glob("*.py")) == sorted(NATIVE_OPS)
+    assert sorted(p.stem for p in (PACKAGE / "reference").glob("*.py")) == sorted(NATIVE_OPS + ARRAY_OPS)
 
 
 def declared_and_bound(folder):
@@ -175,8 +182,10 @@ def test_compiled_modules_are_named_by_the_backend_only():
 
 # ---- budgets -------------------------------------------------------------------------------------------------------
 
+SPINE_OPS = ["__init__", "elementwise", "shape", "reduction", *NATIVE_OPS]
 SPINE = [
-    "backend.py", "tensor.py", "recompute.py", "random.py", "ops/*.py", "nn.py", "optim.py", "models/*.py",
+    "backend.py", "tensor.py", "recompute.py", "random.py", *(f"ops/{name}.py" for name in SPINE_OPS), "nn.py",
+    "optim.py", "models/*.py",
     "diffusion/table.py", "diffusion/schedule.py", "diffusion/path.py", "diffusion/prediction.py",
     "diffusion/process.py", "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py", "train.py",
 ]  # fmt: skip

@@ -22,7 +22,9 @@ from pydiff.ops.elementwise import (
     tanh,
     where,
 )
+from pydiff.ops.gelu import erf, geglu, gelu, quick_gelu
 from pydiff.ops.group_norm import group_norm
+from pydiff.ops.layer_norm import layer_norm
 from pydiff.ops.noise import noise, noise_loss
 from pydiff.ops.reduction import cross_entropy, matmul, maximum, mean, mean_squared_error, softmax, summation
 from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
@@ -42,10 +44,14 @@ __all__ = [
     "cross_entropy",
     "denoise",
     "divide",
+    "erf",
     "exp",
+    "geglu",
+    "gelu",
     "global_norm",
     "group_norm",
     "index",
+    "layer_norm",
     "linear",
     "log",
     "matmul",
@@ -57,6 +63,7 @@ __all__ = [
     "noise",
     "noise_loss",
     "power",
+    "quick_gelu",
     "relu",
     "reshape",
     "sigmoid",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydiff import ops, random
-from pydiff.plan import Plan
+from pydiff.graph import Plan
 from pydiff.tensor import Tensor
 from tests.bits import assert_same_bits
 from tests.strategies import seeds
@@ -29,9 +29,13 @@ CALLS = {
     "conv2d": ([IMAGE, (3, 2, 4, 3), (3,)], {"stride": (2, 1), "padding": 1, "upsample": 2}),
     "cross_entropy": ([(2, 3)], {"labels": np.array([2, 0])}),
     "divide": ([(2, 3), (3,)], {}),
+    "erf": ([(2, 3)], {}),
     "exp": ([(2, 3)], {}),
+    "geglu": ([(2, 6)], {}),
+    "gelu": ([(2, 3)], {"approximate": "tanh"}),
     "group_norm": ([IMAGE, (4,), (4,)], {"groups": 2, "eps": 1e-3, "activation": "silu"}),
     "index": ([(4, 3)], {"index": np.array([0, 2, 0])}),
+    "layer_norm": ([TOKENS, (4,), (4,)], {"eps": 1e-3}),
     "linear": ([TOKENS, (4, 5), (5,), (2, 3, 5)], {}),
     "log": ([(2, 3)], {}),
     "matmul": ([(2, 3), (3, 4)], {}),
@@ -42,6 +46,7 @@ CALLS = {
     "negative": ([(2, 3)], {}),
     "noise_loss": ([IMAGE], {"x0": np.ones(IMAGE), "p": np.ones(2), "q": np.ones(2), "weight": np.ones(2), "key": KEY}),
     "power": ([(2, 3)], {"exponent": 3.0}),
+    "quick_gelu": ([(2, 3)], {}),
     "relu": ([(2, 3)], {}),
     "reshape": ([(2, 3)], {"shape": (3, 2)}),
     "sigmoid": ([(2, 3)], {}),
