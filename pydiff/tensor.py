@@ -68,7 +68,7 @@ def _floating(dtype):
 
 
 def refuse_masked(a):
-    """TypeError for NumPy's masked arrays, whose sums leave elements out and whose gradients would not."""
+    """TypeError for masked arrays: their sums leave elements out, and their gradients would not."""
     if isinstance(a, np.ndarray) and hasattr(a, "mask"):
         raise TypeError(f"expected a plain array, got a {type(a).__name__}; .filled(value) makes one")
 

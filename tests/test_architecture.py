@@ -193,7 +193,7 @@ SPINE = [
 # of those for devices, 20 for recomputation, 30 for what a convolution does besides, 20 for memory, 60 for arguments by
 # position and by name and for integers. Breadth (more operations, samplers, formats, evaluation) lives beside the
 # spine, not in it.
-FILE_LINES, FUNCTION_LINES, SPINE_LINES = 310, 45, 2530
+FILE_LINES, FUNCTION_LINES, SPINE_LINES = 315, 45, 2530
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "walk": "the keywords of every sampler, documented here once, and the one loop",

@@ -26,7 +26,16 @@ from pydiff.ops.gelu import erf, geglu, gelu, quick_gelu
 from pydiff.ops.group_norm import group_norm
 from pydiff.ops.layer_norm import layer_norm
 from pydiff.ops.noise import noise, noise_loss
-from pydiff.ops.reduction import cross_entropy, matmul, maximum, mean, mean_squared_error, softmax, summation
+from pydiff.ops.reduction import (
+    cross_entropy,
+    log_softmax,
+    matmul,
+    maximum,
+    mean,
+    mean_squared_error,
+    softmax,
+    summation,
+)
 from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
 from pydiff.tensor import Tensor
 
@@ -54,6 +63,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "log",
+    "log_softmax",
     "matmul",
     "maximum",
     "mean",

@@ -58,6 +58,25 @@ class Softmax(Function):
         return self.y * (g - (g * self.y).sum(axis=self.axis, keepdims=True))
 
 
+class LogSoftmax(Function):
+    """log(softmax(x)) along an axis: x - log(sum(exp(x))), the largest element subtracted first. No probability that
+    was rounded to zero is taken the logarithm of."""
+
+    def forward(self, x, axis=-1):
+        self.axis, self.y = axis, log_softmax_array(x, axis)
+        return self.y
+
+    def backward(self, g):
+        """y_i = x_i - log(sum_j exp(x_j)): dx = g - softmax(x) sum(g)"""
+        return g - array_module(g).exp(self.y) * g.sum(axis=self.axis, keepdims=True)
+
+
+def log_softmax_array(x, axis):
+    """The formula above, on an array."""
+    xp, shifted = array_module(x), x - x.max(axis=axis, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+
+
 class Matmul(Function):
     """x @ y with NumPy's rules for stacks of matrices; both arguments have at least two axes."""
 
@@ -103,8 +122,7 @@ class CrossEntropy(Function):
             )
         if labels.size and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
             raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}, got {labels.min()}..{labels.max()}")
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+        log_p = log_softmax_array(logits, axis=1)
         self.rows, self.labels, self.p = xp.arange(len(labels)), labels, xp.exp(log_p)
         return -log_p[self.rows, labels].mean(dtype=logits.dtype)
 
@@ -114,5 +132,6 @@ class CrossEntropy(Function):
         return d * (g / len(self.labels)), None
 
 
-summation, maximum, softmax, matmul = Sum.apply, Max.apply, Softmax.apply, Matmul.apply
+summation, maximum, matmul = Sum.apply, Max.apply, Matmul.apply
+softmax, log_softmax = Softmax.apply, LogSoftmax.apply
 mean_squared_error, cross_entropy = MeanSquaredError.apply, CrossEntropy.apply

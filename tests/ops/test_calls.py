@@ -22,7 +22,7 @@ IMAGE, TOKENS = (2, 5, 6, 4), (2, 3, 4)
 CALLS = {
     "absolute": ([(2, 3)], {}),
     "add": ([(2, 3), (3,)], {}),
-    "attention": ([TOKENS] * 3, {"heads": 2, "scale": 0.7}),
+    "attention": ([TOKENS] * 3, {"heads": 2, "scale": 0.7, "causal": True, "key_mask": np.eye(2, 3, dtype=bool)}),
     "average_pool": ([IMAGE], {"factor": 2}),
     "broadcast_to": ([(1, 3)], {"shape": (2, 3)}),
     "clip": ([(4, 5)], {"low": -0.5, "high": 0.5}),
@@ -38,6 +38,7 @@ CALLS = {
     "layer_norm": ([TOKENS, (4,), (4,)], {"eps": 1e-3}),
     "linear": ([TOKENS, (4, 5), (5,), (2, 3, 5)], {}),
     "log": ([(2, 3)], {}),
+    "log_softmax": ([(2, 3)], {"axis": 0}),
     "matmul": ([(2, 3), (3, 4)], {}),
     "maximum": ([(2, 3, 4)], {"axis": 1, "keepdims": True}),
     "mean": ([(2, 3, 4)], {"axis": (0, 2), "keepdims": True}),
