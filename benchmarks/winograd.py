@@ -15,13 +15,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from pydiff.train import Trainer, training_steps
 
 from benchmarks.machine import describe
 from pydiff import backend
 from pydiff.data import load
 from pydiff.ops.conv2d import backward_input_arrays, backward_weight_arrays, forward_arrays
-from pydiff.training.config import Options
+from pydiff.training import DiffusionTask, Options, Trainer, training_steps
 
 ALGORITHMS = {"plain": False, "winograd": True}
 POINTS = {"1 and 2": (1, 2), "5/8 and 3/2": (5 / 8, 3 / 2)}
@@ -94,7 +93,8 @@ def errors(n, cin, size, cout, seed=0):
 def last_losses(seed, algorithm, steps):
     """Mean loss of the last fifth of a training run on the digits."""
     backend.use_winograd(ALGORITHMS[algorithm])
-    trainer = Trainer(load("digits"), Options(steps=steps, seed=seed, channels=(32, 64)))
+    options = Options(steps=steps, seed=seed, channels=(32, 64))
+    trainer = Trainer(DiffusionTask(load("digits"), options), options)
     losses = [state.loss for state in training_steps(trainer)]
     backend.use_winograd(True)
     return statistics.fmean(losses[-steps // 5 :])

@@ -14,8 +14,6 @@ import numpy as np
 from pydiff import backend
 from pydiff.backend import FLOAT32
 
-# What pydiff.backend held before 0.2, and still gives to who asks there.
-MOVED = ("LARGE", "add", "array_module", "column", "contiguous", "empty", "join", "split", "to_host")
 LARGE = 1 << 15  # elements: below, waking threads costs more than they save
 
 

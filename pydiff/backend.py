@@ -87,16 +87,12 @@ class _Here(threading.local):
             self.arena = None
 
 
-_here = _Here()
+here = _Here()
 
 
 def __getattr__(name):
     if name == "emulator":  # of this thread: pydiff._simt inside `use_device("simt")`, else None
-        return _here.emulator
-    from pydiff import arrays
-
-    if name in arrays.MOVED:
-        return getattr(arrays, name)
+        return here.emulator
     raise AttributeError(f"module 'pydiff.backend' has no attribute {name!r}")
 
 
@@ -125,14 +121,14 @@ def use_device(device):
         cuda = _load("pydiff._cuda", "the module of CUDA kernels")
     if device == "simt":
         _load("pydiff._simt", "the emulator of CUDA kernels")
-    entered = _here.entered  # this thread's; a generator may be closed by another one
-    entry = _here.enter(device)
+    entered = here.entered  # this thread's; a generator may be closed by another one
+    entry = here.enter(device)
     try:
         yield xp
     finally:
         entered[:] = [other for other in entered if other is not entry]
-        if entered is _here.entered:
-            _here.follow()
+        if entered is here.entered:
+            here.follow()
 
 
 def on_device(device, steps):
@@ -193,7 +189,7 @@ def native(x, name):
 
     x: ndarray. The CPU kernels are float32, the CUDA kernels float32 and bfloat16; the rest takes the array path.
     """
-    kernels = (_here.emulator or cpu) if type(x) is np.ndarray else cuda
+    kernels = (here.emulator or cpu) if type(x) is np.ndarray else cuda
     served = kernels is not None and (x.dtype == FLOAT32 or (kernels is not cpu and is_bfloat16(x.dtype)))
     return getattr(kernels, name) if served else None
 

@@ -99,12 +99,12 @@ class Sample:
         from pydiff.run import load
 
         run = load(self.run_folder)
-        labels = None if self.label is None else np.full(self.n, self.label)
-        choices = (self.sampler, self.steps, labels, self.guidance, self.eta)
+        choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
+        choices["labels"] = None if self.label is None else np.full(self.n, self.label)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
-        images = run.sample(self.n, self.seed, *choices, **more, progress=True, device=self.device)
+        images = run.sample(self.n, self.seed, **choices, **more, progress=True, device=self.device)
         shown = run.codec.show(images)
         if self.out.suffix == ".npz":
             self.out.parent.mkdir(parents=True, exist_ok=True)

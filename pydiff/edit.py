@@ -68,20 +68,20 @@ def variations(pipeline, images, strength=0.3, *, steps=50, spacing="trailing", 
     return edited(pipeline, images, draw, **common)
 
 
-def interpolate(pipeline, seed_a, seed_b, shares, *, label=0, steps=50, spacing="trailing", guidance=1.0):
+def interpolate(pipeline, seed_a, seed_b, shares, *, asked=None, steps=50, spacing="trailing", guidance=1.0):
     """Pictures between those that sample(1, seed_a) and sample(1, seed_b) draw: K samples.
 
     shares: (K,) from 0 (the first) to 1 (the second). The noises are mixed on the great circle and drawn by DDIM.
-    label: class of all of them, for a model with classes.
+    asked: a Condition of K rows; None lets the conditioning choose for the first sample, and the others follow it.
     """
     shares = np.asarray(shares, np.float64)
     if shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError(f"shares must be a list of numbers from 0 to 1, got {shares.tolist()}")
-    codec, process, conditioning = pipeline.codec, pipeline.process, pipeline.conditioning
-    way, n = path(process.schedule, steps, spacing), len(shares)
+    codec, process = pipeline.codec, pipeline.process
+    way, first = path(process.schedule, steps, spacing), np.zeros(len(shares), np.int64)
     a, b = (samplers.initial_noise(codec.shape, seed, [0])[0] for seed in (seed_a, seed_b))
     x = editing.interpolate(a, b, shares) * np.float32(samplers.start_scale(way))
-    asked = conditioning.rows(np.arange(n), None if conditioning.classes is None else np.full(n, label))
+    asked = pipeline.conditioning.rows(first) if asked is None else asked
     with backend.use_device(pipeline.device) as xp:
         x = xp.asarray(x)
         model, left = pipeline.denoiser(asked.to(xp), guidance)
@@ -91,20 +91,19 @@ def interpolate(pipeline, seed_a, seed_b, shares, *, label=0, steps=50, spacing=
     return codec.decode(x)
 
 
-def edited(pipeline, images, draw, *, seed=0, labels=None, condition=None, guidance=1.0, numbers=None, batch_size=64):
+def edited(pipeline, images, draw, *, seed=0, asked=None, guidance=1.0, numbers=None, batch_size=64):
     """draw(model, x0, here, seed=, sample=, guidance=, clip=) for batch after batch: N samples.
 
-    images: N samples as the codec takes them. labels: class numbers (N,), condition: further arrays by name; left out,
-    the model is told none. numbers: of the pictures, 0 .. N-1 if None; here: the slice of the batch.
+    images: N samples as the codec takes them. asked: their Condition; left out, the model is asked for nothing.
+    numbers: of the pictures, 0 .. N-1 if None; here: the slice of the batch.
     """
     x0 = pipeline.codec.encode_given(images)
     numbers = np.arange(len(x0)) if numbers is None else np.asarray(numbers)
     if numbers.shape != (len(x0),) or batch_size < 1:
         raise ValueError(f"{len(x0)} pictures need as many numbers and a batch_size of at least 1, got {numbers}")
-    nothing, conditioning = labels is None and condition is None, pipeline.conditioning
-    if nothing and guidance != 1:
+    if asked is None and guidance != 1:
         raise ValueError("guidance needs labels, the class wanted for each picture; give labels or leave guidance out")
-    asked = conditioning.nothing_asked(len(x0)) if nothing else conditioning.rows(numbers, labels, condition)
+    asked = pipeline.conditioning.nothing_asked(len(x0)) if asked is None else asked
     parts = []
     with backend.trimmed(), backend.use_device(pipeline.device) as xp:
         for first in range(0, len(x0), batch_size):

@@ -11,7 +11,7 @@ import numpy as np
 
 from pydiff import backend
 from pydiff.codec import Codec, Pixels
-from pydiff.condition import Condition, Conditioning
+from pydiff.condition import Conditioning
 from pydiff.diffusion import path, samplers
 from pydiff.diffusion.denoiser import check_sampler, denoiser
 from pydiff.diffusion.samplers import SAMPLERS
@@ -57,45 +57,37 @@ class Pipeline:
         seed=0,
         sampler="ddim",
         steps=50,
-        labels=None,
+        asked=None,
         guidance=1.0,
         eta=0.0,
         *,
-        condition=None,
         batch_size=64,
         progress=False,
         **more,
     ):
-        """n new samples; sample i depends on (seed, i) alone. See `Run.sample` for the arguments."""
+        """n new samples; sample i depends on (seed, i) and its row of `asked`, a Condition, alone. See `Run.sample`."""
         from tqdm import tqdm
 
         if n < 1 or batch_size < 1:
             raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
-        asked, parts = self.conditioning.rows(np.arange(n), labels, condition), []
+        asked, parts = self.conditioning.rows(np.arange(n)) if asked is None else asked, []
         with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:
             for first in range(0, n, batch_size):
                 numbers = np.arange(first, min(first + batch_size, n))
-                for state in self.states(numbers, asked.take(numbers), seed, sampler, steps, guidance, eta, **more):
+                states = self.sample_states(numbers, seed, sampler, steps, asked.take(numbers), guidance, eta, **more)
+                for state in states:
                     x = state.x
                     bar.update(len(numbers))
                 parts.append(self.codec.decode(x))
         return np.concatenate(parts)
 
     def sample_states(
-        self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0, *, condition=None, **more
-    ):
-        """The way to the samples that `sample` draws, a SamplerState a step; n: how many, or their numbers (N,)."""
-        numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
-        asked = self.conditioning.rows(numbers, labels, condition)
-        return self.states(numbers, asked, seed, sampler, steps, guidance, eta, **more)
-
-    def states(
         self,
-        numbers,
-        condition: Condition,
+        n=16,
         seed=0,
         sampler="ddim",
         steps=50,
+        asked=None,
         guidance=1.0,
         eta=0.0,
         *,
@@ -104,11 +96,12 @@ class Pipeline:
         rescale=0.0,
         **options,
     ):
-        """The reverse process of the samples with these numbers (N,): a generator of SamplerState, arrays on the
-        device.
+        """The way to the samples that `sample` draws: a generator of SamplerState, arrays on the device.
 
-        condition: their N rows. options: of the sampler.
+        n: how many, or their numbers (N,). asked: their Condition; None lets the conditioning choose. options: of the
+        sampler.
         """
+        numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
         self.check_sampler(sampler, options, interval, rescale)
         if eta and sampler not in ("ddim", "dpm2"):
             raise ValueError(f"eta {eta} is for ddim and dpm2, and the sampler is {sampler!r}; leave eta out")
@@ -116,8 +109,9 @@ class Pipeline:
         if sampler == "ddpm" and self.variance == "learned":
             options = {"variance": "learned_range"} | options
         learned = options.get("variance") == "learned_range"
+        asked = self.conditioning.rows(numbers) if asked is None else asked
         with backend.use_device(self.device) as xp:
-            model, guidance = self.denoiser(condition.to(xp), guidance, interval, rescale, learned=learned)
+            model, guidance = self.denoiser(asked.to(xp), guidance, interval, rescale, learned=learned)
             x = xp.asarray(samplers.initial_noise(self.codec.shape, seed, numbers))
             scale = samplers.start_scale(way)
             x = x if scale == 1.0 else x * x.dtype.type(scale)

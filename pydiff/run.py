@@ -8,19 +8,17 @@ by a module below that knows no Run.
 import contextlib
 from pathlib import Path
 
-from pydiff import backend, codec, edit
+import numpy as np
+
+from pydiff import backend, edit
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
-from pydiff.diffusion import Process
-from pydiff.diffusion.schedule import from_config as schedule_from_config
-from pydiff.models import MODELS, build, name_of
+from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
 from pydiff.training import DiffusionTask, Interrupted, Options, Trainer, fit
-
-SCHEMA = 2  # of pydiff.json; 1, without the number, was pydiff 0.1's
 
 
 class Run:
@@ -28,9 +26,8 @@ class Run:
 
     model: the network with averaged weights. process: its diffusion process. options: dict of the training options.
     classes: names of the classes of a conditional model, else None. step: training steps done. directory: the run's
-    Path, or None. data_name: what it was trained on. codec: Pixels of the network's size if None. conditioning: what
-    the network is told, by itself `classes`. device: where the model is and where it draws, "cpu", "cuda" or "simt";
-    `to` moves it. variance, self_conditioning: see Options. log: a Log, or dicts. pipeline: what draws.
+    Path, or None. data_name: what it was trained on. device: where the model is and where it draws, "cpu", "cuda" or
+    "simt"; `to` moves it. variance, self_conditioning: see Options. log: a Log, or dicts. pipeline: what draws.
     """
 
     def __init__(
@@ -48,20 +45,19 @@ class Run:
         variance="fixed",
         self_conditioning=False,
         device="cpu",
-        codec=None,
-        conditioning=None,
+        pipeline=None,
     ):
-        self.pipeline = Pipeline(
-            model,
-            process,
-            pixels_of(model, self_conditioning) if codec is None else codec,
-            Conditioning(classes) if conditioning is None else conditioning,
-            variance=variance,
-            self_conditioning=self_conditioning,
-            device=device,
-        )
-        self.options, self.data_name, self.directory = options, data_name, directory
+        if pipeline is None:
+            kind = {"variance": variance, "self_conditioning": self_conditioning, "device": device}
+            codec = pixels_of(model, self_conditioning)
+            pipeline = Pipeline(model, process, codec, Conditioning(classes), **kind)
+        self.pipeline, self.options, self.data_name, self.directory = pipeline, options, data_name, directory
         self._step, self._dataset, self._log = step, dataset, log if isinstance(log, Log) else Log(entries=log)
+
+    @classmethod
+    def of_pipeline(cls, pipeline, options, **history):
+        """A Run around a Pipeline of any kind. history: data_name, step, directory, dataset, log, as above."""
+        return cls(pipeline.model, pipeline.process, options, pipeline=pipeline, **history)
 
     model = property(lambda self: self.pipeline.model)
     process = property(lambda self: self.pipeline.process)
@@ -104,7 +100,18 @@ class Run:
         return list(self._log.entries)
 
     def sample(
-        self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0, *, device=None, **more
+        self,
+        n=16,
+        seed=0,
+        sampler="ddim",
+        steps=50,
+        labels=None,
+        guidance=1.0,
+        eta=0.0,
+        *,
+        condition=None,
+        device=None,
+        **more,
     ):
         """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
 
@@ -119,48 +126,65 @@ class Run:
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
         """
         self.to(device or self.device)
-        return self.pipeline.sample(n, seed, sampler, steps, labels, guidance, eta, **more)
+        asked = self.conditioning.rows(np.arange(n), labels, condition)
+        return self.pipeline.sample(n, seed, sampler, steps, asked, guidance, eta, **more)
 
     def sample_states(
-        self, n=16, seed=0, sampler="ddim", steps=50, labels=None, guidance=1.0, eta=0.0, *, device=None, **more
+        self,
+        n=16,
+        seed=0,
+        sampler="ddim",
+        steps=50,
+        labels=None,
+        guidance=1.0,
+        eta=0.0,
+        *,
+        condition=None,
+        device=None,
+        **more,
     ):
         """The reverse process as a generator of SamplerState, one a step, arrays where the model is. n: number of
         pictures, or their numbers. The other arguments are those of `sample`, apart from batch_size and progress.
         """
         self.to(device or self.device)
-        return self.pipeline.sample_states(n, seed, sampler, steps, labels, guidance, eta, **more)
+        numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        asked = self.conditioning.rows(numbers, labels, condition)
+        return self.pipeline.sample_states(numbers, seed, sampler, steps, asked, guidance, eta, **more)
 
     def inpaint(self, images, mask, **options):
-        """Draws anew where mask is 1, keeps the pictures where it is 0: (N, H, W, C) uint8. See `edit.inpaint`."""
-        return edit.inpaint(self.pipeline, images, mask, **options)
+        """Draws anew where mask is 1, keeps the pictures where it is 0: (N, H, W, C) uint8. See `edit.inpaint`.
+
+        This and the other edits: labels, condition as for `sample`; left out, nothing is asked for.
+        """
+        return edit.inpaint(self.pipeline, images, mask, **self._asked(len(images), options))
 
     def image_to_image(self, images, strength=0.5, **options):
         """Draws pictures anew from some way to noise: (N, H, W, C) uint8. See `edit.image_to_image`."""
-        return edit.image_to_image(self.pipeline, images, strength, **options)
+        return edit.image_to_image(self.pipeline, images, strength, **self._asked(len(images), options))
 
     def variations(self, images, strength=0.3, **options):
         """Pictures like these: (N, H, W, C) uint8. See `edit.variations`."""
-        return edit.variations(self.pipeline, images, strength, **options)
+        return edit.variations(self.pipeline, images, strength, **self._asked(len(images), options))
 
-    def interpolate(self, seed_a, seed_b, shares, **options):
-        """Pictures between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`."""
-        return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **options)
+    def interpolate(self, seed_a, seed_b, shares, *, label=None, condition=None, **options):
+        """Pictures between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all."""
+        n, given = np.size(shares), {"condition": condition}
+        given |= {} if label is None else {"labels": np.full(n, label)}
+        return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **self._asked(n, given), **options)
+
+    def _asked(self, n, options):
+        """Options of an edit of n samples, with what the user asks for as a Condition."""
+        words = {name: options.pop(name) for name in ("labels", "condition") if name in options}
+        if any(word is not None for word in words.values()):
+            numbers = options.get("numbers")
+            numbers = np.arange(n) if numbers is None else np.asarray(numbers)
+            options["asked"] = self.conditioning.rows(numbers, **words)
+        return options
 
     def save(self, directory):
         """Writes the model as a folder that pydiff.load and diffusers' UNet2DModel.from_pretrained open."""
-        extra = {
-            "schema": SCHEMA,
-            "options": self.options,
-            "data": self.data_name,
-            "step": self.step,
-            "schedule": self.process.schedule.to_config(),
-            "prediction": self.process.prediction,
-            "variance": self.variance,
-            "self_conditioning": self.self_conditioning,
-            "codec": self.codec.to_config(),
-            **self.conditioning.to_config(),
-        }
-        checkpoint.save_model(directory, self.model.config, self.model.state_dict(), extra, name_of(self.model))
+        history = {"options": self.options, "data": self.data_name, "step": self.step}
+        pipeline_folder.save(directory, self.pipeline, history)
 
     def report(self, directory=None, **options):
         """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path."""
@@ -193,28 +217,14 @@ def load(directory):
     folder = directory / "model" if is_run else directory
     if is_run and not checkpoint.holds_model(folder):
         raise FileNotFoundError(f"{directory} holds no finished model yet; train it to the end first")
-    config, arrays, extra, class_name = checkpoint.load_model(folder, MODELS)
-    model = build(class_name, config).load_state_dict(arrays)
-    if extra is None:  # written by diffusers: its pipelines' most common process
-        variance = "learned" if config.get("out_channels") == 2 * config.get("in_channels", 0) else "fixed"
-        extra = {"options": {}, "data": "", "step": 0, "prediction": "eps", "variance": variance}
-        extra["schedule"] = {"name": "linear", "T": 1000}
-    if extra.get("schema", 1) > SCHEMA:
-        raise checkpoint.CheckpointError(
-            f"{folder} is of schema {extra['schema']}, and this pydiff knows up to {SCHEMA}."
-        )
-    return Run(
-        model,
-        Process(schedule_from_config(extra["schedule"]), extra["prediction"]),
-        extra["options"],
-        data_name=extra["data"],
-        step=extra["step"],
+    pipeline, history = pipeline_folder.load(folder)
+    return Run.of_pipeline(
+        pipeline,
+        history.get("options", {}),
+        data_name=history.get("data", ""),
+        step=history.get("step", 0),
         directory=directory if is_run else None,
         log=RunDirectory(directory).log if is_run else (),
-        variance=extra.get("variance", "fixed"),
-        self_conditioning=extra.get("self_conditioning", False),
-        codec=codec.from_config(extra["codec"]) if "codec" in extra else None,
-        conditioning=Conditioning.from_config(extra),
     )
 
 
@@ -258,20 +268,15 @@ def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None
 def _run_of(trainer, folder):
     """The live view of a training in progress."""
     task, options = trainer.task, trainer.options
-    return Run(
-        trainer.ema_model(),
-        task.process,
+    kind = {"variance": options.variance, "self_conditioning": options.self_conditioning, "device": trainer.device}
+    return Run.of_pipeline(
+        Pipeline(trainer.ema_model(), task.process, task.codec, task.conditioning, **kind),
         options.to_config(),
         data_name=task.dataset.name,
         step=trainer.step,
         directory=None if folder is None else folder.path,
         dataset=task.dataset,
         log=() if folder is None else folder.log,
-        variance=options.variance,
-        self_conditioning=options.self_conditioning,
-        device=trainer.device,
-        codec=task.codec,
-        conditioning=task.conditioning,
     )
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydiff.train import Trainer, training_steps
 
 import pydiff
 from pydiff import backend
 from pydiff.data import load
+from pydiff.training import training_steps
+from tests.trainers import diffusion_trainer
 
 pytestmark = pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in use")
 
@@ -450,7 +451,7 @@ def test_without_compiled_kernels(monkeypatch):
 
 def test_steps_of_a_training_use_the_same_memory():
     """No call of the system after the first steps."""
-    trainer = Trainer(load("digits"), pydiff.Options(**{**TINY, "steps": 6}))
+    trainer = diffusion_trainer(load("digits"), pydiff.Options(**{**TINY, "steps": 6}))
     seen = []
     for state in training_steps(trainer):
         assert not in_force()

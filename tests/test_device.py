@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydiff.train import Trainer, training_steps
 
 import pydiff
 from pydiff import arrays, backend, nn, ops
@@ -21,9 +20,10 @@ from pydiff.diffusion import path, samplers
 from pydiff.diffusion.guidance import autoguidance, classifier_guided
 from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.store import checkpoint
-from pydiff.store.folder import RunDirectory
+from pydiff.training import training_steps
 from tests import fake_cupy
 from tests.compare import assert_close
+from tests.trainers import diffusion_trainer, train_until
 
 TINY = {"steps": 2, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 1, "timesteps": 20, "sample_every": 0}
 EVERYTHING = {"conditional": True, "variance": "learned", "self_conditioning": True, "dropout": 0.1}
@@ -195,7 +195,7 @@ def test_guidance_by_other_networks(plain):
 
 @pytest.mark.usefixtures("array_path")
 def test_a_step_that_is_not_finite_is_named():
-    trainer = Trainer(load("digits"), pydiff.Options(**TINY), "cuda")
+    trainer = diffusion_trainer(load("digits"), pydiff.Options(**TINY), "cuda")
     trainer.model.mid_block.resnets[1].conv1.weight.data[0, 0, 0, 0] = np.inf
     assert "mid_block.resnets.1.conv1" in next(training_steps(trainer)).bad
 
@@ -235,14 +235,16 @@ def test_kernels_agree_with_those_of_the_cpu():
     pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
     from pydiff import _simt
 
-    trainers = [Trainer(load("digits"), pydiff.Options(**{**TINY, **SMALL}), device) for device in ("cpu", "simt")]
+    trainers = [
+        diffusion_trainer(load("digits"), pydiff.Options(**{**TINY, **SMALL}), device) for device in ("cpu", "simt")
+    ]
     _simt.counters()
     cpu, simt = ([next(training_steps(trainer)).loss for _ in range(2)] for trainer in trainers)
     assert _simt.counters()["switches"] > 0
     assert_close(simt, cpu, rtol=1e-4)
     assert_close(trainers[1].optimizer.m, trainers[0].optimizer.m, rtol=1e-3)
     model = trainers[0].model
-    runs = [pydiff.Run(model, trainers[0].process, {}, classes=[*"0123456789"], device=d) for d in ("cpu", "simt")]
+    runs = [pydiff.Run(model, trainers[0].task.process, {}, classes=[*"0123456789"], device=d) for d in ("cpu", "simt")]
     finals = [[*run.sample_states(2, steps=2, guidance=2.0)][-1].x for run in runs]
     assert _simt.counters()["switches"] > 0
     assert backend.emulator is None
@@ -266,18 +268,9 @@ def test_on_a_gpu():
 # ---- from device to device -----------------------------------------------------------------------------------------
 
 
-def train_until(out, step, device, **options):
+def stopped(out, step, device, **options):
     """A run that is stopped after this step."""
-    trainer = Trainer(load("digits"), pydiff.Options(**{**TINY, "steps": 6, **options}), device)
-    directory = RunDirectory(out)
-    with directory.locked():
-        directory.open(trainer)
-        run = pydiff.Run.of_trainer(trainer, directory)
-        for state in training_steps(trainer):
-            run.record(state, 1.0)
-            if state.step == step:
-                break
-        directory.save_checkpoint(trainer)
+    train_until(out, step, load("digits"), pydiff.Options(**{**TINY, "steps": 6, **options}), device)
 
 
 @pytest.mark.usefixtures("array_path")
@@ -285,8 +278,8 @@ def train_until(out, step, device, **options):
 def test_a_run_goes_on_on_another_device(tmp_path, devices):
     """With the same arithmetic everywhere, it ends with the bits of a run that stayed where it was."""
     options = {"timestep_sampling": "loss_aware", "sample_every": 6}
-    train_until(tmp_path / "run", 2, devices[0], **options)
-    train_until(tmp_path / "run", 4, devices[1], **options)
+    stopped(tmp_path / "run", 2, devices[0], **options)
+    stopped(tmp_path / "run", 4, devices[1], **options)
     arrays, _ = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints"))
     assert all(type(a) is np.ndarray for group in arrays.values() for a in group.values())
     moved = train(out=tmp_path / "run", steps=6, device=devices[2], **options)
@@ -363,7 +356,7 @@ def refusals(device):
     run = train()
     for attempt in (
         lambda: train("nowhere", device=device),  # before the data is looked for
-        lambda: Trainer(load("digits"), pydiff.Options(**TINY), device),
+        lambda: diffusion_trainer(load("digits"), pydiff.Options(**TINY), device),
         lambda: run.sample(1, steps=1, device=device),
         lambda: run.to(device),
     ):

@@ -46,11 +46,11 @@ def test_the_same_bits_as_the_network(name):
         if name == "residual resampling" and size != (8, 8):
             continue  # odd sizes are rounded down there
         x, t = inputs(seed, n, size)
-        labels = (t % 3,) if "class" in name else ()
+        labels = {"class_labels": t % 3} if "class" in name else {}
         with no_grad():
-            expected = model(x, t, *labels).data
+            expected = model(x, t, **labels).data
         before = x.copy()
-        assert_same_bits([played(x, t, *labels)], [expected])
+        assert_same_bits([played(x, t, **labels)], [expected])
         assert_same_bits([x], [before])
     assert len(played.plans) == (1 if name == "residual resampling" else 2)
 

@@ -69,6 +69,10 @@ class Dataset:
         labels = None if self.labels is None else self.labels[indices]
         return self.conditioning.of_data(labels, {name: column[indices] for name, column in self.columns.items()})
 
+    def captions(self, indices) -> list[str] | None:
+        """What is known of the pictures with these indices in words: their classes; None if nothing is."""
+        return None if self.labels is None else [self.classes[label] for label in self.labels[indices]]
+
     def normalized(self, indices) -> np.ndarray:
         """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError): (n, H, W, C) float32 in [-1, 1]."""
         picked = self.samples(indices)

@@ -49,7 +49,7 @@ class Process:
         p, q = self.mixing_weights(*self._at(t))
         return column(p, x0) * x0 + column(q, x0) * eps
 
-    def loss(self, model, x0, t, key: Key, weights=None, **condition) -> Tensor:
+    def loss(self, model, x0, t, key: Key, *, weights=None, **condition) -> Tensor:
         """Mean squared error of the prediction, eq. 14: a Tensor holding one number.
 
         model(x_t, t, **condition) -> Tensor of x_t's shape. x0: array (N, ...); t (N,). weights: (N,), how much each

@@ -2,6 +2,7 @@
 
 from pydiff import random
 from pydiff.arrays import array_module, column
+from pydiff.codec import PIXEL_RANGE
 from pydiff.tensor import Tensor, no_grad
 
 
@@ -33,16 +34,16 @@ class SelfConditioned:
     """A self-conditioned network for one run of a sampler: hands every x0-hat to the next evaluation.
 
     model: (x beside x0-hat (N, ..., 2 C), t (N,)) -> f (N, ..., C), arrays; with a learned variance, f in the first C
-    channels. Make a new one for every run. x0-hat is cut to `limits`, (low, high), or left alone if that is None.
+    channels. Make a new one for every run. x0-hat is cut to `clip`, or left alone if that is None.
     """
 
-    def __init__(self, model, process, limits=None):
-        self.model, self.process, self.limits, self.x0 = model, process, limits, None
+    def __init__(self, model, process, clip=PIXEL_RANGE):
+        self.model, self.process, self.clip, self.x0 = model, process, clip, None
 
     def __call__(self, x, t):
         xp = array_module(x)
         x0 = xp.zeros_like(x) if self.x0 is None else self.x0
         f = self.model(xp.concatenate([x, x0], axis=-1), t)
         x0 = self.process.to_x0(x, f[..., : x.shape[-1]], t)
-        self.x0 = x0 if self.limits is None else x0.clip(*self.limits)
+        self.x0 = x0 if self.clip is None else x0.clip(*self.clip)
         return f
