@@ -22,9 +22,20 @@ from pydiff.ops.elementwise import (
     tanh,
     where,
 )
+from pydiff.ops.gelu import erf, geglu, gelu, quick_gelu
 from pydiff.ops.group_norm import group_norm
+from pydiff.ops.layer_norm import layer_norm
 from pydiff.ops.noise import noise, noise_loss
-from pydiff.ops.reduction import cross_entropy, matmul, maximum, mean, mean_squared_error, softmax, summation
+from pydiff.ops.reduction import (
+    cross_entropy,
+    log_softmax,
+    matmul,
+    maximum,
+    mean,
+    mean_squared_error,
+    softmax,
+    summation,
+)
 from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
 from pydiff.tensor import Tensor
 
@@ -42,12 +53,17 @@ __all__ = [
     "cross_entropy",
     "denoise",
     "divide",
+    "erf",
     "exp",
+    "geglu",
+    "gelu",
     "global_norm",
     "group_norm",
     "index",
+    "layer_norm",
     "linear",
     "log",
+    "log_softmax",
     "matmul",
     "maximum",
     "mean",
@@ -57,6 +73,7 @@ __all__ = [
     "noise",
     "noise_loss",
     "power",
+    "quick_gelu",
     "relu",
     "reshape",
     "sigmoid",

@@ -77,7 +77,7 @@ def _padding(value):
 
 
 class Conv2d(Function):
-    def forward(self, x, w, bias, add, stride, padding, upsample, shape):
+    def forward(self, x, w, bias, add, *, stride, padding, upsample, shape):
         x, w = contiguous(x), contiguous(w)
         self.saved = x, w, None if bias is None else bias.shape
         self.stride, self.padding, self.upsample = stride, padding, upsample
@@ -131,7 +131,8 @@ class Linear(Conv2d):
         self.shapes = x.shape, w.shape, w.shape[1:], (*x.shape[:-1], cout)
         add = None if add is None else add.reshape((*line, cout))
         x, w = x.reshape((*line, cin)), w.reshape((1, 1, cin, cout))
-        return super().forward(x, w, bias, add, (1, 1), ((0, 0), (0, 0)), 1, (*line, cout)).reshape(self.shapes[3])
+        options = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "upsample": 1, "shape": (*line, cout)}
+        return super().forward(x, w, bias, add, **options).reshape(self.shapes[3])
 
     def backward(self, dy):
         gradients = super().backward(dy.reshape((*self.saved[0].shape[:3], dy.shape[-1])))

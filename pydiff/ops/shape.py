@@ -8,6 +8,8 @@ from pydiff.tensor import Function
 
 
 class Reshape(Function):
+    integers = True
+
     def forward(self, x, shape):
         self.shape = x.shape
         return x.reshape(shape)
@@ -19,6 +21,8 @@ class Reshape(Function):
 class Transpose(Function):
     """Axes in the given order; without one, reversed."""
 
+    integers = True
+
     def forward(self, x, axes=None):
         self.axes = tuple(reversed(range(x.ndim))) if axes is None else tuple(a % x.ndim for a in axes)
         return x.transpose(self.axes)
@@ -28,6 +32,8 @@ class Transpose(Function):
 
 
 class BroadcastTo(Function):
+    integers = True
+
     def forward(self, x, shape):
         self.shape = x.shape
         return array_module(x).broadcast_to(x, shape)
@@ -38,6 +44,8 @@ class BroadcastTo(Function):
 
 class Index(Function):
     """x[index] for slices, integers, integer arrays and boolean masks, in any mixture NumPy understands."""
+
+    integers = True
 
     def forward(self, x, index):
         xp, parts = array_module(x), index if isinstance(index, tuple) else (index,)
@@ -75,6 +83,8 @@ def _add_at(a, index, values):
 class Concatenate(Function):
     """Joins arrays along an existing axis (the last by default: channels, for the U-Net's skip connections)."""
 
+    integers = True
+
     def forward(self, *arrays, axis=-1):
         self.axis, self.sizes = axis, [a.shape[axis] for a in arrays]
         self.channels_of_two = len(arrays) == 2 and axis in (-1, arrays[0].ndim - 1)
@@ -108,6 +118,8 @@ class UpsampleNearest(Function):
     upsample.
     """
 
+    integers = True
+
     def forward(self, x, factor=2):
         self.factor = factor
         return repeat_pixels(x, factor)
@@ -118,6 +130,8 @@ class UpsampleNearest(Function):
 
 class AveragePool(Function):
     """Mean of every factor x factor square of (N, H, W, C); rows and columns that fill no square are left out."""
+
+    integers = True
 
     def forward(self, x, factor=2):
         self.shape, self.factor = x.shape, factor
