@@ -16,11 +16,10 @@ import numpy as np
 
 import pydiff
 from pydiff import nn, ops
+from pydiff.codec import from_uint8
 from pydiff.data import load
 from pydiff.data.order import batch_indices
-from pydiff.codec import from_uint8
-from pydiff.training import LoopOptions, Task
-from pydiff.run import train_task
+from pydiff.training import LoopOptions, Task, train_task
 
 CONFIDENT = 0.9
 SAMPLES = 256

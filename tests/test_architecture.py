@@ -135,7 +135,7 @@ MAY_IMPORT = {
     "training.interrupt": "",
     "training.config": "diffusion models",
     "training.task": "arrays random tensor nn models codec condition diffusion data training.config",
-    "training.loop": "backend arrays nn ops optim training.interrupt",
+    "training.loop": "backend arrays nn ops optim store training.interrupt",
     "training": "",
     "report": "arrays random codec data store",
     "run": "backend condition data pipeline edit formats store training report",
