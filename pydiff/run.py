@@ -115,7 +115,8 @@ class Run:
         """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
 
         sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; steps: how many of the T
-        noise levels to visit, spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential").
+        noise levels to visit, spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential",
+        "continuous").
         eta: fresh noise in ddim and dpm2, 0 to 1.
         labels: class numbers (n,), for a conditional model; left out, the classes take turns. condition: other arrays
         that the model was trained with, by name. guidance: how much more than the network says to follow them (Ho &

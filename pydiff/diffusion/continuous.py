@@ -1,6 +1,8 @@
 """The same schedules as functions of a continuous time u from 0 (picture) to 1 (noise), for paths that no table limits.
 
-    path = continuous_path(schedule, linear(), 20)      levels between two points of the schedule's table, exact
+    path = continuous_path(schedule, level_of(schedule), 20)      levels between the steps of the schedule's table
+
+`path(schedule, 20, "continuous")` and `--spacing continuous` come by here.
 
 A table of T steps is the function at u = (t + 1) / T, up to the rounding of a product to an integral (Song et al. 2021,
 "Score-based generative modeling through stochastic differential equations", appendix B): error 1 / T.
@@ -70,6 +72,19 @@ LEVELS: dict[str, Callable[..., Level]] = {
     "exponential": exponential,
     "flow": flow,
 }
+
+
+def level_of(schedule: Schedule) -> Level:
+    """The function of u whose table `schedule` is; ValueError for a schedule that has none here."""
+    options = dict(schedule.options or {})
+    T, rescaled = options.pop("T", schedule.T), options.pop("zero_snr", False)
+    if schedule.options is None or rescaled or schedule.name not in LEVELS:
+        what = "rescaled to zero SNR" if rescaled else f"called {schedule.name!r}"
+        raise ValueError(f"a schedule {what} has no levels between its steps; use another spacing than continuous")
+    options.pop("max_beta", None)  # of the table, where it cuts the last steps
+    if "beta_start" in options:
+        options = {"beta_min": T * options["beta_start"], "beta_max": T * options["beta_end"]}
+    return LEVELS[schedule.name](**options)
 
 
 def continuous_path(schedule: Schedule, level: Level, steps: int, first: float = 1.0, last: float = 0.001) -> Path:

@@ -47,6 +47,7 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     "leading_stride": lambda T, S: np.arange(S) * (T // S),
 }
 SIGMA_SPACINGS = {"karras": karras_sigmas, "exponential": exponential_sigmas}
+ALL_SPACINGS = (*SPACINGS, *SIGMA_SPACINGS, "continuous")
 
 
 def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
@@ -73,8 +74,13 @@ def path(schedule: Schedule, steps: int, spacing: str = "trailing", offset: int 
     """The path of `steps` steps from noise to the clean end.
 
     spacing: one of `timesteps`, evenly spaced in t; or "karras" or "exponential", evenly spaced in sigma^(1/7) or in
-    log sigma between the schedule's least and largest sigma / alpha, where t comes out fractional.
+    log sigma between the schedule's least and largest sigma / alpha, where t comes out fractional; or "continuous",
+    evenly spaced in the time of the schedule's own formula (continuous.py). ValueError for others.
     """
+    if spacing == "continuous":
+        from pydiff.diffusion.continuous import continuous_path, level_of
+
+        return continuous_path(schedule, level_of(schedule), steps, last=1.0 / schedule.T)
     if spacing in SIGMA_SPACINGS:
         ratio = schedule.sigma / np.maximum(schedule.alpha, 1e-300)
         inside = ratio[(schedule.alpha > 0) & (schedule.sigma > 0)]
@@ -82,7 +88,7 @@ def path(schedule: Schedule, steps: int, spacing: str = "trailing", offset: int 
             raise ValueError(f"got {steps} steps, expected at least 1; use more")
         return path_of_levels(schedule, SIGMA_SPACINGS[spacing](steps, inside[0], inside[-1]))
     if spacing not in SPACINGS:
-        raise ValueError(f"there is no spacing {spacing!r}; choose one of {', '.join([*SPACINGS, *SIGMA_SPACINGS])}")
+        raise ValueError(f"there is no spacing {spacing!r}; choose one of {', '.join(ALL_SPACINGS)}")
     return path_through(schedule, timesteps(schedule.T, steps, spacing, offset))
 
 
