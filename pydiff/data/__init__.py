@@ -13,7 +13,9 @@ from pydiff.data.arrays import from_array, load_arrays_file
 from pydiff.data.dataset import Dataset
 from pydiff.data.describe import describe
 from pydiff.data.digits import load_digits
+from pydiff.data.emoji import load_emoji
 from pydiff.data.faces import load_faces
+from pydiff.data.fashion import holds_idx, load_fashion
 from pydiff.data.folder import load_folder
 from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.data.parquet import holds_parquet, load_parquet
@@ -30,15 +32,16 @@ __all__ = [
     "to_uint8",
 ]
 
-NAMED = {"digits": load_digits, "faces": load_faces}
+NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
 
 
 def load(source, size=None, channels: int | None = None, labels=None, captions=None) -> Dataset:
     """A data set from almost anything.
 
-    source    "digits" (8 x 8, shipped), "faces" (25 x 25, needs scikit-image), a folder of pictures, a .npz, .npy
-              or .parquet file, an array (N, H, W), (N, H, W, C) or (N, C, H, W), or a Dataset; "./digits" is a folder
-              of that name
+    source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
+              scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), a folder of pictures, of MNIST's
+              IDX files or of .parquet files, a .npz, .npy or .parquet file, an array (N, H, W), (N, H, W, C) or
+              (N, C, H, W), or a Dataset; "./digits" is a folder of that name
     size      an integer or (height, width): pictures are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
     labels    (N,) integers or strings, for arrays only: folders and files bring their own
@@ -53,12 +56,13 @@ def load(source, size=None, channels: int | None = None, labels=None, captions=N
             raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
         if isinstance(source, str) and source in NAMED:
             dataset = NAMED[source]()
-        else:
-            path = Path(source)
-            if path.is_dir():
+        elif (path := Path(source)).is_dir():
+            if not holds_idx(path):
                 return load_parquet(path, size, channels) if holds_parquet(path) else load_folder(path, size, channels)
-            if path.is_file() and path.suffix.lower() == ".parquet":
-                return load_parquet(path, size, channels)
+            dataset = load_fashion(path)
+        elif path.suffix.lower() == ".parquet" and path.is_file():
+            return load_parquet(path, size, channels)
+        else:
             dataset = load_arrays_file(_arrays_path(path))
     elif isinstance(source, Dataset):
         if given:

@@ -72,11 +72,15 @@ class Dataset:
         """What a network could be told about these pictures."""
         return Conditioning(self.classes, self.nothing)
 
-    def condition(self, indices) -> Condition:
-        """What is known of the pictures with these indices (n,): their classes and further columns."""
+    def condition(self, indices, conditioning: Conditioning | None = None, captions=None) -> Condition:
+        """What is known of the pictures with these indices (n,): their classes and further columns.
+
+        conditioning: which of it counts, all if None. captions: n of them, if it has a text encoder.
+        """
         indices = self._checked_indices(indices)
         labels = None if self.labels is None else self.labels[indices]
-        return self.conditioning.of_data(labels, {name: column[indices] for name, column in self.columns.items()})
+        columns = {name: column[indices] for name, column in self.columns.items()}
+        return (self.conditioning if conditioning is None else conditioning).of_data(labels, columns, captions)
 
     def titles(self, indices) -> list[str] | None:
         """A line for each of the pictures with these indices: its first caption, else its class, else "".
