@@ -189,14 +189,25 @@ def native(x, name):
     return getattr(kernels, name) if served else None
 
 
+_winograd = True
+
+
+def arithmetic():
+    """What the last bits of a training on the CPU depend on, as JSON: checkpoints remember it."""
+    level = "arrays" if cpu is None else cpu_reason.split()[-1]
+    return {"generation": KERNEL_GENERATION, "kernels": level, "winograd": _winograd and cpu is not None}
+
+
 def use_winograd(on):
     """Whether the compiled CPU kernels may compute 3 x 3 convolutions by Winograd's algorithm (docs/winograd.md).
 
     It is about twice as fast as the plain one; its rounding errors are 3 to 8 times larger. The environment variable
     PYDIFF_WINOGRAD=off does the same from the start.
     """
+    global _winograd
+    _winograd = bool(on)
     if cpu is not None:
-        cpu.use_winograd(bool(on))
+        cpu.use_winograd(_winograd)
 
 
 if _setting("PYDIFF_WINOGRAD", ("on", "off"), "on") == "off":

@@ -210,7 +210,7 @@ def load(directory):
 
     FileNotFoundError or CheckpointError, in one sentence, if it is neither or damaged.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
     is_run = (directory / "log.jsonl").exists()
