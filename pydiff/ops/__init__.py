@@ -3,6 +3,7 @@
 from pydiff.ops.adamw import adamw, global_norm, squared_norm
 from pydiff.ops.attention import attention
 from pydiff.ops.conv2d import conv2d, linear
+from pydiff.ops.conv_transpose2d import conv_transpose2d
 from pydiff.ops.denoise import DenoiseStep, denoise
 from pydiff.ops.elementwise import (
     absolute,
@@ -50,6 +51,7 @@ __all__ = [
     "clip",
     "concatenate",
     "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "denoise",
     "divide",

@@ -26,7 +26,14 @@ CALLS = {
     "average_pool": ([IMAGE], {"factor": 2}),
     "broadcast_to": ([(1, 3)], {"shape": (2, 3)}),
     "clip": ([(4, 5)], {"low": -0.5, "high": 0.5}),
-    "conv2d": ([IMAGE, (3, 2, 4, 3), (3,)], {"stride": (2, 1), "padding": 1, "upsample": 2}),
+    "conv2d": (
+        [IMAGE, (3, 2, 4, 3), (3,)],
+        {"stride": (2, 1), "padding": 1, "upsample": (1, 2), "add": None, "dilation": 2},
+    ),
+    "conv_transpose2d": (
+        [IMAGE, (3, 2, 3, 4), (6,)],
+        {"stride": 3, "padding": 1, "output_padding": (1, 0), "dilation": 2, "groups": 2},
+    ),
     "cross_entropy": ([(2, 3)], {"labels": np.array([2, 0])}),
     "divide": ([(2, 3), (3,)], {}),
     "erf": ([(2, 3)], {}),
