@@ -73,10 +73,8 @@ def conv2d(x, w, bias=None, stride=1, padding=0, upsample=1, add=None, dilation=
     )  # fmt: skip
     (kh, height, oh), (kw, width, ow) = window.sizes(x.shape, w.shape)
     if min(kh, kw) < 1 or height < kh or width < kw:
-        raise ValueError(
-            f"a {w.shape[:2]} filter does not fit into a {tuple(u * s for u, s in zip(window.upsample, x.shape[1:3]))} "
-            f"picture with padding {window.padding}"
-        )
+        picture = tuple(up * side for up, side in zip(window.upsample, x.shape[1:3], strict=True))
+        raise ValueError(f"a {w.shape[:2]} filter does not fit into a {picture} picture with padding {window.padding}")
     shape = (len(x), oh, ow, w.shape[3])
     check_addends(x, bias, [shape[3:], (len(x), shape[3])], add, shape)
     return Conv2d.apply(x, w, bias, add, window=window, shape=shape)

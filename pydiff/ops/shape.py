@@ -117,9 +117,8 @@ def sum_pixels(g, factor):
 
 
 class UpsampleNearest(Function):
-    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels; a pair is (vertical, horizontal). In front of a convolution, see conv2d's
-    upsample.
-    """
+    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels; a pair is (vertical, horizontal). In
+    front of a convolution, see conv2d's upsample."""
 
     integers = True
 
