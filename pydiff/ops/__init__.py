@@ -23,10 +23,12 @@ from pydiff.ops.elementwise import (
     tanh,
     where,
 )
+from pydiff.ops.embedding import embedding
 from pydiff.ops.gelu import erf, geglu, gelu, quick_gelu
 from pydiff.ops.group_norm import group_norm
 from pydiff.ops.layer_norm import layer_norm
 from pydiff.ops.noise import noise, noise_loss
+from pydiff.ops.pool import avg_pool2d, max_pool2d
 from pydiff.ops.reduction import (
     cross_entropy,
     log_softmax,
@@ -47,6 +49,7 @@ __all__ = [
     "add",
     "attention",
     "average_pool",
+    "avg_pool2d",
     "broadcast_to",
     "clip",
     "concatenate",
@@ -55,6 +58,7 @@ __all__ = [
     "cross_entropy",
     "denoise",
     "divide",
+    "embedding",
     "erf",
     "exp",
     "geglu",
@@ -67,6 +71,7 @@ __all__ = [
     "log",
     "log_softmax",
     "matmul",
+    "max_pool2d",
     "maximum",
     "mean",
     "mean_squared_error",

@@ -67,10 +67,11 @@ def conv2d(x, w, bias=None, stride=1, padding=0, upsample=1, add=None, dilation=
         raise ValueError(
             f"x has {x.shape[3]} channels, but the filters of shape {w.shape} take {w.shape[2]}{per_group}"
         )
-    window = Window(
-        as_pair(stride, "stride", 1), as_padding(padding), as_pair(upsample, "upsample", 1), as_pair(dilation, "dilation", 1),
-        groups,
-    )  # fmt: skip
+    stride, upsample, dilation = (
+        as_pair(value, name, minimum=1)
+        for name, value in (("stride", stride), ("upsample", upsample), ("dilation", dilation))
+    )
+    window = Window(stride, as_padding(padding), upsample, dilation, groups)
     (kh, height, oh), (kw, width, ow) = window.sizes(x.shape, w.shape)
     if min(kh, kw) < 1 or height < kh or width < kw:
         picture = tuple(up * side for up, side in zip(window.upsample, x.shape[1:3], strict=True))

@@ -24,6 +24,10 @@ CALLS = {
     "add": ([(2, 3), (3,)], {}),
     "attention": ([TOKENS] * 3, {"heads": 2, "scale": 0.7, "causal": True, "key_mask": np.eye(2, 3, dtype=bool)}),
     "average_pool": ([IMAGE], {"factor": 2}),
+    "avg_pool2d": (
+        [IMAGE],
+        {"kernel": 3, "stride": (2, 1), "padding": 1, "ceil_mode": True, "count_include_pad": False},
+    ),
     "broadcast_to": ([(1, 3)], {"shape": (2, 3)}),
     "clip": ([(4, 5)], {"low": -0.5, "high": 0.5}),
     "conv2d": (
@@ -36,6 +40,7 @@ CALLS = {
     ),
     "cross_entropy": ([(2, 3)], {"labels": np.array([2, 0])}),
     "divide": ([(2, 3), (3,)], {}),
+    "embedding": ([(4, 3)], {"ids": np.array([[0, 2], [3, 0]])}),
     "erf": ([(2, 3)], {}),
     "exp": ([(2, 3)], {}),
     "geglu": ([(2, 6)], {}),
@@ -47,6 +52,7 @@ CALLS = {
     "log": ([(2, 3)], {}),
     "log_softmax": ([(2, 3)], {"axis": 0}),
     "matmul": ([(2, 3), (3, 4)], {}),
+    "max_pool2d": ([IMAGE], {"kernel": 3, "stride": (2, 1), "padding": 1, "ceil_mode": True}),
     "maximum": ([(2, 3, 4)], {"axis": 1, "keepdims": True}),
     "mean": ([(2, 3, 4)], {"axis": (0, 2), "keepdims": True}),
     "mean_squared_error": ([(2, 3), (2, 3)], {}),
