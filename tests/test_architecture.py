@@ -25,7 +25,14 @@ TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in FILE
 # ---- one name, six places ------------------------------------------------------------------------------------------
 
 NATIVE_OPS = ["conv2d", "group_norm", "attention", "noise", "denoise", "adamw"]
-ARRAY_OPS = ["conv_transpose2d", "embedding", "gelu", "layer_norm", "pool"]  # no compiled kernels of their own yet
+ARRAY_OPS = [
+    "conv_transpose2d",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "pool",
+    "resample",
+]  # no compiled kernels of their own yet
 PLACES = [
     "pydiff/reference/{}.py", "pydiff/ops/{}.py", "csrc/cpu/{}.cpp", "tests/ops/test_{}.py", "benchmarks/bench_{}.py",
 ]  # fmt: skip

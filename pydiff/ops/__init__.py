@@ -39,6 +39,7 @@ from pydiff.ops.reduction import (
     softmax,
     summation,
 )
+from pydiff.ops.resample import resample
 from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
 from pydiff.tensor import Tensor
 
@@ -82,6 +83,7 @@ __all__ = [
     "power",
     "quick_gelu",
     "relu",
+    "resample",
     "reshape",
     "sigmoid",
     "silu",

@@ -62,6 +62,7 @@ CALLS = {
     "power": ([(2, 3)], {"exponent": 3.0}),
     "quick_gelu": ([(2, 3)], {}),
     "relu": ([(2, 3)], {}),
+    "resample": ([IMAGE], {"size": (3, 9), "mode": "bicubic", "antialias": True}),
     "reshape": ([(2, 3)], {"shape": (3, 2)}),
     "sigmoid": ([(2, 3)], {}),
     "silu": ([(2, 3)], {}),
