@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pydiff.backend import DEVICES
-from pydiff.diffusion.path import SIGMA_SPACINGS, SPACINGS
+from pydiff.diffusion.path import ALL_SPACINGS
 from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.training import Options
 
@@ -71,7 +71,7 @@ class Sample:
     """The way back from noise; docs/samplers.md says which is good for what."""
     steps: int = 50
     """Steps of the way back."""
-    spacing: Literal[(*SPACINGS, *SIGMA_SPACINGS)] = "trailing"
+    spacing: Literal[ALL_SPACINGS] = "trailing"
     """Which noise levels the steps visit."""
     seed: int = 0
     """Picture i depends on the seed and i alone."""

@@ -75,8 +75,8 @@ class Module:
                     yield (f"{prefix}.{name}" if prefix else name), child
 
     def parameters(self):
-        """All parameters, in order of construction."""
-        return [p for _, p in self.named_parameters()]
+        """All parameters, in order of construction; one that several modules share comes once."""
+        return list({id(p): p for _, p in self.named_parameters()}.values())
 
     def initialize(self, seed=0):
         """Fills every parameter that has a bound with values that depend on (seed, its name) alone. Returns self.

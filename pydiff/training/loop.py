@@ -6,6 +6,7 @@ was stopped, by Ctrl-C or by a power cut, and started again by the same call end
 not.
 """
 
+import contextlib
 import math
 import time
 from typing import NamedTuple
@@ -14,6 +15,8 @@ import numpy as np
 
 from pydiff import backend, nn, ops, optim
 from pydiff.arrays import array_module, to_host
+from pydiff.store.folder import RunDirectory
+from pydiff.store.log import Log
 from pydiff.training.interrupt import Interrupted, stop_request
 
 GIVE_UP_AFTER = 50  # non-finite steps in a row
@@ -173,6 +176,34 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
                     folder.save_checkpoint(trainer.step, trainer.arrays(), options.keep)
             if stop.is_set() and not last:
                 raise Interrupted(trainer.step)
+
+
+@contextlib.contextmanager
+def opened(task, options, out=None, device="cpu"):
+    """(trainer, folder) for a training in the folder `out`, which is locked meanwhile; a run that is there goes on.
+
+    out: None keeps all in memory, and folder is None then.
+    """
+    trainer = Trainer(task, options, device)
+    if out is None:
+        yield trainer, None
+        return
+    folder = RunDirectory(out)
+    with folder.locked():
+        if found := folder.open(task.identity(), options):
+            arrays, state = found
+            trainer.restore(arrays, state["step"])
+        yield trainer, folder
+
+
+def train_task(task, options, out=None, *, device="cpu", progress=True):
+    """Trains any Task to the end: with a folder, with checkpoints, a log and resume. Returns the Trainer.
+
+    options: LoopOptions. `pydiff.train` does this for diffusion models and makes a Run of it.
+    """
+    with opened(task, options, out, device) as (trainer, folder):
+        fit(trainer, Log() if folder is None else folder.log, folder, progress=progress)
+    return trainer
 
 
 def log_entry(state, images_per_second, device):
