@@ -45,7 +45,7 @@ def test_a_block_is_its_equation(only_cross_attention, masked):
 
     def expected(x, context):
         h = normed(block.norm1, x)
-        x = x + attended(block.attn1, h, *((context, mask) if only_cross_attention else (h,)))
+        x = x + attended(block.attn1, h, context if only_cross_attention else h)
         x = x + attended(block.attn2, normed(block.norm2, x), context, mask)
         return x + linear(block.ff.net[2], geglu(linear(block.ff.net[0].proj, normed(block.norm3, x))))
 

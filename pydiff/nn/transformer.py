@@ -69,10 +69,8 @@ class BasicTransformerBlock(Module):
     def forward(self, x, context=None, key_mask=None):
         if self.attn2 is not None and context is None:
             raise ValueError("this transformer block attends to a context, such as a prompt's states, and got none")
-        if self.only_cross_attention:
-            x = self.attn1(self.norm1(x), context, add=x, key_mask=key_mask)
-        else:
-            x = self.attn1(self.norm1(x), add=x)
+        first = context if self.only_cross_attention else None  # unmasked, as in diffusers, whose checkpoints these are
+        x = self.attn1(self.norm1(x), first, add=x)
         if self.attn2 is not None:
             x = self.attn2(self.norm2(x), context, add=x, key_mask=key_mask)
         return self.ff(self.norm3(x), add=x)
