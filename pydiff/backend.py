@@ -15,15 +15,15 @@ array, in float64 or integers, until it meets a picture: `column` moves it there
 """
 
 import contextlib
-import importlib
 import math
 import os
 import sys
 
 import numpy as np
 
+from pydiff import compiled
+
 FLOAT32 = np.dtype(np.float32)
-LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}
 
 
 def _setting(name, allowed, default):
@@ -36,38 +36,11 @@ def _setting(name, allowed, default):
 NATIVE = _setting("PYDIFF_NATIVE", ("auto", "require", "off"), "auto")
 
 
-def _load_cpu():
-    """The best CPU module this machine can run, or None, and one sentence that says why it is this one."""
-    if NATIVE == "off":
-        return None, "switched off by PYDIFF_NATIVE=off"
-    wanted = _setting("PYDIFF_SIMD", ("", *LEVELS), "")
-    try:
-        supported = importlib.import_module(LEVELS["baseline"]).supported_levels()
-        if wanted and wanted not in supported:
-            raise ImportError(f"PYDIFF_SIMD={wanted} was asked for, but this processor supports {', '.join(supported)}")
-        level = wanted or supported[0]
-        return importlib.import_module(LEVELS[level]), f"instruction set {level}"
-    except ImportError as error:
-        if NATIVE == "require" or wanted:
-            raise ImportError(f"the compiled CPU kernels could not be loaded: {error}") from error
-        missing = isinstance(error, ModuleNotFoundError)
-        return None, "not built (no C++ compiler when pydiff was installed?)" if missing else f"failed to load: {error}"
-
-
-cpu, cpu_reason = _load_cpu()
+cpu, cpu_reason = compiled.load_cpu(NATIVE, _setting("PYDIFF_SIMD", ("", *compiled.LEVELS), ""))
 cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
 emulator = None  # pydiff._simt, inside `use_device("simt")`
 DEVICES = ("cpu", "cuda", "simt")
 LARGE = 1 << 15  # elements: below, waking threads costs more than they save
-
-
-def _load(module, what):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == module
-        why = "was not built when pydiff was installed" if missing else f"could not be loaded: {error}"
-        raise RuntimeError(f"{what}, {module}, {why}") from error
 
 
 @contextlib.contextmanager
@@ -81,9 +54,9 @@ def use_device(device):
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     xp = _cupy() if device == "cuda" else np
     if device == "cuda" and cuda is None and NATIVE != "off":
-        cuda = _load("pydiff._cuda", "the module of CUDA kernels")
+        cuda = compiled.load("pydiff._cuda", "the module of CUDA kernels")
     before = emulator
-    emulator = _load("pydiff._simt", "the emulator of CUDA kernels") if device == "simt" else None
+    emulator = _emulator() if device == "simt" else None
     try:
         with arena() if device == "cpu" else contextlib.nullcontext():
             yield xp
@@ -117,6 +90,13 @@ def trimmed():
     finally:
         if cpu is not None:
             cpu.arena_trim()
+
+
+def _emulator():
+    """The emulator's module, which takes a minute to compile when it is asked for the first time."""
+    from pydiff.emulator import load
+
+    return load()
 
 
 def _cupy():

@@ -1,0 +1,75 @@
+"""The compiled modules: which of them this installation has, why not the others, and which one this processor gets.
+
+An installation from source has the baseline module, which runs on any processor, and the best one for the machine that
+it was made on; a wheel has all. So the best one here may be missing: after a move to another machine, say.
+"""
+
+import importlib
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}  # best first
+
+
+def record():
+    """What CMakeLists.txt wrote about the build, as a dict; empty where nothing was installed, as in a bare checkout."""
+    import pydiff
+
+    for folder in pydiff.__path__:  # two in an editable installation: the sources, and what was built from them
+        if (path := Path(folder, "_build.json")).is_file():
+            return json.loads(path.read_text())
+    return {}
+
+
+def built():
+    """The instruction sets that there are modules for, best first."""
+    return [level for level, module in LEVELS.items() if find_spec(module)]
+
+
+def levels():
+    """Those of them that this processor can run. ImportError without any."""
+    supported = importlib.import_module(LEVELS["baseline"]).supported_levels()
+    return [level for level in supported if find_spec(LEVELS[level])]
+
+
+def load_cpu(native, wanted):
+    """The best CPU module this machine can run, or None, and one sentence that says why it is this one.
+
+    native: auto, require or off. wanted: an instruction set, or "" for the best.
+    """
+    if native == "off":
+        return None, "switched off by PYDIFF_NATIVE=off"
+    try:
+        baseline = importlib.import_module(LEVELS["baseline"])
+        supported = baseline.supported_levels()
+        if wanted and wanted not in supported:
+            raise ImportError(f"PYDIFF_SIMD={wanted} was asked for, but this processor supports {', '.join(supported)}")
+        if wanted and not find_spec(LEVELS[wanted]):
+            raise ImportError(
+                f"PYDIFF_SIMD={wanted} was asked for, but this installation was built for {', '.join(built())} "
+                f"(PYDIFF_CPU_LEVELS=all builds every one)"
+            )
+        level = wanted or next(level for level in supported if level == "baseline" or find_spec(LEVELS[level]))
+        module = baseline if level == "baseline" else importlib.import_module(LEVELS[level])
+        return module, f"instruction set {level}"
+    except ImportError as error:
+        if native == "require" or wanted:
+            raise ImportError(f"the compiled CPU kernels could not be loaded: {error}") from error
+        missing = isinstance(error, ModuleNotFoundError) and error.name in LEVELS.values()
+        return None, f"not built: {why_not('cpu')}" if missing else f"failed to load: {error}"
+
+
+def why_not(what):
+    """Why the installation has no "cpu" or "cuda" module, in half a sentence."""
+    return record().get(f"no_{what}") or "pydiff is not installed here, or not for this Python"
+
+
+def load(module, what):
+    """Another compiled module; RuntimeError in one sentence if there is none."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        reason = f"was not built: {why_not('cuda')}" if missing else f"could not be loaded: {error}"
+        raise RuntimeError(f"{what}, {module}, {reason}") from error
