@@ -5,15 +5,17 @@ it was made on; a wheel has all. So the best one here may be missing: after a mo
 """
 
 import importlib
-import json
+import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}  # best first
 
 
 def record():
-    """What CMakeLists.txt wrote about the build, as a dict; empty where nothing was installed, as in a bare checkout."""
+    """What CMakeLists.txt wrote about the build, as a dict; empty where nothing was installed."""
+    import json
+    from pathlib import Path
+
     import pydiff
 
     for folder in pydiff.__path__:  # two in an editable installation: the sources, and what was built from them
@@ -24,13 +26,17 @@ def record():
 
 def built():
     """The instruction sets that there are modules for, best first."""
-    return [level for level, module in LEVELS.items() if find_spec(module)]
+    return [level for level in LEVELS if _there(level)]
 
 
 def levels():
     """Those of them that this processor can run. ImportError without any."""
-    supported = importlib.import_module(LEVELS["baseline"]).supported_levels()
-    return [level for level in supported if find_spec(LEVELS[level])]
+    return [level for level in importlib.import_module(LEVELS["baseline"]).supported_levels() if _there(level)]
+
+
+def _there(level):
+    module = LEVELS[level]
+    return sys.modules[module] is not None if module in sys.modules else find_spec(module) is not None
 
 
 def load_cpu(native, wanted):
@@ -41,18 +47,16 @@ def load_cpu(native, wanted):
     if native == "off":
         return None, "switched off by PYDIFF_NATIVE=off"
     try:
-        baseline = importlib.import_module(LEVELS["baseline"])
-        supported = baseline.supported_levels()
+        supported = importlib.import_module(LEVELS["baseline"]).supported_levels()
         if wanted and wanted not in supported:
             raise ImportError(f"PYDIFF_SIMD={wanted} was asked for, but this processor supports {', '.join(supported)}")
-        if wanted and not find_spec(LEVELS[wanted]):
+        if wanted and not _there(wanted):
             raise ImportError(
-                f"PYDIFF_SIMD={wanted} was asked for, but this installation was built for {', '.join(built())} "
-                f"(PYDIFF_CPU_LEVELS=all builds every one)"
+                f"PYDIFF_SIMD={wanted} was asked for, but this installation was built for {', '.join(built())} alone; "
+                "PYDIFF_CPU_LEVELS=all builds every instruction set"
             )
-        level = wanted or next(level for level in supported if level == "baseline" or find_spec(LEVELS[level]))
-        module = baseline if level == "baseline" else importlib.import_module(LEVELS[level])
-        return module, f"instruction set {level}"
+        level = wanted or levels()[0]
+        return importlib.import_module(LEVELS[level]), f"instruction set {level}"
     except ImportError as error:
         if native == "require" or wanted:
             raise ImportError(f"the compiled CPU kernels could not be loaded: {error}") from error

@@ -23,8 +23,8 @@ from pathlib import Path
 import pydiff
 
 NAME = "pydiff._simt"
-FLAGS = "-std=c++17 -fPIC -pthread -fvisibility=hidden -fvisibility-inlines-hidden -ffp-contract=off".split()
-FLAGS += "-Wall -Wextra -Wno-unknown-pragmas".split()  # #pragma unroll is nvcc's
+FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffp-contract=off"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # #pragma unroll is nvcc's
 LINK = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 DAYS = 30  # what nobody has used for so long is deleted
 _refused = None  # a sentence, once a build has failed in this process
@@ -88,7 +88,8 @@ class Recipe:
         common = _digest(common, *(text for path in headers for text in (path.name, path.read_text())))
         self.folder = _cache()
         self.units = {
-            source: self.folder / f"{source.stem}-{_digest(common, str(source.relative_to(self.csrc)), source.read_text())}.o"
+            source: self.folder
+            / f"{source.stem}-{_digest(common, str(source.relative_to(self.csrc)), source.read_text())}.o"
             for folder in ("simt", "simt/selftest", "cuda")
             for source in self._all(folder, ".cpp", ".cu")
             if source.name != "main.cpp" and source != self.csrc / "cuda/call.cpp"  # programs; what takes CuPy's arrays
@@ -126,7 +127,7 @@ def _build(recipe, began):
                 pass
             for made in recipe.units.values():
                 _use(made)
-            _make(lambda _, to: recipe.link(to), recipe.module, recipe.module, folder)
+            _make(lambda _, to: recipe.link(to), Path("the link"), recipe.module, folder)
         except RuntimeError as error:
             _replace(said, str(error), folder)
             raise
@@ -148,7 +149,7 @@ def _make(command, source, to, folder):
         log = to.with_suffix(".log")
         _replace(log, done.stderr, folder)
         raise RuntimeError(
-            f"the emulator of CUDA kernels could not be built, because the compiler failed on {source.name}: {reason} "
+            f"the emulator of CUDA kernels could not be built: the compiler failed on {source.name}: {reason} "
             f"(all it said is in {log})"
         )
     os.replace(part, to)
@@ -197,7 +198,9 @@ def _pybind11():
     try:
         import pybind11
     except ImportError:
-        raise RuntimeError("the emulator of CUDA kernels cannot be built without pybind11; pip install pybind11") from None
+        raise RuntimeError(
+            "the emulator of CUDA kernels cannot be built without pybind11; pip install pybind11"
+        ) from None
     return pybind11.get_include()
 
 

@@ -172,7 +172,9 @@ def test_the_reference_stands_alone():
 def test_compiled_modules_are_named_where_they_are_loaded_only():
     for module, path in FILES.items():
         names = set(re.findall(r"\bpydiff\._[a-z]\w*|\bfrom \._\w+|\b_(?:cpu|cuda|simt)\w*\b", path.read_text()))
-        assert module in {f"pydiff.{name}" for name in ("backend", "compiled", "emulator", "info")} or not names, f"{module} names {names}"
+        assert module in {f"pydiff.{name}" for name in ("backend", "compiled", "emulator", "info")} or not names, (
+            f"{module} names {names}"
+        )
 
 
 # ---- budgets -------------------------------------------------------------------------------------------------------
