@@ -39,12 +39,12 @@ def _there(level):
     return sys.modules[module] is not None if module in sys.modules else find_spec(module) is not None
 
 
-def load_cpu(native, wanted):
+def load_cpu(mode, wanted):
     """The best CPU module this machine can run, or None, and one sentence that says why it is this one.
 
-    native: auto, require or off. wanted: an instruction set, or "" for the best.
+    mode: auto, require or off. wanted: an instruction set, or "" for the best.
     """
-    if native == "off":
+    if mode == "off":
         return None, "switched off by PYDIFF_NATIVE=off"
     try:
         supported = importlib.import_module(LEVELS["baseline"]).supported_levels()
@@ -58,7 +58,7 @@ def load_cpu(native, wanted):
         level = wanted or levels()[0]
         return importlib.import_module(LEVELS[level]), f"instruction set {level}"
     except ImportError as error:
-        if native == "require" or wanted:
+        if mode == "require" or wanted:
             raise ImportError(f"the compiled CPU kernels could not be loaded: {error}") from error
         missing = isinstance(error, ModuleNotFoundError) and error.name in LEVELS.values()
         return None, f"not built: {why_not('cpu')}" if missing else f"failed to load: {error}"
