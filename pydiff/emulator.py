@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,17 +28,19 @@ FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-fvisibility
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # #pragma unroll is nvcc's
 LINK = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 DAYS = 30  # what nobody has used for so long is deleted
+_alone = threading.Lock()
 _refused = None  # a sentence, once a build has failed in this process
 
 
 def load():
     """The module, built first if need be. RuntimeError in one sentence if that is impossible."""
-    if NAME not in sys.modules:
-        spec = importlib.util.spec_from_file_location(NAME, build())
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[NAME] = pydiff._simt = module
-    return sys.modules[NAME]
+    with _alone:
+        if NAME not in sys.modules:
+            spec = importlib.util.spec_from_file_location(NAME, build())
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[NAME] = pydiff._simt = module
+        return sys.modules[NAME]
 
 
 def describe():

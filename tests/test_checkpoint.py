@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiff import checkpoint, sealed, tensorfile
-from pydiff.checkpoint import CheckpointError
+from pydiff.formats import safetensors as tensorfile
+from pydiff.store import checkpoint, sealed
+from pydiff.store.checkpoint import CheckpointError
 from tests.stress import checkpoint_faults as faults
 from tests.stress.checkpoint_faults import CONFIG, is_model, save, save_model
 from tests.test_tensorfile import groups, names
@@ -269,11 +270,11 @@ def test_diffusers_opens_our_folder_and_we_open_theirs(tmp_path):
     assert {name: opened.config[name] for name in options} == options
 
     theirs.save_pretrained(tmp_path / "theirs")
-    config, loaded, extra = checkpoint.load_model(tmp_path / "theirs")
+    config, loaded, extra, _ = checkpoint.load_model(tmp_path / "theirs")
     assert faults.same(loaded, arrays)
     assert {name: config[name] for name in options} == options
     assert extra is None
     theirs.to(torch.bfloat16).save_pretrained(tmp_path / "half")
-    _, loaded, _ = checkpoint.load_model(tmp_path / "half")
+    loaded = checkpoint.load_model(tmp_path / "half").arrays
     expected = {name: value.float().numpy() for name, value in theirs.state_dict().items()}
     assert faults.same(loaded, expected)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pydiff import ops
+from pydiff.graph import Plan, Played
 from pydiff.models import UNet2D
-from pydiff.plan import Plan, Played
 from pydiff.tensor import Function, Tensor, no_grad
 from tests.bits import assert_same_bits
 from tests.strategies import kernels  # noqa: F401
@@ -46,11 +46,11 @@ def test_the_same_bits_as_the_network(name):
         if name == "residual resampling" and size != (8, 8):
             continue  # odd sizes are rounded down there
         x, t = inputs(seed, n, size)
-        labels = (t % 3,) if "class" in name else ()
+        labels = {"class_labels": t % 3} if "class" in name else {}
         with no_grad():
-            expected = model(x, t, *labels).data
+            expected = model(x, t, **labels).data
         before = x.copy()
-        assert_same_bits([played(x, t, *labels)], [expected])
+        assert_same_bits([played(x, t, **labels)], [expected])
         assert_same_bits([x], [before])
     assert len(played.plans) == (1 if name == "residual resampling" else 2)
 

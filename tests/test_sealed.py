@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pydiff.checkpoint import CheckpointError
+from pydiff.store.checkpoint import CheckpointError
 from tests.stress import checkpoint_crash, checkpoint_faults
 
 ROOT = Path(__file__).parent.parent

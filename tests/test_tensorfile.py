@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pydiff import tensorfile
-from pydiff.tensorfile import CheckpointError
+from pydiff.formats import safetensors as tensorfile
+from pydiff.formats.safetensors import CheckpointError
 from tests.stress import checkpoint_faults as faults
 from tests.stress import checkpoint_fuzz
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pydiff.report.grid import magnify, to_pil
-from pydiff.report.pixels import visible, write_atomic
+from pydiff.report.pixels import visible
+from pydiff.store.files import write_atomic
 
 SHORT_SIDE = 256  # pixels; smaller films are magnified by a whole number to about this
 

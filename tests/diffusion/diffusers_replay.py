@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 
 from pydiff import random
-from pydiff.diffusion.diffusers_config import from_diffusers
+from pydiff.formats.diffusers.scheduler import from_diffusers
 
 SHAPE = (2, 3, 3, 4)  # (N, H, W, C)
 STEP_OPTIONS = {"eta", "order", "use_clipped_model_output"}

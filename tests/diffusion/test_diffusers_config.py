@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pydiff.diffusion.diffusers_config import SCHEDULERS, from_diffusers
+from pydiff.formats.diffusers.scheduler import SCHEDULERS, from_diffusers
 from tests.diffusion.diffusers_replay import differences, network, ours, recorded, start, theirs
 from tests.diffusion.exact_denoisers import MEAN, SPREAD, last, model_of, normal_denoiser
 

@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydiff import ops, random
-from pydiff.diffusion import objective
-from pydiff.diffusion.objective import LossAware, draw_timesteps, loss_weight
+from pydiff.diffusion import loss as objective
+from pydiff.diffusion.loss import loss_weight
 from pydiff.diffusion.path import path
 from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import ddim
 from pydiff.diffusion.schedule import schedule
+from pydiff.diffusion.self_conditioning import SelfConditioned, self_conditioned
+from pydiff.diffusion.timesteps import LossAware, draw_timesteps
 from pydiff.tensor import Tensor
 from tests.diffusion.exact_denoisers import last, start
 
@@ -200,7 +202,7 @@ def test_offset_noise_is_shared_by_the_pixels_of_a_channel():
         seen["x"] = x.data
         return x * 0.0
 
-    loss = process.loss(model, x0, t, noise_key(n), offset=0.5).item()
+    loss = objective.example_losses(process, model, x0, t, noise_key(n), offset=0.5).mean().item()
     eps = seen["x"] / LINEAR.sigma[500]
     assert eps.var() == pytest.approx(1.25, rel=0.05)
     assert (eps[:, 0, 0] * eps[:, 2, 1]).mean() == pytest.approx(0.25, abs=0.06)  # what two pixels share
@@ -217,7 +219,7 @@ def test_self_conditioning_hands_on_the_last_x0():
         seen.append(x)
         return 0.5 * x[..., :2] + 0.25 * x[..., 2:]
 
-    conditioned = objective.SelfConditioned(model, process)
+    conditioned = SelfConditioned(model, process)
     x = last(ddim(conditioned, start(2, 2), process, path(LINEAR, 4)))
     assert x.shape == (2, 2)
     assert (seen[0][..., 2:] == 0).all()
@@ -225,7 +227,7 @@ def test_self_conditioning_hands_on_the_last_x0():
     np.testing.assert_allclose(seen[2][..., 2:], previous)
 
     x_t, t = start(2000, 2), np.full(2000, 300)
-    asked = objective.self_conditioned(lambda x, _t: x[..., :2] * 0.5, process, x_t, t, seed=0, step=1)
+    asked = self_conditioned(lambda x, _t: x[..., :2] * 0.5, process, x_t, t, noise_key(2000))
     given_hint = (asked[:, 2:] != 0).all(1)
     assert given_hint.mean() == pytest.approx(0.5, abs=0.06)
     np.testing.assert_allclose(asked[given_hint, 2:], 0.5 * x_t[given_hint])
