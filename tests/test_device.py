@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pydiff
-from pydiff import arrays, backend, nn, ops
+from pydiff import arrays, backend, compiled, emulator, nn, ops
 from pydiff.cli import main
 from pydiff.data import load
 from pydiff.diffusion import path, samplers
@@ -21,7 +21,7 @@ from pydiff.diffusion.guidance import autoguidance, classifier_guided
 from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.store import checkpoint
 from pydiff.training import training_steps
-from tests import fake_cupy
+from tests import emulated, fake_cupy
 from tests.compare import assert_close
 from tests.trainers import diffusion_trainer, train_until
 
@@ -51,8 +51,7 @@ def array_path(cupy, monkeypatch):
 @pytest.fixture
 def cuda_kernels(cupy, monkeypatch):
     """The CUDA kernels for the fake's arrays, under the emulator."""
-    simt = pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
-    monkeypatch.setattr(backend, "cuda", fake_cupy.Kernels(simt))
+    monkeypatch.setattr(backend, "cuda", fake_cupy.Kernels(emulated.module()))
     return cupy
 
 
@@ -232,9 +231,7 @@ def test_kernels_for_cupy_are_those_of_the_emulator():
 
 
 def test_kernels_agree_with_those_of_the_cpu():
-    pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
-    from pydiff import _simt
-
+    _simt = emulated.module()
     trainers = [
         diffusion_trainer(load("digits"), pydiff.Options(**{**TINY, **SMALL}), device) for device in ("cpu", "simt")
     ]
@@ -310,7 +307,7 @@ def test_a_module_moves(cupy):
 
 
 def test_the_emulator_serves_the_steps_of_a_generator_and_nothing_between_them():
-    pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
+    emulated.module()
     inside = []
 
     def steps():
@@ -401,15 +398,20 @@ def test_without_a_driver_or_a_gpu(monkeypatch, devices, message):
     assert message in got
 
 
-@pytest.mark.parametrize(
-    ("device", "module", "what"),
-    [("cuda", "pydiff._cuda", "the module of CUDA kernels"), ("simt", "pydiff._simt", "the emulator of CUDA kernels")],
-)
 @pytest.mark.usefixtures("cupy")
-def test_without_the_compiled_module(monkeypatch, device, module, what):
+def test_without_the_module_of_cuda_kernels(monkeypatch):
     monkeypatch.setattr(backend, "cuda", None)
-    monkeypatch.setitem(sys.modules, module, None)
-    assert {*refusals(device)} == {f"RuntimeError: {what}, {module}, was not built when pydiff was installed"}
+    monkeypatch.setitem(sys.modules, "pydiff._cuda", None)
+    monkeypatch.setattr(compiled, "record", lambda: {"no_cuda": "this machine has no NVIDIA GPU"})
+    expected = "RuntimeError: the module of CUDA kernels, pydiff._cuda, was not built: this machine has no NVIDIA GPU"
+    assert {*refusals("cuda")} == {expected}
+
+
+def test_without_what_the_emulator_is_built_from(monkeypatch):
+    reason = "the emulator of CUDA kernels cannot be built: there is no C++ compiler"
+    monkeypatch.setattr(emulator, "_refused", reason)
+    monkeypatch.delitem(sys.modules, "pydiff._simt", raising=False)
+    assert {*refusals("simt")} == {f"RuntimeError: {reason}"}
 
 
 @pytest.mark.usefixtures("cupy")

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +113,8 @@ def read_npy(path: Path) -> np.ndarray:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .npz file by name. Pickled objects are never opened. Raises ValueError if the file is damaged."""
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = {}

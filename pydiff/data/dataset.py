@@ -1,7 +1,6 @@
 """What every source becomes: pictures (N, H, W, C), labels or none, and a record of what was skipped or decided."""
 
 import dataclasses
-import hashlib
 import numbers
 
 import numpy as np
@@ -102,6 +101,8 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) of shape, dtype, pixels and labels: by it a resumed run notices changed data."""
+        import hashlib
+
         digest = hashlib.sha256(f"{self.images.dtype.name} {self.images.shape} {self.labels is not None}".encode())
         little_endian = self.images.dtype.newbyteorder("<")
         for image in self.images:  # one at a time: no second copy of the data

@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -97,6 +96,8 @@ def _read_all(root, paths, size, skipped) -> tuple[dict[str, Picture], tuple[int
 
 def _each(function, root: Path, paths: list[str], verb: str) -> list:
     """function(root / path) of every path, in order, on a few threads, with a progress bar after a second."""
+    from concurrent.futures import ThreadPoolExecutor  # which brings logging with it
+
     from tqdm import tqdm
 
     with ThreadPoolExecutor(THREADS) as pool:
