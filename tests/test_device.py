@@ -23,6 +23,7 @@ from pydiff.store import checkpoint
 from pydiff.training import training_steps
 from tests import emulated, fake_cupy
 from tests.compare import assert_close
+from tests.ops.test_calls import CALLS
 from tests.trainers import diffusion_trainer, train_until
 
 TINY = {"steps": 2, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 1, "timesteps": 20, "sample_every": 0}
@@ -90,6 +91,25 @@ def test_training_gives_the_same_bits_as_on_the_cpu(options):
     assert_same_weights(cpu, cuda)
     assert losses(cpu) == losses(cuda)
     assert (cpu.sample(3, steps=2) == cuda.sample(3, steps=2)).all()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_operation_computes_on_the_device_what_it_does_on_the_cpu(array_path, name):
+    """Values to the bit; gradients to rounding, for an embedding's is summed in another order."""
+    shapes, options = CALLS[name]
+    rng = np.random.default_rng(0)
+    given = [np.abs(rng.standard_normal(shape)) + 0.1 for shape in shapes]
+    results = []
+    for xp in (np, array_path):
+        on_host = ("p", "q", "weight")  # numbers of a sample
+        moved = {k: xp.asarray(v) if isinstance(v, np.ndarray) and k not in on_host else v for k, v in options.items()}
+        tensors = [pydiff.Tensor(xp.asarray(a), requires_grad=True) for a in given]
+        y = getattr(ops, name)(*tensors, **moved)
+        y.backward(xp.asarray(np.random.default_rng(1).standard_normal(y.shape)))
+        results.append([y.data, *(t.grad for t in tensors)])
+    for got, expected in zip(results[1], results[0], strict=True):
+        assert isinstance(got, fake_cupy.ndarray)
+        assert_close(got.get(), expected, rtol=1e-14)
 
 
 @pytest.mark.usefixtures("array_path")

@@ -103,6 +103,14 @@ def _shape_arguments(shape):
     return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
 
 
+def _reshape_method(x, *shape, **named):
+    return reshape(x, *(() if named and not shape else (_shape_arguments(shape),)), **named)
+
+
+def _transpose_method(x, *axes, **named):
+    return transpose(x, *((_shape_arguments(axes) or None,) if axes else ()), **named)
+
+
 # tensor.py knows nothing of operations; this is where `x + y` and `x.sum()` get their meaning.
 _METHODS = {
     "__add__": add,
@@ -121,8 +129,8 @@ _METHODS = {
     "sum": summation,
     "mean": mean,
     "max": maximum,
-    "reshape": lambda x, *shape: reshape(x, _shape_arguments(shape)),
-    "transpose": lambda x, *axes: transpose(x, axes=_shape_arguments(axes) or None),
+    "reshape": _reshape_method,
+    "transpose": _transpose_method,
 }
 
 

@@ -121,6 +121,7 @@ def test_methods_by_position():
     for got, expected in [
         (x.sum(0), x.sum(axis=0)), (x.sum((0, 2), True), x.sum(axis=(0, 2), keepdims=True)), (x.max(1), x.max(axis=1)),
         (x.mean(0, True), x.mean(axis=0, keepdims=True)), (x.transpose((1, 2, 0)), x.transpose(1, 2, 0)),
+        (x.transpose(axes=(1, 2, 0)), x.transpose(1, 2, 0)), (x.reshape(shape=(4, 6)), x.reshape(4, 6)),
     ]:  # fmt: skip
         gradients = []
         for y in (got, expected):
@@ -150,6 +151,8 @@ def test_a_plan_records_options_by_position_as_by_name():
         (lambda x: x.sum(0, axis=1), "Sum: axis is given twice, by position and by name"),
         (lambda x: ops.softmax(x, 0, 1), "Softmax takes x, axis; got 3 values by position"),
         (lambda x: ops.exp(x, x), "Exp takes x; got 2 values by position"),
+        (lambda x: x.reshape(6, shape=6), "multiple values for argument 'shape'"),
+        (lambda x: x.transpose(1, 0, axes=(0, 1)), "Transpose: axes is given twice"),
         (lambda x: ops.softmax(x, axes=1), "unexpected keyword argument 'axes'"),
         (lambda x: ops.add(x), "missing 1 required positional argument: 'y'"),
         (lambda x: ops.add(x, y=x, x=x), "multiple values for argument 'x'"),
