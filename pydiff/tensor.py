@@ -54,7 +54,7 @@ def no_grad():
 
 @contextlib.contextmanager
 def applied(listener):
-    """Inside, listener(class, arguments, options, outputs) is called after every operation; for plan.py."""
+    """Inside, listener(class, arguments, options, outputs) is called after every operation; for graph.py."""
     before, _state.listener = _state.listener, listener
     try:
         yield
