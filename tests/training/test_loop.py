@@ -308,9 +308,9 @@ def test_the_steps_after_depend_on_this_array(half_way, group, name):
 # ---- a termination request -------------------------------------------------------------------------------------------
 
 
-def command(out, steps=300):
-    small = ["--batch-size", "4", "--channels", "8", "--groups", "4", "--sample-every", "0", "--seed", "3"]
-    return [sys.executable, "-m", "pydiff", "train", "digits", "--steps", str(steps), *small, "--out", str(out)]
+def command(out):
+    flags = "--steps 500 --checkpoint-every 9999 --sample-every 0 --batch-size 4 --channels 8 --groups 4"
+    return [sys.executable, "-m", "pydiff", "train", "digits", *flags.split(), "--out", str(out)]
 
 
 def begun(out, lines=3):
@@ -325,13 +325,13 @@ def begun(out, lines=3):
 
 
 def test_a_termination_request_leaves_a_checkpoint_and_the_same_command_ends_with_the_same_bits(tmp_path):
-    """What `kill`, a batch system and a container that is stopped send. Steps between checkpoints are 250 here."""
+    """What `kill`, a batch system and a container that is stopped send. No other checkpoint is due before the end."""
     process = begun(tmp_path / "stopped")
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=120)
     assert process.returncode == 130, message
     arrays, state = checkpoint.load(checkpoint.latest(tmp_path / "stopped" / "checkpoints"))
-    assert 3 <= state["step"] < 250
+    assert 3 <= state["step"] < 500
     assert f"stopped after step {state['step']}; the same command goes on from there" in message
     assert np.isfinite(arrays["optimizer"]["p"]).all()
     ends = []
@@ -340,5 +340,5 @@ def test_a_termination_request_leaves_a_checkpoint_and_the_same_command_ends_wit
         run = pydiff.load(out)
         losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
         ends.append((losses, [a.tobytes() for a in run.model.state_dict().values()]))
-    assert len(ends[0][0]) == 300
+    assert len(ends[0][0]) == 500
     assert ends[0] == ends[1]
