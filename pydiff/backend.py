@@ -68,26 +68,23 @@ class _Here(threading.local):
         self.emulator = None  # pydiff._simt where the innermost is "simt"
         self.arena = None  # the scope in which NumPy's arrays come from the arena, where one of them is "cpu"
 
-    def enter(self, device):
-        entry = [device]
-        self.entered.append(entry)
-        self.follow()
-        return entry
-
-    def follow(self):
-        """Makes kernels and memory those of what is entered now."""
-        innermost = self.entered[-1][0] if self.entered else "cpu"
-        self.emulator = _load("pydiff._simt", "the emulator of CUDA kernels") if innermost == "simt" else None
-        wanted = ["cpu"] in self.entered
-        if wanted and self.arena is None:
-            self.arena = arena()
-            self.arena.__enter__()
-        elif not wanted and self.arena is not None:
-            self.arena.__exit__(None, None, None)
-            self.arena = None
-
 
 here = _Here()
+
+
+def _follow(state):
+    """Makes kernels and memory of a thread those of what it has entered now. state: its here.__dict__."""
+    entered = [device for (device,) in state["entered"]]
+    simt = bool(entered) and entered[-1] == "simt"
+    state["emulator"] = _load("pydiff._simt", "the emulator of CUDA kernels") if simt else None
+    if state is not here.__dict__:
+        return  # NumPy knows the memory of its own thread only; that follows when the thread itself next comes by
+    if "cpu" in entered and state["arena"] is None:
+        state["arena"] = arena()
+        state["arena"].__enter__()
+    elif "cpu" not in entered and state["arena"] is not None:
+        state["arena"].__exit__(None, None, None)
+        state["arena"] = None
 
 
 def __getattr__(name):
@@ -119,16 +116,14 @@ def use_device(device):
     xp = _cupy() if device == "cuda" else np
     if device == "cuda" and cuda is None and NATIVE != "off":
         cuda = _load("pydiff._cuda", "the module of CUDA kernels")
-    if device == "simt":
-        _load("pydiff._simt", "the emulator of CUDA kernels")
-    entered = here.entered  # this thread's; a generator may be closed by another one
-    entry = here.enter(device)
+    state, entry = here.__dict__, [device]  # this thread's: the block of a generator may be left by another one
+    state["entered"].append(entry)
     try:
+        _follow(state)
         yield xp
     finally:
-        entered[:] = [other for other in entered if other is not entry]
-        if entered is here.entered:
-            here.follow()
+        state["entered"][:] = [other for other in state["entered"] if other is not entry]
+        _follow(state)
 
 
 def on_device(device, steps):
@@ -194,14 +189,25 @@ def native(x, name):
     return getattr(kernels, name) if served else None
 
 
+_winograd = True
+
+
+def arithmetic():
+    """What the last bits of a training on the CPU depend on, as JSON: checkpoints remember it."""
+    level = "arrays" if cpu is None else cpu_reason.split()[-1]
+    return {"generation": KERNEL_GENERATION, "kernels": level, "winograd": _winograd and cpu is not None}
+
+
 def use_winograd(on):
     """Whether the compiled CPU kernels may compute 3 x 3 convolutions by Winograd's algorithm (docs/winograd.md).
 
     It is about twice as fast as the plain one; its rounding errors are 3 to 8 times larger. The environment variable
     PYDIFF_WINOGRAD=off does the same from the start.
     """
+    global _winograd
+    _winograd = bool(on)
     if cpu is not None:
-        cpu.use_winograd(bool(on))
+        cpu.use_winograd(_winograd)
 
 
 if _setting("PYDIFF_WINOGRAD", ("on", "off"), "on") == "off":

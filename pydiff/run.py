@@ -5,7 +5,6 @@ A Run holds a Pipeline (what draws), the history of a training, and the folder i
 by a module below that knows no Run.
 """
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.training import DiffusionTask, Interrupted, Options, Trainer, fit
+from pydiff.training import DiffusionTask, Interrupted, Options, fit, opened
 
 
 class Run:
@@ -116,7 +115,8 @@ class Run:
         """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
 
         sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; steps: how many of the T
-        noise levels to visit, spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential").
+        noise levels to visit, spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential",
+        "continuous").
         eta: fresh noise in ddim and dpm2, 0 to 1.
         labels: class numbers (n,), for a conditional model; left out, the classes take turns. condition: other arrays
         that the model was trained with, by name. guidance: how much more than the network says to follow them (Ho &
@@ -210,7 +210,7 @@ def load(directory):
 
     FileNotFoundError or CheckpointError, in one sentence, if it is neither or damaged.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
     is_run = (directory / "log.jsonl").exists()
@@ -249,11 +249,7 @@ def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None
         if announce:
             announce(f"{dataset.summary()}; training on {device}")
         task = DiffusionTask(dataset, options, model, codec)
-        trainer = Trainer(task, options, device)
-    folder = None if out is None else RunDirectory(out)
-    with contextlib.nullcontext() if folder is None else folder.locked():
-        if folder is not None and (found := folder.open(task.identity(), options)):
-            trainer.restore(found[0], found[1]["step"])
+    with opened(task, options, out, device) as (trainer, folder):
         run = _run_of(trainer, folder)
         try:
             fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress)

@@ -25,6 +25,14 @@ TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in FILE
 # ---- one name, six places ------------------------------------------------------------------------------------------
 
 NATIVE_OPS = ["conv2d", "group_norm", "attention", "noise", "denoise", "adamw"]
+ARRAY_OPS = [
+    "conv_transpose2d",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "pool",
+    "resample",
+]  # no compiled kernels of their own yet
 PLACES = [
     "pydiff/reference/{}.py", "pydiff/ops/{}.py", "csrc/cpu/{}.cpp", "tests/ops/test_{}.py", "benchmarks/bench_{}.py",
 ]  # fmt: skip
@@ -38,12 +46,18 @@ def test_an_op_is_a_file_in_every_place(op):
     assert missing == []
 
 
+@pytest.mark.parametrize("op", ARRAY_OPS)
+def test_an_op_without_kernels_is_a_file_in_every_other_place(op):
+    places = [place for place in PLACES if place.startswith(("pydiff", "tests"))]
+    assert [place.format(op) for place in places if not (ROOT / place.format(op)).is_file()] == []
+
+
 def test_every_op_that_calls_a_kernel_is_in_the_list():
     calls = {
         m for m, tree in TREES.items() if any(isinstance(n, ast.Name) and n.id == "native" for n in ast.walk(tree))
     }
     assert calls - {"pydiff.backend"} == {f"pydiff.ops.{op}" for op in NATIVE_OPS}
-    assert sorted(p.stem for p in (PACKAGE / "reference").glob("*.py")) == sorted(NATIVE_OPS)
+    assert sorted(p.stem for p in (PACKAGE / "reference").glob("*.py")) == sorted(NATIVE_OPS + ARRAY_OPS)
 
 
 def declared_and_bound(folder):
@@ -116,6 +130,7 @@ MAY_IMPORT = {
     "condition": "arrays",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
+    "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
     "data": "random codec condition",
     "pipeline": "backend codec condition diffusion",
@@ -126,9 +141,10 @@ MAY_IMPORT = {
     "formats.diffusers.pipeline": "codec condition diffusion models pipeline store",
     "formats": "",
     "training.interrupt": "",
-    "training.config": "diffusion models",
+    "training.progress": "",
+    "training.config": "diffusion models store",
     "training.task": "arrays random tensor nn models codec condition diffusion data training.config",
-    "training.loop": "backend arrays nn ops optim training.interrupt",
+    "training.loop": "backend arrays nn ops optim store training.interrupt training.progress",
     "training": "",
     "report": "arrays random codec data store",
     "run": "backend condition data pipeline edit formats store training report",
@@ -183,21 +199,22 @@ def test_compiled_modules_are_named_by_the_backend_only():
 # ---- budgets -------------------------------------------------------------------------------------------------------
 
 # What a reader of one sitting reads, floor by floor: explicit lists, and how many lines of code each may have. Breadth
-# (more samplers, formats, evaluation) lives beside these floors, not in them.
+# (more operations, samplers, formats, evaluation) lives beside these floors, not in them.
+SPINE_OPS = [f"ops/{name}.py" for name in ("__init__", "elementwise", "shape", "reduction", *NATIVE_OPS)]
 FLOORS = {
-    "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", "ops/*.py"], 1300),
-    "network": (["nn.py", "optim.py", "models/*.py"], 560),
+    "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", *SPINE_OPS], 1450),
+    "network": (["nn/module.py", "nn/layers.py", "nn/attention.py", "optim.py", "models/*.py"], 640),
     "process": (
         [
             "condition.py", "codec.py", "diffusion/table.py", "diffusion/schedule.py", "diffusion/path.py",
             "diffusion/prediction.py", "diffusion/process.py", "diffusion/samplers/plain.py",
             "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py",
         ],
-        760,
+        800,
     ),
     "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 560),
 }  # fmt: skip
-FILE_LINES, FUNCTION_LINES = 300, 45
+FILE_LINES, FUNCTION_LINES = 315, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "walk": "the keywords of every sampler, documented here once, and the one loop",

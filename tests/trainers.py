@@ -1,7 +1,6 @@
 """Trainers for tests: of a diffusion model on some data, and runs that are stopped half-way."""
 
-from pydiff.store.folder import RunDirectory
-from pydiff.training import DiffusionTask, Trainer, training_steps
+from pydiff.training import DiffusionTask, Trainer, opened, training_steps
 from pydiff.training.loop import log_entry
 
 
@@ -12,10 +11,7 @@ def diffusion_trainer(dataset, options, device="cpu", **more):
 
 def train_until(out, step, dataset, options, device="cpu", **more):
     """A run in a folder that is stopped after this step, with a checkpoint."""
-    trainer, folder = diffusion_trainer(dataset, options, device, **more), RunDirectory(out)
-    with folder.locked():
-        if found := folder.open(trainer.task.identity(), options):
-            trainer.restore(found[0], found[1]["step"])
+    with opened(DiffusionTask(dataset, options, **more), options, out, device) as (trainer, folder):
         for state in training_steps(trainer):
             folder.log.append(log_entry(state, 1.0, device))
             if state.step == step:

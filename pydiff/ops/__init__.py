@@ -3,6 +3,7 @@
 from pydiff.ops.adamw import adamw, global_norm, squared_norm
 from pydiff.ops.attention import attention
 from pydiff.ops.conv2d import conv2d, linear
+from pydiff.ops.conv_transpose2d import conv_transpose2d
 from pydiff.ops.denoise import DenoiseStep, denoise
 from pydiff.ops.elementwise import (
     absolute,
@@ -22,9 +23,23 @@ from pydiff.ops.elementwise import (
     tanh,
     where,
 )
+from pydiff.ops.embedding import embedding
+from pydiff.ops.gelu import erf, geglu, gelu, quick_gelu
 from pydiff.ops.group_norm import group_norm
+from pydiff.ops.layer_norm import layer_norm
 from pydiff.ops.noise import noise, noise_loss
-from pydiff.ops.reduction import cross_entropy, matmul, maximum, mean, mean_squared_error, softmax, summation
+from pydiff.ops.pool import avg_pool2d, max_pool2d
+from pydiff.ops.reduction import (
+    cross_entropy,
+    log_softmax,
+    matmul,
+    maximum,
+    mean,
+    mean_squared_error,
+    softmax,
+    summation,
+)
+from pydiff.ops.resample import resample
 from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
 from pydiff.tensor import Tensor
 
@@ -35,20 +50,29 @@ __all__ = [
     "add",
     "attention",
     "average_pool",
+    "avg_pool2d",
     "broadcast_to",
     "clip",
     "concatenate",
     "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "denoise",
     "divide",
+    "embedding",
+    "erf",
     "exp",
+    "geglu",
+    "gelu",
     "global_norm",
     "group_norm",
     "index",
+    "layer_norm",
     "linear",
     "log",
+    "log_softmax",
     "matmul",
+    "max_pool2d",
     "maximum",
     "mean",
     "mean_squared_error",
@@ -57,7 +81,9 @@ __all__ = [
     "noise",
     "noise_loss",
     "power",
+    "quick_gelu",
     "relu",
+    "resample",
     "reshape",
     "sigmoid",
     "silu",

@@ -66,7 +66,7 @@ def denoise(x, f, step, history=(), noise=None, f_uncond=None):
 
 
 class Denoise(Function):
-    def forward(self, x, f, f_uncond, step, history, noise):
+    def forward(self, x, f, f_uncond, *, step, history, noise):
         self.saved, self.step = (x, f, f_uncond), step
         kernel = native(f, "denoise_forward")
         if not kernel and f.dtype != x.dtype:

@@ -2,7 +2,7 @@
 
 from pydiff.training.config import LoopOptions, Options
 from pydiff.training.interrupt import Interrupted
-from pydiff.training.loop import StepState, Trainer, fit, training_steps
+from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, training_steps
 from pydiff.training.task import DiffusionTask, Task
 
 __all__ = [
@@ -14,5 +14,7 @@ __all__ = [
     "Task",
     "Trainer",
     "fit",
+    "opened",
+    "train_task",
     "training_steps",
 ]

@@ -15,9 +15,7 @@ from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.schedule import BUILDERS
 from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D
-
-# Options that do not change what is computed: a run may be resumed with other values of these.
-WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute")
+from pydiff.store.folder import WITHOUT_EFFECT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ was stopped, by Ctrl-C or by a power cut, and started again by the same call end
 not.
 """
 
+import contextlib
 import math
 import time
 from typing import NamedTuple
@@ -14,7 +15,10 @@ import numpy as np
 
 from pydiff import backend, nn, ops, optim
 from pydiff.arrays import array_module, to_host
+from pydiff.store.folder import RunDirectory
+from pydiff.store.log import Log
 from pydiff.training.interrupt import Interrupted, stop_request
+from pydiff.training.progress import Progress
 
 GIVE_UP_AFTER = 50  # non-finite steps in a row
 
@@ -148,12 +152,11 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
     log: store.Log. folder: store.RunDirectory, locked, or None. preview: called every options.sample_every steps where
     there is a folder, for the bytes of a PNG that show what was learned. Raises Interrupted, with a checkpoint written.
     """
-    from tqdm import tqdm
-
     options = trainer.options
-    bar = tqdm(total=options.steps, initial=trainer.step, unit="step", disable=not progress, dynamic_ncols=True)
-    bar.set_description(f"on {trainer.device}")
-    with bar, stop_request() as stop:
+    with (
+        Progress(options.steps, trainer.step, f"on {trainer.device}", progress) as bar,
+        stop_request() as stop,
+    ):
         began, smooth = time.perf_counter(), None
         for state in training_steps(trainer):
             now = time.perf_counter()
@@ -161,10 +164,10 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
             log.append(log_entry(state, rate, trainer.device))
             if state.bad:
                 bar.write(f"step {state.step} skipped: {state.bad}")
+                bar.step()
             else:
                 smooth = state.loss if smooth is None else 0.98 * smooth + 0.02 * state.loss
-                bar.set_postfix_str(f"loss {smooth:.4f}, {rate:,.0f} {trainer.task.unit}/s", refresh=False)
-            bar.update()
+                bar.step(f"loss {smooth:.4f}, {rate:,.0f} {trainer.task.unit}/s")
             last = state.step == options.steps
             if folder is not None:
                 if preview and options.sample_every and (last or state.step % options.sample_every == 0):
@@ -173,6 +176,34 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
                     folder.save_checkpoint(trainer.step, trainer.arrays(), options.keep)
             if stop.is_set() and not last:
                 raise Interrupted(trainer.step)
+
+
+@contextlib.contextmanager
+def opened(task, options, out=None, device="cpu"):
+    """(trainer, folder) for a training in the folder `out`, which is locked meanwhile; a run that is there goes on.
+
+    out: None keeps all in memory, and folder is None then.
+    """
+    trainer = Trainer(task, options, device)
+    if out is None:
+        yield trainer, None
+        return
+    folder = RunDirectory(out)
+    with folder.locked():
+        if found := folder.open(task.identity(), options):
+            arrays, state = found
+            trainer.restore(arrays, state["step"])
+        yield trainer, folder
+
+
+def train_task(task, options, out=None, *, device="cpu", progress=True):
+    """Trains any Task to the end: with a folder, with checkpoints, a log and resume. Returns the Trainer.
+
+    options: LoopOptions. `pydiff.train` does this for diffusion models and makes a Run of it.
+    """
+    with opened(task, options, out, device) as (trainer, folder):
+        fit(trainer, Log() if folder is None else folder.log, folder, progress=progress)
+    return trainer
 
 
 def log_entry(state, images_per_second, device):
