@@ -44,7 +44,7 @@ def test_a_condition_is_what_a_network_is_given_by_name():
     assert (len(made), made.rows) == (3, 5)
     assert made["mask"].shape == (5, 2)
     assert repr(made) == "Condition(class_labels int64 (5,), context float32 (5, 2, 3), mask int64 (5, 2); 5 rows)"
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="text"):
         made["text"]
 
 
@@ -180,7 +180,9 @@ def test_rows_hold_what_was_asked_for():
     assert made[LABELS].tolist() == [2, 0]
     assert_same_bits([made["context"]], [context.astype(np.float32)])  # in the dtype the model was trained with
     longer = np.ones((2, 7, 3))
-    assert BOTH.rows(np.arange(2), condition={"context": longer})["context"].shape == (2, 7, 3)
+    asked = BOTH.rows(np.arange(2), condition={"context": longer})
+    assert asked["context"].shape == (2, 7, 3)
+    assert asked.null()["context"].shape == (2, 2, 3)  # nothing asked for is as long as it always is
     same(BOTH.nothing_asked(3), BOTH.rows(np.arange(3)).null())
     assert BOTH.nothing_asked(3)[LABELS].tolist() == [3, 3, 3]
     assert Conditioning().rows(np.arange(3)).rows == Conditioning().nothing_asked(3).rows == 3

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from pydiff.backend import KERNEL_GENERATION
+from pydiff import backend
 from pydiff.store import checkpoint
 from pydiff.store.folder import SCHEMA, KernelWarning, RunDirectory
 from pydiff.training import LoopOptions
@@ -58,7 +58,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_forgets_what_was_logged_after(tmp
     begun(tmp_path)
     (arrays, state), folder = opened(tmp_path, checkpoint_every=1, keep=9)  # options without effect may differ
     assert np.array_equal(arrays["optimizer"]["p"], ARRAYS["optimizer"]["p"])
-    assert state == {"step": 3, "kernels": KERNEL_GENERATION}
+    assert (state["step"], state["arithmetic"]) == (3, backend.arithmetic())
     assert [entry["step"] for entry in folder.log.entries] == [1, 2, 3]
     assert (tmp_path / "log.jsonl").read_text().count("\n") == 3
 
@@ -94,8 +94,8 @@ def test_a_preview_is_there_twice(tmp_path):
 
 
 def test_a_resume_across_generations_of_kernels_is_said(tmp_path):
-    begun(tmp_path, kernels=0)
-    message = rf"generation 0 and goes on with {KERNEL_GENERATION}: its last bits will not be those"
+    begun(tmp_path, arithmetic=backend.arithmetic() | {"generation": 0})
+    message = rf"\(generation 0 then, {backend.KERNEL_GENERATION} now\): its last bits will not be those"
     with pytest.warns(KernelWarning, match=message) as caught:
         found, _ = opened(tmp_path)
     assert len(caught) == 1
@@ -108,7 +108,7 @@ def test_folders_from_before_generations_were_recorded_are_of_the_first(tmp_path
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         opened(tmp_path)
-    assert [w.category for w in caught] == ([] if KERNEL_GENERATION == 1 else [KernelWarning])
+    assert [w.category for w in caught] == ([] if backend.KERNEL_GENERATION == 1 else [KernelWarning])
 
 
 # ---- folders that are refused ----------------------------------------------------------------------------------------
