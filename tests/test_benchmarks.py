@@ -16,7 +16,20 @@ import numpy as np
 import pytest
 
 import pydiff.bench
-from benchmarks import contenders, harness, restraint, sampling, scaling, tables, timing, training, whole, winograd
+from benchmarks import (
+    bench_conv2d,
+    contenders,
+    conv2d_wide,
+    harness,
+    restraint,
+    sampling,
+    scaling,
+    tables,
+    timing,
+    training,
+    whole,
+    winograd,
+)
 from benchmarks.contenders import OTHER, OURS, PEER, Contender
 from benchmarks.processes import ContenderFailed, in_a_line
 from benchmarks.timing import Repetition
@@ -147,6 +160,11 @@ def test_scaling_script_runs(tmp_path):
     assert [row["what"] for row in report["scaling"]] == ["threads", "batch"]
     assert all(row["gflops"] > 0 for row in report["scaling"])
     assert "| batch | 1 | 2 x 8x8 | " in tables.table_of(report)
+
+
+def test_script_of_wide_convolutions_has_shapes_of_its_own():
+    assert not set(conv2d_wide.WIDE) & set(bench_conv2d.SHAPES)
+    assert all(kernel == 3 and stride == 1 for _, _, kernel, stride, *_ in conv2d_wide.WIDE)
 
 
 def test_winograd_script_runs(tmp_path):
