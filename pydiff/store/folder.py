@@ -120,7 +120,7 @@ class RunDirectory:
         if changed:
             warnings.warn(
                 f"{self.path} goes on with other arithmetic than it was trained with ({'; '.join(changed)}): its last "
-                "bits will not be those of an uninterrupted run",
+                "bits may not be those of an uninterrupted run",
                 KernelWarning,
                 stacklevel=4,
             )
