@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from pydiff import nn, random
+from pydiff.data import Dataset
 from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.training import DiffusionTask, Options
 from tests.bits import assert_same_bits
+from tests.networks import ContextUNet, Folded
 from tests.strategies import simd  # noqa: F401
 from tests.training.pictures import CLASSES, NOTHING, SHAPE, Recorder, context_of, dataset, read
 
@@ -49,7 +51,9 @@ OTHERS = {
     },
     "flow": {"prediction": "flow", "schedule": "flow", "variance": "fixed", "loss_weight": "simple"},
 }  # fmt: skip
+PLAIN = {"variance": "fixed", "self_conditioning": False}
 CASES = {
+    "context, latents": PLAIN,
     **{name: {"timestep_sampling": name} for name in (*TIMESTEPS, "loss_aware")},
     **OTHERS,
 }
@@ -67,14 +71,25 @@ def unet_task(name):
     """A small U-Net on random pictures, with every option that draws."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (9, 8, 8, 2), dtype=np.uint8)
-    from pydiff.data import Dataset
-
-    options = Options(**{**EVERYTHING, **CASES[name]})
-    made = DiffusionTask(Dataset("random", images, np.arange(9) % 3, ["a", "b", "c"]), options)
+    labels, classes = np.arange(9) % 3, ["a", "b", "c"]
+    if name == "context, latents":
+        more = {"columns": {"encoder_hidden_states": rng.standard_normal((9, 3, 5)).astype(np.float32)}}
+        more |= {"nothing": {"encoder_hidden_states": np.zeros((3, 5), np.float32)}}
+        data, options = Dataset("described", images[..., :1], labels, classes, **more), Options(**EVERYTHING | PLAIN)
+        return DiffusionTask(data, options, latent_unet(), Folded((8, 8, 1)))
+    options = Options(**EVERYTHING | CASES[name])
+    made = DiffusionTask(Dataset("random", images, labels, classes), options)
     if made.history is not None:  # a history that makes the draw uneven, and full
         made.history.losses[...] = rng.uniform(0.1, 3.0, made.history.losses.shape) ** 3
         made.history.seen[...] = made.history.history
     return made
+
+
+def latent_unet():
+    """A network for latents of 4 channels that is told a class and a context."""
+    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+    small = {"layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4, "sample_size": 4, "dropout": 0.3}
+    return ContextUNet(context_channels=5, in_channels=4, out_channels=4, num_class_embeds=4, **blocks, **small)
 
 
 def losses_of(task, step, numbers):
@@ -307,8 +322,6 @@ def test_the_identity_names_data_codec_and_network():
 
 
 def test_classes_are_needed_where_the_options_ask_for_them():
-    from pydiff.data import Dataset
-
     plain = Dataset("plain", np.zeros((4, *SHAPE), np.uint8))
     with pytest.raises(ValueError, match="conditional training needs classes, but plain has none"):
         DiffusionTask(plain, Options(conditional=True))
