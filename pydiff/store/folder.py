@@ -8,7 +8,6 @@ DIR/model/             the finished model: a folder that diffusers' UNet2DModel.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import warnings
@@ -142,6 +141,8 @@ class RunDirectory:
 
 def digest(config):
     """SHA-256 of what a run computes: its config.json without the options that change nothing."""
+    import hashlib
+
     options = {name: value for name, value in config["options"].items() if name not in WITHOUT_EFFECT}
     what = {name: config.get(name) for name in ("fingerprint", "codec", "model")} | {"options": options}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -74,6 +73,8 @@ class LoopOptions:
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
         for name in keywords:
             if name not in cls.__dataclass_fields__:
+                import difflib
+
                 near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
                 raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
         return cls(**keywords).check()
