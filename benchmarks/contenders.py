@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pydiff import backend
+from pydiff import backend, compiled
 from pydiff.tensor import Tensor
 
 OURS, PEER, OTHER = "ours", "peer", "other"  # a ratio is the best peer's time over ours; the others are for orientation
@@ -56,11 +56,11 @@ class kernels:
 
 
 def levels(every=False):
-    """{name: compiled module} of the instruction set in use or, with `every`, of all that this processor has."""
+    """{name: compiled module} of the instruction set in use or, with `every`, of all built ones it has."""
     if backend.cpu is None:
         return {}
-    names = backend.cpu.supported_levels() if every else [backend.cpu_reason.split()[-1]]
-    return {name: importlib.import_module(backend.LEVELS[name]) for name in names}
+    names = compiled.levels() if every else [backend.cpu_reason.split()[-1]]
+    return {name: importlib.import_module(compiled.LEVELS[name]) for name in names}
 
 
 def house(build, every=False):

@@ -34,12 +34,3 @@ __all__ = [
 __version__ = "0.1.0"
 
 moved.register()
-
-
-def __getattr__(name):
-    """Old module names, as attributes: pydiff.checkpoint is where moved.py says."""
-    if f"pydiff.{name}" in moved.MODULES:
-        import sys
-
-        return sys.modules[f"pydiff.{name}"]
-    raise AttributeError(f"module 'pydiff' has no attribute {name!r}")

@@ -14,14 +14,14 @@ device of its own: a new one begins on the CPU, whatever the thread that started
 """
 
 import contextlib
-import importlib
 import os
 import threading
 
 import numpy as np
 
+from pydiff import compiled
+
 FLOAT32 = np.dtype(np.float32)
-LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}
 
 
 def _setting(name, allowed, default):
@@ -33,31 +33,13 @@ def _setting(name, allowed, default):
 
 NATIVE = _setting("PYDIFF_NATIVE", ("auto", "require", "off"), "auto")
 
-
-def _load_cpu():
-    """The best CPU module this machine can run, or None, and one sentence that says why it is this one."""
-    if NATIVE == "off":
-        return None, "switched off by PYDIFF_NATIVE=off"
-    wanted = _setting("PYDIFF_SIMD", ("", *LEVELS), "")
-    try:
-        supported = importlib.import_module(LEVELS["baseline"]).supported_levels()
-        if wanted and wanted not in supported:
-            raise ImportError(f"PYDIFF_SIMD={wanted} was asked for, but this processor supports {', '.join(supported)}")
-        level = wanted or supported[0]
-        return importlib.import_module(LEVELS[level]), f"instruction set {level}"
-    except ImportError as error:
-        if NATIVE == "require" or wanted:
-            raise ImportError(f"the compiled CPU kernels could not be loaded: {error}") from error
-        missing = isinstance(error, ModuleNotFoundError)
-        return None, "not built (no C++ compiler when pydiff was installed?)" if missing else f"failed to load: {error}"
-
-
-cpu, cpu_reason = _load_cpu()
+cpu, cpu_reason = compiled.load_cpu(NATIVE, _setting("PYDIFF_SIMD", ("", *compiled.LEVELS), ""))
 cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
 DEVICES = ("cpu", "cuda", "simt")
 # Goes up with every commit that changes the arithmetic of a kernel, and so the last bits of a training: checkpoints
-# remember it, and a run that goes on with another generation says so.
-KERNEL_GENERATION = 1
+# remember it, and a run that goes on with another generation says so. 2: Winograd's algorithm for 3 x 3 kernels of more
+# than 512 x 512 weights, too.
+KERNEL_GENERATION = 2
 
 
 class _Here(threading.local):
@@ -76,7 +58,7 @@ def _follow(state):
     """Makes kernels and memory of a thread those of what it has entered now. state: its here.__dict__."""
     entered = [device for (device,) in state["entered"]]
     simt = bool(entered) and entered[-1] == "simt"
-    state["emulator"] = _load("pydiff._simt", "the emulator of CUDA kernels") if simt else None
+    state["emulator"] = _emulator() if simt else None
     if state is not here.__dict__:
         return  # NumPy knows the memory of its own thread only; that follows when the thread itself next comes by
     if "cpu" in entered and state["arena"] is None:
@@ -93,15 +75,6 @@ def __getattr__(name):
     raise AttributeError(f"module 'pydiff.backend' has no attribute {name!r}")
 
 
-def _load(module, what):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == module
-        why = "was not built when pydiff was installed" if missing else f"could not be loaded: {error}"
-        raise RuntimeError(f"{what}, {module}, {why}") from error
-
-
 @contextlib.contextmanager
 def use_device(device):
     """Inside, this thread computes on this device: yields the array library, numpy or cupy. On "cpu" in `arena`.
@@ -115,7 +88,7 @@ def use_device(device):
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     xp = _cupy() if device == "cuda" else np
     if device == "cuda" and cuda is None and NATIVE != "off":
-        cuda = _load("pydiff._cuda", "the module of CUDA kernels")
+        cuda = compiled.load("pydiff._cuda", "the module of CUDA kernels")
     state, entry = here.__dict__, [device]  # this thread's: the block of a generator may be left by another one
     state["entered"].append(entry)
     try:
@@ -155,6 +128,13 @@ def trimmed():
             cpu.arena_trim()
 
 
+def _emulator():
+    """The emulator's module, which takes a minute to compile when it is asked for the first time."""
+    from pydiff.emulator import load
+
+    return load()
+
+
 def _cupy():
     """CuPy, once it is known to work: importing it succeeds on machines without a driver."""
     try:
@@ -189,14 +169,25 @@ def native(x, name):
     return getattr(kernels, name) if served else None
 
 
+_winograd = True
+
+
+def arithmetic():
+    """What the last bits of a training on the CPU depend on, as JSON: checkpoints remember it."""
+    level = "arrays" if cpu is None else cpu_reason.split()[-1]
+    return {"generation": KERNEL_GENERATION, "kernels": level, "winograd": _winograd and cpu is not None}
+
+
 def use_winograd(on):
     """Whether the compiled CPU kernels may compute 3 x 3 convolutions by Winograd's algorithm (docs/winograd.md).
 
     It is about twice as fast as the plain one; its rounding errors are 3 to 8 times larger. The environment variable
     PYDIFF_WINOGRAD=off does the same from the start.
     """
+    global _winograd
+    _winograd = bool(on)
     if cpu is not None:
-        cpu.use_winograd(bool(on))
+        cpu.use_winograd(_winograd)
 
 
 if _setting("PYDIFF_WINOGRAD", ("on", "off"), "on") == "off":

@@ -3,6 +3,7 @@
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.training import Options
 
 Device = Literal[DEVICES]
+DESCRIPTION = "Diffusion models from scratch: train on your pictures, draw, edit, look at what was learned."
 
 
 @dataclass
@@ -30,12 +32,13 @@ class Demo:
 
     def run(self):
         announce()
+        self.out = self.out.expanduser()
         run = train_command("digits", self.out, self.training, self.device)
-        print(f"writing {self.out / 'report.html'}", flush=True)
+        say(f"writing {self.out / 'report.html'}")
         page = run.report(steps=run.process.schedule.T)  # every step, as in the lecture
         show(run)
-        print(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
-        print(f"model     {self.out / 'model'}   (pydiff sample {self.out} -n 64)")
+        say(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
+        say(f"model     {self.out / 'model'}   (pydiff sample {self.out} -n 64)")
 
 
 @dataclass
@@ -54,7 +57,7 @@ class Train:
         announce()
         run = train_command(self.data, self.out, self.training, self.device)
         show(run)
-        print(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+        say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
 
 
 @dataclass
@@ -98,6 +101,7 @@ class Sample:
         from pydiff.report.grid import grid, save_png
         from pydiff.run import load
 
+        self.out = self.out.expanduser()
         run = load(self.run_folder)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         choices["labels"] = None if self.label is None else np.full(self.n, self.label)
@@ -118,7 +122,7 @@ class Sample:
             self.out.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(shown):
                 save_png(self.out / f"{i:06d}.png", image)
-        print(f"{len(images)} pictures in {self.out}")
+        say(f"{len(images)} pictures in {self.out}")
 
 
 @dataclass
@@ -144,7 +148,7 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        print(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
+        say(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
 
 
 @dataclass
@@ -163,9 +167,9 @@ class Data:
         from pydiff.report.terminal import show as picture
 
         dataset = load(self.data, size=self.size)
-        print(describe(dataset))
+        say(describe(dataset))
         first = Pixels(dataset.shape).show(dataset.samples(range(min(16, len(dataset)))))
-        print(picture(grid(first, columns=8, scale=1)))
+        say(picture(grid(first, columns=8, scale=1)))
 
 
 @dataclass
@@ -207,7 +211,7 @@ class Info:
     def run(self):
         from pydiff.info import describe
 
-        print(describe())
+        say(describe())
 
 
 COMMANDS = {
@@ -222,32 +226,41 @@ COMMANDS = {
 }
 
 
+def say(*lines, to="stdout"):
+    """Prints lines. A terminal or a pipe that is gone stops no command: what is said to it is lost, and that is all."""
+    stream = getattr(sys, to)
+    if stream is None:
+        return
+    try:
+        print(*lines, sep="\n", file=stream, flush=True)
+    except (OSError, ValueError):
+        setattr(sys, to, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+
+
 def announce():
     """Says aloud when the slow path is taken: pip hides why."""
     from pydiff import backend
 
     if backend.cpu is None:
-        print(
-            f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.", flush=True
-        )
+        say(f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.")
 
 
 def train_command(data, out, options, device):
     """Trains, with progress on the terminal."""
-    from functools import partial
-
     from pydiff.run import train
 
-    return train(data, out=out, device=device, announce=partial(print, flush=True), **options.to_config())
+    return train(data, out=out, device=device, announce=say, **options.to_config())
 
 
 def show(run):
-    """A few samples in the terminal."""
+    """A few samples in the terminal, if there is one."""
+    if sys.stdout is None:
+        return
     from pydiff.report.grid import grid
     from pydiff.report.terminal import show as picture
 
     samples = run.codec.show(run.sample(16, steps=min(25, run.process.schedule.T)))
-    print(picture(grid(samples, columns=8, scale=1)))
+    say(picture(grid(samples, columns=8, scale=1)))
 
 
 def main(arguments=None):
@@ -261,14 +274,14 @@ def main(arguments=None):
         union = union | other
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
     try:
-        command = tyro.cli(union, args=arguments, prog="pydiff", description=__doc__.splitlines()[0], config=config)
+        command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
         command.run()
     except Interrupted as stopped:
-        print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
+        say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
     except KeyboardInterrupt:
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:
-        print(f"pydiff: {error}", file=sys.stderr)
+        say(f"pydiff: {error}", to="stderr")
         return 1
     return 0

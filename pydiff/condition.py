@@ -60,14 +60,20 @@ class Condition(Mapping):
         return Condition(taken, self._nothing, len(np.arange(self.rows)[indices]))
 
     def null(self) -> "Condition":
-        """The same number of rows, all of them saying "nothing asked for". ValueError where nothing says that."""
-        return self.drop(np.ones(self.rows, bool))
+        """The same number of rows, all of them saying "nothing asked for". ValueError where nothing says that.
+
+        They are as long as the null row, whatever the context that was asked for.
+        """
+        self._check_null()
+        rows = {}
+        for name, a in self._arrays.items():
+            row = array_module(a).asarray(self._nothing[name], a.dtype)
+            rows[name] = array_module(a).repeat(row[None], self.rows, axis=0)
+        return Condition(rows, self._nothing, self.rows)
 
     def drop(self, where) -> "Condition":
         """The rows where the mask (N,) is True replaced by the null ones. ValueError where there is no such row."""
-        if not self.has_null and self._arrays:
-            missing = ", ".join(sorted(self._arrays.keys() - self._nothing.keys()))
-            raise ValueError(f"this model was never shown samples without {missing}, so guidance cannot leave it out")
+        self._check_null()
         dropped = {}
         for name, a in self._arrays.items():
             mask = array_module(a).asarray(where).reshape((-1,) + (1,) * (a.ndim - 1))
@@ -116,6 +122,11 @@ class Condition(Mapping):
             rule = {"f": operation, "b": operator.or_}.get(a.dtype.kind, lambda a, _: a)
             arrays[name] = rule(a, other[name])
         return Condition(arrays, self._nothing, self.rows)
+
+    def _check_null(self):
+        if not self.has_null and self._arrays:
+            missing = ", ".join(sorted(self._arrays.keys() - self._nothing.keys()))
+            raise ValueError(f"this model was never shown samples without {missing}, so guidance cannot leave it out")
 
     def to(self, xp) -> "Condition":
         """With floats and masks on the device of this library; integers stay on the host, for networks look them up."""
@@ -220,7 +231,7 @@ class Conditioning:
         count, n = len(self.classes), len(numbers)
         labels = numbers % count if labels is None else np.asarray(labels)
         if labels.shape != (n,) or labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < count)).all():
-            raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels!r}")
+            raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels.tolist()!s:.60}")
         return {LABELS: labels}
 
     def to_config(self) -> dict:

@@ -1,6 +1,5 @@
 """What this installation of pydiff consists of: built, found, used, and why not the rest."""
 
-import importlib
 import importlib.util
 import os
 import platform
@@ -21,10 +20,10 @@ def describe():
         ("CPU kernels", _cpu()),
         ("threads", _threads()),
         ("memory", _memory()),
-        ("CUDA kernels", _built("pydiff._cuda", "no nvcc was found when pydiff was installed")),
+        ("CUDA kernels", _cuda_kernels()),
         ("CuPy", _package("cupy", "arrays on a GPU; pip install 'pydiff[cuda13]' or 'pydiff[cuda12]'")),
         ("GPU", _cuda()),
-        ("CUDA emulator", _built("pydiff._simt", "needed for device simt only, which is for tests")),
+        ("CUDA emulator", _emulator()),
         ("PyTorch", _package("torch", "only for comparisons in tests and benchmarks")),
         ("diffusers", _package("diffusers", "only for comparisons in tests and benchmarks")),
         ("scikit-image", _package("skimage", "the data set of faces; pip install 'pydiff[faces]'")),
@@ -34,13 +33,15 @@ def describe():
 
 
 def _cpu():
-    from pydiff import backend
+    from pydiff import backend, compiled
 
     if backend.cpu is None:
         return f"not used: {backend.cpu_reason}; everything runs in NumPy, several times slower"
-    levels = [level for level, module in backend.LEVELS.items() if importlib.util.find_spec(module)]
-    usable = [level for level in levels if level in backend.cpu.supported_levels()]
-    return f"used: {backend.cpu_reason} (built: {', '.join(levels)}; this processor runs: {', '.join(usable)})"
+    supported, built = backend.cpu.supported_levels(), compiled.built()
+    text = f"used: {backend.cpu_reason} (built: {', '.join(built)}; this processor runs: {', '.join(supported)})"
+    if supported[0] not in built:
+        text += f"; to have {supported[0]} as well, install pydiff again on this machine"
+    return text
 
 
 def _threads():
@@ -64,8 +65,16 @@ def _memory():
     )
 
 
-def _built(module, why_not):
-    return "built" if importlib.util.find_spec(module) else f"not built ({why_not})"
+def _cuda_kernels():
+    from pydiff import compiled
+
+    return "built" if importlib.util.find_spec("pydiff._cuda") else f"not built: {compiled.why_not('cuda')}"
+
+
+def _emulator():
+    from pydiff import emulator
+
+    return emulator.describe()
 
 
 def _cuda():

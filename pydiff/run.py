@@ -132,11 +132,8 @@ class Run:
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
         """
         self.to(device or self.device)
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        n = (16 if prompts is None else 1) if n is None else n
-        numbers = np.arange(n) if prompts is None else np.tile(np.arange(n), len(prompts))
-        each = None if prompts is None else [prompt for prompt in prompts for _ in range(n)]
-        asked = self.conditioning.rows(numbers, labels, condition, each, negative_prompt)
+        numbers, prompts = _of_each(n, prompts)
+        asked = self.conditioning.rows(numbers, labels, condition, prompts, negative_prompt)
         return self.pipeline.sample(numbers, seed, sampler, steps, asked, guidance, eta, **more)
 
     def embed(self, prompt):
@@ -224,12 +221,20 @@ class Run:
         return f"Run({self.name!r}, {self.step} steps on {self.data_name!r}, {self.parameters:,} parameters)"
 
 
+def _of_each(n, prompts):
+    """(numbers, prompts) of n samples of each prompt, one prompt after the other, or of n samples without any."""
+    if prompts is None:
+        return np.arange(16 if n is None else n), None
+    prompts, n = [prompts] if isinstance(prompts, str) else list(prompts), 1 if n is None else n
+    return np.tile(np.arange(n), len(prompts)), [prompt for prompt in prompts for _ in range(n)]
+
+
 def load(directory):
     """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run.
 
     FileNotFoundError or CheckpointError, in one sentence, if it is neither or damaged.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
     is_run = (directory / "log.jsonl").exists()

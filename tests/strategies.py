@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pydiff import backend
+from pydiff import backend, compiled
+from tests import emulated
 
 # 1, primes, powers of two, and neighbours of vector widths (4, 8, 16) and of tiles
 sizes = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33])
 small = st.sampled_from([1, 2, 3, 4, 5, 7, 8])
 seeds = st.integers(0, 2**32 - 1)
 
-LEVELS = [level for level in backend.LEVELS if backend.cpu is not None and level in backend.cpu.supported_levels()]
+LEVELS = compiled.levels() if backend.cpu is not None else []
 
 
 @st.composite
@@ -35,7 +36,7 @@ def strided(draw, rng, shape, dtype=np.float64):
 )
 def simd(request, monkeypatch):
     """Runs a test once for every instruction set this machine supports."""
-    monkeypatch.setattr(backend, "cpu", importlib.import_module(backend.LEVELS[request.param]))
+    monkeypatch.setattr(backend, "cpu", importlib.import_module(compiled.LEVELS[request.param]))
     return request.param
 
 
@@ -43,10 +44,10 @@ def simd(request, monkeypatch):
 def kernels(request, monkeypatch):
     """Runs a test once for every instruction set this machine supports, and once with the CUDA kernels, emulated."""
     if request.param != "simt":
-        monkeypatch.setattr(backend, "cpu", importlib.import_module(backend.LEVELS[request.param]))
+        monkeypatch.setattr(backend, "cpu", importlib.import_module(compiled.LEVELS[request.param]))
         yield request.param
         return
-    pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
+    emulated.module()
     with backend.use_device("simt"):
         yield "simt"
 
@@ -54,7 +55,7 @@ def kernels(request, monkeypatch):
 @pytest.fixture
 def simt():
     """The emulator's module, in use."""
-    pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
+    emulated.module()
     with backend.use_device("simt"):
         yield backend.emulator
 

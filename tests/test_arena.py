@@ -16,6 +16,7 @@ import pydiff
 from pydiff import backend
 from pydiff.data import load
 from pydiff.training import training_steps
+from tests import emulated
 from tests.trainers import diffusion_trainer
 
 pytestmark = pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in use")
@@ -387,7 +388,7 @@ def test_arrays_outlive_it():
 @pytest.mark.parametrize("device", ["cpu", "simt"])
 def test_which_devices_have_it(device):
     if device == "simt":
-        pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
+        emulated.module()
     with backend.use_device(device):
         assert in_force() == (device == "cpu")
 

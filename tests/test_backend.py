@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pydiff
-from pydiff import arrays, backend
+from pydiff import arrays, backend, compiled
 from tests.bits import assert_same_bits, check_any_thread_count
 from tests.strategies import simd  # noqa: F401
 
@@ -50,9 +50,10 @@ def test_native_off():
 
 
 def test_native_auto_without_kernels():
+    reason = compiled.why_not("cpu")
     for environment in ({}, {"PYDIFF_NATIVE": "auto"}, {"PYDIFF_NATIVE": ""}):
         status, output, _ = run(WITHOUT + SHOW, **environment)
-        assert (status, output) == (0, "None | not built (no C++ compiler when pydiff was installed?) | 1")
+        assert (status, output) == (0, f"None | not built: {reason} | 1")
 
 
 def test_native_require_without_kernels():
@@ -85,14 +86,14 @@ def test_native_wrong(value):
 @needs_kernels
 def test_simd_chooses_the_module():
     _, levels, _ = run("import pydiff._cpu; print(*pydiff._cpu.supported_levels())")
-    levels = levels.split()
+    levels = [level for level in levels.split() if level in compiled.built()]
     assert levels[-1] == "baseline"
     for level in levels:
         status, output, _ = run(SHOW, PYDIFF_SIMD=level)
         assert status == 0
-        assert output.startswith(f"{backend.LEVELS[level]} | instruction set {level} |")
+        assert output.startswith(f"{compiled.LEVELS[level]} | instruction set {level} |")
     _, output, _ = run(SHOW)
-    assert output.startswith(backend.LEVELS[levels[0]] + " |")
+    assert output.startswith(compiled.LEVELS[levels[0]] + " |")
 
 
 def test_simd_that_the_processor_lacks():
@@ -101,6 +102,23 @@ def test_simd_that_the_processor_lacks():
     status, _, error = run(ONLY_BASELINE + SHOW, PYDIFF_SIMD="avx2")
     assert status == 1
     assert "PYDIFF_SIMD=avx2 was asked for, but this processor supports baseline" in error
+
+
+def test_an_installation_from_another_processor():
+    """Built where avx512 was the best, and now where avx2 is: the baseline runs everywhere."""
+    moved = ONLY_BASELINE.replace("['baseline']", "['avx2', 'baseline']") + (
+        "sys.modules['pydiff._cpu_avx2'] = None; sys.modules['pydiff._cpu_avx512'] = types.ModuleType('not for us'); "
+    )
+    status, output, _ = run(moved + SHOW)
+    assert (status, output) == (0, "pydiff._cpu | instruction set baseline | 7")
+    _, output, _ = run(moved + "from pydiff.info import describe; print(describe())")
+    assert (
+        "used: instruction set baseline (built: avx512, baseline; this processor runs: avx2, baseline); "
+        "to have avx2 as well, install pydiff again on this machine\n"
+    ) in output
+    status, _, error = run(moved + SHOW, PYDIFF_SIMD="avx2")
+    assert status == 1
+    assert "PYDIFF_SIMD=avx2 was asked for, but this installation was built for avx512, baseline alone" in error
 
 
 def test_simd_without_kernels_is_an_error():

@@ -16,12 +16,24 @@ import numpy as np
 import pytest
 
 import pydiff.bench
-from benchmarks import contenders, harness, restraint, sampling, scaling, tables, timing, training, whole, winograd
+from benchmarks import (
+    bench_conv2d,
+    contenders,
+    harness,
+    restraint,
+    sampling,
+    scaling,
+    tables,
+    timing,
+    training,
+    whole,
+    winograd,
+)
 from benchmarks.contenders import OTHER, OURS, PEER, Contender
 from benchmarks.processes import ContenderFailed, in_a_line
 from benchmarks.timing import Repetition
 from benchmarks.workloads import WORKLOADS
-from pydiff import backend, ops
+from pydiff import backend, compiled, ops
 from pydiff.models import UNet2D
 from pydiff.ops.attention import Attention
 from pydiff.ops.conv2d import Conv2d
@@ -70,7 +82,7 @@ def test_kernel_script_checks_and_times_everyone(op, tmp_path):
     names = {row["name"] for row in report["rows"]}
     assert {"reference (float64)", "array path"} <= names
     if backend.cpu is not None:
-        assert {f"C++ {level}" for level in backend.cpu.supported_levels()} <= names
+        assert {f"C++ {level}" for level in compiled.levels()} <= names
     if contenders.peer("torch"):
         assert any(row["kind"] == PEER for row in report["rows"])
 
@@ -147,6 +159,12 @@ def test_scaling_script_runs(tmp_path):
     assert [row["what"] for row in report["scaling"]] == ["threads", "batch"]
     assert all(row["gflops"] > 0 for row in report["scaling"])
     assert "| batch | 1 | 2 x 8x8 | " in tables.table_of(report)
+
+
+def test_wide_convolutions_are_none_of_the_workloads():
+    wide = [shape for part in bench_conv2d.WIDE.values() for shape in part]
+    assert not set(wide) & set(bench_conv2d.SHAPES)
+    assert all(kernel == 3 and stride == 1 for _, _, kernel, stride, *_ in wide)
 
 
 def test_winograd_script_runs(tmp_path):

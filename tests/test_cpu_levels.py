@@ -69,15 +69,16 @@ def test_a_level_that_cannot_run_says_why(tmp_path):
 def test_flags_and_files_are_those_of_the_build():
     cmake = (CSRC.parent / "CMakeLists.txt").read_text()
     script = (CSRC / "cpu/cross.py").read_text()
-    modules = re.findall(r"^ +pydiff_cpu_module\(\w+ ?(.*)\)$", cmake, re.M)
-    assert len(modules) == 4
-    for flags in modules:
+    levels = re.findall(r"^ +set\(PYDIFF_FLAGS_\w+ (.*)\)$", cmake, re.M)
+    assert len(levels) == 4
+    for flags in levels:
         for flag in re.findall(r"-[\w=-]+(?=[ >)]|$)", flags):
             assert f'"{flag}"' in script, flag
-    for flag in re.search(r"target_compile_options\(\${name} PRIVATE (-O3.*?) \$", cmake)[1].split():
+    assert "target_compile_options(${name} PRIVATE -O3 ${PYDIFF_CPU_FLAGS} ${ARGN})" in cmake
+    for flag in ["-O3", *re.search(r"set\(PYDIFF_CPU_FLAGS (.*)\)", cmake)[1].split()]:
         assert f'"{flag}"' in script, flag
     # every source belongs to an op that has a check
     checks = {path.stem for folder in ("cpu/check", "cuda/check") for path in (CSRC / folder).glob("*.cpp")}
     for source in re.findall(r"csrc/cpu/(\w+)\.cpp", cmake):
-        helper = source in {"bindings", "parallel", "gemm", "arena", "pages", "array_memory"}
+        helper = source in {"bindings", "parallel", "gemm", "arena", "pages", "array_memory", "levels"}
         assert helper or any(source.startswith(check) for check in checks), source

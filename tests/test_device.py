@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pydiff
-from pydiff import arrays, backend, nn, ops
+from pydiff import arrays, backend, compiled, emulator, nn, ops
 from pydiff.cli import main
 from pydiff.data import load
 from pydiff.diffusion import path, samplers
@@ -21,8 +21,9 @@ from pydiff.diffusion.guidance import autoguidance, classifier_guided
 from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.store import checkpoint
 from pydiff.training import training_steps
-from tests import fake_cupy
+from tests import emulated, fake_cupy
 from tests.compare import assert_close
+from tests.ops.test_calls import CALLS
 from tests.trainers import diffusion_trainer, train_until
 
 TINY = {"steps": 2, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 1, "timesteps": 20, "sample_every": 0}
@@ -51,8 +52,7 @@ def array_path(cupy, monkeypatch):
 @pytest.fixture
 def cuda_kernels(cupy, monkeypatch):
     """The CUDA kernels for the fake's arrays, under the emulator."""
-    simt = pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
-    monkeypatch.setattr(backend, "cuda", fake_cupy.Kernels(simt))
+    monkeypatch.setattr(backend, "cuda", fake_cupy.Kernels(emulated.module()))
     return cupy
 
 
@@ -91,6 +91,25 @@ def test_training_gives_the_same_bits_as_on_the_cpu(options):
     assert_same_weights(cpu, cuda)
     assert losses(cpu) == losses(cuda)
     assert (cpu.sample(3, steps=2) == cuda.sample(3, steps=2)).all()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_operation_computes_on_the_device_what_it_does_on_the_cpu(array_path, name):
+    """Values to the bit; gradients to rounding, for an embedding's is summed in another order."""
+    shapes, options = CALLS[name]
+    rng = np.random.default_rng(0)
+    given = [np.abs(rng.standard_normal(shape)) + 0.1 for shape in shapes]
+    results = []
+    for xp in (np, array_path):
+        on_host = ("p", "q", "weight")  # numbers of a sample
+        moved = {k: xp.asarray(v) if isinstance(v, np.ndarray) and k not in on_host else v for k, v in options.items()}
+        tensors = [pydiff.Tensor(xp.asarray(a), requires_grad=True) for a in given]
+        y = getattr(ops, name)(*tensors, **moved)
+        y.backward(xp.asarray(np.random.default_rng(1).standard_normal(y.shape)))
+        results.append([y.data, *(t.grad for t in tensors)])
+    for got, expected in zip(results[1], results[0], strict=True):
+        assert isinstance(got, fake_cupy.ndarray)
+        assert_close(got.get(), expected, rtol=1e-14)
 
 
 @pytest.mark.usefixtures("array_path")
@@ -232,9 +251,7 @@ def test_kernels_for_cupy_are_those_of_the_emulator():
 
 
 def test_kernels_agree_with_those_of_the_cpu():
-    pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
-    from pydiff import _simt
-
+    _simt = emulated.module()
     trainers = [
         diffusion_trainer(load("digits"), pydiff.Options(**{**TINY, **SMALL}), device) for device in ("cpu", "simt")
     ]
@@ -310,7 +327,7 @@ def test_a_module_moves(cupy):
 
 
 def test_the_emulator_serves_the_steps_of_a_generator_and_nothing_between_them():
-    pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
+    emulated.module()
     inside = []
 
     def steps():
@@ -401,15 +418,20 @@ def test_without_a_driver_or_a_gpu(monkeypatch, devices, message):
     assert message in got
 
 
-@pytest.mark.parametrize(
-    ("device", "module", "what"),
-    [("cuda", "pydiff._cuda", "the module of CUDA kernels"), ("simt", "pydiff._simt", "the emulator of CUDA kernels")],
-)
 @pytest.mark.usefixtures("cupy")
-def test_without_the_compiled_module(monkeypatch, device, module, what):
+def test_without_the_module_of_cuda_kernels(monkeypatch):
     monkeypatch.setattr(backend, "cuda", None)
-    monkeypatch.setitem(sys.modules, module, None)
-    assert {*refusals(device)} == {f"RuntimeError: {what}, {module}, was not built when pydiff was installed"}
+    monkeypatch.setitem(sys.modules, "pydiff._cuda", None)
+    monkeypatch.setattr(compiled, "record", lambda: {"no_cuda": "this machine has no NVIDIA GPU"})
+    expected = "RuntimeError: the module of CUDA kernels, pydiff._cuda, was not built: this machine has no NVIDIA GPU"
+    assert {*refusals("cuda")} == {expected}
+
+
+def test_without_what_the_emulator_is_built_from(monkeypatch):
+    reason = "the emulator of CUDA kernels cannot be built: there is no C++ compiler"
+    monkeypatch.setattr(emulator, "_refused", reason)
+    monkeypatch.delitem(sys.modules, "pydiff._simt", raising=False)
+    assert {*refusals("simt")} == {f"RuntimeError: {reason}"}
 
 
 @pytest.mark.usefixtures("cupy")

@@ -12,9 +12,9 @@ from pydiff.backend import use_device
 from pydiff.data import load
 from pydiff.tensor import Tensor, no_grad
 from pydiff.training import training_steps
+from tests.emulated import simt
 from tests.trainers import diffusion_trainer
 
-simt = pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
 TINY = {
     "steps": 3,
     "batch_size": 2,

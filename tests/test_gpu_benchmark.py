@@ -15,7 +15,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the script for GPUs compares with torch, which is not installed")
 pytest.importorskip("ml_dtypes")
-pytest.importorskip("pydiff._simt", reason="the emulator of CUDA kernels is not in this install")
 
 from benchmarks import tables  # noqa: E402
 from benchmarks.gpu import __main__ as script  # noqa: E402
@@ -39,11 +38,17 @@ from pydiff.models import UNet2D  # noqa: E402
 from pydiff.ops.attention import Attention  # noqa: E402
 from pydiff.ops.conv2d import Conv2d  # noqa: E402
 from pydiff.ops.group_norm import GroupNorm  # noqa: E402
+from tests import emulated  # noqa: E402
 from tests.native_functions import FUNCTIONS  # noqa: E402
 from tests.stand_in_kernels import StandIns  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 SEED = 20261122
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emulator():
+    emulated.module()
 
 
 @pytest.fixture(scope="module")

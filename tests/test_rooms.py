@@ -107,6 +107,12 @@ def test_guidance_is_refused_where_nothing_says_nothing(run, described):
     assert "\n" not in str(error.value)
 
 
+def test_guidance_with_a_longer_context_than_the_null_one(run):
+    longer = np.random.default_rng(2).standard_normal((2, TOKENS + 4, WIDTH)).astype(np.float32)
+    drawn = [run.sample(2, steps=3, condition={"encoder_hidden_states": longer}, guidance=w) for w in (1.0, 3.0)]
+    assert not np.array_equal(*drawn)
+
+
 @pytest.mark.parametrize(
     ("condition", "message"),
     [

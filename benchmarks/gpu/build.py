@@ -37,7 +37,7 @@ def build(log, seconds):
     settings = {
         "build-dir": PLACE / "cmake",
         "cmake.define.CMAKE_CUDA_ARCHITECTURES": architecture(),
-        "cmake.define.PYDIFF_SIMT": "OFF",
+        "cmake.define.PYDIFF_CUDA": "ON",
     }
     command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade"]
     command += ["--target", str(site()), str(CHECKOUT)]

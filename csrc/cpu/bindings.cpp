@@ -15,8 +15,8 @@
 #include "conv2d_methods.h"
 #include "elementwise.h"
 #include "kernels.h"
+#include "levels.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace py = pybind11;
 using namespace pydiff;
@@ -336,25 +336,8 @@ void bind_split_rows(py::object joined, py::object a, py::object b) {
     split_rows(ja.size(0), aa.size(1), ba.size(1), ja.in(), aa.out(), ba.out());
 }
 
-// What this processor can run, best first: the names of the modules that backend.py may load.
-std::vector<std::string> supported_levels() {
-    std::vector<std::string> levels;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-        levels.push_back("avx512");
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) levels.push_back("avx2");
-#endif
-    levels.push_back("baseline");
-    return levels;
-}
-
-}  // namespace
-
-PYBIND11_MODULE(PYDIFF_MODULE, m) {
+void bind(py::module_& m) {
     m.doc() = "pydiff's CPU kernels; see csrc/README.md. Call them through pydiff.ops, which allocates the outputs.";
-    m.attr("simd_width") = simd_width;
     m.def("supported_levels", &supported_levels);
     m.def("threads", &threads, py::call_guard<py::gil_scoped_release>());
     m.def("set_threads", &set_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>());
@@ -381,3 +364,11 @@ PYBIND11_MODULE(PYDIFF_MODULE, m) {
     m.def("adamw", &bind_adamw);
     m.def("squared_norm", &bind_squared_norm);
 }
+
+}  // namespace
+
+// This file is compiled once, for the baseline, and linked into the modules of all instruction sets. Python calls the
+// function that is named after the module.
+PYBIND11_MODULE(_cpu, m) { bind(m); }
+PYBIND11_MODULE(_cpu_avx2, m) { bind(m); }
+PYBIND11_MODULE(_cpu_avx512, m) { bind(m); }

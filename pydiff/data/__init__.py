@@ -56,7 +56,7 @@ def load(source, size=None, channels: int | None = None, labels=None, captions=N
             raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
         if isinstance(source, str) and source in NAMED:
             dataset = NAMED[source]()
-        elif (path := Path(source)).is_dir():
+        elif (path := Path(source).expanduser()).is_dir():
             if not holds_idx(path):
                 return load_parquet(path, size, channels) if holds_parquet(path) else load_folder(path, size, channels)
             dataset = load_fashion(path)

@@ -6,7 +6,6 @@ several a picture, "" for none.
 
 import math
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +143,8 @@ def read_npy(path: Path) -> np.ndarray:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .npz file by name. Pickled objects are never opened. Raises ValueError if the file is damaged."""
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = {}

@@ -10,7 +10,6 @@ list of strings, or {language: either}. Several captions of a picture add up, wh
 looked up among the pictures that were found, and never opened: none leads out of the folder.
 """
 
-import csv
 import io
 import json
 import posixpath
@@ -217,6 +216,8 @@ def _json_rows(text: str) -> Iterator[tuple[int, dict | ValueError]]:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, dict | ValueError]]:
+    import csv
+
     header = text.split("\n", 1)[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     try:

@@ -1,7 +1,6 @@
 """What every source becomes: pictures (N, H, W, C), labels or none, and a record of what was skipped or decided."""
 
 import dataclasses
-import hashlib
 import json
 import numbers
 from collections.abc import Sequence
@@ -148,6 +147,8 @@ class Dataset:
 
         By it a resumed run notices changed data.
         """
+        import hashlib
+
         digest = hashlib.sha256(f"{self.images.dtype.name} {self.images.shape} {self.labels is not None}".encode())
         little_endian = self.images.dtype.newbyteorder("<")
         for image in self.images:  # one at a time: no second copy of the data

@@ -2,7 +2,8 @@
 
 Among them is a full factorial: 80 roles, each drawn as a man and as a woman in six tones. 144 of its 960 pictures are
 marked, always the same ones, to be held out: whoever trains on the other 816 has seen every role, gender and tone, and
-can ask for descriptions that were never seen together. Gender and tone are words in the captions of drawings; nothing
+can ask for descriptions that were never seen together. Two drawings are there twice, among those that are kept: people
+of medium-light skin have blond hair, said or not. Gender and tone are words in the captions of drawings; nothing
 here says anything of people.
 """
 

@@ -4,9 +4,7 @@ The set's four IDX files, as MNIST has them too: train-images-idx3-ubyte and t10
 without .gz. On Debian they are in the package dataset-fashion-mnist.
 """
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +59,9 @@ def read_idx(path: Path) -> np.ndarray:
     The bytes 0, 0, 8 and the number of axes, then their lengths as big-endian 32-bit numbers, then the data.
     ValueError for anything else, and for a file that is longer or shorter than it says.
     """
+    import gzip
+    import zlib
+
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
             magic = stream.read(4)

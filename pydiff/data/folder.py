@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -122,6 +121,8 @@ def _read_all(sources, size, skipped) -> tuple[dict[str, Picture], tuple[int, in
 
 def _each(function, sources: dict[str, Path | bytes], verb: str) -> list:
     """function(source) of every source, in order, on a few threads, with a progress bar after a second."""
+    from concurrent.futures import ThreadPoolExecutor  # which brings logging with it
+
     from tqdm import tqdm
 
     with ThreadPoolExecutor(THREADS) as pool:

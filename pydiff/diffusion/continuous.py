@@ -1,6 +1,6 @@
 """The same schedules as functions of a continuous time u from 0 (picture) to 1 (noise), for paths that no table limits.
 
-    path = continuous_path(schedule, level_of(schedule), 20)      levels between the steps of the schedule's table
+    path_of_level(schedule, level_of(schedule), 20)      levels between the steps of the schedule's table
 
 `path(schedule, 20, "continuous")` and `--spacing continuous` come by here.
 
@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pydiff.diffusion.path import Path
-from pydiff.diffusion.schedule import Schedule, shifted
+from pydiff.diffusion.schedule import shifted
+from pydiff.diffusion.table import Schedule
 
 Level = Callable  # u, numbers or arrays in [0, 1] -> (alpha, sigma)
 
@@ -85,19 +85,6 @@ def level_of(schedule: Schedule) -> Level:
     if "beta_start" in options:
         options = {"beta_min": T * options["beta_start"], "beta_max": T * options["beta_end"]}
     return LEVELS[schedule.name](**options)
-
-
-def continuous_path(schedule: Schedule, level: Level, steps: int, first: float = 1.0, last: float = 0.001) -> Path:
-    """The path through `steps` times u, evenly from `first` to `last`, and on to the clean end.
-
-    The network is told the fractional t at which `schedule`'s table has the same noise-to-signal ratio.
-    ValueError unless 1 >= first >= last > 0.
-    """
-    if not 1.0 >= first >= last > 0.0:
-        raise ValueError(f"got times from {first} to {last}, expected 1 >= first >= last > 0")
-    alpha, sigma = level(np.linspace(first, last, steps))
-    t = schedule.t_at(alpha, sigma)
-    return Path(t, np.append(alpha, 1.0), np.append(sigma, 0.0))
 
 
 def _preserving(log_alpha):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pydiff.diffusion.continuous import Level, level_of
 from pydiff.diffusion.schedule import Schedule, exponential_sigmas, karras_sigmas
 
 
@@ -78,9 +79,7 @@ def path(schedule: Schedule, steps: int, spacing: str = "trailing", offset: int 
     evenly spaced in the time of the schedule's own formula (continuous.py). ValueError for others.
     """
     if spacing == "continuous":
-        from pydiff.diffusion.continuous import continuous_path, level_of
-
-        return continuous_path(schedule, level_of(schedule), steps, last=1.0 / schedule.T)
+        return path_of_level(schedule, level_of(schedule), steps, last=1.0 / schedule.T)
     if spacing in SIGMA_SPACINGS:
         ratio = schedule.sigma / np.maximum(schedule.alpha, 1e-300)
         inside = ratio[(schedule.alpha > 0) & (schedule.sigma > 0)]
@@ -106,6 +105,18 @@ def path_of_levels(schedule: Schedule, ratio, clean: bool = True) -> Path:
     if clean:
         return Path(t, np.append(alpha, 1.0), np.append(sigma, 0.0))
     return Path(t[:-1], alpha, sigma)
+
+
+def path_of_level(schedule: Schedule, level: Level, steps: int, first: float = 1.0, last: float = 0.001) -> Path:
+    """The path through `steps` times u of a function of continuous time, evenly from `first` to `last`, and on to the
+    clean end. The network is told the fractional t at which `schedule`'s table has the same noise-to-signal ratio.
+
+    ValueError unless 1 >= first >= last > 0.
+    """
+    if not 1.0 >= first >= last > 0.0:
+        raise ValueError(f"got times from {first} to {last}, expected 1 >= first >= last > 0")
+    alpha, sigma = level(np.linspace(first, last, steps))
+    return Path(schedule.t_at(alpha, sigma), np.append(alpha, 1.0), np.append(sigma, 0.0))
 
 
 def path_through(schedule: Schedule, t, end: str = "clean") -> Path:

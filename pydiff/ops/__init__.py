@@ -3,6 +3,7 @@
 from pydiff.ops.adamw import adamw, global_norm, squared_norm
 from pydiff.ops.attention import attention
 from pydiff.ops.conv2d import conv2d, linear
+from pydiff.ops.conv_transpose2d import conv_transpose2d
 from pydiff.ops.denoise import DenoiseStep, denoise
 from pydiff.ops.elementwise import (
     absolute,
@@ -22,10 +23,12 @@ from pydiff.ops.elementwise import (
     tanh,
     where,
 )
+from pydiff.ops.embedding import embedding
 from pydiff.ops.gelu import erf, geglu, gelu, quick_gelu
 from pydiff.ops.group_norm import group_norm
 from pydiff.ops.layer_norm import layer_norm
 from pydiff.ops.noise import noise, noise_loss
+from pydiff.ops.pool import avg_pool2d, max_pool2d
 from pydiff.ops.reduction import (
     cross_entropy,
     log_softmax,
@@ -36,6 +39,7 @@ from pydiff.ops.reduction import (
     softmax,
     summation,
 )
+from pydiff.ops.resample import resample
 from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
 from pydiff.tensor import Tensor
 
@@ -46,13 +50,16 @@ __all__ = [
     "add",
     "attention",
     "average_pool",
+    "avg_pool2d",
     "broadcast_to",
     "clip",
     "concatenate",
     "conv2d",
+    "conv_transpose2d",
     "cross_entropy",
     "denoise",
     "divide",
+    "embedding",
     "erf",
     "exp",
     "geglu",
@@ -65,6 +72,7 @@ __all__ = [
     "log",
     "log_softmax",
     "matmul",
+    "max_pool2d",
     "maximum",
     "mean",
     "mean_squared_error",
@@ -75,6 +83,7 @@ __all__ = [
     "power",
     "quick_gelu",
     "relu",
+    "resample",
     "reshape",
     "sigmoid",
     "silu",
@@ -92,6 +101,14 @@ __all__ = [
 
 def _shape_arguments(shape):
     return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+
+
+def _reshape_method(x, *shape, **named):
+    return reshape(x, *(() if named and not shape else (_shape_arguments(shape),)), **named)
+
+
+def _transpose_method(x, *axes, **named):
+    return transpose(x, *((_shape_arguments(axes) or None,) if axes else ()), **named)
 
 
 # tensor.py knows nothing of operations; this is where `x + y` and `x.sum()` get their meaning.
@@ -112,8 +129,8 @@ _METHODS = {
     "sum": summation,
     "mean": mean,
     "max": maximum,
-    "reshape": lambda x, *shape: reshape(x, _shape_arguments(shape)),
-    "transpose": lambda x, *axes: transpose(x, axes=_shape_arguments(axes) or None),
+    "reshape": _reshape_method,
+    "transpose": _transpose_method,
 }
 
 

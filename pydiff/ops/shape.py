@@ -97,26 +97,28 @@ class Concatenate(Function):
 
 
 def repeat_pixels(x, factor):
-    """(N, H, W, C) -> (N, factor H, factor W, C): every pixel becomes a square of them. x itself for factor 1."""
-    if factor == 1:
+    """(N, H, W, C) -> (N, factor H, factor W, C): every pixel becomes a square of them, or a rectangle where the factor
+    is a pair (vertical, horizontal). x itself for factor 1."""
+    up, along = factor if isinstance(factor, tuple | list) else (factor, factor)
+    if up == along == 1:
         return x
     n, h, w, c = x.shape
-    stretched = array_module(x).broadcast_to(x[:, :, None, :, None, :], (n, h, factor, w, factor, c))
-    return stretched.reshape(n, h * factor, w * factor, c)
+    stretched = array_module(x).broadcast_to(x[:, :, None, :, None, :], (n, h, up, w, along, c))
+    return stretched.reshape(n, h * up, w * along, c)
 
 
 def sum_pixels(g, factor):
-    """The transpose of repeat_pixels: the sum of every square."""
-    if factor == 1:
+    """The transpose of repeat_pixels: the sum of every square or rectangle."""
+    up, along = factor if isinstance(factor, tuple | list) else (factor, factor)
+    if up == along == 1:
         return g
     n, h, w, c = g.shape
-    return g.reshape(n, h // factor, factor, w // factor, factor, c).sum(axis=(2, 4))
+    return g.reshape(n, h // up, up, w // along, along, c).sum(axis=(2, 4))
 
 
 class UpsampleNearest(Function):
-    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels. In front of a convolution, see conv2d's
-    upsample.
-    """
+    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels; a pair is (vertical, horizontal). In
+    front of a convolution, see conv2d's upsample."""
 
     integers = True
 

@@ -71,5 +71,4 @@ def _with_suffix(path):
 def _has_webp():
     from PIL import features
 
-    # Until Pillow 11, animation was a feature of its own.
-    return features.check("webp") and ("webp_anim" not in features.features or features.check("webp_anim"))
+    return features.check("webp")  # since Pillow 11, the oldest that pydiff takes, animation is part of it

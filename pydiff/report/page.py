@@ -24,6 +24,9 @@ TARGETS = {
     "x0": "the clean picture, and so also the noise",
     "v": "<var>v</var> = <var>α<sub>t</sub></var> <var>ε</var> − <var>σ<sub>t</sub></var> <var>x<sub>0</sub></var>, "
     "which tells the noise and the clean picture apart",
+    "flow": "<var>ε</var> − <var>x<sub>0</sub></var>, the way from the picture to the noise",
+    "edm": "the clean picture, mixed with the noise so that the answer is of the same size at every <var>t</var>",
+    "edm_v": "the clean picture, mixed with the noise so that the answer is of the same size at every <var>t</var>",
 }
 
 

@@ -29,7 +29,7 @@ def write_report(pipeline, dataset, directory, *, name, log, step, options, n=16
     """
     from tqdm import tqdm
 
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     codec, schedule = pipeline.codec, pipeline.process.schedule
     steps = min(250, schedule.T) if steps is None else steps

@@ -17,7 +17,6 @@ For POSIX systems, on which a folder can be fsynced.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -48,7 +47,7 @@ def write(target: Path, partial: Path, files: Iterable[tuple[str, bytes]], seal:
         entries = {}
         for name, data in files:
             _write_file(partial / name, data)
-            entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            entries[name] = {"bytes": len(data), "sha256": _sha256(data)}
         content = _seal(kind, info, entries)
         if len(content) > MAX_HEADER:
             raise ValueError(
@@ -90,9 +89,15 @@ def read(path: Path, seal: str, kind: str, names: set[str] | None = None) -> tup
     return info, {name: _read_checked(path / name, entry) for name, entry in entries.items()}
 
 
+def _sha256(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
 def _seal(kind: str, info: dict, entries: Mapping[str, dict]) -> bytes:
     body = {"kind": kind, "version": VERSION, "info": info, "files": entries}
-    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    digest = _sha256(json.dumps(body).encode())
     return (json.dumps({**body, "sha256": digest}, indent=1) + "\n").encode()
 
 
@@ -106,7 +111,7 @@ def _well_formed(info: object, entries: object) -> bool:
 
 def _read_checked(path: Path, entry: dict) -> np.ndarray:
     data = read_file(path, size=entry["bytes"])
-    found = hashlib.sha256(data).hexdigest()
+    found = _sha256(data)
     if found != entry["sha256"]:
         raise damaged(path, f"its SHA-256 is {found}, expected {entry['sha256']}")
     return data

@@ -14,7 +14,6 @@ whose factors add up to 1, such as a - b + c, survive it.
 """
 
 import functools
-import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -142,6 +141,8 @@ class Glove(TextEncoder):
 
 @functools.cache
 def _fingerprint() -> str:
+    import hashlib
+
     digest = hashlib.sha256(np.ascontiguousarray(vectors().white, "<f4"))
     digest.update("\n".join(vectors().words).encode())
     return f"{digest.hexdigest()[:32]}-{TOKENS}"

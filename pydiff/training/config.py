@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -15,10 +14,8 @@ from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.schedule import BUILDERS
 from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D
+from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import ENCODERS
-
-# Options that do not change what is computed: a run may be resumed with other values of these.
-WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +74,8 @@ class LoopOptions:
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
         for name in keywords:
             if name not in cls.__dataclass_fields__:
+                import difflib
+
                 near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
                 raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
         return cls(**keywords).check()

@@ -17,7 +17,10 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_request():
-    """An Event that Ctrl-C or a termination request sets; a second Ctrl-C is a KeyboardInterrupt at once."""
+    """An Event that Ctrl-C, a termination request or a lost terminal sets. A second Ctrl-C is a KeyboardInterrupt.
+
+    A signal that is ignored stays ignored: under nohup, a lost terminal stops nothing.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only
@@ -28,7 +31,9 @@ def stop_request():
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request) for number in heeded}
     try:
         yield stop
     finally:

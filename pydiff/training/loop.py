@@ -18,6 +18,7 @@ from pydiff.arrays import array_module, to_host
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
 from pydiff.training.interrupt import Interrupted, stop_request
+from pydiff.training.progress import Progress
 
 GIVE_UP_AFTER = 50  # non-finite steps in a row
 
@@ -151,12 +152,11 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
     log: store.Log. folder: store.RunDirectory, locked, or None. preview: called every options.sample_every steps where
     there is a folder, for the bytes of a PNG that show what was learned. Raises Interrupted, with a checkpoint written.
     """
-    from tqdm import tqdm
-
     options = trainer.options
-    bar = tqdm(total=options.steps, initial=trainer.step, unit="step", disable=not progress, dynamic_ncols=True)
-    bar.set_description(f"on {trainer.device}")
-    with bar, stop_request() as stop:
+    with (
+        Progress(options.steps, trainer.step, f"on {trainer.device}", progress) as bar,
+        stop_request() as stop,
+    ):
         began, smooth = time.perf_counter(), None
         for state in training_steps(trainer):
             now = time.perf_counter()
@@ -164,10 +164,10 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
             log.append(log_entry(state, rate, trainer.device))
             if state.bad:
                 bar.write(f"step {state.step} skipped: {state.bad}")
+                bar.step()
             else:
                 smooth = state.loss if smooth is None else 0.98 * smooth + 0.02 * state.loss
-                bar.set_postfix_str(f"loss {smooth:.4f}, {rate:,.0f} {trainer.task.unit}/s", refresh=False)
-            bar.update()
+                bar.step(f"loss {smooth:.4f}, {rate:,.0f} {trainer.task.unit}/s")
             last = state.step == options.steps
             if folder is not None:
                 if preview and options.sample_every and (last or state.step % options.sample_every == 0):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pydiff.diffusion.continuous import LEVELS, continuous_path
-from pydiff.diffusion.path import path
+from pydiff.diffusion.continuous import LEVELS
+from pydiff.diffusion.path import path, path_of_level
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import heun, start_scale
 from pydiff.diffusion.schedule import Schedule, schedule
@@ -40,10 +40,10 @@ def test_every_function_loses_the_signal(name):
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_sampling_along_a_continuous_path(name):
+def test_sampling_along_a_path_of_level(name):
     s = table(name, 1000)
     process = Process(s, "v")
-    p = continuous_path(s, LEVELS[name](), 60, first=0.98)
+    p = path_of_level(s, LEVELS[name](), 60, first=0.98)
     x = start_scale(p) * start(3, 4)
     std = np.sqrt(p.alpha[0] ** 2 * SPREAD**2 + p.sigma[0] ** 2)
     exact = MEAN + SPREAD * (x - p.alpha[0] * MEAN) / std
@@ -51,7 +51,7 @@ def test_sampling_along_a_continuous_path(name):
     np.testing.assert_allclose(got, exact, atol=0.05)
     for first, end in ((1.1, 0.1), (0.5, 0.6), (0.5, 0.0)):
         with pytest.raises(ValueError, match="expected 1 >= first"):
-            continuous_path(s, LEVELS[name](), 5, first, end)
+            path_of_level(s, LEVELS[name](), 5, first, end)
 
 
 @pytest.mark.parametrize("name", LEVELS)

@@ -24,11 +24,23 @@ CALLS = {
     "add": ([(2, 3), (3,)], {}),
     "attention": ([TOKENS] * 3, {"heads": 2, "scale": 0.7, "causal": True, "key_mask": np.eye(2, 3, dtype=bool)}),
     "average_pool": ([IMAGE], {"factor": 2}),
+    "avg_pool2d": (
+        [IMAGE],
+        {"kernel": 3, "stride": (2, 1), "padding": 1, "ceil_mode": True, "count_include_pad": False},
+    ),
     "broadcast_to": ([(1, 3)], {"shape": (2, 3)}),
     "clip": ([(4, 5)], {"low": -0.5, "high": 0.5}),
-    "conv2d": ([IMAGE, (3, 2, 4, 3), (3,)], {"stride": (2, 1), "padding": 1, "upsample": 2}),
+    "conv2d": (
+        [IMAGE, (3, 2, 4, 3), (3,)],
+        {"stride": (2, 1), "padding": 1, "upsample": (1, 2), "add": None, "dilation": 2},
+    ),
+    "conv_transpose2d": (
+        [IMAGE, (3, 2, 3, 4), (6,)],
+        {"stride": 3, "padding": 1, "output_padding": (1, 0), "dilation": 2, "groups": 2},
+    ),
     "cross_entropy": ([(2, 3)], {"labels": np.array([2, 0])}),
     "divide": ([(2, 3), (3,)], {}),
+    "embedding": ([(4, 3)], {"ids": np.array([[0, 2], [3, 0]])}),
     "erf": ([(2, 3)], {}),
     "exp": ([(2, 3)], {}),
     "geglu": ([(2, 6)], {}),
@@ -40,6 +52,7 @@ CALLS = {
     "log": ([(2, 3)], {}),
     "log_softmax": ([(2, 3)], {"axis": 0}),
     "matmul": ([(2, 3), (3, 4)], {}),
+    "max_pool2d": ([IMAGE], {"kernel": 3, "stride": (2, 1), "padding": 1, "ceil_mode": True}),
     "maximum": ([(2, 3, 4)], {"axis": 1, "keepdims": True}),
     "mean": ([(2, 3, 4)], {"axis": (0, 2), "keepdims": True}),
     "mean_squared_error": ([(2, 3), (2, 3)], {}),
@@ -49,6 +62,7 @@ CALLS = {
     "power": ([(2, 3)], {"exponent": 3.0}),
     "quick_gelu": ([(2, 3)], {}),
     "relu": ([(2, 3)], {}),
+    "resample": ([IMAGE], {"size": (3, 9), "mode": "bicubic", "antialias": True}),
     "reshape": ([(2, 3)], {"shape": (3, 2)}),
     "sigmoid": ([(2, 3)], {}),
     "silu": ([(2, 3)], {}),
@@ -107,6 +121,7 @@ def test_methods_by_position():
     for got, expected in [
         (x.sum(0), x.sum(axis=0)), (x.sum((0, 2), True), x.sum(axis=(0, 2), keepdims=True)), (x.max(1), x.max(axis=1)),
         (x.mean(0, True), x.mean(axis=0, keepdims=True)), (x.transpose((1, 2, 0)), x.transpose(1, 2, 0)),
+        (x.transpose(axes=(1, 2, 0)), x.transpose(1, 2, 0)), (x.reshape(shape=(4, 6)), x.reshape(4, 6)),
     ]:  # fmt: skip
         gradients = []
         for y in (got, expected):
@@ -136,6 +151,8 @@ def test_a_plan_records_options_by_position_as_by_name():
         (lambda x: x.sum(0, axis=1), "Sum: axis is given twice, by position and by name"),
         (lambda x: ops.softmax(x, 0, 1), "Softmax takes x, axis; got 3 values by position"),
         (lambda x: ops.exp(x, x), "Exp takes x; got 2 values by position"),
+        (lambda x: x.reshape(6, shape=6), "multiple values for argument 'shape'"),
+        (lambda x: x.transpose(1, 0, axes=(0, 1)), "Transpose: axes is given twice"),
         (lambda x: ops.softmax(x, axes=1), "unexpected keyword argument 'axes'"),
         (lambda x: ops.add(x), "missing 1 required positional argument: 'y'"),
         (lambda x: ops.add(x, y=x, x=x), "multiple values for argument 'x'"),

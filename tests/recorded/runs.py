@@ -180,11 +180,11 @@ def main():
     arguments = parser.parse_args()
     if arguments.run:
         return print(json.dumps(dict(RUNS[arguments.run]())))
-    from pydiff import backend
+    from pydiff import compiled
 
     sums = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     sums["circumstances"] = circumstances()
-    for level in backend.cpu.supported_levels():
+    for level in compiled.levels():
         sums[level] = {name: computed(name, level) for name in RUNS}
     if arguments.update:
         RECORDED.write_text(json.dumps(sums, indent=1) + "\n")

@@ -7,11 +7,13 @@ from PIL import Image
 from pydiff.codec import Pixels
 from pydiff.data import Dataset
 from pydiff.diffusion import Process
-from pydiff.diffusion.schedule import cosine
+from pydiff.diffusion.prediction import PREDICTIONS
+from pydiff.diffusion.schedule import cosine, edm
 from pydiff.nn import Module, Parameter
 from pydiff.pipeline import Pipeline
 from pydiff.report import html_summary, write_report
 from pydiff.report.grid import grid, save_png
+from pydiff.report.page import TARGETS
 from pydiff.report.write import SLIDER_VALUES, budget, neighbours, reduced, shrinking, training_time
 from pydiff.run import Run
 from pydiff.tensor import Tensor
@@ -74,6 +76,14 @@ def test_the_same_arguments_give_the_same_bytes_and_others_do_not(tmp_path):
 
 def test_default_steps_are_all_there_are_up_to_250(tmp_path):
     assert "ddpm, 100 steps" in Example().write(tmp_path, n=1).read_text("utf-8")
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_prediction_can_be_reported(prediction, tmp_path):
+    example = Example()
+    process = Process(edm(100) if prediction.startswith("edm") else cosine(100), prediction)
+    example.pipeline = Pipeline(Guess(), process, Pixels(SHAPE))
+    assert TARGETS[prediction] in example.write(tmp_path, n=2, steps=4).read_text("utf-8")
 
 
 def test_float_pictures_and_a_single_one(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-simt = pytest.importorskip("pydiff._simt", reason="the emulator is not built")
+from tests.emulated import simt
 
 LANE = np.arange(32)
 

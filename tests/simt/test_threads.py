@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-simt = pytest.importorskip("pydiff._simt", reason="the emulator is not built")
+from tests.emulated import simt
 
 rng = np.random.default_rng(0)
 x = rng.standard_normal(64 * 200 + 9).astype(np.float32)  # 201 blocks of block_sum: worth helping
@@ -30,24 +30,24 @@ def on(threads, seed, kernel, *arguments):
     simt.set_seed(seed)
     simt.counters()
     try:
-        result = kernel(*arguments).tobytes()
+        result = getattr(simt, kernel)(*arguments).tobytes()
     except simt.Fault as fault:
         result = str(fault)
     return result, simt.counters()
 
 
 RUNS = {
-    "block_sum": (simt.block_sum, x),
-    "missing_barrier": (simt.block_sum, x, "missing_barrier"),  # the result depends on the order within each block
-    "uninitialised": (simt.block_sum, x, "uninitialised"),
-    "off_by_one": (simt.block_sum, x, "off_by_one"),
-    "overrun": (simt.block_sum, x, "overrun"),
-    "divergent_barrier": (simt.block_sum, x, "divergent_barrier"),
-    "misaligned": (simt.scale, np.resize(x, 128 * 200), 2.0, "misaligned"),
-    "past_end": (simt.scale, np.resize(x, 128 * 200), 2.0, "past_end"),
-    "missed_tail": (simt.scale, np.resize(x, 128 * 200 + 3), 2.0, "missed_tail"),
-    "matmul_bf16": (simt.matmul_bf16, np.resize(a, (500, 64)), np.resize(b, (64, 200))),
-    "matmul_tf32": (simt.matmul_tf32, np.resize(a, (500, 64)), np.resize(b, (64, 200))),
+    "block_sum": ("block_sum", x),
+    "missing_barrier": ("block_sum", x, "missing_barrier"),  # the result depends on the order within each block
+    "uninitialised": ("block_sum", x, "uninitialised"),
+    "off_by_one": ("block_sum", x, "off_by_one"),
+    "overrun": ("block_sum", x, "overrun"),
+    "divergent_barrier": ("block_sum", x, "divergent_barrier"),
+    "misaligned": ("scale", np.resize(x, 128 * 200), 2.0, "misaligned"),
+    "past_end": ("scale", np.resize(x, 128 * 200), 2.0, "past_end"),
+    "missed_tail": ("scale", np.resize(x, 128 * 200 + 3), 2.0, "missed_tail"),
+    "matmul_bf16": ("matmul_bf16", np.resize(a, (500, 64)), np.resize(b, (64, 200))),
+    "matmul_tf32": ("matmul_tf32", np.resize(a, (500, 64)), np.resize(b, (64, 200))),
 }
 FAULTS = ("off_by_one", "overrun", "divergent_barrier", "misaligned", "past_end")
 
@@ -77,10 +77,10 @@ def test_the_order_of_a_block_comes_from_the_seed_and_its_number():
 
 
 def test_a_fault_leaves_the_emulator_usable_with_helpers():
-    expected = on(1, 0, simt.block_sum, x)[0]
+    expected = on(1, 0, "block_sum", x)[0]
     for seed in range(10):
-        assert "out of bounds" in on(4, seed, simt.block_sum, x, "off_by_one")[0]
-        assert on(4, seed, simt.block_sum, x)[0] == expected
+        assert "out of bounds" in on(4, seed, "block_sum", x, "off_by_one")[0]
+        assert on(4, seed, "block_sum", x)[0] == expected
 
 
 def test_atomics_of_different_blocks_do_not_get_lost():
@@ -131,14 +131,15 @@ def run(code, **environment):
 
 @pytest.mark.parametrize(("value", "threads"), [("1", "1"), ("5", "5"), ("64", "8")])
 def test_threads_of_the_environment(value, threads):
-    show = "from pydiff import _simt; print(_simt.threads())"
+    show = "from pydiff.emulator import load; print(load().threads())"
     assert run(show, PYDIFF_THREADS=value, PYDIFF_NATIVE="off") == (0, threads, "")
     assert 1 <= int(run(show)[1]) <= 8
 
 
 FORK = """
 import os, threading, numpy as np
-from pydiff import _simt as simt
+from pydiff.emulator import load
+simt = load()
 simt.set_threads(4)
 x = np.arange(64 * 200, dtype=np.float32)
 expected = simt.block_sum(x)

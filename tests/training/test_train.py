@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 import pydiff
-from pydiff import ops
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
-from pydiff.training import StepState, training_steps
-from tests.trainers import diffusion_trainer, train_until
+from pydiff.training import training_steps
+from tests.trainers import train_until
 
 TINY = {"steps": 8, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 2, "sample_every": 0, "progress": False}
 COMMAND = [sys.executable, "-m", "pydiff", "train", "digits", "--steps", "150", "--batch-size", "8", "--seed", "3"]
@@ -66,14 +65,15 @@ def test_same_seed_same_bits_and_other_seed_other_bits():
 
 
 def test_killed_at_random_moments_the_same_command_ends_with_the_same_bytes(tmp_path):
-    """kill -9, again and again. benchmarks/kill.py does the same a thousand times."""
+    """kill -9, again and again. tests/stress/kill.py does the same a thousand times."""
     expected, out = tmp_path / "expected", tmp_path / "killed"
     subprocess.run([*COMMAND, "--out", expected], check=True, capture_output=True)
     moments, kills = random.Random(0), 0
-    while kills < 100:
+    while kills < 200:
         process = subprocess.Popen([*COMMAND, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            status = process.wait(timeout=moments.uniform(0.4, 1.6))
+            # Lives grow longer, so that the run comes to its end on the most loaded machine, too.
+            status = process.wait(timeout=moments.uniform(0.4, 1.6) * (1 + kills / 10))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -103,48 +103,6 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     assert "the same command goes on from there" in message
     step = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints"))[1]["step"]
     assert f"stopped after step {step}" in message
-
-
-def test_a_step_that_is_not_finite_changes_nothing_and_is_named():
-    trainer = diffusion_trainer(
-        pydiff.data.load("digits"), pydiff.Options(steps=5, channels=(8,), groups=4, batch_size=2)
-    )
-    next(training_steps(trainer))
-    before = {k: v.copy() for k, v in trainer.arrays()["optimizer"].items()}
-    weight = dict(trainer.model.named_parameters())["mid_block.resnets.1.conv1.weight"]
-    kept = weight.data[0, 0, 0, 0]
-    weight.data[0, 0, 0, 0] = np.inf
-    state = next(training_steps(trainer))
-    weight.data[0, 0, 0, 0] = kept
-    assert isinstance(state, StepState)
-    assert "mid_block.resnets.1.conv1" in state.bad
-    assert trainer.step == 2
-    for name, array in trainer.arrays()["optimizer"].items():
-        assert np.array_equal(array, before[name]), name
-
-
-def test_gradients_that_are_not_finite_are_skipped_and_named(monkeypatch):
-    trainer = diffusion_trainer(
-        pydiff.data.load("digits"), pydiff.Options(steps=5, channels=(8,), groups=4, batch_size=2)
-    )
-    real, bias = trainer.task.losses, trainer.model.conv_out.bias
-    before = trainer.optimizer.p.copy()
-
-    def losses(batch):  # finite themselves, but the square root has no slope at 0
-        return real(batch) + ops.sqrt(bias * 0).sum()
-
-    monkeypatch.setattr(trainer.task, "losses", losses)
-    assert next(training_steps(trainer)).bad == "the gradient of conv_out.bias is not finite"
-    assert np.array_equal(trainer.optimizer.p, before)
-
-
-def test_endless_bad_steps_end_in_an_error():
-    trainer = diffusion_trainer(
-        pydiff.data.load("digits"), pydiff.Options(steps=100, channels=(8,), groups=4, batch_size=1)
-    )
-    trainer.model.conv_out.weight.data[...] = np.nan
-    with pytest.raises(RuntimeError, match="50 steps in a row were not finite"):
-        list(training_steps(trainer))
 
 
 def test_a_run_folder_refuses_another_run(uninterrupted, tmp_path):
@@ -179,30 +137,6 @@ def test_log_holds_every_step_once(uninterrupted):
     assert [e["lr"] for e in entries][:2] == [0.0005, 0.001]
 
 
-CHANGES = {
-    "size": 12, "batch_size": 5, "seed": 1, "lr": 2e-3, "warmup": 0, "lr_schedule": "constant", "weight_decay": 0.5,
-    "clip": 0.01, "ema": 0.1, "prediction": "v", "schedule": "linear", "timesteps": 50, "conditional": True,
-    "flip": True,
-    "channels": (8, 12), "layers": 2, "attention": (), "head_dim": 4, "groups": 2, "dropout": 0.5,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_every_option_changes_the_result(name):
-    """An option nobody reads would pass unnoticed otherwise."""
-    base = pydiff.train("digits", **{**TINY, "steps": 3})
-    other = pydiff.train("digits", **{**TINY, "steps": 3, name: CHANGES[name]})
-    state, changed = base.model.state_dict(), other.model.state_dict()
-    assert state.keys() != changed.keys() or any(
-        state[k].shape != changed[k].shape or not np.array_equal(state[k], changed[k]) for k in state
-    )
-
-
-def test_label_drop_changes_the_result():
-    runs = [pydiff.train("digits", **TINY, conditional=True, label_drop=d) for d in (0.0, 0.9)]
-    assert losses(runs[0]) != losses(runs[1])
-
-
 def test_options_that_change_only_what_is_written(tmp_path):
     first = pydiff.train("digits", out=tmp_path / "a", **{**TINY, "checkpoint_every": 2, "keep": 1, "sample_every": 4})
     assert len(list((tmp_path / "a" / "checkpoints").glob("step-*"))) == 1
@@ -210,28 +144,6 @@ def test_options_that_change_only_what_is_written(tmp_path):
     second = pydiff.train("digits", out=tmp_path / "b", **{**TINY, "checkpoint_every": 3, "keep": 9})
     assert len(list((tmp_path / "b" / "checkpoints").glob("step-*"))) == 3
     assert losses(first) == losses(second)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"stpes": 3}, TypeError, "no option 'stpes'; did you mean 'steps'"),
-        ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
-        ({"steps": 2.5}, ValueError, "steps must be a whole number"),
-        ({"lr": -1.0}, ValueError, "lr must be a number from 0"),
-        ({"lr": float("nan")}, ValueError, "lr must be a number"),
-        ({"ema": 1.0}, ValueError, "ema must be a number"),
-        ({"dropout": 1.0}, ValueError, "dropout must be a number"),
-        ({"prediction": "noise"}, ValueError, "prediction must be one of eps, x0, v, flow, edm, edm_v; got 'noise'"),
-        ({"groups": 3}, ValueError, "do not divide into 3 groups"),
-        ({"head_dim": 64}, ValueError, "attention_head_dim must be"),
-        ({"attention": (5,)}, ValueError, "attention names levels"),
-        ({"batch_size": True}, ValueError, "batch_size must be a whole number"),
-    ],
-)
-def test_bad_options(options, error, message):
-    with pytest.raises(error, match=message):
-        pydiff.train("digits", **{**TINY, **options})
 
 
 def test_classes_are_needed_for_conditional_training():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pydiff.formats.diffusers.scheduler import SCHEDULERS, from_diffusers
-from tests.diffusion.diffusers_replay import differences, network, ours, recorded, start, theirs
 from tests.diffusion.exact_denoisers import MEAN, SPREAD, last, model_of, normal_denoiser
+from tests.formats.diffusers.replay import differences, network, ours, recorded, start, theirs
 
 BETAS = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 SPACINGS = ["leading", "trailing", "linspace"]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydiff.formats import safetensors as tensorfile
 from pydiff.store import checkpoint, sealed
 from pydiff.store.checkpoint import CheckpointError
+from tests.formats.test_safetensors import groups, names
 from tests.stress import checkpoint_faults as faults
 from tests.stress.checkpoint_faults import CONFIG, is_model, save, save_model
-from tests.test_tensorfile import groups, names
 
 
 def test_what_could_not_come_back_equal_is_refused(tmp_path):

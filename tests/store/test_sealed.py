@@ -15,7 +15,7 @@ import pytest
 from pydiff.store.checkpoint import CheckpointError
 from tests.stress import checkpoint_crash, checkpoint_faults
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", checkpoint_crash.SCENARIOS)

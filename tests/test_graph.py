@@ -1,4 +1,4 @@
-"""plan.py: what is played is what the network computes, bit for bit, and nothing else is kept or taken for granted."""
+"""graph.py: what is played is what the network computes, bit for bit, and nothing else is kept or taken for granted."""
 
 import gc
 import threading

@@ -1,0 +1,79 @@
+"""The compiled modules: which of them this installation has, why not the others, and which one this processor gets.
+
+An installation from source has the baseline module, which runs on any processor, and the best one for the machine that
+it was made on; a wheel has all. So the best one here may be missing: after a move to another machine, say.
+"""
+
+import importlib
+import sys
+from importlib.util import find_spec
+
+LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}  # best first
+
+
+def record():
+    """What CMakeLists.txt wrote about the build, as a dict; empty where nothing was installed."""
+    import json
+    from pathlib import Path
+
+    import pydiff
+
+    for folder in pydiff.__path__:  # two in an editable installation: the sources, and what was built from them
+        if (path := Path(folder, "_build.json")).is_file():
+            return json.loads(path.read_text())
+    return {}
+
+
+def built():
+    """The instruction sets that there are modules for, best first."""
+    return [level for level in LEVELS if _there(level)]
+
+
+def levels():
+    """Those of them that this processor can run. ImportError without any."""
+    return [level for level in importlib.import_module(LEVELS["baseline"]).supported_levels() if _there(level)]
+
+
+def _there(level):
+    module = LEVELS[level]
+    return sys.modules[module] is not None if module in sys.modules else find_spec(module) is not None
+
+
+def load_cpu(mode, wanted):
+    """The best CPU module this machine can run, or None, and one sentence that says why it is this one.
+
+    mode: auto, require or off. wanted: an instruction set, or "" for the best.
+    """
+    if mode == "off":
+        return None, "switched off by PYDIFF_NATIVE=off"
+    try:
+        supported = importlib.import_module(LEVELS["baseline"]).supported_levels()
+        if wanted and wanted not in supported:
+            raise ImportError(f"PYDIFF_SIMD={wanted} was asked for, but this processor supports {', '.join(supported)}")
+        if wanted and not _there(wanted):
+            raise ImportError(
+                f"PYDIFF_SIMD={wanted} was asked for, but this installation was built for {', '.join(built())} alone; "
+                "PYDIFF_CPU_LEVELS=all builds every instruction set"
+            )
+        level = wanted or levels()[0]
+        return importlib.import_module(LEVELS[level]), f"instruction set {level}"
+    except ImportError as error:
+        if mode == "require" or wanted:
+            raise ImportError(f"the compiled CPU kernels could not be loaded: {error}") from error
+        missing = isinstance(error, ModuleNotFoundError) and error.name in LEVELS.values()
+        return None, f"not built: {why_not('cpu')}" if missing else f"failed to load: {error}"
+
+
+def why_not(what):
+    """Why the installation has no "cpu" or "cuda" module, in half a sentence."""
+    return record().get(f"no_{what}") or "pydiff is not installed here, or not for this Python"
+
+
+def load(module, what):
+    """Another compiled module; RuntimeError in one sentence if there is none."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        reason = f"was not built: {why_not('cuda')}" if missing else f"could not be loaded: {error}"
+        raise RuntimeError(f"{what}, {module}, {reason}") from error
