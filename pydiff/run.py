@@ -274,6 +274,8 @@ def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None
         if announce:
             announce(f"{dataset.summary()}; training on {device}")
         task = DiffusionTask(dataset, options, model, codec)
+        for note in task.notes if announce else ():
+            announce(note)
     with opened(task, options, out, device) as (trainer, folder):
         run = _run_of(trainer, folder)
         try:

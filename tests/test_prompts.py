@@ -195,13 +195,13 @@ def test_prompts_that_do_not_fit_are_refused(run, options, message):
 
 def test_models_without_captions_and_data_without_captions(described):
     plain = pydiff.train(
-        "digits", progress=False, **{**TINY, "text": None, "channels": (8,), "groups": 2, "head_dim": 4}
+        "digits", progress=False, **{**TINY, "text": "none", "channels": (8,), "groups": 2, "head_dim": 4}
     )
     with pytest.raises(ValueError, match="trained without captions, so prompts cannot be given"):
         plain.sample(1, prompts="three")
     with pytest.raises(ValueError, match="text='glove' needs captions, but digits has none"):
         train("digits")
-    with pytest.raises(ValueError, match="text must be one of glove; got 'magic'"):
+    with pytest.raises(ValueError, match="text must be one of auto, none, glove; got 'magic'"):
         train(described, text="magic")
     german = load(described.images, captions={"de": ["eins"] * 60})
     with pytest.raises(ValueError, match="has captions in de and none in en"):

@@ -39,6 +39,13 @@ class TextEncoder:
         """
         raise NotImplementedError
 
+    def understands(self, caption: str) -> bool:
+        """Whether it makes anything at all of a caption."""
+        try:
+            return bool(caption.strip()) and self.remarks(caption) is not None
+        except ValueError:
+            return False
+
     def unknown(self, captions: Sequence[str]) -> list[str]:
         """The words of these captions that it does not know, each once, the most frequent first."""
         raise NotImplementedError
