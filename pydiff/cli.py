@@ -1,4 +1,4 @@
-"""The command line: pydiff demo | train | sample | report | data | bench | info.
+"""The command line: pydiff demo | train | sample | report | data | words | bench | info.
 
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
@@ -46,7 +46,7 @@ class Train:
     """Train on pictures. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
 
     data: str
-    """digits, faces, a folder of pictures (class = subfolder), or an .npz or .npy file."""
+    """digits, emoji, faces, fashion, a folder of pictures (class = subfolder), or an .npz, .npy or .parquet file."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
@@ -156,7 +156,7 @@ class Data:
     """Show what would be trained on: count, size, channels, classes, and what had to be left out."""
 
     data: str
-    """digits, faces, a folder of pictures, or an .npz or .npy file."""
+    """digits, emoji, faces, fashion, a folder of pictures, or an .npz, .npy or .parquet file."""
     size: int | None = None
     """Side length to resize to."""
 
@@ -170,6 +170,21 @@ class Data:
         say(describe(dataset))
         first = Pixels(dataset.shape).show(dataset.samples(range(min(16, len(dataset)))))
         say(picture(grid(first, columns=8, scale=1)))
+
+
+@dataclass
+class Words:
+    """Calculate with word vectors: the neighbours of berlin - germany + france, in English or with German names."""
+
+    expression: tyro.conf.Positional[str | None] = None
+    """A sum of words; left out, how often such sums find the capital of a country."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
+    """How many neighbours."""
+
+    def run(self):
+        from pydiff.text import words
+
+        print(words.describe_capitals() if self.expression is None else words.describe(self.expression, self.n))
 
 
 @dataclass
@@ -205,6 +220,7 @@ COMMANDS = {
     "sample": Sample,
     "report": Report,
     "data": Data,
+    "words": Words,
     "bench": Bench,
     "info": Info,
 }

@@ -65,16 +65,22 @@ class Pipeline:
         progress=False,
         **more,
     ):
-        """n new samples; sample i depends on (seed, i) and its row of `asked`, a Condition, alone. See `Run.sample`."""
+        """n new samples; sample i depends on (seed, i) and its row of `asked`, a Condition, alone. See `Run.sample`.
+
+        n: how many, or their numbers (N,).
+        """
         from tqdm import tqdm
 
+        all_numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        n = len(all_numbers)
         if n < 1 or batch_size < 1:
             raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
-        asked, parts = self.conditioning.rows(np.arange(n)) if asked is None else asked, []
+        asked, parts = self.conditioning.rows(all_numbers) if asked is None else asked, []
         with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:
             for first in range(0, n, batch_size):
-                numbers = np.arange(first, min(first + batch_size, n))
-                states = self.sample_states(numbers, seed, sampler, steps, asked.take(numbers), guidance, eta, **more)
+                chosen = np.arange(first, min(first + batch_size, n))
+                numbers, part = all_numbers[chosen], asked.take(chosen)
+                states = self.sample_states(numbers, seed, sampler, steps, part, guidance, eta, **more)
                 for state in states:
                     x = state.x
                     bar.update(len(numbers))

@@ -100,7 +100,7 @@ class Run:
 
     def sample(
         self,
-        n=16,
+        n=None,
         seed=0,
         sampler="ddim",
         steps=50,
@@ -108,26 +108,37 @@ class Run:
         guidance=1.0,
         eta=0.0,
         *,
+        prompts=None,
+        negative_prompt=None,
         condition=None,
         device=None,
         **more,
     ):
-        """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
+        """Draws n new pictures, 16 if None: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or
+        batch_size.
 
         sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; steps: how many of the T
         noise levels to visit, spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential",
         "continuous").
         eta: fresh noise in ddim and dpm2, 0 to 1.
-        labels: class numbers (n,), for a conditional model; left out, the classes take turns. condition: other arrays
-        that the model was trained with, by name. guidance: how much more than the network says to follow them (Ho &
-        Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma / alpha where that is done; rescale: 0 to
-        1, how far contrast is brought back. batch_size: drawn at a time, 64. progress: True shows a bar.
+        labels: class numbers (n,), for a conditional model; left out, the classes take turns. prompts: for a model with
+        a text encoder: n pictures of each (1 if None), one prompt after the other, number k of each with the noise of
+        number k; "[a] - [b] + [c]" is calculated. negative_prompt: what guidance leads away from. condition: other
+        arrays that the model was trained with, by name, or what `embed` gives. guidance: how much more than the network
+        says to follow all that (Ho & Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma / alpha
+        where that is done; rescale: 0 to 1, how far contrast is brought back. batch_size: drawn at a time, 64.
+        progress: True shows a bar.
         device: None for where the model is; "cpu", "cuda" or "simt" move it there first, to stay.
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
         """
         self.to(device or self.device)
-        asked = self.conditioning.rows(np.arange(n), labels, condition)
-        return self.pipeline.sample(n, seed, sampler, steps, asked, guidance, eta, **more)
+        numbers, prompts = _of_each(n, prompts)
+        asked = self.conditioning.rows(numbers, labels, condition, prompts, negative_prompt)
+        return self.pipeline.sample(numbers, seed, sampler, steps, asked, guidance, eta, **more)
+
+    def embed(self, prompt):
+        """A prompt as a Condition, for `condition=`; embed(a) - embed(b) + embed(c) is one, too."""
+        return self.conditioning.embed(prompt)
 
     def sample_states(
         self,
@@ -139,22 +150,26 @@ class Run:
         guidance=1.0,
         eta=0.0,
         *,
+        prompts=None,
+        negative_prompt=None,
         condition=None,
         device=None,
         **more,
     ):
         """The reverse process as a generator of SamplerState, one a step, arrays where the model is. n: number of
-        pictures, or their numbers. The other arguments are those of `sample`, apart from batch_size and progress.
+        pictures, or their numbers. prompts: one for each of them, or one for all. The other arguments are those of
+        `sample`, apart from batch_size and progress.
         """
         self.to(device or self.device)
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
-        asked = self.conditioning.rows(numbers, labels, condition)
+        asked = self.conditioning.rows(numbers, labels, condition, prompts, negative_prompt)
         return self.pipeline.sample_states(numbers, seed, sampler, steps, asked, guidance, eta, **more)
 
     def inpaint(self, images, mask, **options):
         """Draws anew where mask is 1, keeps the pictures where it is 0: (N, H, W, C) uint8. See `edit.inpaint`.
 
-        This and the other edits: labels, condition as for `sample`; left out, nothing is asked for.
+        This and the other edits: labels, condition as for `sample`, prompts one for each picture or one for all,
+        negative_prompt; left out, nothing is asked for.
         """
         return edit.inpaint(self.pipeline, images, mask, **self._asked(len(images), options))
 
@@ -174,7 +189,8 @@ class Run:
 
     def _asked(self, n, options):
         """Options of an edit of n samples, with what the user asks for as a Condition."""
-        words = {name: options.pop(name) for name in ("labels", "condition") if name in options}
+        names = ("labels", "condition", "prompts", "negative_prompt")
+        words = {name: options.pop(name) for name in names if name in options}
         if any(word is not None for word in words.values()):
             numbers = options.get("numbers")
             numbers = np.arange(n) if numbers is None else np.asarray(numbers)
@@ -205,6 +221,14 @@ class Run:
         return f"Run({self.name!r}, {self.step} steps on {self.data_name!r}, {self.parameters:,} parameters)"
 
 
+def _of_each(n, prompts):
+    """(numbers, prompts) of n samples of each prompt, one prompt after the other, or of n samples without any."""
+    if prompts is None:
+        return np.arange(16 if n is None else n), None
+    prompts, n = [prompts] if isinstance(prompts, str) else list(prompts), 1 if n is None else n
+    return np.tile(np.arange(n), len(prompts)), [prompt for prompt in prompts for _ in range(n)]
+
+
 def load(directory):
     """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run.
 
@@ -232,7 +256,8 @@ def load(directory):
 def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None, announce=None, **options):
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
-    data: "digits", "faces", a folder of pictures, an .npz or .npy file, an array (N, H, W, C), or a Dataset.
+    data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
+    (N, H, W, C), or a Dataset.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on

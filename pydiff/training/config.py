@@ -15,6 +15,7 @@ from pydiff.diffusion.schedule import BUILDERS
 from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D
 from pydiff.store.folder import WITHOUT_EFFECT
+from pydiff.text import ENCODERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,10 @@ class Options(LoopOptions):
     """Number of noise levels T."""
     conditional: bool = False
     """Also tell the network the class of each picture; needs data with classes."""
+    text: str | None = None
+    """Also tell the network the caption of each picture, by this text encoder (glove); needs data with captions."""
     label_drop: float = 0.1
-    """Share of pictures whose class is withheld, so that guidance can compare with and without."""
+    """Share of pictures whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False
     """Mirror half of the pictures left to right."""
     channels: tuple[int, ...] = ()
@@ -148,6 +151,8 @@ class Options(LoopOptions):
         if self.size is not None:
             _at_least(self, "size", 1)
         _between(self, "offset_noise", 0, math.inf)
+        if self.text is not None and self.text not in ENCODERS:
+            raise ValueError(f"text must be one of {', '.join(ENCODERS)}; got {self.text!r}")
         for name in ("dropout", "label_drop"):
             _between(self, name, 0, 1)
         if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pydiff import random
+from pydiff import random, text
 from pydiff.arrays import to_host
 from pydiff.codec import Codec, Pixels
 from pydiff.condition import Condition, Conditioning
-from pydiff.data.order import batch_indices, flip
+from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.diffusion.loss import example_losses, loss_weight
 from pydiff.diffusion.self_conditioning import conditioned
 from pydiff.diffusion.timesteps import LossAware, draw_timesteps
@@ -76,6 +76,13 @@ class Batch:
     losses: np.ndarray | None = None
 
 
+def captions_for(dataset, encoder) -> tuple[tuple[str, ...], ...]:
+    """The captions of a data set in the languages of a text encoder. ValueError where there are none."""
+    if dataset.captions is None:
+        raise ValueError(f"text={encoder.kind!r} needs captions, but {dataset.name} has none; leave out text")
+    return (dataset if encoder.languages is None else dataset.in_languages(encoder.languages)).captions
+
+
 class DiffusionTask(Task):
     """A network learns to take noise out of samples.
 
@@ -88,9 +95,14 @@ class DiffusionTask(Task):
 
     def __init__(self, dataset, options, model: Module | None = None, codec: Codec | None = None):
         self.dataset, self.options = dataset, options.check()
-        self.conditioning = dataset.conditioning if options.conditional else Conditioning()
-        if options.conditional and self.conditioning.empty:
+        known = dataset.conditioning if options.conditional else Conditioning()
+        if options.conditional and known.empty:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
+        self.conditioning, self.captions = known, None
+        if options.text is not None:
+            encoder = text.named(options.text)
+            self.conditioning = Conditioning(known.classes, known.nothing, encoder)
+            self.captions = captions_for(dataset, encoder)
         self.codec = Pixels(dataset.shape) if codec is None else codec
         self.process = build_process(options)
         self.model = build_unet(options, self.codec.shape, self.conditioning.embeddings) if model is None else model
@@ -110,7 +122,8 @@ class DiffusionTask(Task):
         condition = Condition(rows=len(numbers))
         if not self.conditioning.empty:
             withheld = random.uniform(random.key(seed, random.CONDITION, numbers, step)) < options.label_drop
-            condition = self.dataset.condition(chosen).drop(withheld).to(self.xp)
+            told = None if self.captions is None else pick_captions(self.captions, chosen, step, seed, numbers)
+            condition = self.dataset.condition(chosen, self.conditioning, told).drop(withheld).to(self.xp)
         return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), condition)
 
     def losses(self, batch):
@@ -142,8 +155,10 @@ class DiffusionTask(Task):
         return {"timesteps": {name: getattr(self.history, name) for name in ("losses", "seen")}}
 
     def identity(self):
-        """The data by name and fingerprint, the codec, and the network where it is not the options' own."""
+        """The data by name and fingerprint, the codec, the network, and the text encoder if there is one."""
+        encoder = self.conditioning.encoder
         return {
+            **({} if encoder is None else {"text_encoder": encoder.to_config()}),
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint(),
             "codec": self.codec.to_config(),
