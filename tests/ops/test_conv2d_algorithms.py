@@ -84,11 +84,17 @@ def plain(simd):  # noqa: ARG001, F811
 
 
 def test_winograd_rounds_little_more_than_the_plain_sum(plain):
-    """docs/winograd.md has 3 to 8 times as the measured figures."""
+    """docs/winograd.md has 3 to 8 times as the measured figures.
+
+    The sum's limit is that of k random terms of size 1, added one after another: the j-th addition rounds a number of
+    size sqrt(j), by up to u times that, all errors equally likely, hence by u sqrt(j / 3) on average. Over all j, and
+    relative to the result's size sqrt(k), that is u sqrt(k / 6). Kernels add in several accumulators and stay below.
+    """
     fast = rms_errors()
     plain(False)
-    for by_winograd, by_sum in zip(fast, rms_errors(), strict=True):
-        assert by_sum < 4e-7
+    terms = 9 * 48, 9 * 64, 2 * 16 * 12  # of y, dx, dw
+    for by_winograd, by_sum, k in zip(fast, rms_errors(), terms, strict=True):
+        assert by_sum <= np.finfo(np.float32).eps / 2 * np.sqrt(k / 6)
         assert by_winograd <= 10 * by_sum
 
 
