@@ -91,7 +91,7 @@ def plain(simd):  # noqa: ARG001, F811
 
 @pytest.mark.parametrize(("shape", "cout"), SUITED)
 def test_winograd_rounds_little_more_than_the_plain_sum(shape, cout, plain):
-    """docs/winograd.md has 3 to 8 times as the measured figures."""
+    """docs/winograd.md has 2 to 6 times as the measured figures."""
     fast = rms_errors(shape, cout)
     plain(False)
     for by_winograd, by_sum in zip(fast, rms_errors(shape, cout), strict=True):
