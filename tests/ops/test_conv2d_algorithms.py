@@ -93,7 +93,7 @@ def plain(simd):  # noqa: ARG001, F811
 
 @pytest.mark.parametrize(("shape", "cout"), SUITED)
 def test_winograd_rounds_little_more_than_the_plain_sum(shape, cout, plain):
-    """docs/winograd.md has 3 to 8 times as the measured figures.
+    """docs/winograd.md has 2 to 6 times as the measured figures.
 
     The sum's limit is that of k random terms of size 1, added one after another: the j-th addition rounds a number of
     size sqrt(j), by up to u times that, all errors equally likely, hence by u sqrt(j / 3) on average. Over all j, and
