@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
-from pydiff import nn, ops, optim
+from pydiff import nn, ops
+from pydiff.codec import from_uint8
 from pydiff.data import load
 from pydiff.data.order import batch_indices
-from pydiff.data.pixels import from_uint8
+from pydiff.training import LoopOptions, Task, train_task
 
 CONFIDENT = 0.9
 SAMPLES = 256
@@ -44,23 +45,47 @@ class DigitClassifier(nn.Module):
         return self.out(self.dropout(self.features(x)))
 
 
-def train_classifier(data, steps=1200, batch_size=64, seed=0):
-    """A classifier trained on a Dataset of 8 x 8 digits; random shifts by a pixel make it look at shape, not place."""
-    model = DigitClassifier(seed)
-    optimizer = optim.AdamW(model, weight_decay=1e-2)
-    for step in range(1, steps + 1):
-        chosen = batch_indices(len(data), batch_size, step - 1, seed)
-        x = shifted(data.normalized(chosen), step, seed)
-        optimizer.zero_grad()
-        with nn.training(seed, step, np.arange(batch_size)):
-            ops.cross_entropy(model(ops.Tensor(x)), data.labels[chosen]).backward()
-        optimizer.step(step, optim.warmup_cosine(step, steps, 2e-3, 50), ema_decay=0.0, clip=1.0)
-    return model
+class DigitTask(Task):
+    """Digits from 8 x 8 images: what the product's loop trains besides diffusion models.
+
+    Random shifts by a pixel make the classifier look at shape, not place.
+    """
+
+    unit = "images"
+
+    def __init__(self, data, options):
+        self.data, self.options, self.model = data, options, DigitClassifier(options.seed)
+
+    def batch(self, step, numbers):
+        """(x (N, 8, 8, 1), digits (N,))."""
+        options = self.options
+        chosen = batch_indices(len(self.data), options.batch_size, step - 1, options.seed)[numbers]
+        x = shifted(self.data.normalized(chosen), step, options.seed, numbers)
+        return self.xp.asarray(x), self.data.labels[chosen]
+
+    def losses(self, batch):
+        """Cross entropy, one a sample."""
+        x, digits = batch
+        log_p = ops.log_softmax(self.model(ops.Tensor(x)))
+        return -log_p[np.arange(len(digits)), digits]
+
+    def identity(self):
+        """The data."""
+        return {"data": self.data.name, "fingerprint": self.data.fingerprint()}
 
 
-def shifted(x, step, seed):
+def train_classifier(data, steps=1200, batch_size=64, seed=0, out=None):
+    """A classifier trained on a Dataset of 8 x 8 digits. out: folder for checkpoints; the same call goes on there."""
+    recipe = {"lr": 2e-3, "warmup": 50, "weight_decay": 1e-2, "ema": 0.0, "clip": 1.0}
+    options = LoopOptions(steps=steps, batch_size=batch_size, seed=seed, **recipe)
+    task = DigitTask(data, options)
+    train_task(task, options, out, progress=False)
+    return task.model
+
+
+def shifted(x, step, seed, numbers):
     """Every picture moved by -1, 0 or 1 pixels both ways, half of the time; background moves in."""
-    key = pydiff.random.key(seed, pydiff.random.AUGMENT, np.arange(len(x)), step)
+    key = pydiff.random.key(seed, pydiff.random.AUGMENT, numbers, step)
     dy, dx = (np.minimum(pydiff.random.uniform(key, (2,)) * 6, 2.999).astype(int).clip(0, 2) - 1).T
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-1)
     return np.stack([p[1 + a : 9 + a, 1 + b : 9 + b] for p, a, b in zip(padded, dy, dx, strict=True)])

@@ -79,7 +79,8 @@ def whole_table(report):
     for sentence in report.get("left_out", {}).values():
         yield f"{sentence} "
     for name, off in report["agreement"].items():
-        yield f"Difference between {name} and pydiff: {off:.0e}. " if off is not None else f"{name}: NaN. "
+        judge = report.get("judge", "pydiff")  # older reports do not say
+        yield f"Difference between {name} and {judge}: {off:.0e}. " if off is not None else f"{name}: NaN. "
     shares = [f"{name} {share:.0%}" for name, share in report["profile"].items() if share >= 0.02]
     if shares:
         yield f"pydiff's time: {', '.join(shares)}."

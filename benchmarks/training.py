@@ -1,8 +1,8 @@
 """A whole training step, pydiff against torch with diffusers' UNet2DModel of the same configuration and weights.
 
-First, loss and gradient of one batch have to agree. Then whole steps are timed: draw t, add noise, forward, mean
-squared error, backward, clipping of the gradient's norm, AdamW, average of the weights. Everyone in a process of its
-own, in turns.
+First, loss and gradient of one batch have to agree with torch's in float64. Then whole steps are timed: draw t, add
+noise, forward, mean squared error, backward, clipping of the gradient's norm, AdamW, average of the weights. Everyone
+in a process of its own, in turns.
 """
 
 import sys
@@ -23,7 +23,6 @@ from pydiff.ops.conv2d import Conv2d
 from pydiff.tensor import Function, no_grad
 
 LR, EMA, CLIP, WEIGHT_DECAY = 1e-4, 0.999, 1.0, 0.01
-LIMIT = 1e-3  # of the difference of two gradients, relative to their norm
 
 
 class Pydiff:
@@ -162,24 +161,25 @@ class Torch:
     """The same step by torch and diffusers, with torch's fused AdamW and foreach average.
 
     keep: freed memory stays in the process, as in pydiff's; torch does not do that by itself. compiled: options of
-    torch.compile, or None for eager mode.
+    torch.compile, or None for eager mode. exact: in float64.
     """
 
-    def __init__(self, workload, batch, channels_last=False, compiled=None, keep=False):
+    def __init__(self, workload, batch, channels_last=False, compiled=None, keep=False, exact=False):
         import torch
 
         if keep:
             keep_freed_memory()
         self.torch, self.workload, self.batch = torch, WORKLOADS[workload], batch
-        self.channels_last, self.compiled = channels_last, compiled
-        x0 = torch.from_numpy(self.workload.pictures(batch)).permute(0, 3, 1, 2)
+        self.channels_last, self.compiled, self.exact = channels_last, compiled, exact
+        dtype = np.float64 if exact else np.float32
+        x0 = torch.from_numpy(self.workload.pictures(batch).astype(dtype)).permute(0, 3, 1, 2)
         self.x0 = x0 if channels_last else x0.contiguous()
         levels = schedule("linear")
-        self.alpha, self.sigma = (torch.from_numpy(a.astype(np.float32)) for a in (levels.alpha, levels.sigma))
+        self.alpha, self.sigma = (torch.from_numpy(a.astype(dtype)) for a in (levels.alpha, levels.sigma))
 
     def load(self, weights):
         """Builds model and optimiser."""
-        self.model = torch_unet(self.workload, weights, self.channels_last)
+        self.model = torch_unet(self.workload, weights, self.channels_last, self.exact)
         self.names, self.parameters = zip(*self.model.named_parameters(), strict=True)
         self.optimizer = self.torch.optim.AdamW(self.parameters, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
         self.average = [p.detach().clone() for p in self.parameters]
@@ -198,7 +198,8 @@ class Torch:
         t = random.integers(random.key(0, random.TIMESTEP, sample, 1), len(self.alpha))
         eps = random.normal(random.key(0, random.NOISE, sample, 1), self.workload.pictures(1).shape[1:])
         self.optimizer.zero_grad()
-        loss = self.loss(self.torch.from_numpy(t), self.torch.from_numpy(eps).permute(0, 3, 1, 2))
+        eps = self.torch.from_numpy(eps).permute(0, 3, 1, 2).to(self.x0.dtype)
+        loss = self.loss(self.torch.from_numpy(t), eps)
         loss.backward()
         return loss.item(), {n: p.grad.numpy().copy() for n, p in zip(self.names, self.parameters, strict=True)}
 
@@ -236,7 +237,6 @@ def measure(options, batch, fastest):
         options,
         ask="loss_and_gradient",
         difference=disagreement,
-        limit=LIMIT,
         fastest=fastest,
         profile=3,
     )

@@ -4,6 +4,8 @@ import importlib.util
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from benchmarks import harness
 from benchmarks.contenders import OTHER, OURS, PEER, set_threads
 from benchmarks.machine import ceilings, describe
@@ -14,6 +16,12 @@ from benchmarks.workloads import WORKLOADS
 from pydiff import backend
 
 PYDIFF, EAGER = "pydiff", "torch"
+# Judges the others and is not timed: torch in float64. A result may be FACTOR times as far from its as torch's own in
+# float32 is: how much of a rounding error reaches the result depends on the network and on the processor, so no number
+# would fit everywhere. FLOOR is for a torch that is exact by luck. Beyond SENSELESS it is not rounding that moves
+# torch's result, and torch's distance says nothing.
+JUDGE = "torch in float64"
+FACTOR, FLOOR, SENSELESS = 4.0, 4 * float(np.finfo(np.float32).eps), 1e-3
 # What torch.compile is told. By itself it changes the layout of convolutions where it thinks that pays; torch
 # 2.13.0+cpu then gets gradients of some filters of cifar32 and image64 wrong, zero for example, and only then.
 COMPILED = {"torch compile": {}, "torch compile NCHW": {"layout_optimization": False}}
@@ -41,27 +49,37 @@ def contenders(options, ours, torchs, batch, **more):
     found = {PYDIFF: partial(ours, **common)}
     if options.peers == "torch":
         setups = {EAGER: {}, "torch channels_last": {"channels_last": True}, "torch keeping memory": {"keep": True}}
+        setups[JUDGE] = {"exact": True}
         if options.compile:
             setups |= {name: {"compiled": told} for name, told in COMPILED.items()}
         found |= {name: partial(torchs, **common, **setup) for name, setup in setups.items()}
     return found
 
 
-def compete(title, factories, options, ask, difference, limit, fastest, profile=0):
+def allowed(agreement):
+    """How far a result may be from the judge's, if {name: difference} are those of everyone."""
+    return min(SENSELESS, FACTOR * agreement.get(EAGER, 0.0) + FLOOR)  # SENSELESS for a NaN
+
+
+def compete(title, factories, options, ask, difference, fastest, profile=0):
     """Rows, agreement and profile of one workload, as a part of the report.
 
-    ask: the method whose results have to agree, by difference(ours, theirs) <= limit. fastest: GFLOP/s of this machine.
+    ask: the method whose results have to agree, by difference(theirs, the judge's) <= allowed(..). The judge is JUDGE
+    if it is among the factories, and else pydiff, with which its own variants agree to the bit. fastest: GFLOP/s of
+    this machine.
     """
     print(f"\n{title.op}   {title.shape}", flush=True)
     with workers(factories, options.threads) as running:
+        judge = JUDGE if JUDGE in running else PYDIFF
         agreement, left_out = warm_up(running, ask, difference)
+        limit = allowed(agreement)
         differ = [name for name, off in agreement.items() if not off <= limit]
-        # What differs from pydiff and from torch itself is no sign that pydiff is wrong.
+        # What was compiled wrongly is no sign that pydiff is wrong, if torch itself is right.
         miscompiled = [name for name in differ if name in COMPILED and EAGER in agreement and EAGER not in differ]
         wrong = [name for name in differ if name not in miscompiled]
         for name, off in agreement.items():
             verdict = "agrees" if name not in differ else f"DOES NOT AGREE (allowed {limit:.0e}), not timed"
-            print(f"  {name:<22}{verdict}: differs from pydiff by {off:.1e}", flush=True)
+            print(f"  {name:<22}{verdict}: differs from {judge} by {off:.1e}", flush=True)
         for name in miscompiled:
             left_out[name] = (
                 f"{name} is left out because it computes something else than torch, by {agreement.pop(name):.0e}."
@@ -83,6 +101,7 @@ def compete(title, factories, options, ask, difference, limit, fastest, profile=
     return {
         "rows": rows,
         "ratio": value,
+        "judge": judge,
         "agreement": {name: off if off == off else None for name, off in agreement.items()},
         "left_out": left_out,
         "profile": shares,
@@ -93,16 +112,21 @@ def compete(title, factories, options, ask, difference, limit, fastest, profile=
 def warm_up(running, ask, difference):
     """The first calls of everyone, which are not timed and in which torch.compile compiles.
 
-    Returns ({name: difference from pydiff}, {name: why it is left out, a sentence}). A contender that compiles may
+    Returns ({name: difference from the judge}, {name: why it is left out, a sentence}). A contender that compiles may
     fail, for want of a compiler for example; any other failure ends the benchmark.
     """
     weights, ours = running[PYDIFF].ask("weights"), running[PYDIFF].ask(ask)
-    agreement, left_out = {}, {}
+    agreement, left_out, truth = {}, {}, ours
+    if JUDGE in running:
+        running[JUDGE].ask("load", weights)
+        truth = running[JUDGE].ask(ask)
+        running.pop(JUDGE).close()  # its memory is the others' again
+        agreement[PYDIFF] = difference(ours, truth)
     for name, worker in running.items():
         try:
             if name != PYDIFF:
                 worker.ask("load", weights)
-                agreement[name] = difference(ours, worker.ask(ask))
+                agreement[name] = difference(worker.ask(ask), truth)
             for _ in range(2):
                 worker.ask("step")
         except ContenderFailed as failure:

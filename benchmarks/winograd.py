@@ -20,19 +20,21 @@ from benchmarks.machine import describe
 from pydiff import backend
 from pydiff.data import load
 from pydiff.ops.conv2d import backward_input_arrays, backward_weight_arrays, forward_arrays
-from pydiff.options import Options
-from pydiff.train import Trainer, training_steps
+from pydiff.training import DiffusionTask, Options, Trainer, training_steps
 
 ALGORITHMS = {"plain": False, "winograd": True}
 POINTS = {"1 and 2": (1, 2), "5/8 and 3/2": (5 / 8, 3 / 2)}
-SHAPES = [(4, 32, 32, 64), (8, 32, 16, 128), (32, 64, 8, 64), (16, 256, 8, 256)]  # pictures, channels, size, channels
+# pictures, channels, size, channels; the second line has those of Stable Diffusion's U-Net
+SHAPES = [(4, 32, 32, 64), (8, 32, 16, 128), (32, 64, 8, 64), (16, 256, 8, 256)]
+SHAPES += [(1, 320, 64, 320), (1, 640, 32, 640), (1, 1280, 16, 1280), (1, 2560, 16, 1280), (1, 2560, 8, 1280)]
 ONE = (1, 1)
 SAME = ((1, 1), (1, 1))
 
 
 def point_error(a, b, tiles=2000, channels=32, seed=0):
     """Root mean square error of F(4 x 4, 3 x 3) with the points 0, a, -a, b, -b and infinity (csrc/cpu/winograd.h),
-    every transform and sum in float32, relative to the root mean square of the result; normal tiles and weights."""
+    every transform and sum in float32, relative to the root mean square of the result; normal tiles and weights.
+    """
     na, nb = 1 / (2 * a**2 * (a**2 - b**2)), 1 / (2 * b**2 * (b**2 - a**2))
     weight = [[1 / (a * b) ** 2, 0, 0]]
     weight += [[n, n * p, n * p * p] for n, p in ((na, a), (na, -a), (nb, b), (nb, -b))] + [[0, 0, 1]]
@@ -93,7 +95,8 @@ def errors(n, cin, size, cout, seed=0):
 def last_losses(seed, algorithm, steps):
     """Mean loss of the last fifth of a training run on the digits."""
     backend.use_winograd(ALGORITHMS[algorithm])
-    trainer = Trainer(load("digits"), Options(steps=steps, seed=seed, channels=(32, 64)))
+    options = Options(steps=steps, seed=seed, channels=(32, 64))
+    trainer = Trainer(DiffusionTask(load("digits"), options), options)
     losses = [state.loss for state in training_steps(trainer)]
     backend.use_winograd(True)
     return statistics.fmean(losses[-steps // 5 :])

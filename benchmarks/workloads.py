@@ -41,11 +41,22 @@ WORKLOADS = {
 }
 
 
-def torch_unet(workload, weights, channels_last):
-    """diffusers' UNet2DModel with these weights ({name: array in PyTorch's layout}), in either memory layout."""
+def torch_unet(workload, weights, channels_last, exact=False):
+    """diffusers' UNet2DModel with these weights ({name: array in PyTorch's layout}), in either memory layout.
+
+    exact: in float64, and the sinusoids of the step numbers too, which diffusers always computes in float32.
+    """
     import torch
     from diffusers import UNet2DModel
 
+    class Sinusoids(torch.nn.Module):
+        def forward(self, t):
+            half = workload.config["block_out_channels"][0] // 2
+            angles = t.double()[:, None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+            return torch.cat([angles.cos(), angles.sin()], dim=1)
+
     model = UNet2DModel(**workload.config)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    if exact:
+        model.double().time_proj = Sinusoids()
     return model.to(memory_format=torch.channels_last) if channels_last else model

@@ -5,12 +5,12 @@ images = run.sample(16, seed=1)
 run.save("digits-model");  run = pydiff.load("digits-model")
 """
 
+from pydiff import data, diffusion, models, moved, nn, ops, random
 from pydiff.backend import set_threads, threads
-from pydiff.checkpoint import CheckpointError
-from pydiff.options import Options
-from pydiff.run import Run, load
+from pydiff.formats.safetensors import CheckpointError
+from pydiff.run import Run, load, train
 from pydiff.tensor import Function, Tensor, no_grad
-from pydiff.train import train
+from pydiff.training import Options
 
 __all__ = [
     "CheckpointError",
@@ -18,11 +18,19 @@ __all__ = [
     "Options",
     "Run",
     "Tensor",
+    "data",
+    "diffusion",
     "load",
+    "models",
+    "nn",
     "no_grad",
+    "ops",
+    "random",
     "set_threads",
     "threads",
     "train",
 ]
 
 __version__ = "0.1.0"
+
+moved.register()

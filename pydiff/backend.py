@@ -1,7 +1,7 @@
-"""The one switch: which array library an array belongs to, and which compiled kernels serve it.
+"""The one switch: on which device this thread computes, and which compiled kernels serve an array.
 
-Everything above this file writes `xp = array_module(x)` and asks `native(x, "group_norm_forward")` for a compiled
-function; a None means "use the array path". Environment, read once at import:
+Everything above this file asks `native(x, "group_norm_forward")` for a compiled function; a None means "use the array
+path" (arrays.py has what NumPy and CuPy share). Environment, read once at import:
 
     PYDIFF_NATIVE   auto (default): compiled kernels where they exist; require: an error without them; off: arrays only
     PYDIFF_SIMD     baseline, avx2 or avx512: use this instruction set instead of the best one the processor has
@@ -9,15 +9,13 @@ function; a None means "use the array path". Environment, read once at import:
     PYDIFF_THREADS  threads of the compiled CPU kernels (default: the processors this process may run on)
 
 A device is "cpu" (NumPy), "cuda" (CuPy and the CUDA kernels) or "simt": NumPy arrays and the same CUDA kernels, run on
-the CPU by the emulator of csrc/simt, for tests and for stepping through one (docs/simt.md). Pictures, parameters and
-all that has their size live on the device. One number for each picture (t, alpha, sigma, labels, keys) stays a NumPy
-array, in float64 or integers, until it meets a picture: `column` moves it there. Nothing else moves by itself.
+the CPU by the emulator of csrc/simt, for tests and for stepping through one (docs/simt.md). Each Python thread is on a
+device of its own: a new one begins on the CPU, whatever the thread that started it is doing.
 """
 
 import contextlib
-import math
 import os
-import sys
+import threading
 
 import numpy as np
 
@@ -35,33 +33,70 @@ def _setting(name, allowed, default):
 
 NATIVE = _setting("PYDIFF_NATIVE", ("auto", "require", "off"), "auto")
 
-
 cpu, cpu_reason = compiled.load_cpu(NATIVE, _setting("PYDIFF_SIMD", ("", *compiled.LEVELS), ""))
 cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
-emulator = None  # pydiff._simt, inside `use_device("simt")`
 DEVICES = ("cpu", "cuda", "simt")
-LARGE = 1 << 15  # elements: below, waking threads costs more than they save
+# Goes up with every commit that changes the arithmetic of a kernel, and so the last bits of a training: checkpoints
+# remember it, and a run that goes on with another generation says so. 2: Winograd's algorithm for 3 x 3 kernels of more
+# than 512 x 512 weights, too.
+KERNEL_GENERATION = 2
+
+
+class _Here(threading.local):
+    """The devices that this thread has entered and not yet left, innermost last, and what follows from them."""
+
+    def __init__(self):
+        self.entered = []  # [device], each a list of its own, so that two of one name are two entries
+        self.emulator = None  # pydiff._simt where the innermost is "simt"
+        self.arena = None  # the scope in which NumPy's arrays come from the arena, where one of them is "cpu"
+
+
+here = _Here()
+
+
+def _follow(state):
+    """Makes kernels and memory of a thread those of what it has entered now. state: its here.__dict__."""
+    entered = [device for (device,) in state["entered"]]
+    simt = bool(entered) and entered[-1] == "simt"
+    state["emulator"] = _emulator() if simt else None
+    if state is not here.__dict__:
+        return  # NumPy knows the memory of its own thread only; that follows when the thread itself next comes by
+    if "cpu" in entered and state["arena"] is None:
+        state["arena"] = arena()
+        state["arena"].__enter__()
+    elif "cpu" not in entered and state["arena"] is not None:
+        state["arena"].__exit__(None, None, None)
+        state["arena"] = None
+
+
+def __getattr__(name):
+    if name == "emulator":  # of this thread: pydiff._simt inside `use_device("simt")`, else None
+        return here.emulator
+    raise AttributeError(f"module 'pydiff.backend' has no attribute {name!r}")
 
 
 @contextlib.contextmanager
 def use_device(device):
-    """Inside, new arrays belong on this device: yields the array library, numpy or cupy. On "cpu" in `arena`.
+    """Inside, this thread computes on this device: yields the array library, numpy or cupy. On "cpu" in `arena`.
 
+    Blocks may end in another order than they began, as in generators that take turns: the innermost that is still open
+    counts. A generator that is itself to be on a device, wherever it is asked for its next item, wants `on_device`.
     RuntimeError, in one sentence, if the device cannot be used here; ValueError for an unknown name.
     """
-    global cuda, emulator
+    global cuda
     if device not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     xp = _cupy() if device == "cuda" else np
     if device == "cuda" and cuda is None and NATIVE != "off":
         cuda = compiled.load("pydiff._cuda", "the module of CUDA kernels")
-    before = emulator
-    emulator = _emulator() if device == "simt" else None
+    state, entry = here.__dict__, [device]  # this thread's: the block of a generator may be left by another one
+    state["entered"].append(entry)
     try:
-        with arena() if device == "cpu" else contextlib.nullcontext():
-            yield xp
+        _follow(state)
+        yield xp
     finally:
-        emulator = before
+        state["entered"][:] = [other for other in state["entered"] if other is not entry]
+        _follow(state)
 
 
 def on_device(device, steps):
@@ -78,7 +113,8 @@ def on_device(device, steps):
 
 def arena():
     """A context manager: inside, in this thread, new NumPy arrays take the memory of earlier ones (csrc/cpu/arena.h).
-    The arrays may outlive it. Without compiled kernels nothing changes."""
+    The arrays may outlive it. Without compiled kernels nothing changes.
+    """
     return contextlib.nullcontext() if cpu is None else cpu.Arena()
 
 
@@ -118,78 +154,9 @@ def _cupy():
     return cupy
 
 
-def array_module(*arrays):
-    """numpy or cupy: the library that the first array-like argument belongs to. CuPy is never imported here."""
-    cupy = sys.modules.get("cupy")
-    if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
-        return cupy
-    return np
-
-
 def is_bfloat16(dtype):
     """Whether this is the bfloat16 of ml_dtypes, whose kind is V, as if unknown."""
     return dtype.kind == "V" and dtype.name == "bfloat16"
-
-
-def to_host(a):
-    """The NumPy array with a's values: a itself where it is one, else a copy from the GPU, which waits for it."""
-    return np.asarray(a) if array_module(a) is np else a.get()
-
-
-def column(values, like):
-    """(N,) numbers -> (N, 1, ..) of like's dtype where like is, to multiply every element of a sample."""
-    return array_module(like).asarray(values, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
-
-
-def add(a, b):
-    """a + b. On all threads for large float32 arrays, if b has a's shape or is a row, (N, 1, .., C), for every sample.
-
-    The bits are NumPy's, which does this on one thread: in a training step that cost as much as a tenth.
-    """
-    if not _for_threads(a, b) or (a.shape[0], a.shape[-1]) != (b.shape[0], b.shape[-1]):
-        return a + b
-    size = a.size if a.shape == b.shape else a.shape[-1]
-    if a.shape != b.shape and b.size != b.shape[0] * size:
-        return a + b
-    out = np.empty_like(a)
-    cpu.add_rows(a.reshape(-1, size), b.reshape(-1, size), out.reshape(-1, size))
-    return out
-
-
-def join(a, b):
-    """a (N, .., A) and b (N, .., B) side by side, (N, .., A + B); on all threads like `add`."""
-    if not _for_threads(a, b) or a.shape[:-1] != b.shape[:-1]:
-        return array_module(a).concatenate([a, b], axis=-1)
-    out = np.empty((*a.shape[:-1], a.shape[-1] + b.shape[-1]), a.dtype)
-    cpu.join_rows(_rows(a), _rows(b), _rows(out))
-    return out
-
-
-def split(x, size):
-    """The first `size` channels of x (N, .., C), and the others: large arrays are copied on all threads like `add`, so
-    that both parts are contiguous for whoever adds or convolves them; small ones and the GPU's are cut into views."""
-    a, b = x[..., :size], x[..., size:]
-    if _for_threads(x, x):
-        a, b = np.empty(a.shape, x.dtype), np.empty(b.shape, x.dtype)
-        cpu.split_rows(_rows(x), _rows(a), _rows(b))
-    return a, b
-
-
-def _rows(x):
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def _for_threads(a, b):
-    """Whether both are arrays that the helpers of csrc/cpu/elementwise.h take, and large enough to be worth it."""
-    return (
-        cpu is not None
-        and type(a) is type(b) is np.ndarray
-        and a.dtype == b.dtype == FLOAT32
-        and a.size >= LARGE
-        and a.ndim == b.ndim
-        and a.flags.c_contiguous
-        and b.flags.c_contiguous
-    )
 
 
 def native(x, name):
@@ -197,19 +164,18 @@ def native(x, name):
 
     x: ndarray. The CPU kernels are float32, the CUDA kernels float32 and bfloat16; the rest takes the array path.
     """
-    kernels = (emulator or cpu) if type(x) is np.ndarray else cuda
+    kernels = (here.emulator or cpu) if type(x) is np.ndarray else cuda
     served = kernels is not None and (x.dtype == FLOAT32 or (kernels is not cpu and is_bfloat16(x.dtype)))
     return getattr(kernels, name) if served else None
 
 
-def empty(like, shape):
-    """An uninitialised C-ordered array of like's dtype on like's device: where every op's output comes from."""
-    return array_module(like).empty(shape, like.dtype)
+_winograd = True
 
 
-def contiguous(x):
-    """x itself when C-contiguous, else a copy that is (0-d arrays stay 0-d, unlike in np.ascontiguousarray)."""
-    return x if x.flags.c_contiguous else x.copy(order="C")
+def arithmetic():
+    """What the last bits of a training on the CPU depend on, as JSON: checkpoints remember it."""
+    level = "arrays" if cpu is None else cpu_reason.split()[-1]
+    return {"generation": KERNEL_GENERATION, "kernels": level, "winograd": _winograd and cpu is not None}
 
 
 def use_winograd(on):
@@ -218,8 +184,10 @@ def use_winograd(on):
     It is about twice as fast as the plain one; its rounding errors are 3 to 8 times larger. The environment variable
     PYDIFF_WINOGRAD=off does the same from the start.
     """
+    global _winograd
+    _winograd = bool(on)
     if cpu is not None:
-        cpu.use_winograd(bool(on))
+        cpu.use_winograd(_winograd)
 
 
 if _setting("PYDIFF_WINOGRAD", ("on", "off"), "on") == "off":

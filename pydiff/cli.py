@@ -3,6 +3,7 @@
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Annotated, Literal
 import tyro
 
 from pydiff.backend import DEVICES
-from pydiff.diffusion.path import SIGMA_SPACINGS, SPACINGS
+from pydiff.diffusion.path import ALL_SPACINGS
 from pydiff.diffusion.samplers import SAMPLERS
-from pydiff.options import Options
+from pydiff.training import Options
 
 Device = Literal[DEVICES]
+DESCRIPTION = "Diffusion models from scratch: train on your pictures, draw, edit, look at what was learned."
 
 
 @dataclass
@@ -30,12 +32,13 @@ class Demo:
 
     def run(self):
         announce()
+        self.out = self.out.expanduser()
         run = train_command("digits", self.out, self.training, self.device)
-        print(f"writing {self.out / 'report.html'}", flush=True)
+        say(f"writing {self.out / 'report.html'}")
         page = run.report(steps=run.process.schedule.T)  # every step, as in the lecture
         show(run)
-        print(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
-        print(f"model     {self.out / 'model'}   (pydiff sample {self.out} -n 64)")
+        say(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
+        say(f"model     {self.out / 'model'}   (pydiff sample {self.out} -n 64)")
 
 
 @dataclass
@@ -54,7 +57,7 @@ class Train:
         announce()
         run = train_command(self.data, self.out, self.training, self.device)
         show(run)
-        print(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+        say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Sample:
     """The way back from noise; docs/samplers.md says which is good for what."""
     steps: int = 50
     """Steps of the way back."""
-    spacing: Literal[(*SPACINGS, *SIGMA_SPACINGS)] = "trailing"
+    spacing: Literal[ALL_SPACINGS] = "trailing"
     """Which noise levels the steps visit."""
     seed: int = 0
     """Picture i depends on the seed and i alone."""
@@ -98,26 +101,28 @@ class Sample:
         from pydiff.report.grid import grid, save_png
         from pydiff.run import load
 
+        self.out = self.out.expanduser()
         run = load(self.run_folder)
-        labels = None if self.label is None else np.full(self.n, self.label)
-        choices = (self.sampler, self.steps, labels, self.guidance, self.eta)
+        choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
+        choices["labels"] = None if self.label is None else np.full(self.n, self.label)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
-        images = run.sample(self.n, self.seed, *choices, **more, progress=True, device=self.device)
+        images = run.sample(self.n, self.seed, **choices, **more, progress=True, device=self.device)
+        shown = run.codec.show(images)
         if self.out.suffix == ".npz":
             self.out.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(self.out, images=images)
         elif self.out.suffix == ".png":
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            save_png(self.out, grid(images))
+            save_png(self.out, grid(shown))
         elif self.out.suffix:
             raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
         else:
             self.out.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(images):
+            for i, image in enumerate(shown):
                 save_png(self.out / f"{i:06d}.png", image)
-        print(f"{len(images)} pictures in {self.out}")
+        say(f"{len(images)} pictures in {self.out}")
 
 
 @dataclass
@@ -143,7 +148,7 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        print(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
+        say(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
 
 
 @dataclass
@@ -156,14 +161,15 @@ class Data:
     """Side length to resize to."""
 
     def run(self):
+        from pydiff.codec import Pixels
         from pydiff.data import describe, load
-        from pydiff.data.pixels import to_uint8
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
 
         dataset = load(self.data, size=self.size)
-        print(describe(dataset))
-        print(picture(grid(to_uint8(dataset.normalized(range(min(16, len(dataset))))), columns=8, scale=1)))
+        say(describe(dataset))
+        first = Pixels(dataset.shape).show(dataset.samples(range(min(16, len(dataset)))))
+        say(picture(grid(first, columns=8, scale=1)))
 
 
 @dataclass
@@ -190,7 +196,7 @@ class Info:
     def run(self):
         from pydiff.info import describe
 
-        print(describe())
+        say(describe())
 
 
 COMMANDS = {
@@ -204,40 +210,47 @@ COMMANDS = {
 }
 
 
+def say(*lines, to="stdout"):
+    """Prints lines. A terminal or a pipe that is gone stops no command: what is said to it is lost, and that is all."""
+    stream = getattr(sys, to)
+    if stream is None:
+        return
+    try:
+        print(*lines, sep="\n", file=stream, flush=True)
+    except (OSError, ValueError):
+        setattr(sys, to, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+
+
 def announce():
     """Says aloud when the slow path is taken: pip hides why."""
     from pydiff import backend
 
     if backend.cpu is None:
-        print(
-            f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.", flush=True
-        )
+        say(f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.")
 
 
 def train_command(data, out, options, device):
     """Trains, with progress on the terminal."""
-    from pydiff.backend import use_device
-    from pydiff.data import load
-    from pydiff.train import train
+    from pydiff.run import train
 
-    with use_device(device):  # a missing GPU is reported before a large data set is read
-        dataset = load(data, size=options.check().size)
-    print(f"{dataset.summary()}; training on {device}", flush=True)
-    return train(dataset, out=out, device=device, **options.to_config())
+    return train(data, out=out, device=device, announce=say, **options.to_config())
 
 
 def show(run):
-    """A few samples in the terminal."""
+    """A few samples in the terminal, if there is one."""
+    if sys.stdout is None:
+        return
     from pydiff.report.grid import grid
     from pydiff.report.terminal import show as picture
 
-    print(picture(grid(run.sample(16, steps=min(25, run.process.schedule.T)), columns=8, scale=1)))
+    samples = run.codec.show(run.sample(16, steps=min(25, run.process.schedule.T)))
+    say(picture(grid(samples, columns=8, scale=1)))
 
 
 def main(arguments=None):
     """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
-    from pydiff.checkpoint import CheckpointError
-    from pydiff.train import Interrupted
+    from pydiff.store.checkpoint import CheckpointError
+    from pydiff.training import Interrupted
 
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]
@@ -245,14 +258,14 @@ def main(arguments=None):
         union = union | other
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
     try:
-        command = tyro.cli(union, args=arguments, prog="pydiff", description=__doc__.splitlines()[0], config=config)
+        command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
         command.run()
     except Interrupted as stopped:
-        print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
+        say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
     except KeyboardInterrupt:
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:
-        print(f"pydiff: {error}", file=sys.stderr)
+        say(f"pydiff: {error}", to="stderr")
         return 1
     return 0

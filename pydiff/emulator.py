@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,17 +29,19 @@ FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # #pragma unroll is nvcc'
 LINK = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 PYTHON = ("bindings", "call")  # what talks to it computes nothing, and is half of the compiler's work
 DAYS = 30  # what nobody has used for so long is deleted
+_alone = threading.Lock()
 _refused = None  # a sentence, once a build has failed in this process
 
 
 def load():
     """The module, built first if need be. RuntimeError in one sentence if that is impossible."""
-    if NAME not in sys.modules:
-        spec = importlib.util.spec_from_file_location(NAME, build())
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[NAME] = pydiff._simt = module
-    return sys.modules[NAME]
+    with _alone:
+        if NAME not in sys.modules:
+            spec = importlib.util.spec_from_file_location(NAME, build())
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[NAME] = pydiff._simt = module
+        return sys.modules[NAME]
 
 
 def describe():

@@ -9,12 +9,13 @@ import math
 import numpy as np
 
 from pydiff import ops
-from pydiff.backend import array_module
+from pydiff.arrays import array_module
 
 
 def warmup_cosine(step, total, peak, warmup=0, floor=0.0):
     """Learning rate of optimiser step `step` (1, 2, .., total): linear up to `peak` over `warmup` steps, then half a
-    cosine down to floor·peak at `total` (Loshchilov & Hutter 2017, eq. 5, without restarts)."""
+    cosine down to floor·peak at `total` (Loshchilov & Hutter 2017, eq. 5, without restarts).
+    """
     if step <= warmup:
         return peak * step / warmup
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
@@ -23,21 +24,24 @@ def warmup_cosine(step, total, peak, warmup=0, floor=0.0):
 
 def ema_decay(step, maximum):
     """Decay of the average at optimiser step `step`: short-lived at first, so that early averages are not the noise the
-    weights began as. (1 + t) / (10 + t) as in TensorFlow's ExponentialMovingAverage, at most `maximum`."""
+    weights began as. (1 + t) / (10 + t) as in TensorFlow's ExponentialMovingAverage, at most `maximum`.
+    """
     return min(maximum, (1 + step) / (10 + step))
 
 
 class AdamW:
     """Adam with decoupled weight decay for the parameters of one model.
 
-    model: nn.Module, all parameters of one dtype. beta1, beta2, eps, weight_decay: as in Loshchilov & Hutter 2019.
+    model: nn.Module, all parameters of one dtype; they become views of one flat array. A replaced p.data or p.grad is
+    heard: the next step takes the new values over. beta1, beta2, eps, weight_decay: as in Loshchilov & Hutter 2019.
     Attributes p, g, m, v, ema: flat arrays (P,). ema starts as a copy of p.
     """
 
     def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
         self.hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
-        self.names = [name for name, _ in model.named_parameters()]
         self.parameters = model.parameters()
+        names = {id(p): name for name, p in reversed(list(model.named_parameters()))}  # of a shared weight, the first
+        self.names = [names[id(p)] for p in self.parameters]
         dtypes = {p.dtype for p in self.parameters}
         if len(dtypes) != 1:
             raise ValueError(f"AdamW needs parameters of one dtype, got {sorted(map(str, dtypes))}")
@@ -45,7 +49,8 @@ class AdamW:
         self.p = xp.concatenate([p.data.ravel() for p in self.parameters])
         self.g, self.m, self.v = (xp.zeros_like(self.p) for _ in range(3))
         self.ema = self.p.copy()
-        for p, data, grad in zip(self.parameters, self.views(self.p), self.views(self.g), strict=True):
+        self._data, self._grads = self.views(self.p), self.views(self.g)
+        for p, data, grad in zip(self.parameters, self._data, self._grads, strict=True):
             p.data, p.grad, p.grad_buffer = data, None, grad
 
     def views(self, flat):
@@ -59,11 +64,30 @@ class AdamW:
             p.grad = None
 
     def gather(self):
-        """The flat gradient: zeros where a parameter had no part in the loss."""
-        for p in self.parameters:
+        """The flat gradient: zeros where a parameter had no part in the loss; a replaced p.grad is taken as it is."""
+        for name, p, grad in zip(self.names, self.parameters, self._grads, strict=True):
             if p.grad is None:
-                p.grad_buffer[...] = 0
+                grad[...] = 0
+            elif p.grad is not grad:
+                self._take(name, grad, p.grad, "grad")
+                p.grad = grad
+            p.grad_buffer = grad
         return self.g
+
+    def adopt(self):
+        """Where p.data was replaced by another array, its values are the parameter's from here on."""
+        for name, p, data in zip(self.names, self.parameters, self._data, strict=True):
+            if p.data is not data:
+                self._take(name, data, p.data, "data")
+                p.data = data
+
+    def _take(self, name, target, source, what):
+        if getattr(source, "shape", None) != target.shape or array_module(source) is not array_module(target):
+            raise ValueError(
+                f"{name}.{what} was replaced by {type(source).__name__} of shape {getattr(source, 'shape', None)}, "
+                f"expected {target.shape} on the optimiser's device; make a new optimiser for another model"
+            )
+        target[...] = source
 
     def step(self, step, lr, ema_decay=0.999, clip=None, norm2=None):
         """One update with the gathered gradient; returns the square of its global norm before clipping, an array (1,).
@@ -73,6 +97,7 @@ class AdamW:
         """
         if step < 1:
             raise ValueError(f"the first optimiser step is 1, got {step}")
+        self.adopt()
         norm2 = ops.squared_norm(self.gather()) if norm2 is None else norm2
         schedule = array_module(self.p).asarray([lr, step, ema_decay, clip or 0.0], "float64")
         ops.adamw(self.p, self.g, self.m, self.v, self.ema, schedule, norm2, **self.hyper)

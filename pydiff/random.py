@@ -24,7 +24,7 @@ NOISE = 3  # eps of a training example
 SAMPLE = 4  # x_T and the noise of the samplers
 DROPOUT = 5
 AUGMENT = 6
-CONDITION = 7  # which labels are dropped for classifier-free guidance
+CONDITION = 7  # which conditions are dropped for classifier-free guidance
 OFFSET = 8  # one number a picture and channel, for offset noise
 SELF_CONDITION = 9  # which examples are shown the network's own x0-hat in training
 

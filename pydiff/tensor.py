@@ -12,13 +12,15 @@ recursion is needed: depth is limited by memory alone.
 
 import contextlib
 import heapq
+import inspect
 import itertools
 import operator
 import threading
 
 import numpy as np
 
-from pydiff.backend import add, array_module, is_bfloat16
+from pydiff.arrays import add, array_module
+from pydiff.backend import FLOAT32, is_bfloat16
 
 
 class _State(threading.local):
@@ -53,7 +55,7 @@ def no_grad():
 
 @contextlib.contextmanager
 def applied(listener):
-    """Inside, listener(class, arguments, options, outputs) is called after every operation; for plan.py."""
+    """Inside, listener(class, arguments, options, outputs) is called after every operation; for graph.py."""
     before, _state.listener = _state.listener, listener
     try:
         yield
@@ -65,10 +67,17 @@ def _floating(dtype):
     return dtype.kind == "f" or is_bfloat16(dtype)
 
 
+def refuse_masked(a):
+    """TypeError for masked arrays: their sums leave elements out, and their gradients would not."""
+    if isinstance(a, np.ndarray) and hasattr(a, "mask"):
+        raise TypeError(f"expected a plain array, got a {type(a).__name__}; .filled(value) makes one")
+
+
 def _array(data):
     """What a Tensor made from `data` holds: numbers, lists and NumPy's scalars become arrays."""
     if isinstance(data, Tensor):
         raise TypeError("got a Tensor where an array was expected; use .data, or .detach() to cut the graph")
+    refuse_masked(data)
     if hasattr(data, "dtype"):
         return np.asarray(data) if isinstance(data, np.generic) else data
     data = np.asarray(data)
@@ -152,26 +161,74 @@ class Tensor:
 class Function:
     """One differentiable operation. Subclasses define two methods, side by side:
 
-    forward(self, *arrays, **options) -> array or tuple of arrays, storing on self what backward needs;
-    backward(self, *grads) -> one gradient (or None) for each argument that forward took by position, in that order.
-    A grad of an unused output is None, unless the op has a single output. `self.needs[i]` says whether the i-th
-    argument wants a gradient, so that backward can save itself the work.
+    forward(self, x, y, option=default, *, option) -> array or tuple of arrays, storing on self what backward needs.
+    Its arguments are the parameters that have no default and stand in front of a `*`, or all of `*arrays`; the others
+    are options.
+    backward(self, *grads) -> one gradient (or None) for each argument, in that order. A grad of an unused output is
+    None, unless the op has a single output. `self.needs[i]` says whether the i-th argument wants a gradient, so that
+    backward can save itself the work.
 
     Instead of a backward, `replay(self)` may compute the outputs again, as Tensors whose history goes on from
     self.inputs (None where no gradient is wanted); see recompute.py.
 
-    `MyOp.apply(x, y, option=...)` unwraps Tensors, runs forward and, if recording, remembers the call.
+    `MyOp.apply(x, y, option=...)` unwraps Tensors, runs forward and, if recording, remembers the call. Arguments and
+    options may be given by position or by name, as to any function. TypeError for masked arrays, and for integers or
+    truth values as the first argument, which real-valued formulas would let wrap around or be cut off, unless
+    `integers` says that the operation is right for them.
     """
 
     replay = None  # an operation has a backward instead
+    integers = False
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.read_signature()
+
+    @classmethod
+    def read_signature(cls):
+        """Looks at forward, once for a class: the names of parameters taken by position, and how many are arguments."""
+        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+        cls.names = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+        cls.arguments = sum(p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
+        if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+            cls.names, cls.arguments = [], -1  # any number: what is given by position
+
+    def forward(self, *arrays):
+        """The operation on arrays."""
+        raise NotImplementedError
+
+    @classmethod
+    def bind(cls, args, options):
+        """The same call, with all arguments by position and all options by name."""
+        if cls.arguments < 0:
+            return args, options
+        for name, option in zip(cls.names[cls.arguments :], args[cls.arguments :], strict=False):
+            if name in options:
+                raise TypeError(f"{cls.__name__}: {name} is given twice, by position and by name")
+            options[name] = option
+        if len(args) > len(cls.names):
+            raise TypeError(f"{cls.__name__} takes {', '.join(cls.names)}; got {len(args)} values by position")
+        named = [options.pop(name) for name in cls.names[len(args) : cls.arguments] if name in options]
+        return (*args[: cls.arguments], *named), options
 
     @classmethod
     def apply(cls, *args, **options):
+        if len(args) != cls.arguments:
+            args, options = cls.bind(args, options)
         function, recording, arrays, needs = cls(), _state.enabled, [], []
         for a in args:
-            is_tensor = isinstance(a, Tensor)
-            arrays.append(a.data if is_tensor else a)
-            needs.append(recording and is_tensor and a.requires_grad)
+            if isinstance(a, Tensor):
+                arrays.append(a.data)
+                needs.append(recording and a.requires_grad)
+            else:
+                if type(a) is not np.ndarray:
+                    refuse_masked(a)
+                arrays.append(a)
+                needs.append(False)
+        if not cls.integers and arrays and getattr(arrays[0], "dtype", FLOAT32).kind in "iub":
+            raise TypeError(
+                f"{cls.__name__} needs floating-point numbers, got {arrays[0].dtype}; use .astype(np.float32)"
+            )
         function.needs = needs
         result = function.forward(*arrays, **options)
         outputs = tuple(map(Tensor, result)) if isinstance(result, tuple) else (Tensor(result),)

@@ -73,11 +73,11 @@ class array_path:
     """Inside, no compiled kernels are used: the array path in the arrays' own precision."""
 
     def __enter__(self):
-        self.before = backend.cpu, backend.emulator
-        backend.cpu = backend.emulator = None
+        self.before = backend.cpu, backend.here.emulator
+        backend.cpu = backend.here.emulator = None
 
     def __exit__(self, *_):
-        backend.cpu, backend.emulator = self.before
+        backend.cpu, backend.here.emulator = self.before
 
 
 class naive_kernels:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 import pydiff
 from pydiff import backend
 from pydiff.data import load
-from pydiff.train import Trainer, training_steps
+from pydiff.training import training_steps
 from tests import emulated
+from tests.trainers import diffusion_trainer
 
 pytestmark = pytest.mark.skipif(backend.cpu is None, reason="no compiled CPU kernels in use")
 
@@ -451,7 +452,7 @@ def test_without_compiled_kernels(monkeypatch):
 
 def test_steps_of_a_training_use_the_same_memory():
     """No call of the system after the first steps."""
-    trainer = Trainer(load("digits"), pydiff.Options(**{**TINY, "steps": 6}))
+    trainer = diffusion_trainer(load("digits"), pydiff.Options(**{**TINY, "steps": 6}))
     seen = []
     for state in training_steps(trainer):
         assert not in_force()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pydiff
-from pydiff import backend, compiled
+from pydiff import arrays, backend, compiled
 from tests.bits import assert_same_bits, check_any_thread_count
 from tests.strategies import simd  # noqa: F401
 
@@ -221,26 +221,26 @@ def test_a_kernel_that_does_not_exist_is_an_error():
 
 
 def test_array_module(monkeypatch):
-    assert backend.array_module(np.zeros(1), 3.0, [1]) is np
-    assert backend.array_module() is np
+    assert arrays.array_module(np.zeros(1), 3.0, [1]) is np
+    assert arrays.array_module() is np
     # a stand-in, since CuPy needs a GPU: only the type of the arrays decides
     cupy = types.ModuleType("cupy")
     cupy.ndarray = type("ndarray", (), {})
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert backend.array_module(np.zeros(1), cupy.ndarray()) is cupy
-    assert backend.array_module(np.zeros(1)) is np
+    assert arrays.array_module(np.zeros(1), cupy.ndarray()) is cupy
+    assert arrays.array_module(np.zeros(1)) is np
 
 
 def test_empty_and_contiguous():
     x = np.zeros((3, 4), np.float32)
-    y = backend.empty(x.T, (5, 2))
+    y = arrays.empty(x.T, (5, 2))
     assert (y.shape, y.dtype, y.flags.c_contiguous) == ((5, 2), np.float32, True)
-    assert backend.contiguous(x) is x
-    assert backend.contiguous(x.T).flags.c_contiguous
-    assert backend.contiguous(x[::-1, ::2]).tolist() == x[::-1, ::2].tolist()
+    assert arrays.contiguous(x) is x
+    assert arrays.contiguous(x.T).flags.c_contiguous
+    assert arrays.contiguous(x[::-1, ::2]).tolist() == x[::-1, ::2].tolist()
     number = np.array(1.0)
-    assert backend.contiguous(number) is number
-    assert backend.contiguous(np.broadcast_to(np.float32(1), ())).shape == ()
+    assert arrays.contiguous(number) is number
+    assert arrays.contiguous(np.broadcast_to(np.float32(1), ())).shape == ()
 
 
 # ---- import --------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ print(threading.active_count(), opened)
 
 # ---- sums and copies on all threads ----------------------------------------------------------------------------------
 
-LARGE_SHAPES = [(3, 128, 128), (1, 70_001), (5, 7, 31, 37), (backend.LARGE,), (2, 1, 1, 40_000)]
+LARGE_SHAPES = [(3, 128, 128), (1, 70_001), (5, 7, 31, 37), (arrays.LARGE,), (2, 1, 1, 40_000)]
 
 
 @pytest.mark.usefixtures("simd")
@@ -288,8 +288,8 @@ def test_sums_have_the_bits_of_numpy_on_any_number_of_threads(shape):
     a, b = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
     a.flat[::1001], b.flat[::777] = np.nan, np.inf
     row = rng.standard_normal((shape[0], *[1] * (len(shape) - 2), shape[-1])[-len(shape) :]).astype(np.float32)
-    check_any_thread_count(lambda: [backend.add(a, b), backend.add(a, row)])
-    assert_same_bits([backend.add(a, b), backend.add(a, row)], [a + b, a + row])
+    check_any_thread_count(lambda: [arrays.add(a, b), arrays.add(a, row)])
+    assert_same_bits([arrays.add(a, b), arrays.add(a, row)], [a + b, a + row])
 
 
 @pytest.mark.usefixtures("simd")
@@ -297,8 +297,8 @@ def test_sums_have_the_bits_of_numpy_on_any_number_of_threads(shape):
 def test_joins_are_those_of_numpy(shape):
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((*shape[:-1], shape[-1] + more)).astype(np.float32) for more in (0, 5))
-    check_any_thread_count(lambda: [backend.join(a, b), backend.join(b, a)])
-    assert_same_bits([backend.join(a, b), backend.join(b, a)], [np.concatenate(p, axis=-1) for p in ((a, b), (b, a))])
+    check_any_thread_count(lambda: [arrays.join(a, b), arrays.join(b, a)])
+    assert_same_bits([arrays.join(a, b), arrays.join(b, a)], [np.concatenate(p, axis=-1) for p in ((a, b), (b, a))])
 
 
 @pytest.mark.usefixtures("simd")
@@ -306,17 +306,17 @@ def test_joins_are_those_of_numpy(shape):
 def test_splits_are_joins_the_other_way_round(shape):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     for size in {0, 1, shape[-1] // 2, shape[-1] - 1, shape[-1]}:
-        check_any_thread_count(lambda size=size: list(backend.split(x, size)))
-        assert_same_bits(list(backend.split(x, size)), [x[..., :size], x[..., size:]])
-        assert_same_bits([backend.join(*backend.split(x, size))], [x])
+        check_any_thread_count(lambda size=size: list(arrays.split(x, size)))
+        assert_same_bits(list(arrays.split(x, size)), [x[..., :size], x[..., size:]])
+        assert_same_bits([arrays.join(*arrays.split(x, size))], [x])
         if backend.cpu is not None:
-            assert all(part.flags.c_contiguous for part in backend.split(x, size))
+            assert all(part.flags.c_contiguous for part in arrays.split(x, size))
 
 
 def test_what_is_split_by_numpy():
     x = np.arange(400 * 300.0).reshape(400, 300)
     for array in (x, x.T.astype(np.float32), x.astype(np.float32)[:, ::2], x[:2].astype(np.float32)):
-        assert_same_bits(list(backend.split(array, 7)), [array[..., :7], array[..., 7:]])
+        assert_same_bits(list(arrays.split(array, 7)), [array[..., :7], array[..., 7:]])
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_what_is_split_by_numpy():
     ],
 )
 def test_everything_else_is_left_to_numpy(a, b):
-    got = backend.add(a, b)
+    got = arrays.add(a, b)
     assert got.dtype == (a + b).dtype
     assert_same_bits([got], [a + b])
 

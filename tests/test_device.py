@@ -1,5 +1,6 @@
 """device="cuda" without a GPU: training, sampling and editing with the arrays of fake_cupy.py, compared with the same
-on the CPU, to the bit where the arithmetic is the same; from device to device; and what is said where there is none."""
+on the CPU, to the bit where the arithmetic is the same; from device to device; and what is said where there is none.
+"""
 
 import ast
 import inspect
@@ -12,16 +13,18 @@ import numpy as np
 import pytest
 
 import pydiff
-from pydiff import backend, checkpoint, compiled, emulator, nn, ops
+from pydiff import arrays, backend, compiled, emulator, nn, ops
 from pydiff.cli import main
 from pydiff.data import load
 from pydiff.diffusion import path, samplers
 from pydiff.diffusion.guidance import autoguidance, classifier_guided
 from pydiff.diffusion.samplers import SAMPLERS
-from pydiff.rundir import RunDirectory
-from pydiff.train import Trainer, training_steps
+from pydiff.store import checkpoint
+from pydiff.training import training_steps
 from tests import emulated, fake_cupy
 from tests.compare import assert_close
+from tests.ops.test_calls import CALLS
+from tests.trainers import diffusion_trainer, train_until
 
 TINY = {"steps": 2, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 1, "timesteps": 20, "sample_every": 0}
 EVERYTHING = {"conditional": True, "variance": "learned", "self_conditioning": True, "dropout": 0.1}
@@ -88,6 +91,25 @@ def test_training_gives_the_same_bits_as_on_the_cpu(options):
     assert_same_weights(cpu, cuda)
     assert losses(cpu) == losses(cuda)
     assert (cpu.sample(3, steps=2) == cuda.sample(3, steps=2)).all()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_operation_computes_on_the_device_what_it_does_on_the_cpu(array_path, name):
+    """Values to the bit; gradients to rounding, for an embedding's is summed in another order."""
+    shapes, options = CALLS[name]
+    rng = np.random.default_rng(0)
+    given = [np.abs(rng.standard_normal(shape)) + 0.1 for shape in shapes]
+    results = []
+    for xp in (np, array_path):
+        on_host = ("p", "q", "weight")  # numbers of a sample
+        moved = {k: xp.asarray(v) if isinstance(v, np.ndarray) and k not in on_host else v for k, v in options.items()}
+        tensors = [pydiff.Tensor(xp.asarray(a), requires_grad=True) for a in given]
+        y = getattr(ops, name)(*tensors, **moved)
+        y.backward(xp.asarray(np.random.default_rng(1).standard_normal(y.shape)))
+        results.append([y.data, *(t.grad for t in tensors)])
+    for got, expected in zip(results[1], results[0], strict=True):
+        assert isinstance(got, fake_cupy.ndarray)
+        assert_close(got.get(), expected, rtol=1e-14)
 
 
 @pytest.mark.usefixtures("array_path")
@@ -168,7 +190,7 @@ def test_guidance_by_other_networks(plain):
     labels, weight = np.array([1, 2]), np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)
 
     def draw():
-        xp = backend.array_module(plain.model.conv_in.weight.data)
+        xp = arrays.array_module(plain.model.conv_in.weight.data)
         device_weight = pydiff.Tensor(xp.asarray(weight))
 
         def log_probability(x, _t):
@@ -183,7 +205,7 @@ def test_guidance_by_other_networks(plain):
         ):
             x = xp.asarray(samplers.initial_noise(plain.shape, 0, [0, 1]))
             *_, last = samplers.ddim(model, x, plain.process, path(plain.process.schedule, 4))
-            drawn.append(backend.to_host(last.x))
+            drawn.append(arrays.to_host(last.x))
         return drawn
 
     cpu, cuda = both(plain, draw)
@@ -192,7 +214,7 @@ def test_guidance_by_other_networks(plain):
 
 @pytest.mark.usefixtures("array_path")
 def test_a_step_that_is_not_finite_is_named():
-    trainer = Trainer(load("digits"), pydiff.Options(**TINY), "cuda")
+    trainer = diffusion_trainer(load("digits"), pydiff.Options(**TINY), "cuda")
     trainer.model.mid_block.resnets[1].conv1.weight.data[0, 0, 0, 0] = np.inf
     assert "mid_block.resnets.1.conv1" in next(training_steps(trainer)).bad
 
@@ -207,7 +229,7 @@ def test_sum_of_picked_elements(cupy):
             t = pydiff.Tensor(xp.asarray(x), requires_grad=True)
             y = t[index]
             y.backward(xp.asarray(np.arange(1.0, y.size + 1).reshape(y.shape)))
-            grads.append(backend.to_host(t.grad))
+            grads.append(arrays.to_host(t.grad))
         np.testing.assert_allclose(grads[1], grads[0], rtol=1e-15, atol=0)
 
 
@@ -230,14 +252,16 @@ def test_kernels_for_cupy_are_those_of_the_emulator():
 
 def test_kernels_agree_with_those_of_the_cpu():
     _simt = emulated.module()
-    trainers = [Trainer(load("digits"), pydiff.Options(**{**TINY, **SMALL}), device) for device in ("cpu", "simt")]
+    trainers = [
+        diffusion_trainer(load("digits"), pydiff.Options(**{**TINY, **SMALL}), device) for device in ("cpu", "simt")
+    ]
     _simt.counters()
     cpu, simt = ([next(training_steps(trainer)).loss for _ in range(2)] for trainer in trainers)
     assert _simt.counters()["switches"] > 0
     assert_close(simt, cpu, rtol=1e-4)
     assert_close(trainers[1].optimizer.m, trainers[0].optimizer.m, rtol=1e-3)
     model = trainers[0].model
-    runs = [pydiff.Run(model, trainers[0].process, {}, classes=[*"0123456789"], device=d) for d in ("cpu", "simt")]
+    runs = [pydiff.Run(model, trainers[0].task.process, {}, classes=[*"0123456789"], device=d) for d in ("cpu", "simt")]
     finals = [[*run.sample_states(2, steps=2, guidance=2.0)][-1].x for run in runs]
     assert _simt.counters()["switches"] > 0
     assert backend.emulator is None
@@ -261,18 +285,9 @@ def test_on_a_gpu():
 # ---- from device to device -----------------------------------------------------------------------------------------
 
 
-def train_until(out, step, device, **options):
+def stopped(out, step, device, **options):
     """A run that is stopped after this step."""
-    trainer = Trainer(load("digits"), pydiff.Options(**{**TINY, "steps": 6, **options}), device)
-    directory = RunDirectory(out)
-    with directory.locked():
-        directory.open(trainer)
-        run = pydiff.Run.of_trainer(trainer, directory)
-        for state in training_steps(trainer):
-            run.record(state, 1.0)
-            if state.step == step:
-                break
-        directory.save_checkpoint(trainer)
+    train_until(out, step, load("digits"), pydiff.Options(**{**TINY, "steps": 6, **options}), device)
 
 
 @pytest.mark.usefixtures("array_path")
@@ -280,8 +295,8 @@ def train_until(out, step, device, **options):
 def test_a_run_goes_on_on_another_device(tmp_path, devices):
     """With the same arithmetic everywhere, it ends with the bits of a run that stayed where it was."""
     options = {"timestep_sampling": "loss_aware", "sample_every": 6}
-    train_until(tmp_path / "run", 2, devices[0], **options)
-    train_until(tmp_path / "run", 4, devices[1], **options)
+    stopped(tmp_path / "run", 2, devices[0], **options)
+    stopped(tmp_path / "run", 4, devices[1], **options)
     arrays, _ = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints"))
     assert all(type(a) is np.ndarray for group in arrays.values() for a in group.values())
     moved = train(out=tmp_path / "run", steps=6, device=devices[2], **options)
@@ -358,7 +373,7 @@ def refusals(device):
     run = train()
     for attempt in (
         lambda: train("nowhere", device=device),  # before the data is looked for
-        lambda: Trainer(load("digits"), pydiff.Options(**TINY), device),
+        lambda: diffusion_trainer(load("digits"), pydiff.Options(**TINY), device),
         lambda: run.sample(1, steps=1, device=device),
         lambda: run.to(device),
     ):

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 import pydiff
-from pydiff import backend, checkpoint
+from pydiff import backend
 from pydiff.data import Dataset
 from pydiff.data.pixels import to_uint8
-from pydiff.diffusion.objective import TIMESTEPS, WEIGHTS
+from pydiff.diffusion.loss import WEIGHTS
 from pydiff.diffusion.path import SIGMA_SPACINGS, SPACINGS
 from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.diffusion.schedule import BUILDERS
-from pydiff.train import Trainer, training_steps
+from pydiff.diffusion.timesteps import TIMESTEPS
+from pydiff.store import checkpoint
+from pydiff.training import training_steps
+from tests.trainers import diffusion_trainer
 
 TINY = {"steps": 3, "batch_size": 16, "channels": (8,), "groups": 4, "timesteps": 50, "warmup": 0}
 
@@ -131,7 +134,7 @@ def test_resume_at_every_step_with_all_of_them(classes, everything, tmp_path, st
 def test_the_history_of_losses_is_part_of_a_checkpoint(classes, everything):
     arrays, _ = checkpoint.load(checkpoint.latest(everything.directory / "checkpoints"))
     assert arrays["timesteps"]["seen"].sum() == 8 * 16
-    trainer = Trainer(classes, pydiff.Options(**FEW, **EVERYTHING))
+    trainer = diffusion_trainer(classes, pydiff.Options(**FEW, **EVERYTHING))
     del arrays["timesteps"]
     with pytest.raises(ValueError, match="the checkpoint has no timesteps losses"):
         trainer.restore(arrays, 8)
@@ -147,10 +150,10 @@ def test_timesteps_by_their_loss_go_their_own_way_once_every_t_has_a_history(cla
 
 
 def test_a_skipped_step_leaves_no_trace_in_the_history(classes):
-    trainer = Trainer(classes, pydiff.Options(**FEW, timestep_sampling="loss_aware"))
+    trainer = diffusion_trainer(classes, pydiff.Options(**FEW, timestep_sampling="loss_aware"))
     trainer.model.conv_out.bias.data[...] = np.nan
     assert next(training_steps(trainer)).bad
-    assert trainer.history.seen.sum() == 0
+    assert trainer.task.history.seen.sum() == 0
 
 
 def test_channels_of_the_network_and_of_the_pictures(everything, tmp_path):

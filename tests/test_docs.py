@@ -1,4 +1,4 @@
-"""The Python of docs/sampling.md runs as it stands, top to bottom, with less training."""
+"""The Python of docs/sampling.md and docs/extending.md runs as it stands, top to bottom, with less training."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import pydiff
+from pydiff import codec, models
 
 PAGE = Path(__file__).parents[1] / "docs/sampling.md"
+EXTENDING = PAGE.with_name("extending.md")
 LESS = {"steps": 4, "batch_size": 8, "channels": (8,), "groups": 4, "sample_every": 0, "progress": False}
 
 
@@ -47,3 +49,29 @@ def test_the_blocks_of_the_page_run(tmp_path, monkeypatch):
     assert (names["filled"][:, :, :4] == names["real"][:, :, :4]).all()
     assert np.isfinite(names["state"].x).all()
     assert (names["early"].conv_out.weight.data != names["run"].model.conv_out.weight.data).any()
+
+
+@pytest.mark.skipif(not EXTENDING.is_file(), reason="the pages are not here, only the installed package")
+def test_what_one_can_add_from_outside(tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", EXTENDING.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    train = pydiff.train
+    monkeypatch.setattr(pydiff, "train", lambda data, **options: train(data, **{**options, **LESS}))
+    monkeypatch.chdir(tmp_path)
+    kinds, networks = dict(codec.CODECS), dict(models.MODELS)
+    names = {"__name__": "page"}
+    try:
+        for block in blocks:
+            exec(compile(block.replace("LoopOptions(steps=600", "LoopOptions(steps=60"), "page", "exec"), names)
+    finally:
+        codec.CODECS.clear()
+        codec.CODECS.update(kinds)
+        models.MODELS.clear()
+        models.MODELS.update(networks)
+    assert names["sevens"].shape == names["tiny"].shape == (4, 8, 8, 1)
+    assert np.array_equal(names["again"], names["sevens"])
+    assert names["folded"].shape == (16, 8, 8, 1)
+    assert names["trainer"].step == 60
+    x = names["digits"].normalized(np.arange(500)).reshape(-1, 64)
+    right = names["trainer"].model(pydiff.Tensor(x)).data.argmax(1) == names["digits"].labels[:500]
+    assert right.mean() > 0.7

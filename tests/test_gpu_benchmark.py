@@ -66,7 +66,7 @@ def stand_ins(device, monkeypatch):
     """The device with kernels in NumPy."""
     kernels = StandIns()
     monkeypatch.setattr(device, "kernels", kernels)
-    monkeypatch.setattr(backend, "emulator", kernels)
+    monkeypatch.setattr(backend.here, "emulator", kernels)
     return kernels
 
 

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from pydiff import nn
 from pydiff.reference.attention import attention
+from pydiff.reference.conv2d import conv2d
+from pydiff.reference.conv_transpose2d import conv_transpose2d
 from pydiff.reference.group_norm import group_norm
+from pydiff.reference.layer_norm import layer_norm
 from pydiff.tensor import Tensor
 from tests.compare import assert_close, check_gradient
 
@@ -35,6 +38,36 @@ def test_linear_and_embedding():
     table = values(nn.Embedding(5, 3), rng)
     for labels in (np.array([4, 0, 4]), [4, 0, 4], np.array([4, 0, 4], np.uint8)):
         assert_close(table(labels).data, table.weight.data[[4, 0, 4]], rtol=0)
+
+
+def test_layer_norm_and_tokens():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 3))
+    layer = values(nn.LayerNorm(3, eps=1e-3), rng)
+    assert_close(layer(x).data, layer_norm(x, layer.weight.data, layer.bias.data, eps=1e-3), rtol=1e-13)
+    assert_close(nn.LayerNorm(3, affine=False)(x).data, layer_norm(x), rtol=1e-13)
+    assert [name for name, _ in nn.LayerNorm(3, bias=False).named_parameters()] == ["weight"]
+    table, ids = values(nn.TokenEmbedding(5, 3), rng), np.array([[0, 4], [4, 1]])
+    assert_close(table(ids).data, table.weight.data[ids], rtol=0)
+    assert_close(table(Tensor(ids)).data, table.weight.data[ids], rtol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_rectangular_convolutions(bias):
+    rng = np.random.default_rng(0)
+    x, shift = rng.standard_normal((2, 7, 8, 4)), rng.standard_normal((2, 6))
+    options = {"stride": (1, 2), "padding": ((1, 0), (2, 2)), "dilation": (1, 2), "groups": 2}
+    layer = values(nn.Conv2d(4, 6, (1, 3), **options, bias=bias), rng)
+    assert layer.state_dict()["weight"].shape == (6, 2, 1, 3)
+    expected = conv2d(x, layer.weight.data, layer.bias.data if bias else None, **options)
+    assert_close(layer(x).data, expected, rtol=1e-12)
+    assert_close(layer(x, shift=Tensor(shift)).data, expected + shift[:, None, None], rtol=1e-12)
+    options = {"stride": (2, 3), "padding": ((1, 1), (0, 0)), "output_padding": (1, 0), "groups": 2}
+    layer = values(nn.ConvTranspose2d(4, 6, (3, 2), **options, bias=bias), rng)
+    assert layer.state_dict()["weight"].shape == (4, 3, 3, 2)  # PyTorch's (in, out / groups, height, width)
+    expected = conv_transpose2d(x, layer.weight.data, layer.bias.data if bias else None, **options)
+    assert_close(layer(x).data, expected, rtol=1e-12)
+    assert nn.Conv2d(4, 6, (1, 3)).weight.bound == pytest.approx(12**-0.5)
 
 
 @pytest.mark.parametrize(

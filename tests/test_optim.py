@@ -268,3 +268,78 @@ def test_constants_are_not_parameters():
     model = net()
     model.fixed = Tensor(np.ones(3))
     assert optim.AdamW(model).p.size == sum(p.size for p in model.parameters()) == 12 + 4 + 4 + 8 + 2
+
+
+# ---- whoever replaces data or gradients is heard ---------------------------------------------------------------------
+
+
+def small_model():
+    class Two(nn.Module):
+        def __init__(self):
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.initialize(1)
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    return Two()
+
+
+def one_step(model, optimizer, change=lambda: None, step=1):
+    optimizer.zero_grad()
+    model(Tensor(np.ones((2, 3), np.float32))).sum().backward()
+    change()
+    optimizer.step(step, 0.1)
+
+
+def test_replaced_data_is_what_is_trained():
+    model, twin = small_model(), small_model()
+    new = np.full((3, 4), 0.25, np.float32)
+    twin.first.weight.data[...] = new
+    optimizer, expected = optim.AdamW(model), optim.AdamW(twin)
+    model.first.weight.data = new.copy()
+    one_step(model, optimizer)
+    one_step(twin, expected)
+    assert np.array_equal(optimizer.p, expected.p)
+    assert np.array_equal(model.first.weight.data, twin.first.weight.data)
+    assert not np.array_equal(model.first.weight.data, new)
+    one_step(model, optimizer, step=2)
+    one_step(twin, expected, step=2)
+    assert np.array_equal(optimizer.p, expected.p)
+
+
+def test_a_replaced_gradient_is_what_the_step_goes_by():
+    model, frozen = small_model(), small_model()
+    optimizer, expected = optim.AdamW(model), optim.AdamW(frozen)
+    before = model.first.weight.data.copy()
+
+    def freeze():
+        model.first.weight.grad = np.zeros((3, 4), np.float32)
+
+    one_step(model, optimizer, freeze)
+    assert np.array_equal(model.first.weight.data, before)
+    one_step(frozen, expected)
+    assert not np.array_equal(frozen.first.weight.data, before)
+    assert np.array_equal(model.second.weight.data, frozen.second.weight.data)
+    one_step(model, optimizer, step=2)  # from here on as ever
+    assert not np.array_equal(model.first.weight.data, before)
+
+
+def test_a_replacement_that_does_not_fit_is_refused():
+    model = small_model()
+    optimizer = optim.AdamW(model)
+    model.first.weight.data = np.zeros((3, 5), np.float32)
+    with pytest.raises(
+        ValueError, match=r"first.weight.data was replaced by ndarray of shape \(3, 5\), expected \(3, 4\)"
+    ):
+        optimizer.step(1, 0.1)
+
+
+def test_a_shared_weight_counts_once():
+    model = small_model()
+    model.third = model.first
+    assert len(model.parameters()) == 4
+    optimizer = optim.AdamW(model)
+    assert optimizer.p.size == sum(p.size for p in model.parameters()) == 3 * 4 + 4 + 4 * 2 + 2
+    assert optimizer.names == ["first.weight", "first.bias", "second.weight", "second.bias"]
+    assert "third.weight" in model.state_dict()  # a file has it under both names

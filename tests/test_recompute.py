@@ -9,9 +9,10 @@ import pytest
 from pydiff import nn, ops
 from pydiff.data import load
 from pydiff.models import UNet2D
-from pydiff.options import Options
 from pydiff.tensor import Tensor, no_grad
-from pydiff.train import Trainer, training_steps
+from pydiff.training import training_steps
+from pydiff.training.config import Options
+from tests.trainers import diffusion_trainer
 
 SMALL = {
     "block_out_channels": (8, 16),
@@ -51,7 +52,7 @@ def test_training_takes_the_same_steps():
         options = Options(
             steps=3, batch_size=4, channels=(8, 8), groups=4, attention=(1,), dropout=0.2, recompute=recompute
         )
-        trainer = Trainer(load(pictures), options)
+        trainer = diffusion_trainer(load(pictures), options)
         assert all(state.bad is None for state in training_steps(trainer))
         return trainer.optimizer.p
 

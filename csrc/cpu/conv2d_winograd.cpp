@@ -40,6 +40,7 @@ using winograd::Tiles;
 constexpr int64_t points = 36;
 constexpr int64_t block_tiles = 2 * tile_rows;    // V and M of a block stay in the L2 cache
 constexpr int64_t own_weights = 256 * 128;        // U of so many, in every thread's copy, stays in the L3 cache
+constexpr int64_t whole_weights = 512 * 512;      // U of more is never made as a whole: it has 36 times as many floats
 constexpr int64_t few_blocks = 16;                // fewer are cut smaller, so that no thread waits long for the last
 
 enum Slot { zero_slot, v_slot, m_slot, u_slot, g_slot };
@@ -208,13 +209,14 @@ void correlate_many(const Conv2dShape& s, const Tiles& tiles, const Pictures& x,
     });
 }
 
-// The products of all tiles with the points of U in a pair's two rows, of the columns whose taps are g.
+// The products of `count` tiles with the points of U in a pair's two rows, of the columns whose taps are g: the terms of
+// input channels [k, k + rows), added to those before them.
 template <int pair>
-void multiply_pair(const Conv2dShape& s, const float* g, const Planes& v, int64_t count, int64_t width,
+void multiply_pair(int64_t k, int64_t rows, const float* g, const Planes& v, int64_t count, int64_t width,
                    const Planes& m) {
-    const int64_t size = s.cin * width;
+    const int64_t size = rows * width;
     const int64_t plane = size + Planes::gap;
-    const TransformedWeights u{s.cin, plane, scratch(u_slot, static_cast<size_t>(12 * plane))};
+    const TransformedWeights u{rows, plane, scratch(u_slot, static_cast<size_t>(12 * plane))};
     for (int64_t e = 0; e < size; e += simd_width)
         winograd::transform_rows<winograd::Weight, pair>(
             [&](int i, int j) { return load(g + (3 * i + j) * size + e); },
@@ -222,38 +224,57 @@ void multiply_pair(const Conv2dShape& s, const float* g, const Planes& v, int64_
     for (int half = 0; half < 2; ++half)
         for (int j = 0; j < 6; ++j) {
             const int p = 6 * winograd::Weight::result(pair, half) + j;
-            gemm_panel(Order::rows, count, width, s.cin, v.at(p, 0), v.pitch, u.at(6 * half + j, 0), width, {},
-                       m.at(p, 0), width);
+            gemm_panel(Order::rows, count, width, rows, v.at(p, 0) + k, v.pitch, u.at(6 * half + j, 0), width,
+                       {nullptr, k > 0}, m.at(p, 0), width);
         }
 }
 
 // Few tiles and many channels: U would be larger than V, and no cache would hold it. All of V first, then panels of
 // columns, each of which transforms its own part of the weights, where its products find it in the L2 cache.
+//
+// Beyond whole_weights, M adds up blocks of input channels: one sum over 2560 would round three times as much, and each
+// thread would need ten times the memory for its part of U.
+//
+// Memory: V is the caller's, 36 floats for each tile and channel of x. A thread has nine taps of a panel and a block, the
+// twelve points of a pair, and M: together 21 depth panel + 36 tiles panel floats. So that none of it grows with the
+// batch, more tiles than V has room for go in several passes, which transform the weights anew: with so many tiles in a
+// pass that is a small part of the work.
 void correlate_few(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const Weights& w, const Target& to) {
-    constexpr int64_t share = 4, panel = std::min(tile_columns, 32);
+    constexpr int64_t share = 4, panel = std::min(tile_columns, 32), most_tiles = 1024;
+    const int64_t depth = s.cin * s.cout > whole_weights ? ceil_div(s.cin, ceil_div(s.cin, panel_depth)) : s.cin;
     const int64_t v_pitch = panel_width(s.cin);
-    const Planes v(scratch(v_slot, Planes::size(points, tiles.count, v_pitch)), tiles.count, v_pitch);
-    parallel_for(ceil_div(tiles.count, share), 1, [&](int64_t item) {
-        const int64_t first = item * share, count = std::min(share, tiles.count - first);
-        winograd::transform_windows<winograd::Input>(x, tiles, first, count, 0, s.cin, zeros(s.cin), v.from(first));
-    });
-    parallel_for(ceil_div(s.cout, panel), 1, [&](int64_t item) {
-        const int64_t o = item * panel, columns = std::min(panel, s.cout - o), width = panel_width(columns);
-        const Planes m(scratch(m_slot, Planes::size(points, tiles.count, width)), tiles.count, width);
-        const float* g = pack_taps(s, w, 0, s.cin, o, columns);
-        multiply_pair<0>(s, g, v, tiles.count, width, m);
-        multiply_pair<1>(s, g, v, tiles.count, width, m);
-        multiply_pair<2>(s, g, v, tiles.count, width, m);
-        transform_output(s, tiles, m, 0, tiles.count, o, columns, to);
-    });
+    const int64_t room = std::clamp<int64_t>(whole_weights / v_pitch, block_tiles, most_tiles);
+    const int64_t pass = ceil_div(tiles.count, ceil_div(tiles.count, room));
+    const Planes v(scratch(v_slot, Planes::size(points, pass, v_pitch)), pass, v_pitch);
+    for (int64_t begin = 0; begin < tiles.count; begin += pass) {
+        const int64_t all = std::min(pass, tiles.count - begin);
+        parallel_for(ceil_div(all, share), 1, [&](int64_t item) {
+            const int64_t first = item * share, count = std::min(share, all - first);
+            winograd::transform_windows<winograd::Input>(x, tiles, begin + first, count, 0, s.cin, zeros(s.cin),
+                                                         v.from(first));
+        });
+        parallel_for(ceil_div(s.cout, panel), 1, [&](int64_t item) {
+            const int64_t o = item * panel, columns = std::min(panel, s.cout - o), width = panel_width(columns);
+            const Planes m(scratch(m_slot, Planes::size(points, pass, width)), pass, width);
+            for (int64_t k = 0; k < s.cin; k += depth) {
+                const int64_t rows = std::min(depth, s.cin - k);
+                const float* g = pack_taps(s, w, k, rows, o, columns);
+                multiply_pair<0>(k, rows, g, v, all, width, m);
+                multiply_pair<1>(k, rows, g, v, all, width, m);
+                multiply_pair<2>(k, rows, g, v, all, width, m);
+            }
+            transform_output(s, tiles, m, begin, all, o, columns, to);
+        });
+    }
 }
 
 void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Target& to) {
     const Tiles tiles(s);
     if (tiles.count == 0) return;
     const Pictures pictures{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up};
-    // The same bits either way: U, V and the order of the sums over channels are the same.
-    (tiles.count < s.cout ? correlate_few : correlate_many)(s, tiles, pictures, w, to);
+    // The same bits either way: U, V and the order of the sums over channels are the same. So the batch may decide.
+    const bool few = tiles.count < s.cout || s.cin * s.cout > whole_weights;
+    (few ? correlate_few : correlate_many)(s, tiles, pictures, w, to);
 }
 
 // ---------------------------------------------------------------- backward_weight
@@ -261,7 +282,8 @@ void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Tar
 // How the work is cut, by shapes only: dU into blocks of channels and, unless all points of a block fit the L2 cache,
 // into the three pairs of rows of points (else `pairs` is 1); the tiles into parts, whose sums are added at the end; a
 // part into runs, whose V and W are used as soon as they are made. With few tiles for its channels dU costs more
-// memory traffic than x and dy: blocks are small then, and made into dw `direct`ly.
+// memory traffic than x and dy: blocks are small then, and made into dw `direct`ly. So they are with very many channels,
+// where dU G, of twice as many floats as dw, would be too much memory: there is work enough without parts.
 struct WeightPlan {
     int64_t cin, cout, blocks, pairs, parts, part, run;
     bool direct;
@@ -270,7 +292,7 @@ struct WeightPlan {
 WeightPlan weight_plan(const Conv2dShape& s, const Tiles& tiles) {
     constexpr int64_t many_weights = 2048, most_run = 64, least_part = 32, long_part = 128;
     constexpr int64_t least_items = 12, most_items = 24, small_block = 2048;
-    const bool few = tiles.count * many_weights <= s.cin * s.cout;
+    const bool few = tiles.count * many_weights <= s.cin * s.cout || s.cin * s.cout > whole_weights;
     const auto cut = [](int64_t all, int64_t most) { return panel_width(ceil_div(all, ceil_div(all, most))); };
     const int64_t cout = cut(s.cout, few ? 64 : 128), across = ceil_div(s.cout, cout);
     const int64_t cin = cut(s.cin, !few ? 128 : across * ceil_div(s.cin, 64) < least_items ? 32 : 64);
@@ -364,10 +386,10 @@ void sum_lines(const Conv2dShape& s, const WeightBlock& block, const Planes& lin
 
 bool winograd_suits(const Conv2dShape& s) {
     // With few channels the transforms cost more than the products save; so do tiles that stand half outside the
-    // picture. With very many, U (4 times the weights) outgrows every cache.
+    // picture.
     const int64_t covered = 16 * ceil_div(s.oh, 4) * ceil_div(s.ow, 4);
     return s.kh == 3 && s.kw == 3 && s.stride_h == 1 && s.stride_w == 1 && s.cin >= 16 && s.cout >= 16 &&
-           s.cin * s.cout <= 512 * 512 && 2 * s.oh * s.ow >= covered;
+           2 * s.oh * s.ow >= covered;
 }
 
 void winograd_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {

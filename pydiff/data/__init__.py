@@ -48,7 +48,7 @@ def load(source, size=None, channels: int | None = None, labels=None) -> Dataset
         if isinstance(source, str) and source in NAMED:
             dataset = NAMED[source]()
         else:
-            path = Path(source)
+            path = Path(source).expanduser()
             if path.is_dir():
                 return load_folder(path, size, channels)
             dataset = load_arrays_file(_arrays_path(path))

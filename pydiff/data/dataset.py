@@ -6,7 +6,8 @@ import numbers
 import numpy as np
 
 from pydiff import random
-from pydiff.data.pixels import from_uint8
+from pydiff.codec import from_uint8
+from pydiff.condition import Condition, Conditioning
 
 # `split` draws from the data-order stream at an epoch that training never reaches, so it shares no numbers with it.
 SPLIT_EPOCH = 2**32 - 1
@@ -22,6 +23,8 @@ class Dataset:
     classes  the name of each label, or None
     skipped  (path, reason) of every file that could not be used, in order of path
     notes    what was decided for you: the size, the value range, the layout
+    columns  {name: (N, ...)}: further arrays that a network may be told, such as the states of a text encoder;
+    read-only nothing  {name: one row (...)} of each that says "nothing asked for", for classifier-free guidance
     """
 
     name: str
@@ -30,6 +33,8 @@ class Dataset:
     classes: list[str] | None = None
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    nothing: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "images", _read_only(_checked_images(self.images)))
@@ -37,6 +42,8 @@ class Dataset:
             raise ValueError("labels and classes belong together: give both, or neither")
         if self.labels is not None:
             object.__setattr__(self, "labels", _read_only(_checked_labels(self.labels, len(self.images), self.classes)))
+        columns = {name: _read_only(_checked_column(name, c, self)) for name, c in self.columns.items()}
+        object.__setattr__(self, "columns", columns)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,9 +53,28 @@ class Dataset:
         """(H, W, C) of one picture."""
         return self.images.shape[1:]
 
+    def samples(self, indices) -> np.ndarray:
+        """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError), as they are stored."""
+        return self.images[self._checked_indices(indices)]
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What a network could be told about these pictures."""
+        return Conditioning(self.classes, self.nothing)
+
+    def condition(self, indices) -> Condition:
+        """What is known of the pictures with these indices (n,): their classes and further columns."""
+        indices = self._checked_indices(indices)
+        labels = None if self.labels is None else self.labels[indices]
+        return self.conditioning.of_data(labels, {name: column[indices] for name, column in self.columns.items()})
+
+    def captions(self, indices) -> list[str] | None:
+        """What is known of the pictures with these indices in words: their classes; None if nothing is."""
+        return None if self.labels is None else [self.classes[label] for label in self.labels[indices]]
+
     def normalized(self, indices) -> np.ndarray:
         """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError): (n, H, W, C) float32 in [-1, 1]."""
-        picked = self.images[self._checked_indices(indices)]
+        picked = self.samples(indices)
         return from_uint8(picked) if picked.dtype == np.uint8 else picked
 
     def split(self, fraction: float, seed: int = 0) -> tuple["Dataset", "Dataset"]:
@@ -70,7 +96,8 @@ class Dataset:
         """A data set of the pictures with these indices, in this order; the classes stay as they are."""
         indices = self._checked_indices(indices)
         labels = None if self.labels is None else self.labels[indices]
-        return dataclasses.replace(self, images=self.images[indices], labels=labels)
+        columns = {name: column[indices] for name, column in self.columns.items()}
+        return dataclasses.replace(self, images=self.images[indices], labels=labels, columns=columns)
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) of shape, dtype, pixels and labels: by it a resumed run notices changed data."""
@@ -82,6 +109,10 @@ class Dataset:
             digest.update(np.ascontiguousarray(image, little_endian))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8"))
+        for name in sorted(self.columns):
+            column = self.columns[name]
+            digest.update(f"{name} {column.dtype.name} {column.shape}".encode())
+            digest.update(np.ascontiguousarray(column, column.dtype.newbyteorder("<")))
         return digest.hexdigest()
 
     def summary(self) -> str:
@@ -129,6 +160,20 @@ def _checked_labels(labels, n: int, classes: list[str]) -> np.ndarray:
     if not (labels.min() >= 0 and labels.max() < len(classes)):
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, expected 0 .. {len(classes) - 1}")
     return labels.astype(np.int64, copy=False)
+
+
+def _checked_column(name: str, column, dataset) -> np.ndarray:
+    column = np.asarray(column)
+    if column.ndim < 1 or len(column) != len(dataset.images) or column.dtype.kind not in "fiu":
+        raise ValueError(
+            f"column {name!r} is {column.dtype} {column.shape}, expected {len(dataset.images)} rows of numbers"
+        )
+    if name not in dataset.nothing or np.shape(dataset.nothing[name]) != column.shape[1:]:
+        raise ValueError(
+            f'column {name!r} needs a row of shape {column.shape[1:]} that says "nothing asked for"; '
+            f"give it in nothing={{{name!r}: ...}}, for example zeros"
+        )
+    return column
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

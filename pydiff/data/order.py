@@ -38,9 +38,13 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def flip(images: np.ndarray, step: int, seed: int = 0) -> np.ndarray:
-    """A batch (N, H, W, C) with about half of it mirrored left to right, chosen by (seed, step, place in the batch)."""
+def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarray:
+    """A batch (N, H, W, C) with about half of it mirrored left to right, chosen by (seed, step, number of the sample).
+
+    numbers: (N,), the images' places in the global batch; 0 .. N-1 if None.
+    """
     if images.ndim != 4:
         raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C); add the missing axes")
-    chosen = random.uniform(random.key(seed, random.AUGMENT, np.arange(len(images)), step)) < 0.5
+    numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers)
+    chosen = random.uniform(random.key(seed, random.AUGMENT, numbers, step)) < 0.5
     return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)

@@ -1,4 +1,4 @@
-"""The edge between files and models: uint8 in 0..255 outside, float32 in [-1, 1] inside; also size and channel count.
+"""Size and channel count of images; codec.py has the edge between uint8 in 0..255 and float32 in [-1, 1].
 
 All arrays are channels-last, (N, H, W, C) unless a docstring says otherwise. Floats are always in [-1, 1] here.
 """
@@ -8,31 +8,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from pydiff.codec import from_uint8, to_uint8
+
+__all__ = ["check_size", "crop_box", "from_uint8", "resize", "to_channels", "to_uint8"]
+
 LUMA = (0.299, 0.587, 0.114)  # grey value of a colour, ITU-R BT.601
 MAX_SIDE = 16384
-
-
-def from_uint8(images) -> np.ndarray:
-    """uint8 of any shape to float32 in [-1, 1]: u / 127.5 - 1, so that 0 is -1 and 255 is 1 exactly."""
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
-        raise TypeError(f"got {images.dtype} pixels, expected uint8; pydiff.data.load converts other pictures")
-    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
-
-
-def to_uint8(x) -> np.ndarray:
-    """Floats in [-1, 1], of any shape, to the nearest of the 256 grey levels; values outside are clipped.
-
-    The inverse of `from_uint8` on its 256 values. Raises ValueError for NaN and infinity, which have no nearest level.
-    """
-    x = np.asarray(x)
-    if x.dtype.kind != "f":
-        raise TypeError(f"got {x.dtype} values, expected floats in [-1, 1]; uint8 pictures need no conversion")
-    if not np.isfinite(x).all():
-        bad = x.size - np.count_nonzero(np.isfinite(x))
-        raise ValueError(f"{bad} of {x.size} values are NaN or infinite, expected [-1, 1]; look for what made them")
-    x = x.astype(np.float32 if x.dtype.itemsize <= 4 else np.float64, copy=False)  # float16 is too coarse for x + 1
-    return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def check_size(size) -> tuple[int, int] | None:

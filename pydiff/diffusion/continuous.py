@@ -1,6 +1,8 @@
 """The same schedules as functions of a continuous time u from 0 (picture) to 1 (noise), for paths that no table limits.
 
-    path = continuous_path(schedule, linear(), 20)      levels between two points of the schedule's table, exact
+    path_of_level(schedule, level_of(schedule), 20)      levels between the steps of the schedule's table
+
+`path(schedule, 20, "continuous")` and `--spacing continuous` come by here.
 
 A table of T steps is the function at u = (t + 1) / T, up to the rounding of a product to an integral (Song et al. 2021,
 "Score-based generative modeling through stochastic differential equations", appendix B): error 1 / T.
@@ -10,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pydiff.diffusion.path import Path
-from pydiff.diffusion.schedule import Schedule, shifted
+from pydiff.diffusion.schedule import shifted
+from pydiff.diffusion.table import Schedule
 
 Level = Callable  # u, numbers or arrays in [0, 1] -> (alpha, sigma)
 
@@ -72,17 +74,17 @@ LEVELS: dict[str, Callable[..., Level]] = {
 }
 
 
-def continuous_path(schedule: Schedule, level: Level, steps: int, first: float = 1.0, last: float = 0.001) -> Path:
-    """The path through `steps` times u, evenly from `first` to `last`, and on to the clean end.
-
-    The network is told the fractional t at which `schedule`'s table has the same noise-to-signal ratio.
-    ValueError unless 1 >= first >= last > 0.
-    """
-    if not 1.0 >= first >= last > 0.0:
-        raise ValueError(f"got times from {first} to {last}, expected 1 >= first >= last > 0")
-    alpha, sigma = level(np.linspace(first, last, steps))
-    t = schedule.t_at(alpha, sigma)
-    return Path(t, np.append(alpha, 1.0), np.append(sigma, 0.0))
+def level_of(schedule: Schedule) -> Level:
+    """The function of u whose table `schedule` is; ValueError for a schedule that has none here."""
+    options = dict(schedule.options or {})
+    T, rescaled = options.pop("T", schedule.T), options.pop("zero_snr", False)
+    if schedule.options is None or rescaled or schedule.name not in LEVELS:
+        what = "rescaled to zero SNR" if rescaled else f"called {schedule.name!r}"
+        raise ValueError(f"a schedule {what} has no levels between its steps; use another spacing than continuous")
+    options.pop("max_beta", None)  # of the table, where it cuts the last steps
+    if "beta_start" in options:
+        options = {"beta_min": T * options["beta_start"], "beta_max": T * options["beta_end"]}
+    return LEVELS[schedule.name](**options)
 
 
 def _preserving(log_alpha):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pydiff import ops, random
-from pydiff.backend import array_module
+from pydiff.arrays import array_module
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import SamplerState, ddim, ddim_inversion, ddpm_step

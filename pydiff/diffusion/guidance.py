@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pydiff.backend import array_module, column
+from pydiff.arrays import array_module, column
 from pydiff.diffusion.process import Process
 from pydiff.tensor import Tensor
 

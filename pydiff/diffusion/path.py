@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pydiff.diffusion.continuous import Level, level_of
 from pydiff.diffusion.schedule import Schedule, exponential_sigmas, karras_sigmas
 
 
@@ -47,6 +48,7 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     "leading_stride": lambda T, S: np.arange(S) * (T // S),
 }
 SIGMA_SPACINGS = {"karras": karras_sigmas, "exponential": exponential_sigmas}
+ALL_SPACINGS = (*SPACINGS, *SIGMA_SPACINGS, "continuous")
 
 
 def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
@@ -73,8 +75,11 @@ def path(schedule: Schedule, steps: int, spacing: str = "trailing", offset: int 
     """The path of `steps` steps from noise to the clean end.
 
     spacing: one of `timesteps`, evenly spaced in t; or "karras" or "exponential", evenly spaced in sigma^(1/7) or in
-    log sigma between the schedule's least and largest sigma / alpha, where t comes out fractional.
+    log sigma between the schedule's least and largest sigma / alpha, where t comes out fractional; or "continuous",
+    evenly spaced in the time of the schedule's own formula (continuous.py). ValueError for others.
     """
+    if spacing == "continuous":
+        return path_of_level(schedule, level_of(schedule), steps, last=1.0 / schedule.T)
     if spacing in SIGMA_SPACINGS:
         ratio = schedule.sigma / np.maximum(schedule.alpha, 1e-300)
         inside = ratio[(schedule.alpha > 0) & (schedule.sigma > 0)]
@@ -82,7 +87,7 @@ def path(schedule: Schedule, steps: int, spacing: str = "trailing", offset: int 
             raise ValueError(f"got {steps} steps, expected at least 1; use more")
         return path_of_levels(schedule, SIGMA_SPACINGS[spacing](steps, inside[0], inside[-1]))
     if spacing not in SPACINGS:
-        raise ValueError(f"there is no spacing {spacing!r}; choose one of {', '.join([*SPACINGS, *SIGMA_SPACINGS])}")
+        raise ValueError(f"there is no spacing {spacing!r}; choose one of {', '.join(ALL_SPACINGS)}")
     return path_through(schedule, timesteps(schedule.T, steps, spacing, offset))
 
 
@@ -100,6 +105,18 @@ def path_of_levels(schedule: Schedule, ratio, clean: bool = True) -> Path:
     if clean:
         return Path(t, np.append(alpha, 1.0), np.append(sigma, 0.0))
     return Path(t[:-1], alpha, sigma)
+
+
+def path_of_level(schedule: Schedule, level: Level, steps: int, first: float = 1.0, last: float = 0.001) -> Path:
+    """The path through `steps` times u of a function of continuous time, evenly from `first` to `last`, and on to the
+    clean end. The network is told the fractional t at which `schedule`'s table has the same noise-to-signal ratio.
+
+    ValueError unless 1 >= first >= last > 0.
+    """
+    if not 1.0 >= first >= last > 0.0:
+        raise ValueError(f"got times from {first} to {last}, expected 1 >= first >= last > 0")
+    alpha, sigma = level(np.linspace(first, last, steps))
+    return Path(schedule.t_at(alpha, sigma), np.append(alpha, 1.0), np.append(sigma, 0.0))
 
 
 def path_through(schedule: Schedule, t, end: str = "clean") -> Path:

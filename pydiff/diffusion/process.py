@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pydiff import ops
-from pydiff.backend import column
-from pydiff.diffusion.objective import example_losses
+from pydiff.arrays import column
 from pydiff.diffusion.prediction import PREDICTIONS, SIGMA_DATA, edm_coefficients
 from pydiff.diffusion.schedule import Schedule
 from pydiff.random import Key
@@ -50,14 +49,15 @@ class Process:
         p, q = self.mixing_weights(*self._at(t))
         return column(p, x0) * x0 + column(q, x0) * eps
 
-    def loss(self, model, x0, t, key: Key, labels=None, weights=None, offset: float = 0.0) -> Tensor:
+    def loss(self, model, x0, t, key: Key, *, weights=None, **condition) -> Tensor:
         """Mean squared error of the prediction, eq. 14: a Tensor holding one number.
 
-        model(x_t, t) or, given labels (N,), model(x_t, t, labels) -> Tensor of x_t's shape. x0: array (N, ...); t (N,).
-        weights: (N,), how much each example counts, see `objective.loss_weight`. offset: of the noise, see
-        `objective.offset_noise`.
+        model(x_t, t, **condition) -> Tensor of x_t's shape. x0: array (N, ...); t (N,). weights: (N,), how much each
+        example counts. loss.py has what else can be minimised.
         """
-        return example_losses(self, model, x0, t, key, labels, weights, offset).mean()
+        x_t, _ = self.q_sample(x0, t, key, keep=False)
+        seen = self.network_input(x_t, t)
+        return self.errors(model(Tensor(seen[0]), seen[1], **condition), x0, t, key, weights).mean()
 
     def errors(self, f, x0, t, key: Key, weights=None) -> Tensor:
         """Mean squared error of f, the network's answer to x_t of `q_sample(x0, t, key)`, for each example: (N,).

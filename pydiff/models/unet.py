@@ -9,8 +9,9 @@ UNet2DModel, so its checkpoints are ours and ours are its.
 import numpy as np
 
 from pydiff import ops
-from pydiff.backend import array_module
+from pydiff.arrays import array_module
 from pydiff.models.blocks import DownBlock, MidBlock, ResnetBlock, UpBlock
+from pydiff.models.registry import register
 from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module
 from pydiff.tensor import Tensor, as_tensor
 
@@ -43,6 +44,7 @@ def sinusoids(t, dim, flip_sin_to_cos=True, freq_shift=0, max_period=10000):
     return np.concatenate([*parts, np.zeros((len(angles), dim % 2))], axis=1)
 
 
+@register("UNet2DModel")
 class UNet2D(Module):
     """Predicts from (x_t, t) what the process asks for: the noise, the clean picture or v.
 
@@ -149,7 +151,7 @@ class UNet2D(Module):
         Returns a Tensor (N, H, W, out_channels).
         """
         x = self.checked(x)
-        return self.body(x, *self.encoded(t, class_labels, x.data))
+        return self.body(x, **self.encoded(x.data, t, class_labels))
 
     def checked(self, x):
         """Pictures that this network can take, as a Tensor."""
@@ -158,24 +160,24 @@ class UNet2D(Module):
             raise ValueError(f"the U-Net takes pictures (N, H, W, {self.config['in_channels']}), got {x.shape}")
         return x
 
-    def encoded(self, t, class_labels, like):
-        """What t and class_labels are for the body: a list of Tensors for pictures `like` (N, ..), as floating as they.
+    def encoded(self, like, t, class_labels=None):
+        """What t and class_labels are for the body: Tensors by name for pictures `like` (N, ..), as floating as they.
 
-        The step numbers' sinusoids (N, block_out_channels[0]); if there are classes also theirs, or a row (N, temb_dim)
-        of the table of classes.
+        step: the step numbers' sinusoids (N, block_out_channels[0]). label, if there are classes: also theirs, or a row
+        (N, temb_dim) of the table of classes.
         """
         if (self.class_embedding is None) != (class_labels is None):
             has, given = ("no", "were given") if self.class_embedding is None else ("a", "are missing")
             raise ValueError(f"this model has {has} class embedding, but class labels {given}")
         step = self._sinusoids(t, like)
         if class_labels is None:
-            return [step]
+            return {"step": step}
         if self.config["class_embed_type"] == "timestep":
-            return [step, self._sinusoids(class_labels, like)]
-        return [step, self.class_embedding(_for_each(class_labels, len(like), "class labels"))]
+            return {"step": step, "label": self._sinusoids(class_labels, like)}
+        return {"step": step, "label": self.class_embedding(_for_each(class_labels, len(like), "class labels"))}
 
     def body(self, x, step, label=None):
-        """Everything between what is encoded and the result. Only operations on Tensors: plan.py records them."""
+        """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""
         temb = self.time_embedding(step)
         if label is not None:
             temb = temb + (self.class_embedding(label) if self.config["class_embed_type"] == "timestep" else label)

@@ -15,7 +15,8 @@ Reference: reference/adamw.py. Kernels: csrc/cpu/adamw.cpp, csrc/cuda/adamw.cu.
 
 import math
 
-from pydiff.backend import array_module, native
+from pydiff.arrays import array_module
+from pydiff.backend import native
 
 
 def adamw(p, g, m, v, ema, schedule, norm2=None, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, low=None):

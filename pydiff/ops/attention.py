@@ -2,23 +2,31 @@
 
     s = scale q kᵀ,   p = softmax(s) over the keys,   out = p v          for every sample and head
 
+where a causal query t sees the keys 0 .. t alone, and a key mask takes keys of a sample away from all its queries
+(section 3.2.3: s becomes -infinity there). A query that sees no key gets 0.
+
 The native kernel never holds the whole s (Dao et al. 2022, "FlashAttention"): it keeps the log-sum-exp of every row,
-from which the backward recomputes p.
+from which the backward recomputes p. Causal and masked attention take the array path.
 
 Reference: reference/attention.py. Kernels: csrc/cpu/attention.cpp, csrc/cuda/attention.cu.
 """
 
-from pydiff.backend import array_module, contiguous, empty, native
+import math
+
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import FLOAT32, is_bfloat16, native
 from pydiff.tensor import Function
 
 
-def attention(q, k, v, heads, scale=None):
+def attention(q, k, v, heads, scale=None, causal=False, key_mask=None):
     """Attends from every query to all keys of the same sample.
 
     q: (N, Tq, C); k, v: (N, Tk, C), Tk >= 1. Head h owns channels h·C/heads .. (h+1)·C/heads - 1. k and v may come
     from another sequence than q (cross attention), and all three may be views with a contiguous last axis.
-    scale: factor on q kᵀ; None means 1 / sqrt(C / heads).
-    Returns (N, Tq, C).
+    scale: factor on q kᵀ; None means 1 / sqrt(C / heads). causal: whether query t sees the keys 0 .. t alone (as in
+    PyTorch, also where Tq and Tk differ). key_mask: None, or truth values (N, Tk), False for keys that nobody shall
+    see, such as padding; an argument of the operation, so that a plan may be given another one.
+    Returns (N, Tq, C). ValueError for shapes that do not fit.
     """
     if q.ndim != 3 or k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (q.shape[0], q.shape[2]):
         raise ValueError(f"attention needs q (N, Tq, C) and k, v (N, Tk, C), got {q.shape}, {k.shape} and {v.shape}")
@@ -26,14 +34,19 @@ def attention(q, k, v, heads, scale=None):
         raise ValueError(f"attention cannot cut {q.shape[2]} channels into {heads} equal heads")
     if k.shape[1] == 0:
         raise ValueError("attention needs at least one key")
+    if key_mask is not None and (key_mask.shape != k.shape[:2] or key_mask.dtype.kind != "b"):
+        raise ValueError(
+            f"key_mask must hold truth values of shape {k.shape[:2]}, got {key_mask.dtype} {key_mask.shape}"
+        )
     scale = (q.shape[2] // heads) ** -0.5 if scale is None else float(scale)
-    return Attention.apply(q, k, v, heads=heads, scale=scale)
+    return Attention.apply(q, k, v, key_mask, heads=heads, scale=scale, causal=bool(causal))
 
 
 class Attention(Function):
-    def forward(self, q, k, v, heads, scale):
+    def forward(self, q, k, v, key_mask, *, heads, scale, causal):
         self.heads, self.scale = heads, scale
-        kernel = native(q, "attention_forward")
+        self.plain = not causal and key_mask is None
+        kernel = native(q, "attention_forward") if self.plain else None
         if kernel:
             q, k, v = (_rows(a) for a in (q, k, v))
             out = empty(q, q.shape)
@@ -41,18 +54,22 @@ class Attention(Function):
             kernel(q, k, v, heads, scale, out, lse)
             self.saved = q, k, v, out, lse
         else:
-            out, p = forward_arrays(q, k, v, heads, scale)
+            dtype = q.dtype
+            if is_bfloat16(dtype):  # NumPy cannot multiply matrices of it
+                q, k, v = (a.astype(FLOAT32) for a in (q, k, v))
+            out, p = forward_arrays(q, k, v, heads, scale, causal, key_mask)
             self.saved = q, k, v, p
+            out = out.astype(dtype, copy=False)
         return out
 
     def backward(self, dout):
-        kernel = native(dout, "attention_backward")
+        kernel = native(dout, "attention_backward") if self.plain else None
         if kernel:
             q, k, v, out, lse = self.saved
             dq, dk, dv = empty(q, q.shape), empty(k, k.shape), empty(v, v.shape)
             kernel(contiguous(dout), q, k, v, out, lse, self.heads, self.scale, dq, dk, dv)
-            return dq, dk, dv
-        return backward_arrays(dout, *self.saved, self.heads, self.scale)
+            return dq, dk, dv, None
+        return *backward_arrays(dout.astype(self.saved[0].dtype, copy=False), *self.saved, self.heads, self.scale), None
 
 
 def _rows(x):
@@ -73,17 +90,37 @@ def _merge(x):
     return x.transpose(0, 2, 1, 3).reshape(n, t, heads * d)
 
 
-def forward_arrays(q, k, v, heads, scale):
+def forward_arrays(q, k, v, heads, scale, causal=False, key_mask=None):
     """-> out (N, Tq, C) and the probabilities p (N, heads, Tq, Tk)."""
     q, k, v = _split(q, heads), _split(k, heads), _split(v, heads)
     s = (q @ k.swapaxes(2, 3)) * scale
-    p = array_module(s).exp(s - s.max(axis=-1, keepdims=True))
-    p /= p.sum(axis=-1, keepdims=True)
+    xp, seen = array_module(s), _seen(s, causal, key_mask)
+    if seen is None:
+        p = xp.exp(s - s.max(axis=-1, keepdims=True))
+        p /= p.sum(axis=-1, keepdims=True)
+        return _merge(p @ v), p
+    # The largest of the logits that count: of the others one may be far above it.
+    s = xp.where(seen, s, -math.inf)
+    largest = s.max(axis=-1, keepdims=True)
+    p = xp.exp(s - xp.where(largest == -math.inf, 0, largest))
+    total = p.sum(axis=-1, keepdims=True)
+    p /= xp.where(total == 0, 1, total)  # 0 where no key is seen
     return _merge(p @ v), p
+
+
+def _seen(s, causal, key_mask):
+    """Which keys a query sees, to be broadcast to s (N, heads, Tq, Tk); None for all."""
+    xp, seen = array_module(s), None if key_mask is None else key_mask[:, None, None, :]
+    if causal:
+        earlier = xp.arange(s.shape[3]) <= xp.arange(s.shape[2])[:, None]  # (Tq, Tk)
+        seen = earlier if seen is None else seen & earlier
+    return seen
 
 
 def backward_arrays(dout, q, k, v, p, heads, scale):
     """Gradients of q, k, v.
+
+    Where a key was not seen, p is 0, and so are the gradients through it.
 
     1. out = p v:             dv = pᵀ dout,   dp = dout vᵀ
     2. p = softmax(s):        ds = p (dp - delta),   delta = sum over keys of p dp

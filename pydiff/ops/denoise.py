@@ -15,7 +15,8 @@ import math
 from typing import NamedTuple
 
 from pydiff import random
-from pydiff.backend import FLOAT32, array_module, contiguous, empty, is_bfloat16, native
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import FLOAT32, is_bfloat16, native
 from pydiff.ops.noise import key_on
 from pydiff.tensor import Function
 
@@ -65,7 +66,7 @@ def denoise(x, f, step, history=(), noise=None, f_uncond=None):
 
 
 class Denoise(Function):
-    def forward(self, x, f, f_uncond, step, history, noise):
+    def forward(self, x, f, f_uncond, *, step, history, noise):
         self.saved, self.step = (x, f, f_uncond), step
         kernel = native(f, "denoise_forward")
         if not kernel and f.dtype != x.dtype:

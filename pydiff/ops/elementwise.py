@@ -5,8 +5,9 @@ In every backward, g is the gradient of the output; `unbroadcast` sums it over t
 
 import numpy as np
 
-from pydiff.backend import add as add_arrays
-from pydiff.backend import array_module
+from pydiff.arrays import add as add_arrays
+from pydiff.arrays import array_module
+from pydiff.backend import FLOAT32
 from pydiff.tensor import Function
 
 
@@ -19,19 +20,31 @@ def unbroadcast(g, shape):
     return g.sum(axis=added + stretched).reshape(shape)
 
 
+def exact(result):
+    """result, unless it has an integer type in which such arithmetic easily wraps around: TypeError."""
+    dtype = getattr(result, "dtype", FLOAT32)
+    if dtype.kind in "iub" and not (dtype.kind == "i" and dtype.itemsize >= 4):
+        raise TypeError(f"arithmetic in {dtype} would wrap around; use .astype(np.float32), or int64, first")
+    return result
+
+
 class Add(Function):
+    integers = True
+
     def forward(self, x, y):
         self.shapes = np.shape(x), np.shape(y)
-        return add_arrays(x, y)
+        return exact(add_arrays(x, y))
 
     def backward(self, g):
         return tuple(unbroadcast(g, s) if need else None for s, need in zip(self.shapes, self.needs, strict=True))
 
 
 class Subtract(Function):
+    integers = True
+
     def forward(self, x, y):
         self.shapes = np.shape(x), np.shape(y)
-        return x - y
+        return exact(x - y)
 
     def backward(self, g):
         dx = unbroadcast(g, self.shapes[0]) if self.needs[0] else None
@@ -39,9 +52,11 @@ class Subtract(Function):
 
 
 class Multiply(Function):
+    integers = True
+
     def forward(self, x, y):
         self.x, self.y = x, y
-        return x * y
+        return exact(x * y)
 
     def backward(self, g):
         dx = unbroadcast(g * self.y, self.x.shape) if self.needs[0] else None
@@ -49,6 +64,8 @@ class Multiply(Function):
 
 
 class Divide(Function):
+    integers = True
+
     def forward(self, x, y):
         self.x, self.y = x, y
         return x / y
@@ -59,8 +76,10 @@ class Divide(Function):
 
 
 class Negative(Function):
+    integers = True
+
     def forward(self, x):
-        return -x
+        return exact(-x)
 
     def backward(self, g):
         return -g
@@ -69,11 +88,13 @@ class Negative(Function):
 class Power(Function):
     """x ** exponent for a constant exponent."""
 
+    integers = True
+
     def forward(self, x, exponent):
         if self.needs[1]:
             raise TypeError("the exponent of a power must be a constant; write exp(y * log(x)) for a gradient in y")
         self.x, self.exponent = x, exponent
-        return x**exponent
+        return exact(x**exponent)
 
     def backward(self, g):
         if np.ndim(self.exponent) == 0 and self.exponent == 0:
@@ -145,6 +166,8 @@ class SiLU(Function):
 
 
 class ReLU(Function):
+    integers = True
+
     def forward(self, x):
         self.positive = x > 0
         return array_module(x).maximum(x, 0)
@@ -154,9 +177,11 @@ class ReLU(Function):
 
 
 class Abs(Function):
+    integers = True
+
     def forward(self, x):
         self.x = x
-        return array_module(x).abs(x)
+        return exact(array_module(x).abs(x))
 
     def backward(self, g):
         return g * array_module(g).sign(self.x)
@@ -164,6 +189,8 @@ class Abs(Function):
 
 class Clip(Function):
     """x limited to [low, high]; the gradient passes inside and at the bounds."""
+
+    integers = True
 
     def forward(self, x, low, high):
         self.inside = (x >= low) & (x <= high)
@@ -175,6 +202,8 @@ class Clip(Function):
 
 class Where(Function):
     """x where the condition holds, else y."""
+
+    integers = True
 
     def forward(self, condition, x, y):
         xp = array_module(condition, x, y)

@@ -12,7 +12,8 @@ Reference: reference/group_norm.py. Kernels: csrc/cpu/group_norm.cpp, csrc/cuda/
 
 import math
 
-from pydiff.backend import array_module, contiguous, empty, native
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import native
 from pydiff.ops.elementwise import stable_sigmoid
 from pydiff.tensor import Function
 
@@ -38,7 +39,7 @@ def group_norm(x, gamma, beta, groups, eps=1e-5, activation=None):
 
 
 class GroupNorm(Function):
-    def forward(self, x, gamma, beta, groups, eps, silu):
+    def forward(self, x, gamma, beta, *, groups, eps, silu):
         x3 = contiguous(x).reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])  # (N, S, C)
         kernel = native(x3, "group_norm_forward")
         if kernel:

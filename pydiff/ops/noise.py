@@ -14,7 +14,8 @@ Reference: reference/noise.py. Kernels: csrc/cpu/noise.cpp, csrc/cuda/noise.cu. 
 import math
 
 from pydiff import random
-from pydiff.backend import FLOAT32, array_module, contiguous, empty, is_bfloat16, native
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import FLOAT32, is_bfloat16, native
 from pydiff.tensor import Function
 
 

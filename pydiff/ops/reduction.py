@@ -1,7 +1,7 @@
 """Operations that combine the elements of some axes: sum, mean, max, softmax, matmul, and the losses made of them."""
 
-from pydiff.backend import array_module
-from pydiff.ops.elementwise import unbroadcast
+from pydiff.arrays import array_module
+from pydiff.ops.elementwise import exact, unbroadcast
 from pydiff.tensor import Function
 
 
@@ -14,6 +14,8 @@ def _keep(g, shape, axis):
 
 
 class Sum(Function):
+    integers = True
+
     def forward(self, x, axis=None, keepdims=False):
         self.shape, self.axis = x.shape, axis
         return x.sum(axis=axis, keepdims=keepdims)
@@ -25,6 +27,8 @@ class Sum(Function):
 
 class Max(Function):
     """The largest element; equal largest elements share the gradient evenly."""
+
+    integers = True
 
     def forward(self, x, axis=None, keepdims=False):
         y = x.max(axis=axis, keepdims=keepdims)
@@ -54,14 +58,35 @@ class Softmax(Function):
         return self.y * (g - (g * self.y).sum(axis=self.axis, keepdims=True))
 
 
+class LogSoftmax(Function):
+    """log(softmax(x)) along an axis: x - log(sum(exp(x))), the largest element subtracted first. No probability that
+    was rounded to zero is taken the logarithm of."""
+
+    def forward(self, x, axis=-1):
+        self.axis, self.y = axis, log_softmax_array(x, axis)
+        return self.y
+
+    def backward(self, g):
+        """y_i = x_i - log(sum_j exp(x_j)): dx = g - softmax(x) sum(g)"""
+        return g - array_module(g).exp(self.y) * g.sum(axis=self.axis, keepdims=True)
+
+
+def log_softmax_array(x, axis):
+    """The formula above, on an array."""
+    xp, shifted = array_module(x), x - x.max(axis=axis, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+
+
 class Matmul(Function):
     """x @ y with NumPy's rules for stacks of matrices; both arguments have at least two axes."""
+
+    integers = True
 
     def forward(self, x, y):
         if x.ndim < 2 or y.ndim < 2:
             raise ValueError(f"matmul needs matrices or stacks of them, got shapes {x.shape} and {y.shape}")
         self.x, self.y = x, y
-        return x @ y
+        return exact(x @ y)
 
     def backward(self, g):
         dx = unbroadcast(g @ self.y.swapaxes(-1, -2), self.x.shape) if self.needs[0] else None
@@ -97,8 +122,7 @@ class CrossEntropy(Function):
             )
         if labels.size and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
             raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}, got {labels.min()}..{labels.max()}")
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+        log_p = log_softmax_array(logits, axis=1)
         self.rows, self.labels, self.p = xp.arange(len(labels)), labels, xp.exp(log_p)
         return -log_p[self.rows, labels].mean(dtype=logits.dtype)
 
@@ -108,5 +132,6 @@ class CrossEntropy(Function):
         return d * (g / len(self.labels)), None
 
 
-summation, maximum, softmax, matmul = Sum.apply, Max.apply, Softmax.apply, Matmul.apply
+summation, maximum, matmul = Sum.apply, Max.apply, Matmul.apply
+softmax, log_softmax = Softmax.apply, LogSoftmax.apply
 mean_squared_error, cross_entropy = MeanSquaredError.apply, CrossEntropy.apply

@@ -2,12 +2,14 @@
 
 import numpy as np
 
-from pydiff.backend import array_module, join, split, to_host
+from pydiff.arrays import array_module, join, split, to_host
 from pydiff.ops.elementwise import unbroadcast
 from pydiff.tensor import Function
 
 
 class Reshape(Function):
+    integers = True
+
     def forward(self, x, shape):
         self.shape = x.shape
         return x.reshape(shape)
@@ -19,6 +21,8 @@ class Reshape(Function):
 class Transpose(Function):
     """Axes in the given order; without one, reversed."""
 
+    integers = True
+
     def forward(self, x, axes=None):
         self.axes = tuple(reversed(range(x.ndim))) if axes is None else tuple(a % x.ndim for a in axes)
         return x.transpose(self.axes)
@@ -28,6 +32,8 @@ class Transpose(Function):
 
 
 class BroadcastTo(Function):
+    integers = True
+
     def forward(self, x, shape):
         self.shape = x.shape
         return array_module(x).broadcast_to(x, shape)
@@ -38,6 +44,8 @@ class BroadcastTo(Function):
 
 class Index(Function):
     """x[index] for slices, integers, integer arrays and boolean masks, in any mixture NumPy understands."""
+
+    integers = True
 
     def forward(self, x, index):
         xp, parts = array_module(x), index if isinstance(index, tuple) else (index,)
@@ -75,6 +83,8 @@ def _add_at(a, index, values):
 class Concatenate(Function):
     """Joins arrays along an existing axis (the last by default: channels, for the U-Net's skip connections)."""
 
+    integers = True
+
     def forward(self, *arrays, axis=-1):
         self.axis, self.sizes = axis, [a.shape[axis] for a in arrays]
         self.channels_of_two = len(arrays) == 2 and axis in (-1, arrays[0].ndim - 1)
@@ -87,25 +97,30 @@ class Concatenate(Function):
 
 
 def repeat_pixels(x, factor):
-    """(N, H, W, C) -> (N, factor H, factor W, C): every pixel becomes a square of them. x itself for factor 1."""
-    if factor == 1:
+    """(N, H, W, C) -> (N, factor H, factor W, C): every pixel becomes a square of them, or a rectangle where the factor
+    is a pair (vertical, horizontal). x itself for factor 1."""
+    up, along = factor if isinstance(factor, tuple | list) else (factor, factor)
+    if up == along == 1:
         return x
     n, h, w, c = x.shape
-    stretched = array_module(x).broadcast_to(x[:, :, None, :, None, :], (n, h, factor, w, factor, c))
-    return stretched.reshape(n, h * factor, w * factor, c)
+    stretched = array_module(x).broadcast_to(x[:, :, None, :, None, :], (n, h, up, w, along, c))
+    return stretched.reshape(n, h * up, w * along, c)
 
 
 def sum_pixels(g, factor):
-    """The transpose of repeat_pixels: the sum of every square."""
-    if factor == 1:
+    """The transpose of repeat_pixels: the sum of every square or rectangle."""
+    up, along = factor if isinstance(factor, tuple | list) else (factor, factor)
+    if up == along == 1:
         return g
     n, h, w, c = g.shape
-    return g.reshape(n, h // factor, factor, w // factor, factor, c).sum(axis=(2, 4))
+    return g.reshape(n, h // up, up, w // along, along, c).sum(axis=(2, 4))
 
 
 class UpsampleNearest(Function):
-    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels. In front of a convolution, see conv2d's
-    upsample."""
+    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels; a pair is (vertical, horizontal). In
+    front of a convolution, see conv2d's upsample."""
+
+    integers = True
 
     def forward(self, x, factor=2):
         self.factor = factor
@@ -117,6 +132,8 @@ class UpsampleNearest(Function):
 
 class AveragePool(Function):
     """Mean of every factor x factor square of (N, H, W, C); rows and columns that fill no square are left out."""
+
+    integers = True
 
     def forward(self, x, factor=2):
         self.shape, self.factor = x.shape, factor

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pydiff.report.grid import magnify, to_pil
-from pydiff.report.pixels import visible, write_atomic
+from pydiff.report.pixels import visible
+from pydiff.store.files import write_atomic
 
 SHORT_SIDE = 256  # pixels; smaller films are magnified by a whole number to about this
 
@@ -70,5 +71,4 @@ def _with_suffix(path):
 def _has_webp():
     from PIL import features
 
-    # Until Pillow 11, animation was a feature of its own.
-    return features.check("webp") and ("webp_anim" not in features.features or features.check("webp_anim"))
+    return features.check("webp")  # since Pillow 11, the oldest that pydiff takes, animation is part of it

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.report.pixels import visible, write_atomic
+from pydiff.report.pixels import visible
+from pydiff.store.files import write_atomic
 
 PAD_VALUE = 128  # mid grey: a line that is seen beside black and beside white
 COMFORTABLE = 48  # pixels; pictures with a shorter side are magnified to about this

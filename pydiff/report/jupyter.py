@@ -8,21 +8,23 @@ from pydiff.report.grid import grid, png_bytes
 from pydiff.report.markup import number, text
 
 
-def html_summary(run):
+def html_summary(name, pipeline, log, directory=None):
     """A run as HTML: its name, samples, training steps and loss curve.
 
-    Shows the samples.png of run.directory where there is one, and draws 9 samples otherwise.
-    run: name, directory (or None), parameters (int), log() (list of dicts), sample(n) -> (n, H, W, C) uint8.
+    Shows directory/samples.png where there is one, and draws 9 samples otherwise. log: list of dicts.
     """
-    stored = Path(run.directory) / "samples.png" if run.directory is not None else None
-    png = stored.read_bytes() if stored and stored.is_file() else png_bytes(grid(run.sample(9)))
+    stored = Path(directory) / "samples.png" if directory is not None else None
+    if stored and stored.is_file():
+        png = stored.read_bytes()
+    else:
+        png = png_bytes(grid(pipeline.codec.show(pipeline.sample(9))))
     source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    curve = loss.curve(run.log())
-    state = f"{number(run.parameters)} parameters"
+    curve = loss.curve(log)
+    state = f"{number(pipeline.parameters)} parameters"
     if len(curve.step):
         state += f", {number(int(curve.step[-1]))} steps, loss {curve.smooth[-1]:.3g}"
     return (
-        f'<div style="font-family:system-ui,sans-serif"><b>{text(run.name)}</b><br>{state}<br>'
+        f'<div style="font-family:system-ui,sans-serif"><b>{text(name)}</b><br>{state}<br>'
         f"{loss.sparkline(curve)}<br>"
         f'<img src="{source}" alt="samples" style="max-width:100%;image-rendering:pixelated"></div>'
     )

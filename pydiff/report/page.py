@@ -13,9 +13,10 @@ import numpy as np
 from pydiff.report import loss, sections
 from pydiff.report.forward import Forward
 from pydiff.report.markup import data_json, fill, number, sheet, text
-from pydiff.report.pixels import visible, write_atomic
+from pydiff.report.pixels import visible
 from pydiff.report.sections import Neighbours
 from pydiff.report.trace import Trace
+from pydiff.store.files import write_atomic
 
 # What the network is trained to predict, in words for the page.
 TARGETS = {
@@ -23,6 +24,9 @@ TARGETS = {
     "x0": "the clean picture, and so also the noise",
     "v": "<var>v</var> = <var>α<sub>t</sub></var> <var>ε</var> − <var>σ<sub>t</sub></var> <var>x<sub>0</sub></var>, "
     "which tells the noise and the clean picture apart",
+    "flow": "<var>ε</var> − <var>x<sub>0</sub></var>, the way from the picture to the noise",
+    "edm": "the clean picture, mixed with the noise so that the answer is of the same size at every <var>t</var>",
+    "edm_v": "the clean picture, mixed with the noise so that the answer is of the same size at every <var>t</var>",
 }
 
 
@@ -92,7 +96,8 @@ def _training(curve):
     skipped = f" {number(curve.skipped)} steps without a positive finite loss are left out." if curve.skipped else ""
     return f"""{loss.chart(curve)}
 <p class="readout" id="loss-readout" aria-live="polite">Point at the curve, or focus it and use the arrow keys.</p>
-<p class="note">Thin: the loss over the training steps, on a logarithmic axis. Thick: smoothed.{skipped}</p>"""
+<p class="note">Thin: the loss over the training steps, on a logarithmic axis. Thick: smoothed.{skipped}</p>
+"""
 
 
 def _sprites(forward, trace):

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pydiff.data.pixels import to_uint8
-from pydiff.report.pixels import eps_to_uint8, host, shrink, visible
+from pydiff.arrays import to_host
+from pydiff.codec import Codec
+from pydiff.report.pixels import shrink, visible
 
 # The lecture's moments: of 1000 denoising steps, how many are done. Other step counts: the same fractions.
 MOMENTS = (700, 800, 900, 1000)
@@ -13,7 +14,7 @@ MOMENTS = (700, 800, 900, 1000)
 
 @dataclass(frozen=True)
 class Trace:
-    """S recorded steps of N pictures. Pixels are uint8: x and x0 from [-1, 1], eps from [-3, 3] (pixels.eps_to_uint8).
+    """S recorded steps of N pictures. All are images, as the codec shows x and noise.
 
     total: steps of the sampler. steps: (S,) int, noise removals done at each record, increasing. x: (S, N, H, W, C),
     the picture after that many. x0, eps: the same shape, the clean picture and the noise that the model predicted in
@@ -45,23 +46,29 @@ def steps_to_record(total, keep=100):
     return sorted({round(float(step)) for step in (*even, *moments)})
 
 
-def record(states, keep=100, samples=None, factor=1, schedule=None):
+def record(states, codec: Codec, keep=100, samples=None, factor=1, schedule=None):
     """Run a sampler to its end and keep about `keep` of its steps. Returns (Trace, the last x as the sampler gave it).
 
-    states: generator of SamplerState, arrays (N, H, W, C). samples: how many of the pictures to record, default all.
-    factor: record pictures reduced by block means. schedule: has alpha and sigma (T,); with it, the noise that the
-    sampler started from is recorded as step 0. ValueError for a sampler that does not finish.
+    states: generator of SamplerState. codec: makes images of their arrays. samples: how many of the samples to record,
+    default all. factor: record images reduced by block means. schedule: has alpha and sigma (T,); with it, the noise
+    that the sampler started from is recorded as step 0. ValueError for a sampler that does not finish.
     """
+
+    def images(x, x0, eps):
+        made = codec.show_x(x), codec.show_x(x0), codec.show_noise(eps)
+        return tuple(shrink(visible(image), factor) for image in made)
+
     wanted, rows, state = set(), [], None
     for state in states:
-        x, x0, eps = (shrink(visible(host(a)[:samples]), factor) for a in (state.x, state.x0, state.eps))
-        if not wanted:
-            wanted = set(steps_to_record(state.steps, keep))
-            if schedule is not None:  # x before the step, see SamplerState
-                start = schedule.alpha[state.t] * x0 + schedule.sigma[state.t] * eps
-                rows.append((0, state.t, to_uint8(start), to_uint8(x0), eps_to_uint8(eps)))
+        first = not wanted
+        wanted = wanted or set(steps_to_record(state.steps, keep))
+        if first or state.step in wanted:
+            x, x0, eps = (to_host(a)[:samples] for a in (state.x, state.x0, state.eps))
+        if first and schedule is not None:  # x before the step, see SamplerState
+            start = schedule.alpha[state.t] * x0 + schedule.sigma[state.t] * eps
+            rows.append((0, state.t, *images(start, x0, eps)))
         if state.step in wanted:
-            rows.append((state.step, state.t, to_uint8(x), to_uint8(x0), eps_to_uint8(eps)))
+            rows.append((state.step, state.t, *images(x, x0, eps)))
     if not rows or rows[-1][0] != state.steps:
         reached = f"stopped after step {state.step} of {state.steps}" if state else "yielded no state"
         raise ValueError(f"the sampler {reached}; a record needs all steps to the last one")

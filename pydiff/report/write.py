@@ -1,4 +1,4 @@
-"""From a Run to its files: report.html, the denoising film and the grid of samples."""
+"""From a trained pipeline to its files: report.html, the denoising film and the grid of samples."""
 
 import shlex
 from pathlib import Path
@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from pydiff import random
-from pydiff.data.pixels import to_uint8
 from pydiff.report.film import save_film
 from pydiff.report.forward import add_noise
 from pydiff.report.grid import grid, save_png
 from pydiff.report.markup import duration, number
 from pydiff.report.nearest import nearest, spread
 from pydiff.report.page import Page, write_page
-from pydiff.report.pixels import host, shrink, visible
+from pydiff.report.pixels import shrink, visible
 from pydiff.report.sections import Neighbours
 from pydiff.report.trace import record
 
@@ -22,24 +21,20 @@ SEARCH_VALUES = 500_000_000  # of training pixels compared with the samples: a f
 SMALL, MEDIUM = 64, 128  # longest sides of pictures on the page; larger ones are reduced by block means
 
 
-def write_report(run, directory=None, n=16, seed=0, sampler="ddpm", steps=None):
+def write_report(pipeline, dataset, directory, *, name, log, step, options, n=16, seed=0, sampler="ddpm", steps=None):
     """Draw n samples and write samples.png, film.webp (or .gif) and report.html. Returns the path of report.html.
 
-    directory: default run.directory. steps: of the sampler, default 250 or all T when those are fewer.
-    run: a pydiff.run.Run, or what has its name, directory, step, parameters, options, process, log(), dataset() and
-    sample_states(n, seed, sampler, steps). Shows a progress bar while it samples.
+    pipeline: what draws. dataset: what it was trained on. name, log (list of dicts), step, options: of the training.
+    steps: of the sampler, default 250 or all T when those are fewer. Shows a progress bar while it samples.
     """
     from tqdm import tqdm
 
-    directory = run.directory if directory is None else directory
-    if directory is None:
-        raise ValueError("this run has no directory yet; give write_report one, or save the run first")
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    schedule, dataset = run.process.schedule, run.dataset()
+    codec, schedule = pipeline.codec, pipeline.process.schedule
     steps = min(250, schedule.T) if steps is None else steps
     states = tqdm(
-        run.sample_states(n, seed, sampler, steps),
+        pipeline.sample_states(n, seed, sampler, steps),
         total=steps,
         desc="sampling",
         unit="step",
@@ -47,26 +42,26 @@ def write_report(run, directory=None, n=16, seed=0, sampler="ddpm", steps=None):
         disable=None,
         leave=False,
     )
-    trace, x = record(states, schedule=schedule, **budget(n, dataset.images.shape[1:]))
-    samples = to_uint8(host(x))
+    shown = spread(len(dataset), 36)
+    training = codec.show(dataset.samples(shown))
+    trace, x = record(states, codec, schedule=schedule, **budget(n, training.shape[1:]))
+    samples = codec.show(codec.decode(x))
     save_png(directory / "samples.png", grid(samples))
     save_film(directory / "film", [grid(frame) for frame in trace.x])
-
-    shown = spread(len(dataset.images), 36)
     page = Page(
-        name=run.name,
-        facts=_facts(run, dataset),
-        training=reduced(_uint8(dataset.images[shown]), SMALL),
-        captions=None if dataset.labels is None else [dataset.classes[label] for label in dataset.labels[shown]],
-        forward=_forward(dataset, schedule, seed),
-        log=run.log(),
-        options=run.options,
+        name=name,
+        facts=_facts(pipeline, dataset, log, step),
+        training=reduced(training, SMALL),
+        captions=dataset.captions(shown),
+        forward=_forward(codec, dataset, schedule, seed, training.shape[1:]),
+        log=log,
+        options=options,
         trace=trace,
         sampler=f"{sampler}, {number(steps)} steps, seed {seed}",
         samples=reduced(visible(samples), MEDIUM),
-        neighbours=neighbours(samples, dataset.images),
+        neighbours=neighbours(samples, dataset, codec),
         commands=_commands(directory, dataset.name, samples.shape),
-        prediction=run.process.prediction,
+        prediction=pipeline.process.prediction,
     )
     return write_page(directory / "report.html", page)
 
@@ -93,37 +88,32 @@ def budget(n, shape, keep=100):
     return {"samples": samples, "keep": min(keep, max(cells // samples, 10)), "factor": factor}
 
 
-def _forward(dataset, schedule, seed):
-    kept = budget(8, dataset.images.shape[1:], keep=41)
-    images = _uint8(dataset.images[spread(len(dataset.images), kept["samples"])])
-    eps = random.normal(random.key(seed, random.NOISE, np.arange(len(images))), images.shape[1:])
-    return add_noise(images, eps, schedule.alpha, schedule.sigma, kept["keep"], kept["factor"])
+def _forward(codec, dataset, schedule, seed, shape):
+    kept = budget(8, shape, keep=41)
+    samples = dataset.samples(spread(len(dataset), kept["samples"]))
+    eps = random.normal(random.key(seed, random.NOISE, np.arange(len(samples))), codec.shape)
+    return add_noise(codec, samples, eps, schedule.alpha, schedule.sigma, kept["keep"], kept["factor"])
 
 
-def neighbours(samples, images):
-    """The training pictures nearest to samples (N, H, W, C), among images (M, H, W, C), at most SEARCH_VALUES."""
-    searched = spread(len(images), max(2, SEARCH_VALUES // images[0].size))
-    training = _uint8(images if len(searched) == len(images) else images[searched])
+def neighbours(samples, dataset, codec):
+    """The training images nearest to samples (N, H, W, C) uint8, among at most SEARCH_VALUES of the data's pixels."""
+    searched = spread(len(dataset), max(2, SEARCH_VALUES // samples[0].size))
+    training = codec.show(dataset.samples(searched))
     index, distance = nearest(samples, training)
     usual = np.empty(0)
     if len(training) > 1:
         chosen = spread(len(training), 100)
         usual = nearest(training[chosen], training, exclude=chosen)[1]
-    share = "All" if len(searched) == len(images) else f"{len(searched):,} of the"
-    note = f"{share} {len(images):,} training pictures were searched."
+    share = "All" if len(searched) == len(dataset) else f"{len(searched):,} of the"
+    note = f"{share} {len(dataset):,} training pictures were searched."
     return Neighbours(reduced(visible(training[index]), MEDIUM), searched[index], distance, usual, note)
 
 
-def _uint8(images):
-    return images if images.dtype == np.uint8 else to_uint8(images)
-
-
-def _facts(run, dataset):
-    height, width, channels = dataset.images.shape[1:]
+def _facts(pipeline, dataset, log, step):
+    height, width, channels = dataset.shape
     colour = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
     facts = {"Data": dataset.name, "Pictures": f"{len(dataset.images):,}, {height} × {width}, {colour}"}
-    facts |= {"Training steps": number(run.step), "Parameters": number(run.parameters)}
-    log = run.log()
+    facts |= {"Training steps": number(step), "Parameters": number(pipeline.parameters)}
     seconds = training_time([row["time"] for row in log if "time" in row])
     if seconds > 0:
         facts["Training time"] = duration(seconds)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from pydiff.diffusion.continuous import LEVELS, continuous_path
+from pydiff.diffusion.continuous import LEVELS
+from pydiff.diffusion.path import path, path_of_level
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import heun, start_scale
-from pydiff.diffusion.schedule import schedule
+from pydiff.diffusion.schedule import Schedule, schedule
 from tests.diffusion.exact_denoisers import MEAN, SPREAD, last, model_of, normal_denoiser, start
 
 
@@ -39,10 +40,10 @@ def test_every_function_loses_the_signal(name):
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_sampling_along_a_continuous_path(name):
+def test_sampling_along_a_path_of_level(name):
     s = table(name, 1000)
     process = Process(s, "v")
-    p = continuous_path(s, LEVELS[name](), 60, first=0.98)
+    p = path_of_level(s, LEVELS[name](), 60, first=0.98)
     x = start_scale(p) * start(3, 4)
     std = np.sqrt(p.alpha[0] ** 2 * SPREAD**2 + p.sigma[0] ** 2)
     exact = MEAN + SPREAD * (x - p.alpha[0] * MEAN) / std
@@ -50,4 +51,26 @@ def test_sampling_along_a_continuous_path(name):
     np.testing.assert_allclose(got, exact, atol=0.05)
     for first, end in ((1.1, 0.1), (0.5, 0.6), (0.5, 0.0)):
         with pytest.raises(ValueError, match="expected 1 >= first"):
-            continuous_path(s, LEVELS[name](), 5, first, end)
+            path_of_level(s, LEVELS[name](), 5, first, end)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_a_schedule_knows_its_own_function(name):
+    """A step for each of the table's gives the table, up to 1 / T."""
+    table = schedule(name, 400)
+    way = path(table, 400, "continuous")
+    expected = path(table, 400, "trailing")
+    inside = slice(4, 399)  # the cosine's last betas are cut in the table
+    np.testing.assert_allclose(np.log(way.ratio[inside]), np.log(expected.ratio[inside]), atol=0.1)
+    np.testing.assert_allclose(way.t[inside], expected.t[inside], atol=1.5)
+    assert path(table, 7, "continuous").ratio[:-1].min() > 0
+
+
+def test_schedules_without_a_function_are_refused():
+    for table, said in (
+        (schedule("sigmoid", 50), "called 'sigmoid'"),
+        (schedule("linear", 50, zero_snr=True), "rescaled to zero SNR"),
+        (Schedule("linear", *(getattr(schedule("linear", 50), a) for a in ("alpha", "sigma"))), "called 'linear'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            path(table, 5, "continuous")

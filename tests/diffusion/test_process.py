@@ -131,24 +131,24 @@ def test_loss_is_the_mean_squared_error_of_the_prediction(prediction):
     weight = Tensor(np.array(0.3), requires_grad=True)
     seen = {}
 
-    def model(x_t, t, *labels):
-        seen.update(x_t=x_t.data, t=t, labels=labels)
+    def model(x_t, t, **condition):
+        seen.update(x_t=x_t.data, t=t, condition=condition)
         return x_t * weight
 
-    loss = process.loss(model, x0, t, noise_key(4), labels)
+    loss = process.loss(model, x0, t, noise_key(4), class_labels=labels)
     x_t, eps = process.q_sample(x0, t, noise_key(4))
     x_in, t_in = process.network_input(x_t, t)
     assert (x_in is x_t) == (t_in is t) == (not prediction.startswith("edm"))
     error = 0.3 * x_in - process.target(x0, eps, t)
     assert (seen["x_t"] == x_in).all()
     assert (seen["t"] == t_in).all()
-    assert seen["labels"] == (labels,)
+    assert seen["condition"] == {"class_labels": labels}
     assert loss.item() == pytest.approx(np.mean(error**2), rel=1e-12)
 
     loss.backward()
     assert weight.grad == pytest.approx(np.mean(2 * error * x_in), rel=1e-12)
     process.loss(model, x0, t, noise_key(4))
-    assert seen["labels"] == ()
+    assert seen["condition"] == {}
 
 
 # ---- posterior -----------------------------------------------------------------------------------------------------

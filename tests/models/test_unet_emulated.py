@@ -6,12 +6,13 @@ import pytest
 import pydiff
 from pydiff import backend
 from pydiff.models.unet import UNet2D
-from pydiff.train import Trainer, training_steps
+from pydiff.training import training_steps
 from tests.bits import assert_same_bits, check_any_batch
 from tests.compare import array_path, assert_close, assert_no_worse
 from tests.models.configurations import SMALL, THREE_LEVELS
 from tests.models.test_unet_exactness import outputs
 from tests.strategies import simt  # noqa: F401
+from tests.trainers import diffusion_trainer
 
 TINY = {**SMALL, "block_out_channels": (8, 8)}  # 8 x 8 pixels and 4 x 4 with attention
 CONFIGURATIONS = [TINY, {**SMALL, **THREE_LEVELS, "block_out_channels": (16, 32, 32), "norm_num_groups": 8}]
@@ -58,7 +59,7 @@ def test_a_picture_has_the_same_bits_alone_in_a_batch_and_in_any_order_of_thread
 def train(device):
     """Four steps: [(loss, norm of the gradient) of each], the Trainer afterwards, and its first parameters."""
     options = pydiff.Options(steps=4, channels=(8, 8), groups=4, batch_size=4, warmup=1)
-    trainer = Trainer(pydiff.data.load("digits"), options, device)
+    trainer = diffusion_trainer(pydiff.data.load("digits"), options, device)
     start = trainer.optimizer.p.copy()
     return [(state.loss, state.grad_norm) for state in training_steps(trainer)], trainer, start
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydiff import backend, ops
+from pydiff.graph import Plan
 from pydiff.reference.attention import attention as reference
 from pydiff.tensor import Tensor
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
@@ -220,6 +221,103 @@ def test_kernels_use_tensor_cores_and_no_local_memory(tmp_path):
         for instruction in ("mma.sync.aligned.m16n8k16", "ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg", "ex2.approx"):
             assert instruction in entry, instruction
         assert "atom" not in entry
+
+
+# ---- causal attention and key masks --------------------------------------------------------------------------------
+
+
+@st.composite
+def masked_cases(draw):
+    """As `cases`, causal or masked or both; some masks leave a query, or a sample, without any key."""
+    rng, arrays, options = draw(cases())
+    causal = draw(st.booleans())
+    shape = arrays[1].shape[:2]
+    mask = rng.random(shape) < draw(st.sampled_from([0.0, 0.3, 0.9])) if not causal or draw(st.booleans()) else None
+    return rng, arrays, {**options, "causal": causal, "key_mask": mask}
+
+
+@given(masked_cases())
+def test_masked_attention_matches_the_equation(case):
+    rng, arrays, options = case
+    op = lambda *a: ops.attention(*a, **options)  # noqa: E731
+    assert_close(op(*map(Tensor, arrays)).data, reference(*arrays, **options), rtol=1e-12)
+    single = op(*(Tensor(a.astype(np.float32)) for a in arrays)).data
+    assert single.dtype == np.float32
+    assert_close(single, reference(*arrays, **options), rtol=1e-5, atol=1e-6)
+    check_gradient(op, lambda *a: reference(*a, **options), arrays, rng)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_a_key_that_is_not_seen_holds_does_not_matter(dtype):
+    """Huge numbers behind the mask, which alone would decide about the largest logit; and gradients of exact zero."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 4, 6)).astype(dtype) for _ in range(3))
+    mask = np.array([[True, True, False, False], [True, True, True, False]])
+    dout = rng.standard_normal((2, 4, 6))
+    expected = gradients(lambda *a: ops.attention(*a, 2, key_mask=mask), [q, k, v], dout)
+    k[~mask], v[~mask] = 1e10, 1e10
+    got = gradients(lambda *a: ops.attention(*a, 2, key_mask=mask), [q, k, v], dout)
+    assert_same_bits(got[:2], expected[:2])
+    assert not got[2][~mask].any()
+    assert not got[3][~mask].any()
+    causal = [ops.attention(q, np.concatenate([k[:, :2], f * k[:, 2:]], 1), v, 2, causal=True).data for f in (1, 9)]
+    assert_same_bits([causal[0][:, :2]], [causal[1][:, :2]])
+
+
+def test_all_keys_seen_is_attention_without_a_mask():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, t, 6)) for t in (3, 4, 4))
+    plain = ops.attention(q, k, v, 2).data
+    assert_close(ops.attention(q, k, v, 2, key_mask=np.ones((2, 4), bool)).data, plain, rtol=1e-14)
+    assert_close(ops.attention(q[:, -1:], k[:, :1], v[:, :1], 2, causal=True).data, v[:, :1], rtol=1e-14)
+
+
+def test_masks_in_a_plan():
+    """Causal is an option; the mask is an argument that may change."""
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, 4, 6))
+    masks = rng.random((2, 2, 4)) < 0.6
+    plan = Plan(lambda q, mask: ops.attention(q, q, q, 2, causal=True, key_mask=mask), q, masks[0])
+    for mask in masks:
+        assert_same_bits([plan(q, mask)], [ops.attention(q, q, q, 2, causal=True, key_mask=mask).data])
+
+
+def test_masked_bfloat16_is_computed_in_float32(bfloat16):  # noqa: F811
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1, 5, 8)).astype(bfloat16) for _ in range(3)]
+    dout = rng.standard_normal((1, 5, 8)).astype(bfloat16)
+    op = lambda *a: ops.attention(*a, 2, causal=True)  # noqa: E731
+    for got, expected in zip(
+        gradients(op, arrays, dout), gradients(op, [a.astype(np.float32) for a in arrays], dout), strict=True
+    ):
+        assert_same_bits([got], [expected.astype(bfloat16)])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_masked_attention_equals_torch(causal, masked):
+    torch = import_torch()
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((2, 5, 12)) for _ in range(3)]
+    mask = np.array([[True] * 3 + [False] * 2, [True] * 5]) if masked else None
+    tensors = [torch.from_numpy(a.copy()).requires_grad_() for a in arrays]
+    seen = torch.ones(5, 5, dtype=bool).tril() if causal else torch.ones(5, 5, dtype=bool)
+    seen = seen & torch.from_numpy(mask)[:, None, None, :] if masked else seen[None, None]
+    split = [t.reshape(2, 5, 3, 4).transpose(1, 2) for t in tensors]
+    theirs = torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=seen).transpose(1, 2).reshape(2, 5, 12)
+    dout = rng.standard_normal((2, 5, 12))
+    theirs.backward(torch.from_numpy(dout))
+    out, *grads = gradients(lambda *a: ops.attention(*a, 3, causal=causal, key_mask=mask), arrays, dout)
+    assert_close(out, theirs.detach().numpy(), rtol=1e-12)
+    for got, tensor in zip(grads, tensors, strict=True):
+        assert_close(got, tensor.grad.numpy(), rtol=1e-11)
+
+
+@pytest.mark.parametrize("mask", [np.ones((2, 3), bool), np.ones((2, 4)), np.ones((2, 4), int), np.ones(4, bool)])
+def test_bad_masks(mask):
+    x = np.zeros((2, 4, 6))
+    with pytest.raises(ValueError, match=r"key_mask must hold truth values of shape \(2, 4\), got"):
+        ops.attention(x, x, x, 2, key_mask=mask)
 
 
 # ---- large logits --------------------------------------------------------------------------------------------------

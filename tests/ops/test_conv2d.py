@@ -199,6 +199,74 @@ def test_linear_kernel_is_as_exact_as_plain_float32(seed, leading, cin, cout, da
     check_kernel(ops.linear, arrays, rng)
 
 
+# ---- dilation, groups, enlargement along one axis: the array path in any dtype -------------------------------------
+
+
+@st.composite
+def full_cases(draw):
+    """[x, w, bias, add] in any memory order with every option drawn."""
+    rng = np.random.default_rng(draw(seeds))
+    groups = draw(st.integers(1, 3))
+    kernel, padding = (
+        [draw(st.integers(1, 3)) for _ in range(2)],
+        tuple(tuple(draw(st.integers(0, 2)) for _ in range(2)) for _ in range(2)),
+    )
+    dilation, up, stride = (tuple(draw(st.integers(1, 3)) for _ in range(2)) for _ in range(3))
+    size = []
+    for k, p, d, u in zip(kernel, padding, dilation, up, strict=True):
+        size.append(max(-(-(d * (k - 1) + 1 - sum(p)) // u), 1) + draw(st.integers(0, 4)))
+    cin, cout = draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    n = draw(st.integers(1, 3))
+    options = {"stride": stride, "padding": padding, "upsample": up, "dilation": dilation, "groups": groups}
+    x, w = draw(strided(rng, (n, *size, groups * cin))), draw(strided(rng, (*kernel, cin, cout)))
+    bias = draw(strided(rng, draw(st.sampled_from([(cout,), (n, cout)]))))
+    add = draw(strided(rng, reference(x, w, **options).shape))
+    return rng, [x, w, bias, add], options
+
+
+@given(full_cases())
+def test_every_option_matches_the_equation(case):
+    rng, arrays, options = case
+    op = lambda x, w, bias, add: ops.conv2d(x, w, bias, add=add, **options)  # noqa: E731
+    expected = lambda x, w, bias, add: reference(x, w, bias, add=add, **options)  # noqa: E731
+    assert_close(op(*map(Tensor, arrays)).data, expected(*arrays), rtol=1e-12)
+    single = op(*(Tensor(a.astype(np.float32)) for a in arrays)).data
+    assert single.dtype == np.float32
+    assert_close(single, expected(*arrays), rtol=1e-5)
+    check_gradient(op, expected, arrays, rng)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dilation": 2, "padding": 3},
+        {"groups": 3, "stride": (1, 2)},
+        {"groups": 6, "dilation": (1, 3), "stride": 2, "padding": (0, 2)},
+    ],
+)
+def test_dilation_and_groups_equal_torch(options):
+    torch = import_torch()
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s) for s in ((2, 8, 9, 6), (3, 2, 6 // options.get("groups", 1), 12), (12,))]
+    x, w, b = (torch.from_numpy(a.copy()).requires_grad_() for a in arrays)
+    theirs = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), w.permute(3, 2, 0, 1), b, **options).permute(0, 2, 3, 1)
+    dy = rng.standard_normal(tuple(theirs.shape))
+    theirs.backward(torch.from_numpy(dy))
+    y, *grads = gradients(lambda *a: ops.conv2d(*a, **options), arrays, dy)
+    assert_close(y, theirs.detach().numpy(), rtol=1e-12)
+    for got, tensor in zip(grads, (x, w, b), strict=True):
+        assert_close(got, tensor.grad.numpy(), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("options", [{"dilation": 2}, {"groups": 2}, {"upsample": (1, 2)}])
+def test_bfloat16_where_no_kernel_serves(options):
+    """Computed in float32, rounded once."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s) for s in ((2, 6, 7, 4), (3, 2, 4 // options.get("groups", 1), 6))]
+    check_kernel(lambda *a: ops.conv2d(*a, **options), arrays, rng, half=(0, 1), floor=2.0**-8)
+
+
 # ---- the CUDA kernels, emulated -------------------------------------------------------------------------------------
 
 # Tiles of the CUDA kernels are 128 pixels x 64 channels, 32 (bfloat16) or 16 (float32) deep. These shapes end on such
@@ -374,6 +442,11 @@ def test_output_and_gradients_equal_torch(stride, padding):
         ((1, 5, 5, 3), (3, 3, 3, 4), None, {"padding": ((1, -1), (0, 0))}, r"padding must be.*got \(1, -1\)"),
         ((1, 5, 5, 3), (3, 3, 3, 4), None, {"padding": "same"}, "padding must be.*got 'same'"),
         ((1, 5, 5, 3), (3, 3, 3, 4), None, {"padding": ((1, 1), 1)}, "padding must be"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"dilation": 0}, "dilation must be a whole number >= 1"),
+        ((1, 5, 5, 3), (3, 3, 3, 4), None, {"dilation": 3}, r"a \(3, 3\) filter does not fit into a \(5, 5\) picture"),
+        ((1, 5, 5, 4), (3, 3, 2, 3), None, {"groups": 2}, "cannot cut 4 and 3 channels into 2 equal groups"),
+        ((1, 5, 5, 4), (3, 3, 4, 4), None, {"groups": 0}, "cannot cut 4 and 4 channels into 0 equal groups"),
+        ((1, 5, 5, 4), (3, 3, 4, 4), None, {"groups": 2}, "x has 4 channels.*take 4 per group of 2"),
     ],
 )
 def test_bad_arguments(x_shape, w_shape, bias_shape, options, message):

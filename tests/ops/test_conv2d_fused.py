@@ -194,8 +194,8 @@ def test_linear_kernel_adds(seed, rows, cin, cout):
     [
         ((3, 4), {}, r"bias must have shape \(4,\) or \(2, 4\), got \(3, 4\)"),
         ((2, 1, 1, 4), {}, r"bias must have shape .*, got \(2, 1, 1, 4\)"),
-        ((4,), {"upsample": 3}, "upsample must be 1 or 2, got 3"),
-        ((4,), {"upsample": 0}, "upsample must be 1 or 2, got 0"),
+        ((4,), {"upsample": 1.5}, r"upsample must be a whole number >= 1.*got 1\.5"),
+        ((4,), {"upsample": 0}, "upsample must be a whole number >= 1 or a pair of them, got 0"),
         ((4,), {"add": np.zeros((2, 5, 5, 4))}, r"of the result's shape \(2, 3, 3, 4\), got float64 \(2, 5"),
         ((4,), {"add": np.zeros((2, 3, 3, 4), np.float32)}, "add must be float64 .*, got float32"),
         ((4,), {"add": np.zeros((2, 3, 3, 4)), "upsample": 2}, r"result's shape \(2, 8, 8, 4\)"),

@@ -98,6 +98,22 @@ def test_softmax_of_huge_numbers(dtype):
     assert_close(dx, np.zeros((2, 3)), rtol=0)
 
 
+@given(reductions(min_side=1), st.data())
+def test_log_softmax(case, data):
+    rng, x, _ = case
+    axis = data.draw(st.integers(-x.ndim, x.ndim - 1))
+    expected = lambda x: np.log(softmax(x, axis))  # noqa: E731
+    assert_close(ops.log_softmax(Tensor(x), axis=axis).data, expected(x), rtol=1e-14, atol=1e-15)
+    check_gradient(lambda x: ops.log_softmax(x, axis=axis), expected, [x], rng)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log_softmax_of_huge_numbers(dtype):
+    y, dx = gradients(ops.log_softmax, [np.array([[1e30, -1e30], [-1e4, 1e4]], dtype)], np.array([[1.0, 2], [3, 4]]))
+    assert y.tolist() == [[0, dtype(-2e30)], [-2e4, 0]]
+    assert dx.tolist() == [[-2, 2], [3, -3]]
+
+
 # ---- matmul --------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +184,10 @@ def test_losses_equal_torch():
             lambda x: torch.nn.functional.cross_entropy(x, torch.from_numpy(labels)),
         ),
         (lambda x: ops.softmax(x, axis=0).max(), lambda x: torch.softmax(x, 0).max()),
+        (
+            lambda x: (ops.log_softmax(x, axis=0) * y).sum(),
+            lambda x: (torch.log_softmax(x, 0) * torch.from_numpy(y)).sum(),
+        ),
     ]:
         tensor = torch.from_numpy(x.copy()).requires_grad_()
         out = theirs(tensor)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pydiff.codec import Pixels
 from pydiff.diffusion.samplers import SamplerState
 from pydiff.diffusion.schedule import linear
 from pydiff.report.forward import add_noise
@@ -10,6 +11,7 @@ from pydiff.report.sections import Neighbours
 from pydiff.report.trace import record
 
 SHAPE = (6, 8, 3)  # not square, in colour
+CODEC = Pixels(SHAPE)
 
 
 def pictures(n, seed, shape=SHAPE):
@@ -31,13 +33,13 @@ def page(n=4, steps=1000, **changes):
     schedule = linear(1000)
     training = pictures(5, seed=1)
     eps = np.random.default_rng(2).standard_normal(training.shape)
-    trace, _ = record(states(n, steps), schedule=schedule)
+    trace, _ = record(states(n, steps), CODEC, schedule=schedule)
     arguments = {
         "name": "example",
         "facts": {"Data": "random pictures", "Parameters": "1,234"},
         "training": training,
         "captions": ["a", "b", "c", "d", "e"],
-        "forward": add_noise(training, eps, schedule.alpha, schedule.sigma),
+        "forward": add_noise(CODEC, training, eps, schedule.alpha, schedule.sigma),
         "log": [{"step": step, "loss": 1 / step} for step in range(1, 101)],
         "options": {"lr": 2e-4, "model": {"channels": [8, 16]}},
         "trace": trace,

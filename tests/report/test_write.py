@@ -1,56 +1,61 @@
 """From a run to its files."""
 
-import types
-
 import numpy as np
 import pytest
 from PIL import Image
 
+from pydiff.codec import Pixels
 from pydiff.data import Dataset
-from pydiff.diffusion import Process, path, samplers
-from pydiff.diffusion.schedule import cosine
+from pydiff.diffusion import Process
+from pydiff.diffusion.prediction import PREDICTIONS
+from pydiff.diffusion.schedule import cosine, edm
+from pydiff.nn import Module, Parameter
+from pydiff.pipeline import Pipeline
 from pydiff.report import html_summary, write_report
 from pydiff.report.grid import grid, save_png
+from pydiff.report.page import TARGETS
 from pydiff.report.write import SLIDER_VALUES, budget, neighbours, reduced, shrinking, training_time
+from pydiff.run import Run
+from pydiff.tensor import Tensor
 from tests.report.example import pictures
 from tests.report.test_page import HOSTILE, Reader
 
 SHAPE = (6, 6, 1)
 
 
-class ExampleRun:
-    """What write_report and html_summary use of a Run, with a model that always guesses the same noise."""
+class Guess(Module):
+    """A network that always guesses the same noise."""
 
-    name, directory, step, parameters = "example", None, 20, 1234
-    options = types.MappingProxyType({"lr": 2e-4})
-    process = Process(cosine(100))
+    parameter_count = 1234
+
+    def __init__(self):
+        self.weight = Parameter(np.zeros(self.parameter_count, np.float32))
+
+    def forward(self, x, _t):
+        return Tensor(np.tanh(x))
+
+
+class Example:
+    """What write_report and html_summary are given."""
 
     def __init__(self, images=None, labels=None):
         images = pictures(30, seed=0, shape=SHAPE) if images is None else images
-        self._dataset = Dataset(HOSTILE, images, labels, None if labels is None else ["zero", HOSTILE])
-
-    def dataset(self):
-        return self._dataset
-
-    def log(self):
+        self.dataset = Dataset(HOSTILE, images, labels, None if labels is None else ["zero", HOSTILE])
+        self.pipeline = Pipeline(Guess(), Process(cosine(100)), Pixels(self.dataset.shape))
         rows = [(s, 1 / s, 100.0 + s, 1000.0 + 2 * s) for s in range(1, 21)]
-        return [dict(zip(("step", "loss", "images_per_second", "time"), row, strict=True)) for row in rows]
+        self.log = [dict(zip(("step", "loss", "images_per_second", "time"), row, strict=True)) for row in rows]
 
-    def sample_states(self, n, seed, sampler, steps):
-        x = samplers.initial_noise(self._dataset.shape, seed, np.arange(n))
-        way = path(self.process.schedule, steps)
-        return getattr(samplers, sampler)(lambda x, _: np.tanh(x), x, self.process, way, seed=seed)
-
-    def sample(self, n):
-        return pictures(n, seed=5, shape=self._dataset.shape)
+    def write(self, directory, **options):
+        history = {"name": "example", "log": self.log, "step": 20, "options": {"lr": 2e-4}}
+        return write_report(self.pipeline, self.dataset, directory, **history, **options)
 
 
 def test_the_report_is_three_files_about_the_same_samples(tmp_path):
-    run = ExampleRun(labels=np.arange(30) % 2)
-    page = write_report(run, tmp_path / "new" / "place", n=4, steps=20)
+    run = Example(labels=np.arange(30) % 2)
+    page = run.write(tmp_path / "new" / "place", n=4, steps=20)
     assert page == tmp_path / "new" / "place" / "report.html"
     assert len(list(page.parent.iterdir())) == 3
-    *_, last = run.sample_states(4, 0, "ddpm", 20)
+    *_, last = run.pipeline.sample_states(4, 0, "ddpm", 20)
     samples = np.rint((last.x.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     with Image.open(page.parent / "samples.png") as file:
         np.testing.assert_array_equal(np.asarray(file)[..., None], grid(samples))
@@ -63,24 +68,32 @@ def test_the_report_is_three_files_about_the_same_samples(tmp_path):
 
 def test_the_same_arguments_give_the_same_bytes_and_others_do_not(tmp_path):
     def text(**arguments):
-        return write_report(ExampleRun(), tmp_path, **{"n": 2, "steps": 10, **arguments}).read_bytes()
+        return Example().write(tmp_path, **{"n": 2, "steps": 10, **arguments}).read_bytes()
 
     assert text() == text()
     assert len({text(), text(seed=1), text(sampler="ddim"), text(steps=11), text(n=3)}) == 5
 
 
 def test_default_steps_are_all_there_are_up_to_250(tmp_path):
-    assert "ddpm, 100 steps" in write_report(ExampleRun(), tmp_path, n=1).read_text("utf-8")
+    assert "ddpm, 100 steps" in Example().write(tmp_path, n=1).read_text("utf-8")
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_prediction_can_be_reported(prediction, tmp_path):
+    example = Example()
+    process = Process(edm(100) if prediction.startswith("edm") else cosine(100), prediction)
+    example.pipeline = Pipeline(Guess(), process, Pixels(SHAPE))
+    assert TARGETS[prediction] in example.write(tmp_path, n=2, steps=4).read_text("utf-8")
 
 
 def test_float_pictures_and_a_single_one(tmp_path):
     images = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32)
-    assert write_report(ExampleRun(images), tmp_path, n=2, steps=5).is_file()
+    assert Example(images).write(tmp_path, n=2, steps=5).is_file()
 
 
 def test_a_run_without_a_directory_needs_one():
     with pytest.raises(ValueError, match="no directory yet"):
-        write_report(ExampleRun())
+        Run.of_pipeline(Example().pipeline, {}).report()
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3), (64, 64, 3), (128, 96, 3), (512, 512, 4)])
@@ -109,13 +122,14 @@ def test_large_pictures_are_reduced_to_the_means_of_blocks():
 
 def test_neighbours_are_numbered_in_the_data_set_even_when_only_some_are_searched(monkeypatch):
     images = pictures(40, seed=0, shape=SHAPE)
-    everything = neighbours(images[[7, 39]], images)
+    dataset, codec = Dataset("x", images), Pixels(SHAPE)
+    everything = neighbours(images[[7, 39]], dataset, codec)
     assert everything.index.tolist() == [7, 39]
     assert everything.distance.tolist() == [0, 0]
     assert (everything.usual > 0).all()  # a training picture is not its own neighbour
     assert everything.note == "All 40 training pictures were searched."
     monkeypatch.setattr("pydiff.report.write.SEARCH_VALUES", 10 * images[0].size)
-    some = neighbours(images[[39]], images)
+    some = neighbours(images[[39]], dataset, codec)
     assert some.index.tolist() == [39]
     np.testing.assert_array_equal(some.pictures[0], images[39])
     assert some.note == "10 of the 40 training pictures were searched."
@@ -127,13 +141,15 @@ def test_pauses_are_no_training_time():
 
 
 def test_notebook_summary_shows_stored_samples_or_draws_some(tmp_path):
-    run = ExampleRun()
-    run.name = HOSTILE
-    reader = Reader(html_summary(run))
+    example = Example()
+
+    def summary(directory=None):
+        return Reader(html_summary(HOSTILE, example.pipeline, example.log, directory))
+
+    reader = summary()
     assert HOSTILE in reader.texts
     assert [tag for tag, _ in reader.elements] == ["div", "b", "br", "br", "svg", "path", "br", "img"]
     drawn = reader.all("img")[0]["src"]
-    run.directory = tmp_path
-    assert Reader(html_summary(run)).all("img")[0]["src"] == drawn
+    assert summary(tmp_path).all("img")[0]["src"] == drawn
     save_png(tmp_path / "samples.png", pictures(1, seed=9)[0])
-    assert Reader(html_summary(run)).all("img")[0]["src"] not in (drawn, None)
+    assert summary(tmp_path).all("img")[0]["src"] not in (drawn, None)

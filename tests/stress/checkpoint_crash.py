@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
-from pydiff import checkpoint
+from pydiff.store import checkpoint
 from tests.stress import checkpoint_faults as faults
 from tests.stress.checkpoint_faults import is_model, newest, save, save_model
 

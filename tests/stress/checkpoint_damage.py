@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff import checkpoint
+from pydiff.store import checkpoint
 from tests.stress import checkpoint_faults as faults
 
 

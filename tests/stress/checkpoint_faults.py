@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from pydiff import checkpoint
+from pydiff.store import checkpoint
 
 CONFIG = {"sample_size": 8, "block_out_channels": [8, 16], "note": "µ"}
 CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "unlink", "rmdir")  # all that sealed.py writes with
@@ -57,8 +57,8 @@ def save_model(directory: Path, step: int = 1) -> None:
     checkpoint.save_model(directory, CONFIG, contents(step)[0]["model"], {"step": step})
 
 
-def is_model(loaded: tuple[dict, dict, dict], step: int = 1) -> bool:
-    config, arrays, extra = loaded
+def is_model(loaded: checkpoint.Model, step: int = 1) -> bool:
+    config, arrays, extra, _ = loaded
     return config == CONFIG and same(arrays, contents(step)[0]["model"]) and extra == {"step": step}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pydiff import tensorfile
+from pydiff.formats import safetensors as tensorfile
 
 DTYPES = [*tensorfile.EXACT, *tensorfile.HALF]
 NUMBERS = [0, 1, -1, 2, 3, 7, 8, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30]

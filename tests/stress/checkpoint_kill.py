@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pydiff import checkpoint
+from pydiff.store import checkpoint
 from tests.stress import checkpoint_faults as faults
 
 SIZE = 20_000  # of contents(): about 1 MB in all, so that kills hit the middle of writes too

@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pydiff import checkpoint
-from pydiff.rundir import RunDirectory
+from pydiff.store import checkpoint
+from pydiff.store.folder import RunDirectory
 
 COMMAND = [sys.executable, "-m", "pydiff", "train", "digits", "--steps", "60", "--batch-size", "8", "--seed", "3"]
 COMMAND += ["--channels", "8", "16", "--groups", "4", "--checkpoint-every", "2", "--sample-every", "20"]

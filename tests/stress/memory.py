@@ -16,7 +16,8 @@ from pathlib import Path
 import pydiff
 from pydiff import backend
 from pydiff.data import load
-from pydiff.train import Trainer, training_steps
+from pydiff.training import training_steps
+from tests.trainers import diffusion_trainer
 
 ALLOWED = 1.02
 
@@ -36,7 +37,7 @@ def main():
     arguments = parser.parse_args()
     options = pydiff.Options(steps=arguments.steps, batch_size=16, channels=(16, 32), groups=8)
     every, seen, arena = max(1, arguments.steps // 100), [], []
-    for state in training_steps(Trainer(load("digits"), options)):
+    for state in training_steps(diffusion_trainer(load("digits"), options)):
         if state.bad:
             raise RuntimeError(f"step {state.step}: {state.bad}")
         if state.step % every == 0:

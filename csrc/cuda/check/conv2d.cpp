@@ -101,6 +101,7 @@ void check_conv2d() {
     if (!on_cpu) return;
     check_conv2d<T>(2, 9, 10, 17, 3, 33, 1, Bias::shared);  // by Winograd's algorithm, half a tile over the edge
     check_conv2d<T>(1, 16, 16, 48, 3, 64, 1, Bias::shared);
+    check_conv2d<T>(1, 3, 5, 528, 3, 512, 1, Bias::shared);  // .. with many channels
     check_conv2d<T>(2, 7, 9, 21, 3, 3, 1, Bias::shared);  // narrow: the last layer
     check_conv2d<T>(2, 6, 11, 3, 3, 64, 1, Bias::shared);  // .. and the first
     check_conv2d<T>(1, 5, 5, 101, 3, 10, 1, Bias::none);  // more terms than a panel is deep

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pydiff import ops
-from pydiff.backend import array_module, column, empty, to_host
+from pydiff.arrays import array_module, column, empty, to_host
+from pydiff.codec import PIXEL_RANGE
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.exponential import coefficients
@@ -28,7 +29,7 @@ def adaptive(
     safety=0.9,
     seed=0,
     sample=None,
-    clip=(-1.0, 1.0),
+    clip=PIXEL_RANGE,
     guidance=1.0,
 ) -> Iterator[SamplerState]:
     """DPM-Solver-12 (Lu et al. 2022, "DPM-Solver", appendix C) on x0-hat, with the step size as in eq. C.1.

@@ -15,6 +15,7 @@ One evaluation a step; order 1. Several published samplers are these steps under
 
 import math
 
+from pydiff.codec import PIXEL_RANGE
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process, posterior_coefficients
 from pydiff.diffusion.samplers.walk import Stage, walk
@@ -30,7 +31,7 @@ def ddpm(
     seed=0,
     sample=None,
     variance="small",
-    clip=(-1.0, 1.0),
+    clip=PIXEL_RANGE,
     guidance=1.0,
     **more,
 ):
@@ -64,7 +65,7 @@ def ddim(
     seed=0,
     sample=None,
     eta=0.0,
-    clip=(-1.0, 1.0),
+    clip=PIXEL_RANGE,
     guidance=1.0,
     raw_eps=False,
     **more,

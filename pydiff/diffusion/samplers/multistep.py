@@ -9,6 +9,7 @@ steps were even, in the step number (PNDM, with Adams and Bashforth's weights). 
 first steps. The first steps have fewer values to use and are of lower order.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -18,9 +19,14 @@ from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.ancestral import ddim_step, steps_of
 from pydiff.diffusion.samplers.walk import Stage, walk
 
-POINTS, WEIGHTS = np.polynomial.legendre.leggauss(24)
 # eps at the middle of the next step from its last 1, 2, 3, 4 values, newest first (Liu et al. 2022, eq. 9 and 12)
 ADAMS_BASHFORTH = [(1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
+
+
+@functools.cache  # and not at import: few ask for it
+def gauss_legendre():
+    """(points, weights) of the quadrature with 24 points on [-1, 1]."""
+    return np.polynomial.legendre.leggauss(24)
 
 
 def lms(model, x, process: Process, path: Path, order=4, **more):
@@ -134,8 +140,9 @@ def adams_weights(rho, target, coordinate) -> np.ndarray:
     By quadrature in the coordinate, exact for LMS and to rounding for DEIS.
     """
     u, begin, end = coordinate(rho), coordinate(rho[0]), coordinate(target)
-    points = (begin + end) / 2 + (end - begin) / 2 * POINTS
-    measure = (end - begin) / 2 * WEIGHTS * (np.exp(points) if coordinate is np.log else 1.0)
+    places, weights = gauss_legendre()
+    points = (begin + end) / 2 + (end - begin) / 2 * places
+    measure = (end - begin) / 2 * weights * (np.exp(points) if coordinate is np.log else 1.0)
     return np.array([measure @ _lagrange(points, u, k) for k in range(len(u))])
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff import ops, random
-from pydiff.backend import array_module, contiguous
+from pydiff.arrays import array_module, contiguous
+from pydiff.codec import PIXEL_RANGE
 from pydiff.diffusion.process import Process
 
 
@@ -74,7 +75,7 @@ def walk(
     *,
     seed: int = 0,
     sample=None,
-    clip=(-1.0, 1.0),
+    clip=PIXEL_RANGE,
     threshold: float | None = None,
     threshold_max: float = math.inf,
     guidance: float = 1.0,

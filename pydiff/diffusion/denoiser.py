@@ -1,0 +1,98 @@
+"""From a trained network to the network a sampler asks: condition, guidance, self-conditioning, learned variance."""
+
+import inspect
+import math
+
+from pydiff.arrays import array_module, contiguous
+from pydiff.diffusion.guidance import classifier_free
+from pydiff.diffusion.samplers import SAMPLERS, walk
+from pydiff.diffusion.self_conditioning import SelfConditioned
+from pydiff.graph import Played
+from pydiff.tensor import no_grad
+
+# Arguments of samplers that follow from what is drawn, and are no choice of the user's.
+GIVEN = {"model", "x", "process", "path", "seed", "sample", "guidance", "noise", "stages"}
+
+
+def denoiser(
+    network,
+    process,
+    channels,
+    condition,
+    guidance=1.0,
+    interval=None,
+    rescale=0.0,
+    *,
+    self_conditioning=False,
+    limits=None,
+    learned=False,
+):
+    """(model, guidance): model(x, t) for one run of a sampler, and what guidance is left for the sampler to apply.
+
+    network: (Tensor or array x (N, ..., C), t (N,), **condition) -> Tensor. channels: C of what is diffused; the
+    network may answer with more, a learned variance, which `learned` lets through. condition: a Condition of N rows;
+    guidance, interval, rescale: see `guidance.classifier_free`. limits: the codec's, to which a self-conditioned
+    network's last x0-hat is cut. Arrays in, arrays out. The model may remember its last x0-hat: make a new one for
+    every run. ValueError, in one sentence, for guidance that this condition or these options do not allow.
+    """
+    played = Played(network)
+    if guidance == 1 and (interval is not None or rescale):
+        raise ValueError("interval and rescale say how guidance works, and guidance is 1; give another guidance")
+    if guidance != 1 and not len(condition):
+        raise ValueError("guidance needs a model with classes or another condition (train with conditional=True)")
+    withheld = condition.null() if guidance != 1 else None
+
+    def ask(given, t, condition):
+        f = played(given, t, **condition)
+        return f if learned or f.shape[-1] == channels else contiguous(f[..., :channels])
+
+    def guided(given, t):
+        """Guidance worked out here: `given` may hold x0-hat beside x."""
+        answer = ask(given, t, condition)
+        if guidance == 1:
+            return answer
+        f = classifier_free(
+            lambda *_: answer[..., :channels],
+            lambda *_: ask(given, t, withheld)[..., :channels],
+            process,
+            guidance,
+            (0.0, math.inf) if interval is None else interval,
+            rescale,
+        )(given[..., :channels], t)
+        return array_module(f).concatenate([f, answer[..., channels:]], axis=-1)
+
+    if self_conditioning:
+        return no_grad()(SelfConditioned(guided, process, limits).__call__), 1.0
+    if interval is not None or rescale:
+        return no_grad()(guided), 1.0
+    if guidance == 1:
+        return no_grad()(lambda x, t: ask(x, t, condition)), 1.0
+    return no_grad()(lambda x, t: (ask(x, t, condition), ask(x, t, withheld))), guidance
+
+
+def sampler_options(name) -> list[str]:
+    """Names of the options a sampler takes, apart from those every use of it sets."""
+    keywords = inspect.signature(SAMPLERS[name]).parameters
+    names = dict.fromkeys(n for n, p in keywords.items() if p.kind is not p.VAR_KEYWORD)
+    if any(p.kind is p.VAR_KEYWORD for p in keywords.values()):
+        names |= dict.fromkeys(inspect.signature(walk).parameters)
+    return [n for n in names if n not in GIVEN]
+
+
+def check_sampler(name, options, interval=None, rescale=0.0, *, self_conditioning=False, learned_variance=False):
+    """ValueError or TypeError, in one sentence, for a sampler or options of it that do not exist or do not go with a
+    network of this kind.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {name!r}")
+    known = sampler_options(name)
+    for option in options:
+        if option not in known:
+            raise TypeError(f"sampler {name!r} has no option {option!r}; it takes {', '.join(known)}")
+    if name == "adaptive" and (self_conditioning or interval is not None or rescale):
+        raise ValueError(
+            "adaptive steps differ from picture to picture, which self-conditioning, interval and rescale cannot "
+            "follow; use another sampler"
+        )
+    if options.get("variance") == "learned_range" and not learned_variance:
+        raise ValueError("this model has no learned variance (train with variance='learned'); use small or large")

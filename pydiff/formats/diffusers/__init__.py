@@ -1,0 +1,1 @@
+"""What diffusers writes, in our own terms."""

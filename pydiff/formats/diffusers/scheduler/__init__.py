@@ -1,0 +1,80 @@
+"""A diffusers scheduler's configuration, turned into a process, a path and a sampler: the same pictures, without torch.
+
+    config = json.load(open("scheduler/scheduler_config.json"))
+    scheduler = from_diffusers(config, steps=30)
+    x = scheduler.init_noise_sigma * noise                    # (N, H, W, C)
+    for state in scheduler.sample(model, x, seed=0):          # model(x, t) -> f, as diffusers' pipelines call it
+        show(state.x0)
+
+Noise is drawn by our generator, or handed in: sample(model, x, noise=lambda k: recorded[k]), where k counts the
+evaluations of the model from 0, which are diffusers' calls of `step`. Agreement is step by step, to rounding, for the
+classes in `SCHEDULERS` (diffusers 0.42). Where diffusers is not right (docs/samplers.md lists it with the arithmetic)
+literal=True does what it does, and literal=False what is right.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pydiff.diffusion.process import Process
+from pydiff.diffusion.samplers.walk import SamplerState
+from pydiff.formats.diffusers.scheduler import edm, flow, k_diffusion, solvers, variance_preserving
+from pydiff.formats.diffusers.scheduler.plan import Plan
+
+SCHEDULERS: dict[str, tuple[Callable[..., Plan], dict]] = {
+    **variance_preserving.SCHEDULERS,
+    **k_diffusion.SCHEDULERS,
+    **solvers.SCHEDULERS,
+    **edm.SCHEDULERS,
+    **flow.SCHEDULERS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusersScheduler:
+    """What `from_diffusers` found. Numbers are diffusers' attributes of the same names, in float64.
+
+    timesteps: what the model is told, one an evaluation. sigmas: (.. ,) its table, or None for schedulers without one.
+    init_noise_sigma: what standard normal noise is multiplied by to start. process, plan: in our own terms.
+    """
+
+    process: Process
+    plan: Plan
+    timesteps: np.ndarray
+    sigmas: np.ndarray | None
+    init_noise_sigma: float
+
+    def sample(self, model, x, **options) -> Iterator[SamplerState]:
+        """The scheduler's sampler from x (N, ..., C), a generator of states.
+
+        options: those of `walk` (seed, sample, noise, guidance, ..), and what diffusers takes in `step`: eta for DDIM,
+        order for LMS.
+        """
+        return self.plan.sample(model, x, self.process, **{**self.plan.options, **options})
+
+    def add_noise(self, x0, eps, t):
+        """x0 (N, ...) with noise eps of the level of t (N,): of `timesteps`, or any t for DDPM, DDIM and PNDM."""
+        alpha, sigma = (np.array(level) for level in zip(*map(self.plan.level_of, np.asarray(t).tolist()), strict=True))
+        column = (-1,) + (1,) * (x0.ndim - 1)
+        return (alpha.reshape(column) * x0 + sigma.reshape(column) * eps).astype(x0.dtype)
+
+
+def from_diffusers(config: dict, steps: int, literal: bool = True, mu: float | None = None) -> DiffusersScheduler:
+    """The scheduler that diffusers would make from `config` (its scheduler_config.json) for this many steps.
+
+    literal: False repairs what docs/samplers.md lists. mu: for `use_dynamic_shifting`, as in diffusers' set_timesteps.
+    ValueError, in one sentence, for a class or an option that is not supported.
+    """
+    name = config.get("_class_name")
+    if name not in SCHEDULERS:
+        raise ValueError(f"there is no support for the scheduler class {name!r}; known are {', '.join(SCHEDULERS)}")
+    build, defaults = SCHEDULERS[name]
+    config = {"num_train_timesteps": 1000, **defaults, **{k: v for k, v in config.items() if v is not None}}
+    if not 1 <= steps <= config["num_train_timesteps"]:
+        raise ValueError(f"got {steps} steps, expected 1 .. {config['num_train_timesteps']}; use fewer")
+    plan = build(config, steps, literal=literal, mu=mu)
+    return DiffusersScheduler(plan.process, plan, plan.timesteps, plan.sigmas, plan.init_noise_sigma)
+
+
+__all__ = ["SCHEDULERS", "DiffusersScheduler", "from_diffusers"]

@@ -1,0 +1,44 @@
+"""Which class a checkpoint's `_class_name` means, and networks made without drawing weights that will be replaced.
+
+@register("MyUNet")
+class MyUNet(nn.Module): ...       self.config: the keywords it was made with, as JSON gives them back
+"""
+
+from collections.abc import Callable
+
+from pydiff.nn import Module, blank
+
+MODELS: dict[str, type[Module]] = {}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """A class decorator: models whose config.json says `name` are of this class."""
+
+    def remember(cls):
+        MODELS[name] = cls
+        return cls
+
+    return remember
+
+
+def name_of(model: Module) -> str:
+    """The `_class_name` of a model; ValueError for a class that nobody registered."""
+    for name, cls in MODELS.items():
+        if type(model) is cls:
+            return name
+    raise ValueError(
+        f"{type(model).__name__} cannot be saved, for no class name is known; use pydiff.models.register on the class"
+    )
+
+
+def build(name: str, config: dict) -> Module:
+    """A model of this class and configuration whose weights are zero, to be loaded. ValueError for an unknown class."""
+    if name not in MODELS:
+        raise ValueError(f"there is no model class {name!r:.60}; known are {', '.join(MODELS)}")
+    with blank():
+        return MODELS[name](**config)
+
+
+def twin(model: Module) -> Module:
+    """A second model of the same class and configuration, without its weights."""
+    return build(name_of(model), model.config)

@@ -1,0 +1,72 @@
+"""Where public names went: old import paths keep working, with a DeprecationWarning that names the new one.
+
+docs/migration.md is the same table in words. Nothing is imported before somebody asks for a name.
+"""
+
+import importlib
+import sys
+import types
+import warnings
+
+MODULES: dict[str, tuple[str, ...]] = {  # old name -> the modules that have its contents now
+    "pydiff.train": ("pydiff.training", "pydiff.training.loop", "pydiff.training.task", "pydiff.run"),
+    "pydiff.options": ("pydiff.training.config",),
+    "pydiff.interrupt": ("pydiff.training.interrupt",),
+    "pydiff.plan": ("pydiff.graph",),
+    "pydiff.predict": ("pydiff.diffusion.denoiser",),
+    "pydiff.rundir": ("pydiff.store.folder",),
+    "pydiff.checkpoint": ("pydiff.store.checkpoint",),
+    "pydiff.sealed": ("pydiff.store.sealed",),
+    "pydiff.tensorfile": ("pydiff.formats.safetensors",),
+    "pydiff.diffusion.objective": (
+        "pydiff.diffusion.loss",
+        "pydiff.diffusion.timesteps",
+        "pydiff.diffusion.self_conditioning",
+    ),
+    "pydiff.diffusion.diffusers_config": ("pydiff.formats.diffusers.scheduler",),
+}
+NAMES: dict[str, str] = {"pydiff.backend": "pydiff.arrays"}  # modules that are still there, without some of their names
+
+
+class _Moved(types.ModuleType):
+    """Stands in sys.modules under an old name."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if found := _found(self.__name__, name, MODULES[self.__name__]):
+            return found[0]
+        places = " and ".join(MODULES[self.__name__])
+        raise AttributeError(f"{self.__name__} has moved to {places}, and there is no {name!r} there")
+
+
+def _found(old, name, places):
+    """[the object] of the first of these modules that has the name, with a warning; or []."""
+    for target in places:
+        module = importlib.import_module(target)
+        if hasattr(module, name):
+            warnings.warn(f"{old}.{name} is now {target}.{name}", DeprecationWarning, stacklevel=3)
+            return [getattr(module, name)]
+    return []
+
+
+def _elsewhere(old):
+    """The module's __getattr__ for names that are no longer in it."""
+
+    def get(name):
+        if not name.startswith("_") and (found := _found(old, name, [NAMES[old]])):
+            return found[0]
+        raise AttributeError(f"module {old!r} has no attribute {name!r}")
+
+    return get
+
+
+def register():
+    """Makes the old names importable, and attributes of their packages: but `pydiff.train` is the function."""
+    for name in MODULES:
+        module = sys.modules.setdefault(name, _Moved(name, f"Has moved to {', '.join(MODULES[name])}."))
+        package, _, attribute = name.rpartition(".")
+        if not hasattr(sys.modules[package], attribute):
+            setattr(sys.modules[package], attribute, module)
+    for name in NAMES:
+        sys.modules[name].__getattr__ = _elsewhere(name)

@@ -1,0 +1,43 @@
+"""Layers: Module and Parameter, the layers a U-Net is made of, attention, and transformer blocks.
+
+A Module is a plain object: its parameters and sub-modules are its attributes, found by looking, so that the attribute
+path is the parameter's name (`down_blocks.0.resnets.0.conv1.weight`). Names and default values are those of the
+checkpoints that Hugging Face's diffusers writes; weights are stored channels-last here and transposed only in files.
+"""
+
+from pydiff.nn.attention import Attention, MultiHeadAttention
+from pydiff.nn.layers import (
+    Conv2d,
+    ConvTranspose2d,
+    Dropout,
+    Embedding,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    TokenEmbedding,
+)
+from pydiff.nn.module import Module, Parameter, _state, _with_the_same_dropout, blank, observe, training
+from pydiff.nn.transformer import BasicTransformerBlock, FeedForward, Transformer2DModel
+
+__all__ = [
+    "Attention",
+    "BasicTransformerBlock",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Dropout",
+    "Embedding",
+    "FeedForward",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "MultiHeadAttention",
+    "Parameter",
+    "TokenEmbedding",
+    "Transformer2DModel",
+    "_state",
+    "_with_the_same_dropout",
+    "blank",
+    "observe",
+    "training",
+]

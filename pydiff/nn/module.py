@@ -1,0 +1,170 @@
+"""Module and Parameter: what layers and models are made of, and what holds for all of them inside a `with`.
+
+A Module is a plain object: its parameters and sub-modules are its attributes, found by looking, so that the attribute
+path is the parameter's name (`down_blocks.0.resnets.0.conv1.weight`). Names and default values are those of the
+checkpoints that Hugging Face's diffusers writes; weights are stored channels-last here and transposed only in files.
+"""
+
+import contextlib
+import functools
+import threading
+import zlib
+
+import numpy as np
+
+from pydiff import random
+from pydiff.arrays import array_module, to_host
+from pydiff.recompute import recompute
+from pydiff.tensor import Tensor, grad_enabled
+
+_state = threading.local()
+
+
+class Parameter(Tensor):
+    """A Tensor that is trained.
+
+    bound: initial values are drawn uniformly from [-bound, bound] by Module.initialize; 0 keeps the given ones.
+    file_axes: the order of axes in a checkpoint file (PyTorch's layout); without it, the same.
+    """
+
+    __slots__ = ("bound", "file_axes")
+
+    def __init__(self, data, bound=0.0, file_axes=None):
+        super().__init__(data, requires_grad=True)
+        self.bound, self.file_axes = bound, file_axes or tuple(range(self.ndim))
+
+
+class Module:
+    """Base of all layers and models. A subclass sets attributes in __init__ and defines forward.
+
+    recompute: whether to forget in forward what backward needs, and compute it again there. For modules that take
+    Tensors and return one.
+    """
+
+    recompute = False
+
+    def __call__(self, *args, **kwargs):
+        if self.recompute and grad_enabled():
+            forward = functools.partial(self.forward, **kwargs) if kwargs else self.forward
+            output = recompute(forward, _with_the_same_dropout(forward), self.parameters(), args)
+        else:
+            output = self.forward(*args, **kwargs)
+        if getattr(_state, "observer", None):
+            _state.observer(self, output)
+        return output
+
+    def children(self):
+        """(name, Parameter or Module) for every attribute that is one; list elements are named by their number."""
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter | Module):
+                yield name, value
+            elif isinstance(value, list):
+                yield from ((f"{name}.{i}", v) for i, v in enumerate(value) if isinstance(v, Parameter | Module))
+
+    def named_modules(self, prefix=""):
+        """(name, module) for this module, named "", and everything inside, in order of construction."""
+        yield prefix.rstrip("."), self
+        for name, child in self.children():
+            if isinstance(child, Module):
+                yield from child.named_modules(f"{prefix}{name}.")
+
+    def named_parameters(self):
+        """(name, Parameter) in order of construction."""
+        for prefix, module in self.named_modules():
+            for name, child in module.children():
+                if isinstance(child, Parameter):
+                    yield (f"{prefix}.{name}" if prefix else name), child
+
+    def parameters(self):
+        """All parameters, in order of construction; one that several modules share comes once."""
+        return list({id(p): p for _, p in self.named_parameters()}.values())
+
+    def initialize(self, seed=0):
+        """Fills every parameter that has a bound with values that depend on (seed, its name) alone. Returns self.
+
+        Does nothing inside `blank`, for models whose weights will be loaded.
+        """
+        if getattr(_state, "blank", False):
+            return self
+        for name, p in self.named_parameters():
+            if p.bound:
+                key = random.key(seed, random.INIT, sample=[zlib.crc32(name.encode())], step=0)
+                p.data[...] = array_module(p.data).asarray((2 * random.uniform(key, p.shape)[0] - 1) * p.bound)
+        return self
+
+    def astype(self, dtype):
+        """Converts every parameter (to float64 for checks, say). Returns self."""
+        for p in self.parameters():
+            p.data, p.grad, p.grad_buffer = p.data.astype(dtype), None, None
+        return self
+
+    def to(self, xp):
+        """Moves every parameter to the device of this array library, numpy or cupy. Returns self."""
+        for p in self.parameters():
+            if array_module(p.data) is not xp:
+                p.data, p.grad, p.grad_buffer = xp.asarray(to_host(p.data)), None, None
+        return self
+
+    def state_dict(self):
+        """{name: NumPy array in the layout of checkpoint files}."""
+        return {name: p.numpy().transpose(p.file_axes).copy(order="C") for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state):
+        """Copies such a dict into the parameters; names and shapes must match exactly. Returns self."""
+        parameters = dict(self.named_parameters())
+        missing, extra = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
+        if missing or extra:
+            raise ValueError(
+                f"the weights do not fit this model: missing {missing[:3] or 'none'}, unknown {extra[:3] or 'none'}"
+            )
+        for name, p in parameters.items():  # all of them before the first is changed
+            expected = tuple(p.shape[i] for i in p.file_axes)
+            if state[name].shape != expected:
+                raise ValueError(f"{name} must have shape {expected}, got {state[name].shape}")
+        for name, p in parameters.items():
+            p.data[...] = array_module(p.data).asarray(state[name].transpose(tuple(np.argsort(p.file_axes))))
+        return self
+
+
+@contextlib.contextmanager
+def training(seed, step, sample):
+    """Inside, dropout is active; its masks are a pure function of (seed, step, sample index, layer)."""
+    before, _state.dropout = getattr(_state, "dropout", None), random.key(seed, random.DROPOUT, sample, step)
+    try:
+        yield
+    finally:
+        _state.dropout = before
+
+
+@contextlib.contextmanager
+def blank():
+    """Inside, new models keep zeros instead of drawing initial weights, which would be replaced at once."""
+    before, _state.blank = getattr(_state, "blank", False), True
+    try:
+        yield
+    finally:
+        _state.blank = before
+
+
+def _with_the_same_dropout(forward):
+    """A function that calls forward with the masks that it would draw now."""
+    key = getattr(_state, "dropout", None)
+
+    def again(*args):
+        before, _state.dropout = getattr(_state, "dropout", None), key
+        try:
+            return forward(*args)
+        finally:
+            _state.dropout = before
+
+    return again
+
+
+@contextlib.contextmanager
+def observe(callback):
+    """Inside, callback(module, output) is called after every forward, innermost modules first."""
+    before, _state.observer = getattr(_state, "observer", None), callback
+    try:
+        yield
+    finally:
+        _state.observer = before

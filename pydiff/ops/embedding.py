@@ -1,0 +1,66 @@
+"""A table of vectors: the matrix product of one-hot rows and the table, without the one-hot rows (Bengio et al. 2003,
+"A Neural Probabilistic Language Model", section 2).
+
+    y[n, t] = table[ids[n, t]],      dtable[r] = sum of dy[n, t] over the n, t whose ids[n, t] is r
+
+The sum is taken in the order of n and t on the CPU, and in a tree of fixed shape on a GPU, whose own scatters would add
+in any order: the bits are the same every time. It needs memory for dy and the table, not for rows x N.
+
+Reference: reference/embedding.py.
+"""
+
+import numpy as np
+
+from pydiff.arrays import array_module, to_host
+from pydiff.tensor import Function
+
+
+def embedding(table, ids):
+    """Looks up vectors by their numbers.
+
+    table: (rows, D). ids: integers of any shape (...), such as (N,) class labels or (N, T) tokens, from 0 to rows - 1,
+    on the host or where the table is.
+    Returns (..., D). ValueError for other numbers; checking those of a GPU waits for it.
+    """
+    return Embedding.apply(table, ids)
+
+
+class Embedding(Function):
+    def forward(self, table, ids):
+        if table.ndim != 2 or ids.dtype.kind not in "iu":
+            raise ValueError(f"embedding needs a table (rows, D) and integers, got {table.shape} and {ids.dtype}")
+        if ids.size and not (ids.min() >= 0 and ids.max() < len(table)):
+            raise ValueError(f"ids must lie in 0..{len(table) - 1}, got {ids.min()}..{ids.max()}")
+        ids = array_module(table).asarray(ids)
+        self.shape, self.ids = table.shape, ids
+        return table[ids]
+
+    def backward(self, dy):
+        xp = array_module(dy)
+        ids, dy = self.ids.reshape(-1), dy.reshape(self.ids.size, self.shape[1])
+        dtable = xp.zeros(self.shape, dy.dtype)
+        if xp is np:
+            np.add.at(dtable, ids, dy)
+        else:
+            sum_by_tree(dtable, to_host(ids), dy)
+        return dtable, None
+
+
+def sum_by_tree(total, ids, values):
+    """total[r] = sum of values[i] over the i with ids[i] = r, for the rows r that occur.
+
+    ids (N,) on the host, values (N, D). Sorted by their row, the summands of a row stand side by side; in round k every
+    one whose place there is a multiple of 2^(k+1) takes in the one 2^k behind. No element is written twice in a round,
+    so that its order does not matter.
+    """
+    xp = array_module(values)
+    order = np.argsort(ids, kind="stable")
+    rows, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
+    place = np.arange(len(ids)) - np.repeat(starts, counts)
+    behind = np.repeat(counts, counts) - place  # how many of the row are left, itself included
+    values, step = values[xp.asarray(order)], 1
+    while step < counts.max(initial=0):
+        takes = np.flatnonzero((place % (2 * step) == 0) & (behind > step))
+        values[xp.asarray(takes)] += values[xp.asarray(takes + step)]
+        step *= 2
+    total[xp.asarray(rows)] = values[xp.asarray(starts)]

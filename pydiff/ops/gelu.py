@@ -1,0 +1,134 @@
+"""GELU in its three forms, the gate made of it, and the error function.
+
+    gelu(x)       = x Phi(x),   Phi(x) = (1 + erf(x / sqrt 2)) / 2              Hendrycks & Gimpel 2016, section 2
+    its tanh form = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x³)))                the same
+    quick_gelu(x) = x sigmoid(1.702 x)                                          the same; the form of OpenAI's CLIP
+    geglu(a, b)   = a gelu(b)                                                   Shazeer 2020, "GLU Variants", eq. 6
+
+NumPy has no error function. Here it is a table of Taylor polynomials around x_k = k/16:
+
+    erf(x_k + h) = erf(x_k) + 2/sqrt(pi) exp(-x_k²) sum over n >= 0 of (-1)^n H_n(x_k) h^(n+1) / (n+1)!
+
+with H_0 = 1, H_1 = 2x, H_{n+1} = 2x H_n - 2n H_{n-1} (Hermite). |h| is at most 1/32, so eleven terms reach float64's
+digits and six those of float32; beyond 6, erf is 1 in both.
+
+Reference: reference/gelu.py.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+from pydiff.arrays import array_module
+from pydiff.ops.elementwise import stable_sigmoid
+from pydiff.tensor import Function
+
+NODES, LAST = 16, 6  # per unit, and where erf has become 1
+CUBIC, SLOPE, QUICK = 0.044715, math.sqrt(2 / math.pi), 1.702
+
+
+def gelu(x, approximate=None):
+    """x Phi(x), element by element, for x of any shape. approximate: None for the exact one, or "tanh"."""
+    if approximate not in (None, "tanh"):
+        raise ValueError(f'approximate must be None or "tanh", got {approximate!r}')
+    return GELU.apply(x) if approximate is None else TanhGELU.apply(x)
+
+
+def geglu(x):
+    """x (..., 2C) -> (..., C): the first C channels times the exact GELU of the others, which are their gate."""
+    if x.ndim < 1 or x.shape[-1] % 2:
+        raise ValueError(f"geglu needs x of shape (..., 2C), got {x.shape}")
+    return GEGLU.apply(x)
+
+
+@functools.cache
+def _table(dtype, terms):
+    """(nodes, terms): the coefficients of h^0, h^1, .. around every node."""
+    rows = []
+    for k in range(NODES * LAST + 1):
+        x = k / NODES
+        row, previous, hermite = [math.erf(x)], 0.0, 1.0
+        for n in range(terms - 1):
+            row.append((-1) ** n * 2 / math.sqrt(math.pi) * math.exp(-x * x) * hermite / math.factorial(n + 1))
+            previous, hermite = hermite, 2 * x * hermite - 2 * n * previous
+        rows.append(row)
+    return np.array(rows, dtype)
+
+
+def erf_array(x):
+    """The error function of an array, to the last digits of its dtype."""
+    xp = array_module(x)
+    table = xp.asarray(_table(x.dtype, 11 if x.dtype.itemsize > 4 else 6))
+    size = xp.minimum(xp.abs(x), LAST)  # NaN stays NaN
+    nearest = xp.rint(xp.where(size == size, size, 0) * NODES).astype(np.int32)
+    h = size - nearest.astype(x.dtype) / NODES
+    y = table[:, -1][nearest]
+    for power in range(table.shape[1] - 2, -1, -1):
+        y = y * h + table[:, power][nearest]
+    return xp.copysign(y, x)
+
+
+def _normal(x):
+    """Phi(x) and its derivative phi(x)."""
+    phi = array_module(x).exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return 0.5 * (1 + erf_array(x * math.sqrt(0.5))), phi
+
+
+class Erf(Function):
+    def forward(self, x):
+        self.x = x
+        return erf_array(x)
+
+    def backward(self, g):
+        return g * (array_module(g).exp(-self.x * self.x) * (2 / math.sqrt(math.pi)))
+
+
+class GELU(Function):
+    def forward(self, x):
+        self.x = x
+        return x * (0.5 * (1 + erf_array(x * math.sqrt(0.5))))
+
+    def backward(self, g):
+        """(x Phi)' = Phi + x phi"""
+        cdf, phi = _normal(self.x)
+        return g * (cdf + self.x * phi)
+
+
+class TanhGELU(Function):
+    def forward(self, x):
+        self.x, self.t = x, array_module(x).tanh(SLOPE * (x + CUBIC * (x * x * x)))
+        return 0.5 * x * (1 + self.t)
+
+    def backward(self, g):
+        """y = x/2 (1 + t), t = tanh(u): y' = (1 + t)/2 + x/2 (1 - t²) u'"""
+        x, t = self.x, self.t
+        return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (SLOPE * (1 + 3 * CUBIC * (x * x))))
+
+
+class QuickGELU(Function):
+    """x sigmoid(1.702 x), element by element."""
+
+    def forward(self, x):
+        self.x, self.sigmoid = x, stable_sigmoid(QUICK * x)
+        return x * self.sigmoid
+
+    def backward(self, g):
+        return g * (self.sigmoid * (1 + QUICK * self.x * (1 - self.sigmoid)))
+
+
+class GEGLU(Function):
+    def forward(self, x):
+        self.x, half = x, x.shape[-1] // 2
+        gate = x[..., half:]
+        return x[..., :half] * (gate * (0.5 * (1 + erf_array(gate * math.sqrt(0.5)))))
+
+    def backward(self, g):
+        """y = a gelu(b): da = g gelu(b), db = g a (Phi(b) + b phi(b))"""
+        half = self.x.shape[-1] // 2
+        a, b = self.x[..., :half], self.x[..., half:]
+        cdf, phi = _normal(b)
+        return array_module(g).concatenate([g * (b * cdf), g * a * (cdf + b * phi)], axis=-1)
+
+
+erf, quick_gelu = Erf.apply, QuickGELU.apply

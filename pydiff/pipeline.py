@@ -1,0 +1,143 @@
+"""Everything that is needed to draw, and nothing of how it was learned: network, process, codec, conditioning.
+
+    pipeline.sample(16, seed=1)         samples, as people see them
+    pipeline.sample_states(16, seed=1)  the way there: a SamplerState a step, in the codec's x
+
+From words to samples without a return: conditioning -> denoiser -> sampler -> codec. edit.py does the same from
+samples.
+"""
+
+import numpy as np
+
+from pydiff import backend
+from pydiff.codec import Codec, Pixels
+from pydiff.condition import Conditioning
+from pydiff.diffusion import path, samplers
+from pydiff.diffusion.denoiser import check_sampler, denoiser
+from pydiff.diffusion.samplers import SAMPLERS
+
+
+class Pipeline:
+    """A network with the process it was trained for.
+
+    model: nn.Module, model(x, t, **condition) -> Tensor. process: its diffusion process. codec: between what is
+    diffused and what people see. conditioning: what the network is told besides. variance ("fixed" or "learned") and
+    self_conditioning: what the network's channels are for besides x. device: where the model is.
+    """
+
+    def __init__(
+        self,
+        model,
+        process,
+        codec: Codec,
+        conditioning: Conditioning | None = None,
+        *,
+        variance="fixed",
+        self_conditioning=False,
+        device="cpu",
+    ):
+        self.model, self.process, self.codec = model, process, codec
+        self.conditioning = Conditioning() if conditioning is None else conditioning
+        self.variance, self.self_conditioning, self.device = variance, self_conditioning, device
+
+    def to(self, device):
+        """Moves the model to a device, where everything is drawn from then on. Returns the pipeline.
+
+        A model that was in training elsewhere follows it no longer. ValueError or RuntimeError, in one sentence, for a
+        device that does not exist or cannot be used here.
+        """
+        with backend.use_device(device) as xp:
+            self.model.to(xp)
+        self.device = device
+        return self
+
+    def sample(
+        self,
+        n=16,
+        seed=0,
+        sampler="ddim",
+        steps=50,
+        asked=None,
+        guidance=1.0,
+        eta=0.0,
+        *,
+        batch_size=64,
+        progress=False,
+        **more,
+    ):
+        """n new samples; sample i depends on (seed, i) and its row of `asked`, a Condition, alone. See `Run.sample`."""
+        from tqdm import tqdm
+
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+        asked, parts = self.conditioning.rows(np.arange(n)) if asked is None else asked, []
+        with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:
+            for first in range(0, n, batch_size):
+                numbers = np.arange(first, min(first + batch_size, n))
+                states = self.sample_states(numbers, seed, sampler, steps, asked.take(numbers), guidance, eta, **more)
+                for state in states:
+                    x = state.x
+                    bar.update(len(numbers))
+                parts.append(self.codec.decode(x))
+        return np.concatenate(parts)
+
+    def sample_states(
+        self,
+        n=16,
+        seed=0,
+        sampler="ddim",
+        steps=50,
+        asked=None,
+        guidance=1.0,
+        eta=0.0,
+        *,
+        spacing="trailing",
+        interval=None,
+        rescale=0.0,
+        **options,
+    ):
+        """The way to the samples that `sample` draws: a generator of SamplerState, arrays on the device.
+
+        n: how many, or their numbers (N,). asked: their Condition; None lets the conditioning choose. options: of the
+        sampler.
+        """
+        numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        self.check_sampler(sampler, options, interval, rescale)
+        if eta and sampler not in ("ddim", "dpm2"):
+            raise ValueError(f"eta {eta} is for ddim and dpm2, and the sampler is {sampler!r}; leave eta out")
+        way = path(self.process.schedule, steps, spacing)
+        if sampler == "ddpm" and self.variance == "learned":
+            options = {"variance": "learned_range"} | options
+        learned = options.get("variance") == "learned_range"
+        asked = self.conditioning.rows(numbers) if asked is None else asked
+        with backend.use_device(self.device) as xp:
+            model, guidance = self.denoiser(asked.to(xp), guidance, interval, rescale, learned=learned)
+            x = xp.asarray(samplers.initial_noise(self.codec.shape, seed, numbers))
+            scale = samplers.start_scale(way)
+            x = x if scale == 1.0 else x * x.dtype.type(scale)
+        arguments = {"seed": seed, "sample": numbers, "guidance": guidance, "clip": self.codec.limits}
+        arguments |= ({"eta": eta} if eta else {}) | options
+        return backend.on_device(self.device, SAMPLERS[sampler](model, x, self.process, way, **arguments))
+
+    def denoiser(self, condition, guidance=1.0, interval=None, rescale=0.0, learned=False):
+        """(model, guidance) for one run of a sampler over samples with this condition; see denoiser.py."""
+        channels, limits = self.codec.shape[-1], self.codec.limits
+        more = {"self_conditioning": self.self_conditioning, "limits": limits, "learned": learned}
+        return denoiser(self.model, self.process, channels, condition, guidance, interval, rescale, **more)
+
+    def check_sampler(self, sampler, options, interval=None, rescale=0.0):
+        """ValueError or TypeError, in one sentence, for a sampler or options that do not go with this network."""
+        kind = {"self_conditioning": self.self_conditioning, "learned_variance": self.variance == "learned"}
+        check_sampler(sampler, options, interval, rescale, **kind)
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.size for p in self.model.parameters())
+
+
+def pixels_of(model, self_conditioning=False) -> Pixels:
+    """The codec of a network of images, read from its configuration."""
+    size = model.config["sample_size"]
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return Pixels((height, width, model.config["in_channels"] // (2 if self_conditioning else 1)))

@@ -1,0 +1,242 @@
+"""A sealed folder: files, and a seal (one more file) with the size and SHA-256 of each, and of itself.
+
+Written so that a crash, a kill or a full disk at any moment leaves the old folder or the new one, whole:
+
+    1. `.partial` is made; each file is written and fsynced, the seal last; then `.partial` itself is fsynced.
+    2. It is renamed to its final name.
+
+A folder cannot be renamed onto one that holds files, so where the name is taken, step 2 becomes
+
+    2a. rename `.partial` to `.NAME.pydiff-new`: from here on this is the folder
+    2b. rename NAME, the old folder, to `.partial`
+    2c. rename `.NAME.pydiff-new` to NAME, and remove `.partial`
+
+with an fsync of the parent after each rename. A reader prefers `.NAME.pydiff-new` where there is one (`resolve`).
+Whatever is called `.partial` is rubbish, which the next write removes. One process at a time writes in a parent folder.
+For POSIX systems, on which a folder can be fsynced.
+"""
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pydiff.formats.safetensors import MAX_HEADER, CheckpointError, damaged, parse_json
+
+VERSION = 1
+CHUNK = 64 << 20  # bytes given to one write or read
+
+
+def write(target: Path, partial: Path, files: Iterable[tuple[str, bytes]], seal: str, kind: str, info: dict) -> None:
+    """Write `files` and their seal as the folder `target`, replacing the one of that name.
+
+    partial: the temporary name, in the same parent.  seal: the seal's file name.  kind, info: JSON stored in the seal.
+    Raises CheckpointError naming path and bytes when the disk refuses; what was there before is then still there.
+    """
+    make_folders(target.parent)
+    remove(partial)
+    if os.path.lexists(_pending(target)):
+        _promote(target, partial)
+    try:
+        with disk(f"create {partial}"):
+            os.mkdir(partial)
+        entries = {}
+        for name, data in files:
+            _write_file(partial / name, data)
+            entries[name] = {"bytes": len(data), "sha256": _sha256(data)}
+        content = _seal(kind, info, entries)
+        if len(content) > MAX_HEADER:
+            raise ValueError(
+                f"{seal} would have {len(content)} bytes, expected at most {MAX_HEADER}: store less in it."
+            )
+        _write_file(partial / seal, content)
+        _sync_folder(partial)
+        _publish(partial, target)
+    except BaseException:
+        with contextlib.suppress(CheckpointError):  # frees the disk now; if that fails too, the next write does it
+            remove(partial)
+        raise
+
+
+def read(path: Path, seal: str, kind: str, names: set[str] | None = None) -> tuple[dict, dict[str, np.ndarray]]:
+    """(info, {name: (size,) uint8}) of a sealed folder, every byte of it checked.
+
+    names: the files it must have, others may lie beside them; None: those in the seal, and there may be no others.
+    """
+    raw = read_file(path / seal, limit=MAX_HEADER).tobytes()
+    content = parse_json(raw, path / seal)
+    if content.get("kind") != kind:
+        raise CheckpointError(f"{path / seal} is for the kind {content.get('kind')!a:.40}, expected {kind!r}.")
+    if content.get("version") != VERSION:
+        found = content.get("version")
+        raise CheckpointError(
+            f"{path / seal} has version {found!a:.40}, expected {VERSION}: use the pydiff that wrote it."
+        )
+    info, entries = content.get("info"), content.get("files")
+    # This one comparison covers every bit of the seal, its own checksum included.
+    if not _well_formed(info, entries) or _seal(kind, info, entries) != raw:
+        raise damaged(path / seal, "it does not match its own checksum")
+    with disk(f"list {path}"):
+        expected = set(os.listdir(path)) - {seal} if names is None else names
+    for name in sorted(expected - set(entries)):
+        raise damaged(path, f"the file {name!a} is not in its seal")
+    for name in sorted(set(entries) - expected):
+        raise damaged(path, f"the file {name!a} is missing")
+    return info, {name: _read_checked(path / name, entry) for name, entry in entries.items()}
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def _seal(kind: str, info: dict, entries: Mapping[str, dict]) -> bytes:
+    body = {"kind": kind, "version": VERSION, "info": info, "files": entries}
+    digest = _sha256(json.dumps(body).encode())
+    return (json.dumps({**body, "sha256": digest}, indent=1) + "\n").encode()
+
+
+def _well_formed(info: object, entries: object) -> bool:
+    if not isinstance(info, dict) or not isinstance(entries, dict):
+        return False
+    return all(
+        isinstance(e, dict) and set(e) == {"bytes", "sha256"} and type(e["bytes"]) is int for e in entries.values()
+    )
+
+
+def _read_checked(path: Path, entry: dict) -> np.ndarray:
+    data = read_file(path, size=entry["bytes"])
+    found = _sha256(data)
+    if found != entry["sha256"]:
+        raise damaged(path, f"its SHA-256 is {found}, expected {entry['sha256']}")
+    return data
+
+
+def read_file(path: Path, size: int | None = None, limit: int | None = None) -> np.ndarray:
+    """The bytes of a file, (size,) uint8. By plain reads: a mapped file that shrinks would kill the process.
+
+    size: what it must have.  limit: what it may have at most.
+    """
+    with disk(f"read {path}"):
+        # Without O_NONBLOCK, opening a pipe of that name would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise CheckpointError(f"{path} is not a regular file, expected one: put the file itself there.")
+            if size is not None and found.st_size != size:
+                raise damaged(path, f"it has {found.st_size} bytes, expected {size}")
+            if limit is not None and found.st_size > limit:
+                raise damaged(path, f"it has {found.st_size} bytes, expected at most {limit}")
+            return _read_all(descriptor, np.empty(found.st_size, np.uint8), path)
+        finally:
+            os.close(descriptor)
+
+
+def _read_all(descriptor: int, data: np.ndarray, path: Path) -> np.ndarray:
+    done = 0
+    while done < data.size:
+        count = os.readv(descriptor, [memoryview(data)[done : done + CHUNK]])
+        if not count:
+            raise damaged(path, f"it ended at byte {done} of {data.size} while being read")
+        done += count
+    return data
+
+
+def resolve(target: Path) -> Path:
+    """Where the folder called `target` is: at `.NAME.pydiff-new` if a replacement was interrupted, else there."""
+    pending = _pending(target)
+    return pending if os.path.lexists(pending) else target
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with everything in it; nothing happens where there is none."""
+    with disk(f"remove {path}"):
+        if not os.path.lexists(path):
+            return
+        if os.path.islink(path) or not os.path.isdir(path):
+            os.unlink(path)
+            return
+        for name in sorted(os.listdir(path)):
+            remove(path / name)
+        os.rmdir(path)
+
+
+def discard(path: Path, partial: Path) -> None:
+    """Remove a folder so that it is never seen half removed under its name."""
+    remove(partial)
+    _rename(path, partial)
+    remove(partial)
+
+
+def make_folders(path: Path) -> None:
+    """Create a folder and those above it, durably."""
+    with disk(f"create {path}"):
+        if path.is_dir():
+            return
+        make_folders(path.parent)
+        os.mkdir(path)
+    _sync_folder(path.parent)
+
+
+def _publish(partial: Path, target: Path) -> None:
+    if os.path.lexists(target):
+        _rename(partial, _pending(target))
+        _promote(target, partial)
+    else:
+        _rename(partial, target)
+
+
+def _promote(target: Path, partial: Path) -> None:
+    """Give `.NAME.pydiff-new` its name: steps 2b and 2c, also where a crash came between them."""
+    if os.path.lexists(target):
+        _rename(target, partial)
+    _rename(_pending(target), target)
+    remove(partial)
+
+
+def _pending(target: Path) -> Path:
+    return target.with_name(f".{target.name}.pydiff-new")
+
+
+def _rename(source: Path, target: Path) -> None:
+    with disk(f"rename {source} to {target}"):
+        os.rename(source, target)
+    _sync_folder(target.parent)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with disk(f"write {len(data)} bytes to {path}"):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest[:CHUNK]) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder durable: fsync of a file does not cover the entry that points to it."""
+    with disk(f"sync {path}"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk(action: str) -> Iterator[None]:
+    """Turn the operating system's errors into a CheckpointError that names what was tried."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"Could not {action}: {reason}; check the disk.") from error

@@ -1,0 +1,218 @@
+"""Every option of a training run, once: the keywords of `pydiff.train` and the flags of `pydiff train`.
+
+`LoopOptions` are those of the loop, whatever is learned; `Options` adds those of diffusion models.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydiff.diffusion import Process, schedule
+from pydiff.diffusion.loss import WEIGHTS
+from pydiff.diffusion.prediction import PREDICTIONS
+from pydiff.diffusion.schedule import BUILDERS
+from pydiff.diffusion.timesteps import TIMESTEPS
+from pydiff.models import UNet2D
+from pydiff.store.folder import WITHOUT_EFFECT
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How something is trained, whatever it is."""
+
+    steps: int = 2000
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Pictures per step."""
+    seed: int = 0
+    """Seed of everything random: weights, data order, noise. Same seed, same bits."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 100
+    """Steps over which the learning rate rises to its peak."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up: down to zero at the last step, or not at all."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay of AdamW."""
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+    ema: float = 0.9995
+    """Longest memory of the average of the weights, which is what the finished model is made of."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+    sample_every: int = 500
+    """Steps between pictures of samples; 0 for none."""
+    keep: int = 2
+    """Checkpoints kept on disk."""
+
+    def check(self):
+        """These options again, or ValueError, in one sentence, for values that cannot work."""
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "seed": 0,
+            "warmup": 0,
+            "checkpoint_every": 1,
+            "sample_every": 0,
+            "keep": 1,
+        }
+        for name, value in least.items():
+            _at_least(self, name, value)
+        for name in ("lr", "clip", "weight_decay"):
+            _between(self, name, 0, math.inf)
+        _between(self, "ema", 0, 1)
+        for name, field in self.__dataclass_fields__.items():
+            allowed = getattr(field.type, "__args__", ())
+            if getattr(field.type, "__origin__", None) is Literal and getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        return self
+
+    @classmethod
+    def from_keywords(cls, keywords):
+        """Checked options from a dict; an unknown name is an error that names the nearest known one."""
+        for name in keywords:
+            if name not in cls.__dataclass_fields__:
+                import difflib
+
+                near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
+                raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        return cls(**keywords).check()
+
+    def to_config(self):
+        """A dict for JSON: from_keywords(to_config()) gives equal options."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def changed(self, other):
+        """Names of the options in which two runs would compute something different."""
+        return [
+            n for n in self.__dataclass_fields__ if n not in WITHOUT_EFFECT and getattr(self, n) != getattr(other, n)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(LoopOptions):
+    """What a training run of a diffusion model computes."""
+
+    size: int | None = None
+    """Side length of the pictures in pixels; left out, what the data has."""
+    prediction: Literal[tuple(PREDICTIONS)] = "eps"
+    """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
+    schedule: Literal[tuple(BUILDERS)] = "cosine"
+    """How the noise grows with the step number t."""
+    zero_snr: bool = False
+    """Rescale the schedule so that the last x_t is noise alone; needs prediction v, x0 or flow."""
+    loss_weight: Literal[tuple(WEIGHTS)] = "simple"
+    """How much each noise level counts."""
+    timestep_sampling: Literal[(*TIMESTEPS, "loss_aware")] = "uniform"
+    """Which t are drawn: all alike, evenly in every batch, more of the middle, or more where the loss is large."""
+    variance: Literal["fixed", "learned"] = "fixed"
+    """Also learn the variance of a step back, by the variational bound; sampler ddpm then uses it."""
+    self_conditioning: bool = False
+    """Show the network its last guess of the clean picture beside the noisy one; training takes half as long again."""
+    offset_noise: float = 0.0
+    """Noise that all pixels of a channel share, which teaches very dark and very bright pictures; 0.1 is usual."""
+    timesteps: int = 1000
+    """Number of noise levels T."""
+    conditional: bool = False
+    """Also tell the network the class of each picture; needs data with classes."""
+    label_drop: float = 0.1
+    """Share of pictures whose class is withheld, so that guidance can compare with and without."""
+    flip: bool = False
+    """Mirror half of the pictures left to right."""
+    channels: tuple[int, ...] = ()
+    """Channels of every level of the U-Net, from the top; left out, chosen by picture size."""
+    layers: int = 1
+    """Residual blocks per level."""
+    attention: tuple[int, ...] | None = None
+    """Levels with attention (0 is the top); left out, those of at most 16 x 16 pixels, the top excepted."""
+    head_dim: int = 8
+    """Channels of an attention head."""
+    groups: int = 8
+    """Groups of every normalisation; must divide all channels."""
+    dropout: float = 0.0
+    """Share of activations dropped in every residual block."""
+    recompute: bool = False
+    """Compute every block's inner values again for the gradient instead of keeping them: less memory, more time."""
+
+    def __post_init__(self):
+        for name in ("channels", "attention"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def check(self):
+        """These options again, or ValueError, in one sentence, for values that cannot work."""
+        super().check()
+        for name, value in {"timesteps": 2, "layers": 1, "head_dim": 1, "groups": 1}.items():
+            _at_least(self, name, value)
+        if self.size is not None:
+            _at_least(self, "size", 1)
+        _between(self, "offset_noise", 0, math.inf)
+        for name in ("dropout", "label_drop"):
+            _between(self, name, 0, 1)
+        if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):
+            raise ValueError(
+                f"schedule {self.schedule!r} ends in noise alone, where prediction {self.prediction!r} tells nothing "
+                "of the picture; use prediction v, x0 or flow"
+            )
+        for name, used in (("self_conditioning", self.self_conditioning), ("variance", self.variance == "learned")):
+            if used and self.prediction in ("edm", "edm_v"):
+                raise ValueError(f"{name} does not go with prediction {self.prediction!r}; use eps, x0, v or flow")
+        if self.variance == "learned" and not build_process(self).schedule.sigma[0] > 0:
+            raise ValueError(
+                f"schedule {self.schedule!r} has no noise at t = 0, which a learned variance needs; use another"
+            )
+        return self
+
+
+def _at_least(options, name, least):
+    value = getattr(options, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _between(options, name, low, high):
+    value = getattr(options, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        raise ValueError(f"{name} must be a number from {low} up to, but not, {high}; got {value!r}")
+
+
+def build_process(options):
+    """The diffusion process of a run."""
+    return Process(schedule(options.schedule, options.timesteps, options.zero_snr), options.prediction)
+
+
+def build_unet(options, shape, embeddings=None):
+    """The U-Net of a run. shape: (H, W, C) of what is diffused. embeddings: rows of the table of classes, or None."""
+    height, width, c = shape
+    channels = options.channels or default_channels(min(height, width))
+    resolutions = [math.ceil(min(height, width) / 2**i) for i in range(len(channels))]
+    attention = options.attention
+    if attention is None:
+        attention = [i for i, r in enumerate(resolutions) if i > 0 and r <= 16]
+    if any(not 0 <= i < len(channels) for i in attention):
+        raise ValueError(
+            f"attention names levels 0 to {len(channels) - 1} (the model has {len(channels)}), got {attention}"
+        )
+    return UNet2D(
+        sample_size=height if height == width else [height, width],
+        in_channels=2 * c if options.self_conditioning else c,
+        out_channels=2 * c if options.variance == "learned" else c,
+        block_out_channels=list(channels),
+        layers_per_block=options.layers,
+        down_block_types=["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(channels))],
+        up_block_types=["AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(len(channels)))],
+        attention_head_dim=options.head_dim,
+        norm_num_groups=options.groups,
+        dropout=options.dropout,
+        num_class_embeds=embeddings,
+        num_train_timesteps=options.timesteps,
+        seed=options.seed,
+    ).recompute_blocks(options.recompute)
+
+
+def default_channels(size):
+    """Channels per level for pictures of this side length: about as much work as a CPU can do in reasonable time."""
+    if size <= 16:
+        return (32, 64)
+    return (32, 64, 128) if size <= 32 else (32, 64, 128, 256)

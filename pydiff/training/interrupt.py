@@ -1,0 +1,41 @@
+"""Ctrl-C and termination requests, so that no training step is cut in half."""
+
+import contextlib
+import signal
+import threading
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training, after everything was put in order. step: the last one taken. run: the Run so far, where
+    `pydiff.train` was asked.
+    """
+
+    def __init__(self, step):
+        super().__init__(f"stopped after step {step}")
+        self.step, self.run = step, None
+
+
+@contextlib.contextmanager
+def stop_request():
+    """An Event that Ctrl-C, a termination request or a lost terminal sets. A second Ctrl-C is a KeyboardInterrupt.
+
+    A signal that is ignored stays ignored: under nohup, a lost terminal stops nothing.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python delivers signals to the main thread only
+        return
+
+    def request(number, _frame):
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request) for number in heeded}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,214 @@
+"""The loop: steps of an optimiser on whatever a Task gives, logged, saved, stopped in good order. It knows no
+diffusion.
+
+Everything random in step s is a pure function of (seed, s): the samples, their noise, what is dropped. So a run that
+was stopped, by Ctrl-C or by a power cut, and started again by the same call ends with the same bits as one that was
+not.
+"""
+
+import contextlib
+import math
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from pydiff import backend, nn, ops, optim
+from pydiff.arrays import array_module, to_host
+from pydiff.store.folder import RunDirectory
+from pydiff.store.log import Log
+from pydiff.training.interrupt import Interrupted, stop_request
+from pydiff.training.progress import Progress
+
+GIVE_UP_AFTER = 50  # non-finite steps in a row
+
+
+class StepState(NamedTuple):
+    """What one training step did. bad: None, or why the step was skipped; the parameters are then as before."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    bad: str | None
+
+
+class Trainer:
+    """Task, optimiser and the number of steps done: all that a training run consists of.
+
+    options: LoopOptions. device: where the steps are computed, see backend.py. It is no part of what the run is: a
+    checkpoint goes on on any.
+    """
+
+    def __init__(self, task, options, device="cpu"):
+        self.task, self.options, self.device = task, options.check(), device
+        with backend.use_device(device) as xp:
+            task.to(xp)
+            self.optimizer = optim.AdamW(task.model, weight_decay=options.weight_decay)
+        self.step = 0
+
+    @property
+    def model(self):
+        """The network that is trained."""
+        return self.task.model
+
+    def ema_model(self):
+        """A network whose weights are the average's: views, so it follows the training."""
+        model = self.task.twin()
+        for p, average in zip(model.parameters(), self.optimizer.views(self.optimizer.ema), strict=True):
+            p.data = average
+        return model
+
+    def live(self):
+        """Everything that changes in training, where it lives: {group: {name: array}}."""
+        return {
+            "optimizer": {name: getattr(self.optimizer, name) for name in ("p", "m", "v", "ema")},
+            **self.task.state(),
+        }
+
+    def arrays(self):
+        """The same for a checkpoint: NumPy arrays, whatever the device."""
+        return {g: {name: to_host(a) for name, a in part.items()} for g, part in self.live().items()}
+
+    def restore(self, arrays, step):
+        """Continues from what `arrays` gave after that step, on whatever device."""
+        for group, name, target in [(g, *item) for g, part in self.live().items() for item in part.items()]:
+            if name not in arrays.get(group, {}):
+                raise ValueError(f"the checkpoint has no {group} {name}, which these options need; train anew")
+            source = arrays[group][name]
+            if source.shape != target.shape or source.dtype != target.dtype:
+                raise ValueError(
+                    f"the checkpoint's {name} is {source.dtype} {source.shape}, expected {target.dtype} {target.shape}"
+                )
+            target[...] = array_module(target).asarray(source)
+        self.step = step
+
+
+def training_steps(trainer):
+    """Trains, one step per iteration, until options.steps: for state in training_steps(trainer): ...
+
+    A step whose loss or gradient is not finite changes nothing and says so in state.bad, with the first module that
+    went wrong; RuntimeError after 50 of those in a row.
+    """
+    return backend.on_device(trainer.device, _steps(trainer))
+
+
+def _steps(trainer):
+    task, options, optimizer, bad_in_a_row = trainer.task, trainer.options, trainer.optimizer, 0
+    numbers = np.arange(options.batch_size)
+    while trainer.step < options.steps:
+        step = trainer.step + 1
+        batch = task.batch(step, numbers)
+        optimizer.zero_grad()
+        # NumPy would warn about what is checked here anyway
+        with nn.training(options.seed, step, numbers), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            loss = task.losses(batch).mean()
+            lr, bad, norm = learning_rate(step, options), None, math.nan
+            if not math.isfinite(loss.item()):
+                bad = f"the loss is {loss.item()}; {first_bad_module(task, batch)}"
+            else:
+                loss.backward()
+                norm2 = ops.squared_norm(optimizer.gather())
+                norm = math.sqrt(norm2.item())
+                if not math.isfinite(norm):
+                    bad = f"the gradient of {optimizer.first_bad_gradient()} is not finite"
+        if bad is None:
+            optimizer.step(step, lr, optim.ema_decay(step, options.ema), options.clip, norm2)
+            task.learned(batch)
+        bad_in_a_row = bad_in_a_row + 1 if bad else 0
+        if bad_in_a_row == GIVE_UP_AFTER:
+            raise RuntimeError(
+                f"{GIVE_UP_AFTER} steps in a row were not finite ({bad}); a smaller lr than {options.lr} may help"
+            )
+        trainer.step = step
+        yield StepState(step, loss.item(), lr, norm, bad)
+
+
+def learning_rate(step, options):
+    """The learning rate of one step, as a function of the step alone."""
+    if options.lr_schedule == "constant":
+        return options.lr * min(1.0, step / max(options.warmup, 1))
+    return optim.warmup_cosine(step, options.steps, options.lr, min(options.warmup, options.steps - 1))
+
+
+def first_bad_module(task, batch):
+    """Which module's output is the first that is not finite, found by computing the step's forward pass again."""
+    names = {id(module): name for name, module in task.model.named_modules()}
+    bad = []
+
+    def check(module, output):
+        outputs = [output[0], *output[1]] if isinstance(output, tuple) else [output]
+        if not bad and not all(task.xp.isfinite(o.data).all() for o in outputs):
+            bad.append(names[id(module)] or "the model")
+
+    with nn.observe(check):
+        task.losses(batch)
+    return f"the first output that is not finite is that of {bad[0]}" if bad else "every module's output is finite"
+
+
+def fit(trainer, log, folder=None, preview=None, progress=True):
+    """Takes the steps, logs them, saves checkpoints and previews, shows progress; leaves in good order on Ctrl-C.
+
+    log: store.Log. folder: store.RunDirectory, locked, or None. preview: called every options.sample_every steps where
+    there is a folder, for the bytes of a PNG that show what was learned. Raises Interrupted, with a checkpoint written.
+    """
+    options = trainer.options
+    with (
+        Progress(options.steps, trainer.step, f"on {trainer.device}", progress) as bar,
+        stop_request() as stop,
+    ):
+        began, smooth = time.perf_counter(), None
+        for state in training_steps(trainer):
+            now = time.perf_counter()
+            rate, began = options.batch_size / max(now - began, 1e-9), now
+            log.append(log_entry(state, rate, trainer.device))
+            if state.bad:
+                bar.write(f"step {state.step} skipped: {state.bad}")
+                bar.step()
+            else:
+                smooth = state.loss if smooth is None else 0.98 * smooth + 0.02 * state.loss
+                bar.step(f"loss {smooth:.4f}, {rate:,.0f} {trainer.task.unit}/s")
+            last = state.step == options.steps
+            if folder is not None:
+                if preview and options.sample_every and (last or state.step % options.sample_every == 0):
+                    folder.save_preview(state.step, preview())
+                if last or stop.is_set() or state.step % options.checkpoint_every == 0:
+                    folder.save_checkpoint(trainer.step, trainer.arrays(), options.keep)
+            if stop.is_set() and not last:
+                raise Interrupted(trainer.step)
+
+
+@contextlib.contextmanager
+def opened(task, options, out=None, device="cpu"):
+    """(trainer, folder) for a training in the folder `out`, which is locked meanwhile; a run that is there goes on.
+
+    out: None keeps all in memory, and folder is None then.
+    """
+    trainer = Trainer(task, options, device)
+    if out is None:
+        yield trainer, None
+        return
+    folder = RunDirectory(out)
+    with folder.locked():
+        if found := folder.open(task.identity(), options):
+            arrays, state = found
+            trainer.restore(arrays, state["step"])
+        yield trainer, folder
+
+
+def train_task(task, options, out=None, *, device="cpu", progress=True):
+    """Trains any Task to the end: with a folder, with checkpoints, a log and resume. Returns the Trainer.
+
+    options: LoopOptions. `pydiff.train` does this for diffusion models and makes a Run of it.
+    """
+    with opened(task, options, out, device) as (trainer, folder):
+        fit(trainer, Log() if folder is None else folder.log, folder, progress=progress)
+    return trainer
+
+
+def log_entry(state, images_per_second, device):
+    """A step as a dict for the log: what is not finite becomes None, which JSON has."""
+    entry = {"step": state.step, "loss": state.loss, "lr": state.lr, "grad_norm": state.grad_norm}
+    entry |= {"images_per_second": round(images_per_second, 1), "time": round(time.time(), 3), "device": device}
+    entry |= {"skipped": state.bad} if state.bad else {}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}

@@ -1,0 +1,151 @@
+"""What is learned: the loop asks a Task for batches and losses, and knows nothing else of it.
+
+A batch is a pure function of (seed, step, numbers), where numbers are the samples' places in the global batch: half of
+the numbers give, bit for bit, that half of the whole batch and its losses.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from pydiff import random
+from pydiff.arrays import to_host
+from pydiff.codec import Codec, Pixels
+from pydiff.condition import Condition, Conditioning
+from pydiff.data.order import batch_indices, flip
+from pydiff.diffusion.loss import example_losses, loss_weight
+from pydiff.diffusion.self_conditioning import conditioned
+from pydiff.diffusion.timesteps import LossAware, draw_timesteps
+from pydiff.models import name_of, twin
+from pydiff.nn import Module
+from pydiff.tensor import Tensor
+from pydiff.training.config import build_process, build_unet
+
+VLB = 0.001  # share of the variational bound, where the variance is learned (Nichol and Dhariwal 2021, section 3.1)
+
+
+class Task:
+    """Base of what the loop can train.
+
+    model: the nn.Module whose parameters are learned. unit: what a sample is called on the progress bar.
+    """
+
+    model: Module
+    unit = "samples"
+    xp = np
+
+    def to(self, xp):
+        """Moves the model to the device of this array library, numpy or cupy, where batches are put from then on."""
+        self.xp = xp
+        self.model.to(xp)
+        return self
+
+    def batch(self, step: int, numbers) -> Any:
+        """The samples with these numbers (N,) of the batch of this step, 1 or more: whatever `losses` wants."""
+        raise NotImplementedError
+
+    def losses(self, batch) -> Tensor:
+        """What is minimised is the mean of these, (N,), one a sample. Dropout is switched on by the loop."""
+        raise NotImplementedError
+
+    def learned(self, batch):
+        """Called after a step that changed the weights."""
+
+    def state(self) -> dict[str, dict[str, np.ndarray]]:
+        """Arrays, besides the optimiser's, that change in training: {group: {name: array}}, to be written into."""
+        return {}
+
+    def identity(self) -> dict:
+        """JSON of what a resumed run must find unchanged, apart from the options."""
+        return {}
+
+    def twin(self) -> Module:
+        """A second model like `model`, to hold the average of its weights."""
+        return twin(self.model)
+
+
+@dataclasses.dataclass
+class Batch:
+    """x0 (N, ...) on the device; t (N,), the noise's key and the condition, N rows each. losses: (N,), unweighted."""
+
+    x0: np.ndarray
+    t: np.ndarray
+    key: random.Key
+    condition: Condition
+    losses: np.ndarray | None = None
+
+
+class DiffusionTask(Task):
+    """A network learns to take noise out of samples.
+
+    dataset: data.Dataset. options: Options. model: a network other than the U-Net that the options describe; it must be
+    registered (models.register) for a saved run to be opened again. codec: Pixels if None.
+    ValueError, in one sentence, for data that do not have what the options ask for.
+    """
+
+    unit = "images"
+
+    def __init__(self, dataset, options, model: Module | None = None, codec: Codec | None = None):
+        self.dataset, self.options = dataset, options.check()
+        self.conditioning = dataset.conditioning if options.conditional else Conditioning()
+        if options.conditional and self.conditioning.empty:
+            raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
+        self.codec = Pixels(dataset.shape) if codec is None else codec
+        self.process = build_process(options)
+        self.model = build_unet(options, self.codec.shape, self.conditioning.embeddings) if model is None else model
+        self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
+
+    def batch(self, step, numbers):
+        """x0 from the data in its order, mirrored or not, at drawn t; the condition withheld from a share of it."""
+        options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
+        chosen = batch_indices(len(self.dataset), options.batch_size, step - 1, seed)[numbers]
+        samples = self.dataset.samples(chosen)
+        x0 = self.codec.encode(flip(samples, step, seed, numbers) if options.flip else samples)
+        if self.history is not None:
+            t, _ = self.history.draw(seed, step, numbers)
+        else:
+            kind, schedule = options.timestep_sampling, self.process.schedule
+            t = draw_timesteps(kind, schedule, seed, step, numbers, options.batch_size)
+        condition = Condition(rows=len(numbers))
+        if not self.conditioning.empty:
+            withheld = random.uniform(random.key(seed, random.CONDITION, numbers, step)) < options.label_drop
+            condition = self.dataset.condition(chosen).drop(withheld).to(self.xp)
+        return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), condition)
+
+    def losses(self, batch):
+        """The error of the prediction, weighted, and what else the options add to it."""
+        options, process, model = self.options, self.process, self.model
+        weights = None if options.loss_weight == "simple" else loss_weight(options.loss_weight, process, batch.t)
+        if options.self_conditioning:
+            model = conditioned(model, process, batch.key)
+        more = {
+            "weights": weights,
+            "offset": options.offset_noise,
+            "vlb": VLB if options.variance == "learned" else None,
+        }
+        losses = example_losses(process, model, batch.x0, batch.t, batch.key, **more, **batch.condition)
+        if self.history is None:
+            return losses
+        batch.losses = to_host(losses.data)
+        return losses * self.xp.asarray(self.history.weights(batch.t), batch.x0.dtype)
+
+    def learned(self, batch):
+        """Takes note of the losses where the draw of t goes by them."""
+        if self.history is not None:
+            self.history.update(batch.t, batch.losses)
+
+    def state(self):
+        """The losses seen, where the draw of t goes by them."""
+        if self.history is None:
+            return {}
+        return {"timesteps": {name: getattr(self.history, name) for name in ("losses", "seen")}}
+
+    def identity(self):
+        """The data by name and fingerprint, the codec, and the network where it is not the options' own."""
+        return {
+            "data": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint(),
+            "codec": self.codec.to_config(),
+            "model": name_of(self.model),
+        }

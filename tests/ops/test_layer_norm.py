@@ -1,0 +1,93 @@
+"""Layer normalisation: array path against the equation, gradient against its slope, both against torch."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pydiff import ops
+from pydiff.reference.layer_norm import layer_norm as reference
+from pydiff.tensor import Tensor
+from tests.compare import assert_close, check_gradient, gradients
+from tests.peers import import_torch
+from tests.strategies import seeds, sizes, small, strided
+
+
+@st.composite
+def cases(draw):
+    """[x, gamma, beta], one or both of the latter left out, x in any memory order."""
+    rng = np.random.default_rng(draw(seeds))
+    # Of a single channel there is no variance: y is beta and every slope is noise.
+    shape = (*draw(st.lists(small, max_size=3)), draw(sizes.filter(lambda c: c > 1)))
+    # A large mean beside a small spread is what naive variance formulas (E[x²] - E[x]²) get wrong.
+    x = draw(strided(rng, shape)) + draw(st.sampled_from([0.0, 3.0, 30.0]))
+    parameters = [1 + 0.5 * rng.standard_normal(shape[-1:]), rng.standard_normal(shape[-1:])]
+    return rng, [x, *parameters[: draw(st.integers(0, 2))]], {"eps": draw(st.sampled_from([1e-3, 1e-2]))}
+
+
+@given(cases())
+def test_array_path_matches_the_equation(case):
+    _, arrays, options = case
+    got = ops.layer_norm(*map(Tensor, arrays), **options).data
+    assert_close(got, reference(*arrays, **options), rtol=1e-12)
+    single = ops.layer_norm(*(Tensor(a.astype(np.float32)) for a in arrays), **options).data
+    assert single.dtype == np.float32
+    assert_close(single, got, rtol=1e-3)
+
+
+@given(cases())
+def test_gradient_matches_the_slope_of_the_reference(case):
+    rng, arrays, options = case
+    check_gradient(
+        lambda *a: ops.layer_norm(*a, **options), lambda *a: reference(*a, **options), arrays, rng, rtol=1e-5
+    )
+
+
+def test_a_shift_without_a_scale():
+    rng = np.random.default_rng(0)
+    x, beta = rng.standard_normal((2, 3, 5)), rng.standard_normal(5)
+    check_gradient(lambda x, b: ops.layer_norm(x, beta=b), lambda x, b: reference(x, beta=b), [x, beta], rng, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (3,), (1,), (2, 1)])
+def test_empty_and_single(shape):
+    x = np.full(shape, 0.1)
+    y, dx, dgamma, dbeta = gradients(ops.layer_norm, [x, np.ones(shape[-1]), np.full(shape[-1], 2.0)], np.ones(shape))
+    assert_close(y, np.full(shape, 2.0), rtol=1e-12)
+    assert_close(dx, np.zeros(shape), rtol=0, atol=1e-10)
+    assert dgamma.shape == dbeta.shape == shape[-1:]
+
+
+def test_nan_stays_in_its_row():
+    x = np.ones((3, 4))
+    x[1, 2] = np.nan
+    assert np.isnan(ops.layer_norm(x).data).all(axis=1).tolist() == [False, True, False]
+
+
+def test_output_and_gradients_equal_torch():
+    torch = import_torch()
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s) for s in ((2, 5, 7), (7,), (7,))]
+    x, gamma, beta = (torch.from_numpy(a).requires_grad_() for a in arrays)
+    theirs = torch.nn.functional.layer_norm(x, (7,), gamma, beta, 1e-3)
+    dy = rng.standard_normal((2, 5, 7))
+    theirs.backward(torch.from_numpy(dy))
+    y, *grads = gradients(lambda *a: ops.layer_norm(*a, eps=1e-3), arrays, dy)
+    assert_close(y, theirs.detach().numpy(), rtol=1e-12)
+    for got, expected in zip(grads, (x, gamma, beta), strict=True):
+        assert_close(got, expected.grad.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "gamma", "beta", "message"),
+    [
+        ((), None, None, r"layer_norm needs x of shape \(\.\.\., C\) with something to normalise, got \(\)"),
+        ((2, 0), None, None, r"got \(2, 0\)"),
+        ((2, 3), (2,), None, r"gamma must have shape \(3,\), got \(2,\)"),
+        ((2, 3), (3,), (1, 3), r"beta must have shape \(3,\), got \(1, 3\)"),
+    ],
+)
+def test_bad_arguments(x, gamma, beta, message):
+    gamma, beta = (None if s is None else np.zeros(s) for s in (gamma, beta))
+    with pytest.raises(ValueError, match=message):
+        ops.layer_norm(Tensor(np.zeros(x)), gamma, beta)

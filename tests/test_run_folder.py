@@ -1,0 +1,128 @@
+"""The folder of a run: whose checkpoints it holds, what was changed since, who may write there."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import pydiff
+from pydiff import backend, compiled
+from pydiff.store import checkpoint
+from pydiff.store.folder import KernelWarning, RunDirectory
+
+TINY = {"steps": 4, "batch_size": 4, "channels": (8,), "groups": 4, "warmup": 1, "timesteps": 20, "sample_every": 0}
+TINY |= {"checkpoint_every": 2, "keep": 9}
+
+
+def train(out, **options):
+    return pydiff.train("digits", out=out, progress=False, **{**TINY, **options})
+
+
+@pytest.fixture
+def half_way(tmp_path):
+    """A run with its checkpoint of step 2 alone."""
+    train(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    return tmp_path / "run"
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(half_way, tmp_path):
+    train(tmp_path / "other", seed=1)
+    shutil.rmtree(half_way / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", half_way / "checkpoints")
+    with pytest.raises(ValueError, match="is a checkpoint of another run than the one in"):
+        train(half_way)
+
+
+def test_options_without_effect_may_change(half_way):
+    assert train(half_way, checkpoint_every=1, keep=1, recompute=True).step == 4
+
+
+def rewrite_state(run, change):
+    path = checkpoint.latest(run / "checkpoints")
+    arrays, state = checkpoint.load(path)
+    change(state)
+    checkpoint.save(run / "checkpoints", state["step"], arrays, state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"generation": 0}, r"generation 0 then, \d+ now"),
+        ({"kernels": "other"}, "kernels other then"),
+        ({"winograd": None}, "winograd None then"),
+    ],
+)
+def test_other_arithmetic_is_said(half_way, change, message):
+    rewrite_state(half_way, lambda state: state["arithmetic"].update(change))
+    with pytest.warns(KernelWarning, match=message):
+        assert train(half_way).step == 4
+
+
+def test_a_checkpoint_of_before_says_nothing(half_way):
+    """pydiff 0.1 wrote the step alone, with kernels of generation 1."""
+    rewrite_state(half_way, lambda state: [state.pop(name) for name in ("run", "arithmetic")])
+    if backend.KERNEL_GENERATION == 1:
+        assert train(half_way).step == 4
+    else:
+        with pytest.warns(KernelWarning, match="generation 1 then"):
+            train(half_way)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "{}", "[1]", "nonsense", '{"step": null}', '{"step": 3, "loss": 1', "\x00\xff" * 9]
+)
+def test_a_damaged_line_of_the_log_costs_that_line(half_way, line):
+    log = half_way / "log.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(line.encode("latin-1") + b"\n" + whole + line.encode("latin-1"))
+    folder = RunDirectory(half_way)
+    assert [entry["step"] for entry in folder.log.entries] == [1, 2, 3, 4]
+    assert folder.log.damaged == (2 if line else 1)
+    resumed = train(half_way)
+    assert [entry["step"] for entry in resumed.log()] == [1, 2, 3, 4]
+    assert [json.loads(text)["step"] for text in log.read_text().splitlines()] == [1, 2, 3, 4]
+    assert pydiff.load(half_way).step == 4
+
+
+def test_a_second_process_is_kept_out_whatever_is_deleted(tmp_path):
+    script = (
+        "import pydiff, sys; pydiff.train('digits', out=sys.argv[1], progress=False, steps=2, channels=(8,), groups=4)"
+    )
+    out = tmp_path / "run"
+    with RunDirectory(out).locked():
+        for file in out.iterdir():
+            file.unlink()
+        second = subprocess.run([sys.executable, "-c", script, out], capture_output=True, text=True, check=False)
+        assert "another process is training in" in second.stderr
+    subprocess.run([sys.executable, "-c", script, out], check=True, capture_output=True)
+
+
+def test_links_are_not_followed_when_writing(tmp_path):
+    out, precious = tmp_path / "run", tmp_path / "precious.txt"
+    out.mkdir()
+    precious.write_text("mine")
+    for name in (".lock", ".config.json.1.tmp", f".config.json.{os.getpid()}.tmp", f".samples.png.{os.getpid()}.tmp"):
+        (out / name).symlink_to(precious)
+    train(out, sample_every=2)
+    assert precious.read_text() == "mine"
+
+
+def test_arithmetic_is_what_this_process_computes_with():
+    found = backend.arithmetic()
+    assert found["generation"] == backend.KERNEL_GENERATION >= 1
+    if backend.cpu is None:
+        assert (found["kernels"], found["winograd"]) == ("arrays", False)
+        return
+    assert found["kernels"] in compiled.LEVELS
+    backend.use_winograd(False)
+    try:
+        assert backend.arithmetic()["winograd"] is False
+    finally:
+        backend.use_winograd(found["winograd"])
+    assert np.array_equal(backend.arithmetic(), found)

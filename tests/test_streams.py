@@ -1,0 +1,74 @@
+"""Lost terminals, dead pipes and missing streams stop no training; a hang-up leaves a checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pydiff.store import checkpoint
+
+TRAIN = [sys.executable, "-m", "pydiff", "train", "digits", "--channels", "8", "--groups", "4", "--batch-size", "4"]
+TRAIN += ["--sample-every", "0", "--timesteps", "30"]
+
+
+def finished(out):
+    return checkpoint.holds_model(out / "model")
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | true", "2>&1 | head -c 1"])
+def test_a_training_ends_whatever_becomes_of_its_streams(streams, tmp_path):
+    out = tmp_path / "run"
+    command = f"{' '.join([*TRAIN, '--steps', '30', '--out', str(out)])} {streams}"
+    subprocess.run(["bash", "-c", command], check=False, timeout=300, stdin=subprocess.DEVNULL)
+    assert finished(out)
+
+
+def start(out, prefix=()):
+    command = [*prefix, *TRAIN, "--steps", "100000", "--checkpoint-every", "100000", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    log, deadline = out / "log.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_leaves_a_checkpoint(number, tmp_path):
+    process = start(tmp_path / "run")
+    process.send_signal(number)
+    assert process.wait(120) == 130
+    assert checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints"))[1]["step"] >= 3
+
+
+def test_nohup_survives_a_hang_up(tmp_path):
+    process = start(tmp_path / "run", ["nohup"])
+    process.send_signal(signal.SIGHUP)
+    log = tmp_path / "run" / "log.jsonl"
+    before, deadline = log.read_text().count("\n"), time.monotonic() + 120
+    while log.read_text().count("\n") < before + 5:
+        assert process.poll() is None, "the hang-up ended it"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(120) == 130
+
+
+def test_without_docstrings(tmp_path):
+    """python -OO: no help texts, but every command works."""
+    environment = {**os.environ, "PYTHONOPTIMIZE": "2"}
+    command = [*TRAIN, "--steps", "2", "--out", str(tmp_path / "run")]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    assert finished(tmp_path / "run")
+
+
+def test_the_home_folder_is_where_the_user_has_it(tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    command = [*TRAIN, "--steps", "2", "--out", "~/runs/x"]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300, cwd=tmp_path)
+    assert finished(tmp_path / "runs" / "x")
+    assert not (tmp_path / "~").exists()

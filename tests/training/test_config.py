@@ -1,0 +1,54 @@
+"""Options: each one counts, and what cannot work is said in one sentence."""
+
+import numpy as np
+import pytest
+
+import pydiff
+
+TINY = {"steps": 8, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 2, "sample_every": 0, "progress": False}
+
+
+CHANGES = {
+    "size": 12, "batch_size": 5, "seed": 1, "lr": 2e-3, "warmup": 0, "lr_schedule": "constant", "weight_decay": 0.5,
+    "clip": 0.01, "ema": 0.1, "prediction": "v", "schedule": "linear", "timesteps": 50, "conditional": True,
+    "flip": True,
+    "channels": (8, 12), "layers": 2, "attention": (), "head_dim": 4, "groups": 2, "dropout": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_option_changes_the_result(name):
+    """An option nobody reads would pass unnoticed otherwise."""
+    base = pydiff.train("digits", **{**TINY, "steps": 3})
+    other = pydiff.train("digits", **{**TINY, "steps": 3, name: CHANGES[name]})
+    state, changed = base.model.state_dict(), other.model.state_dict()
+    assert state.keys() != changed.keys() or any(
+        state[k].shape != changed[k].shape or not np.array_equal(state[k], changed[k]) for k in state
+    )
+
+
+def test_label_drop_changes_the_result():
+    runs = [pydiff.train("digits", **TINY, conditional=True, label_drop=d) for d in (0.0, 0.9)]
+    assert [e["loss"] for e in runs[0].log()] != [e["loss"] for e in runs[1].log()]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"stpes": 3}, TypeError, "no option 'stpes'; did you mean 'steps'"),
+        ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, ValueError, "steps must be a whole number"),
+        ({"lr": -1.0}, ValueError, "lr must be a number from 0"),
+        ({"lr": float("nan")}, ValueError, "lr must be a number"),
+        ({"ema": 1.0}, ValueError, "ema must be a number"),
+        ({"dropout": 1.0}, ValueError, "dropout must be a number"),
+        ({"prediction": "noise"}, ValueError, "prediction must be one of eps, x0, v, flow, edm, edm_v; got 'noise'"),
+        ({"groups": 3}, ValueError, "do not divide into 3 groups"),
+        ({"head_dim": 64}, ValueError, "attention_head_dim must be"),
+        ({"attention": (5,)}, ValueError, "attention names levels"),
+        ({"batch_size": True}, ValueError, "batch_size must be a whole number"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        pydiff.train("digits", **{**TINY, **options})
