@@ -27,6 +27,7 @@ NAME = "pydiff._simt"
 FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # #pragma unroll is nvcc's
 LINK = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+PYTHON = ("bindings", "call")  # what talks to it computes nothing, and is half of the compiler's work
 DAYS = 30  # what nobody has used for so long is deleted
 _alone = threading.Lock()
 _refused = None  # a sentence, once a build has failed in this process
@@ -87,15 +88,16 @@ class Recipe:
         version = subprocess.run([*self.compiler, "--version"], capture_output=True, text=True).stdout
         self.suffix = sysconfig.get_config_var("EXT_SUFFIX")
         common = _digest(version, str(self.compiler), str(FLAGS), *self.include, self.suffix, sys.version)
-        headers = sorted(path for folder in (".", "simt", "simt/selftest", "cuda") for path in self._all(folder, ".h"))
+        folders = ("bindings", "simt", "simt/selftest", "cuda")
+        headers = sorted(path for folder in (".", *folders) for path in self._all(folder, ".h"))
         common = _digest(common, *(text for path in headers for text in (path.name, path.read_text())))
         self.folder = _cache()
         self.units = {
             source: self.folder
             / f"{source.stem}-{_digest(common, str(source.relative_to(self.csrc)), source.read_text())}.o"
-            for folder in ("simt", "simt/selftest", "cuda")
+            for folder in folders
             for source in self._all(folder, ".cpp", ".cu")
-            if source.name != "main.cpp" and source != self.csrc / "cuda/call.cpp"  # programs; what takes CuPy's arrays
+            if source.name != "main.cpp" and source != self.csrc / "cuda/bindings.cpp"  # programs; CuPy's arrays
         }
         self.module = self.folder / f"_simt-{_digest(*(made.name for made in self.units.values()))}{self.suffix}"
 
@@ -104,7 +106,7 @@ class Recipe:
 
     def compile(self, source, to):
         """The compiler's command."""
-        python = source.stem in ("bindings", "call")  # half of the time for what computes nothing
+        python = source.parent.name == "bindings" or source.stem in PYTHON
         language = [] if source.suffix == ".cpp" else ["-x", "c++"]
         return [*self.compiler, *FLAGS, "-O1" if python else "-O2", *self.include, *language, "-c", source, "-o", to]
 
@@ -224,4 +226,4 @@ def _use(path):
 
 def _weight(source):
     """What takes long goes first, so that no processor is left alone with it at the end."""
-    return (source.stem in ("bindings", "call", "attention", "group_norm")) * 1e6 + source.stat().st_size
+    return (source.stem in ("kernels", *PYTHON, "attention", "group_norm")) * 1e6 + source.stat().st_size

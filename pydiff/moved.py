@@ -51,11 +51,14 @@ def _found(old, name, places):
 
 
 def _elsewhere(old):
-    """The module's __getattr__ for names that are no longer in it."""
+    """The module's __getattr__ for names that are no longer in it, before its own if it has one."""
+    own = vars(sys.modules[old]).get("__getattr__")
 
     def get(name):
         if not name.startswith("_") and (found := _found(old, name, [NAMES[old]])):
             return found[0]
+        if own:
+            return own(name)
         raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
     return get

@@ -1,5 +1,7 @@
 """Tensors: how they are made, the chain rule, whose memory a gradient is, and NumPy beside them."""
 
+import operator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -202,16 +204,76 @@ def test_arrays_leave_operators_to_the_tensor(value):
         assert isinstance(value @ x.reshape(2, 1), Tensor)
 
 
-def test_numpy_functions_and_in_place_operators_refuse_tensors():
-    """Rather than give an array of objects, or lose the history."""
+def test_numpy_makes_no_arrays_of_tensors_and_changes_none_by_them():
+    """Rather than give an array of objects, or lose the history: one sentence that says what to write."""
     x = leaf(1.0, 2.0)
-    with pytest.raises(TypeError):
-        np.exp(x)
+    for attempt in (np.asarray, np.array, lambda x: np.stack([x, x]), lambda x: np.concatenate([x, x])):
+        with pytest.raises(TypeError, match=r"use x\.data or x\.numpy\(\)"):
+            attempt(x)
+    with pytest.raises(TypeError, match=r"np\.sin has no derivative here"):
+        np.sin(x)
     array = np.ones(2)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="write a = a"):
         array += x
     with pytest.raises(TypeError):
         x[0] = 1.0
+    with pytest.raises(TypeError, match="leave out= away"):
+        np.sum(x, out=array)
+
+
+def test_methods_and_functions_that_numpy_users_expect():
+    values = np.array([[0.5, 2.0, 1.25], [3.0, 0.75, 1.5]])
+    x = Tensor(values)
+    same = {
+        "abs": (abs(-x), values), "np.abs": (np.abs(-x), values), "exp": (x.exp(), np.exp(values)),
+        "np.exp": (np.exp(x), np.exp(values)), "log": (x.log(), np.log(values)), "np.log": (np.log(x), np.log(values)),
+        "sqrt": (np.sqrt(x), np.sqrt(values)), "clip": (x.clip(1, 2), values.clip(1, 2)), "2 ** x": (2 ** x, 2**values),
+        "sum": (np.sum(x), values.sum()), "mean": (np.mean(x, axis=0), values.mean(0)),
+        "max": (np.max(x, axis=1), values.max(1)), "min": (x.min(1), values.min(1)),
+        "all min": (np.min(x), values.min()),
+        "std": (x.std(), values.std()), "std of columns": (np.std(x, axis=0), values.std(0)),
+        "unbiased": (x.var(1, ddof=1), values.var(1, ddof=1)), "flatten": (x.flatten(), values.ravel()),
+    }  # fmt: skip
+    for name, (got, expected) in same.items():
+        assert isinstance(got, Tensor), name
+        assert_close(got.data, expected, rtol=1e-12, what=name)
+    assert x.argmax() == 3
+    assert x.argmin(1).tolist() == [0, 1]
+    for compare in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
+        for other in (1.25, values.T[:1].T, Tensor(values[::-1])):
+            expected = compare(values, getattr(other, "data", other) if isinstance(other, Tensor) else other)
+            assert np.array_equal(compare(x, other).data, expected)
+            assert compare(x, other).dtype == bool
+    assert (np.ones((2, 3)) > x).data.tolist() == (np.ones((2, 3)) > values).tolist()
+    assert len({x, x, Tensor(values)}) == 2  # still keys of a dict
+    total = Tensor(np.array(2.5))
+    assert (float(total), int(total), f"{total:.2f}", f"{total}") == (2.5, 2, "2.50", str(total))
+
+
+@pytest.mark.parametrize("shapes", [((3,), (3,)), ((3,), (3, 2)), ((2, 3), (3,)), ((4, 2, 3), (3,)), ((3,), (4, 3, 2))])
+def test_products_with_vectors_are_numpys(shapes):
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape) for shape in shapes)
+    x, y = Tensor(a, True), Tensor(b, True)
+    assert_close((x @ y).data, a @ b, rtol=1e-12)
+    assert_close((a @ y).data, a @ b, rtol=1e-12)
+    (x @ y).sum().backward()
+    h, d = 1e-6, rng.standard_normal(a.shape)
+    slope = (((a + h * d) @ b).sum() - ((a - h * d) @ b).sum()) / (2 * h)
+    assert (x.grad * d).sum() == pytest.approx(slope, rel=1e-6)
+
+
+def test_slopes_of_methods():
+    values = np.array([0.5, 2.0, -1.25, 3.0])
+    for name, f, slope in (
+        ("abs", abs, np.sign(values)),
+        ("2 ** x", lambda x: 2**x, np.log(2) * 2**values),
+        ("std", lambda x: x.std(), (values - values.mean()) / (4 * values.std())),
+        ("min", lambda x: x.min(), np.array([0, 0, 1.0, 0])),
+    ):
+        x = Tensor(values.copy(), True)
+        f(x).sum().backward()
+        assert_close(x.grad, slope, rtol=1e-12, what=name)
 
 
 def test_public_names():

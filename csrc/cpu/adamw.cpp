@@ -47,7 +47,7 @@ double block_squares(int64_t size, const float* g) {
 
 }  // namespace
 
-void adamw(int64_t size, const AdamWStep& step, float* p, const float* g, float* m, float* v, float* ema) {
+void adamw(int64_t size, const AdamWStep& step, float* p, const float* g, float* m, float* v, float* ema, bfloat16*) {
     const double lr = step.schedule[0], t = step.schedule[1], ema_decay = step.schedule[2], clip = step.schedule[3];
     if (step.norm2 && !std::isfinite(*step.norm2)) return;
     const double grad_scale = step.norm2 && clip > 0 ? std::min(1.0, clip / (std::sqrt(*step.norm2) + 1e-6)) : 1.0;

@@ -126,6 +126,7 @@ Seen see(const Conv2dShape& s, const float* x, int64_t i, int64_t rows, int64_t 
 
 void use_winograd(bool on) { winograd_allowed = on; }
 
+template <>
 void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {
     if (by_winograd(s)) return winograd_forward(s, x, w, addends, y);
     if (s.up == 2) return conv2d_forward(without_upsampling(s), upsampled(s, x).get(), w, addends, y);
@@ -134,6 +135,7 @@ void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const 
     add_rest(s, addends, y);
 }
 
+template <>
 void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx) {  // (1)
     if (by_winograd(mirrored(s))) return winograd_backward_input(mirrored(s), s.up, dy, w, dx);
     if (s.up == 2) {
@@ -147,6 +149,7 @@ void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w
         direct_backward_input(s, dy, w, dx);
 }
 
+template <>
 void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw, float* dbias,
                             int64_t dbias_step) {
     const int64_t pixels = s.oh * s.ow, groups = dbias_step ? s.n : 1;

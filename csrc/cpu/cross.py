@@ -3,12 +3,17 @@
     python csrc/cpu/cross.py DIR                          every level that can be run here
     python csrc/cpu/cross.py DIR --level neon baseline    these; the status is 2 if one of them cannot be run here
     python csrc/cpu/cross.py DIR --sanitize               with the address and undefined-behaviour sanitizers
+    python csrc/cpu/cross.py DIR --thread-sanitize        with ThreadSanitizer: see below
     python csrc/cpu/cross.py DIR --op noise               one op instead of all
     DIR/avx2/check noise                                  what it has built, once more
 
 The checks are those of the CUDA kernels (csrc/cuda/check) and of cpu/check: small awkward shapes, arrays exactly as
 long as they must be and no better aligned than a float, against the equation in double; the same bits with one thread
 and with three. The largest error of every kernel is printed.
+
+--thread-sanitize looks for races between the threads of the pool: every kernel runs on 8 threads, while another thread
+changes their number every 2 milliseconds, so that pools end and begin between regions. One level is as good as another
+(--level baseline). What was found, and which planted faults, stands in docs/threads.md.
 
 A level runs here if the processor has its instructions. That of another processor, NEON on x86, is cross-compiled and
 emulated (Debian: apt-get install g++-aarch64-linux-gnu qemu-user). The compiler's flags are those of CMakeLists.txt,
@@ -50,6 +55,7 @@ LEVELS = {
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
 COMMON = ["-std=c++17", "-pthread", "-DPYDIFF_CPU", "-fno-math-errno", "-fno-trapping-math", *WARNINGS]
 PLAIN = ["-O3"]
+RACES = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread"]
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
@@ -107,7 +113,12 @@ def main():
     parser.add_argument("--level", nargs="+", choices=LEVELS, metavar="LEVEL", help=f"of {', '.join(LEVELS)}")
     parser.add_argument("--op", nargs="+", choices=ops(), metavar="OP", help=f"of {', '.join(ops())}")
     parser.add_argument("--sanitize", action="store_true", help="with address and undefined-behaviour sanitizers")
+    parser.add_argument("--thread-sanitize", action="store_true", help="with ThreadSanitizer and 8 restless threads")
     options = parser.parse_args()
+    words, before = [], []
+    if options.thread_sanitize:
+        words = ["", "0", "8"]  # all that was built, seed, threads
+        before = ["setarch", "-R"] if shutil.which("setarch") else []  # ThreadSanitizer needs its addresses free
     os.environ["ASAN_OPTIONS"] = "detect_leaks=0"  # it would need to trace the process, which an emulator cannot
     failed, impossible = [], []
     for name in options.level or LEVELS:
@@ -116,13 +127,14 @@ def main():
             print(f"{name}: not run: {reason}", flush=True)
             impossible.append(name)
             continue
-        flags = LEVELS[name].flags + (SANITIZED if options.sanitize else PLAIN)
+        how = SANITIZED if options.sanitize else RACES if options.thread_sanitize else PLAIN
+        flags = LEVELS[name].flags + how
         program = options.directory / name
         if not build(compiler, flags, options.op or list(ops()), program):
             failed.append(f"the build for {name} failed; the compiler's message is above")
             continue
         print(f"{name}:", flush=True)
-        if not run([*runner, program / "check"]):
+        if not run([*before, *runner, program / "check", *words]):
             failed.append(f"the check of {name} failed; what it wrote is above")
     for line in failed:
         print(line, file=sys.stderr)

@@ -39,6 +39,7 @@ inline vfloat guided(const Coefficients& step, const float* f, const float* f_un
 
 }  // namespace
 
+template <>
 void denoise_forward(int64_t n, int64_t size, const DenoiseTable& table, const float* x, const float* f,
                      const float* f_uncond, const NoiseKey* key, float* x_next, float* x0_hat) {
     const Coefficients coefficients(table);
@@ -67,6 +68,7 @@ void denoise_forward(int64_t n, int64_t size, const DenoiseTable& table, const f
     });
 }
 
+template <>
 void denoise_backward(int64_t n, int64_t size, const DenoiseTable& table, const float* dx_next, const float* dx0_hat,
                       const float* x, const float* f, const float* f_uncond, float* dx, float* df) {
     const Coefficients coefficients(table);

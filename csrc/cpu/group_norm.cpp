@@ -218,6 +218,7 @@ void batch_sums(int64_t rows, int64_t kinds, int64_t c, const double* totals, fl
 
 }  // namespace
 
+template <>
 void group_norm_forward(const GroupNormShape& s, float eps, const float* x, const float* gamma, const float* beta,
                         float* y, float* mean, float* rstd) {
     if (s.s * s.c == 0) return;
@@ -257,6 +258,7 @@ void group_norm_forward(const GroupNormShape& s, float eps, const float* x, cons
     reduce_then_map(s, parts.count, 0.8, reduce, map);
 }
 
+template <>
 void group_norm_backward(const GroupNormShape& s, const float* dy, const float* x, const float* gamma,
                          const float* beta, const float* mean, const float* rstd, float* dx, float* dgamma,
                          float* dbeta, float* dx_sum) {

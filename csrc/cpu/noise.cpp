@@ -44,6 +44,7 @@ inline void differences(int64_t i, int64_t begin, int64_t end, int64_t size, con
 
 }  // namespace
 
+template <>
 void normal(int64_t n, int64_t size, const NoiseKey& key, float* eps) {
     parallel_tiles(n, size, tile, with_normals, [&](int64_t i, int64_t begin, int64_t end) {
         float* out = eps + i * size;
@@ -55,6 +56,7 @@ void normal(int64_t n, int64_t size, const NoiseKey& key, float* eps) {
     });
 }
 
+template <>
 void noise_forward(int64_t n, int64_t size, const float* x0, const float* alpha, const float* sigma,
                    const NoiseKey& key, float* x_t, float* eps) {
     parallel_tiles(n, size, tile, with_normals, [&](int64_t i, int64_t begin, int64_t end) {
@@ -71,6 +73,7 @@ void noise_forward(int64_t n, int64_t size, const float* x0, const float* alpha,
     });
 }
 
+template <>
 void noise_backward(int64_t n, int64_t size, const float* dx_t, const float* alpha, float* dx0) {
     parallel_tiles(n, size, tile, without, [&](int64_t i, int64_t begin, int64_t end) {
         const float a = alpha[i];
@@ -78,6 +81,7 @@ void noise_backward(int64_t n, int64_t size, const float* dx_t, const float* alp
     });
 }
 
+template <>
 void noise_loss_forward(int64_t n, int64_t size, const float* f, const float* x0, const float* p, const float* q,
                         const float* weight, const NoiseKey& key, float* loss) {
     const int64_t tiles = (size + tile - 1) / tile;
@@ -101,6 +105,7 @@ void noise_loss_forward(int64_t n, int64_t size, const float* f, const float* x0
     }
 }
 
+template <>
 void noise_loss_backward(int64_t n, int64_t size, const float* dloss, const float* f, const float* x0, const float* p,
                          const float* q, const float* weight, const NoiseKey& key, float* df) {
     parallel_tiles(n, size, tile, with_normals, [&](int64_t i, int64_t begin, int64_t end) {

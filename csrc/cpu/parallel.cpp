@@ -8,12 +8,14 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -44,6 +46,16 @@ bool spin(F ready) {
     } while (std::chrono::steady_clock::now() < end);
     return false;
 }
+
+// A std::bad_alloc, which is Python's MemoryError, that says what there was too little of.
+class TooManyThreads : public std::bad_alloc {
+public:
+    explicit TooManyThreads(std::string text) : text_(std::make_shared<std::string>(std::move(text))) {}
+    const char* what() const noexcept override { return text_->c_str(); }
+
+private:
+    std::shared_ptr<std::string> text_;  // shared: an exception's copies must not throw
+};
 
 thread_local bool inside_region = false;
 
@@ -155,9 +167,12 @@ public:
             size_t started = 1;
             for (const Worker& worker : workers_) started += worker.thread.joinable();
             stop();
-            throw std::runtime_error("the system allows only " + std::to_string(started) + " of " +
-                                     std::to_string(threads) + " threads (" + error.what() +
-                                     "); set PYDIFF_THREADS to that number or less");
+            throw TooManyThreads("the system allows only " + std::to_string(started) + " of " +
+                                 std::to_string(threads) + " threads (" + error.what() +
+                                 "); set PYDIFF_THREADS to that number or less");
+        } catch (...) {  // no memory: threads that have started must not outlive this
+            stop();
+            throw;
         }
     }
     ~Pool() { stop(); }

@@ -260,8 +260,8 @@ template <class T>
 void attention_forward(const AttentionShape& s, const T* q, const T* k, const T* v, T* out,
                        float* lse /* (n, heads, tq) */, cudaStream_t stream) {
     const int64_t queries = s.n * s.heads * s.tq;
-    if (queries == 0 || s.d == 0) return;
-    if (use_naive || s.d > largest_head) {
+    if (queries == 0) return;
+    if (use_naive || s.d > largest_head || s.d == 0) {
         launch_naive<lse_naive_kernel<T>>(queries, stream, s, q, k, lse);
         return launch_naive<out_naive_kernel<T>>(queries * s.d, stream, s, q, k, v, lse, out);
     }

@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "../cuda/call.h"
+#include "../bindings/call.h"
 #include "copies.h"
 #include "guarded.h"
 #include "ptx.h"
@@ -144,7 +144,8 @@ PYBIND11_MODULE(_simt, m) {
     using namespace pydiff::simt;
     m.doc() = "CUDA kernels run by the emulator of csrc/simt; docs/simt.md";
     py::register_exception<Fault>(m, "Fault", PyExc_RuntimeError);
-    pydiff::bind_kernels(m);  // the kernels of csrc/cuda
+    pydiff::bind_kernels(m);  // those of csrc/cuda
+    m.def("set_naive", [](bool naive) { pydiff::use_naive = naive; }, py::arg("naive"), "Whether to use the naive kernels.");
     m.def("set_seed", &set_seed, py::arg("seed"));
     m.def("threads", &threads, "CPU threads that a launch may use.");
     m.def("set_threads", &set_threads, py::arg("n"));

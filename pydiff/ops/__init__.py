@@ -1,5 +1,6 @@
 """Every operation, one per line, and the table of operators and methods that a Tensor understands."""
 
+from pydiff.ops import methods
 from pydiff.ops.adamw import adamw, global_norm, squared_norm
 from pydiff.ops.attention import attention
 from pydiff.ops.conv2d import conv2d, linear
@@ -41,7 +42,7 @@ from pydiff.ops.reduction import (
 )
 from pydiff.ops.resample import resample
 from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
-from pydiff.tensor import Tensor
+from pydiff.tensor import Tensor  # noqa: F401 - for whoever writes ops.Tensor
 
 __all__ = [
     "DenoiseStep",
@@ -98,47 +99,4 @@ __all__ = [
     "where",
 ]
 
-
-def _shape_arguments(shape):
-    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-
-
-def _reshape_method(x, *shape, **named):
-    return reshape(x, *(() if named and not shape else (_shape_arguments(shape),)), **named)
-
-
-def _transpose_method(x, *axes, **named):
-    return transpose(x, *((_shape_arguments(axes) or None,) if axes else ()), **named)
-
-
-# tensor.py knows nothing of operations; this is where `x + y` and `x.sum()` get their meaning.
-_METHODS = {
-    "__add__": add,
-    "__radd__": lambda x, y: add(y, x),
-    "__sub__": subtract,
-    "__rsub__": lambda x, y: subtract(y, x),
-    "__mul__": multiply,
-    "__rmul__": lambda x, y: multiply(y, x),
-    "__truediv__": divide,
-    "__rtruediv__": lambda x, y: divide(y, x),
-    "__neg__": negative,
-    "__pow__": power,
-    "__matmul__": matmul,
-    "__rmatmul__": lambda x, y: matmul(y, x),
-    "__getitem__": index,
-    "sum": summation,
-    "mean": mean,
-    "max": maximum,
-    "reshape": _reshape_method,
-    "transpose": _transpose_method,
-}
-
-
-def _method(operation):
-    # `Add.apply` is bound to its class already, so Python would not pass it the tensor: a plain function gets that.
-    return (lambda *args, **options: operation(*args, **options)) if hasattr(operation, "__self__") else operation
-
-
-for _name, _operation in _METHODS.items():
-    setattr(Tensor, _name, _method(_operation))
-Tensor.T = property(transpose)
+methods.attach()  # from here on `x + y` and `x.sum()` have a meaning

@@ -16,7 +16,8 @@
 #include <vector>
 
 #if defined(PYDIFF_CPU)
-#include "../../cpu/check/launchers.h"
+#include "../../cpu/kernels.h"
+#include "../../cpu/parallel.h"
 #else
 #include "../kernels.h"
 #endif
@@ -24,7 +25,11 @@
 namespace pydiff::check {
 
 using Numbers = std::vector<double>;
-constexpr cudaStream_t stream = nullptr;
+
+#if defined(PYDIFF_CPU)
+using bfloat16 = float;         // the only type, also where a check says bfloat16
+inline bool use_naive = false;  // only convolutions have two ways of working
+#endif
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 
@@ -59,7 +64,8 @@ inline void finish() {}
 #if defined(PYDIFF_CPU)
 constexpr bool on_cpu = true;
 inline void poison(void* p, size_t bytes) { std::memset(p, 0xFF, bytes); }
-inline void seed_threads(uint64_t seed) { set_threads(seed % 2 ? 3 : 1); }
+inline int many_threads = 3;
+inline void seed_threads(uint64_t seed) { set_threads(seed % 2 ? many_threads : 1); }
 #else
 constexpr bool on_cpu = false;
 inline void poison(void* p, size_t bytes) { std::memset(p, simt::poison, bytes); }
@@ -112,7 +118,27 @@ private:
     T* data_;
 };
 
-using Workspace = Array<unsigned char>;
+// Calls a launcher with what csrc/kernels.h calls ON_STREAM behind its arguments, and waits. The CPU's have nothing there.
+template <class... Parameters, class... Arguments>
+void launch(void (*launcher)(Parameters...), const Arguments&... arguments) {
+#if defined(PYDIFF_CPU)
+    launcher(arguments...);
+#else
+    launcher(arguments..., nullptr);
+#endif
+    finish();
+}
+// The same with IN_WORKSPACE, of so many bytes.
+template <class... Parameters, class... Arguments>
+void launch_in(size_t bytes, void (*launcher)(Parameters...), const Arguments&... arguments) {
+#if defined(PYDIFF_CPU)
+    (void)bytes;
+    launch(launcher, arguments...);
+#else
+    const Array<unsigned char> workspace(bytes);
+    launch(launcher, arguments..., workspace);
+#endif
+}
 
 // ---- judging -------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,19 @@
 // csrc/cuda/conv2d.cu and csrc/cpu/conv2d.cpp against their equations.
 #include "check.h"
 
+#if defined(PYDIFF_CPU)
+#include "../../cpu/conv2d_methods.h"
+#endif
+
 namespace pydiff::check {
 namespace {
+
+// The CPU's naive way is one without Winograd's algorithm.
+void choose_method() {
+#if defined(PYDIFF_CPU)
+    use_winograd(!use_naive);
+#endif
+}
 
 // visit(index of x, index of w, index of y) for every product of the convolution.
 template <class Visit>
@@ -54,22 +65,21 @@ void check_conv2d(int64_t n, int64_t h, int64_t w, int64_t cin, int64_t k, int64
     const auto label = [&](const char* op) { return name(op, sizeof(T), {n, h, w, cin, k, cout, stride, up}); };
     judge(label("conv2d_forward"), {y}, tolerance<T>, [&] {
         const Array<T> y_(y.size());
-        conv2d_forward<T>(s, x_, weight_, addends, y_, stream);
-        finish();
+        choose_method();
+        launch(conv2d_forward<T>, s, x_, weight_, addends, y_);
         return std::vector<Numbers>{y_.read()};
     });
     judge(label("conv2d_backward_input"), {dx}, tolerance<T>, [&] {
         const Array<T> dx_(dx.size());
-        conv2d_backward_input<T>(s, dy_, weight_, dx_, stream);
-        finish();
+        choose_method();
+        launch(conv2d_backward_input<T>, s, dy_, weight_, dx_);
         return std::vector<Numbers>{dx_.read()};
     });
     judge(label("conv2d_backward_weight"), {dw, addends.bias ? dbias : Numbers{}}, tolerance<T>, [&] {
         const Array<float> dw_(dw.size()), dbias_(addends.bias ? dbias.size() : 0);
-        const Workspace workspace(conv2d_backward_weight_workspace(s));
-        conv2d_backward_weight<T>(s, dy_, x_, dw_, addends.bias ? static_cast<float*>(dbias_) : nullptr, step,
-                                  workspace, stream);
-        finish();
+        choose_method();
+        launch_in(conv2d_backward_weight_workspace(s), conv2d_backward_weight<T>, s, dy_, x_, dw_,
+                  addends.bias ? static_cast<float*>(dbias_) : nullptr, step);
         return std::vector<Numbers>{dw_.read(), dbias_.read()};
     });
 }

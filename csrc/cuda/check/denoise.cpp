@@ -42,15 +42,13 @@ void check_denoise(int64_t n, int64_t size, int64_t k, bool guided, bool noisy, 
     };
     judge(label("denoise_forward"), {x_next, x0_hat}, tolerance<float>, [&] {
         const Array<float> x_next_(n * size, offset), x0_hat_(n * size, offset);
-        denoise_forward<T>(n, size, step, x_, f_, given, noisy ? &noise.key : nullptr, x_next_, x0_hat_, stream);
-        finish();
+        launch(denoise_forward<T>, n, size, step, x_, f_, given, noisy ? &noise.key : nullptr, x_next_, x0_hat_);
         return std::vector<Numbers>{x_next_.read(), x0_hat_.read()};
     });
     judge(label("denoise_backward"), {dx, df}, tolerance<T>, [&] {
         const Array<float> dx_(n * size, offset);
         const Array<T> df_(n * size, offset);
-        denoise_backward<T>(n, size, step, dx_next_, dx0_hat_, x_, f_, given, dx_, df_, stream);
-        finish();
+        launch(denoise_backward<T>, n, size, step, dx_next_, dx0_hat_, x_, f_, given, dx_, df_);
         return std::vector<Numbers>{dx_.read(), df_.read()};
     });
 }

@@ -45,18 +45,14 @@ void check_group_norm(int64_t n, int64_t pixels, int64_t c, int64_t groups, bool
     judge(label("group_norm_forward"), {y, mean, rstd}, tolerance<T>, [&] {
         const Array<T> y_(size);
         const Array<float> mean_(n * groups), rstd_(n * groups);
-        const Workspace workspace(group_norm_workspace(s));
-        group_norm_forward<T>(s, eps, x_, gamma_, beta_, y_, mean_, rstd_, workspace, stream);
-        finish();
+        launch_in(group_norm_workspace(s), group_norm_forward<T>, s, eps, x_, gamma_, beta_, y_, mean_, rstd_);
         return std::vector<Numbers>{y_.read(), mean_.read(), rstd_.read()};
     });
     judge(label("group_norm_backward"), {dx, dgamma, dbeta, silu ? dx_sum : Numbers{}}, tolerance<T>, [&] {
         const Array<T> dx_(size);
         const Array<float> dgamma_(c), dbeta_(c), dx_sum_(silu ? c : 0);
-        const Workspace workspace(group_norm_workspace(s));
-        group_norm_backward<T>(s, dy_, x_, gamma_, beta_, mean_, rstd_, dx_, dgamma_, dbeta_,
-                               silu ? static_cast<float*>(dx_sum_) : nullptr, workspace, stream);
-        finish();
+        launch_in(group_norm_workspace(s), group_norm_backward<T>, s, dy_, x_, gamma_, beta_, mean_, rstd_, dx_,
+                  dgamma_, dbeta_, silu ? static_cast<float*>(dx_sum_) : nullptr);
         return std::vector<Numbers>{dx_.read(), dgamma_.read(), dbeta_.read(), dx_sum_.read()};
     });
 }

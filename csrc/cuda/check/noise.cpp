@@ -27,34 +27,29 @@ void check_noise(int64_t n, int64_t size, size_t offset) {
     const auto label = [&](const char* op) { return name(op, sizeof(T), {n, size, int64_t(offset)}); };
     judge(label("normal"), {noise.eps}, tolerance<T>, [&] {
         const Array<T> eps_(n * size, offset);
-        normal<T>(n, size, key, eps_, stream);
-        finish();
+        launch(normal<T>, n, size, key, eps_);
         return std::vector<Numbers>{eps_.read()};
     });
     for (const bool kept : {false, true})
         judge(label("noise_forward"), {x_t, kept ? noise.eps : Numbers{}}, tolerance<T>, [&] {
             const Array<T> x_t_(n * size, offset), eps_(kept ? n * size : 0);
-            noise_forward<T>(n, size, x0_, alpha_, sigma_, key, x_t_, kept ? static_cast<T*>(eps_) : nullptr, stream);
-            finish();
+            launch(noise_forward<T>, n, size, x0_, alpha_, sigma_, key, x_t_, kept ? static_cast<T*>(eps_) : nullptr);
             return std::vector<Numbers>{x_t_.read(), eps_.read()};
         });
     judge(label("noise_backward"), {dx0}, tolerance<T>, [&] {
         const Array<T> dx0_(n * size, offset);
-        noise_backward<T>(n, size, f_, alpha_, dx0_, stream);
-        finish();
+        launch(noise_backward<T>, n, size, f_, alpha_, dx0_);
         return std::vector<Numbers>{dx0_.read()};
     });
     judge(label("noise_loss_forward"), {loss}, tolerance<T>, [&] {
         const Array<float> loss_(n);
-        const Workspace workspace(noise_loss_workspace(n, size));
-        noise_loss_forward<T>(n, size, f_, x0_, alpha_, sigma_, weight_, key, loss_, workspace, stream);
-        finish();
+        launch_in(noise_loss_workspace(n, size), noise_loss_forward<T>, n, size, f_, x0_, alpha_, sigma_, weight_,
+                  key, loss_);
         return std::vector<Numbers>{loss_.read()};
     });
     judge(label("noise_loss_backward"), {df}, tolerance<T>, [&] {
         const Array<T> df_(n * size, offset);
-        noise_loss_backward<T>(n, size, dloss_, f_, x0_, alpha_, sigma_, weight_, key, df_, stream);
-        finish();
+        launch(noise_loss_backward<T>, n, size, dloss_, f_, x0_, alpha_, sigma_, weight_, key, df_);
         return std::vector<Numbers>{df_.read()};
     });
 }

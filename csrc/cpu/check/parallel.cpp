@@ -1,0 +1,105 @@
+// The pool of csrc/cpu/parallel.cpp: a region waits for its threads and hands on what they throw, and a forked child has
+// a pool of its own. Made so that a fault shows as a wrong result, whatever the threads' order; a race between them is
+// for ThreadSanitizer (cross.py --thread-sanitize).
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <set>
+#include <thread>
+
+#include "../../cuda/check/check.h"
+
+namespace pydiff::check {
+namespace {
+
+void rest() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
+
+// How many threads ran the items of a region, each of which took a while.
+size_t helpers() {
+    std::vector<std::thread::id> ran_on(64);
+    parallel_for(64, 1, [&](int64_t i) {
+        rest();
+        ran_on[i] = std::this_thread::get_id();
+    });
+    return std::set<std::thread::id>(ran_on.begin(), ran_on.end()).size();
+}
+
+void check_waits() {
+    static std::vector<int> done;  // outlives the region, should a thread come late
+    size_t most = 0;
+    for (int round = 0; round < 10; ++round) {
+        set_threads(many_threads);
+        done.assign(64, 0);
+        parallel_for(64, 1, [](int64_t i) {
+            rest();
+            done[i] = 1;
+        });
+        if (std::count(done.begin(), done.end(), 1) != 64) return fail("a region ended before its items");
+        most = std::max(most, helpers());
+    }
+    if (most < 2) fail("no region had the help of another thread");
+}
+
+// What a worker throws; the caller's own items throw nothing.
+void check_exceptions() {
+    int thrown = 0;
+    for (int round = 0; round < 100 && thrown < 3; ++round) {
+        set_threads(many_threads);
+        const auto caller = std::this_thread::get_id();
+        std::atomic<bool> helped{false};
+        try {
+            parallel_for(64, 1, [&](int64_t) {
+                rest();
+                if (std::this_thread::get_id() == caller) return;
+                helped = true;
+                throw std::runtime_error("from a worker");
+            });
+            if (helped) return fail("what a worker threw was lost");
+        } catch (const std::runtime_error& error) {
+            if (std::string(error.what()) != "from a worker") fail(error.what());
+            ++thrown;
+        }
+    }
+    if (thrown < 3) fail("no worker was there to throw");
+}
+
+// Forking is left out under ThreadSanitizer, which cannot follow it, and where an emulator may run this.
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+int child() {
+    alarm(30);  // a lock that the parent held would never be free
+    set_threads(3);
+    size_t most = 0;
+    for (int round = 0; round < 10; ++round) most = std::max(most, helpers());
+    set_threads(2);
+    return most > 1 ? 0 : 1;
+}
+
+void check_fork() {
+    set_threads(3);
+    helpers();  // so that there is a pool
+    std::atomic<bool> over{false};
+    std::thread other([&] {
+        while (!over) helpers();
+    });
+    for (int i = 0; i < 4; ++i) {
+        if (i == 2) {  // twice while another thread is in a region, twice while none is
+            over = true;
+            other.join();
+        }
+        const pid_t pid = fork();
+        if (pid == 0) _exit(child());
+        int status = -1;
+        waitpid(pid, &status, 0);
+        if (status != 0) fail("a forked child " + std::string(WIFEXITED(status) ? "had no threads" : "was stuck"));
+    }
+}
+#else
+void check_fork() {}
+#endif
+
+const Op parallel_op("parallel", {check_waits, check_exceptions, check_fork});
+
+}  // namespace
+}  // namespace pydiff::check

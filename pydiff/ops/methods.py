@@ -1,0 +1,177 @@
+"""What a Tensor can do: operators and methods, made of the operations. tensor.py itself knows none of them.
+
+NumPy's functions reach them, too: np.exp(x), np.sum(x) and `array * x` are operations on the Tensor. Where NumPy would
+make an array of it, a TypeError says what to write instead.
+"""
+
+import numpy as np
+
+from pydiff.ops.elementwise import (
+    absolute,
+    add,
+    clip,
+    divide,
+    exp,
+    log,
+    multiply,
+    negative,
+    power,
+    sqrt,
+    subtract,
+    tanh,
+)
+from pydiff.ops.reduction import matmul, maximum, mean, summation
+from pydiff.ops.shape import index, reshape, transpose
+from pydiff.tensor import Tensor, as_tensor
+
+
+def minimum(x, axis=None, keepdims=False):
+    """The smallest element along an axis, as `max` is the largest."""
+    return negative(maximum(negative(x), axis, keepdims))
+
+
+def variance(x, axis=None, keepdims=False, ddof=0):
+    """mean((x - mean)^2) along an axis; ddof: what is subtracted from the count, 1 for the unbiased estimate."""
+    off = subtract(x, mean(x, axis, True))
+    square = mean(multiply(off, off), axis, keepdims)
+    count = x.size // max(square.size, 1)
+    return square if not ddof else multiply(square, count / (count - ddof))
+
+
+def standard_deviation(x, axis=None, keepdims=False, ddof=0):
+    """Square root of the variance."""
+    return sqrt(variance(x, axis, keepdims, ddof))
+
+
+def product(x, y):
+    """x @ y as NumPy has it, vectors included: they become rows or columns, and the extra axis is taken away again."""
+    x, y = as_tensor(x), as_tensor(y)
+    row, column = x.ndim == 1, y.ndim == 1
+    x = reshape(x, (1, *x.shape)) if row else x
+    y = reshape(y, (*y.shape, 1)) if column else y
+    z = matmul(x, y)
+    shape = z.shape[: -2 if row else -1] if column else (*z.shape[:-2], z.shape[-1]) if row else z.shape
+    return z if shape == z.shape else reshape(z, shape)
+
+
+def exponential(base, x):
+    """base ** x for a positive base."""
+    return exp(multiply(x, np.log(base)))
+
+
+def _shape_arguments(shape):
+    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+
+
+def _reshape_method(x, *shape, **named):
+    return reshape(x, *(() if named and not shape else (_shape_arguments(shape),)), **named)
+
+
+def _transpose_method(x, *axes, **named):
+    return transpose(x, *((_shape_arguments(axes) or None,) if axes else ()), **named)
+
+
+def _compared(name):
+    """A comparison, element by element: a Tensor of truth values, which has no gradient."""
+
+    def compare(x, y):
+        return Tensor(getattr(x.data, name)(y.data if isinstance(y, Tensor) else y))
+
+    return compare
+
+
+def _without_out(operation):
+    """np.sum(x) and its like hand on out=None and dtype=None."""
+
+    def method(x, *options, out=None, dtype=None, **named):
+        if out is not None or dtype is not None:
+            raise TypeError("a Tensor's methods make new tensors of its own dtype; leave out= away, and dtype=")
+        return operation(x, *options, **named)
+
+    return method
+
+
+def _format(x, spec):
+    return format(x.item(), spec) if spec and x.size == 1 else format(str(x), spec)
+
+
+def _no_array(_x, *_arguments, **_options):
+    raise TypeError("NumPy cannot make an array of a Tensor, for its history would be lost; use x.data or x.numpy()")
+
+
+# NumPy's ufuncs that are operations here.
+_UFUNCS = {
+    np.add: add, np.subtract: subtract, np.multiply: multiply, np.true_divide: divide, np.negative: negative,
+    np.power: lambda x, y: power(x, y) if isinstance(x, Tensor) else exponential(x, y), np.matmul: product,
+    np.exp: exp, np.log: log, np.sqrt: sqrt, np.tanh: tanh, np.absolute: absolute,
+    np.less: lambda x, y: as_tensor(x) < y, np.less_equal: lambda x, y: as_tensor(x) <= y,
+    np.greater: lambda x, y: as_tensor(x) > y, np.greater_equal: lambda x, y: as_tensor(x) >= y,
+    np.equal: lambda x, y: as_tensor(x) == y, np.not_equal: lambda x, y: as_tensor(x) != y,
+}  # fmt: skip
+
+
+def _ufunc(_x, ufunc, method, *inputs, **options):
+    if options.get("out"):
+        raise TypeError("an array cannot be changed by a Tensor, for its history would be lost; write a = a + x")
+    if method != "__call__" or options or ufunc not in _UFUNCS:
+        raise TypeError(f"np.{ufunc.__name__} has no derivative here; use an operation of pydiff.ops, or x.data")
+    return _UFUNCS[ufunc](*inputs)
+
+
+_METHODS = {
+    "__add__": add,
+    "__radd__": lambda x, y: add(y, x),
+    "__sub__": subtract,
+    "__rsub__": lambda x, y: subtract(y, x),
+    "__mul__": multiply,
+    "__rmul__": lambda x, y: multiply(y, x),
+    "__truediv__": divide,
+    "__rtruediv__": lambda x, y: divide(y, x),
+    "__neg__": negative,
+    "__abs__": absolute,
+    "__pow__": power,
+    "__rpow__": lambda x, y: exponential(y, x),
+    "__matmul__": product,
+    "__rmatmul__": lambda x, y: product(y, x),
+    "__getitem__": index,
+    "__lt__": _compared("__lt__"),
+    "__le__": _compared("__le__"),
+    "__gt__": _compared("__gt__"),
+    "__ge__": _compared("__ge__"),
+    "__eq__": _compared("__eq__"),
+    "__ne__": _compared("__ne__"),
+    "__hash__": object.__hash__,
+    "__float__": lambda x: float(x.item()),
+    "__int__": lambda x: int(x.item()),
+    "__format__": _format,
+    "__array__": _no_array,
+    "__array_ufunc__": _ufunc,
+    "abs": absolute,
+    "exp": exp,
+    "log": log,
+    "sqrt": sqrt,
+    "clip": clip,
+    "sum": _without_out(summation),
+    "mean": _without_out(mean),
+    "max": _without_out(maximum),
+    "min": _without_out(minimum),
+    "var": _without_out(variance),
+    "std": _without_out(standard_deviation),
+    "argmax": lambda x, axis=None: x.data.argmax(axis),
+    "argmin": lambda x, axis=None: x.data.argmin(axis),
+    "flatten": lambda x: reshape(x, (x.size,)),
+    "reshape": _reshape_method,
+    "transpose": _transpose_method,
+}
+
+
+def _method(operation):
+    # `Add.apply` is bound to its class already, so Python would not pass it the tensor: a plain function gets that.
+    return (lambda *args, **options: operation(*args, **options)) if hasattr(operation, "__self__") else operation
+
+
+def attach():
+    """Gives Tensor its operators and methods."""
+    for name, operation in _METHODS.items():
+        setattr(Tensor, name, _method(operation))
+    Tensor.T = property(transpose)
