@@ -83,11 +83,13 @@ class Conditioning:
     """What kind of condition a model was trained with, and how a user's words become a Condition.
 
     classes: the classes' names, or None. nothing: {name: row} of further arrays, such as the states of a text encoder
-    (T, C), each with the row that says "nothing asked for".
+    (T, C), each with the row that says "nothing asked for". withheld: whether classes were withheld now and then in
+    training, for which the table of class vectors has one row more; without it guidance is not possible.
     """
 
-    def __init__(self, classes: Sequence[str] | None = None, nothing: Mapping = ()):
+    def __init__(self, classes: Sequence[str] | None = None, nothing: Mapping = (), withheld: bool = True):
         self.classes = None if classes is None else list(classes)
+        self.withheld = withheld
         self.nothing = {name: np.asarray(row) for name, row in dict(nothing).items()}
 
     @property
@@ -98,13 +100,14 @@ class Conditioning:
     @property
     def embeddings(self) -> int | None:
         """Rows of a table of class vectors: one for each class and, the last, one for "class withheld"; or None."""
-        return None if self.classes is None else len(self.classes) + 1
+        return None if self.classes is None else len(self.classes) + self.withheld
 
     def rows(self, numbers, labels=None, condition: Mapping | None = None) -> Condition:
         """The condition of the samples with these numbers (N,).
 
-        labels: class numbers (N,); None lets the classes take turns by the samples' numbers. condition: the further
-        arrays by name, (N, ...) each; those left out are null. ValueError, in one sentence, for what does not fit.
+        labels: class numbers or names (N,); None lets the classes take turns by the samples' numbers. condition: the
+        further arrays by name, (N, ...) each; those left out are null. ValueError, in one sentence, for what does not
+        fit.
         """
         n, given = len(numbers), dict(condition or {})
         arrays = self._label_rows(numbers, labels)
@@ -129,7 +132,8 @@ class Conditioning:
         return Condition(arrays | {name: columns[name] for name in self.nothing}, self._null_rows())
 
     def _null_rows(self):
-        return ({} if self.classes is None else {LABELS: np.int64(len(self.classes))}) | self.nothing
+        has_row = self.classes is not None and self.withheld
+        return ({LABELS: np.int64(len(self.classes))} if has_row else {}) | self.nothing
 
     def _label_rows(self, numbers, labels):
         if self.classes is None:
@@ -138,17 +142,29 @@ class Conditioning:
             return {}
         count, n = len(self.classes), len(numbers)
         labels = numbers % count if labels is None else np.asarray(labels)
+        if labels.dtype.kind == "U":
+            labels = np.array([self.number_of(name) for name in labels.ravel()]).reshape(labels.shape)
         if labels.shape != (n,) or labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < count)).all():
             raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels!r}")
         return {LABELS: labels}
 
+    def number_of(self, name: str) -> int:
+        """The class with this name, or with this number where no class is called so. ValueError for neither."""
+        classes = self.classes or []
+        if name in classes:
+            return classes.index(name)
+        if name.isdecimal() and int(name) < len(classes):
+            return int(name)
+        known = ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
+        raise ValueError(f"there is no class {name!r}; choose one of {known} or a number below {len(classes)}")
+
     def to_config(self) -> dict:
         """For JSON; `from_config` of it is an equal conditioning."""
         rows = {name: {"dtype": row.dtype.name, "row": row.tolist()} for name, row in self.nothing.items()}
-        return {"classes": self.classes, "nothing": rows}
+        return {"classes": self.classes, "nothing": rows, "withheld": self.withheld}
 
     @classmethod
     def from_config(cls, config) -> "Conditioning":
         """The conditioning that `to_config` described."""
         rows = {name: np.array(r["row"], r["dtype"]) for name, r in config.get("nothing", {}).items()}
-        return cls(config.get("classes"), rows)
+        return cls(config.get("classes"), rows, config.get("withheld", True))

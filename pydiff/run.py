@@ -6,6 +6,7 @@ by a module below that knows no Run.
 """
 
 import contextlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,10 @@ class Run:
     classes: names of the classes of a conditional model, else None. step: training steps done. directory: the run's
     Path, or None. data_name: what it was trained on. device: where the model is and where it draws, "cpu", "cuda" or
     "simt"; `to` moves it. variance, self_conditioning: see Options. log: a Log, or dicts. pipeline: what draws.
+    notes: sentences on what `load` assumed or passed over.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -103,8 +107,8 @@ class Run:
         self,
         n=16,
         seed=0,
-        sampler="ddim",
-        steps=50,
+        sampler=None,
+        steps=None,
         labels=None,
         guidance=1.0,
         eta=0.0,
@@ -115,11 +119,12 @@ class Run:
     ):
         """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
 
-        sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; steps: how many of the T
-        noise levels to visit, spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential").
+        sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; None is the scheduler
+        that the model came with, or ddim. steps: how many of the T noise levels to visit, 50 if there are so many;
+        spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential").
         eta: fresh noise in ddim and dpm2, 0 to 1.
-        labels: class numbers (n,), for a conditional model; left out, the classes take turns. condition: other arrays
-        that the model was trained with, by name. guidance: how much more than the network says to follow them (Ho &
+        labels: class numbers or names (n,), for a conditional model; left out, the classes take turns. condition: other
+        arrays that the model was trained with, by name. guidance: how much more than the network says to follow them (Ho &
         Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma / alpha where that is done; rescale: 0 to
         1, how far contrast is brought back. batch_size: drawn at a time, 64. progress: True shows a bar.
         device: None for where the model is; "cpu", "cuda" or "simt" move it there first, to stay.
@@ -133,8 +138,8 @@ class Run:
         self,
         n=16,
         seed=0,
-        sampler="ddim",
-        steps=50,
+        sampler=None,
+        steps=None,
         labels=None,
         guidance=1.0,
         eta=0.0,
@@ -181,10 +186,14 @@ class Run:
             options["asked"] = self.conditioning.rows(numbers, **words)
         return options
 
-    def save(self, directory):
-        """Writes the model as a folder that pydiff.load and diffusers' UNet2DModel.from_pretrained open."""
+    def save(self, directory, dtype=None):
+        """Writes the model as a folder that pydiff.load and diffusers' DDPMPipeline.from_pretrained open.
+
+        dtype: of the weights in the file, "float16" or "bfloat16" for half the size; None keeps them as they are.
+        Returns a list of sentences on what diffusers cannot do with it, which is mostly empty; docs/folders.md.
+        """
         history = {"options": self.options, "data": self.data_name, "step": self.step}
-        pipeline_folder.save(directory, self.pipeline, history)
+        return pipeline_folder.save(directory, self.pipeline, history, dtype)
 
     def report(self, directory=None, **options):
         """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path."""
@@ -205,11 +214,18 @@ class Run:
         return f"Run({self.name!r}, {self.step} steps on {self.data_name!r}, {self.parameters:,} parameters)"
 
 
-def load(directory):
+def load(directory, **wishes):
     """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run.
 
-    FileNotFoundError or CheckpointError, in one sentence, if it is neither or damaged.
+    What is drawn without naming a sampler is drawn by the scheduler in the folder. Keywords, where the folder does not
+    say or something else is wished for: scheduler (a configuration, a path to one, or the name of a class, such as
+    "DDIMScheduler"); prediction ("eps", "x0", "v"); size (a side or (height, width), in pixels); variant ("fp16": of
+    the weights); classes (names); self_conditioning (True). What was assumed or passed over is said on the logger
+    "pydiff", which prints on standard error if nobody listens, and is in `notes`.
+
+    FileNotFoundError or CheckpointError, in one sentence, if it is none or damaged. docs/folders.md lists what opens.
     """
+    wishes = pipeline_folder.Wishes(**wishes)
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
@@ -217,8 +233,8 @@ def load(directory):
     folder = directory / "model" if is_run else directory
     if is_run and not checkpoint.holds_model(folder):
         raise FileNotFoundError(f"{directory} holds no finished model yet; train it to the end first")
-    pipeline, history = pipeline_folder.load(folder)
-    return Run.of_pipeline(
+    pipeline, history, notes = pipeline_folder.load(folder, wishes)
+    run = Run.of_pipeline(
         pipeline,
         history.get("options", {}),
         data_name=history.get("data", ""),
@@ -226,6 +242,10 @@ def load(directory):
         directory=directory if is_run else None,
         log=RunDirectory(directory).log if is_run else (),
     )
+    run.notes = tuple(notes)
+    for note in notes:
+        logging.getLogger("pydiff").warning("%s", note)
+    return run
 
 
 @backend.trimmed()

@@ -49,7 +49,7 @@ def theirs(diffusers, config, steps, options, mu=None):
     if original is not None:
         module.randn_tensor = lambda *_, **__: to_torch(recorded(len(calls)))
     x = to_torch(start() * float(getattr(scheduler, "init_noise_sigma", 1.0)))
-    takes_noise = "eta" in options and options["eta"] > 0
+    takes_noise = "DDIM" in config["_class_name"] and options.get("eta", 0) > 0
     try:
         for t in scheduler.timesteps:
             seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x

@@ -19,7 +19,7 @@ import numpy as np
 
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.walk import SamplerState
-from pydiff.formats.diffusers.scheduler import edm, flow, k_diffusion, solvers, variance_preserving
+from pydiff.formats.diffusers.scheduler import consistency, edm, flow, k_diffusion, others, solvers, variance_preserving
 from pydiff.formats.diffusers.scheduler.plan import Plan
 
 SCHEDULERS: dict[str, tuple[Callable[..., Plan], dict]] = {
@@ -28,6 +28,8 @@ SCHEDULERS: dict[str, tuple[Callable[..., Plan], dict]] = {
     **solvers.SCHEDULERS,
     **edm.SCHEDULERS,
     **flow.SCHEDULERS,
+    **consistency.SCHEDULERS,
+    **others.SCHEDULERS,
 }
 
 
@@ -51,7 +53,11 @@ class DiffusersScheduler:
         options: those of `walk` (seed, sample, noise, guidance, ..), and what diffusers takes in `step`: eta for DDIM,
         order for LMS.
         """
-        return self.plan.sample(model, x, self.process, **{**self.plan.options, **options})
+        try:
+            return self.plan.sample(model, x, self.process, **{**self.plan.options, **options})
+        except TypeError as error:
+            wrong = str(error).rpartition("argument ")[2]
+            raise TypeError(f"this scheduler has no option {wrong}; name a sampler that has it") from error
 
     def add_noise(self, x0, eps, t):
         """x0 (N, ...) with noise eps of the level of t (N,): of `timesteps`, or any t for DDPM, DDIM and PNDM."""
