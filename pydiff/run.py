@@ -6,7 +6,6 @@ by a module below that knows no Run.
 """
 
 import contextlib
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +123,8 @@ class Run:
         spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential").
         eta: fresh noise in ddim and dpm2, 0 to 1.
         labels: class numbers or names (n,), for a conditional model; left out, the classes take turns. condition: other
-        arrays that the model was trained with, by name. guidance: how much more than the network says to follow them (Ho &
-        Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma / alpha where that is done; rescale: 0 to
+        arrays that the model was trained with, by name. guidance: how much more than the network says to follow them
+        (Ho & Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma / alpha where that is done; rescale: 0 to
         1, how far contrast is brought back. batch_size: drawn at a time, 64. progress: True shows a bar.
         device: None for where the model is; "cpu", "cuda" or "simt" move it there first, to stay.
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
@@ -217,11 +216,10 @@ class Run:
 def load(directory, **wishes):
     """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run.
 
-    What is drawn without naming a sampler is drawn by the scheduler in the folder. Keywords, where the folder does not
-    say or something else is wished for: scheduler (a configuration, a path to one, or the name of a class, such as
-    "DDIMScheduler"); prediction ("eps", "x0", "v"); size (a side or (height, width), in pixels); variant ("fp16": of
-    the weights); classes (names); self_conditioning (True). What was assumed or passed over is said on the logger
-    "pydiff", which prints on standard error if nobody listens, and is in `notes`.
+    Without naming a sampler, the scheduler in the folder draws. wishes: what the folder does not say, or should have
+    said: scheduler (a configuration, a path to one, or a class's name, "DDIMScheduler"), prediction ("eps", "x0", "v"),
+    size (a side or (height, width)), variant ("fp16": of the weights), classes (names), self_conditioning. What was
+    assumed or passed over goes to the logger "pydiff", which prints it where nobody listens, and is in `notes`.
 
     FileNotFoundError or CheckpointError, in one sentence, if it is none or damaged. docs/folders.md lists what opens.
     """
@@ -234,17 +232,10 @@ def load(directory, **wishes):
     if is_run and not checkpoint.holds_model(folder):
         raise FileNotFoundError(f"{directory} holds no finished model yet; train it to the end first")
     pipeline, history, notes = pipeline_folder.load(folder, wishes)
-    run = Run.of_pipeline(
-        pipeline,
-        history.get("options", {}),
-        data_name=history.get("data", ""),
-        step=history.get("step", 0),
-        directory=directory if is_run else None,
-        log=RunDirectory(directory).log if is_run else (),
-    )
+    beside = {"directory": directory, "log": RunDirectory(directory).log} if is_run else {}
+    beside |= {"data_name": history.get("data", ""), "step": history.get("step", 0)}
+    run = Run.of_pipeline(pipeline, history.get("options", {}), **beside)
     run.notes = tuple(notes)
-    for note in notes:
-        logging.getLogger("pydiff").warning("%s", note)
     return run
 
 

@@ -121,9 +121,16 @@ MAY_IMPORT = {
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
     "formats.safetensors": "",
-    "store": "backend formats.safetensors",
-    "formats.diffusers.scheduler": "diffusion",
-    "formats.diffusers.pipeline": "codec condition diffusion models pipeline store",
+    "formats.files": "formats.safetensors",
+    "formats.pytorch": "formats.safetensors formats.files",
+    "formats.weights": "formats.safetensors formats.files formats.pytorch",
+    "formats.schema": "formats.safetensors",
+    "store": "backend formats.safetensors formats.files",
+    "formats.diffusers.scheduler": "codec diffusion formats.safetensors formats.schema",
+    "formats.diffusers.folder": "formats.safetensors formats.files",
+    "formats.diffusers.unet": "models nn formats.safetensors formats.schema",
+    "formats.diffusers.pipeline": "codec condition diffusion models pipeline store formats.safetensors formats.weights "
+    "formats.diffusers.folder formats.diffusers.unet formats.diffusers.scheduler",
     "formats": "",
     "training.interrupt": "",
     "training.config": "diffusion models",
@@ -186,14 +193,15 @@ def test_compiled_modules_are_named_by_the_backend_only():
 # (more samplers, formats, evaluation) lives beside these floors, not in them.
 FLOORS = {
     "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", "ops/*.py"], 1300),
-    "network": (["nn.py", "optim.py", "models/*.py"], 560),
+    # 560 before the activations and time embeddings that checkpoints of others ask for
+    "network": (["nn.py", "optim.py", "models/*.py"], 650),
     "process": (
         [
             "condition.py", "codec.py", "diffusion/table.py", "diffusion/schedule.py", "diffusion/path.py",
             "diffusion/prediction.py", "diffusion/process.py", "diffusion/samplers/plain.py",
             "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py",
         ],
-        760,
+        770,
     ),
     "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 560),
 }  # fmt: skip

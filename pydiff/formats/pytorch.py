@@ -166,7 +166,7 @@ def _weight(file, source, name, tensor, root, entries) -> Weight:
         if not count:
             return np.zeros(tensor.shape, np.float32 if dtype.char in "eH" else dtype)
         flat = file.read(begin + tensor.offset * dtype.itemsize, (last + 1 - tensor.offset) * dtype.itemsize)
-        if dtype == bool and flat.max() > 1:
+        if dtype.kind == "b" and flat.max() > 1:
             raise damaged(source, f"the boolean tensor {name!a:.60} holds the byte {flat.max()}")
         steps = [step * dtype.itemsize for step in tensor.strides]
         array = np.lib.stride_tricks.as_strided(flat.view(dtype), tensor.shape, steps)
@@ -178,7 +178,7 @@ def _weight(file, source, name, tensor, root, entries) -> Weight:
 
 
 class Machine:
-    """The instructions of a pickled state dict, on plain values: dicts, lists, tuples, numbers, text, and what is above.
+    """The instructions of a pickled state dict, on plain values: dicts, lists, tuples, numbers, text, what is above.
 
     source: for messages. CheckpointError for every instruction and every name beyond those.
     """
@@ -218,7 +218,9 @@ class Machine:
         elif (method := getattr(self, f"_{opcode.lower()}", None)) is not None and opcode in CARRIED_OUT:
             method(argument)
         else:
-            raise CheckpointError(f"{self.source} has the instruction {opcode}, which no state dict needs: use another.")
+            raise CheckpointError(
+                f"{self.source} has the instruction {opcode}, which no state dict needs: use another."
+            )
 
     def _pop(self):
         value = self.stack.pop()

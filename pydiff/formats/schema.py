@@ -1,7 +1,7 @@
 """What may stand in a configuration from elsewhere: a rule for every option, applied before anything is built.
 
-    rules = {"layers_per_block": whole(1, 256), "act_fn": one_of("silu", "gelu"), "norm_eps": number(0, 1)}
-    config, unknown = checked(config, rules, "unet/config.json")
+rules = {"layers_per_block": whole(1, 256), "act_fn": one_of("silu", "gelu"), "norm_eps": number(0, 1)}
+config, unknown = checked(config, rules, "unet/config.json")
 """
 
 import math

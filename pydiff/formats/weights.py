@@ -1,12 +1,12 @@
 """The weights of a network in a folder, under any of the names that diffusers gives such files.
 
-    diffusion_pytorch_model.safetensors                     one file
-    diffusion_pytorch_model.fp16.safetensors                of a variant: "fp16", "ema", ..
-    diffusion_pytorch_model-00001-of-00002.safetensors ..   shards, which ..safetensors.index[.fp16].json lists
-    diffusion_pytorch_model.bin, diffusion_model.pt         PyTorch's own, see pytorch.py
+diffusion_pytorch_model.safetensors                     one file
+diffusion_pytorch_model.fp16.safetensors                of a variant: "fp16", "ema", ..
+diffusion_pytorch_model-00001-of-00002.safetensors ..   shards, which ..safetensors.index[.fp16].json lists
+diffusion_pytorch_model.bin, diffusion_model.pt         PyTorch's own, see pytorch.py
 
-    with weights.open_folder("unet") as found:
-        found.weights, found.taken, found.others
+with weights.open_folder("unet") as found:
+    found.weights, found.taken, found.others
 """
 
 import contextlib

@@ -70,10 +70,10 @@ class UNet2D(Module):
     layers_per_block: residual blocks a level. down_block_types, up_block_types: a name a level, with attention or not.
     attention_head_dim: channels of a head (None: one head). norm_num_groups: groups of every normalisation.
     resnet_time_scale_shift: "default" (added) or "scale_shift". downsample_type, upsample_type: "conv" or "resnet", for
-    the blocks with attention. act_fn: a name in ACTIVATIONS. num_class_embeds: number of
-    classes, if any; class_embed_type: None for these, "timestep" for numbers, "identity" for vectors (temb_dim,).
-    time_embedding_type: "positional"; "learned", a table of num_train_timesteps; "fourier", of noise levels, by which
-    the answer is then divided. seed: of the initial weights.
+    the blocks with attention. act_fn: a name in ACTIVATIONS. num_class_embeds: number of classes, if any;
+    class_embed_type: None for these, "timestep" for numbers, "identity" for vectors (temb_dim,). time_embedding_type:
+    "positional"; "learned", a table of num_train_timesteps; "fourier", of noise levels, by which the answer is then
+    divided. seed: of the initial weights.
     """
 
     def __init__(
@@ -196,7 +196,8 @@ class UNet2D(Module):
         """What t and class_labels are for the body: Tensors by name for pictures `like` (N, ..), as floating as they.
 
         step: what the time embedding takes, (N, D). label, if there are classes: the same of them, or a row
-        (N, temb_dim) of the table of classes, or they themselves. level: t (N, 1, 1, 1), if the answer is divided by it.
+        (N, temb_dim) of the table of classes, or they themselves. level: t (N, 1, 1, 1), if the answer is divided
+        by it.
         """
         if self.told_classes != (class_labels is not None):
             has, given = ("a", "are missing") if self.told_classes else ("no", "were given")
@@ -209,14 +210,14 @@ class UNet2D(Module):
             return made
         kind = self.config["class_embed_type"]
         if kind == "timestep":
-            return {**made, "label": self._numbers(to_host(class_labels), like, "class labels")}
+            return {**made, "label": self._numbers(to_host(class_labels), like, "classes")}
         if kind == "identity":
             vectors = as_tensor(array_module(like).asarray(class_labels, like.dtype))
             if vectors.shape != (len(like), self.time_embedding.linear_2.weight.shape[1]):
                 expected = (len(like), self.time_embedding.linear_2.weight.shape[1])
                 raise ValueError(f"this model takes class vectors {expected}, got {vectors.shape}")
             return {**made, "label": vectors}
-        return {**made, "label": self.class_embedding(_for_each(class_labels, len(like), "class labels"))}
+        return {**made, "label": self.class_embedding(_for_each(class_labels, len(like), "classes"))}
 
     def body(self, x, step, label=None, level=None):
         """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""

@@ -235,7 +235,9 @@ def open_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS
         config = tensorfile.parse_json(texts[CONFIG].tobytes(), source)
         found, known = config.get("_class_name"), list(known)
         if found not in known:
-            raise CheckpointError(f"{source} is for the class {found!a:.60}, expected {' or '.join(known)}: use another.")
+            raise CheckpointError(
+                f"{source} is for the class {found!a:.60}, expected {' or '.join(known)}: use another."
+            )
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         weights = tensorfile.contents(file, file.path)
         extra = info.get("extra")

@@ -1,8 +1,8 @@
 """Where in a folder that diffusers wrote the parts are: whole pipelines, bare models, the flat folders of 2022.
 
-    pipeline/   model_index.json, unet/config.json and weights, scheduler/scheduler_config.json
-    flat/       model_index.json, config.json and weights, scheduler_config.json
-    unet/       config.json and weights; the scheduler is looked for in ../scheduler
+pipeline/   model_index.json, unet/config.json and weights, scheduler/scheduler_config.json
+flat/       model_index.json, config.json and weights, scheduler_config.json
+unet/       config.json and weights; the scheduler is looked for in ../scheduler
 """
 
 import os
@@ -15,13 +15,16 @@ from pydiff.formats.safetensors import MAX_HEADER, CheckpointError, parse_json
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 UNUSED = ("safety_checker", "feature_extractor")  # of components: they look at finished images
-PIPELINE_SCHEDULERS = {"DDIMPipeline": "DDIMScheduler", "PNDMPipeline": "PNDMScheduler"}  # made from any other's numbers
+PIPELINE_SCHEDULERS = {
+    "DDIMPipeline": "DDIMScheduler",
+    "PNDMPipeline": "PNDMScheduler",
+}  # made from any other's numbers
 
 
 class Parts(NamedTuple):
     """unet: the folder of the network, with the names in it. unet_class, scheduler_class: what model_index.json says,
     or None. config, scheduler: contents of the JSON files, with their paths; scheduler is None where there is none.
-    labels: names of classes, or None. notes: sentences on what was found strange.
+    class_names: names of classes, or None. notes: sentences on what was found strange.
     """
 
     unet: Path
@@ -30,7 +33,7 @@ class Parts(NamedTuple):
     config: tuple[dict, Path]
     scheduler: tuple[dict, Path] | None
     scheduler_class: str | None
-    labels: list[str] | None
+    class_names: list[str] | None
     notes: list[str]
 
 
@@ -55,7 +58,9 @@ def read_parts(directory: Path) -> Parts:
         raise CheckpointError(f"{directory} holds {sorted(names)!a:.200}, expected {expected}: complete the folder.")
     names = _names(unet)
     if CONFIG not in names:
-        raise CheckpointError(f"{unet} holds {sorted(names)!a:.200}, expected {CONFIG} and weights: complete the folder.")
+        raise CheckpointError(
+            f"{unet} holds {sorted(names)!a:.200}, expected {CONFIG} and weights: complete the folder."
+        )
     found = (read_json(scheduler), scheduler) if os.path.exists(scheduler) else None
     notes = []
     if found and (wanted := PIPELINE_SCHEDULERS.get(index.get("_class_name"))):
@@ -64,7 +69,7 @@ def read_parts(directory: Path) -> Parts:
             notes.append(f"{directory} is a {index['_class_name']}, which draws with {wanted} in place of {was!a:.60}")
             found = ({**found[0], "_class_name": wanted}, scheduler)
     config = (read_json(unet / CONFIG), unet / CONFIG)
-    return Parts(unet, names, unet_class, config, found, scheduler_class, _labels(index), notes)
+    return Parts(unet, names, unet_class, config, found, scheduler_class, _class_names(index), notes)
 
 
 def _classes(index: Mapping, source: Path) -> tuple[str | None, str | None]:
@@ -78,7 +83,9 @@ def _classes(index: Mapping, source: Path) -> tuple[str | None, str | None]:
     others = sorted(parts.keys() - {"unet", "scheduler"})
     if others:
         kinds = ", ".join(f"{name} ({str(parts[name])[:60]})" for name in others)
-        raise CheckpointError(f"{source} needs {kinds!a:.200}, which pydiff does not have: use a pipeline of one U-Net.")
+        raise CheckpointError(
+            f"{source} needs {kinds!a:.200}, which pydiff does not have: use a pipeline of one U-Net."
+        )
     if index and "unet" not in parts:
         raise CheckpointError(f"{source} names no unet, expected one: use a pipeline of one U-Net.")
     classes = parts.get("unet"), parts.get("scheduler")
@@ -87,7 +94,7 @@ def _classes(index: Mapping, source: Path) -> tuple[str | None, str | None]:
     return classes
 
 
-def _labels(index: Mapping) -> list[str] | None:
+def _class_names(index: Mapping) -> list[str] | None:
     """Names of classes, as class-conditional pipelines of diffusers keep them: {"0": "tench, Tinca tinca", ..}."""
     table = index.get("id2label")
     if not isinstance(table, dict) or not table:

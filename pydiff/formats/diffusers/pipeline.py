@@ -6,6 +6,7 @@ network says what it was trained for. Where that is missing, it is said (`notes`
 without a word. docs/folders.md lists what opens and what is refused.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -104,7 +105,9 @@ def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None)
 
 def _scheduler_to_write(pipeline) -> Written:
     if name_of(pipeline.model) != CLASS:
-        return Written(None, None, f"diffusers has no class {name_of(pipeline.model)}, so that it cannot open this model")
+        return Written(
+            None, None, f"diffusers has no class {name_of(pipeline.model)}, so that it cannot open this model"
+        )
     if pipeline.self_conditioning:
         return Written(None, None, "diffusers has no self-conditioning, so that it opens the network alone")
     if pipeline.scheduler is not None:
@@ -113,7 +116,9 @@ def _scheduler_to_write(pipeline) -> Written:
     written = scheduler_of(pipeline.process, pipeline.variance, pipeline.codec.limits)
     if not isinstance(pipeline.codec, Pixels):
         kind = pipeline.codec.kind
-        return Written(written.config, None, f"diffusers has no pipeline for the codec {kind!r}, so that it opens parts")
+        return Written(
+            written.config, None, f"diffusers has no pipeline for the codec {kind!r}, so that it opens parts"
+        )
     return written
 
 
@@ -124,11 +129,22 @@ def _is_finite(value) -> bool:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load(directory, wishes: Wishes = Wishes()) -> Loaded:
-    """What is in such a folder. CheckpointError, in one sentence, for one that is damaged, unknown or incomplete."""
+NOTHING = Wishes()
+
+
+def load(directory, wishes: Wishes = NOTHING) -> Loaded:
+    """What is in such a folder; its notes are logged too.
+
+    CheckpointError, in one sentence, for a folder that is damaged, unknown or incomplete.
+    """
     directory = Path(directory)
-    if checkpoint.is_ours(directory):
-        return _load_ours(directory, wishes)
+    loaded = (_load_ours if checkpoint.is_ours(directory) else _load_theirs)(directory, wishes)
+    for note in loaded.notes:
+        logging.getLogger("pydiff").warning("%s", note)
+    return loaded
+
+
+def _load_theirs(directory, wishes) -> Loaded:
     parts = folder.read_parts(directory)
     notes = list(parts.notes)
     checked = read_unet_config(*parts.config, known_class=parts.unet_class)
@@ -140,7 +156,7 @@ def load(directory, wishes: Wishes = Wishes()) -> Loaded:
         model = read_model(checked, found.weights, parts.config[1])
     model.config["sample_size"] = _size(shape)
     scheduler, said = _scheduler(parts.scheduler, parts.scheduler_class, wishes, directory)
-    conditioning, about = _conditioning(model, parts.labels, wishes, parts.config[1])
+    conditioning, about = _conditioning(model, parts.class_names, wishes, parts.config[1])
     process = Process(schedule_from_config(ASSUMED), "eps") if scheduler is None else scheduler.process
     pipeline = Pipeline(model, process, Pixels(shape), conditioning, scheduler=scheduler, **kind)
     return Loaded(pipeline, {}, [*checked.notes, *notes, *said, *about])
@@ -268,13 +284,15 @@ def _given(scheduler) -> tuple[dict, object]:
     return folder.read_json(path), path
 
 
-def _conditioning(model, labels, wishes, source) -> tuple[Conditioning, list[str]]:
+def _conditioning(model, class_names, wishes, source) -> tuple[Conditioning, list[str]]:
     """What the network is told besides: classes by number and name, or numbers or vectors that it takes as they are."""
     config = model.config
     kind, count = config.get("class_embed_type"), config.get("num_class_embeds")
     if kind == "identity":
         width = model.time_embedding.linear_2.weight.shape[1]
-        note = f"{source} takes vectors ({width},) in place of classes, 0 if none are given: condition={{{LABELS!r}: ..}}"
+        note = (
+            f"{source} takes vectors ({width},) in place of classes, 0 if none are given: condition={{{LABELS!r}: ..}}"
+        )
         return Conditioning(nothing={LABELS: np.zeros(width, np.float32)}), [note]
     if kind == "timestep":
         note = f"{source} takes numbers in place of classes, 0 if none are given: condition={{{LABELS!r}: ..}}"
@@ -283,7 +301,7 @@ def _conditioning(model, labels, wishes, source) -> tuple[Conditioning, list[str
         if wishes.classes is not None:
             raise CheckpointError(f"{source} is of a network without classes, and names of classes were given.")
         return Conditioning(), []
-    names = labels if wishes.classes is None else [str(name) for name in wishes.classes]
+    names = class_names if wishes.classes is None else [str(name) for name in wishes.classes]
     if names is not None and len(names) != count:
         raise CheckpointError(f"{source} has {count} classes, and there are names for {len(names)}: give {count}.")
     return Conditioning(names or [str(i) for i in range(count)], withheld=False), []

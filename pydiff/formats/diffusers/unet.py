@@ -100,10 +100,14 @@ def read_config(config: Mapping, source: Path, known_class: str | None = None) -
             config[option] = [name.removeprefix("UNetRes") for name in config[option]]
             unbuilt = next((name for name in config[option] if name.startswith(NOT_BUILT)), None)
             if unbuilt is not None:
-                raise CheckpointError(f"{source} asks for {unbuilt[:60]}, a block that pydiff does not have: use another.")
+                raise CheckpointError(
+                    f"{source} asks for {unbuilt[:60]}, a block that pydiff does not have: use another."
+                )
     config, unknown = checked(config, RULES, source)
     if unknown:
-        notes.append(f"{source} has options that {CLASS} does not know, and they are ignored: {', '.join(unknown):.200}")
+        notes.append(
+            f"{source} has options that {CLASS} does not know, and they are ignored: {', '.join(unknown):.200}"
+        )
     return Checked(CLASS, config, notes)
 
 

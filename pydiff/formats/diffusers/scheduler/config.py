@@ -1,4 +1,4 @@
-"""scheduler_config.json as it is found: of which class, with which options in range, and what old versions called them."""
+"""scheduler_config.json as it is found: its class, its options, each in range, and what old versions called them."""
 
 import math
 from collections.abc import Mapping

@@ -1,12 +1,13 @@
 """Consistency models (Song et al. 2023) and their latent kin, LCM and TCD: a few steps, each to x0-hat and back.
 
-    x0-hat = c_skip(t) x + c_out(t) F,   then noised again to the next level (their algorithm 1)
+x0-hat = c_skip(t) x + c_out(t) F,   then noised again to the next level (their algorithm 1)
 """
 
 import math
 
 import numpy as np
 
+from pydiff.codec import PIXEL_RANGE
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.walk import Stage, walk
 from pydiff.diffusion.schedule import schedule
@@ -27,11 +28,11 @@ class ConsistencyProcess(Process):
         """c_in."""
         return 1.0 / np.hypot(sigma / alpha, self.sigma_data) / alpha
 
-    def network_time(self, t, alpha, sigma):
+    def network_time(self, _t, alpha, sigma):
         """250 log sigma."""
         return 250.0 * np.log(sigma / alpha + 1e-44)
 
-    def x0_coefficients(self, alpha, sigma):
+    def x0_coefficients(self, _alpha, sigma):
         """(c_skip, c_out), for alpha = 1."""
         away, total = sigma - self.schedule.sigma[0], np.hypot(sigma, self.sigma_data)
         return self.sigma_data**2 / (away**2 + self.sigma_data**2), away * self.sigma_data / total
@@ -59,7 +60,7 @@ def multistep(config, steps, timesteps=None, **_):
     def sample(model, x, process, **options):
         return walk(model, x, process, made, **options)
 
-    clip = {"clip": (-1.0, 1.0) if config["clip_denoised"] else None}
+    clip = {"clip": PIXEL_RANGE if config["clip_denoised"] else None}
     return Plan(process, t, sigma, high, sample, clip, level_by_index(t, np.ones(len(t)), sigma))
 
 

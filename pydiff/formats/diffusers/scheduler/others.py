@@ -17,19 +17,19 @@ class KarrasVeProcess(Process):
     The network is handed x, and whoever wraps it makes (x + 1) / 2.
     """
 
-    def scale(self, alpha, sigma):
+    def scale(self, _alpha, sigma):
         """1: alpha is 1 throughout."""
         return np.ones_like(sigma)
 
-    def network_time(self, t, alpha, sigma):
+    def network_time(self, _t, _alpha, sigma):
         """sigma / 2."""
         return sigma / 2.0
 
-    def x0_coefficients(self, alpha, sigma):
+    def x0_coefficients(self, _alpha, sigma):
         """(1, sigma^2 / 2)."""
         return 1.0, sigma**2 / 2.0
 
-    def eps_coefficients(self, alpha, sigma):
+    def eps_coefficients(self, _alpha, sigma):
         """(0, -sigma / 2)."""
         return 0.0, -sigma / 2.0
 
@@ -40,7 +40,7 @@ class KarrasVeProcess(Process):
 
 
 def karras_ve(config, steps, **_):
-    """KarrasVeScheduler: Heun in sigma with churn (Karras et al. 2022, algorithm 2), on the levels that diffusers takes:
+    """KarrasVeScheduler: Heun in sigma with churn (Karras et al. 2022, algorithm 2), on the levels that diffusers has:
     what it calls sigma runs from sigma_max^2 to sigma_min^2.
     """
     low, high = config["sigma_min"], config["sigma_max"]

@@ -68,5 +68,7 @@ def with_prediction(config: dict, prediction: str) -> dict:
     ours = {ours: theirs for theirs, ours in reversed(PREDICTION_TYPES.items())}
     word = ours.get(prediction, prediction)
     if word not in PREDICTION_TYPES:
-        raise ValueError(f"there is no prediction {prediction!r}; choose one of {', '.join([*ours, *PREDICTION_TYPES])}")
+        raise ValueError(
+            f"there is no prediction {prediction!r}; choose one of {', '.join([*ours, *PREDICTION_TYPES])}"
+        )
     return {**config, "prediction_type": word}

@@ -1,10 +1,10 @@
 """A process of ours as a diffusers scheduler, so that diffusers draws from a saved model as it was trained.
 
-    process                                                     scheduler
-    alpha^2 + sigma^2 = 1, prediction eps, x0 or v              DDPMScheduler, by name of the betas or with all of them
-    flow, prediction flow                                       FlowMatchEulerDiscreteScheduler
-    levels of Karras et al. 2022, prediction edm or edm_v       EDMEulerScheduler
-    anything else                                               none
+process                                                     scheduler
+alpha^2 + sigma^2 = 1, prediction eps, x0 or v              DDPMScheduler, by name of the betas or with all of them
+flow, prediction flow                                       FlowMatchEulerDiscreteScheduler
+levels of Karras et al. 2022, prediction edm or edm_v       EDMEulerScheduler
+anything else                                               none
 """
 
 from typing import NamedTuple
@@ -51,8 +51,8 @@ def scheduler_of(process: Process, variance: str = "fixed", limits: tuple[float,
             "shift": float(table.options.get("shift", 1.0)),
         }
         note = (
-            "diffusers' FlowMatchEulerDiscreteScheduler tells the network t + 1 where it was trained with t, so that its "
-            "images differ slightly from pydiff's"
+            "diffusers' FlowMatchEulerDiscreteScheduler tells the network t + 1 where it was trained with t, so that "
+            "its images differ slightly from pydiff's"
         )
         return Written(config, DDPM_PIPELINE, note)
     if table.name == "edm" and prediction in ("edm", "edm_v") and table.options is not None:
@@ -72,8 +72,8 @@ def scheduler_of(process: Process, variance: str = "fixed", limits: tuple[float,
     return Written(
         None,
         None,
-        f"diffusers has no scheduler for the schedule {table.name!r} with prediction {prediction!r}, so that it opens the "
-        "network alone",
+        f"diffusers has no scheduler for the schedule {table.name!r} with prediction {prediction!r}, so that it opens "
+        "the network alone",
     )
 
 
