@@ -143,7 +143,7 @@ class Conditioning:
         count, n = len(self.classes), len(numbers)
         labels = numbers % count if labels is None else np.asarray(labels)
         if labels.dtype.kind == "U":
-            labels = np.array([self.number_of(name) for name in labels.ravel()]).reshape(labels.shape)
+            labels = np.array([self.number_of(str(name)) for name in labels.ravel()]).reshape(labels.shape)
         if labels.shape != (n,) or labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < count)).all():
             raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels!r}")
         return {LABELS: labels}

@@ -15,10 +15,12 @@ from pydiff.formats.safetensors import MAX_HEADER, CheckpointError, parse_json
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 UNUSED = ("safety_checker", "feature_extractor")  # of components: they look at finished images
-PIPELINE_SCHEDULERS = {
-    "DDIMPipeline": "DDIMScheduler",
-    "PNDMPipeline": "PNDMScheduler",
-}  # made from any other's numbers
+CONVERTED = {"DDIMPipeline": "DDIMScheduler", "PNDMPipeline": "PNDMScheduler"}  # these make it of any other's numbers
+IMPLIED = {  # diffusers leaves out what it calls deprecated, so that the pipeline alone says which scheduler it was
+    **CONVERTED,
+    "KarrasVePipeline": "KarrasVeScheduler",
+    "ConsistencyModelPipeline": "CMStochasticIterativeScheduler",
+}
 
 
 class Parts(NamedTuple):
@@ -62,11 +64,17 @@ def read_parts(directory: Path) -> Parts:
             f"{unet} holds {sorted(names)!a:.200}, expected {CONFIG} and weights: complete the folder."
         )
     found = (read_json(scheduler), scheduler) if os.path.exists(scheduler) else None
-    notes = []
-    if found and (wanted := PIPELINE_SCHEDULERS.get(index.get("_class_name"))):
+    notes, kind = [], str(index.get("_class_name"))
+    if found is None and kind in IMPLIED:
+        notes.append(
+            f"{directory} is a {kind} without a scheduler, so it is drawn by {IMPLIED[kind]} with its usual numbers; if "
+            "others were used in training, give scheduler= (--scheduler)"
+        )
+        found = ({"_class_name": IMPLIED[kind]}, directory / INDEX)
+    if found and (wanted := CONVERTED.get(kind)):
         was = found[0].get("_class_name", scheduler_class)
         if was != wanted:
-            notes.append(f"{directory} is a {index['_class_name']}, which draws with {wanted} in place of {was!a:.60}")
+            notes.append(f"{directory} is a {kind}, which draws by {wanted} in place of {was!a:.60}")
             found = ({**found[0], "_class_name": wanted}, scheduler)
     config = (read_json(unet / CONFIG), unet / CONFIG)
     return Parts(unet, names, unet_class, config, found, scheduler_class, _class_names(index), notes)
