@@ -124,8 +124,8 @@ class Run:
         eta: fresh noise in ddim and dpm2, 0 to 1.
         labels: class numbers or names (n,), for a conditional model; left out, the classes take turns. condition: other
         arrays that the model was trained with, by name. guidance: how much more than the network says to follow them
-        (Ho & Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma / alpha where that is done; rescale:
-        0 to 1, how far contrast is brought back. batch_size: drawn at a time, 64. progress: True shows a bar.
+        (Ho & Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma / alpha where that is done;
+        rescale: 0 to 1, how far contrast is brought back. batch_size: drawn at a time, 64. progress: True shows a bar.
         device: None for where the model is; "cpu", "cuda" or "simt" move it there first, to stay.
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
         """

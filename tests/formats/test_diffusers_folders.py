@@ -29,12 +29,14 @@ PIPELINES = {
     "DDPM, v, cosine, 400": ("DDPMPipeline", {"_class_name": "DDPMScheduler", **V}, 10),
     "DDPM, x0, large variance, no clipping": (
         "DDPMPipeline",
-        {"_class_name": "DDPMScheduler", "prediction_type": "sample", "clip_sample": False, "variance_type": "fixed_large"},
+        {"_class_name": "DDPMScheduler", "prediction_type": "sample", "clip_sample": False,
+         "variance_type": "fixed_large"},
         8,
     ),
     "DDPM, betas of its own": (
         "DDPMPipeline",
-        {"_class_name": "DDPMScheduler", "trained_betas": np.linspace(1e-3, 0.05, 100).tolist(), "num_train_timesteps": 100},
+        {"_class_name": "DDPMScheduler", "num_train_timesteps": 100,
+         "trained_betas": np.linspace(1e-3, 0.05, 100).tolist()},
         10,
     ),
     "DDPM, thresholding": ("DDPMPipeline", {"_class_name": "DDPMScheduler", "thresholding": True, **V}, 8),
@@ -173,7 +175,7 @@ def test_which_of_several_files_was_taken_is_said(diffusers, tmp_path, caplog):
     assert same_weights(run, whole)
     assert "diffusion_pytorch_model.safetensors was taken, not diffusion_pytorch_model.fp16.safetensors" in caplog.text
     assert same_weights(pydiff.load(tmp_path, variant="fp16"), half)
-    with pytest.raises(CheckpointError, match="expected diffusion_pytorch_model.ema.safetensors"):
+    with pytest.raises(CheckpointError, match=r"expected diffusion_pytorch_model\.ema\.safetensors"):
         pydiff.load(tmp_path, variant="ema")
 
 
@@ -189,7 +191,7 @@ def test_a_flat_folder_of_2022(diffusers, tmp_path):
     state = {}
     for name, value in model.state_dict().items():
         for new, was in names.items():
-            name = name.replace(f".{new}.", f".{was}.")  # noqa: PLW2901
+            name = name.replace(f".{new}.", f".{was}.")
         state[name] = value
     assert any("proj_attn" in name for name in state)
     torch.save(state, old / "diffusion_pytorch_model.bin")
@@ -414,6 +416,33 @@ def test_a_scheduler_that_is_missing_is_said_and_can_be_given(diffusers, tmp_pat
     for wrong in ({"scheduler": "Odd"}, {"prediction": "odd"}):
         with pytest.raises(ValueError, match="there is no"):
             pydiff.load(tmp_path / "bare", **wrong)
+
+
+def test_options_of_schedulers_are_those_of_diffusers(diffusers):
+    """An option of another class must not count: a DDPM's clip_sample says nothing to EulerDiscreteScheduler."""
+    import inspect
+
+    from pydiff.formats.diffusers.scheduler import SCHEDULERS
+    from pydiff.formats.diffusers.scheduler.config import OPTIONS, RULES
+
+    assert OPTIONS.keys() == SCHEDULERS.keys()
+    for name, options in OPTIONS.items():
+        theirs_ = inspect.signature(theirs.scheduler_class(diffusers, name).__init__).parameters
+        assert options == theirs_.keys() - {"self", "kwargs"}, name
+        assert options <= RULES.keys()
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_another_scheduler_takes_over_what_it_knows(diffusers, tmp_path, name):
+    theirs.pipeline(diffusers, tmp_path, {"_class_name": "DDPMScheduler", **V, "clip_sample": True})
+    other = getattr(diffusers, name).from_pretrained(tmp_path, subfolder="scheduler")
+    run = pydiff.load(tmp_path, scheduler=name)
+    config = run.pipeline.scheduler.config
+    assert all(other.config[option] == value for option, value in config.items() if option[0] != "_")
+    other.set_timesteps(6)
+    made = run.pipeline.scheduler(6)
+    assert np.allclose(made.timesteps, other.timesteps.double().numpy(), rtol=1e-6)
+    assert run.sample(1, steps=6).shape == (1, 8, 8, 3)
 
 
 # ---- ours, drawn by diffusers ----------------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ def read_parts(directory: Path) -> Parts:
     notes, kind = [], str(index.get("_class_name"))
     if found is None and kind in IMPLIED:
         notes.append(
-            f"{directory} is a {kind} without a scheduler, so it is drawn by {IMPLIED[kind]} with its usual numbers; if "
-            "others were used in training, give scheduler= (--scheduler)"
+            f"{directory} is a {kind} without a scheduler, so it is drawn by {IMPLIED[kind]} with its usual numbers; "
+            "if others were used in training, give scheduler= (--scheduler)"
         )
         found = ({"_class_name": IMPLIED[kind]}, directory / INDEX)
     if found and (wanted := CONVERTED.get(kind)):

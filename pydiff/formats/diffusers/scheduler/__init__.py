@@ -20,6 +20,7 @@ import numpy as np
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.walk import SamplerState
 from pydiff.formats.diffusers.scheduler import consistency, edm, flow, k_diffusion, others, solvers, variance_preserving
+from pydiff.formats.diffusers.scheduler.config import of_class
 from pydiff.formats.diffusers.scheduler.plan import Plan
 
 SCHEDULERS: dict[str, tuple[Callable[..., Plan], dict]] = {
@@ -76,7 +77,8 @@ def from_diffusers(config: dict, steps: int, literal: bool = True, mu: float | N
     if name not in SCHEDULERS:
         raise ValueError(f"there is no support for the scheduler class {name!r}; known are {', '.join(SCHEDULERS)}")
     build, defaults = SCHEDULERS[name]
-    config = {"num_train_timesteps": 1000, **defaults, **{k: v for k, v in config.items() if v is not None}}
+    given = {k: v for k, v in of_class(config, name).items() if v is not None}
+    config = {"num_train_timesteps": 1000, **defaults, **given}
     if not 1 <= steps <= config["num_train_timesteps"]:
         raise ValueError(f"got {steps} steps, expected 1 .. {config['num_train_timesteps']}; use fewer")
     plan = build(config, steps, literal=literal, mu=mu)

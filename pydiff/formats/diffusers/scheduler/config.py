@@ -51,6 +51,58 @@ RULES = {
     ),
 }  # fmt: skip
 
+_BETAS = "num_train_timesteps beta_start beta_end beta_schedule trained_betas prediction_type "
+_SPACED = _BETAS + "timestep_spacing steps_offset "
+_CLIPPED = "clip_sample clip_sample_range rescale_betas_zero_snr "
+_CUT = "thresholding dynamic_thresholding_ratio sample_max_value "
+_SIGMAS = "use_karras_sigmas use_exponential_sigmas use_beta_sigmas "
+_DISTILLED = _SPACED + _CLIPPED + _CUT + "set_alpha_to_one original_inference_steps timestep_scaling "
+_SOLVER = _BETAS + _CUT + _SIGMAS + "solver_order solver_type lower_order_final use_flow_sigmas flow_shift "
+_SOLVER += "use_dynamic_shifting time_shift_type "
+_EDM = "num_train_timesteps prediction_type sigma_min sigma_max sigma_data sigma_schedule rho final_sigmas_type "
+_DPM = "algorithm_type lambda_min_clipped variance_type final_sigmas_type "
+
+# The options of every class; the others' are ignored, as diffusers does, for a configuration that came from another.
+OPTIONS = {
+    "DDPMScheduler": _SPACED + _CLIPPED + _CUT + "variance_type",
+    "DDPMParallelScheduler": _SPACED + _CLIPPED + _CUT + "variance_type",
+    "DDIMScheduler": _SPACED + _CLIPPED + _CUT + "set_alpha_to_one",
+    "DDIMParallelScheduler": _SPACED + _CLIPPED + _CUT + "set_alpha_to_one",
+    "DDIMInverseScheduler": _SPACED + _CLIPPED + "set_alpha_to_one",
+    "PNDMScheduler": _SPACED + "set_alpha_to_one skip_prk_steps",
+    "EulerDiscreteScheduler": _SPACED + _SIGMAS + "interpolation_type sigma_min sigma_max timestep_type "
+    "rescale_betas_zero_snr final_sigmas_type",
+    "EulerAncestralDiscreteScheduler": _SPACED + "rescale_betas_zero_snr",
+    "HeunDiscreteScheduler": _SPACED + _SIGMAS + "clip_sample clip_sample_range",
+    "LMSDiscreteScheduler": _SPACED + _SIGMAS,
+    "KDPM2DiscreteScheduler": _SPACED + _SIGMAS,
+    "KDPM2AncestralDiscreteScheduler": _SPACED + _SIGMAS,
+    "DPMSolverMultistepScheduler": _SOLVER + _DPM + "timestep_spacing steps_offset euler_at_final use_lu_lambdas "
+    "rescale_betas_zero_snr",
+    "DPMSolverSinglestepScheduler": _SOLVER + _DPM,
+    "DEISMultistepScheduler": _SOLVER + "timestep_spacing steps_offset algorithm_type",
+    "UniPCMultistepScheduler": _SOLVER + "timestep_spacing steps_offset predict_x0 disable_corrector solver_p "
+    "sigma_min sigma_max shift_terminal rescale_betas_zero_snr final_sigmas_type",
+    "EDMEulerScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": _EDM + _CUT + "algorithm_type solver_order solver_type lower_order_final "
+    "euler_at_final",
+    "FlowMatchEulerDiscreteScheduler": "num_train_timesteps shift use_dynamic_shifting base_shift max_shift "
+    "base_image_seq_len max_image_seq_len invert_sigmas shift_terminal time_shift_type stochastic_sampling " + _SIGMAS,
+    "FlowMatchHeunDiscreteScheduler": "num_train_timesteps shift",
+    "CMStochasticIterativeScheduler": "num_train_timesteps sigma_min sigma_max sigma_data s_noise rho clip_denoised",
+    "LCMScheduler": _DISTILLED,
+    "TCDScheduler": _DISTILLED,
+    "KarrasVeScheduler": "sigma_min sigma_max s_noise s_churn s_min s_max",
+    "IPNDMScheduler": "num_train_timesteps trained_betas",
+}
+OPTIONS = {name: frozenset(options.split()) for name, options in OPTIONS.items()}
+
+
+def of_class(config: Mapping, name: str) -> dict:
+    """What a class knows of a configuration, with its name."""
+    known = OPTIONS.get(name)
+    return {"_class_name": name, **{k: v for k, v in config.items() if k[:1] != "_" and (known is None or k in known)}}
+
 
 def read_config(config: Mapping, source: object, known_class: str | None = None) -> tuple[dict, list[str]]:
     """(the configuration with `_class_name`, sentences on what was passed over).
@@ -68,6 +120,7 @@ def read_config(config: Mapping, source: object, known_class: str | None = None)
     betas, T = found.get("trained_betas"), found.get("num_train_timesteps", 1000)
     if betas is not None and len(betas) != T and name != "IPNDMScheduler":
         raise CheckpointError(f"{source} has {len(betas)} trained_betas for {T} timesteps: correct it or use another.")
+    unknown = sorted({*unknown, *found} - of_class(found, name).keys())
     if unknown:
         notes.append(f"{source} has options that {name} does not know, and they are ignored: {', '.join(unknown):.200}")
-    return {"_class_name": name, **found}, notes
+    return of_class(found, name), notes

@@ -1,6 +1,7 @@
 """The scheduler that a pipeline folder holds, as a Pipeline uses it: asked for a number of steps, it draws."""
 
 from pydiff.formats.diffusers.scheduler import SCHEDULERS, DiffusersScheduler, from_diffusers
+from pydiff.formats.diffusers.scheduler.config import of_class
 from pydiff.formats.diffusers.scheduler.plan import PREDICTION_TYPES
 from pydiff.formats.safetensors import CheckpointError
 
@@ -15,10 +16,12 @@ class StoredScheduler:
     """
 
     def __init__(self, config: dict, source: object = "the scheduler"):
-        self.config, self.name = config, config["_class_name"]
+        self.config, self.name, self._used = config, config["_class_name"], config
+        if self.name.startswith("DPM") and "learned" in str(config.get("variance_type")):
+            self._used = {k: v for k, v in config.items() if k != "variance_type"}  # cut off by the denoiser already
         T = config.get("num_train_timesteps", 1000)
         try:
-            self.process = from_diffusers(config, min(20, T)).process
+            self.process = from_diffusers(self._used, min(20, T)).process
         except (ValueError, TypeError, KeyError, ArithmeticError, IndexError, ImportError) as error:
             if self.name in SCHEDULERS:
                 raise CheckpointError(f"{source} cannot be followed: {error!s:.300}.") from error
@@ -47,7 +50,7 @@ class StoredScheduler:
 
     def __call__(self, steps: int) -> DiffusersScheduler:
         """The scheduler for this many steps. ValueError for a number that it does not take."""
-        return from_diffusers(self.config, steps)
+        return from_diffusers(self._used, steps)
 
 
 def with_class(config: dict, name: str) -> dict:
@@ -57,7 +60,7 @@ def with_class(config: dict, name: str) -> dict:
     """
     if name not in SCHEDULERS:
         raise ValueError(f"there is no scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
-    return {**config, "_class_name": name}
+    return of_class(config, name)
 
 
 def with_prediction(config: dict, prediction: str) -> dict:
@@ -65,7 +68,7 @@ def with_prediction(config: dict, prediction: str) -> dict:
 
     prediction: pydiff's name (eps, x0, v, flow) or diffusers' (epsilon, sample, v_prediction, flow_prediction).
     """
-    ours = {ours: theirs for theirs, ours in reversed(PREDICTION_TYPES.items())}
+    ours = {"eps": "epsilon", "x0": "sample", "v": "v_prediction", "flow": "flow_prediction"}
     word = ours.get(prediction, prediction)
     if word not in PREDICTION_TYPES:
         raise ValueError(
