@@ -200,7 +200,7 @@ def test_shards_are_put_together(theirs):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (lambda t: {**t, "conv_in.bias": "../../secret.safetensors"}, r"names the file '\.\./\.\./secret.*one beside it"),
+        (lambda t: {**t, "conv_in.bias": "../../secret.safetensors"}, r"the file '\.\./\.\./secret.*one beside it"),
         (lambda t: {**t, "conv_in.bias": "/etc/passwd"}, "expected one beside it"),
         (lambda t: {**t, "conv_in.bias": "..\\x.safetensors"}, "expected one beside it"),
         (lambda t: {**t, "conv_in.bias": ".."}, "expected one beside it"),
