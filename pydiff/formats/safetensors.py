@@ -33,8 +33,9 @@ EXACT = {
     "F32": "<f4",
     "F64": "<f8",
 }
-# These are only read, from others' files, and widened to float32; bfloat16 as raw bits, because NumPy has no such type.
+# These are read, from others' files, and widened to float32; bfloat16 as raw bits, because NumPy has no such type.
 HALF = {"F16": "<f2", "BF16": "<u2"}
+ORDER = ["BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64"]  # the package's
 KNOWN = {**EXACT, **HALF, "U16": "<u2", "U64": "<u8"}  # the last two are read as they are, and never written
 
 
@@ -78,31 +79,53 @@ def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = N
     return data
 
 
-def pieces(arrays: Mapping[str, Made], dtype: str = "F32", metadata: Mapping[str, str] = ()) -> Iterator[bytes]:
-    """The safetensors file holding these arrays, all of one dtype, piece by piece: the bytes that `encode` would give.
+def pieces(
+    arrays: Mapping[str, np.ndarray | Made], dtype: str | None = None, metadata: Mapping[str, str] = ()
+) -> Iterator[bytes]:
+    """The safetensors file holding these arrays, piece by piece: the bytes that `encode` would give.
 
-    dtype: F32 or F64; F16 or BF16, to which values are rounded (to nearest, ties to even). One array is held at a
-    time. ValueError, when its turn comes, for an array whose shape is not the promised one, or with numbers that F16
-    cannot hold.
+    dtype: None keeps every array's own; F32, F64, F16 or BF16 rounds all to that (to nearest, ties to even). One array
+    is held at a time. Errors as those of `encode`; and ValueError, when its turn comes, for an array whose shape is not
+    the promised one, or with numbers that F16 cannot hold.
     """
-    for name in arrays:
-        if not isinstance(name, str) or name == "__metadata__" or not is_utf8(name):
-            raise TypeError(f"got the array name {name!a}, expected printable text other than '__metadata__': rename.")
     header, position = ({"__metadata__": dict(metadata)} if metadata else {}), 0
-    for name in sorted(arrays):
-        size = math.prod(arrays[name].shape) * np.dtype(KNOWN[dtype]).itemsize
-        header[name] = {"dtype": dtype, "shape": list(arrays[name].shape), "data_offsets": [position, position + size]}
+    kinds = {name: dtype or _kind(name, array) for name, array in arrays.items()}
+    order = sorted(arrays, key=lambda name: (-ORDER.index(kinds[name]), _checked_name(name)))
+    for name in order:
+        size = math.prod(arrays[name].shape) * np.dtype(KNOWN[kinds[name]]).itemsize
+        header[name] = {
+            "dtype": kinds[name],
+            "shape": list(arrays[name].shape),
+            "data_offsets": [position, position + size],
+        }
         position += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise ValueError(f"the names of {len(arrays)} arrays need more than {MAX_HEADER} bytes: use groups.")
     yield len(text).to_bytes(8, "little") + text
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name].make())
+    for name in order:
+        array = np.asarray(arrays[name].make() if isinstance(arrays[name], Made) else arrays[name])
         if array.shape != tuple(arrays[name].shape):
             raise ValueError(f"{name} has shape {array.shape}, and {arrays[name].shape} was promised: give that.")
-        yield _narrowed(name, array, dtype).reshape(-1).view(np.uint8).data
+        yield _narrowed(name, array, kinds[name]).reshape(-1).view(np.uint8).data
+
+
+def _kind(name: str, array: np.ndarray | Made) -> str:
+    """What the format calls an array's dtype."""
+    if not isinstance(array, np.ndarray | Made):
+        raise TypeError(f"{name!r} is a {type(array).__name__}, expected a NumPy array: convert it first.")
+    dtype = array.dtype.newbyteorder("<")
+    for kind, known in EXACT.items():
+        if dtype == np.dtype(known):
+            return kind
+    raise TypeError(f"{name!r} is {array.dtype}, expected one of {', '.join(EXACT)}: cast it first.")
+
+
+def _checked_name(name: str) -> str:
+    if not isinstance(name, str) or name == "__metadata__" or not is_utf8(name):
+        raise TypeError(f"got the array name {name!a}, expected printable text other than '__metadata__': rename it.")
+    return name
 
 
 def _narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
@@ -137,14 +160,7 @@ def contents(file, source: object) -> dict[str, Weight]:
 
 def _plain(name: str, array: np.ndarray) -> np.ndarray:
     """`array` in C order and little-endian. np.asarray keeps a 0-d array 0-d, where np.ascontiguousarray does not."""
-    if not isinstance(name, str) or name == "__metadata__" or not is_utf8(name):
-        raise TypeError(f"got the array name {name!a}, expected printable text other than '__metadata__': rename it.")
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name!r} is a {type(array).__name__}, expected a NumPy array: convert it first.")
-    dtype = array.dtype.newbyteorder("<")
-    if dtype not in map(np.dtype, EXACT.values()):
-        raise TypeError(f"{name!r} is {array.dtype}, expected one of {', '.join(EXACT)}: cast it first.")
-    return np.asarray(array, dtype=dtype, order="C")
+    return np.asarray(array, dtype=EXACT[_kind(_checked_name(name), array)], order="C")
 
 
 def decode(buffer: np.ndarray, source: object) -> dict[str, np.ndarray]:

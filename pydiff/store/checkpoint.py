@@ -64,9 +64,9 @@ def save(directory: str | os.PathLike, step: int, arrays: dict[str, Arrays], sta
             raise ValueError(f"got {name!r} as the name of a group of arrays, expected ASCII letters, digits and _.")
     state_json = _json(state, "the state")
 
-    def files() -> Iterator[tuple[str, bytes]]:  # encoded one at a time, to hold one of them in memory, not all
+    def files() -> Iterator[tuple[str, sealed.Content]]:  # in pieces: one array more in memory, if it has to be copied
         for name, group in arrays.items():
-            yield f"{name}.safetensors", tensorfile.encode(group)
+            yield f"{name}.safetensors", tensorfile.pieces(group)
         yield STATE, state_json
 
     directory = Path(directory).absolute()
@@ -185,11 +185,10 @@ def save_model(
         others = _files(target) - {INDEX, SCHEDULER, CONFIG, WEIGHTS, SEAL, *FLAT}
         if others:
             raise CheckpointError(f"{target} holds {min(others)!a}, expected a model alone: choose another folder.")
-    made = {n: a if isinstance(a, Made) else Made(a.shape, lambda a=a: a) for n, a in arrays.items()}
 
     def files() -> Iterator[tuple[str, sealed.Content]]:
         yield from texts.items()
-        yield WEIGHTS, tensorfile.pieces(made, DTYPES[dtype], {"format": "pt"})  # an entry that diffusers asks for
+        yield WEIGHTS, tensorfile.pieces(arrays, DTYPES[dtype], {"format": "pt"})  # an entry that diffusers asks for
 
     partial = target.with_name(f".{target.name}.pydiff-partial")
     sealed.write(target, partial, files(), SEAL, "pydiff model", {"extra": extra})
