@@ -133,7 +133,8 @@ class Pipeline:
 
     def _scheduled(self, numbers, seed, steps, asked, guidance, interval, rescale, options):
         """The states that the model's own scheduler goes through."""
-        made, learned = self.scheduler(steps), self.scheduler.learned_variance
+        own = {name: options.pop(name) for name in ("timesteps", "sigmas") if name in options}
+        made, learned = self.scheduler(steps, **own), self.scheduler.learned_variance
         with backend.use_device(self.device) as xp:
             model, guidance = self.denoiser(asked.to(xp), guidance, interval, rescale, learned=learned)
             x = xp.asarray(samplers.initial_noise(self.codec.shape, seed, numbers))

@@ -119,6 +119,40 @@ def test_dynamic_shifting_agrees(diffusers):
             from_diffusers(config, 10)
 
 
+OWN = [
+    ("DDPMScheduler", {}, {"timesteps": [999, 700, 333, 20, 0]}),
+    ("LCMScheduler", {}, {"timesteps": [999, 759, 499, 259]}),
+    ("TCDScheduler", {}, {"timesteps": [999, 500, 259]}),
+    ("CMStochasticIterativeScheduler", {}, {"timesteps": [39, 22, 0]}),
+    ("EulerDiscreteScheduler", {}, {"timesteps": [999, 650, 300, 20]}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, {"sigmas": [14.6, 5.0, 1.0, 0.2, 0.0]}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, {"sigmas": [1.0, 0.6, 0.3, 0.05]}),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "own"), OWN)
+def test_timesteps_and_sigmas_of_ones_own(diffusers, name, config, own):
+    found = differences(diffusers, {"_class_name": name, **config}, None, own=own)
+    assert all(difference <= 1e-5 for difference in found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "message"),
+    [
+        ("DDIMScheduler", {"timesteps": [9, 3]}, "DDIMScheduler takes no timesteps of one's own; these do: DDPM"),
+        ("DDPMScheduler", {"sigmas": [9, 3]}, "takes no sigmas"),
+        ("EulerDiscreteScheduler", {"timesteps": [9, 3], "sigmas": [9, 3]}, "give one of them"),
+        ("DDPMScheduler", {"timesteps": [3, 9]}, "expected falling ones from at most 999 to 0"),
+        ("DDPMScheduler", {"timesteps": [1000, 9]}, "expected falling ones"),
+        ("DDPMScheduler", {"timesteps": []}, "expected falling ones"),
+        ("DDPMScheduler", {}, "got None steps"),
+    ],
+)
+def test_timesteps_that_cannot_be(name, own, message):
+    with pytest.raises(ValueError, match=message):
+        from_diffusers({"_class_name": name}, **own)
+
+
 def test_there_are_enough_configurations():
     assert len(CASES) >= 250
     twins = {"DDPMParallelScheduler", "DDIMParallelScheduler"}  # the same code as their namesakes

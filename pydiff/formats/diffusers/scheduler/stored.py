@@ -48,9 +48,9 @@ class StoredScheduler:
         few = 4 if self.name in ("LCMScheduler", "TCDScheduler") else 50
         return min(few, self.config.get("num_train_timesteps", 1000))
 
-    def __call__(self, steps: int) -> DiffusersScheduler:
-        """The scheduler for this many steps. ValueError for a number that it does not take."""
-        return from_diffusers(self._used, steps)
+    def __call__(self, steps: int, timesteps=None, sigmas=None) -> DiffusersScheduler:
+        """The scheduler for this many steps, or for these. ValueError for what it does not take."""
+        return from_diffusers(self._used, steps, timesteps=timesteps, sigmas=sigmas)
 
 
 def with_class(config: dict, name: str) -> dict:
