@@ -208,18 +208,21 @@ def _rename(source: Path, target: Path) -> None:
 
 def _write_file(path: Path, content: Content) -> dict:
     """Writes and fsyncs a new file; its entry in the seal."""
-    pieces, size, digest = (content,) if isinstance(content, bytes) else content, 0, _sha256()
-    with disk(f"write {len(content)} bytes to {path}" if isinstance(content, bytes) else f"write {path}"):
+    digest, size = _sha256(), 0
+    with disk(f"create {path}"):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            for piece in pieces:
-                rest = memoryview(piece)
-                digest.update(rest)
-                size += len(rest)
+    try:
+        for piece in (content,) if isinstance(content, bytes) else content:
+            rest = memoryview(piece)
+            digest.update(rest)
+            size += len(rest)
+            with disk(f"write {size} bytes to {path}"):
                 while rest:
                     rest = rest[os.write(descriptor, rest[:CHUNK]) :]
+        with disk(f"write {size} bytes to {path}"):
             os.fsync(descriptor)
-        finally:
+    finally:
+        with disk(f"write {size} bytes to {path}"):
             os.close(descriptor)
     return {"bytes": size, "sha256": digest.hexdigest()}
 

@@ -314,6 +314,10 @@ def test_class_conditional_models_are_drawn_by_number_and_by_name(diffusers, tmp
     assert (again.sample(2, steps=3, labels=["c", "b"]) == by_number).all()
     with pytest.raises(CheckpointError, match="has 3 classes, and there are names for 2"):
         pydiff.load(tmp_path, classes=["a", "b"])
+    renamed = pydiff.load(tmp_path / "ours", classes=["x", "y", "z"])
+    assert (renamed.sample(2, steps=3, labels=["z", "y"]) == by_number).all()
+    with pytest.raises(CheckpointError, match="has 3 classes, and there are names for 1"):
+        pydiff.load(tmp_path / "ours", classes=["a"])
 
 
 def test_a_learned_variance_is_used_by_ddpm(diffusers, tmp_path):
@@ -361,6 +365,7 @@ REFUSED = [
         r"needs .*vqvae \(VQModel\).*, which pydiff does not have",
     ),
     ({"model_index.json": {"unet": [None, None]}}, "names no unet"),
+    ({"unet/config.json": {"_class_name": "UNet2DConditionModel"}}, "is told the states of a text encoder"),
     (
         {"scheduler/scheduler_config.json": {"_class_name": "ScoreSdeVeScheduler"}},
         "'ScoreSdeVeScheduler', which pydiff",

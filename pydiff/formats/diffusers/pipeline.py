@@ -38,6 +38,7 @@ PIPELINES = {
     "KarrasVeScheduler": "KarrasVePipeline",
     "CMStochasticIterativeScheduler": "ConsistencyModelPipeline",
 }
+CONTEXT_CLASS = "UNet2DConditionModel"
 ASSUMED = {"name": "linear", "T": 1000}  # what most networks without a scheduler were trained with
 
 
@@ -148,6 +149,11 @@ def _load_theirs(directory, wishes) -> Loaded:
     parts = folder.read_parts(directory)
     notes = list(parts.notes)
     checked = read_unet_config(*parts.config, known_class=parts.unet_class)
+    if checked.class_name == CONTEXT_CLASS:
+        raise CheckpointError(
+            f"{parts.config[1]} is a {CONTEXT_CLASS}, which is told the states of a text encoder, and this folder does "
+            "not say of which: use a folder that pydiff wrote, or a UNet2DModel."
+        )
     with weights.open_folder(parts.unet, parts.names, wishes.variant) as found:
         if found.others:
             rest = ", ".join(found.others)
@@ -184,7 +190,8 @@ def _load_ours(directory, wishes) -> Loaded:
         process = _process(extra) if scheduler is None else scheduler.process
         conditioning = Conditioning.from_config(extra)
         if wishes.classes is not None:
-            conditioning = Conditioning(list(wishes.classes), conditioning.nothing, conditioning.withheld)
+            _check_names(wishes.classes, conditioning.classes, directory)
+            conditioning.classes = [str(name) for name in wishes.classes]
         pipeline = Pipeline(
             model,
             process,
@@ -301,7 +308,14 @@ def _conditioning(model, class_names, wishes, source) -> tuple[Conditioning, lis
         if wishes.classes is not None:
             raise CheckpointError(f"{source} is of a network without classes, and names of classes were given.")
         return Conditioning(), []
+    numbers = [str(i) for i in range(count)]
     names = class_names if wishes.classes is None else [str(name) for name in wishes.classes]
-    if names is not None and len(names) != count:
+    if names is not None:
+        _check_names(names, numbers, source)
+    return Conditioning(names or numbers, withheld=False), []
+
+
+def _check_names(names, classes, source):
+    if len(names) != len(classes or ()):
+        count = len(classes or ())
         raise CheckpointError(f"{source} has {count} classes, and there are names for {len(names)}: give {count}.")
-    return Conditioning(names or [str(i) for i in range(count)], withheld=False), []
