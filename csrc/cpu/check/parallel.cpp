@@ -16,16 +16,6 @@ namespace {
 
 void rest() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
-// How many threads ran the items of a region, each of which took a while.
-size_t helpers() {
-    std::vector<std::thread::id> ran_on(64);
-    parallel_for(64, 1, [&](int64_t i) {
-        rest();
-        ran_on[i] = std::this_thread::get_id();
-    });
-    return std::set<std::thread::id>(ran_on.begin(), ran_on.end()).size();
-}
-
 // A region of two items: the caller's ends as soon as the worker's has begun, which then takes another 20 ms.
 void check_waits() {
     static std::atomic<bool> begun, done;  // outlive the region, should a worker come late
@@ -77,6 +67,16 @@ void check_exceptions() {
 
 // Forking is left out under ThreadSanitizer, which cannot follow it, and where an emulator may run this.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+// How many threads ran the items of a region, each of which took a while.
+size_t helpers() {
+    std::vector<std::thread::id> ran_on(64);
+    parallel_for(64, 1, [&](int64_t i) {
+        rest();
+        ran_on[i] = std::this_thread::get_id();
+    });
+    return std::set<std::thread::id>(ran_on.begin(), ran_on.end()).size();
+}
+
 int child() {
     alarm(10);  // a lock that the parent held would never be free
     set_threads(3);
