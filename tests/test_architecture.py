@@ -248,7 +248,7 @@ FLOORS = {
         ],
         860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
     ),
-    # 40 of it for prompts, and for schedulers that models bring
+    # 40 of it for prompts, and for the schedulers that models bring
     "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 600),
 }  # fmt: skip
 FILE_LINES, FUNCTION_LINES = 325, 45
