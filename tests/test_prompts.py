@@ -12,6 +12,7 @@ import pydiff
 from pydiff import backend, text
 from pydiff.condition import Condition, Conditioning
 from pydiff.data import load
+from pydiff.report.grid import grid
 from pydiff.text import Glove, PromptWarning
 from pydiff.training import DiffusionTask
 from tests.networks import context_unet
@@ -356,3 +357,22 @@ def test_a_chinese_prompt_on_the_command_line_is_one_sentence(folder, tmp_path, 
         "pydiff: the prompt '一颗心' cannot be drawn: the encoder 'glove' knows 4,724 English words"
     )
     assert error.count("\n") == 1
+
+
+def test_the_page_shows_prompts_beside_the_samples(run, described, tmp_path):
+    """Of the data's captions, in the language that the encoder understands, unless others are given."""
+    own = run.report(tmp_path / "own", n=3, steps=3).read_text("utf-8")
+    assert len([line for line in own.split("<figcaption>") if line.startswith("a handwritten ")]) >= 3
+    asked = ["a three", "<b>seven</b>", "three " * 20]
+    given = run.report(tmp_path / "given", n=3, steps=3, prompts=asked, guidance=2.5).read_text("utf-8")
+    for shown in (
+        "<figcaption>a three<br>",
+        "&lt;b&gt;seven&lt;/b&gt;<br>",
+        f"{('three ' * 20)[:77]}...<br>",
+        "guidance 2.5",
+    ):
+        assert shown in given
+    *_, last = run.sample_states(3, 0, "ddpm", 3, prompts=asked, guidance=2.5)
+    expected = grid(run.codec.decode(last.x))[..., 0]
+    np.testing.assert_array_equal(pictures(tmp_path / "given" / "samples.png")[0], expected)
+    assert described.titles([0])[0] in own
