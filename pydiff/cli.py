@@ -133,7 +133,10 @@ class Sample:
             self.out.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(shown):
                 save_png(self.out / f"{i:06d}.png", image)
-        say(f"{len(images)} pictures in {self.out}")
+        kind = (
+            f" of class {run.classes[run.conditioning.number_of(self.label)]!r}" if self.label and run.classes else ""
+        )
+        say(f"{len(images)} pictures{kind} in {self.out}")
 
 
 @dataclass
