@@ -78,18 +78,19 @@ class Sample:
     """What guidance shall lead away from."""
     out: Path = Path("samples.png")
     """Where to write them: .png for one grid, .npz for the array, a folder for one picture each."""
-    sampler: Literal[tuple(SAMPLERS)] = "ddim"
-    """The way back from noise; docs/samplers.md says which is good for what."""
-    steps: int = 50
-    """Steps of the way back."""
-    spacing: Literal[ALL_SPACINGS] = "trailing"
-    """Which noise levels the steps visit."""
+    sampler: Literal[tuple(SAMPLERS)] | None = None
+    """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
+    came with, or ddim."""
+    steps: int | None = None
+    """Steps of the way back; left out, 50 or what suits the model's own scheduler."""
+    spacing: Literal[ALL_SPACINGS] | None = None
+    """Which noise levels the steps visit; left out, trailing."""
     seed: int = 0
     """Picture i depends on the seed and i alone."""
     eta: float = 0.0
     """Fresh noise in every step of ddim or dpm2, 0 to 1."""
-    label: int | None = None
-    """Class number for all pictures; left out, the classes take turns."""
+    label: str | None = None
+    """Class for all pictures, by name or number; left out, the classes take turns."""
     guidance: float = 1.0
     """How much more than it would by itself the model follows the class."""
     interval: tuple[float, float] | None = None
@@ -100,6 +101,14 @@ class Sample:
     """Dynamic thresholding: share of pixels that stay as they are, e.g. 0.995; left out, plain clipping."""
     clip: bool = True
     """Cut every predicted clean picture to what a picture can be."""
+    scheduler: str | None = None
+    """Of a model that came without, or in place of its own: a class of diffusers, or a file."""
+    prediction: str | None = None
+    """What a model that came without a scheduler predicts: eps, x0, v or flow."""
+    size: tuple[int, ...] | None = None
+    """Side of the pictures, or height and width, for a model that does not say."""
+    variant: str | None = None
+    """Which weights to take where there are several: fp16, ema."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -110,7 +119,9 @@ class Sample:
         from pydiff.run import load
 
         self.out = self.out.expanduser()
-        run = load(self.run_folder)
+        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
+        run = load(self.run_folder, **said)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
         n = (16 if prompts is None else 1) if self.n is None else self.n

@@ -143,13 +143,18 @@ class Conditioning:
     """What kind of condition a model was trained with, and how a user's words become a Condition.
 
     classes: the classes' names, or None. nothing: {name: row} of further arrays, each with the row that says "nothing
-    asked for". encoder: the TextEncoder that makes arrays of prompts, or None; it brings its own rows.
+    asked for". encoder: the TextEncoder that makes arrays of prompts, or None; it brings its own rows. withheld:
+    whether classes were withheld now and then in training, for which the table of class vectors has one row more;
+    without it guidance is not possible.
     """
 
-    def __init__(self, classes: Sequence[str] | None = None, nothing: Mapping = (), encoder=None):
+    def __init__(
+        self, classes: Sequence[str] | None = None, nothing: Mapping = (), encoder=None, withheld: bool = True
+    ):
         self.classes = None if classes is None else list(classes)
         self.encoder, brought = encoder, {} if encoder is None else encoder.null()
         self.nothing = {name: np.asarray(row) for name, row in (dict(nothing) | brought).items()}
+        self.withheld = withheld
 
     @property
     def empty(self) -> bool:
@@ -159,15 +164,15 @@ class Conditioning:
     @property
     def embeddings(self) -> int | None:
         """Rows of a table of class vectors: one for each class and, the last, one for "class withheld"; or None."""
-        return None if self.classes is None else len(self.classes) + 1
+        return None if self.classes is None else len(self.classes) + self.withheld
 
     def rows(self, numbers, labels=None, condition=None, prompts=None, negative_prompt=None) -> Condition:
         """The condition of the samples with these numbers (N,).
 
-        labels: class numbers (N,); None lets the classes take turns by the samples' numbers. condition: the further
-        arrays by name, (N, ...) each, or a Condition such as `embed` gives, of N rows or one; what is left out is null.
-        prompts: N of them, or one for all, see `embed`. negative_prompt: what guidance leads away from, instead of
-        from "nothing asked for". ValueError, in one sentence, for what does not fit.
+        labels: class numbers or names (N,); None lets the classes take turns by the samples' numbers. condition: the
+        further arrays by name, (N, ...) each, or a Condition such as `embed` gives, of N rows or one; what is left out
+        is null. prompts: N of them, or one for all, see `embed`. negative_prompt: what guidance leads away from,
+        instead of from "nothing asked for". ValueError, in one sentence, for what does not fit.
         """
         n = len(numbers)
         given = dict(condition.repeat(n) if isinstance(condition, Condition) else condition or {})
@@ -221,7 +226,8 @@ class Conditioning:
         return Condition(arrays | {name: columns[name] for name in self.nothing}, self._null_rows())
 
     def _null_rows(self):
-        return ({} if self.classes is None else {LABELS: np.int64(len(self.classes))}) | self.nothing
+        has_row = self.classes is not None and self.withheld
+        return ({LABELS: np.int64(len(self.classes))} if has_row else {}) | self.nothing
 
     def _label_rows(self, numbers, labels):
         if self.classes is None:
@@ -230,20 +236,32 @@ class Conditioning:
             return {}
         count, n = len(self.classes), len(numbers)
         labels = numbers % count if labels is None else np.asarray(labels)
+        if labels.dtype.kind == "U":
+            labels = np.array([self.number_of(str(name)) for name in labels.ravel()]).reshape(labels.shape)
         if labels.shape != (n,) or labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < count)).all():
             raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels.tolist()!s:.60}")
         return {LABELS: labels}
+
+    def number_of(self, name: str) -> int:
+        """The class with this name, or with this number where no class is called so. ValueError for neither."""
+        classes = self.classes or []
+        if name in classes:
+            return classes.index(name)
+        if name.isdecimal() and int(name) < len(classes):
+            return int(name)
+        known = ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
+        raise ValueError(f"there is no class {name!r}; choose one of {known} or a number below {len(classes)}")
 
     def to_config(self) -> dict:
         """For JSON; `from_config` of it is an equal conditioning."""
         brought = () if self.encoder is None else self.encoder.null()
         rows = {n: {"dtype": r.dtype.name, "row": r.tolist()} for n, r in self.nothing.items() if n not in brought}
         more = {} if self.encoder is None else {"text_encoder": self.encoder.to_config()}
-        return {"classes": self.classes, "nothing": rows, **more}
+        return {"classes": self.classes, "nothing": rows, "withheld": self.withheld, **more}
 
     @classmethod
     def from_config(cls, config) -> "Conditioning":
         """The conditioning that `to_config` described."""
         rows = {name: np.array(r["row"], r["dtype"]) for name, r in config.get("nothing", {}).items()}
         encoder = text.from_config(config["text_encoder"]) if config.get("text_encoder") else None
-        return cls(config.get("classes"), rows, encoder)
+        return cls(config.get("classes"), rows, encoder, config.get("withheld", True))

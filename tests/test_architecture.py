@@ -131,9 +131,16 @@ MAY_IMPORT = {
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
     "formats.safetensors": "",
-    "store": "backend formats.safetensors",
-    "formats.diffusers.scheduler": "diffusion",
-    "formats.diffusers.pipeline": "codec condition diffusion models pipeline store",
+    "formats.files": "formats.safetensors",
+    "formats.pytorch": "formats.safetensors formats.files",
+    "formats.weights": "formats.safetensors formats.files formats.pytorch",
+    "formats.schema": "formats.safetensors",
+    "store": "backend formats.safetensors formats.files",
+    "formats.diffusers.scheduler": "codec diffusion formats.safetensors formats.schema",
+    "formats.diffusers.folder": "formats.safetensors formats.files",
+    "formats.diffusers.unet": "models nn formats.safetensors formats.schema",
+    "formats.diffusers.pipeline": "codec condition diffusion models pipeline store formats.safetensors formats.weights "
+    "formats.diffusers.folder formats.diffusers.unet formats.diffusers.scheduler",
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
@@ -216,11 +223,11 @@ FLOORS = {
             "diffusion/prediction.py", "diffusion/process.py", "diffusion/samplers/plain.py",
             "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py",
         ],
-        840,  # 40 of it for prompts and their arithmetic in condition.py
+        860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
     ),
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 560),
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 600),  # 40 of it for prompts, and schedulers that models bring
 }  # fmt: skip
-FILE_LINES, FUNCTION_LINES = 315, 45
+FILE_LINES, FUNCTION_LINES = 325, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "walk": "the keywords of every sampler, documented here once, and the one loop",
@@ -280,7 +287,7 @@ def test_every_floor_is_short(floor):
 def test_a_run_is_a_facade():
     """It holds a pipeline and a folder, and hands on; what it can do is done below, where nobody knows a run."""
     (run,) = (n for n in TREES["pydiff.run"].body if isinstance(n, ast.ClassDef) and n.name == "Run")
-    assert run.end_lineno - run.lineno < 200
+    assert run.end_lineno - run.lineno < 210
     for module, tree in TREES.items():
         if module in ("pydiff.run", "pydiff.cli", "pydiff"):
             continue
