@@ -1,10 +1,11 @@
-"""The command line: pydiff demo | train | sample | report | data | bench | info.
+"""The command line: pydiff demo | train | sample | report | data | words | bench | info.
 
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,7 +47,7 @@ class Train:
     """Train on pictures. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
 
     data: str
-    """digits, faces, a folder of pictures (class = subfolder), or an .npz or .npy file."""
+    """digits, emoji, faces, fashion, a folder of pictures (class = subfolder), or an .npz, .npy or .parquet file."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
@@ -66,22 +67,30 @@ class Sample:
 
     run_folder: Path
     """Folder of a run or of a model."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
-    """How many."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many, of each prompt if there are any; left out, 16, or 1 of each prompt."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to draw, in words, for a model that was trained with captions; may be given several times. A sum such as
+    "[man firefighter] - [man] + [woman]" is calculated."""
+    prompts: Path | None = None
+    """A file with a prompt a line; - reads them from the standard input."""
+    negative_prompt: str | None = None
+    """What guidance shall lead away from."""
     out: Path = Path("samples.png")
     """Where to write them: .png for one grid, .npz for the array, a folder for one picture each."""
-    sampler: Literal[tuple(SAMPLERS)] = "ddim"
-    """The way back from noise; docs/samplers.md says which is good for what."""
-    steps: int = 50
-    """Steps of the way back."""
-    spacing: Literal[ALL_SPACINGS] = "trailing"
-    """Which noise levels the steps visit."""
+    sampler: Literal[tuple(SAMPLERS)] | None = None
+    """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
+    came with, or ddim."""
+    steps: int | None = None
+    """Steps of the way back; left out, 50 or what suits the model's own scheduler."""
+    spacing: Literal[ALL_SPACINGS] | None = None
+    """Which noise levels the steps visit; left out, trailing."""
     seed: int = 0
     """Picture i depends on the seed and i alone."""
     eta: float = 0.0
     """Fresh noise in every step of ddim or dpm2, 0 to 1."""
-    label: int | None = None
-    """Class number for all pictures; left out, the classes take turns."""
+    label: str | None = None
+    """Class for all pictures, by name or number; left out, the classes take turns."""
     guidance: float = 1.0
     """How much more than it would by itself the model follows the class."""
     interval: tuple[float, float] | None = None
@@ -92,6 +101,14 @@ class Sample:
     """Dynamic thresholding: share of pixels that stay as they are, e.g. 0.995; left out, plain clipping."""
     clip: bool = True
     """Cut every predicted clean picture to what a picture can be."""
+    scheduler: str | None = None
+    """Of a model that came without, or in place of its own: a class of diffusers, or a file."""
+    prediction: str | None = None
+    """What a model that came without a scheduler predicts: eps, x0, v or flow."""
+    size: tuple[int, ...] | None = None
+    """Side of the pictures, or height and width, for a model that does not say."""
+    variant: str | None = None
+    """Which weights to take where there are several: fp16, ema."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -102,27 +119,39 @@ class Sample:
         from pydiff.run import load
 
         self.out = self.out.expanduser()
-        run = load(self.run_folder)
+        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
+        run = load(self.run_folder, **said)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
-        choices["labels"] = None if self.label is None else np.full(self.n, self.label)
+        prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
+        n = (16 if prompts is None else 1) if self.n is None else self.n
+        choices["labels"] = None if self.label is None else np.full(n * len(prompts or [""]), self.label)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
-        images = run.sample(self.n, self.seed, **choices, **more, progress=True, device=self.device)
+        words = {"prompts": prompts, "negative_prompt": self.negative_prompt}
+        images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
+        said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(self.guidance)}
+        said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
         shown = run.codec.show(images)
         if self.out.suffix == ".npz":
             self.out.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(self.out, images=images)
         elif self.out.suffix == ".png":
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            save_png(self.out, grid(shown))
+            said |= {} if prompts is None else {"prompt": "\n".join(prompts)}
+            save_png(self.out, grid(shown, columns=n if prompts else None), said)
         elif self.out.suffix:
             raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
         else:
             self.out.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(shown):
-                save_png(self.out / f"{i:06d}.png", image)
-        say(f"{len(images)} pictures in {self.out}")
+                told = {} if prompts is None else {"prompt": prompts[i // n]}
+                save_png(self.out / f"{i:06d}.png", image, {**said, **told, "number": str(i % n)})
+        kind = ""
+        if self.label and run.classes:
+            kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
+        say(f"{len(images)} pictures{kind} in {self.out}")
 
 
 @dataclass
@@ -156,7 +185,7 @@ class Data:
     """Show what would be trained on: count, size, channels, classes, and what had to be left out."""
 
     data: str
-    """digits, faces, a folder of pictures, or an .npz or .npy file."""
+    """digits, emoji, faces, fashion, a folder of pictures, or an .npz, .npy or .parquet file."""
     size: int | None = None
     """Side length to resize to."""
 
@@ -170,6 +199,21 @@ class Data:
         say(describe(dataset))
         first = Pixels(dataset.shape).show(dataset.samples(range(min(16, len(dataset)))))
         say(picture(grid(first, columns=8, scale=1)))
+
+
+@dataclass
+class Words:
+    """Calculate with word vectors: the neighbours of berlin - germany + france, in English or with German names."""
+
+    expression: tyro.conf.Positional[str | None] = None
+    """A sum of words; left out, how often such sums find the capital of a country."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
+    """How many neighbours."""
+
+    def run(self):
+        from pydiff.text import words
+
+        print(words.describe_capitals() if self.expression is None else words.describe(self.expression, self.n))
 
 
 @dataclass
@@ -205,6 +249,7 @@ COMMANDS = {
     "sample": Sample,
     "report": Report,
     "data": Data,
+    "words": Words,
     "bench": Bench,
     "info": Info,
 }
@@ -247,9 +292,16 @@ def show(run):
     say(picture(grid(samples, columns=8, scale=1)))
 
 
+def prompts_in(path):
+    """The lines of a file, or of the standard input for -, that are not empty."""
+    text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def main(arguments=None):
     """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
     from pydiff.store.checkpoint import CheckpointError
+    from pydiff.text import PromptWarning
     from pydiff.training import Interrupted
 
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
@@ -259,7 +311,15 @@ def main(arguments=None):
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
     try:
         command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
-        command.run()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PromptWarning)
+            shown = warnings.showwarning
+            warnings.showwarning = lambda message, category, *where: (
+                say(f"pydiff: {message}", to="stderr")
+                if category is PromptWarning
+                else shown(message, category, *where)
+            )
+            command.run()
     except Interrupted as stopped:
         say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130

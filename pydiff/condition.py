@@ -1,16 +1,22 @@
 """What a network is told besides x and t: class labels, the vectors of a text, masks. The lecture's second context.
 
     condition = conditioning.rows(numbers, labels=[3, 7])     what a user asks for, as arrays
+    conditioning.rows(numbers, prompts=["a cat", "a dog"])    the same in words
     f = model(x, t, **condition)                              what a network sees
     condition.null(), condition.drop(where)                   nothing asked for: for classifier-free guidance
 
-Nobody else counts classes, knows an empty prompt, or looks at these arrays.
+Nobody else counts classes, knows an empty prompt, or looks at these arrays. Conditions are vectors, which can be added
+and subtracted: embed("man firefighter") - embed("man") + embed("woman").
 """
 
+import functools
+import operator
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from pydiff import text
 from pydiff.arrays import array_module
 
 LABELS = "class_labels"  # the name under which diffusers' networks take classes
@@ -74,14 +80,57 @@ class Condition(Mapping):
             dropped[name] = array_module(a).where(mask, array_module(a).asarray(self._nothing[name]), a)
         return Condition(dropped, self._nothing, self.rows)
 
+    def repeat(self, n: int) -> "Condition":
+        """n rows of a condition of one row; one of n rows is returned as it is. ValueError for any other."""
+        return self if self.rows == n else self._only_row().take(np.zeros(n, np.int64))
+
+    def against(self, other: "Condition") -> "Condition":
+        """With the only row of another condition in the place of "nothing asked for".
+
+        Guidance then leads away from that, as from a negative prompt.
+        """
+        row = other._only_row()
+        return Condition(self._arrays, self._nothing | {name: a[0] for name, a in row.items()}, self.rows)
+
+    def _only_row(self):
+        if self.rows != 1:
+            raise ValueError(f"this takes a condition of one row, and there are {self.rows}")
+        return self
+
+    def __add__(self, other):
+        return self._combine(other, operator.add)
+
+    def __sub__(self, other):
+        return self._combine(other, operator.sub)
+
+    def __mul__(self, factor: float):
+        scaled = {n: a * a.dtype.type(factor) if a.dtype.kind == "f" else a for n, a in self._arrays.items()}
+        return Condition(scaled, self._nothing, self.rows)
+
+    __rmul__ = __mul__
+
+    def _combine(self, other, operation):
+        """Vectors by the operation, masks by or; of whole numbers, such as classes, there is no sum."""
+        if not isinstance(other, Condition):
+            return NotImplemented
+        if {n: a.shape for n, a in self.items()} != {n: a.shape for n, a in other.items()}:
+            raise ValueError(f"{self} and {other} cannot be added or subtracted: they are of different kinds")
+        arrays = {}
+        for name, a in self.items():
+            if a.dtype.kind in "iu" and not np.array_equal(a, other[name]):
+                raise ValueError(f"{name} differ, and they are no vectors that could be added or subtracted")
+            rule = {"f": operation, "b": operator.or_}.get(a.dtype.kind, lambda a, _: a)
+            arrays[name] = rule(a, other[name])
+        return Condition(arrays, self._nothing, self.rows)
+
     def _check_null(self):
         if not self.has_null and self._arrays:
             missing = ", ".join(sorted(self._arrays.keys() - self._nothing.keys()))
             raise ValueError(f"this model was never shown samples without {missing}, so guidance cannot leave it out")
 
     def to(self, xp) -> "Condition":
-        """With the floats on the device of this library; integers stay on the host, where networks look them up."""
-        moved = {n: xp.asarray(a) if a.dtype.kind == "f" else a for n, a in self._arrays.items()}
+        """With floats and masks on the device of this library; integers stay on the host, for networks look them up."""
+        moved = {n: xp.asarray(a) if a.dtype.kind in "fb" else a for n, a in self._arrays.items()}
         return Condition(moved, self._nothing, self.rows)
 
     def __repr__(self):
@@ -93,13 +142,19 @@ class Condition(Mapping):
 class Conditioning:
     """What kind of condition a model was trained with, and how a user's words become a Condition.
 
-    classes: the classes' names, or None. nothing: {name: row} of further arrays, such as the states of a text encoder
-    (T, C), each with the row that says "nothing asked for".
+    classes: the classes' names, or None. nothing: {name: row} of further arrays, each with the row that says "nothing
+    asked for". encoder: the TextEncoder that makes arrays of prompts, or None; it brings its own rows. withheld:
+    whether classes were withheld now and then in training, for which the table of class vectors has one row more;
+    without it guidance is not possible.
     """
 
-    def __init__(self, classes: Sequence[str] | None = None, nothing: Mapping = ()):
+    def __init__(
+        self, classes: Sequence[str] | None = None, nothing: Mapping = (), encoder=None, withheld: bool = True
+    ):
         self.classes = None if classes is None else list(classes)
-        self.nothing = {name: np.asarray(row) for name, row in dict(nothing).items()}
+        self.encoder, brought = encoder, {} if encoder is None else encoder.null()
+        self.nothing = {name: np.asarray(row) for name, row in (dict(nothing) | brought).items()}
+        self.withheld = withheld
 
     @property
     def empty(self) -> bool:
@@ -109,15 +164,25 @@ class Conditioning:
     @property
     def embeddings(self) -> int | None:
         """Rows of a table of class vectors: one for each class and, the last, one for "class withheld"; or None."""
-        return None if self.classes is None else len(self.classes) + 1
+        return None if self.classes is None else len(self.classes) + self.withheld
 
-    def rows(self, numbers, labels=None, condition: Mapping | None = None) -> Condition:
+    def rows(self, numbers, labels=None, condition=None, prompts=None, negative_prompt=None) -> Condition:
         """The condition of the samples with these numbers (N,).
 
-        labels: class numbers (N,); None lets the classes take turns by the samples' numbers. condition: the further
-        arrays by name, (N, ...) each; those left out are null. ValueError, in one sentence, for what does not fit.
+        labels: class numbers or names (N,); None lets the classes take turns by the samples' numbers. condition: the
+        further arrays by name, (N, ...) each, or a Condition such as `embed` gives, of N rows or one; what is left out
+        is null. prompts: N of them, or one for all, see `embed`. negative_prompt: what guidance leads away from,
+        instead of from "nothing asked for". ValueError, in one sentence, for what does not fit.
         """
-        n, given = len(numbers), dict(condition or {})
+        n = len(numbers)
+        given = dict(condition.repeat(n) if isinstance(condition, Condition) else condition or {})
+        if prompts is not None:
+            given |= self.embed(prompts).repeat(n)
+        rows = self._rows(numbers, labels, given)
+        return rows if negative_prompt is None else rows.against(self.embed(negative_prompt))
+
+    def _rows(self, numbers, labels, given):
+        n = len(numbers)
         arrays = self._label_rows(numbers, labels)
         unknown = sorted(given.keys() - self.nothing.keys())
         if unknown:
@@ -130,17 +195,39 @@ class Conditioning:
             arrays[name] = array
         return Condition(arrays, self._null_rows(), n)
 
+    def embed(self, prompts) -> Condition:
+        """What a prompt, or a sequence of N, is for the network: a Condition of one row, or N.
+
+        "[man firefighter] - [man] + [woman]" is calculated. What of a prompt is not used is said in a PromptWarning;
+        ValueError, in one sentence, for a prompt of which nothing is understood, and without a text encoder.
+        """
+        if self.encoder is None:
+            raise ValueError("this model was trained without captions, so prompts cannot be given")
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        parts = [text.arithmetic(prompt) for prompt in prompts]
+        for prompt in dict.fromkeys(prompt for terms in parts for _, prompt in terms):
+            for remark in self.encoder.remarks(prompt):
+                warnings.warn(remark, text.PromptWarning, stacklevel=2)
+        rows = [functools.reduce(operator.add, (self._encoded(t) * factor for factor, t in terms)) for terms in parts]
+        arrays = {name: np.concatenate([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+        return Condition(arrays, {name: self.nothing[name] for name in arrays}, len(rows))
+
+    def _encoded(self, prompt):
+        return Condition(self.encoder.encode([prompt]))
+
     def nothing_asked(self, n: int) -> Condition:
         """The condition of n samples of which nothing is asked."""
         return self.rows(np.zeros(n, np.int64)).null()
 
-    def of_data(self, labels, columns: Mapping) -> Condition:
-        """The condition of a data set: its labels (N,) or None, and its further arrays."""
+    def of_data(self, labels, columns: Mapping, captions: Sequence[str] | None = None) -> Condition:
+        """The condition of a data set: its labels (N,) or None, its further arrays, and a caption each."""
         arrays = {} if self.classes is None else {LABELS: labels}
+        columns = columns if self.encoder is None else {**columns, **self.encoder.encode(captions)}
         return Condition(arrays | {name: columns[name] for name in self.nothing}, self._null_rows())
 
     def _null_rows(self):
-        return ({} if self.classes is None else {LABELS: np.int64(len(self.classes))}) | self.nothing
+        has_row = self.classes is not None and self.withheld
+        return ({LABELS: np.int64(len(self.classes))} if has_row else {}) | self.nothing
 
     def _label_rows(self, numbers, labels):
         if self.classes is None:
@@ -149,17 +236,33 @@ class Conditioning:
             return {}
         count, n = len(self.classes), len(numbers)
         labels = numbers % count if labels is None else np.asarray(labels)
+        if labels.dtype.kind == "U":
+            labels = np.array([self.number_of(str(name)) for name in labels.ravel()]).reshape(labels.shape)
         if labels.shape != (n,) or labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < count)).all():
             raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels.tolist()!s:.60}")
         return {LABELS: labels}
 
+    def number_of(self, name: str) -> int:
+        """The class with this name, or with this number where no class is called so. ValueError for neither."""
+        classes = self.classes or []
+        if name in classes:
+            return classes.index(name)
+        if name.isdecimal() and int(name) < len(classes):
+            return int(name)
+        known = ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
+        raise ValueError(f"there is no class {name!r}; choose one of {known} or a number below {len(classes)}")
+
     def to_config(self) -> dict:
         """For JSON; `from_config` of it is an equal conditioning."""
-        rows = {name: {"dtype": row.dtype.name, "row": row.tolist()} for name, row in self.nothing.items()}
-        return {"classes": self.classes, "nothing": rows}
+        brought = () if self.encoder is None else self.encoder.null()
+        rows = {n: {"dtype": r.dtype.name, "row": r.tolist()} for n, r in self.nothing.items() if n not in brought}
+        more = {} if self.encoder is None else {"text_encoder": self.encoder.to_config()}
+        more |= {} if self.withheld else {"withheld": False}
+        return {"classes": self.classes, "nothing": rows, **more}
 
     @classmethod
     def from_config(cls, config) -> "Conditioning":
         """The conditioning that `to_config` described."""
         rows = {name: np.array(r["row"], r["dtype"]) for name, r in config.get("nothing", {}).items()}
-        return cls(config.get("classes"), rows)
+        encoder = text.from_config(config["text_encoder"]) if config.get("text_encoder") else None
+        return cls(config.get("classes"), rows, encoder, config.get("withheld", True))

@@ -22,7 +22,8 @@ class Pipeline:
 
     model: nn.Module, model(x, t, **condition) -> Tensor. process: its diffusion process. codec: between what is
     diffused and what people see. conditioning: what the network is told besides. variance ("fixed" or "learned") and
-    self_conditioning: what the network's channels are for besides x. device: where the model is.
+    self_conditioning: what the network's channels are for besides x. device: where the model is. scheduler: how to draw
+    where no sampler is named, for a model that came with one, see formats.diffusers.scheduler.stored; or None.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class Pipeline:
         variance="fixed",
         self_conditioning=False,
         device="cpu",
+        scheduler=None,
     ):
         self.model, self.process, self.codec = model, process, codec
         self.conditioning = Conditioning() if conditioning is None else conditioning
         self.variance, self.self_conditioning, self.device = variance, self_conditioning, device
+        self.scheduler = scheduler
 
     def to(self, device):
         """Moves the model to a device, where everything is drawn from then on. Returns the pipeline.
@@ -55,8 +58,8 @@ class Pipeline:
         self,
         n=16,
         seed=0,
-        sampler="ddim",
-        steps=50,
+        sampler=None,
+        steps=None,
         asked=None,
         guidance=1.0,
         eta=0.0,
@@ -65,16 +68,23 @@ class Pipeline:
         progress=False,
         **more,
     ):
-        """n new samples; sample i depends on (seed, i) and its row of `asked`, a Condition, alone. See `Run.sample`."""
+        """n new samples; sample i depends on (seed, i) and its row of `asked`, a Condition, alone. See `Run.sample`.
+
+        n: how many, or their numbers (N,).
+        """
         from tqdm import tqdm
 
+        all_numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        n = len(all_numbers)
         if n < 1 or batch_size < 1:
             raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
-        asked, parts = self.conditioning.rows(np.arange(n)) if asked is None else asked, []
+        asked, parts = self.conditioning.rows(all_numbers) if asked is None else asked, []
+        steps = self.default_steps(sampler) if steps is None else steps
         with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:
             for first in range(0, n, batch_size):
-                numbers = np.arange(first, min(first + batch_size, n))
-                states = self.sample_states(numbers, seed, sampler, steps, asked.take(numbers), guidance, eta, **more)
+                chosen = np.arange(first, min(first + batch_size, n))
+                numbers, part = all_numbers[chosen], asked.take(chosen)
+                states = self.sample_states(numbers, seed, sampler, steps, part, guidance, eta, **more)
                 for state in states:
                     x = state.x
                     bar.update(len(numbers))
@@ -85,31 +95,39 @@ class Pipeline:
         self,
         n=16,
         seed=0,
-        sampler="ddim",
-        steps=50,
+        sampler=None,
+        steps=None,
         asked=None,
         guidance=1.0,
         eta=0.0,
         *,
-        spacing="trailing",
+        spacing=None,
         interval=None,
         rescale=0.0,
         **options,
     ):
         """The way to the samples that `sample` draws: a generator of SamplerState, arrays on the device.
 
-        n: how many, or their numbers (N,). asked: their Condition; None lets the conditioning choose. options: of the
-        sampler.
+        n: how many, or their numbers (N,). asked: their Condition; None lets the conditioning choose. sampler: None for
+        the scheduler that the model came with, or else ddim. options: of the sampler.
         """
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        steps = self.default_steps(sampler) if steps is None else steps
+        asked = self.conditioning.rows(numbers) if asked is None else asked
+        if sampler is None and self.scheduler is not None:
+            options |= {"spacing": spacing} if spacing else {}
+            options |= {"eta": eta} if eta else {}
+            return self._scheduled(numbers, seed, steps, asked, guidance, interval, rescale, options)
+        if self.scheduler is not None and self.scheduler.alone:
+            raise ValueError(f"this model is drawn by its own {self.scheduler.name} alone; leave the sampler out")
+        sampler = sampler or "ddim"
         self.check_sampler(sampler, options, interval, rescale)
         if eta and sampler not in ("ddim", "dpm2"):
             raise ValueError(f"eta {eta} is for ddim and dpm2, and the sampler is {sampler!r}; leave eta out")
-        way = path(self.process.schedule, steps, spacing)
+        way = path(self.process.schedule, steps, spacing or "trailing")
         if sampler == "ddpm" and self.variance == "learned":
             options = {"variance": "learned_range"} | options
         learned = options.get("variance") == "learned_range"
-        asked = self.conditioning.rows(numbers) if asked is None else asked
         with backend.use_device(self.device) as xp:
             model, guidance = self.denoiser(asked.to(xp), guidance, interval, rescale, learned=learned)
             x = xp.asarray(samplers.initial_noise(self.codec.shape, seed, numbers))
@@ -118,6 +136,23 @@ class Pipeline:
         arguments = {"seed": seed, "sample": numbers, "guidance": guidance, "clip": self.codec.limits}
         arguments |= ({"eta": eta} if eta else {}) | options
         return backend.on_device(self.device, SAMPLERS[sampler](model, x, self.process, way, **arguments))
+
+    def _scheduled(self, numbers, seed, steps, asked, guidance, interval, rescale, options):
+        """The states that the model's own scheduler goes through."""
+        own = {name: options.pop(name) for name in ("timesteps", "sigmas") if name in options}
+        made, learned = self.scheduler(steps, **own), self.scheduler.learned_variance
+        with backend.use_device(self.device) as xp:
+            model, guidance = self.denoiser(asked.to(xp), guidance, interval, rescale, learned=learned)
+            x = xp.asarray(samplers.initial_noise(self.codec.shape, seed, numbers))
+            x = x if made.init_noise_sigma == 1.0 else x * x.dtype.type(made.init_noise_sigma)
+        arguments = {"seed": seed, "sample": numbers, "guidance": guidance, **options}
+        return backend.on_device(self.device, made.sample(model, x, **arguments))
+
+    def default_steps(self, sampler=None) -> int:
+        """How many steps are taken where nobody says: 50, or what suits the model's own scheduler."""
+        if sampler is None and self.scheduler is not None:
+            return self.scheduler.default_steps
+        return min(50, self.process.schedule.T)
 
     def denoiser(self, condition, guidance=1.0, interval=None, rescale=0.0, learned=False):
         """(model, guidance) for one run of a sampler over samples with this condition; see denoiser.py."""

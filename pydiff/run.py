@@ -27,7 +27,10 @@ class Run:
     classes: names of the classes of a conditional model, else None. step: training steps done. directory: the run's
     Path, or None. data_name: what it was trained on. device: where the model is and where it draws, "cpu", "cuda" or
     "simt"; `to` moves it. variance, self_conditioning: see Options. log: a Log, or dicts. pipeline: what draws.
+    notes: sentences on what `load` assumed or passed over.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -100,61 +103,76 @@ class Run:
 
     def sample(
         self,
-        n=16,
+        n=None,
         seed=0,
-        sampler="ddim",
-        steps=50,
+        sampler=None,
+        steps=None,
         labels=None,
         guidance=1.0,
         eta=0.0,
         *,
+        prompts=None,
+        negative_prompt=None,
         condition=None,
         device=None,
         **more,
     ):
-        """Draws n new pictures: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or batch_size.
+        """Draws n new pictures, 16 if None: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or
+        batch_size.
 
-        sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; steps: how many of the T
-        noise levels to visit, spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential",
-        "continuous").
+        sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; None is the scheduler
+        that the model came with, or ddim. steps: how many of the T noise levels to visit, 50 if there are so many;
+        spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential", "continuous").
         eta: fresh noise in ddim and dpm2, 0 to 1.
-        labels: class numbers (n,), for a conditional model; left out, the classes take turns. condition: other arrays
-        that the model was trained with, by name. guidance: how much more than the network says to follow them (Ho &
-        Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma / alpha where that is done; rescale: 0 to
-        1, how far contrast is brought back. batch_size: drawn at a time, 64. progress: True shows a bar.
+        labels: class numbers or names (n,), for a conditional model; left out, the classes take turns. prompts: for a
+        model with a text encoder: n pictures of each (1 if None), one prompt after the other, number k of each with the
+        noise of number k; "[a] - [b] + [c]" is calculated. negative_prompt: what guidance leads away from. condition:
+        other arrays that the model was trained with, by name, or what `embed` gives. guidance: how much more than the
+        network says to follow all that (Ho & Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma /
+        alpha where that is done; rescale: 0 to 1, how far contrast is brought back. batch_size: drawn at a time, 64.
+        progress: True shows a bar.
         device: None for where the model is; "cpu", "cuda" or "simt" move it there first, to stay.
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
         """
         self.to(device or self.device)
-        asked = self.conditioning.rows(np.arange(n), labels, condition)
-        return self.pipeline.sample(n, seed, sampler, steps, asked, guidance, eta, **more)
+        numbers, prompts = _of_each(n, prompts)
+        asked = self.conditioning.rows(numbers, labels, condition, prompts, negative_prompt)
+        return self.pipeline.sample(numbers, seed, sampler, steps, asked, guidance, eta, **more)
+
+    def embed(self, prompt):
+        """A prompt as a Condition, for `condition=`; embed(a) - embed(b) + embed(c) is one, too."""
+        return self.conditioning.embed(prompt)
 
     def sample_states(
         self,
         n=16,
         seed=0,
-        sampler="ddim",
-        steps=50,
+        sampler=None,
+        steps=None,
         labels=None,
         guidance=1.0,
         eta=0.0,
         *,
+        prompts=None,
+        negative_prompt=None,
         condition=None,
         device=None,
         **more,
     ):
         """The reverse process as a generator of SamplerState, one a step, arrays where the model is. n: number of
-        pictures, or their numbers. The other arguments are those of `sample`, apart from batch_size and progress.
+        pictures, or their numbers. prompts: one for each of them, or one for all. The other arguments are those of
+        `sample`, apart from batch_size and progress.
         """
         self.to(device or self.device)
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
-        asked = self.conditioning.rows(numbers, labels, condition)
+        asked = self.conditioning.rows(numbers, labels, condition, prompts, negative_prompt)
         return self.pipeline.sample_states(numbers, seed, sampler, steps, asked, guidance, eta, **more)
 
     def inpaint(self, images, mask, **options):
         """Draws anew where mask is 1, keeps the pictures where it is 0: (N, H, W, C) uint8. See `edit.inpaint`.
 
-        This and the other edits: labels, condition as for `sample`; left out, nothing is asked for.
+        This and the other edits: labels, condition as for `sample`, prompts one for each picture or one for all,
+        negative_prompt; left out, nothing is asked for.
         """
         return edit.inpaint(self.pipeline, images, mask, **self._asked(len(images), options))
 
@@ -174,17 +192,22 @@ class Run:
 
     def _asked(self, n, options):
         """Options of an edit of n samples, with what the user asks for as a Condition."""
-        words = {name: options.pop(name) for name in ("labels", "condition") if name in options}
+        names = ("labels", "condition", "prompts", "negative_prompt")
+        words = {name: options.pop(name) for name in names if name in options}
         if any(word is not None for word in words.values()):
             numbers = options.get("numbers")
             numbers = np.arange(n) if numbers is None else np.asarray(numbers)
             options["asked"] = self.conditioning.rows(numbers, **words)
         return options
 
-    def save(self, directory):
-        """Writes the model as a folder that pydiff.load and diffusers' UNet2DModel.from_pretrained open."""
+    def save(self, directory, dtype=None):
+        """Writes the model as a folder that pydiff.load and diffusers' DDPMPipeline.from_pretrained open.
+
+        dtype: of the weights in the file, "float16" or "bfloat16" for half the size; None keeps them as they are.
+        Returns a list of sentences on what diffusers cannot do with it, which is mostly empty; docs/folders.md.
+        """
         history = {"options": self.options, "data": self.data_name, "step": self.step}
-        pipeline_folder.save(directory, self.pipeline, history)
+        return pipeline_folder.save(directory, self.pipeline, history, dtype)
 
     def report(self, directory=None, **options):
         """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path."""
@@ -205,11 +228,25 @@ class Run:
         return f"Run({self.name!r}, {self.step} steps on {self.data_name!r}, {self.parameters:,} parameters)"
 
 
-def load(directory):
+def _of_each(n, prompts):
+    """(numbers, prompts) of n samples of each prompt, one prompt after the other, or of n samples without any."""
+    if prompts is None:
+        return np.arange(16 if n is None else n), None
+    prompts, n = [prompts] if isinstance(prompts, str) else list(prompts), 1 if n is None else n
+    return np.tile(np.arange(n), len(prompts)), [prompt for prompt in prompts for _ in range(n)]
+
+
+def load(directory, **wishes):
     """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run.
 
-    FileNotFoundError or CheckpointError, in one sentence, if it is neither or damaged.
+    Without naming a sampler, the scheduler in the folder draws. wishes: what the folder does not say, or should have
+    said: scheduler (a configuration, a path to one, or a class's name, "DDIMScheduler"), prediction ("eps", "x0", "v"),
+    size (a side or (height, width)), variant ("fp16": of the weights), classes (names), self_conditioning. What was
+    assumed or passed over goes to the logger "pydiff", which prints it where nobody listens, and is in `notes`.
+
+    FileNotFoundError or CheckpointError, in one sentence, if it is none or damaged. docs/folders.md lists what opens.
     """
+    wishes = pipeline_folder.Wishes(**wishes)
     directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
@@ -217,22 +254,20 @@ def load(directory):
     folder = directory / "model" if is_run else directory
     if is_run and not checkpoint.holds_model(folder):
         raise FileNotFoundError(f"{directory} holds no finished model yet; train it to the end first")
-    pipeline, history = pipeline_folder.load(folder)
-    return Run.of_pipeline(
-        pipeline,
-        history.get("options", {}),
-        data_name=history.get("data", ""),
-        step=history.get("step", 0),
-        directory=directory if is_run else None,
-        log=RunDirectory(directory).log if is_run else (),
-    )
+    pipeline, history, notes = pipeline_folder.load(folder, wishes)
+    beside = {"directory": directory, "log": RunDirectory(directory).log} if is_run else {}
+    beside |= {"data_name": history.get("data", ""), "step": history.get("step", 0)}
+    run = Run.of_pipeline(pipeline, history.get("options", {}), **beside)
+    run.notes = tuple(notes)
+    return run
 
 
 @backend.trimmed()
 def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None, announce=None, **options):
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
-    data: "digits", "faces", a folder of pictures, an .npz or .npy file, an array (N, H, W, C), or a Dataset.
+    data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
+    (N, H, W, C), or a Dataset.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
@@ -249,6 +284,8 @@ def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None
         if announce:
             announce(f"{dataset.summary()}; training on {device}")
         task = DiffusionTask(dataset, options, model, codec)
+        for note in task.notes if announce else ():
+            announce(note)
     with opened(task, options, out, device) as (trainer, folder):
         run = _run_of(trainer, folder)
         try:

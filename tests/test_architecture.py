@@ -146,30 +146,42 @@ MAY_IMPORT = {
     "optim": "backend arrays ops",
     "models": "backend arrays tensor ops nn",
     "codec": "arrays",
-    "condition": "arrays",
+    "text": "",
+    "condition": "arrays text",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
     "data": "random codec condition",
+    "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
     "formats.safetensors": "",
-    "store": "backend formats.safetensors",
-    "formats.diffusers.scheduler": "diffusion",
-    "formats.diffusers.pipeline": "codec condition diffusion models pipeline store",
+    "formats.files": "formats.safetensors",
+    "formats.pytorch": "formats.safetensors formats.files",
+    "formats.weights": "formats.safetensors formats.files formats.pytorch",
+    "formats.schema": "formats.safetensors",
+    "store": "backend formats.safetensors formats.files",
+    "formats.diffusers.scheduler": "codec diffusion formats.safetensors formats.schema",
+    "formats.diffusers.folder": "formats.safetensors formats.files",
+    "formats.diffusers.unet": "models nn formats.safetensors formats.schema",
+    "formats.diffusers.pipeline": "codec condition diffusion models pipeline store formats.safetensors formats.weights "
+    "formats.diffusers.folder formats.diffusers.unet formats.diffusers.scheduler",
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
-    "training.config": "diffusion models store",
-    "training.task": "arrays random tensor nn models codec condition diffusion data training.config",
+    "training.config": "diffusion models store text",
+    "training.captions": "text data",
+    "training.task": (
+        "arrays random tensor nn models codec condition diffusion data training.config training.captions"
+    ),
     "training.loop": "backend arrays nn ops optim store training.interrupt training.progress",
     "training": "",
     "report": "arrays random codec data store",
     "run": "backend condition data pipeline edit formats store training report",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report training run bench info",
+    "cli": "backend codec data diffusion store report training run bench info text",
     "__main__": "cli",
 }
 
@@ -237,11 +249,12 @@ FLOORS = {
             "diffusion/prediction.py", "diffusion/process.py", "diffusion/samplers/plain.py",
             "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py",
         ],
-        800,
+        860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
     ),
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 560),
+    # 40 of it for prompts, and for the schedulers that models bring
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 600),
 }  # fmt: skip
-FILE_LINES, FUNCTION_LINES = 315, 45
+FILE_LINES, FUNCTION_LINES = 325, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "walk": "the keywords of every sampler, documented here once, and the one loop",
@@ -301,7 +314,7 @@ def test_every_floor_is_short(floor):
 def test_a_run_is_a_facade():
     """It holds a pipeline and a folder, and hands on; what it can do is done below, where nobody knows a run."""
     (run,) = (n for n in TREES["pydiff.run"].body if isinstance(n, ast.ClassDef) and n.name == "Run")
-    assert run.end_lineno - run.lineno < 200
+    assert run.end_lineno - run.lineno < 210
     for module, tree in TREES.items():
         if module in ("pydiff.run", "pydiff.cli", "pydiff"):
             continue

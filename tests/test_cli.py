@@ -1,6 +1,7 @@
 """The command line as a user meets it: subprocesses, files, exit codes, one-sentence errors."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -32,9 +33,9 @@ def run_folder(tmp_path_factory):
 
 
 def test_train_writes_the_model_where_it_says(run_folder):
-    assert {"config.json", "diffusion_pytorch_model.safetensors", "pydiff.json"} == {
-        p.name for p in (run_folder / "model").iterdir()
-    }
+    found = {str(path.relative_to(run_folder / "model")) for path in (run_folder / "model").rglob("*.*")}
+    weights = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+    assert found == {"model_index.json", "scheduler/scheduler_config.json", "pydiff.json", *weights}
     assert pydiff.load(run_folder).step == 3
 
 
@@ -131,12 +132,10 @@ def test_an_unfinished_or_damaged_model_is_refused(run_folder, tmp_path):
     (tmp_path / "log.jsonl").touch()
     with pytest.raises(FileNotFoundError, match="holds no finished model yet; train it to the end first"):
         pydiff.load(tmp_path)
-    weights = (run_folder / "model" / "diffusion_pytorch_model.safetensors").read_bytes()
     damaged = tmp_path / "model"
-    damaged.mkdir()
-    for file in (run_folder / "model").iterdir():
-        (damaged / file.name).write_bytes(file.read_bytes())
-    (damaged / "diffusion_pytorch_model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    shutil.copytree(run_folder / "model", damaged)
+    weights = (damaged / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (damaged / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     with pytest.raises(pydiff.CheckpointError, match="damaged"):
         pydiff.load(damaged)
 

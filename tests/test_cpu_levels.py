@@ -61,7 +61,11 @@ def test_what_a_kernel_does_wrong_is_found(words, before, after, message, tmp_pa
     ("before", "after", "message"),
     [
         ("left_.wait(lock, [this] { return seated_ == 0; });", "", "a region ended before its items"),
-        ("        pthread_atfork(", "        if (!state_pointer) pthread_atfork(", "a forked child (had no threads|was stuck)"),
+        (
+            "        pthread_atfork(",
+            "        if (!state_pointer) pthread_atfork(",
+            "a forked child (had no threads|was stuck)",
+        ),
         ("if (region.failed) std::rethrow_exception(region.error);", "", "what a worker threw was lost"),
     ],
     ids=["does not wait", "no fork handler", "exception swallowed"],

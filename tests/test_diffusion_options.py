@@ -171,7 +171,7 @@ def test_diffusers_opens_a_model_with_a_learned_variance(data, tmp_path):
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     run = pydiff.train(data, progress=False, **TINY, variance="learned")
     run.save(tmp_path / "model")
-    assert diffusers.UNet2DModel.from_pretrained(tmp_path / "model").config.out_channels == 2
+    assert diffusers.UNet2DModel.from_pretrained(tmp_path / "model", subfolder="unet").config.out_channels == 2
     (tmp_path / "model" / "pydiff.json").unlink()
     assert pydiff.load(tmp_path / "model").variance == "learned"  # told from the channels
 

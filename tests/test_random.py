@@ -10,7 +10,7 @@ from pydiff.reference import noise as reference
 
 PURPOSES = (random.INIT, random.DATA, random.TIMESTEP, random.NOISE)
 PURPOSES += (random.SAMPLE, random.DROPOUT, random.AUGMENT, random.CONDITION)
-PURPOSES += (random.OFFSET, random.SELF_CONDITION)
+PURPOSES += (random.OFFSET, random.SELF_CONDITION, random.CAPTION)
 seeds = st.integers(0, 2**64 - 1)
 words32 = st.integers(0, 2**32 - 1)
 

@@ -103,7 +103,8 @@ def test_a_model_folder_without_our_file_is_read_as_a_diffusers_model(run, tmp_p
     run.save(tmp_path / "model")
     (tmp_path / "model" / "pydiff.json").unlink()
     loaded = pydiff.load(tmp_path / "model")
-    assert loaded.process.schedule.name == "linear"
+    assert loaded.process.prediction == run.process.prediction
+    assert np.allclose(loaded.process.schedule.alpha, run.process.schedule.alpha, rtol=0, atol=1e-6)
     assert all(
         np.array_equal(a, b)
         for a, b in zip(loaded.model.state_dict().values(), run.model.state_dict().values(), strict=True)
@@ -112,7 +113,7 @@ def test_a_model_folder_without_our_file_is_read_as_a_diffusers_model(run, tmp_p
 
 def test_config_of_the_model_is_the_one_of_diffusers(run, tmp_path):
     run.save(tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config = json.loads((tmp_path / "model" / "unet" / "config.json").read_text())
     assert config["_class_name"] == "UNet2DModel"
     assert config["block_out_channels"] == [8, 8]
     assert config["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D"]

@@ -1,4 +1,5 @@
-"""Training data: shipped digits, folders of pictures, .npz and .npy files and arrays all become (N, H, W, C) pictures.
+"""Training data: shipped sets, folders of pictures, .npz, .npy and .parquet files and arrays all become a Dataset:
+(N, H, W, C) pictures, with their classes and captions where there are any.
 
 `load` recognises the source; each kind has its own small module. The rest of pydiff sees only `Dataset`,
 `batch_indices`, `flip` and the two functions at the edge between uint8 and [-1, 1].
@@ -12,9 +13,12 @@ from pydiff.data.arrays import from_array, load_arrays_file
 from pydiff.data.dataset import Dataset
 from pydiff.data.describe import describe
 from pydiff.data.digits import load_digits
+from pydiff.data.emoji import load_emoji
 from pydiff.data.faces import load_faces
+from pydiff.data.fashion import holds_idx, load_fashion
 from pydiff.data.folder import load_folder
-from pydiff.data.order import batch_indices, flip
+from pydiff.data.order import batch_indices, flip, pick_captions
+from pydiff.data.parquet import holds_parquet, load_parquet
 from pydiff.data.pixels import check_size, from_uint8, resize, to_channels, to_uint8
 
 __all__ = [
@@ -24,40 +28,48 @@ __all__ = [
     "flip",
     "from_uint8",
     "load",
+    "pick_captions",
     "to_uint8",
 ]
 
-NAMED = {"digits": load_digits, "faces": load_faces}
+NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
 
 
-def load(source, size=None, channels: int | None = None, labels=None) -> Dataset:
+def load(source, size=None, channels: int | None = None, labels=None, captions=None) -> Dataset:
     """A data set from almost anything.
 
-    source    "digits" (8 x 8, shipped), "faces" (25 x 25, needs scikit-image), a folder of pictures, a .npz or .npy
-              file, an array (N, H, W), (N, H, W, C) or (N, C, H, W), or a Dataset; "./digits" is a folder of that name
+    source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
+              scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), a folder of pictures, of MNIST's
+              IDX files or of .parquet files, a .npz, .npy or .parquet file, an array (N, H, W), (N, H, W, C) or
+              (N, C, H, W), or a Dataset; "./digits" is a folder of that name
     size      an integer or (height, width): pictures are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
-    labels    (N,) integers or strings, for arrays only: folders and .npz files bring their own
+    labels    (N,) integers or strings, for arrays only: folders and files bring their own
+    captions  N strings or sequences of strings, or {language: those}, for arrays only, too
 
-    Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where scikit-image is missing.
+    Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
     size = check_size(size)
+    given = "labels" if labels is not None else "captions" if captions is not None else None
     if isinstance(source, (str, os.PathLike)):
-        if labels is not None:
-            raise ValueError(f"labels were given with {source!r}, which brings its own; labels= belongs to arrays")
+        if given:
+            raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
         if isinstance(source, str) and source in NAMED:
             dataset = NAMED[source]()
+        elif (path := Path(source).expanduser()).is_dir():
+            if not holds_idx(path):
+                return load_parquet(path, size, channels) if holds_parquet(path) else load_folder(path, size, channels)
+            dataset = load_fashion(path)
+        elif path.suffix.lower() == ".parquet" and path.is_file():
+            return load_parquet(path, size, channels)
         else:
-            path = Path(source).expanduser()
-            if path.is_dir():
-                return load_folder(path, size, channels)
             dataset = load_arrays_file(_arrays_path(path))
     elif isinstance(source, Dataset):
-        if labels is not None:
-            raise ValueError("labels were given with a Dataset, which brings its own; labels= belongs to arrays")
+        if given:
+            raise ValueError(f"{given} were given with a Dataset, which brings its own; {given}= belongs to arrays")
         dataset = source
     elif hasattr(source, "__array__"):
-        dataset = from_array(source, labels)
+        dataset = from_array(source, labels, captions)
     else:
         raise TypeError(f"cannot load data from {type(source).__name__}; {_EXPECTED}")
     images = dataset.images if channels is None else to_channels(dataset.images, channels)
@@ -65,7 +77,7 @@ def load(source, size=None, channels: int | None = None, labels=None) -> Dataset
     return dataset if images is dataset.images else dataclasses.replace(dataset, images=images)
 
 
-_EXPECTED = f"expected {', '.join(map(repr, NAMED))}, a folder of pictures, a .npz or .npy file, or an array"
+_EXPECTED = f"expected {', '.join(map(repr, NAMED))}, a folder of pictures, a .npz, .npy or .parquet file, or an array"
 
 
 def _arrays_path(path: Path) -> Path:

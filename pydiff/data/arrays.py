@@ -1,4 +1,8 @@
-"""Arrays in memory and in .npy and .npz files: layout and value range are recognised, and said in the notes."""
+"""Arrays in memory and in .npy and .npz files: layout and value range are recognised, and said in the notes.
+
+A .npz may hold captions: `captions`, `text` or `prompts`, also `captions_de` and so on, strings (N,), or (N, K) for
+several a picture, "" for none.
+"""
 
 import math
 import warnings
@@ -6,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pydiff.data import captions as words
 from pydiff.data.dataset import Dataset
 
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "arr_0")
@@ -15,7 +20,9 @@ SLACK = 1e-5  # rounding that a value range may exceed its ends by
 
 
 def load_arrays_file(path: Path) -> Dataset:
-    """A .npy file of images, or a .npz file with images and perhaps labels, named as in IMAGE_KEYS and LABEL_KEYS."""
+    """A .npy file of images, or a .npz file with images and perhaps labels and captions, named as in IMAGE_KEYS and
+    LABEL_KEYS and at the top of this file.
+    """
     if path.suffix.lower() == ".npy":
         return from_array(read_npy(path), name=path.name)
     arrays = {name.lower(): array for name, array in read_npz(path).items()}
@@ -26,21 +33,44 @@ def load_arrays_file(path: Path) -> Dataset:
             f"{', '.join(IMAGE_KEYS)}; save it with numpy.savez(path, images=..., labels=...)"
         )
     labels = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
-    return from_array(images, labels, name=path.name)
+    texts = {language: arrays[key] for key in arrays if (language := words.language_of(key)) is not None}
+    return from_array(images, labels, texts, name=path.name)
 
 
-def from_array(images, labels=None, name: str = "array") -> Dataset:
+def from_array(images, labels=None, captions=None, name: str = "array") -> Dataset:
     """A data set from (N, H, W), (N, H, W, C) or (N, C, H, W) images and, if given, (N,) labels: integers or strings.
 
-    uint8 and bool are taken as they are; floats must lie in [0, 1] or [-1, 1]. Raises ValueError otherwise.
+    captions: N strings or sequences of strings, or {language: those}. uint8 and bool are taken as they are; floats must
+    lie in [0, 1] or [-1, 1]. Raises ValueError otherwise.
     """
     images = np.asarray(images)
     images, layout = _channels_last(images)
     images, values = _standard_values(images)
     notes = [layout, *([values] if values else [])]
+    more = {}
+    if captions is not None:
+        more, caption_notes = words.columns(
+            _captions(captions, len(images)), [f"number {i}" for i in range(len(images))]
+        )
+        notes += caption_notes
     if labels is None:
-        return Dataset(name, images, notes=notes)
-    return Dataset(name, images, *class_labels(labels, len(images)), notes=notes)
+        return Dataset(name, images, notes=notes, **more)
+    return Dataset(name, images, *class_labels(labels, len(images)), notes=notes, **more)
+
+
+def _captions(captions, n: int) -> list[list[words.Caption]]:
+    """The captions of each of n pictures from N strings, from N sequences of strings, or from {language: those}."""
+    found: list[list[words.Caption]] = [[] for _ in range(n)]
+    for language, texts in (captions if isinstance(captions, dict) else {"": captions}).items():
+        if isinstance(texts, np.ndarray) and texts.dtype.kind == "S":
+            texts = np.char.decode(texts, "utf-8", "replace")
+        rows = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
+        if len(rows) != n:
+            raise ValueError(f"there are captions for {len(rows)} pictures, and {n} pictures")
+        for row, of_one in zip(rows, found, strict=True):
+            cleaned = [c._replace(text=words.clean(c.text)) for c in words.captions_in(row, language)]
+            of_one += [c for c in dict.fromkeys(cleaned) if c.text]
+    return found
 
 
 def class_labels(labels, n: int) -> tuple[np.ndarray, list[str]]:

@@ -1,7 +1,9 @@
 """What every source becomes: pictures (N, H, W, C), labels or none, and a record of what was skipped or decided."""
 
 import dataclasses
+import json
 import numbers
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,8 +25,10 @@ class Dataset:
     classes  the name of each label, or None
     skipped  (path, reason) of every file that could not be used, in order of path
     notes    what was decided for you: the size, the value range, the layout
-    columns  {name: (N, ...)}: further arrays that a network may be told, such as the states of a text encoder;
-    read-only nothing  {name: one row (...)} of each that says "nothing asked for", for classifier-free guidance
+    columns  {name: (N, ...)}: further arrays that a network may be told; read-only
+    nothing  {name: one row (...)} of each that says "nothing asked for", for classifier-free guidance
+    captions   for each picture its captions, a tuple of strings, () where there is none; None: no picture has any
+    languages  for each caption its language, such as "en", "" where nobody says; None if nobody ever does
     """
 
     name: str
@@ -35,6 +39,8 @@ class Dataset:
     notes: list[str] = dataclasses.field(default_factory=list)
     columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     nothing: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    captions: Sequence[Sequence[str]] | None = None
+    languages: Sequence[Sequence[str]] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "images", _read_only(_checked_images(self.images)))
@@ -44,6 +50,9 @@ class Dataset:
             object.__setattr__(self, "labels", _read_only(_checked_labels(self.labels, len(self.images), self.classes)))
         columns = {name: _read_only(_checked_column(name, c, self)) for name, c in self.columns.items()}
         object.__setattr__(self, "columns", columns)
+        captions, languages = _checked_captions(self.captions, self.languages, len(self.images))
+        object.__setattr__(self, "captions", captions)
+        object.__setattr__(self, "languages", languages)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,15 +71,47 @@ class Dataset:
         """What a network could be told about these pictures."""
         return Conditioning(self.classes, self.nothing)
 
-    def condition(self, indices) -> Condition:
-        """What is known of the pictures with these indices (n,): their classes and further columns."""
+    def condition(self, indices, conditioning: Conditioning | None = None, captions=None) -> Condition:
+        """What is known of the pictures with these indices (n,): their classes and further columns.
+
+        conditioning: which of it counts, all if None. captions: n of them, if it has a text encoder.
+        """
         indices = self._checked_indices(indices)
         labels = None if self.labels is None else self.labels[indices]
-        return self.conditioning.of_data(labels, {name: column[indices] for name, column in self.columns.items()})
+        columns = {name: column[indices] for name, column in self.columns.items()}
+        return (self.conditioning if conditioning is None else conditioning).of_data(labels, columns, captions)
 
-    def captions(self, indices) -> list[str] | None:
-        """What is known of the pictures with these indices in words: their classes; None if nothing is."""
-        return None if self.labels is None else [self.classes[label] for label in self.labels[indices]]
+    def titles(self, indices) -> list[str] | None:
+        """A line for each of the pictures with these indices: its first caption, else its class, else "".
+
+        None if there are neither.
+        """
+        if self.captions is None and self.classes is None:
+            return None
+        indices = self._checked_indices(indices)
+        classes = (
+            [""] * len(indices) if self.classes is None else [self.classes[label] for label in self.labels[indices]]
+        )
+        if self.captions is None:
+            return classes
+        return [(*self.captions[i], c)[0] for i, c in zip(indices, classes, strict=True)]
+
+    def in_languages(self, languages: Sequence[str]) -> "Dataset":
+        """The same pictures with the captions in these languages alone, and those whose language nobody gives.
+
+        ValueError if no caption is left.
+        """
+        if self.languages is None:
+            return self
+        kept = [[i for i, lang in enumerate(row) if not lang or lang in languages] for row in self.languages]
+        if not any(kept):
+            found = ", ".join(sorted({lang for row in self.languages for lang in row}))
+            raise ValueError(f"{self.name} has captions in {found} and none in {' or '.join(languages)}")
+        parts = {
+            name: tuple(tuple(row[i] for i in those) for row, those in zip(getattr(self, name), kept, strict=True))
+            for name in ("captions", "languages")
+        }
+        return dataclasses.replace(self, **parts)
 
     def normalized(self, indices) -> np.ndarray:
         """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError): (n, H, W, C) float32 in [-1, 1]."""
@@ -97,10 +138,15 @@ class Dataset:
         indices = self._checked_indices(indices)
         labels = None if self.labels is None else self.labels[indices]
         columns = {name: column[indices] for name, column in self.columns.items()}
-        return dataclasses.replace(self, images=self.images[indices], labels=labels, columns=columns)
+        words = {name: getattr(self, name) for name in ("captions", "languages")}
+        words = {name: None if w is None else tuple(w[i] for i in indices) for name, w in words.items()}
+        return dataclasses.replace(self, images=self.images[indices], labels=labels, columns=columns, **words)
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of shape, dtype, pixels and labels: by it a resumed run notices changed data."""
+        """SHA-256 (64 hex digits) of shape, dtype, pixels, labels, columns and captions.
+
+        By it a resumed run notices changed data.
+        """
         import hashlib
 
         digest = hashlib.sha256(f"{self.images.dtype.name} {self.images.shape} {self.labels is not None}".encode())
@@ -113,6 +159,9 @@ class Dataset:
             column = self.columns[name]
             digest.update(f"{name} {column.dtype.name} {column.shape}".encode())
             digest.update(np.ascontiguousarray(column, column.dtype.newbyteorder("<")))
+        for words in (self.captions, self.languages):
+            if words is not None:
+                digest.update(json.dumps(words).encode())
         return digest.hexdigest()
 
     def summary(self) -> str:
@@ -135,6 +184,21 @@ class Dataset:
         if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(f"indices run from {indices.min()} to {indices.max()}, expected 0 .. {len(self) - 1}")
         return indices.astype(np.int64)
+
+
+def printable(path: str) -> str:
+    """File names need not be valid text, nor one line; this form can be printed and stored anywhere."""
+    try:
+        text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character that stands for no byte: not from a file system
+        text = path.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def some(items: Sequence[str], separator: str, shown: int) -> str:
+    """The first of these, and how many more there are."""
+    rest = [f"and {len(items) - shown:,} more"] if len(items) > shown else []
+    return separator.join([*items[:shown], *rest])
 
 
 def plural(count: int, singular: str, several: str | None = None) -> str:
@@ -164,7 +228,7 @@ def _checked_labels(labels, n: int, classes: list[str]) -> np.ndarray:
 
 def _checked_column(name: str, column, dataset) -> np.ndarray:
     column = np.asarray(column)
-    if column.ndim < 1 or len(column) != len(dataset.images) or column.dtype.kind not in "fiu":
+    if column.ndim < 1 or len(column) != len(dataset.images) or column.dtype.kind not in "fiub":
         raise ValueError(
             f"column {name!r} is {column.dtype} {column.shape}, expected {len(dataset.images)} rows of numbers"
         )
@@ -174,6 +238,23 @@ def _checked_column(name: str, column, dataset) -> np.ndarray:
             f"give it in nothing={{{name!r}: ...}}, for example zeros"
         )
     return column
+
+
+def _checked_captions(captions, languages, n: int):
+    """Tuples of tuples of strings, or None; a string alone is one caption."""
+    if captions is None and languages is None:
+        return None, None
+    if captions is None or len(captions) != n or (languages is not None and len(languages) != n):
+        raise ValueError(f"captions and languages belong together, one entry for each of {n} pictures")
+    rows = tuple((row,) if isinstance(row, str) else tuple(row) for row in captions)
+    if not all(isinstance(text, str) for row in rows for text in row):
+        raise ValueError("a picture's captions are a string or a sequence of strings")
+    if languages is None or not any(lang for row in languages for lang in row):
+        return rows, None
+    languages = tuple((row,) if isinstance(row, str) else tuple(row) for row in languages)
+    if [len(row) for row in languages] != [len(row) for row in rows]:
+        raise ValueError("every caption has its language: as many languages as captions for each picture")
+    return rows, languages
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from pydiff.data.dataset import Dataset, plural
+from pydiff.data.dataset import Dataset, plural, some
 
 SHOWN = 20  # classes and skipped files that are listed before "and N more"
+EXAMPLES, LINE = 5, 100  # pictures whose captions are shown, characters of each
 FEW_PICTURES = 500
 LARGE_SIDE = 128
 BATCH = 64
@@ -15,12 +16,24 @@ def describe(dataset: Dataset) -> str:
     lines = [dataset.summary()]
     if dataset.classes is not None:
         counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
-        lines.append("classes: " + _some([f"{c} ({k})" for c, k in zip(dataset.classes, counts, strict=True)], ", "))
+        lines.append(
+            "classes: " + some([f"{c} ({k})" for c, k in zip(dataset.classes, counts, strict=True)], ", ", SHOWN)
+        )
+    if dataset.captions is not None:
+        lines.append(captions(dataset))
     low, high, mean, std = statistics(dataset)
     lines.append(f"values: {low:.3f} .. {high:.3f} in [-1, 1]; mean {_numbers(mean)}, std {_numbers(std)}")
     if dataset.skipped:
-        lines.append("skipped:\n  " + _some([f"{path}: {reason}" for path, reason in dataset.skipped], "\n  "))
+        lines.append("skipped:\n  " + some([f"{path}: {reason}" for path, reason in dataset.skipped], "\n  ", SHOWN))
     return "\n".join(lines + [f"hint: {hint}" for hint in hints(dataset)])
+
+
+def captions(dataset: Dataset) -> str:
+    """How long the captions are, and those of the first pictures that have any."""
+    words = [len(text.split()) for row in dataset.captions for text in row]
+    tell = [" | ".join(text[:LINE] + "..." * (len(text) > LINE) for text in row) for row in dataset.captions if row]
+    first = "\n  ".join(tell[:EXAMPLES])
+    return f"captions: {min(words)} to {max(words)} words, {np.median(words):g} in the middle; the first are\n  {first}"
 
 
 def statistics(dataset: Dataset) -> tuple[float, float, np.ndarray, np.ndarray]:
@@ -55,11 +68,6 @@ def hints(dataset: Dataset) -> list[str]:
     batch = min(BATCH, len(dataset))
     found.append(f"a batch of {batch} sees every picture once in {plural(-(-len(dataset) // batch), 'step')}")
     return found
-
-
-def _some(items: list[str], separator: str) -> str:
-    rest = [f"and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
-    return separator.join(items[:SHOWN] + rest)
 
 
 def _numbers(values: np.ndarray) -> str:

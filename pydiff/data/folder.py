@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.data.dataset import Dataset, plural
+from pydiff.data import captions as words
+from pydiff.data.dataset import Dataset, plural, printable
 from pydiff.data.picture import SUFFIXES, Picture, read_picture, read_size
 from pydiff.data.pixels import to_channels
 
@@ -23,37 +24,59 @@ def load_folder(root: Path, size: tuple[int, int] | None = None, channels: int |
               size if there is one (up to 256 a side), else a square of 8 to 64 a side that suits the smaller pictures
     channels  1, 3 or 4; None: 1 if every picture is grey, 4 if any has transparency, else 3
 
+    Captions are found where captions.py says, beside class folders or without them.
     Files with the suffix of a picture that cannot be read are skipped and listed; other and hidden files are ignored.
     Raises ValueError if no picture is left, or if more than half are broken.
     """
     if channels not in (None, 1, 3, 4):
         raise ValueError(f"channels is {channels!r}, expected 1 (grey), 3 (RGB), 4 (RGBA) or None; leave it out")
-    paths, skipped = find_pictures(root)
+    paths, texts, skipped = find_files(root)
+    found, images, notes = read_pictures(root, {path: root / path for path in paths}, size, channels, skipped)
+    labels, classes, class_notes = _classes(found)
+    notes += class_notes
+    more, captions = {}, words.find_captions(root, paths, texts)
+    if captions is not None:
+        more, caption_notes = words.columns([captions.of[path] for path in found], found)
+        notes += caption_notes + captions.notes
+        skipped = sorted(skipped + captions.skipped)
+    return Dataset(root.name or str(root), images, labels, classes, skipped, notes, **more)
+
+
+def read_pictures(
+    where: Path,
+    sources: dict[str, Path | bytes],
+    size: tuple[int, int] | None,
+    channels: int | None,
+    skipped: list[tuple[str, str]],
+) -> tuple[list[str], np.ndarray, list[str]]:
+    """(names of the usable ones, their pixels (N, H, W, C), notes) of pictures by name: files, or their contents.
+
+    Adds the others to `skipped`. where: what they come from, for messages. size, channels: as for load_folder.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # decoders warn of large sizes, which are checked here, and of odd metadata
-        pictures, target, notes = _read_all(root, paths, size, skipped)
+        pictures, target, notes = _read_all(sources, size, skipped)
     if len(skipped) > len(pictures):
         path, reason = skipped[0]
         raise ValueError(
-            f"{len(skipped)} of {len(skipped) + len(pictures)} pictures in {root} cannot be used "
+            f"{len(skipped)} of {len(skipped) + len(pictures)} pictures in {where} cannot be used "
             f"(first: {path}: {reason}); remove or repair them"
         )
     if not pictures:
-        raise ValueError(f"{root} holds no pictures; expected files such as .png or .jpg in it or in its subfolders")
+        raise ValueError(f"{where} holds no pictures; expected files such as .png or .jpg in it or in its subfolders")
     if small := sum(h < target[0] or w < target[1] for _, (h, w) in pictures.values()):
         notes.append(f"{plural(small, 'picture')} smaller than {target[0]} x {target[1]} enlarged")
     images, channel_notes = _stack([picture.pixels for picture in pictures.values()], channels)
-    labels, classes, class_notes = _classes(list(pictures))
-    notes += channel_notes + class_notes
-    return Dataset(root.name or str(root), images, labels, classes, skipped, notes)
+    return list(pictures), images, notes + channel_notes
 
 
-def find_pictures(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Paths below `root` with the suffix of a picture, sorted, and the (path, reason) of folders that cannot be listed.
+def find_files(root: Path) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """(pictures, texts, skipped): paths below `root` with the suffix of a picture, and of files that may hold captions,
+    each sorted, and the (path, reason) of folders that cannot be listed.
 
     Follows links to folders, but enters each folder once, so that a loop of links ends.
     """
-    found, skipped, entered, waiting = [], [], set(), [""]
+    found, texts, skipped, entered, waiting = [], [], [], set(), [""]
     while waiting:
         folder = waiting.pop()
         try:
@@ -63,7 +86,7 @@ def find_pictures(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
             entered.add((status.st_dev, status.st_ino))
             names = sorted(os.listdir(root / folder), reverse=True)  # popped from the end: first name first
         except OSError as error:
-            skipped.append((_printable(folder) or ".", f"folder cannot be listed ({error.strerror})"))
+            skipped.append((printable(folder) or ".", f"folder cannot be listed ({error.strerror})"))
             continue
         for name in names:
             path = f"{folder}/{name}" if folder else name
@@ -73,36 +96,38 @@ def find_pictures(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
                 waiting.append(path)
             elif os.path.splitext(name)[1].lower() in SUFFIXES:
                 found.append(path)
-    return sorted(found, key=lambda path: path.split("/")), skipped
+            elif name.lower() in words.METADATA or name.lower().endswith(".txt"):
+                texts.append(path)
+    return *(sorted(paths, key=lambda path: path.split("/")) for paths in (found, texts)), skipped
 
 
-def _read_all(root, paths, size, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
+def _read_all(sources, size, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
     """The usable pictures by path, their size and notes; adds the others to `skipped`."""
-    notes, sizes = [], [s for s in _each(read_size, root, paths, "looking") if s] if size is None else []
+    notes, sizes = [], [s for s in _each(read_size, sources, "looking") if s] if size is None else []
     pictures: dict[str, Picture] = {}
     target = size or _choose_size(sizes, notes)
     while True:
-        results = dict(zip(paths, _each(partial(read_picture, size=target), root, paths, "reading"), strict=True))
+        results = dict(zip(sources, _each(partial(read_picture, size=target), sources, "reading"), strict=True))
         pictures = {path: result for path, result in results.items() if isinstance(result, Picture)}
-        skipped += [(_printable(path), result) for path, result in results.items() if isinstance(result, str)]
+        skipped += [(printable(path), result) for path, result in results.items() if isinstance(result, str)]
         skipped.sort()
         notes.clear()
         # Headers of broken files and rotations can mislead the first choice; the second sees the true sizes and stands.
         better = size or _choose_size([picture.size for picture in pictures.values()], notes)
         if better == target or not pictures:
             return pictures, target, notes
-        target, paths = better, list(pictures)
+        target, sources = better, {path: sources[path] for path in pictures}
 
 
-def _each(function, root: Path, paths: list[str], verb: str) -> list:
-    """function(root / path) of every path, in order, on a few threads, with a progress bar after a second."""
+def _each(function, sources: dict[str, Path | bytes], verb: str) -> list:
+    """function(source) of every source, in order, on a few threads, with a progress bar after a second."""
     from concurrent.futures import ThreadPoolExecutor  # which brings logging with it
 
     from tqdm import tqdm
 
     with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(function, [root / path for path in paths])
-        return list(tqdm(results, verb, len(paths), unit="picture", delay=1, disable=None, leave=False))
+        results = pool.map(function, sources.values())
+        return list(tqdm(results, verb, len(sources), unit="picture", delay=1, disable=None, leave=False))
 
 
 def _choose_size(sizes: list[tuple[int, int]], notes: list[str]) -> tuple[int, int]:
@@ -146,9 +171,4 @@ def _classes(paths: list[str]) -> tuple[np.ndarray | None, list[str] | None, lis
     names = [folder[shared] for folder in folders]
     classes = sorted(set(names))
     ranks = {name: rank for rank, name in enumerate(classes)}
-    return np.array([ranks[name] for name in names], np.int64), [_printable(name) for name in classes], []
-
-
-def _printable(path: str) -> str:
-    """File names need not be valid text; this form can be printed and stored anywhere."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return np.array([ranks[name] for name in names], np.int64), [printable(name) for name in classes], []

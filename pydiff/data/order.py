@@ -1,4 +1,6 @@
-"""Which pictures make up the batch of a step, and which are mirrored: pure functions of the step, so resume is exact.
+"""Which pictures make up the batch of a step, which are mirrored, and which caption each is told.
+
+All are pure functions of the step, so resume is exact.
 
 The pictures form one endless stream, epoch after epoch, each epoch in its own random order. Step s takes the places
 s B .. s B + B - 1 of the stream, so no picture is dropped at the end of an epoch, and batches may span epochs.
@@ -48,3 +50,15 @@ def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarr
     numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers)
     chosen = random.uniform(random.key(seed, random.AUGMENT, numbers, step)) < 0.5
     return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+
+
+def pick_captions(captions, chosen, step: int, seed: int = 0, numbers=None) -> list[str]:
+    """One caption for each picture of a batch, chosen by (seed, step, number of the sample); "" where it has none.
+
+    captions: Dataset.captions. chosen: (N,), the batch's pictures. numbers: (N,), their places in the global batch;
+    0 .. N-1 if None.
+    """
+    numbers = np.arange(len(chosen)) if numbers is None else np.asarray(numbers)
+    shares = random.uniform(random.key(seed, random.CAPTION, numbers, step), dtype=np.float64)
+    rows = [captions[i] for i in chosen]
+    return [row[int(share * len(row))] if row else "" for row, share in zip(rows, shares, strict=True)]

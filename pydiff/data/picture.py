@@ -1,5 +1,6 @@
 """One picture file of any kind as (H, W, C) uint8: formats, bit depths, palettes, transparency, rotation."""
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,27 +26,30 @@ class Picture(NamedTuple):
     size: tuple[int, int]  # (H, W) in the file, upright
 
 
-def read_size(path: Path) -> tuple[int, int] | None:
+def read_size(source: Path | bytes) -> tuple[int, int] | None:
     """(height, width) from the header, before any rotation, or None if there is no readable header."""
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
+        if isinstance(source, Path) and not source.is_file():  # opening a pipe would wait for ever
             return None
-        with _open(path) as picture:
+        with _open(source) as picture:
             return picture.height, picture.width
     except Exception:  # `read_picture` reports the reason
         return None
 
 
-def read_picture(path: Path, size: tuple[int, int]) -> Picture | str:
-    """The first frame of a picture file, upright, at (height, width) `size`; or the reason why it cannot be used."""
+def read_picture(source: Path | bytes, size: tuple[int, int]) -> Picture | str:
+    """The first frame of a picture, upright, at (height, width) `size`; or the reason why it cannot be used.
+
+    source: a file, or the contents of one.
+    """
     from PIL import Image
 
     try:
-        if not path.is_file():
-            return "not a file" if path.exists() else "link to a file that is not there"
-        if path.stat().st_size == 0:
+        if isinstance(source, Path) and not source.is_file():
+            return "not a file" if source.exists() else "link to a file that is not there"
+        if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
             return "empty file"
-        with _open(path) as picture:
+        with _open(source) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return f"{picture.width} x {picture.height} pixels, above the limit of {MAX_PIXELS:,}"
             picture.load()
@@ -60,11 +64,12 @@ def read_picture(path: Path, size: tuple[int, int]) -> Picture | str:
         return f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
-def _open(path: Path):
+def _open(source: Path | bytes):
     from PIL import Image
 
     Image.init()
-    return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def _eight_bit(picture):

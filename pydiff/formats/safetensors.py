@@ -3,13 +3,16 @@
 The format (https://github.com/huggingface/safetensors): eight bytes holding n, the length of the header, little-endian;
 n bytes of JSON, {name: {"dtype", "shape", "data_offsets": [begin, end]}}; then the bytes of the arrays, without gaps.
 
-A file may come from anywhere, so `decode` checks every number against the real length of the data before using it. Its
-arrays are views of the one buffer that was read: the package's reader makes a second copy, and cannot read bfloat16.
+A file may come from anywhere, so the readers check every number against the real length of the data before using it.
+`decode` gives views of the one buffer that was read (the package's reader makes a second copy, and cannot read
+bfloat16); `contents` reads one array after the other, for models that nobody wants to hold twice, and `pieces` writes
+so, which the package cannot.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +33,25 @@ EXACT = {
     "F32": "<f4",
     "F64": "<f8",
 }
-# These are only read, from others' files, and widened to float32; bfloat16 as raw bits, because NumPy has no such type.
+# These are read, from others' files, and widened to float32; bfloat16 as raw bits, because NumPy has no such type.
 HALF = {"F16": "<f2", "BF16": "<u2"}
+ORDER = ["BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64"]  # the package's
+KNOWN = {**EXACT, **HALF, "U16": "<u2", "U64": "<u8"}  # the last two are read as they are, and never written
+
+
+class Weight(NamedTuple):
+    """An array in a file that is not read yet. read: gives it, writable; what is narrower than float32 as float32."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+class Made(NamedTuple):
+    """An array to be written that need not exist yet. make: gives it when its turn comes, in any layout."""
+
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+    dtype: np.dtype = np.dtype(np.float32)
 
 
 class CheckpointError(Exception):
@@ -59,16 +79,88 @@ def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = N
     return data
 
 
-def _plain(name: str, array: np.ndarray) -> np.ndarray:
-    """`array` in C order and little-endian. np.asarray keeps a 0-d array 0-d, where np.ascontiguousarray does not."""
-    if not isinstance(name, str) or name == "__metadata__" or not is_utf8(name):
-        raise TypeError(f"got the array name {name!a}, expected printable text other than '__metadata__': rename it.")
-    if not isinstance(array, np.ndarray):
+def pieces(
+    arrays: Mapping[str, np.ndarray | Made], dtype: str | None = None, metadata: Mapping[str, str] = ()
+) -> Iterator[bytes]:
+    """The safetensors file holding these arrays, piece by piece: the bytes that `encode` would give.
+
+    dtype: None keeps every array's own; F32, F64, F16 or BF16 rounds all to that (to nearest, ties to even). One array
+    is held at a time. Errors as those of `encode`; and ValueError, when its turn comes, for an array whose shape is not
+    the promised one, or with numbers that F16 cannot hold.
+    """
+    header, position = ({"__metadata__": dict(metadata)} if metadata else {}), 0
+    kinds = {name: dtype or _kind(name, array) for name, array in arrays.items()}
+    order = sorted(arrays, key=lambda name: (-ORDER.index(kinds[name]), _checked_name(name)))
+    for name in order:
+        size = math.prod(arrays[name].shape) * np.dtype(KNOWN[kinds[name]]).itemsize
+        header[name] = {
+            "dtype": kinds[name],
+            "shape": list(arrays[name].shape),
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"the names of {len(arrays)} arrays need more than {MAX_HEADER} bytes: use groups.")
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        array = np.asarray(arrays[name].make() if isinstance(arrays[name], Made) else arrays[name])
+        if array.shape != tuple(arrays[name].shape):
+            raise ValueError(f"{name} has shape {array.shape}, and {arrays[name].shape} was promised: give that.")
+        yield _narrowed(name, array, kinds[name]).reshape(-1).view(np.uint8).data
+
+
+def _kind(name: str, array: np.ndarray | Made) -> str:
+    """What the format calls an array's dtype."""
+    if not isinstance(array, np.ndarray | Made):
         raise TypeError(f"{name!r} is a {type(array).__name__}, expected a NumPy array: convert it first.")
     dtype = array.dtype.newbyteorder("<")
-    if dtype not in map(np.dtype, EXACT.values()):
-        raise TypeError(f"{name!r} is {array.dtype}, expected one of {', '.join(EXACT)}: cast it first.")
-    return np.asarray(array, dtype=dtype, order="C")
+    for kind, known in EXACT.items():
+        if dtype == np.dtype(known):
+            return kind
+    raise TypeError(f"{name!r} is {array.dtype}, expected one of {', '.join(EXACT)}: cast it first.")
+
+
+def _checked_name(name: str) -> str:
+    if not isinstance(name, str) or name == "__metadata__" or not is_utf8(name):
+        raise TypeError(f"got the array name {name!a}, expected printable text other than '__metadata__': rename it.")
+    return name
+
+
+def _narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """`array` as bits of this dtype, in C order."""
+    if dtype == "BF16":  # the upper half of a float32's bits, after rounding the lower half into it
+        bits = np.array(array, "<f4", order="C").view("<u4").reshape(array.shape)
+        rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+        return np.where(np.isnan(array), (bits >> 16 | 0x40).astype("<u2"), rounded)
+    with np.errstate(over="ignore"):
+        narrow = np.asarray(array, KNOWN[dtype], order="C")
+    if dtype == "F16" and not (np.isfinite(narrow) | ~np.isfinite(array)).all():
+        raise ValueError(f"{name} has numbers beyond float16's 65504; save it as bfloat16 or float32")
+    return narrow
+
+
+def contents(file, source: object) -> dict[str, Weight]:
+    """The arrays of a safetensors file, in the order of their bytes, each to be read on its own.
+
+    file: with `size` and `read(begin, count)`, see files.RegularFile; it has to stay open. source: for messages.
+    CheckpointError for anything but a well-formed file, of which the header alone is read here.
+    """
+    head = file.read(0, min(8, file.size))
+    length = int.from_bytes(head.tobytes(), "little") if head.size == 8 else 0
+    head = file.read(0, min(8 + min(length, MAX_HEADER), file.size))
+    header, start = _header(head, source, file.size)
+
+    def weight(name, dtype, shape, begin, end):
+        return Weight(tuple(shape), lambda: _array(file.read(start + begin, end - begin), name, dtype, shape, source))
+
+    return {entry[0]: weight(*entry) for entry in _in_order(header, file.size - start, source)}
+
+
+def _plain(name: str, array: np.ndarray) -> np.ndarray:
+    """`array` in C order and little-endian. np.asarray keeps a 0-d array 0-d, where np.ascontiguousarray does not."""
+    return np.asarray(array, dtype=EXACT[_kind(_checked_name(name), array)], order="C")
 
 
 def decode(buffer: np.ndarray, source: object) -> dict[str, np.ndarray]:
@@ -77,27 +169,34 @@ def decode(buffer: np.ndarray, source: object) -> dict[str, np.ndarray]:
     buffer: (size,) uint8, the whole file, which the arrays keep alive and write to.  source: its path, for messages.
     Raises CheckpointError for anything but a well-formed file, before allocating by any number found in it.
     """
-    header, start = _header(buffer, source)
-    arrays, position = {}, 0
-    entries = [_entry(name, entry, source) for name, entry in header.items()]
-    for name, dtype, shape, begin, end in sorted(entries, key=lambda entry: entry[3:]):
+    header, start = _header(buffer, source, buffer.size)
+    return {
+        name: _array(buffer[start + begin : start + end], name, dtype, shape, source)
+        for name, dtype, shape, begin, end in _in_order(header, buffer.size - start, source)
+    }
+
+
+def _in_order(header: dict, size: int, source: object) -> Iterable[tuple[str, str, list[int], int, int]]:
+    """(name, dtype, shape, begin, end) of all arrays, which fill the `size` bytes behind the header without a gap."""
+    position = 0
+    entries = sorted((_entry(name, entry, source) for name, entry in header.items()), key=lambda entry: entry[3:])
+    for name, _, _, begin, end in entries:
         if begin != position:
             raise damaged(source, f"the array {name!a} begins at byte {begin}, expected {position}")
-        if end > buffer.size - start:
-            raise damaged(source, f"the array {name!a} ends at byte {end} of {buffer.size - start}")
-        arrays[name] = _array(buffer[start + begin : start + end], name, dtype, shape, source)
+        if end > size:
+            raise damaged(source, f"the array {name!a} ends at byte {end} of {size}")
         position = end
-    if position != buffer.size - start:
-        raise damaged(source, f"{buffer.size - start - position} bytes at its end belong to no array")
-    return arrays
+    if position != size:
+        raise damaged(source, f"{size - position} bytes at its end belong to no array")
+    return entries
 
 
-def _header(buffer: np.ndarray, source: object) -> tuple[dict, int]:
-    """The parsed header without its metadata, and where the data begins."""
-    if buffer.size < 8:
-        raise damaged(source, f"it has {buffer.size} bytes, a safetensors file at least 8")
+def _header(buffer: np.ndarray, source: object, size: int) -> tuple[dict, int]:
+    """The parsed header without its metadata, and where the data begins. buffer: the beginning of `size` bytes."""
+    if size < 8:
+        raise damaged(source, f"it has {size} bytes, a safetensors file at least 8")
     length = int.from_bytes(buffer[:8].tobytes(), "little")
-    limit = min(buffer.size - 8, MAX_HEADER)
+    limit = min(size - 8, MAX_HEADER)
     if length > limit:
         raise damaged(source, f"its header claims {length} bytes, expected at most {limit}")
     header = parse_json(buffer[8 : 8 + length].tobytes(), source)
@@ -112,13 +211,13 @@ def _entry(name: str, entry: object, source: object) -> tuple[str, str, list[int
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise damaged(source, f"the array {name!a} has not just a dtype, a shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in EXACT | HALF:
-        known = ", ".join(EXACT | HALF)
+    if not isinstance(dtype, str) or dtype not in KNOWN:
+        known = ", ".join(KNOWN)
         raise CheckpointError(f"{source}: the array {name!a} has dtype {dtype!a:.40}, expected {known}: convert it.")
     if not _are_sizes(shape) or len(shape) > MAX_DIMS or not _are_sizes(offsets) or len(offsets) != 2:
         raise damaged(source, f"the array {name!a} has a shape or offsets that are not sizes")
     begin, end = offsets
-    size = math.prod(shape) * np.dtype((EXACT | HALF)[dtype]).itemsize
+    size = math.prod(shape) * np.dtype(KNOWN[dtype]).itemsize
     if end - begin != size:
         raise damaged(source, f"the array {name!a} spans {end - begin} bytes, its shape needs {size}")
     return name, dtype, shape, begin, end
@@ -132,7 +231,7 @@ def _array(raw: np.ndarray, name: str, dtype: str, shape: list[int], source: obj
     """The array whose bytes are `raw`: a view where possible."""
     if dtype == "BOOL" and raw.size and raw.max() > 1:
         raise damaged(source, f"the boolean array {name!a} holds the byte {raw.max()}")
-    flat = raw.view((EXACT | HALF)[dtype])
+    flat = raw.view(KNOWN[dtype])
     if dtype == "F16":
         flat = flat.astype(np.float32)
     elif dtype == "BF16":  # the upper half of a float32's bits
@@ -145,10 +244,14 @@ def _array(raw: np.ndarray, name: str, dtype: str, shape: list[int], source: obj
         raise damaged(source, f"the array {name!a} has a shape that NumPy cannot hold") from error
 
 
-def parse_json(data: bytes, source: object) -> dict:
-    """The JSON object in `data`: UTF-8, no key twice, no NaN, no half surrogate pair. Raises CheckpointError."""
+def parse_json(data: bytes, source: object, infinite: bool = False) -> dict:
+    """The JSON object in `data`: UTF-8, no key twice, no NaN, no half surrogate pair. Raises CheckpointError.
+
+    infinite: whether the numbers Infinity and -Infinity may stand there, which Python writes and JSON does not know.
+    """
+    constant = _infinity if infinite else _no_constant
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        value = json.loads(data.decode(), object_pairs_hook=_no_key_twice, parse_constant=constant)
         readable = is_utf8(json.dumps(value, ensure_ascii=False))
     except (ValueError, RecursionError) as error:  # whether encoding, syntax, digits or nesting
         raise damaged(source, f"it is not readable JSON ({str(error)!a:.80})") from error
@@ -174,3 +277,9 @@ def _no_key_twice(pairs: list[tuple[str, object]]) -> dict:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _infinity(name: str) -> float:
+    if name == "NaN":
+        _no_constant(name)
+    return float(name)

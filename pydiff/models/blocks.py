@@ -5,6 +5,7 @@ lecture calls temporal. Attribute names follow diffusers' blocks, because they a
 """
 
 from pydiff import ops
+from pydiff.models.activations import ACTIVATIONS
 from pydiff.nn import Attention, Conv2d, Dropout, GroupNorm, Linear, Module
 
 
@@ -15,22 +16,35 @@ class ResnetBlock(Module):
 
     scale_shift: the embedding gives a scale and a shift applied behind norm2 instead (Dhariwal & Nichol 2021, sect. 3).
     resample: None, "up" or "down" changes the resolution by 2 between norm1 and conv1, in the shortcut too.
+    act: a name in ACTIVATIONS, in place of silu.
     """
 
     def __init__(
-        self, cin, cout, temb_dim, groups, eps, dropout=0.0, scale_shift=False, output_scale=1.0, resample=None
+        self,
+        cin,
+        cout,
+        temb_dim,
+        groups,
+        eps,
+        dropout=0.0,
+        scale_shift=False,
+        act="silu",
+        output_scale=1.0,
+        resample=None,
     ):
-        self.norm1 = GroupNorm(groups, cin, eps, activation="silu")
+        fused = "silu" if act == "silu" else None  # the one that the normalisation does in the same pass
+        self.norm1 = GroupNorm(groups, cin, eps, activation=fused)
         self.conv1 = Conv2d(cin, cout, 3, padding=1)
         self.time_emb_proj = Linear(temb_dim, 2 * cout if scale_shift else cout)
-        self.norm2 = GroupNorm(groups, cout, eps, activation=None if scale_shift else "silu")
+        self.norm2 = GroupNorm(groups, cout, eps, activation=None if scale_shift else fused)
         self.dropout = Dropout(dropout)
         self.conv2 = Conv2d(cout, cout, 3, padding=1)
         self.conv_shortcut = Conv2d(cin, cout, 1) if cin != cout else None
         self.scale_shift, self.output_scale, self.resample = scale_shift, output_scale, resample
+        self.act, self.fused = ACTIVATIONS[act], fused
 
     def forward(self, x, temb):
-        h = self.norm1(x)
+        h = self.norm1(x) if self.fused else self.act(self.norm1(x))
         if self.resample == "down":
             x, h = ops.average_pool(x), ops.average_pool(h)
         elif self.resample == "up":
@@ -41,9 +55,10 @@ class ResnetBlock(Module):
             t = t.reshape(len(t), 1, 1, t.shape[1])
             h = self.norm2(self.conv1(h, upsample=upsample))
             c = h.shape[-1]
-            h = ops.silu(h * (1 + t[..., :c]) + t[..., c:])
+            h = self.act(h * (1 + t[..., :c]) + t[..., c:])
         else:
             h = self.norm2(self.conv1(h, shift=t, upsample=upsample))
+            h = h if self.fused else self.act(h)
         x = self.conv_shortcut(x) if self.conv_shortcut else x
         y = self.conv2(self.dropout(h), add=x)
         return y if self.output_scale == 1 else y * (1 / self.output_scale)

@@ -9,10 +9,11 @@ UNet2DModel, so its checkpoints are ours and ours are its.
 import numpy as np
 
 from pydiff import ops
-from pydiff.arrays import array_module
+from pydiff.arrays import array_module, to_host
+from pydiff.models.activations import ACTIVATIONS
 from pydiff.models.blocks import DownBlock, MidBlock, ResnetBlock, UpBlock
 from pydiff.models.registry import register
-from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module
+from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module, Parameter
 from pydiff.tensor import Tensor, as_tensor
 
 # For every block name in a configuration: does it attend, and how does it change the resolution (None: as *_type says)?
@@ -44,6 +45,22 @@ def sinusoids(t, dim, flip_sin_to_cos=True, freq_shift=0, max_period=10000):
     return np.concatenate([*parts, np.zeros((len(angles), dim % 2))], axis=1)
 
 
+class FourierProjection(Module):
+    """Sinusoids of log t with fixed random frequencies (Tancik et al. 2020; Song et al. 2021, "Score-based"): for
+    networks that are told noise levels instead of step numbers.
+
+    (N,) positive -> (N, 2 count) float64: sin(2 pi w log t) and the cosines; weight (count,) is w, and is not learned.
+    """
+
+    def __init__(self, count):
+        self.weight = Parameter(np.zeros(count, np.float32), bound=16.0)
+
+    def forward(self, t):
+        with np.errstate(divide="ignore", invalid="ignore"):  # t = 0 gives NaN, as in diffusers
+            angles = np.log(t)[:, None] * (2.0 * np.pi * to_host(self.weight.data).astype(np.float64))
+            return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
 @register("UNet2DModel")
 class UNet2D(Module):
     """Predicts from (x_t, t) what the process asks for: the noise, the clean picture or v.
@@ -53,7 +70,10 @@ class UNet2D(Module):
     layers_per_block: residual blocks a level. down_block_types, up_block_types: a name a level, with attention or not.
     attention_head_dim: channels of a head (None: one head). norm_num_groups: groups of every normalisation.
     resnet_time_scale_shift: "default" (added) or "scale_shift". downsample_type, upsample_type: "conv" or "resnet", for
-    the blocks with attention. num_class_embeds: number of classes, if any. seed: of the initial weights.
+    the blocks with attention. act_fn: a name in ACTIVATIONS. num_class_embeds: number of classes, if any;
+    class_embed_type: None for these, "timestep" for numbers, "identity" for vectors (temb_dim,). time_embedding_type:
+    "positional"; "learned", a table of num_train_timesteps; "fourier", of noise levels, by which the answer is then
+    divided. seed: of the initial weights.
     """
 
     def __init__(
@@ -101,14 +121,20 @@ class UNet2D(Module):
             "eps": norm_eps,
             "dropout": dropout,
             "scale_shift": scale_shift,
+            "act": "silu" if act_fn == "swish" else act_fn,
         }
 
         self.conv_in = Conv2d(in_channels, channels[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(channels[0], temb_dim)
+        time_dim, self.time_proj = channels[0], None
+        if time_embedding_type == "fourier":
+            time_dim, self.time_proj = 2 * channels[0], FourierProjection(channels[0])
+        elif time_embedding_type == "learned":
+            self.time_proj = Embedding(num_train_timesteps, channels[0])
+        self.time_embedding = TimestepEmbedding(time_dim, temb_dim)
         self.class_embedding = None
         if class_embed_type == "timestep":
-            self.class_embedding = TimestepEmbedding(channels[0], temb_dim)
-        elif num_class_embeds is not None:
+            self.class_embedding = TimestepEmbedding(time_dim, temb_dim)
+        elif class_embed_type is None and num_class_embeds is not None:
             self.class_embedding = Embedding(num_class_embeds, temb_dim)
 
         skips = [channels[0]]  # channels of every picture that the ascent will see again
@@ -146,7 +172,8 @@ class UNet2D(Module):
         self.initialize(seed)
 
     def forward(self, x, t, class_labels=None):
-        """x: (N, H, W, in_channels) array or Tensor; t: step numbers (N,) or one for all; class_labels: (N,) integers.
+        """x: (N, H, W, in_channels) array or Tensor; t: step numbers (N,) or one for all; class_labels: (N,) integers,
+        or what class_embed_type asks for.
 
         Returns a Tensor (N, H, W, out_channels).
         """
@@ -160,28 +187,44 @@ class UNet2D(Module):
             raise ValueError(f"the U-Net takes pictures (N, H, W, {self.config['in_channels']}), got {x.shape}")
         return x
 
+    @property
+    def told_classes(self) -> bool:
+        """Whether it takes class_labels."""
+        return self.class_embedding is not None or self.config["class_embed_type"] == "identity"
+
     def encoded(self, like, t, class_labels=None):
         """What t and class_labels are for the body: Tensors by name for pictures `like` (N, ..), as floating as they.
 
-        step: the step numbers' sinusoids (N, block_out_channels[0]). label, if there are classes: also theirs, or a row
-        (N, temb_dim) of the table of classes.
+        step: what the time embedding takes, (N, D). label, if there are classes: the same of them, or a row
+        (N, temb_dim) of the table of classes, or they themselves. level: t (N, 1, 1, 1), if the answer is divided
+        by it.
         """
-        if (self.class_embedding is None) != (class_labels is None):
-            has, given = ("no", "were given") if self.class_embedding is None else ("a", "are missing")
+        if self.told_classes != (class_labels is not None):
+            has, given = ("a", "are missing") if self.told_classes else ("no", "were given")
             raise ValueError(f"this model has {has} class embedding, but class labels {given}")
-        step = self._sinusoids(t, like)
+        made = {"step": self._numbers(t, like, "step numbers")}
+        if self.config["time_embedding_type"] == "fourier":
+            level = np.asarray(_for_each(t, len(like), "step numbers"), like.dtype).reshape(-1, 1, 1, 1)
+            made["level"] = Tensor(array_module(like).asarray(level))
         if class_labels is None:
-            return {"step": step}
-        if self.config["class_embed_type"] == "timestep":
-            return {"step": step, "label": self._sinusoids(class_labels, like)}
-        return {"step": step, "label": self.class_embedding(_for_each(class_labels, len(like), "class labels"))}
+            return made
+        kind = self.config["class_embed_type"]
+        if kind == "timestep":
+            return {**made, "label": self._numbers(to_host(class_labels), like, "classes")}
+        if kind == "identity":
+            vectors = as_tensor(array_module(like).asarray(class_labels, like.dtype))
+            if vectors.shape != (len(like), self.time_embedding.linear_2.weight.shape[1]):
+                expected = (len(like), self.time_embedding.linear_2.weight.shape[1])
+                raise ValueError(f"this model takes class vectors {expected}, got {vectors.shape}")
+            return {**made, "label": vectors}
+        return {**made, "label": self.class_embedding(_for_each(class_labels, len(like), "classes"))}
 
-    def body(self, x, step, label=None):
+    def body(self, x, step, label=None, level=None):
         """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""
         temb = self.time_embedding(step)
         if label is not None:
             temb = temb + (self.class_embedding(label) if self.config["class_embed_type"] == "timestep" else label)
-        temb = ops.silu(temb)  # as all blocks take it
+        temb = ACTIVATIONS[self.config["act_fn"]](temb)  # as all blocks take it
         x = 2 * x - 1 if self.config["center_input_sample"] else x
         h = self.conv_in(x)
         skips = [h]
@@ -191,7 +234,8 @@ class UNet2D(Module):
         h = self.mid_block(h, temb) if self.mid_block else h
         for block in self.up_blocks:
             h = block(h, skips, temb)
-        return self.conv_out(self.conv_norm_out(h))
+        h = self.conv_out(self.conv_norm_out(h))
+        return h if level is None else h / level
 
     def recompute_blocks(self, on=True):
         """Whether residual blocks and attention keep nothing for backward and compute it again there. Returns self."""
@@ -200,9 +244,16 @@ class UNet2D(Module):
                 module.recompute = on
         return self
 
-    def _sinusoids(self, t, like):
-        order = self.config["flip_sin_to_cos"], self.config["freq_shift"]
-        encoded = sinusoids(_for_each(t, len(like), "step numbers"), self.config["block_out_channels"][0], *order)
+    def _numbers(self, values, like, name):
+        """Step numbers, or class labels that are embedded as they are: (N, D), a Tensor."""
+        values = _for_each(values, len(like), name)
+        if self.config["time_embedding_type"] == "learned":
+            return self.time_proj(_whole(values))
+        if self.config["time_embedding_type"] == "fourier":
+            encoded = self.time_proj(np.asarray(values, np.float64))
+        else:
+            order = self.config["flip_sin_to_cos"], self.config["freq_shift"]
+            encoded = sinusoids(values, self.config["block_out_channels"][0], *order)
         return Tensor(array_module(like).asarray(encoded.astype(like.dtype)))
 
 
@@ -211,6 +262,14 @@ def _for_each(values, n, name):
     if np.shape(values) not in ((), (1,), (n,)):
         raise ValueError(f"{n} pictures need {n} {name} or a single one, got an array of shape {np.shape(values)}")
     return np.broadcast_to(np.asarray(values), (n,))
+
+
+def _whole(t):
+    """Step numbers for a table, as integers. ValueError for those between two rows."""
+    t = np.asarray(t)
+    if t.dtype.kind == "f" and not (t == np.rint(t)).all():
+        raise ValueError(f"this model has a table of whole step numbers, got {t.tolist()[:4]}; use another spacing")
+    return t.astype(np.int64)
 
 
 def _check(config):
@@ -223,16 +282,18 @@ def _check(config):
                 f"{option} needs {levels} of {', '.join(known)} (as many as block_out_channels), got {config[option]}"
             )
     allowed = {
-        "time_embedding_type": ("positional",),
+        "time_embedding_type": ("positional", "learned", "fourier"),
         "mid_block_type": ("UNetMidBlock2D", None),
-        "act_fn": ("silu", "swish"),
+        "act_fn": tuple(ACTIVATIONS),
         "resnet_time_scale_shift": ("default", "scale_shift"),
         "downsample_type": ("conv", "resnet"),
         "upsample_type": ("conv", "resnet"),
-        "class_embed_type": (None, "timestep"),
+        "class_embed_type": (None, "timestep", "identity"),
     }
     for option, values in allowed.items():
         if config[option] not in values:
             raise ValueError(f"{option} must be one of {', '.join(map(repr, values))}, got {config[option]!r}")
+    if config["time_embedding_type"] == "learned" and not config["num_train_timesteps"]:
+        raise ValueError("a learned time embedding needs num_train_timesteps, the number of its rows")
     if config["layers_per_block"] < 1 or levels < 1:
         raise ValueError("a U-Net needs at least one level and one layer per block")

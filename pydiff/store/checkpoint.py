@@ -1,33 +1,40 @@
 """Checkpoints of a training run, and the model folder that diffusers can open. No pickle: safetensors and JSON.
 
     DIRECTORY/step-00000150/    model.safetensors, optimizer.safetensors, ..., state.json, manifest.json (the seal)
-    MODEL/                      config.json, diffusion_pytorch_model.safetensors, pydiff.json (the seal)
+    MODEL/                      model_index.json, unet/config.json, unet/diffusion_pytorch_model.safetensors,
+                                scheduler/scheduler_config.json, pydiff.json (the seal)
 
+A model folder is a pipeline folder of diffusers; without model_index.json and scheduler/ where diffusers has nothing
+like the process. That of pydiff 0.1 had config.json and the weights beside the seal, and is still read.
 Loading checks every byte against the seal's SHA-256 before parsing any, and gives exactly what was saved or a
 CheckpointError. sealed.py says how a folder is written so that no crash costs the one before; docs/checkpoints.md says
 what is promised and how it was tested.
 """
 
+import contextlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pydiff.formats import safetensors as tensorfile
-from pydiff.formats.safetensors import CheckpointError
+from pydiff.formats.files import RegularFile, disk
+from pydiff.formats.safetensors import CheckpointError, Made, Weight
 from pydiff.store import sealed
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"  # this and CONFIG are the names that diffusers looks for
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"  # these four are diffusers' names
+CONFIG, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
+FLAT = {Path(name).name: name for name in (CONFIG, WEIGHTS)}  # as pydiff 0.1 had them -> as they are now
 SEAL = "pydiff.json"
 MODEL_CLASS = "UNet2DModel"
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 Arrays = dict[str, np.ndarray]
 
@@ -57,9 +64,9 @@ def save(directory: str | os.PathLike, step: int, arrays: dict[str, Arrays], sta
             raise ValueError(f"got {name!r} as the name of a group of arrays, expected ASCII letters, digits and _.")
     state_json = _json(state, "the state")
 
-    def files() -> Iterator[tuple[str, bytes]]:  # encoded one at a time, to hold one of them in memory, not all
+    def files() -> Iterator[tuple[str, sealed.Content]]:  # in pieces: one array more in memory, if it has to be copied
         for name, group in arrays.items():
-            yield f"{name}.safetensors", tensorfile.encode(group)
+            yield f"{name}.safetensors", tensorfile.pieces(group)
         yield STATE, state_json
 
     directory = Path(directory).absolute()
@@ -128,36 +135,60 @@ def prune(directory: str | os.PathLike, keep: int = 3) -> list[Path]:
 
 
 class Model(NamedTuple):
-    """A model folder. config: the network's options, without diffusers' bookkeeping. extra: what pydiff.json says, or
-    None where diffusers wrote the folder. class_name: of the network, as diffusers calls it.
+    """A model folder. config: the network's options, without diffusers' bookkeeping. extra: what pydiff.json says.
+    class_name: of the network, as diffusers calls it.
     """
 
     config: dict
     arrays: Arrays
-    extra: dict | None
+    extra: dict
+    class_name: str
+
+
+class OpenModel(NamedTuple):
+    """The same with weights that are still in their file, readable while the folder is open."""
+
+    config: dict
+    weights: dict[str, Weight]
+    extra: dict
     class_name: str
 
 
 def save_model(
-    directory: str | os.PathLike, config: dict, arrays: Arrays, extra: dict, class_name: str = MODEL_CLASS
+    directory: str | os.PathLike,
+    config: dict,
+    arrays: Mapping[str, np.ndarray | Made],
+    extra: dict,
+    class_name: str = MODEL_CLASS,
+    *,
+    index: dict | None = None,
+    scheduler: dict | None = None,
+    dtype: str | None = None,
 ) -> None:
-    """Write a model folder that diffusers' UNet2DModel.from_pretrained opens, replacing the one that is there.
+    """Write a model folder that diffusers opens, replacing the one that is there.
 
-    config: the U-Net's options.  arrays: its parameters, as diffusers names and lays them out.  extra: JSON for pydiff.
+    config: the U-Net's options.  arrays: its parameters, as diffusers names and lays them out, all floating; a Made is
+    made when its turn comes, so that no more than one is held.  extra: JSON for pydiff.  index, scheduler: contents of
+    model_index.json and scheduler_config.json.  dtype: of the file, a name in DTYPES; None keeps float32 or float64.
     Raises CheckpointError when the disk refuses (the old model is then still there), and when the folder holds other
-    files, because replacing it would lose them.
+    files, because replacing it would lose them; ValueError for another dtype.
     """
+    if dtype is None:
+        dtype = "float64" if any(getattr(a, "dtype", None) == np.float64 for a in arrays.values()) else "float32"
+    if dtype not in DTYPES:
+        raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     target = Path(directory).resolve()
     _json(extra, "extra")
-    config_json = _json({"_class_name": class_name, **config}, "the config")
+    texts = {INDEX: index, SCHEDULER: scheduler, CONFIG: {"_class_name": class_name, **config}}
+    texts = {name: _json(value, name) for name, value in texts.items() if value is not None}
     if os.path.lexists(target):
-        others = set(_names(target)) - {CONFIG, WEIGHTS, SEAL}
+        others = _files(target) - {INDEX, SCHEDULER, CONFIG, WEIGHTS, SEAL, *FLAT}
         if others:
             raise CheckpointError(f"{target} holds {min(others)!a}, expected a model alone: choose another folder.")
 
-    def files() -> Iterator[tuple[str, bytes]]:
-        yield CONFIG, config_json
-        yield WEIGHTS, tensorfile.encode(arrays, {"format": "pt"})  # without this entry diffusers refuses the file
+    def files() -> Iterator[tuple[str, sealed.Content]]:
+        yield from texts.items()
+        yield WEIGHTS, tensorfile.pieces(arrays, DTYPES[dtype], {"format": "pt"})  # an entry that diffusers asks for
 
     partial = target.with_name(f".{target.name}.pydiff-partial")
     sealed.write(target, partial, files(), SEAL, "pydiff model", {"extra": extra})
@@ -168,33 +199,50 @@ def holds_model(directory: str | os.PathLike) -> bool:
     return sealed.resolve(Path(directory).resolve()).is_dir()
 
 
+def is_ours(directory: str | os.PathLike) -> bool:
+    """Whether save_model wrote this folder, going by its seal."""
+    return SEAL in _names(sealed.resolve(Path(directory).resolve()))
+
+
 def load_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS,)) -> Model:
-    """What is in a folder written by save_model or by diffusers, for a network of one of the `known` classes.
+    """What is in a folder written by save_model, whole; see `open_model`."""
+    with open_model(directory, known) as model:
+        arrays = {name: weight.read() for name, weight in model.weights.items()}
+        return Model(model.config, arrays, model.extra, model.class_name)
+
+
+@contextlib.contextmanager
+def open_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS,)) -> Iterator[OpenModel]:
+    """What is in a folder written by save_model, for a network of one of the `known` classes; every byte is checked.
 
     config comes without its underscored keys, which are diffusers' bookkeeping. Half-precision arrays come as float32.
-    A folder without pydiff.json carries no checksums: its structure is checked, its numbers cannot be.
     """
     path = sealed.resolve(Path(directory).resolve())
     names = _names(path)
-    if SEAL in names:
-        info, files = sealed.read(path, SEAL, "pydiff model", {CONFIG, WEIGHTS})
+    if SEAL not in names:
+        raise CheckpointError(f"{path} holds {sorted(names)!a:.200}, expected {SEAL}, {CONFIG} and {WEIGHTS}.")
+    info, entries = sealed.inspect(path, SEAL, "pydiff model")
+    place = {FLAT.get(name, name): name for name in entries}
+    for name in {CONFIG, WEIGHTS} - place.keys():
+        raise tensorfile.damaged(path, f"the file {name!a} is not in its seal")
+    for name in sorted(place.keys() - {INDEX, SCHEDULER, CONFIG, WEIGHTS}):
+        raise tensorfile.damaged(path, f"its seal has the file {name!a:.80}, which no model has")
+    texts = {name: sealed.read_checked(path / place[name], entries[place[name]]) for name in place if name != WEIGHTS}
+    with RegularFile(path / place[WEIGHTS]) as file:
+        sealed.check(file, entries[place[WEIGHTS]])
+        source = path / place[CONFIG]
+        config = tensorfile.parse_json(texts[CONFIG].tobytes(), source)
+        found, known = config.get("_class_name"), list(known)
+        if found not in known:
+            raise CheckpointError(
+                f"{source} is for the class {found!a:.60}, expected {' or '.join(known)}: use another."
+            )
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        weights = tensorfile.contents(file, file.path)
         extra = info.get("extra")
-    elif CONFIG in names and WEIGHTS in names:
-        files = {
-            CONFIG: sealed.read_file(path / CONFIG, limit=tensorfile.MAX_HEADER),
-            WEIGHTS: sealed.read_file(path / WEIGHTS),
-        }
-        extra = None
-    else:
-        raise CheckpointError(f"{path} holds {sorted(names)!a:.200}, expected {CONFIG} and {WEIGHTS}.")
-    config = tensorfile.parse_json(files[CONFIG].tobytes(), path / CONFIG)
-    found, known = config.get("_class_name"), list(known)
-    if found not in known:
-        raise CheckpointError(
-            f"{path / CONFIG} is for the class {found!a:.60}, expected {' or '.join(known)}: use another."
-        )
-    config = {key: value for key, value in config.items() if not key.startswith("_")}
-    return Model(config, tensorfile.decode(files[WEIGHTS], path / WEIGHTS), extra, found)
+        if not isinstance(extra, dict):
+            raise tensorfile.damaged(path / SEAL, "it says nothing about the process")
+        yield OpenModel(config, weights, extra, found)
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -216,8 +264,17 @@ def _partial(directory: Path) -> Path:
 
 
 def _names(directory: Path) -> list[str]:
-    with sealed.disk(f"list {directory}"):
+    with disk(f"list {directory}"):
         return os.listdir(directory)
+
+
+def _files(directory: Path) -> set[str]:
+    """What is in a folder and in the folders that a model folder has; a folder of another name counts as a file."""
+    found = set(_names(directory))
+    for folder in {Path(name).parent.name for name in (CONFIG, SCHEDULER)} & found:
+        if (directory / folder).is_dir() and not (directory / folder).is_symlink():
+            found = found - {folder} | {f"{folder}/{name}" for name in _names(directory / folder)}
+    return found
 
 
 def _json(value: dict, what: str) -> bytes:

@@ -99,9 +99,8 @@ class RunDirectory:
         differing = [
             (name, getattr(old_options, name), getattr(options, name)) for name in options.changed(old_options)
         ]
-        differing += [
-            (n, before[n], config[n]) for n in ("codec", "model") if n in before and before[n] != config.get(n)
-        ]
+        identity = ("codec", "model", "text_encoder")
+        differing += [(n, before[n], config.get(n)) for n in identity if n in before and before[n] != config.get(n)]
         for name, old, new in differing:
             raise ValueError(
                 f"{self.path} holds a run with {name} = {old}, not {new}; use that, or choose another folder"

@@ -19,22 +19,23 @@ For POSIX systems, on which a folder can be fsynced.
 import contextlib
 import json
 import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from pydiff.formats.files import CHUNK, RegularFile, disk, read_file
 from pydiff.formats.safetensors import MAX_HEADER, CheckpointError, damaged, parse_json
 
 VERSION = 1
-CHUNK = 64 << 20  # bytes given to one write or read
+Content = bytes | Iterable[bytes]  # of a file, whole or in pieces, so that nobody has to hold all of it
 
 
-def write(target: Path, partial: Path, files: Iterable[tuple[str, bytes]], seal: str, kind: str, info: dict) -> None:
+def write(target: Path, partial: Path, files: Iterable[tuple[str, Content]], seal: str, kind: str, info: dict) -> None:
     """Write `files` and their seal as the folder `target`, replacing the one of that name.
 
-    partial: the temporary name, in the same parent.  seal: the seal's file name.  kind, info: JSON stored in the seal.
+    files: (name, content); a name may be of a file in a folder of its own, "unet/config.json". partial: the temporary
+    name, in the same parent.  seal: the seal's file name.  kind, info: JSON stored in the seal.
     Raises CheckpointError naming path and bytes when the disk refuses; what was there before is then still there.
     """
     make_folders(target.parent)
@@ -44,17 +45,22 @@ def write(target: Path, partial: Path, files: Iterable[tuple[str, bytes]], seal:
     try:
         with disk(f"create {partial}"):
             os.mkdir(partial)
-        entries = {}
-        for name, data in files:
-            _write_file(partial / name, data)
-            entries[name] = {"bytes": len(data), "sha256": _sha256(data)}
+        entries, folders = {}, {}
+        for name, content in files:
+            for folder in reversed(Path(name).parents[:-1]):
+                if folder not in folders:
+                    folders[folder] = partial / folder
+                    with disk(f"create {partial / folder}"):
+                        os.mkdir(partial / folder)
+            entries[name] = _write_file(partial / name, content)
         content = _seal(kind, info, entries)
         if len(content) > MAX_HEADER:
             raise ValueError(
                 f"{seal} would have {len(content)} bytes, expected at most {MAX_HEADER}: store less in it."
             )
         _write_file(partial / seal, content)
-        _sync_folder(partial)
+        for folder in (*folders.values(), partial):
+            _sync_folder(folder)
         _publish(partial, target)
     except BaseException:
         with contextlib.suppress(CheckpointError):  # frees the disk now; if that fails too, the next write does it
@@ -67,6 +73,18 @@ def read(path: Path, seal: str, kind: str, names: set[str] | None = None) -> tup
 
     names: the files it must have, others may lie beside them; None: those in the seal, and there may be no others.
     """
+    info, entries = inspect(path, seal, kind)
+    with disk(f"list {path}"):
+        expected = set(os.listdir(path)) - {seal} if names is None else names
+    for name in sorted(expected - set(entries)):
+        raise damaged(path, f"the file {name!a} is not in its seal")
+    for name in sorted(set(entries) - expected):
+        raise damaged(path, f"the file {name!a} is missing")
+    return info, {name: read_checked(path / name, entry) for name, entry in entries.items()}
+
+
+def inspect(path: Path, seal: str, kind: str) -> tuple[dict, dict[str, dict]]:
+    """(info, {name: its entry}) of a seal, which is checked against itself; the files it names are not read."""
     raw = read_file(path / seal, limit=MAX_HEADER).tobytes()
     content = parse_json(raw, path / seal)
     if content.get("kind") != kind:
@@ -80,24 +98,19 @@ def read(path: Path, seal: str, kind: str, names: set[str] | None = None) -> tup
     # This one comparison covers every bit of the seal, its own checksum included.
     if not _well_formed(info, entries) or _seal(kind, info, entries) != raw:
         raise damaged(path / seal, "it does not match its own checksum")
-    with disk(f"list {path}"):
-        expected = set(os.listdir(path)) - {seal} if names is None else names
-    for name in sorted(expected - set(entries)):
-        raise damaged(path, f"the file {name!a} is not in its seal")
-    for name in sorted(set(entries) - expected):
-        raise damaged(path, f"the file {name!a} is missing")
-    return info, {name: _read_checked(path / name, entry) for name, entry in entries.items()}
+    return info, entries
 
 
-def _sha256(data: bytes) -> str:
+def _sha256(data: bytes = b""):
+    """A SHA-256 of these bytes, to be gone on with; hashlib is loaded when it is needed."""
     import hashlib
 
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(data)
 
 
 def _seal(kind: str, info: dict, entries: Mapping[str, dict]) -> bytes:
     body = {"kind": kind, "version": VERSION, "info": info, "files": entries}
-    digest = _sha256(json.dumps(body).encode())
+    digest = _sha256(json.dumps(body).encode()).hexdigest()
     return (json.dumps({**body, "sha256": digest}, indent=1) + "\n").encode()
 
 
@@ -109,43 +122,26 @@ def _well_formed(info: object, entries: object) -> bool:
     )
 
 
-def _read_checked(path: Path, entry: dict) -> np.ndarray:
+def read_checked(path: Path, entry: dict) -> np.ndarray:
+    """The bytes of a file, (size,) uint8, which are those that its entry in the seal says."""
     data = read_file(path, size=entry["bytes"])
-    found = _sha256(data)
+    _compare(path, _sha256(data).hexdigest(), entry)
+    return data
+
+
+def check(file: RegularFile, entry: dict) -> None:
+    """CheckpointError unless an open file has just the bytes that its entry in the seal says; holds little of them."""
+    if file.size != entry["bytes"]:
+        raise damaged(file.path, f"it has {file.size} bytes, expected {entry['bytes']}")
+    digest = _sha256()
+    for chunk in file.chunks():
+        digest.update(chunk)
+    _compare(file.path, digest.hexdigest(), entry)
+
+
+def _compare(path: Path, found: str, entry: dict) -> None:
     if found != entry["sha256"]:
         raise damaged(path, f"its SHA-256 is {found}, expected {entry['sha256']}")
-    return data
-
-
-def read_file(path: Path, size: int | None = None, limit: int | None = None) -> np.ndarray:
-    """The bytes of a file, (size,) uint8. By plain reads: a mapped file that shrinks would kill the process.
-
-    size: what it must have.  limit: what it may have at most.
-    """
-    with disk(f"read {path}"):
-        # Without O_NONBLOCK, opening a pipe of that name would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise CheckpointError(f"{path} is not a regular file, expected one: put the file itself there.")
-            if size is not None and found.st_size != size:
-                raise damaged(path, f"it has {found.st_size} bytes, expected {size}")
-            if limit is not None and found.st_size > limit:
-                raise damaged(path, f"it has {found.st_size} bytes, expected at most {limit}")
-            return _read_all(descriptor, np.empty(found.st_size, np.uint8), path)
-        finally:
-            os.close(descriptor)
-
-
-def _read_all(descriptor: int, data: np.ndarray, path: Path) -> np.ndarray:
-    done = 0
-    while done < data.size:
-        count = os.readv(descriptor, [memoryview(data)[done : done + CHUNK]])
-        if not count:
-            raise damaged(path, f"it ended at byte {done} of {data.size} while being read")
-        done += count
-    return data
 
 
 def resolve(target: Path) -> Path:
@@ -210,16 +206,25 @@ def _rename(source: Path, target: Path) -> None:
     _sync_folder(target.parent)
 
 
-def _write_file(path: Path, data: bytes) -> None:
-    with disk(f"write {len(data)} bytes to {path}"):
+def _write_file(path: Path, content: Content) -> dict:
+    """Writes and fsyncs a new file; its entry in the seal."""
+    digest, size = _sha256(), 0
+    with disk(f"create {path}"):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest[:CHUNK]) :]
+    try:
+        for piece in (content,) if isinstance(content, bytes) else content:
+            rest = memoryview(piece)
+            digest.update(rest)
+            size += len(rest)
+            with disk(f"write {size} bytes to {path}"):
+                while rest:
+                    rest = rest[os.write(descriptor, rest[:CHUNK]) :]
+        with disk(f"write {size} bytes to {path}"):
             os.fsync(descriptor)
-        finally:
+    finally:
+        with disk(f"write {size} bytes to {path}"):
             os.close(descriptor)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _sync_folder(path: Path) -> None:
@@ -230,13 +235,3 @@ def _sync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def disk(action: str) -> Iterator[None]:
-    """Turn the operating system's errors into a CheckpointError that names what was tried."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"Could not {action}: {reason}; check the disk.") from error

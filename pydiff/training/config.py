@@ -13,8 +13,9 @@ from pydiff.diffusion.loss import WEIGHTS
 from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.schedule import BUILDERS
 from pydiff.diffusion.timesteps import TIMESTEPS
-from pydiff.models import UNet2D
+from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
+from pydiff.text import ENCODERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,11 @@ class Options(LoopOptions):
     """Number of noise levels T."""
     conditional: bool = False
     """Also tell the network the class of each picture; needs data with classes."""
+    text: str = "auto"
+    """Also tell the network each picture's caption, by this text encoder: glove; none; or auto, which is glove where
+    the data have captions that it understands."""
     label_drop: float = 0.1
-    """Share of pictures whose class is withheld, so that guidance can compare with and without."""
+    """Share of pictures whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False
     """Mirror half of the pictures left to right."""
     channels: tuple[int, ...] = ()
@@ -148,6 +152,8 @@ class Options(LoopOptions):
         if self.size is not None:
             _at_least(self, "size", 1)
         _between(self, "offset_noise", 0, math.inf)
+        if self.text not in (known := ("auto", "none", *ENCODERS)):
+            raise ValueError(f"text must be one of {', '.join(known)}; got {self.text!r}")
         for name in ("dropout", "label_drop"):
             _between(self, name, 0, 1)
         if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):
@@ -182,8 +188,11 @@ def build_process(options):
     return Process(schedule(options.schedule, options.timesteps, options.zero_snr), options.prediction)
 
 
-def build_unet(options, shape, embeddings=None):
-    """The U-Net of a run. shape: (H, W, C) of what is diffused. embeddings: rows of the table of classes, or None."""
+def build_unet(options, shape, embeddings=None, context=None):
+    """The U-Net of a run. shape: (H, W, C) of what is diffused. embeddings: rows of the table of classes, or None.
+
+    context: channels of a text encoder's states, to which it then attends where it attends to itself; None for none.
+    """
     height, width, c = shape
     channels = options.channels or default_channels(min(height, width))
     resolutions = [math.ceil(min(height, width) / 2**i) for i in range(len(channels))]
@@ -194,21 +203,26 @@ def build_unet(options, shape, embeddings=None):
         raise ValueError(
             f"attention names levels 0 to {len(channels) - 1} (the model has {len(channels)}), got {attention}"
         )
-    return UNet2D(
-        sample_size=height if height == width else [height, width],
-        in_channels=2 * c if options.self_conditioning else c,
-        out_channels=2 * c if options.variance == "learned" else c,
-        block_out_channels=list(channels),
-        layers_per_block=options.layers,
-        down_block_types=["AttnDownBlock2D" if i in attention else "DownBlock2D" for i in range(len(channels))],
-        up_block_types=["AttnUpBlock2D" if i in attention else "UpBlock2D" for i in reversed(range(len(channels)))],
-        attention_head_dim=options.head_dim,
-        norm_num_groups=options.groups,
-        dropout=options.dropout,
-        num_class_embeds=embeddings,
-        num_train_timesteps=options.timesteps,
-        seed=options.seed,
-    ).recompute_blocks(options.recompute)
+    kind = "Attn" if context is None else "CrossAttn"
+    common = {
+        "sample_size": height if height == width else [height, width],
+        "in_channels": 2 * c if options.self_conditioning else c,
+        "out_channels": 2 * c if options.variance == "learned" else c,
+        "block_out_channels": list(channels),
+        "layers_per_block": options.layers,
+        "down_block_types": [f"{kind * (i in attention)}DownBlock2D" for i in range(len(channels))],
+        "up_block_types": [f"{kind * (i in attention)}UpBlock2D" for i in reversed(range(len(channels)))],
+        "norm_num_groups": options.groups,
+        "dropout": options.dropout,
+        "num_class_embeds": embeddings,
+        "seed": options.seed,
+    }
+    if context is None:
+        made = UNet2D(**common, attention_head_dim=options.head_dim, num_train_timesteps=options.timesteps)
+    else:  # whose attention_head_dim is the number of heads
+        heads = [max(1, width // options.head_dim) for width in channels]
+        made = UNet2DCondition(**common, attention_head_dim=heads, cross_attention_dim=context)
+    return made.recompute_blocks(options.recompute)
 
 
 def default_channels(size):

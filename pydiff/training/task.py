@@ -13,13 +13,14 @@ from pydiff import random
 from pydiff.arrays import to_host
 from pydiff.codec import Codec, Pixels
 from pydiff.condition import Condition, Conditioning
-from pydiff.data.order import batch_indices, flip
+from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.diffusion.loss import example_losses, loss_weight
 from pydiff.diffusion.self_conditioning import conditioned
 from pydiff.diffusion.timesteps import LossAware, draw_timesteps
 from pydiff.models import name_of, twin
 from pydiff.nn import Module
 from pydiff.tensor import Tensor
+from pydiff.training.captions import captions_for
 from pydiff.training.config import build_process, build_unet
 
 VLB = 0.001  # share of the variational bound, where the variance is learned (Nichol and Dhariwal 2021, section 3.1)
@@ -88,12 +89,17 @@ class DiffusionTask(Task):
 
     def __init__(self, dataset, options, model: Module | None = None, codec: Codec | None = None):
         self.dataset, self.options = dataset, options.check()
-        self.conditioning = dataset.conditioning if options.conditional else Conditioning()
-        if options.conditional and self.conditioning.empty:
+        known = dataset.conditioning if options.conditional else Conditioning()
+        if options.conditional and known.empty:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
+        encoder, self.captions, self.notes = captions_for(dataset, options.text, given=model is not None)
+        self.conditioning = Conditioning(known.classes, known.nothing, encoder)
         self.codec = Pixels(dataset.shape) if codec is None else codec
         self.process = build_process(options)
-        self.model = build_unet(options, self.codec.shape, self.conditioning.embeddings) if model is None else model
+        if model is None:
+            width = None if encoder is None else encoder.width
+            model = build_unet(options, self.codec.shape, self.conditioning.embeddings, width)
+        self.model = model
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
 
     def batch(self, step, numbers):
@@ -110,7 +116,8 @@ class DiffusionTask(Task):
         condition = Condition(rows=len(numbers))
         if not self.conditioning.empty:
             withheld = random.uniform(random.key(seed, random.CONDITION, numbers, step)) < options.label_drop
-            condition = self.dataset.condition(chosen).drop(withheld).to(self.xp)
+            told = None if self.captions is None else pick_captions(self.captions, chosen, step, seed, numbers)
+            condition = self.dataset.condition(chosen, self.conditioning, told).drop(withheld).to(self.xp)
         return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), condition)
 
     def losses(self, batch):
@@ -142,8 +149,10 @@ class DiffusionTask(Task):
         return {"timesteps": {name: getattr(self.history, name) for name in ("losses", "seen")}}
 
     def identity(self):
-        """The data by name and fingerprint, the codec, and the network where it is not the options' own."""
+        """The data by name and fingerprint, the codec, the network, and the text encoder if there is one."""
+        encoder = self.conditioning.encoder
         return {
+            **({} if encoder is None else {"text_encoder": encoder.to_config()}),
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint(),
             "codec": self.codec.to_config(),

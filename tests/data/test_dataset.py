@@ -253,3 +253,11 @@ def test_importing_data_loads_no_decoder():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "none"
     )
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"a.parquet needs pyarrow.*pip install 'pydiff\[parquet\]'"):
+        load(tmp_path / "a.parquet")

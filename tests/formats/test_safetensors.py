@@ -49,6 +49,42 @@ def test_encoded_arrays_come_back_bit_for_bit(arrays):
     assert tensorfile.encode(dict(reversed(arrays.items()))) == data
 
 
+@given(arrays=groups)
+def test_a_file_in_pieces_has_the_same_bytes(arrays):
+    assert b"".join(map(bytes, tensorfile.pieces(arrays))) == tensorfile.encode(arrays)
+    made = {n: tensorfile.Made(a.shape, lambda a=a: a, a.dtype) for n, a in arrays.items()}
+    assert b"".join(map(bytes, tensorfile.pieces(made, metadata={"format": "pt"}))) == tensorfile.encode(
+        arrays, {"format": "pt"}
+    )
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_rounding_to_half_is_that_of_others(kind):
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 20_000, dtype=np.uint64).astype(np.uint32)
+    values = bits.view(np.float32)
+    values = np.append(
+        values[np.isnan(values) | (np.abs(values) < 65000)], np.float32([0.0, -0.0, 1.00390625, 65504.0])
+    )
+    data = b"".join(map(bytes, tensorfile.pieces({"a": values}, kind)))
+    found = tensorfile.decode(view(data), "file")["a"]
+    if kind == "F16":
+        with np.errstate(over="ignore"):
+            expected = values.astype(np.float16).astype(np.float32)
+    else:
+        torch = pytest.importorskip("torch", reason="comparison with torch: not installed")
+        expected = torch.from_numpy(values).bfloat16().float().numpy()
+    assert np.array_equal(found, expected, equal_nan=True)
+    with pytest.raises(ValueError, match="beyond float16's 65504; save it as bfloat16"):
+        b"".join(map(bytes, tensorfile.pieces({"a": np.float32([1e6])}, "F16")))
+
+
+def test_integers_of_others_are_read():
+    for kind, dtype in (("U16", "<u2"), ("U64", "<u8")):
+        header = {"a": {"dtype": kind, "shape": [2], "data_offsets": [0, 2 * np.dtype(dtype).itemsize]}}
+        data = view(build(header, np.array([1, 65535], dtype).tobytes()))
+        assert tensorfile.decode(data, "file")["a"].tolist() == [1, 65535]
+
+
 @pytest.mark.parametrize("dtype", [">f4", "<f2", "c8", "u2", "O", "M8[s]"])
 def test_a_dtype_that_would_come_back_changed_is_refused(dtype):
     if dtype == ">f4":  # this one is only reordered

@@ -149,7 +149,7 @@ def test_diffusers_opens_our_folder(diffusers, tmp_path, options):
     save(ours, tmp_path / "model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs, about their dependencies
-        theirs = diffusers.UNet2DModel.from_pretrained(tmp_path / "model", local_files_only=True)
+        theirs = diffusers.UNet2DModel.from_pretrained(tmp_path / "model", subfolder="unet", local_files_only=True)
     same_output(diffusers, ours, theirs)
 
 

@@ -89,18 +89,21 @@ def arrays_of(shape, kernel, cout, stride, up):
 
 @pytest.fixture(params=["any algorithm", "no Winograd"])
 def algorithms(request):
-    """Runs a test with Winograd's algorithm, where it suits, and without."""
+    """Runs a test with Winograd's algorithm, where it suits, and without; how many times a plain sum's error is due.
+
+    Winograd's is three to eight times as large (docs/winograd.md).
+    """
     backend.use_winograd(request.param == "any algorithm")
-    yield
+    yield 10.0 if request.param == "any algorithm" else 3.0
     backend.use_winograd(True)
 
 
-@pytest.mark.usefixtures("simd", "algorithms")
+@pytest.mark.usefixtures("simd")
 @pytest.mark.parametrize("up", [1, 2])
 @pytest.mark.parametrize(("shape", "kernel", "cout", "stride"), SHAPES)
-def test_every_algorithm_is_as_exact_as_plain_float32(shape, kernel, cout, stride, up):
+def test_every_algorithm_is_as_exact_as_plain_float32(shape, kernel, cout, stride, up, algorithms):
     rng, arrays, options = arrays_of(shape, kernel, cout, stride, up)
-    check_kernel(Fused(ops.conv2d, True, True, options), arrays[:4], rng)
+    check_kernel(Fused(ops.conv2d, True, True, options), arrays[:4], rng, factor=algorithms)
 
 
 @pytest.mark.usefixtures("simd", "algorithms")

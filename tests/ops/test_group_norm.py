@@ -207,7 +207,9 @@ def test_more_samples_than_a_grid_has_rows():
     got = gradients(op(options), [x, gamma, beta], dy)
     last = gradients(op(options), [x[-7:], gamma, beta], dy[-7:])
     assert_same_bits([got[0][-7:], got[1][-7:]], last[:2])
-    assert_close(got[3], exact_gradients([x, gamma, beta], dy, options)[3], rtol=1e-6)
+    with array_path():
+        naive = gradients(op(options), [x, gamma, beta], dy)
+    assert_no_worse(got[3], naive[3], exact_gradients([x, gamma, beta], dy, options)[3])
 
 
 def exact_gradients(arrays, dy, options):

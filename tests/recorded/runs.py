@@ -145,7 +145,9 @@ def environment(level):
     """The process environment in which a run's bits are defined."""
     from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
-    disabled = " ".join(name for name in __cpu_dispatch__ if __cpu_features__.get(name))
+    disabled = [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
+    already = os.environ.get("NPY_DISABLE_CPU_FEATURES", "")  # what is disabled here would be in use there
+    disabled = " ".join([already, *disabled]).strip()
     return {**os.environ, "PYDIFF_SIMD": level, "PYDIFF_NATIVE": "require", "NPY_DISABLE_CPU_FEATURES": disabled}
 
 

@@ -26,7 +26,7 @@ COMMAND += ["--channels", "8", "16", "--groups", "4", "--checkpoint-every", "2",
 
 def outcome(directory):
     """Everything that has to be equal: hashes of the model's files and samples, every loss, the last checkpoint."""
-    files = [*sorted((directory / "model").iterdir()), directory / "samples.png"]
+    files = [*sorted(f for f in (directory / "model").rglob("*") if f.is_file()), directory / "samples.png"]
     hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     losses = [(e["step"], e["loss"]) for e in RunDirectory(directory).read_log()]
     arrays, state = checkpoint.load(checkpoint.latest(directory / "checkpoints"))

@@ -91,7 +91,7 @@ def walk(
     threshold_max: the largest s. guidance: f_uncond + guidance (f - f_uncond) takes the place of f (Ho and Salimans
     2022, eq. 6, with 1 + w). noise: k -> array like x, replaces the seed: noise drawn at the k-th evaluation, from 0.
     """
-    stages = list(stages)
+    stages = [_plain(stage) for stage in stages]
     last_use = {j: i for i, stage in enumerate(stages) for j, _, _ in stage.past}
     noise_of = _Noise(seed, np.arange(len(x)) if sample is None else np.asarray(sample), noise)
     limits = (-math.inf, math.inf) if clip is None or threshold is not None else clip
@@ -119,6 +119,14 @@ def walk(
             step += 1
             yield SamplerState(step, steps, first[0], x, first[1], first[2])
             first = None
+
+
+def _plain(value):
+    """A stage, or what is in one, with Python's numbers: NumPy's would turn float32 arrays into float64."""
+    if isinstance(value, tuple):
+        plain = map(_plain, value)
+        return type(value)(*plain) if hasattr(value, "_fields") else tuple(plain)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class _Answer(NamedTuple):

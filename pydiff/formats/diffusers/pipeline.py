@@ -1,59 +1,321 @@
 """A Pipeline as a folder: what `Run.save` writes, and what diffusers writes, as far as it is one U-Net.
 
-config.json and diffusion_pytorch_model.safetensors are diffusers' own; pydiff.json, the seal, says the rest: process,
-codec, conditioning, and the history of the training.
+Both are pipeline folders of diffusers. Ours has pydiff.json besides, the seal, which says the rest: process, codec,
+conditioning, and the history of the training; with it, nothing needs to be asked. Without it the scheduler beside the
+network says what it was trained for. Where that is missing, it is said (`notes`) and can be given; nothing is guessed
+without a word. docs/folders.md lists what opens and what is refused.
 """
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from pydiff import codec
-from pydiff.condition import Conditioning
+from pydiff.codec import Pixels
+from pydiff.condition import LABELS, Conditioning
 from pydiff.diffusion import Process
 from pydiff.diffusion.schedule import from_config as schedule_from_config
-from pydiff.models import MODELS, build, name_of
+from pydiff.formats import weights
+from pydiff.formats.diffusers import folder
+from pydiff.formats.diffusers.scheduler.config import MAX_T, read_config
+from pydiff.formats.diffusers.scheduler.stored import StoredScheduler, with_class, with_prediction
+from pydiff.formats.diffusers.scheduler.write import DDPM_PIPELINE, Written, scheduler_of
+from pydiff.formats.diffusers.unet import CLASS, Checked, read_model, ways_to_write
+from pydiff.formats.diffusers.unet import read_config as read_unet_config
+from pydiff.formats.safetensors import CheckpointError
+from pydiff.models import MODELS, name_of
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 
-SCHEMA = 2  # of pydiff.json; 1, without the number, was pydiff 0.1's
+SCHEMA = 3  # of pydiff.json; 2 had the network beside it, and so had 1, pydiff 0.1's, which has no number
+HISTORY = ("options", "data", "step")
+PIPELINES = {
+    "DDIMScheduler": "DDIMPipeline",
+    "PNDMScheduler": "PNDMPipeline",
+    "KarrasVeScheduler": "KarrasVePipeline",
+    "CMStochasticIterativeScheduler": "ConsistencyModelPipeline",
+}
+CONTEXT_CLASS = "UNet2DConditionModel"
+ASSUMED = {"name": "linear", "T": 1000}  # what most networks without a scheduler were trained with
 
 
-def save(directory, pipeline: Pipeline, history: dict):
-    """Writes the folder, replacing a model that is there. history: JSON, comes back from `load`.
+class Loaded(NamedTuple):
+    """pipeline; history: {"options", "data", "step"}, as far as known; notes: sentences that the user should read."""
 
-    CheckpointError where the disk refuses or the folder holds something else; ValueError for a network whose class has
-    no registered name.
+    pipeline: Pipeline
+    history: dict
+    notes: list[str]
+
+
+class Wishes(NamedTuple):
+    """What a caller says that the folder does not, or that is to count more; None where nothing is said.
+
+    scheduler: a configuration, a file or folder of one, or the name of a class, which takes over the numbers that are
+    there. prediction: eps, x0, v or flow, or as diffusers calls them. size: of images, a side or (H, W). variant: of
+    weights, "fp16". classes: names. self_conditioning: that half of the input channels are for the last x0-hat.
     """
-    model, process = pipeline.model, pipeline.process
+
+    scheduler: Mapping | str | Path | None = None
+    prediction: str | None = None
+    size: int | Sequence[int] | None = None
+    variant: str | None = None
+    classes: Sequence[str] | None = None
+    self_conditioning: bool = False
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None) -> list[str]:
+    """Writes the folder, replacing a model that is there. Returns sentences on what diffusers cannot do with it.
+
+    history: JSON, comes back from `load`. dtype: of the weights in the file, float32, float16, bfloat16 or float64;
+    None keeps what the network has. CheckpointError where the disk refuses or the folder holds something else;
+    ValueError for a network whose class has no registered name.
+    """
+    model, written, class_name = pipeline.model, _scheduler_to_write(pipeline), name_of(pipeline.model)
     extra = {
         "schema": SCHEMA,
         **history,
-        "schedule": process.schedule.to_config(),
-        "prediction": process.prediction,
         "variance": pipeline.variance,
         "self_conditioning": pipeline.self_conditioning,
         "codec": pipeline.codec.to_config(),
         **pipeline.conditioning.to_config(),
     }
-    checkpoint.save_model(directory, model.config, model.state_dict(), extra, name_of(model))
+    if pipeline.scheduler is None:
+        extra |= {"schedule": pipeline.process.schedule.to_config(), "prediction": pipeline.process.prediction}
+    else:
+        extra["scheduler"] = written.config
+    index = None
+    if written.pipeline is not None:
+        index = {
+            "_class_name": written.pipeline,
+            "scheduler": ["diffusers", written.config["_class_name"]],
+            "unet": ["diffusers", class_name],
+        }
+    arrays, parts = ways_to_write(model), {"index": index, "scheduler": written.config}
+    checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, **parts)
+    notes = [written.note] if written.note else []
+    if index is not None and not pipeline.conditioning.empty:
+        notes.append(f"diffusers' {written.pipeline} asks for no classes; call its unet with class_labels yourself")
+    return notes
 
 
-def load(directory) -> tuple[Pipeline, dict]:
-    """(pipeline, history) of such a folder; CheckpointError, in one sentence, for one that is damaged or unknown."""
-    config, arrays, extra, class_name = checkpoint.load_model(Path(directory), MODELS)
-    model = build(class_name, config).load_state_dict(arrays)
-    if extra is None:  # written by diffusers: its pipelines' most common process
-        learned = config.get("out_channels") == 2 * config.get("in_channels", 0)
-        extra = {"schedule": {"name": "linear", "T": 1000}, "variance": "learned" if learned else "fixed"}
-    if extra.get("schema", 1) > SCHEMA:
-        found = extra["schema"]
-        raise checkpoint.CheckpointError(f"{directory} is of schema {found}, and this pydiff knows up to {SCHEMA}.")
-    beside = extra.get("self_conditioning", False)
-    pipeline = Pipeline(
-        model,
-        Process(schedule_from_config(extra["schedule"]), extra.get("prediction", "eps")),
-        codec.from_config(extra["codec"]) if "codec" in extra else pixels_of(model, beside),
-        Conditioning.from_config(extra),
-        variance=extra.get("variance", "fixed"),
-        self_conditioning=beside,
-    )
-    return pipeline, {name: extra[name] for name in ("options", "data", "step") if name in extra}
+def _scheduler_to_write(pipeline) -> Written:
+    if name_of(pipeline.model) != CLASS:
+        return Written(
+            None, None, f"diffusers has no class {name_of(pipeline.model)}, so that it cannot open this model"
+        )
+    if pipeline.self_conditioning:
+        return Written(None, None, "diffusers has no self-conditioning, so that it opens the network alone")
+    if pipeline.scheduler is not None:
+        config = {name: value for name, value in pipeline.scheduler.config.items() if _is_finite(value)}
+        return Written(config, PIPELINES.get(pipeline.scheduler.name, DDPM_PIPELINE), "")
+    written = scheduler_of(pipeline.process, pipeline.variance, pipeline.codec.limits)
+    if not isinstance(pipeline.codec, Pixels):
+        kind = pipeline.codec.kind
+        return Written(
+            written.config, None, f"diffusers has no pipeline for the codec {kind!r}, so that it opens parts"
+        )
+    return written
+
+
+def _is_finite(value) -> bool:
+    return not isinstance(value, float) or bool(np.isfinite(value))
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+NOTHING = Wishes()
+
+
+def load(directory, wishes: Wishes = NOTHING) -> Loaded:
+    """What is in such a folder; its notes are logged too.
+
+    CheckpointError, in one sentence, for a folder that is damaged, unknown or incomplete.
+    """
+    directory = Path(directory)
+    loaded = (_load_ours if checkpoint.is_ours(directory) else _load_theirs)(directory, wishes)
+    for note in loaded.notes:
+        logging.getLogger("pydiff").warning("%s", note)
+    return loaded
+
+
+def _load_theirs(directory, wishes) -> Loaded:
+    parts = folder.read_parts(directory)
+    notes = list(parts.notes)
+    checked = read_unet_config(*parts.config, known_class=parts.unet_class)
+    if checked.class_name == CONTEXT_CLASS:
+        raise CheckpointError(
+            f"{parts.config[1]} is a {CONTEXT_CLASS}, which is told the states of a text encoder, and this folder does "
+            "not say of which: use a folder that pydiff wrote, or a UNet2DModel."
+        )
+    with weights.open_folder(parts.unet, parts.names, wishes.variant) as found:
+        if found.others:
+            rest = ", ".join(found.others)
+            notes.append(f"{parts.unet} has several files of weights: {found.taken} was taken, not {rest:.200}")
+        shape, kind = _shape(checked, wishes, parts.config[1])
+        model = read_model(checked, found.weights, parts.config[1])
+    model.config["sample_size"] = _size(shape)
+    scheduler, said = _scheduler(parts.scheduler, parts.scheduler_class, wishes, directory)
+    conditioning, about = _conditioning(model, parts.class_names, wishes, parts.config[1])
+    process = Process(schedule_from_config(ASSUMED), "eps") if scheduler is None else scheduler.process
+    pipeline = Pipeline(model, process, Pixels(shape), conditioning, scheduler=scheduler, **kind)
+    return Loaded(pipeline, {}, [*checked.notes, *notes, *said, *about])
+
+
+def _load_ours(directory, wishes) -> Loaded:
+    with checkpoint.open_model(directory, MODELS) as found:
+        extra = found.extra
+        if extra.get("schema", 1) not in range(1, SCHEMA + 1):
+            schema = extra["schema"]
+            raise CheckpointError(
+                f"{directory} is of schema {schema!a:.40}, and this pydiff knows up to {SCHEMA}: use a newer one."
+            )
+        checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
+        model = read_model(checked, found.weights, directory)
+    try:
+        beside = extra.get("self_conditioning", False)
+        scheduler, said = None, []
+        if wishes.scheduler or wishes.prediction or "scheduler" in extra:
+            stored = extra.get("scheduler")
+            if stored is None:
+                stored = scheduler_of(_process(extra), extra.get("variance", "fixed")).config
+            stored = None if stored is None else (stored, directory)
+            scheduler, said = _scheduler(stored, None, wishes, directory)
+        process = _process(extra) if scheduler is None else scheduler.process
+        conditioning = Conditioning.from_config(extra)
+        if wishes.classes is not None:
+            _check_names(wishes.classes, conditioning.classes, directory)
+            conditioning.classes = [str(name) for name in wishes.classes]
+        pipeline = Pipeline(
+            model,
+            process,
+            codec.from_config(extra["codec"]) if "codec" in extra else pixels_of(model, beside),
+            conditioning,
+            variance=extra.get("variance", "fixed"),
+            self_conditioning=beside,
+            scheduler=scheduler,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{directory / checkpoint.SEAL} cannot be followed ({error!a:.200}).") from error
+    history = {name: extra[name] for name in HISTORY if name in extra}
+    return Loaded(pipeline, history, [*checked.notes, *said])
+
+
+def _process(extra) -> Process:
+    schedule = extra["schedule"]
+    T = schedule.get("T", 1000)
+    if type(T) is not int or not 2 <= T <= MAX_T:
+        raise ValueError(f"T is {T!a:.40}, expected a whole number from 2 to {MAX_T}")
+    return Process(schedule_from_config(schedule), extra.get("prediction", "eps"))
+
+
+def _shape(checked: Checked, wishes: Wishes, source) -> tuple[tuple[int, int, int], dict]:
+    """(H, W, C) of images, and what the network's further channels are for: keywords of Pipeline."""
+    config = checked.config
+    cin, cout = config.get("in_channels", 3), config.get("out_channels", 3)
+    channels = cin // 2 if wishes.self_conditioning else cin
+    if wishes.self_conditioning and cin % 2:
+        raise CheckpointError(f"{source} takes {cin} channels, of which half cannot be for self-conditioning.")
+    if cout not in (channels, 2 * channels):
+        if cout < cin:
+            raise CheckpointError(
+                f"{source} takes {cin} channels and gives {cout}: the other {cin - cout} are of an image that must be "
+                "given beside the noise, which pydiff cannot; if they are for self-conditioning, say "
+                "self_conditioning=True."
+            )
+        raise CheckpointError(
+            f"{source} takes {cin} channels and gives {cout}, expected as many, or twice as many for a learned "
+            "variance: use another."
+        )
+    size = config.get("sample_size") if wishes.size is None else wishes.size
+    if size is None:
+        raise CheckpointError(f"{source} does not say how large its images are: give size=, or --size, in pixels.")
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(n, int | np.integer) and 1 <= n <= 65536 for n in sides):
+        raise CheckpointError(f"got size {size!a:.60}, expected a side length or (height, width) in pixels.")
+    kind = {"variance": "fixed" if cout == channels else "learned", "self_conditioning": wishes.self_conditioning}
+    return (int(sides[0]), int(sides[1]), channels), kind
+
+
+def _size(shape):
+    return shape[0] if shape[0] == shape[1] else list(shape[:2])
+
+
+def _scheduler(stored, known_class, wishes, directory) -> tuple[StoredScheduler | None, list[str]]:
+    """The scheduler that is there or asked for; None where neither is. stored: (configuration, path), or None."""
+    config, source, notes = None, "the scheduler", []
+    if stored is not None:
+        source = stored[1]
+        if not isinstance(wishes.scheduler, Mapping) and not _is_path(wishes.scheduler):
+            config, notes = read_config(stored[0], source, known_class)
+    if wishes.scheduler is not None:
+        if isinstance(wishes.scheduler, Mapping) or _is_path(wishes.scheduler):
+            given, source = _given(wishes.scheduler)
+            config, notes = read_config(given, source)
+        else:
+            config, source = with_class(config or {}, str(wishes.scheduler)), f"scheduler={str(wishes.scheduler)!r}"
+    if config is None and wishes.prediction is None:
+        return None, [
+            f"{directory} has no scheduler, so it is drawn as most networks of its kind were trained: T = 1000, betas "
+            "linear from 0.0001 to 0.02, prediction eps; if that is not so, give scheduler= and prediction= "
+            "(--scheduler, --prediction)"
+        ]
+    if config is None:
+        config = {"_class_name": "DDPMScheduler"}
+        notes = [
+            f"{directory} has no scheduler, so it is drawn with T = 1000 and betas linear from 0.0001 to 0.02; if that "
+            "is not so, give scheduler= (--scheduler)"
+        ]
+    if wishes.prediction is not None:
+        config = with_prediction(config, wishes.prediction)
+    return StoredScheduler(config, source), notes
+
+
+def _is_path(value) -> bool:
+    return isinstance(value, Path) or (isinstance(value, str) and ("/" in value or value.endswith(".json")))
+
+
+def _given(scheduler) -> tuple[dict, object]:
+    """A configuration given by the caller, or the file or folder of one."""
+    if isinstance(scheduler, Mapping):
+        return dict(scheduler), "scheduler="
+    path = Path(scheduler)
+    for inside in (folder.SCHEDULER, f"scheduler/{folder.SCHEDULER}"):
+        path = path / inside if (path / inside).is_file() else path
+    return folder.read_json(path), path
+
+
+def _conditioning(model, class_names, wishes, source) -> tuple[Conditioning, list[str]]:
+    """What the network is told besides: classes by number and name, or numbers or vectors that it takes as they are."""
+    config = model.config
+    kind, count = config.get("class_embed_type"), config.get("num_class_embeds")
+    if kind == "identity":
+        width = model.time_embedding.linear_2.weight.shape[1]
+        note = (
+            f"{source} takes vectors ({width},) in place of classes, 0 if none are given: condition={{{LABELS!r}: ..}}"
+        )
+        return Conditioning(nothing={LABELS: np.zeros(width, np.float32)}), [note]
+    if kind == "timestep":
+        note = f"{source} takes numbers in place of classes, 0 if none are given: condition={{{LABELS!r}: ..}}"
+        return Conditioning(nothing={LABELS: np.zeros((), np.float32)}), [note]
+    if count is None:
+        if wishes.classes is not None:
+            raise CheckpointError(f"{source} is of a network without classes, and names of classes were given.")
+        return Conditioning(), []
+    numbers = [str(i) for i in range(count)]
+    names = class_names if wishes.classes is None else [str(name) for name in wishes.classes]
+    if names is not None:
+        _check_names(names, numbers, source)
+    return Conditioning(names or numbers, withheld=False), []
+
+
+def _check_names(names, classes, source):
+    if len(names) != len(classes or ()):
+        count = len(classes or ())
+        raise CheckpointError(f"{source} has {count} classes, and there are names for {len(names)}: give {count}.")

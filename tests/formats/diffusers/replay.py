@@ -31,14 +31,15 @@ def start():
     return random.normal(random.key(5, random.SAMPLE, np.arange(SHAPE[0])), SHAPE[1:], np.float64)
 
 
-def theirs(diffusers, config, steps, options, mu=None):
+def theirs(diffusers, config, steps, options, mu=None, own=None):
     """(scheduler, x after every call of step) of diffusers."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler = getattr(diffusers, config["_class_name"])(**{k: v for k, v in config.items() if k[0] != "_"})
-        scheduler.set_timesteps(steps, **({} if mu is None else {"mu": mu}))
+        asked = {"num_inference_steps": steps} if own is None else own
+        scheduler.set_timesteps(**asked, **({} if mu is None else {"mu": mu}))
     double = 2 if config.get("variance_type") == "learned_range" else 1
     module, calls = sys.modules[type(scheduler).__module__], []
 
@@ -49,7 +50,7 @@ def theirs(diffusers, config, steps, options, mu=None):
     if original is not None:
         module.randn_tensor = lambda *_, **__: to_torch(recorded(len(calls)))
     x = to_torch(start() * float(getattr(scheduler, "init_noise_sigma", 1.0)))
-    takes_noise = "eta" in options and options["eta"] > 0
+    takes_noise = "DDIM" in config["_class_name"] and options.get("eta", 0) > 0
     try:
         for t in scheduler.timesteps:
             seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -65,22 +66,22 @@ def theirs(diffusers, config, steps, options, mu=None):
     return scheduler, calls
 
 
-def ours(config, steps, options, mu=None):
+def ours(config, steps, options, mu=None, own=None):
     """(replica, x after every step) of ours, float64."""
-    replica = from_diffusers(config, steps, mu=mu)
+    replica = from_diffusers(config, steps, mu=mu, **(own or {}))
     double = 2 if config.get("variance_type") == "learned_range" else 1
     x = start() * replica.init_noise_sigma
     states = replica.sample(lambda x, t: network(x, t[0], double), x, noise=recorded, **options)
     return replica, [state.x for state in states]
 
 
-def differences(diffusers, config, steps, options=None, mu=None):
+def differences(diffusers, config, steps, options=None, mu=None, own=None):
     """The largest relative differences of timesteps, sigmas, start, noise and x: a dict; NaN where not finite."""
     import torch
 
     options = options or {}
-    scheduler, their_x = theirs(diffusers, config, steps, options, mu)
-    replica, our_x = ours(config, steps, options, mu)
+    scheduler, their_x = theirs(diffusers, config, steps, options, mu, own)
+    replica, our_x = ours(config, steps, options, mu, own)
     found = {"timesteps": _apart(replica.timesteps, scheduler.timesteps.double().numpy())}
     found["start"] = _apart(replica.init_noise_sigma, float(getattr(scheduler, "init_noise_sigma", 1.0)))
     if replica.sigmas is not None:

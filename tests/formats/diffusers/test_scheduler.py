@@ -91,6 +91,13 @@ CASES = [
                                               {"shift_terminal": 0.1}, {"use_karras_sigmas": True},
                                               {"invert_sigmas": True}], (10, 28)),
     *case("FlowMatchHeunDiscreteScheduler", grid(shift=[1.0, 3.0]), (10, 28)),
+    *case("EulerDiscreteScheduler", grid(interpolation_type=["log_linear"], use_karras_sigmas=[False, True],
+                                         final_sigmas_type=["zero", "sigma_min"])),
+    *case("LCMScheduler", [*grid(prediction_type=TYPES, set_alpha_to_one=[True, False]), *ZERO_SNR,
+                           {"clip_sample": True}, {"original_inference_steps": 33}, {"thresholding": True}], (1, 4, 7)),
+    *case("TCDScheduler", grid(prediction_type=TYPES), (1, 5), ({"eta": 0.0}, {"eta": 0.3}, {"eta": 1.0}, {})),
+    *case("CMStochasticIterativeScheduler", [{}, {"clip_denoised": False, "s_noise": 1.1}, {"rho": 5.0}], (1, 3, 40)),
+    *case("IPNDMScheduler", [{}], (1, 2, 9, 40)),
 ]  # fmt: skip
 
 
@@ -112,10 +119,45 @@ def test_dynamic_shifting_agrees(diffusers):
             from_diffusers(config, 10)
 
 
+OWN = [
+    ("DDPMScheduler", {}, {"timesteps": [999, 700, 333, 20, 0]}),
+    ("LCMScheduler", {}, {"timesteps": [999, 759, 499, 259]}),
+    ("TCDScheduler", {}, {"timesteps": [999, 500, 259]}),
+    ("CMStochasticIterativeScheduler", {}, {"timesteps": [39, 22, 0]}),
+    ("EulerDiscreteScheduler", {}, {"timesteps": [999, 650, 300, 20]}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, {"sigmas": [14.6, 5.0, 1.0, 0.2, 0.0]}),
+    ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, {"sigmas": [1.0, 0.6, 0.3, 0.05]}),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "own"), OWN)
+def test_timesteps_and_sigmas_of_ones_own(diffusers, name, config, own):
+    found = differences(diffusers, {"_class_name": name, **config}, None, own=own)
+    assert all(difference <= 1e-5 for difference in found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "message"),
+    [
+        ("DDIMScheduler", {"timesteps": [9, 3]}, "DDIMScheduler takes no timesteps of one's own; these do: DDPM"),
+        ("DDPMScheduler", {"sigmas": [9, 3]}, "takes no sigmas"),
+        ("EulerDiscreteScheduler", {"timesteps": [9, 3], "sigmas": [9, 3]}, "give one of them"),
+        ("DDPMScheduler", {"timesteps": [3, 9]}, "expected falling ones from at most 999 to 0"),
+        ("DDPMScheduler", {"timesteps": [1000, 9]}, "expected falling ones"),
+        ("DDPMScheduler", {"timesteps": []}, "expected falling ones"),
+        ("DDPMScheduler", {}, "got None steps"),
+    ],
+)
+def test_timesteps_that_cannot_be(name, own, message):
+    with pytest.raises(ValueError, match=message):
+        from_diffusers({"_class_name": name}, **own)
+
+
 def test_there_are_enough_configurations():
     assert len(CASES) >= 250
     twins = {"DDPMParallelScheduler", "DDIMParallelScheduler"}  # the same code as their namesakes
-    assert {config["_class_name"] for config, _, _ in CASES} == set(SCHEDULERS) - twins
+    # KarrasVe's pipeline does what its scheduler leaves undone: tests/formats/test_diffusers_folders.py
+    assert {config["_class_name"] for config, _, _ in CASES} == set(SCHEDULERS) - twins - {"KarrasVeScheduler"}
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))

@@ -13,13 +13,14 @@ literal=True does what it does, and literal=False what is right.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.walk import SamplerState
-from pydiff.formats.diffusers.scheduler import edm, flow, k_diffusion, solvers, variance_preserving
+from pydiff.formats.diffusers.scheduler import consistency, edm, flow, k_diffusion, others, solvers, variance_preserving
+from pydiff.formats.diffusers.scheduler.config import of_class
 from pydiff.formats.diffusers.scheduler.plan import Plan
 
 SCHEDULERS: dict[str, tuple[Callable[..., Plan], dict]] = {
@@ -28,6 +29,8 @@ SCHEDULERS: dict[str, tuple[Callable[..., Plan], dict]] = {
     **solvers.SCHEDULERS,
     **edm.SCHEDULERS,
     **flow.SCHEDULERS,
+    **consistency.SCHEDULERS,
+    **others.SCHEDULERS,
 }
 
 
@@ -51,7 +54,11 @@ class DiffusersScheduler:
         options: those of `walk` (seed, sample, noise, guidance, ..), and what diffusers takes in `step`: eta for DDIM,
         order for LMS.
         """
-        return self.plan.sample(model, x, self.process, **{**self.plan.options, **options})
+        try:
+            return self.plan.sample(model, x, self.process, **{**self.plan.options, **options})
+        except TypeError as error:
+            wrong = str(error).rpartition("argument ")[2]
+            raise TypeError(f"this scheduler has no option {wrong}; name a sampler that has it") from error
 
     def add_noise(self, x0, eps, t):
         """x0 (N, ...) with noise eps of the level of t (N,): of `timesteps`, or any t for DDPM, DDIM and PNDM."""
@@ -60,21 +67,57 @@ class DiffusersScheduler:
         return (alpha.reshape(column) * x0 + sigma.reshape(column) * eps).astype(x0.dtype)
 
 
-def from_diffusers(config: dict, steps: int, literal: bool = True, mu: float | None = None) -> DiffusersScheduler:
+# The classes whose `set_timesteps` takes these in place of a number of steps, as far as pydiff follows them.
+TAKES = {
+    "timesteps": ("DDPMScheduler", "DDPMParallelScheduler", "EulerDiscreteScheduler", "LCMScheduler", "TCDScheduler",
+                  "CMStochasticIterativeScheduler"),
+    "sigmas": ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+}  # fmt: skip
+
+
+def from_diffusers(
+    config: dict,
+    steps: int | None = None,
+    literal: bool = True,
+    mu: float | None = None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> DiffusersScheduler:
     """The scheduler that diffusers would make from `config` (its scheduler_config.json) for this many steps.
 
     literal: False repairs what docs/samplers.md lists. mu: for `use_dynamic_shifting`, as in diffusers' set_timesteps.
+    timesteps, sigmas: falling, of one's own in place of steps, for the classes in TAKES and as diffusers takes them.
     ValueError, in one sentence, for a class or an option that is not supported.
     """
     name = config.get("_class_name")
     if name not in SCHEDULERS:
         raise ValueError(f"there is no support for the scheduler class {name!r}; known are {', '.join(SCHEDULERS)}")
     build, defaults = SCHEDULERS[name]
-    config = {"num_train_timesteps": 1000, **defaults, **{k: v for k, v in config.items() if v is not None}}
-    if not 1 <= steps <= config["num_train_timesteps"]:
+    given = {k: v for k, v in of_class(config, name).items() if v is not None}
+    config = {"num_train_timesteps": 1000, **defaults, **given}
+    own = _own(name, config["num_train_timesteps"], timesteps, sigmas)
+    for what, values in own.items():
+        steps = len(values) - (what == "sigmas" and name == "EulerDiscreteScheduler")  # which names the last level too
+    if steps is None or not 1 <= steps <= config["num_train_timesteps"]:
         raise ValueError(f"got {steps} steps, expected 1 .. {config['num_train_timesteps']}; use fewer")
-    plan = build(config, steps, literal=literal, mu=mu)
+    plan = build(config, steps, literal=literal, mu=mu, **own)
     return DiffusersScheduler(plan.process, plan, plan.timesteps, plan.sigmas, plan.init_noise_sigma)
+
+
+def _own(name, T, timesteps, sigmas) -> dict:
+    """The caller's timesteps or sigmas, checked; neither as {}."""
+    given = {"timesteps": timesteps, "sigmas": sigmas}
+    given = {what: np.asarray(values, np.float64) for what, values in given.items() if values is not None}
+    if len(given) > 1:
+        raise ValueError("got timesteps and sigmas, of which one follows from the other; give one of them")
+    for what, values in given.items():
+        if name not in TAKES[what]:
+            raise ValueError(f"{name} takes no {what} of one's own; these do: {', '.join(TAKES[what])}")
+        most = T - 1 if what == "timesteps" else np.inf
+        falls = values.ndim == 1 and len(values) and (np.diff(values) < 0).all()
+        if not falls or not 0 <= values[-1] <= values[0] <= most:
+            raise ValueError(f"got {what} {values.tolist()[:8]}, expected falling ones from at most {most} to 0")
+    return given
 
 
 __all__ = ["SCHEDULERS", "DiffusersScheduler", "from_diffusers"]

@@ -13,12 +13,12 @@ from pydiff.formats.diffusers.scheduler.plan import Plan, level_by_index
 from pydiff.formats.diffusers.scheduler.tables import respaced
 
 
-def _sigmas(config, steps, mu):
+def _sigmas(config, steps, mu, own=None):
     """diffusers shifts twice: the ends of the table, and what is spaced between them; (S,)."""
     T, shift = config["num_train_timesteps"], config["shift"]
     dynamic = config.get("use_dynamic_shifting")
     ends = [1.0, 1.0 / T] if dynamic else [shifted(1.0, shift), shifted(1.0 / T, shift)]
-    sigma = np.linspace(*ends, steps)
+    sigma = np.linspace(*ends, steps) if own is None else own.astype(np.float32).astype(np.float64)
     if dynamic:
         if mu is None:
             raise ValueError("use_dynamic_shifting needs mu; give from_diffusers the mu of the pictures' size")
@@ -36,9 +36,9 @@ def _process(config):
     return Process(schedule("flow", config["num_train_timesteps"]), "flow")
 
 
-def euler(config, steps, mu=None, **_):
+def euler(config, steps, mu=None, sigmas=None, **_):
     """FlowMatchEulerDiscreteScheduler."""
-    sigma, T = _sigmas(config, steps, mu), config["num_train_timesteps"]
+    sigma, T = _sigmas(config, steps, mu, sigmas), config["num_train_timesteps"]
     sigma = np.append(1.0 - sigma, 1.0) if config.get("invert_sigmas") else np.append(sigma, 0.0)
     alpha, t = 1.0 - sigma, sigma[:-1] * T
     stochastic = bool(config.get("stochastic_sampling"))

@@ -11,19 +11,21 @@ EULER = {**BETAS, "timestep_spacing": "linspace", "steps_offset": 0, "final_sigm
 HEUN = {**EULER, "beta_start": 0.00085, "beta_end": 0.012}
 
 
-def _levels(config, steps, rounded):
-    """(process, t (S,), sigma (S + 1,))."""
+def _levels(config, steps, rounded, timesteps=None, sigmas=None):
+    """(process, t (S,), sigma (S + 1,)); (S + 2,) for "log_linear", of which diffusers never comes to the last."""
     alpha_bar = alpha_bar_of(config, floor=True)
     table = sigma_table(alpha_bar)
-    t = spaced(config, steps, extra=0).astype(np.float32).astype(np.float64)
+    process = process_of(config, alpha_bar_of(config, floor=False))
+    if sigmas is not None:
+        return process, _float32(t_of_sigma(_float32(sigmas[:-1]), table)), _float32(sigmas)
+    t = _float32(spaced(config, steps, extra=0) if timesteps is None else timesteps)
     sigma = np.interp(t, np.arange(len(table)), table)
-    if config.get("interpolation_type") == "log_linear":
-        raise ValueError("interpolation_type 'log_linear' is not supported; use linear")
+    if config.get("interpolation_type") == "log_linear" and config["_class_name"] == "EulerDiscreteScheduler":
+        sigma = np.exp(np.linspace(np.log(table[-1]), np.log(table[0]), steps + 1))
     if (levels := respaced(config, steps, sigma[0], sigma[-1])) is not None:
         sigma, t = levels, t_of_sigma(levels, table)
         t = np.round(t) if rounded and config.get("use_karras_sigmas") else t
     last = table[0] if config["final_sigmas_type"] == "sigma_min" else 0.0
-    process = process_of(config, alpha_bar_of(config, floor=False))
     return process, _float32(t), _float32(np.append(sigma, last))
 
 
@@ -34,11 +36,11 @@ def _float32(values):
 def _scheduler(sampler, asked, rounded=False, **fixed):
     """asked: ("t", sigma table) of every evaluation from the process, t and sigma."""
 
-    def build(config, steps, **_):
-        process, t, sigma = _levels(config, steps, rounded)
+    def build(config, steps, timesteps=None, sigmas=None, **_):
+        process, t, sigma = _levels(config, steps, rounded, timesteps, sigmas)
         if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
-            t = np.log(sigma[:-1]) / 4.0
-        path = Path(t, np.ones(steps + 1), sigma)
+            t = np.log(sigma[:steps]) / 4.0
+        path = Path(t, np.ones(steps + 1), sigma[: steps + 1])
         timesteps, table = asked(process, t, sigma)
         start = sigma[0] if config["timestep_spacing"] != "leading" else np.hypot(sigma[0], 1.0)
 

@@ -123,7 +123,7 @@ def dpm_multistep(config, steps, literal=True, mu=None):
     """DPMSolverMultistepScheduler."""
     process, path, sigmas = _path(config, steps, literal, mu)
     kind = KINDS[config["algorithm_type"]]
-    if config.get("variance_type"):
+    if "learned" in config.get("variance_type", ""):
         raise ValueError("variance_type is not supported for solvers; cut the network's answer to its first half")
     if kind == "noise sde" and config["solver_order"] == 3:
         raise ValueError("sde-dpmsolver has no order 3, neither here nor in diffusers; use order 2")

@@ -24,12 +24,13 @@ def _plan(config, alpha_bar, timesteps, sample):
     return Plan(process_of(config, alpha_bar), timesteps, None, 1.0, sample, clipping(config), level)
 
 
-def ddpm(config, steps, literal=True, **_):
+def ddpm(config, steps, literal=True, timesteps=None, **_):
     """DDPMScheduler."""
     kind = config["variance_type"].removesuffix("_log").removeprefix("fixed_")
     if kind == "learned":
         raise ValueError("variance_type 'learned' is not supported; learned_range is what published networks use")
-    alpha_bar, t = alpha_bar_of(config, floor=False), _whole_t(config, steps)
+    alpha_bar = alpha_bar_of(config, floor=False)
+    t = _whole_t(config, steps) if timesteps is None else timesteps.astype(np.int64)
     made = stages.ddpm_stages(t.tolist(), stages.Levels(alpha_bar, 1.0), kind, noisy_end=literal)
 
     def sample(model, x, process, **options):

@@ -1,0 +1,232 @@
+"""Captions that lie in a folder of pictures: metadata.jsonl, metadata.csv, and a .txt beside a picture.
+
+    metadata.jsonl   {"file_name": "a.png", "text": "a red circle"}                  one JSON object a line
+    metadata.csv     file_name,text_en,text_de                                       separated by , ; or tabs
+    a.txt, a.de.txt  one caption a line for a.png; the second in German
+
+The first two are what Hugging Face's ImageFolder reads, the third is what trainers of Stable Diffusion read. Captions
+stand under `text`, `caption`, `captions` or `prompt`, with or without `_` and a language; a value may be a string, a
+list of strings, or {language: either}. Several captions of a picture add up, wherever they are found. File names are
+looked up among the pictures that were found, and never opened: none leads out of the folder.
+"""
+
+import io
+import json
+import posixpath
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydiff.data.dataset import plural, printable, some
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+FILE_NAME = ("file_name", "filename", "file", "image")
+TEXT = re.compile(r"(?:text|caption|prompt)s?(?:[_-]([a-z]{2}(?:[_-][a-z]{2,4})?))?", re.IGNORECASE)
+LARGEST_TXT = 2**20  # bytes; a larger .txt is no caption
+LISTED = 5  # lines, names that a note gives
+
+
+class Caption(NamedTuple):
+    """A caption and its language, "" where nobody says which."""
+
+    text: str
+    language: str = ""
+
+
+class Captions:
+    """What is found: `of` {path of a picture: its captions}, `skipped` (path, reason), and `notes`."""
+
+    def __init__(self, pictures: Iterable[str]):
+        self.of: dict[str, list[Caption]] = {path: [] for path in pictures}
+        self.skipped: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self._composed = {unicodedata.normalize("NFC", path): path for path in self.of}  # macOS takes umlauts apart
+
+    def add(self, path: str, captions: Iterable[Caption]):
+        """Adds to a picture's captions those that it does not have yet."""
+        for text, language in captions:
+            caption = Caption(clean(text), language)
+            if caption.text and caption not in self.of[path]:
+                self.of[path].append(caption)
+
+    def picture(self, folder: str, name: str) -> str | None:
+        """The path of the picture that `name` means, seen from `folder`; None if there is none.
+
+        ValueError for a name that leads out of the folder.
+        """
+        for spelling in (name, name.replace("\\", "/")):
+            path = posixpath.normpath(posixpath.join(folder, spelling))
+            if path.startswith(("/", "../")) or path == "..":
+                raise ValueError("leads out of the folder")
+            if path := path if path in self.of else self._composed.get(unicodedata.normalize("NFC", path)):
+                return path
+        return None
+
+
+def find_captions(root: Path, pictures: Sequence[str], texts: Sequence[str]) -> Captions | None:
+    """The captions of these pictures; None where no file holds any.
+
+    pictures, texts: paths below root, of the pictures and of all files called .txt or as in METADATA.
+    """
+    found = Captions(pictures)
+    for path in texts:
+        if posixpath.basename(path).lower() in METADATA:
+            _read_metadata(root, path, found)
+    stems: dict[str, list[str]] = {}
+    for path in pictures:
+        stems.setdefault(posixpath.splitext(path)[0], []).append(path)
+    plain = [path for path in texts if path.lower().endswith(".txt")]
+    lonely = [path for path in plain if not _read_txt(root, path, stems, found)]
+    if not any(found.of.values()):
+        return found if found.notes or found.skipped else None
+    if lonely:
+        names = some([printable(path) for path in lonely], ", ", LISTED)
+        found.notes.append(f"{plural(len(lonely), '.txt file')} without a picture of that name: {names}")
+    return found
+
+
+def columns(captions: Sequence[Sequence[Caption]], names: Sequence[str]) -> tuple[dict, list[str]]:
+    """(the keywords `captions` and `languages` of a Dataset, notes on them) of N pictures with these names."""
+    captions = [list(of_one) for of_one in captions]
+    if not any(captions):
+        return {}, []
+    without = [printable(name) for name, of_one in zip(names, captions, strict=True) if not of_one]
+    languages = sorted({language for of_one in captions for _, language in of_one} - {""})
+    total = plural(sum(map(len, captions)), "caption")
+    note = f"{total} for {plural(len(captions) - len(without), 'picture')}"
+    note += f", in {' and '.join(languages)}" if languages else ""
+    note += f"; without one: {some(without, ', ', LISTED)}" if without else ""
+    texts = tuple(tuple(text for text, _ in of_one) for of_one in captions)
+    return {"captions": texts, "languages": tuple(tuple(lang for _, lang in of_one) for of_one in captions)}, [note]
+
+
+def clean(text: str) -> str:
+    """One line, umlauts as one character each, without control characters and halves of characters."""
+    text = unicodedata.normalize("NFC", " ".join(text.split()))
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))
+
+
+def language_of(key: str) -> str | None:
+    """The language in the name of a column of captions, "" if it has none; None for a column of something else."""
+    match = TEXT.fullmatch(key.strip())
+    return None if match is None else (match[1] or "").lower().replace("_", "-")
+
+
+def captions_in(value, language: str = "") -> Iterator[Caption]:
+    """Captions from a string, a list of strings or {language: either}; None is none. ValueError for anything else."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from captions_in(inner, str(key).lower())
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from captions_in(inner, language)
+    elif isinstance(value, str):
+        yield Caption(value, language)
+    elif value is not None:
+        raise ValueError(f"its text is {value!r:.40}, not a string")
+
+
+def decode(data: bytes) -> tuple[str, str | None]:
+    """(text, note or None): UTF-8 with or without a byte order mark, UTF-16 with one, else Windows-1252, which is said.
+
+    ValueError for bytes that are no text.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16"), None
+    try:
+        text, note = data.decode("utf-8-sig"), None
+    except UnicodeDecodeError:
+        text, note = data.decode("cp1252", "replace"), "is not UTF-8, read as Windows-1252"
+    if "\0" in text:
+        raise ValueError("not a text file")
+    return text, note
+
+
+def _read_txt(root: Path, path: str, stems: dict[str, list[str]], found: Captions) -> bool:
+    """Adds the lines of a .txt to the pictures of its name; False if there are none."""
+    stem, language = posixpath.splitext(path)[0], ""
+    if stem not in stems and (match := re.fullmatch(r"(.+)\.([a-z]{2}(?:-[A-Za-z]{2,4})?)", stem)):
+        stem, language = match[1], match[2].lower()
+    if stem not in stems:
+        return False
+    if text := _read_text(root, path, found, LARGEST_TXT):
+        for picture in stems[stem]:
+            found.add(picture, [Caption(line, language) for line in text.splitlines()])
+    return True
+
+
+def _read_text(root: Path, path: str, found: Captions, largest: int | None = None) -> str:
+    """The text of a file; "" and a line in `skipped` if it cannot be read."""
+    file = root / path
+    try:
+        if not file.is_file():  # opening a pipe would wait for ever
+            raise ValueError("not a file")
+        if largest is not None and file.stat().st_size > largest:
+            raise ValueError(f"{file.stat().st_size:,} bytes, too large for a caption")
+        text, note = decode(file.read_bytes())
+    except OSError as error:
+        text, note = "", None
+        found.skipped.append((printable(path), f"cannot be read ({error.strerror})"))
+    except ValueError as error:
+        text, note = "", None
+        reason = "damaged UTF-16" if isinstance(error, UnicodeDecodeError) else str(error)
+        found.skipped.append((printable(path), reason))
+    if note:
+        found.notes.append(f"{printable(path)} {note}")
+    return text
+
+
+def _read_metadata(root: Path, path: str, found: Captions):
+    """Adds what one metadata file says; what cannot be used is listed by line."""
+    rows = _json_rows if path.lower().endswith(".jsonl") else _csv_rows
+    folder, problems = posixpath.dirname(path), []
+    for line, row in rows(_read_text(root, path, found)):
+        try:
+            if isinstance(row, Exception):
+                raise row
+            name = next((row[key] for key in FILE_NAME if key in row), None)
+            if not isinstance(name, str) or not name:
+                raise ValueError("no file_name")
+            texts = {key: language_of(key) for key in row if isinstance(key, str)}
+            captions = [c for key, lang in texts.items() if lang is not None for c in captions_in(row[key], lang)]
+            picture = found.picture(folder, name)
+        except ValueError as error:
+            problems.append(f"line {line}: {error}")
+            continue
+        if picture is None:
+            where = f"{printable(path)} line {line}"
+            found.skipped.append((printable(posixpath.join(folder, name)), f"named in {where}, but no such picture"))
+        else:
+            found.add(picture, captions)
+    if problems:
+        listed = some(problems, "; ", LISTED)
+        found.notes.append(f"{printable(path)}: {plural(len(problems), 'line')} cannot be used ({listed})")
+
+
+def _json_rows(text: str) -> Iterator[tuple[int, dict | ValueError]]:
+    for line, row in enumerate(text.split("\n"), 1):
+        if row.strip():
+            try:
+                value = json.loads(row)
+            except (ValueError, RecursionError):
+                value = None
+            yield line, value if isinstance(value, dict) else ValueError("not a JSON object")
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, dict | ValueError]]:
+    import csv
+
+    header = text.split("\n", 1)[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    try:
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if text and not set(names) & set(FILE_NAME):
+            yield 1, ValueError(f"the columns are {', '.join(names)[:80]}, expected file_name and text")
+            return
+        reader.fieldnames = names
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        yield reader.line_num, ValueError(str(error))

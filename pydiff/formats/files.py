@@ -1,0 +1,89 @@
+"""Files of unknown origin, read by plain reads: nothing is mapped, followed into a pipe, or allocated on its word."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pydiff.formats.safetensors import CheckpointError, damaged
+
+CHUNK = 64 << 20  # bytes given to one write or read
+
+
+class RegularFile:
+    """An open file that is one, not a folder or a pipe: its `size`, and any of its bytes.
+
+    By plain reads: a mapped file that shrinks would kill the process. Close it, or use it in a `with`.
+    CheckpointError, in one sentence, wherever the system refuses.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        with disk(f"read {path}"):
+            # Without O_NONBLOCK, opening a pipe of that name would wait for ever.
+            try:
+                self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except ValueError as error:  # a NUL in the name
+                raise CheckpointError(f"{str(path)!a:.80} is no name of a file: {error}.") from error
+            try:
+                found = os.fstat(self._descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise CheckpointError(f"{path} is not a regular file, expected one: put the file itself there.")
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+        self.size = found.st_size
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Gives the descriptor back; a second time it does nothing."""
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            with disk(f"read {self.path}"):
+                os.close(descriptor)
+
+    def read(self, begin: int, count: int) -> np.ndarray:
+        """`count` bytes from `begin`, (count,) uint8. CheckpointError where the file does not have them."""
+        if begin + count > self.size:
+            raise damaged(self.path, f"it has {self.size} bytes, and byte {begin + count} was asked for")
+        data, done = np.empty(count, np.uint8), 0
+        with disk(f"read {self.path}"):
+            while done < count:
+                got = os.preadv(self._descriptor, [memoryview(data)[done : done + CHUNK]], begin + done)
+                if not got:
+                    raise damaged(self.path, f"it ended at byte {begin + done} of {self.size} while being read")
+                done += got
+        return data
+
+    def chunks(self, size: int = 1 << 20) -> Iterator[np.ndarray]:
+        """All of it, a piece at a time."""
+        for begin in range(0, self.size, size):
+            yield self.read(begin, min(size, self.size - begin))
+
+
+def read_file(path: Path, size: int | None = None, limit: int | None = None) -> np.ndarray:
+    """The bytes of a file, (size,) uint8. size: what it must have. limit: what it may have at most."""
+    with RegularFile(path) as file:
+        if size is not None and file.size != size:
+            raise damaged(path, f"it has {file.size} bytes, expected {size}")
+        if limit is not None and file.size > limit:
+            raise damaged(path, f"it has {file.size} bytes, expected at most {limit}")
+        return file.read(0, file.size)
+
+
+@contextlib.contextmanager
+def disk(action: str) -> Iterator[None]:
+    """Turn the operating system's errors into a CheckpointError that names what was tried."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"Could not {action}: {reason}; check the disk.") from error

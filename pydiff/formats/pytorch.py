@@ -1,0 +1,346 @@
+"""Weights in PyTorch's own files (.bin, .pt), read without PyTorch and without executing anything.
+
+Such a file is a zip archive (PyTorch 1.6 and later) with one pickle, which says what there is, and one stored entry for
+every block of numbers. A pickle is a program; unpickling it would run whatever it names. Here it is read as text: the
+standard library splits it into instructions (`genops` only decodes), and the few that a dict of tensors consists of
+are carried out on plain values below. Nothing is imported or called by name: GLOBAL gives a `Name`, and REDUCE knows
+three of them. Everything else, os.system for one, is refused by what it is called.
+"""
+
+import itertools
+import math
+import pickletools
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from pydiff.formats.files import RegularFile
+from pydiff.formats.safetensors import MAX_DIMS, CheckpointError, Weight, damaged
+
+MAX_PICKLE = 16 << 20  # bytes; the largest published U-Net's has 0.2 million
+STORAGES = {  # PyTorch's class of storage -> dtype
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "<u2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "<i1",
+    "ByteStorage": "<u1",
+    "BoolStorage": "<b1",
+}
+
+
+class Name(NamedTuple):
+    """What a pickle refers to by name. It stays a name."""
+
+    module: str
+    name: str
+
+
+class Storage(NamedTuple):
+    """A block of numbers in the archive."""
+
+    kind: str
+    key: str
+    count: int
+
+
+class Tensor(NamedTuple):
+    """Which numbers of a storage a tensor is made of, as PyTorch counts them."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Mark:
+    """Where the arguments of an instruction begin on the stack."""
+
+
+MARK = _Mark()
+ORDERED_DICT = Name("collections", "OrderedDict")
+REBUILD = Name("torch._utils", "_rebuild_tensor_v2")
+PARAMETER = Name("torch._utils", "_rebuild_parameter")
+
+
+def is_archive(file: RegularFile) -> bool:
+    """Whether a file begins as a zip archive does."""
+    return file.read(0, min(4, file.size)).tobytes() == b"PK\x03\x04"
+
+
+def contents(file: RegularFile, source: object) -> dict[str, Weight]:
+    """The tensors of a state dict, {name: Weight}; the file has to stay open. A dict beneath "state_dict" is opened.
+
+    CheckpointError, in one sentence, for what is not a state dict, for a damaged one, and for one that would call
+    anything. Memory: the pickle's, at most MAX_PICKLE, and the archive's table of contents.
+    """
+    if not is_archive(file):
+        raise CheckpointError(
+            f"{source} is no zip archive, so it is damaged or of a PyTorch before 1.6: save it again with a newer one."
+        )
+    entries = _archive(file, source)
+    pickles = [name for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
+    if len(pickles) != 1:
+        raise CheckpointError(f"{source} has {len(pickles)} pickles, expected the one of a state dict: use another.")
+    root = pickles[0].removesuffix("data.pkl")
+    begin, count = entries[pickles[0]]
+    if count > MAX_PICKLE:
+        raise CheckpointError(f"{source} has a pickle of {count} bytes, expected at most {MAX_PICKLE}: use another.")
+    if f"{root}byteorder" in entries and file.read(*entries[f"{root}byteorder"][:2]).tobytes() != b"little":
+        raise CheckpointError(f"{source} is of a big-endian machine: save it again on another.")
+    found = Machine(source).run(file.read(begin, count).tobytes())
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(n, str) for n in found):
+        raise CheckpointError(f"{source} holds a {type(found).__name__}, expected a state dict: use another.")
+    other = next((name for name, value in found.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise CheckpointError(f"{source} holds {other!a:.60}, which is no tensor, expected a state dict: use another.")
+    return {name: _weight(file, source, name, tensor, root, entries) for name, tensor in found.items()}
+
+
+def _archive(file: RegularFile, source: object) -> dict[str, tuple[int, int]]:
+    """{name: (where its bytes begin, how many)}. PyTorch compresses nothing, so what is compressed is refused."""
+    entries = {}
+    try:
+        with zipfile.ZipFile(_Seekable(file)) as archive:
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                    raise damaged(source, f"its entry {info.filename!a:.60} is compressed, which PyTorch never does")
+                if info.flag_bits & 1 or info.filename in entries:
+                    raise damaged(source, f"its entry {info.filename!a:.60} is encrypted, or there twice")
+                head = file.read(info.header_offset, 30).tobytes()
+                if head[:4] != b"PK\x03\x04":
+                    raise damaged(source, f"its entry {info.filename!a:.60} does not begin where it should")
+                begin = info.header_offset + 30 + int.from_bytes(head[26:28], "little")
+                begin += int.from_bytes(head[28:30], "little")
+                if begin + info.file_size > file.size:
+                    raise damaged(source, f"its entry {info.filename!a:.60} ends behind the end of the file")
+                entries[info.filename] = (begin, info.file_size)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, OverflowError, IndexError) as error:
+        raise damaged(source, f"it is no readable zip archive ({str(error)!a:.60})") from error
+    return entries
+
+
+class _Seekable:
+    """A RegularFile as zipfile wants it."""
+
+    def __init__(self, file):
+        self._file, self._at = file, 0
+
+    def seekable(self):
+        return True
+
+    def tell(self):
+        return self._at
+
+    def seek(self, offset, whence=0):
+        self._at = max(0, offset + (0, self._at, self._file.size)[whence])
+        return self._at
+
+    def read(self, count=-1):
+        left = max(self._file.size - self._at, 0)
+        count = left if count is None or count < 0 else min(count, left)
+        data = self._file.read(self._at, count).tobytes()
+        self._at += count
+        return data
+
+
+def _weight(file, source, name, tensor, root, entries) -> Weight:
+    """A tensor whose storage is there and large enough."""
+    storage, dtype = tensor.storage, np.dtype(STORAGES[tensor.storage.kind])
+    if f"{root}data/{storage.key}" not in entries:
+        raise damaged(source, f"the numbers of {name!a:.60} are missing")
+    begin, size = entries[f"{root}data/{storage.key}"]
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
+    count = math.prod(tensor.shape)
+    if storage.count * dtype.itemsize > size or (count and last >= storage.count) or count > storage.count:
+        raise damaged(source, f"{name!a:.60} has the shape {tensor.shape}, more than its {size} bytes hold")
+
+    def read():
+        if not count:
+            return np.zeros(tensor.shape, np.float32 if dtype.char in "eH" else dtype)
+        flat = file.read(begin + tensor.offset * dtype.itemsize, (last + 1 - tensor.offset) * dtype.itemsize)
+        if dtype.kind == "b" and flat.max() > 1:
+            raise damaged(source, f"the boolean tensor {name!a:.60} holds the byte {flat.max()}")
+        steps = [step * dtype.itemsize for step in tensor.strides]
+        array = np.lib.stride_tricks.as_strided(flat.view(dtype), tensor.shape, steps)
+        if storage.kind == "BFloat16Storage":
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32) if dtype == np.float16 else np.array(array)
+
+    return Weight(tensor.shape, read)
+
+
+class Machine:
+    """The instructions of a pickled state dict, on plain values: dicts, lists, tuples, numbers, text, what is above.
+
+    source: for messages. CheckpointError for every instruction and every name beyond those.
+    """
+
+    def __init__(self, source: object):
+        self.source, self.stack, self.memo = source, [], {}
+
+    def run(self, program: bytes):
+        """What the pickle describes."""
+        try:
+            for opcode, argument, _ in self._instructions(program):
+                if opcode == "STOP":
+                    return self._pop()
+                self._do(opcode, argument)
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+            raise damaged(self.source, f"its pickle makes no sense ({str(error)!a:.60})") from error
+        raise damaged(self.source, "its pickle has no end")
+
+    def _instructions(self, program) -> Iterator[tuple[str, object, int]]:
+        for opcode, argument, position in pickletools.genops(program):
+            yield opcode.name, argument, position
+
+    def _do(self, opcode, argument):
+        if opcode in ("PROTO", "FRAME"):
+            return
+        if opcode in PUSHED:
+            self.stack.append(argument)
+        elif opcode in MADE:
+            self.stack.append(MADE[opcode]())
+        elif opcode in TUPLES:
+            items = [self._pop() for _ in range(TUPLES[opcode])]
+            self.stack.append(tuple(reversed(items)))
+        elif opcode in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
+            self.memo[len(self.memo) if opcode == "MEMOIZE" else int(argument)] = self.stack[-1]
+        elif opcode in ("BINGET", "LONG_BINGET", "GET"):
+            self.stack.append(self.memo[int(argument)])
+        elif (method := getattr(self, f"_{opcode.lower()}", None)) is not None and opcode in CARRIED_OUT:
+            method(argument)
+        else:
+            raise CheckpointError(
+                f"{self.source} has the instruction {opcode}, which no state dict needs: use another."
+            )
+
+    def _pop(self):
+        value = self.stack.pop()
+        if value is MARK:
+            raise ValueError("an instruction lacks its arguments")
+        return value
+
+    def _since_mark(self) -> list:
+        items = list(itertools.takewhile(lambda value: value is not MARK, reversed(self.stack)))
+        del self.stack[len(self.stack) - len(items) :]
+        self.stack.pop()  # the mark itself
+        return items[::-1]
+
+    def _mark(self, _):
+        self.stack.append(MARK)
+
+    def _pop_mark(self, _):
+        self._since_mark()
+
+    def _tuple(self, _):
+        self.stack.append(tuple(self._since_mark()))
+
+    def _list(self, _):
+        self.stack.append(self._since_mark())
+
+    def _dict(self, _):
+        items = self._since_mark()
+        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+    def _append(self, _):
+        value = self._pop()
+        self._top(list).append(value)
+
+    def _appends(self, _):
+        items = self._since_mark()
+        self._top(list).extend(items)
+
+    def _setitem(self, _):
+        value, key = self._pop(), self._pop()
+        self._top(dict)[key] = value
+
+    def _setitems(self, _):
+        items = self._since_mark()
+        self._top(dict).update(zip(items[::2], items[1::2], strict=True))
+
+    def _top(self, kind):
+        if type(self.stack[-1]) is not kind:
+            raise ValueError(f"expected a {kind.__name__} to fill")
+        return self.stack[-1]
+
+    def _global(self, argument):
+        module, _, name = argument.partition(" ")
+        self._named(module, name)
+
+    def _stack_global(self, _):
+        name, module = self._pop(), self._pop()
+        self._named(str(module), str(name))
+
+    def _named(self, module, name):
+        found = Name(module, name)
+        is_storage = module == "torch" and name in STORAGES
+        if not is_storage and found not in (ORDERED_DICT, REBUILD, PARAMETER):
+            raise CheckpointError(
+                f"{self.source} names {module!a:.40} {name!a:.40}, which no state dict needs and which is not called: "
+                "do not trust this file."
+            )
+        self.stack.append(found)
+
+    def _binpersid(self, _):
+        word, kind, key, _, count = self._pop()
+        if word != "storage" or not isinstance(kind, Name) or kind.name not in STORAGES or not _is_size(count):
+            raise ValueError("a block of numbers is not described as PyTorch does it")
+        self.stack.append(Storage(kind.name, str(key), count))
+
+    def _reduce(self, _):
+        arguments, called = self._pop(), self._pop()
+        if called == ORDERED_DICT and arguments == ():
+            self.stack.append({})
+        elif called == ORDERED_DICT:
+            (pairs,) = arguments
+            self.stack.append({key: value for key, value in pairs})  # noqa: C416  (pairs may be lists of two)
+        elif called == REBUILD:
+            self.stack.append(self._tensor(*arguments[:4]))
+        elif called == PARAMETER and isinstance(arguments[0], Tensor):
+            self.stack.append(arguments[0])
+        else:
+            raise ValueError("it calls what cannot be called")
+
+    def _tensor(self, storage, offset, shape, strides) -> Tensor:
+        sizes = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= MAX_DIMS
+        if not sizes or not isinstance(storage, Storage) or not all(map(_is_size, (offset, *shape, *strides))):
+            raise ValueError("a tensor is not described as PyTorch does it")
+        if any(n > 1 and step == 0 for n, step in zip(shape, strides, strict=True)):
+            raise ValueError("a tensor repeats numbers instead of holding them")
+        return Tensor(storage, offset, shape, strides)
+
+    def _build(self, _):
+        """What is set on an OrderedDict (PyTorch's `_metadata`) says nothing about numbers."""
+        self._pop()
+        self._top(dict)
+
+
+def _is_size(value) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+PUSHED = {
+    "BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "BINFLOAT", "FLOAT",
+    "BINUNICODE", "SHORT_BINUNICODE", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING",
+}  # fmt: skip
+MADE = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+CARRIED_OUT = {
+    "MARK", "POP_MARK", "TUPLE", "LIST", "DICT", "APPEND", "APPENDS", "SETITEM", "SETITEMS",
+    "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD",
+}  # fmt: skip

@@ -1,0 +1,96 @@
+"""What may stand in a configuration from elsewhere: a rule for every option, applied before anything is built.
+
+rules = {"layers_per_block": whole(1, 256), "act_fn": one_of("silu", "gelu"), "norm_eps": number(0, 1)}
+config, unknown = checked(config, rules, "unet/config.json")
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from pydiff.formats.safetensors import CheckpointError
+
+
+class Rule(NamedTuple):
+    """allows: whether a value may stand there. expected: which may, in words."""
+
+    allows: Callable[[object], bool]
+    expected: str
+
+
+def whole(least: int, most: int) -> Rule:
+    """Integers from least to most; a float that is one counts, and True does not."""
+
+    def allows(value):
+        is_whole = type(value) is int or (type(value) is float and value.is_integer())
+        return is_whole and least <= value <= most
+
+    return Rule(allows, f"a whole number from {least} to {most}")
+
+
+def number(least: float, most: float) -> Rule:
+    """Numbers from least to most; infinities where these are infinite."""
+
+    def allows(value):
+        return type(value) in (int, float) and not math.isnan(value) and least <= value <= most
+
+    return Rule(allows, f"a number from {least} to {most}")
+
+
+def one_of(*values: str | None) -> Rule:
+    """These texts."""
+    return Rule(lambda value: (value is None or type(value) is str) and value in values, ", ".join(map(str, values)))
+
+
+TRUTH = Rule(lambda value: type(value) is bool, "true or false")
+TEXT = Rule(lambda value: type(value) is str and len(value) <= 200, "a short text")
+ANYTHING = Rule(lambda _: True, "anything")
+
+
+def listed(rule: Rule, least: int, most: int) -> Rule:
+    """Lists of `least` to `most` values, each by the rule."""
+
+    def allows(value):
+        return type(value) in (list, tuple) and least <= len(value) <= most and all(map(rule.allows, value))
+
+    return Rule(allows, f"a list of {least} to {most}, each {rule.expected}")
+
+
+def either(*rules: Rule) -> Rule:
+    """What one of the rules allows."""
+    return Rule(lambda value: any(r.allows(value) for r in rules), " or ".join(r.expected for r in rules))
+
+
+NULL = Rule(lambda value: value is None, "null")
+
+
+def checked(config: Mapping, rules: Mapping[str, Rule], source: object) -> tuple[dict, list[str]]:
+    """(the options that have a rule, the names of the others). Names with an underscore are diffusers' bookkeeping.
+
+    CheckpointError, in one sentence, for a value that its rule does not allow.
+    """
+    known, unknown = {}, []
+    for name, value in config.items():
+        if name.startswith("_"):
+            continue
+        if name not in rules:
+            unknown.append(name)
+        elif not rules[name].allows(value):
+            raise CheckpointError(
+                f"{source} has {name} = {_shown(value)}, expected {rules[name].expected}: correct it or use another."
+            )
+        else:
+            known[name] = _tidy(value)
+    return known, sorted(unknown)
+
+
+def _shown(value) -> str:
+    try:
+        return ascii(value)[:80]
+    except (ValueError, RecursionError):  # an integer of 5000 digits
+        return "something too long to be shown"
+
+
+def _tidy(value):
+    """Floats that are whole numbers stay floats, tuples become lists, as JSON gives them."""
+    return list(value) if isinstance(value, tuple) else value

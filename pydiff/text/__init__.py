@@ -1,0 +1,12 @@
+"""Words for networks: captions and prompts become arrays of a Condition, and words can be calculated with.
+
+encoder = text.named("glove")
+encoder.encode(["a red heart", ""])     {"encoder_hidden_states": (2, 24, 50)}; "" is the null prompt
+encoder.remarks("ein rotes Herz")       sentences: what was not understood, what was cut
+"""
+
+from pydiff.text.encoder import ENCODERS, PromptWarning, TextEncoder, from_config, named, register
+from pydiff.text.glove import Glove
+from pydiff.text.prompt import arithmetic
+
+__all__ = ["ENCODERS", "Glove", "PromptWarning", "TextEncoder", "arithmetic", "from_config", "named", "register"]

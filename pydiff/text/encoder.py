@@ -1,0 +1,93 @@
+"""What every text encoder is: captions in, arrays of a Condition out, a null prompt, a limit, a fingerprint."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+HIDDEN_STATES = "encoder_hidden_states"  # the name under which diffusers' networks take the vectors of a text
+
+
+class PromptWarning(UserWarning):
+    """A prompt is used, but not all of it."""
+
+
+class TextEncoder:
+    """Base of all encoders. A subclass defines encode, remarks and fingerprint.
+
+    kind: its name in options and files. languages: those it understands, None for any. tokens: how many it takes of a
+    caption, the rest is cut. width: numbers for each. What a caption becomes depends on that caption alone, not on the
+    others beside it.
+    """
+
+    kind = ""
+    languages: tuple[str, ...] | None = None
+    tokens: int
+    width: int
+
+    def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """N captions to arrays with N rows each, by the names under which a network takes them. Never complains."""
+        raise NotImplementedError
+
+    def null(self) -> dict[str, np.ndarray]:
+        """The row of each array that says "nothing asked for": that of the empty prompt."""
+        return {name: array[0] for name, array in self.encode([""]).items()}
+
+    def remarks(self, prompt: str) -> list[str]:
+        """Sentences on what of a prompt is not used: unknown words, what is beyond the limit. Empty if all is.
+
+        ValueError, in one sentence, for a prompt of which nothing is understood.
+        """
+        raise NotImplementedError
+
+    def understands(self, caption: str) -> bool:
+        """Whether it makes anything of a caption."""
+        raise NotImplementedError
+
+    def unknown(self, captions: Sequence[str]) -> list[str]:
+        """The words of these captions that it does not know, each once, the most frequent first."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Changes with everything that changes what `encode` gives."""
+        raise NotImplementedError
+
+    def to_config(self) -> dict:
+        """For JSON; `from_config` of it is an equal encoder."""
+        return {"kind": self.kind, "fingerprint": self.fingerprint()}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "TextEncoder":
+        """The encoder that `to_config` described. ValueError where it would encode otherwise today."""
+        encoder = cls()
+        if config.get("fingerprint") != encoder.fingerprint():
+            raise ValueError(
+                f"this model was trained with another {cls.kind!r} encoder (fingerprint {config.get('fingerprint')}, "
+                f"here {encoder.fingerprint()}); use the version of pydiff that trained it"
+            )
+        return encoder
+
+
+ENCODERS: dict[str, type[TextEncoder]] = {}
+
+
+def register(encoder: type[TextEncoder]) -> type[TextEncoder]:
+    """Makes an encoder known by its `kind`, so that a saved model with it can be opened. Also a class decorator."""
+    ENCODERS[encoder.kind] = encoder
+    return encoder
+
+
+def named(kind: str) -> TextEncoder:
+    """The encoder of this name; ValueError for a name nobody has registered."""
+    if kind not in ENCODERS:
+        raise ValueError(f"there is no text encoder {kind!r:.60}; known are {', '.join(ENCODERS)}")
+    return ENCODERS[kind]()
+
+
+def from_config(config: dict) -> TextEncoder:
+    """The encoder that `to_config` described; ValueError for a kind nobody has registered, or one that has changed."""
+    kind = config.get("kind")
+    if kind not in ENCODERS:
+        raise ValueError(
+            f"this model needs the text encoder {kind!r:.60}, which is not registered; known are {', '.join(ENCODERS)}"
+        )
+    return ENCODERS[kind].from_config(config)
