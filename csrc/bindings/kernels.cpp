@@ -19,17 +19,14 @@ using Pair = std::pair<int64_t, int64_t>;
 constexpr std::initializer_list<Type> single = {Type::float32}, wide = {Type::float64}, words = {Type::uint32};
 
 int64_t positive(int64_t value, const char* name) {
-    if (value < 1)
-        throw py::value_error(std::string(name) + " must be at least 1, got " + std::to_string(value));
+    if (value < 1) throw py::value_error(std::string(name) + " must be at least 1, got " + std::to_string(value));
     return value;
 }
 
 // ---------------------------------------------------------------- conv2d
 
-Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, std::pair<int64_t, int64_t> stride,
-                                std::pair<int64_t, int64_t> pad, int64_t up) {
-    if (up != 1 && up != 2)
-        throw py::value_error("the upsampling factor must be 1 or 2, got " + std::to_string(up));
+Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, Pair stride, Pair pad, int64_t up) {
+    if (up != 1 && up != 2) throw py::value_error("the upsampling factor must be 1 or 2, got " + std::to_string(up));
     const Conv2dShape s{x[0], up * x[1], up * x[2], x[3], w[0], w[1], w[3], y[1], y[2],
                         positive(stride.first, "stride"), positive(stride.second, "stride"), pad.first, pad.second, up};
     positive(s.kh, "kernel height");
@@ -42,14 +39,8 @@ Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, std::pa
         throw py::value_error("w must take " + std::to_string(s.cin) + " channels as x has, got " + text(w));
     if (y[0] != s.n || y[3] != s.cout)
         throw py::value_error("y must have " + std::to_string(s.n) + " pictures of " + std::to_string(s.cout) +
-                                    " channels, got " + text(y));
+                              " channels, got " + text(y));
     return s;
-}
-
-// bias (cout), or (n, cout) with one for each sample: the distance from one sample's to the next.
-int64_t bias_step(const Conv2dShape& s, const Shape& bias, const char* name) {
-    check_shape(name, bias, bias.size() == 2 ? Shape{s.n, s.cout} : Shape{s.cout});
-    return bias.size() == 2 ? s.cout : 0;
 }
 
 // bias or dbias: None, (cout), or (n, cout), one for each sample.
@@ -57,9 +48,8 @@ Argument bias_array(Call& call, const py::object& object, const char* name, cons
     const bool each = py::hasattr(object, "shape") && py::len(object.attr("shape")) == 2;
     return call.optional(object, name, each ? Shape{s.n, s.cout} : Shape{s.cout}, single, use);
 }
-int64_t step_of(const Argument& bias, const char* name, const Conv2dShape& s) {
-    return bias.shape.empty() ? 0 : bias_step(s, bias.shape, name);
-}
+// From one sample's bias to the next one's.
+int64_t step_of(const Argument& bias, const Conv2dShape& s) { return bias.shape.size() == 2 ? s.cout : 0; }
 
 void bind_conv2d_forward(py::object x, py::object w, py::object bias, py::object add, Pair stride, Pair pad, int64_t up,
                          py::object y) {
@@ -69,7 +59,7 @@ void bind_conv2d_forward(py::object x, py::object w, py::object bias, py::object
     const Argument ya = call.array(y, "y", {-1, -1, -1, -1}, {xa.type}, Use::out);
     const Conv2dShape s = conv2d_shape(xa.shape, wa.shape, ya.shape, stride, pad, up);
     const Argument ba = bias_array(call, bias, "bias", s), aa = call.optional(add, "add", ya.shape, {xa.type});
-    const int64_t step = step_of(ba, "bias", s);
+    const int64_t step = step_of(ba, s);
     call.run(xa.type, [&](auto zero, auto... rest) {
         using T = decltype(zero);
         conv2d_forward<T>(s, xa.as<T>(), wa.as<T>(), {ba.as<float>(), step, aa.as<T>()}, ya.as<T>(), rest...);
@@ -96,7 +86,7 @@ void bind_conv2d_backward_weight(py::object dy, py::object x, Pair stride, Pair 
     const Argument dwa = call.array(dw, "dw", {-1, -1, -1, -1}, single, Use::out);
     const Conv2dShape s = conv2d_shape(xa.shape, dwa.shape, dya.shape, stride, pad, up);
     const Argument dba = bias_array(call, dbias, "dbias", s, Use::out);
-    const int64_t step = step_of(dba, "dbias", s);
+    const int64_t step = step_of(dba, s);
     call.run_in(conv2d_backward_weight_workspace(s), dya.type, [&](auto zero, auto... rest) {
         using T = decltype(zero);
         conv2d_backward_weight<T>(s, dya.as<T>(), xa.as<T>(), dwa.as<float>(), dba.as<float>(), step, rest...);
@@ -109,7 +99,7 @@ GroupNormShape group_norm_shape(const Shape& x, int64_t groups, bool silu) {
     const GroupNormShape s{x[0], x[1], x[2], positive(groups, "groups"), silu};
     if (s.c % groups != 0)
         throw py::value_error(std::to_string(s.c) + " channels do not divide into " + std::to_string(groups) +
-                                    " groups");
+                              " groups");
     if (s.c >= int64_t{1} << 31)  // the CUDA kernels count the channels of a pixel in int
         throw py::value_error("x may have at most 2^31 - 1 channels, got " + std::to_string(s.c));
     return s;
@@ -155,10 +145,10 @@ void bind_group_norm_backward(py::object dy, py::object x, py::object gamma, py:
 
 // Strides of q, k and v in elements.
 AttentionShape attention_shape(const Shape& q, const Shape& k, const Shape& q_strides, const Shape& k_strides,
-                                      const Shape& v_strides, int64_t heads, float scale) {
+                               const Shape& v_strides, int64_t heads, float scale) {
     if (q[2] % positive(heads, "heads") != 0)
         throw py::value_error(std::to_string(q[2]) + " channels do not divide into " + std::to_string(heads) +
-                                    " heads");
+                              " heads");
     if (k[1] < 1) throw py::value_error("attention needs at least one key");
     return {q[0], q[1], k[1], heads, q[2] / heads, q_strides[0], q_strides[1], k_strides[0], k_strides[1],
             v_strides[0], v_strides[1], scale};
@@ -292,10 +282,10 @@ void bind_noise_loss_backward(py::object dloss, py::object f, py::object x0, py:
 void check_denoise_table(const Shape& table, size_t history) {
     if (history > most_history)
         throw py::value_error("denoise takes at most " + std::to_string(most_history) + " history arrays, got " +
-                                    std::to_string(history));
+                              std::to_string(history));
     if (table[0] < 1 || table[1] != static_cast<int64_t>(9 + history))
-        throw py::value_error("denoise takes rows of 9 coefficients and one per history array, got " +
-                                    text(table) + " for " + std::to_string(history) + " arrays");
+        throw py::value_error("denoise takes rows of 9 coefficients and one per history array, got " + text(table) +
+                              " for " + std::to_string(history) + " arrays");
 }
 
 // table (rows, 9 + k); row: None, or an array (1,) that says which row this step uses. The CPU's is looked at; what lies
