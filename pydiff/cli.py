@@ -5,6 +5,7 @@ The flags of `train` and `demo` are the fields of Options; tyro reads names, typ
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -66,8 +67,15 @@ class Sample:
 
     run_folder: Path
     """Folder of a run or of a model."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
-    """How many."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many, of each prompt if there are any; left out, 16, or 1 of each prompt."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to draw, in words, for a model that was trained with captions; may be given several times. A sum such as
+    "[man firefighter] - [man] + [woman]" is calculated."""
+    prompts: Path | None = None
+    """A file with a prompt a line; - reads them from the standard input."""
+    negative_prompt: str | None = None
+    """What guidance shall lead away from."""
     out: Path = Path("samples.png")
     """Where to write them: .png for one grid, .npz for the array, a folder for one picture each."""
     sampler: Literal[tuple(SAMPLERS)] | None = None
@@ -115,27 +123,34 @@ class Sample:
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
         run = load(self.run_folder, **said)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
-        choices["labels"] = None if self.label is None else np.full(self.n, self.label)
+        prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
+        n = (16 if prompts is None else 1) if self.n is None else self.n
+        choices["labels"] = None if self.label is None else np.full(n * len(prompts or [""]), self.label)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
-        images = run.sample(self.n, self.seed, **choices, **more, progress=True, device=self.device)
+        words = {"prompts": prompts, "negative_prompt": self.negative_prompt}
+        images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
+        said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(self.guidance)}
+        said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
         shown = run.codec.show(images)
         if self.out.suffix == ".npz":
             self.out.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(self.out, images=images)
         elif self.out.suffix == ".png":
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            save_png(self.out, grid(shown))
+            said |= {} if prompts is None else {"prompt": "\n".join(prompts)}
+            save_png(self.out, grid(shown, columns=n if prompts else None), said)
         elif self.out.suffix:
             raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
         else:
             self.out.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(shown):
-                save_png(self.out / f"{i:06d}.png", image)
-        kind = (
-            f" of class {run.classes[run.conditioning.number_of(self.label)]!r}" if self.label and run.classes else ""
-        )
+                told = {} if prompts is None else {"prompt": prompts[i // n]}
+                save_png(self.out / f"{i:06d}.png", image, {**said, **told, "number": str(i % n)})
+        kind = ""
+        if self.label and run.classes:
+            kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
         say(f"{len(images)} pictures{kind} in {self.out}")
 
 
@@ -277,9 +292,16 @@ def show(run):
     say(picture(grid(samples, columns=8, scale=1)))
 
 
+def prompts_in(path):
+    """The lines of a file, or of the standard input for -, that are not empty."""
+    text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def main(arguments=None):
     """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
     from pydiff.store.checkpoint import CheckpointError
+    from pydiff.text import PromptWarning
     from pydiff.training import Interrupted
 
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
@@ -289,7 +311,15 @@ def main(arguments=None):
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
     try:
         command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
-        command.run()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PromptWarning)
+            shown = warnings.showwarning
+            warnings.showwarning = lambda message, category, *where: (
+                say(f"pydiff: {message}", to="stderr")
+                if category is PromptWarning
+                else shown(message, category, *where)
+            )
+            command.run()
     except Interrupted as stopped:
         say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130

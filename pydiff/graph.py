@@ -16,29 +16,34 @@ from typing import NamedTuple
 from pydiff.arrays import contiguous
 from pydiff.tensor import Tensor, applied, no_grad
 
+CONTEXTS = 4  # a prompt, a negative prompt, and two more
+
 
 class Step(NamedTuple):
     """One operation: its class and options, where among the values its arguments are and its first result goes, and
-    which values nobody needs afterwards.
+    how many it has, and which values nobody needs afterwards.
     """
 
     operation: type
     options: dict
     sources: list
     result: int
+    results: int
     done: list
 
 
 class Plan:
     """function(*tensors) -> Tensor, recorded from one call without gradients; to be called with arrays, gives an array.
 
-    first: the array that the recorded call gave; whoever takes it may set this to None.
+    first: the array that the recorded call gave; whoever takes it may set this to None. fixed: places of arguments that
+    stay the same from call to call: what depends on them alone, such as the keys and values of a prompt, is computed by
+    `early`, once, and given to the calls.
     What is recorded holds for arguments of the same shapes and dtypes. Parameters are looked up at every call, so they
     may change; whatever else `function` read or decided is fixed. ValueError if it used a tensor that is neither an
     argument nor a parameter nor an operation's result: that may depend on what it was given.
     """
 
-    def __init__(self, function, *arrays):
+    def __init__(self, function, *arrays, fixed=()):
         self.signature = [(a.shape, a.dtype) for a in arrays]
         self.values, self.parameters, self.steps = [None] * len(arrays), [], []
         self._places = {}  # id of a tensor -> the tensor (weakly: recording shall not keep results) and its place
@@ -49,6 +54,7 @@ class Plan:
             result = function(*arguments)
         self.first, self.result = result.data, self._place(result)
         del self._places
+        self._split(fixed)
         self._find_last_uses()
 
     def _place(self, value, parameter=False):
@@ -71,24 +77,56 @@ class Plan:
         self.values += [None] * len(outputs)
         for place, output in enumerate(outputs, first):
             self._places[id(output)] = weakref.ref(output), place
-        self.steps.append(Step(operation, options, sources, first, []))
+        self.steps.append(Step(operation, options, sources, first, len(outputs), []))
+
+    def _split(self, fixed):
+        """Moves the steps that depend on fixed arguments and parameters alone from `steps` to `once`."""
+        known = {place for place, value in enumerate(self.values) if value is not None}
+        known |= {place for place, _ in self.parameters}
+        told, self.once, late = set(fixed), [], []
+        for step in self.steps:
+            early = set(step.sources) <= known | told and set(step.sources) & told
+            (self.once if early else late).append(step)
+            told |= set(range(step.result, step.result + step.results)) if early else set()
+        used = {place for step in late for place in step.sources} | {self.result}
+        self.handed_on = sorted((told - set(fixed)) & used)
+        self.steps = late
 
     def _find_last_uses(self):
-        kept = {place for place, _ in self.parameters} | {self.result}
+        kept = {place for place, _ in self.parameters} | {self.result, *self.handed_on}
         for step in reversed(self.steps):
             for place in {step.result, *step.sources} - kept:
                 if self.values[place] is None:  # constants stay
                     step.done.append(place)
                     kept.add(place)
 
-    def __call__(self, *arrays):
+    def early(self, *arrays):
+        """What the calls with these fixed arguments have in common: a list to be given to them."""
+        values = self._values(arrays)
+        self._run(self.once, values)
+        return [values[place] for place in self.handed_on]
+
+    def __call__(self, *arrays, early=None):
+        values = self._values(arrays)
+        if early is None and self.once:
+            early = self.early(*arrays)
+        for place, value in zip(self.handed_on, early or (), strict=True):
+            values[place] = value
+        self._run(self.steps, values)
+        return values[self.result]
+
+    def _values(self, arrays):
         if [(a.shape, a.dtype) for a in arrays] != self.signature:
             raise ValueError(f"the plan is for {self.signature}, got {[(a.shape, a.dtype) for a in arrays]}")
         values = self.values.copy()
         values[: len(arrays)] = arrays
         for place, parameter in self.parameters:
             values[place] = parameter.data
-        for operation, options, sources, result, done in self.steps:
+        return values
+
+    @staticmethod
+    def _run(steps, values):
+        for operation, options, sources, result, _, done in steps:
             function = operation()
             function.needs = [False] * len(sources)
             made = function.forward(*[values[i] for i in sources], **options)
@@ -98,7 +136,6 @@ class Plan:
                 values[result] = made
             for place in done:
                 values[place] = None
-        return values[self.result]
 
 
 class Played:
@@ -106,11 +143,12 @@ class Played:
     combination of argument names, shapes and dtypes.
 
     model: what has `encoded` and `body`, as UNet2D does; another network is called as it is. Its parameters may change,
-    the rest may not.
+    the rest may not. What depends on its `fixed` arguments alone, such as the keys and values of a context, is computed
+    when such an argument is first seen, as the same array, and with the parameters of then.
     """
 
     def __init__(self, model):
-        self.model, self.plans = model, {}
+        self.model, self.plans, self.early = model, {}, {}
 
     def __call__(self, x, t, **condition):
         """x (N, ...) array, t and condition as the network takes them -> array."""
@@ -121,11 +159,25 @@ class Played:
             encoded = {name: contiguous(e.data) for name, e in self.model.encoded(x, t, **condition).items()}
             key = tuple((name, a.shape, a.dtype) for name, a in (("x", x), *encoded.items()))
             if key in self.plans:
-                return self.plans[key](x, *encoded.values())
+                return self.plans[key](x, *encoded.values(), early=self._early(key, x, encoded))
 
             def body(x, *arrays):
                 return self.model.body(x, **dict(zip(encoded, arrays, strict=True)))
 
-            plan = self.plans[key] = Plan(body, x, *encoded.values())
+            names = ("x", *encoded)
+            fixed = [names.index(name) for name in getattr(self.model, "fixed", ()) if name in encoded]
+            plan = self.plans[key] = Plan(body, x, *encoded.values(), fixed=fixed)
             first, plan.first = plan.first, None
             return first
+
+    def _early(self, key, x, encoded):
+        """What the calls with this plan and these fixed arguments have in common, of the last few arguments."""
+        plan, fixed = self.plans[key], [encoded[name] for name in getattr(self.model, "fixed", ()) if name in encoded]
+        if not plan.once:
+            return None
+        seen = key, *map(id, fixed)
+        if seen not in self.early:
+            while len(self.early) >= CONTEXTS:
+                del self.early[next(iter(self.early))]
+            self.early[seen] = fixed, plan.early(x, *encoded.values())  # the arrays, so that no other gets their id
+        return self.early[seen][1]

@@ -171,7 +171,10 @@ MAY_IMPORT = {
     "training.interrupt": "",
     "training.progress": "",
     "training.config": "diffusion models store text",
-    "training.task": "arrays random tensor nn models codec condition diffusion data text training.config",
+    "training.captions": "text data",
+    "training.task": (
+        "arrays random tensor nn models codec condition diffusion data training.config training.captions"
+    ),
     "training.loop": "backend arrays nn ops optim store training.interrupt training.progress",
     "training": "",
     "report": "arrays random codec data store",

@@ -9,7 +9,7 @@ import pytest
 
 from pydiff import ops
 from pydiff.graph import Plan, Played
-from pydiff.models import UNet2D
+from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.tensor import Function, Tensor, no_grad
 from tests.bits import assert_same_bits
 from tests.strategies import kernels  # noqa: F401
@@ -166,3 +166,80 @@ def test_recording_ends_with_an_error_and_stays_in_its_thread():
     y = Tensor(np.ones(2), requires_grad=True) * 3
     y.backward(np.ones(2))
     assert len(plan.steps) == 1
+
+
+# ---- what depends on the context alone -----------------------------------------------------------------------------
+
+CONTEXT = {
+    **SMALL, "in_channels": 2, "out_channels": 2, "sample_size": 8, "cross_attention_dim": 5, "seed": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def told():
+    """A network with a context, and four contexts of it of the same shape."""
+    contexts = np.random.default_rng(5).standard_normal((4, 2, 3, 5)).astype(np.float32)
+    return UNet2DCondition(**CONTEXT), [c.copy() for c in contexts]
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_same_bits_with_contexts_in_turns(told):
+    model, contexts = told
+    played = Played(model)
+    for step, which in enumerate((0, 1, 0, 1, 2, 3, 0, 2, 1, 1)):
+        x, t = inputs(step)
+        with no_grad():
+            expected = model(x, t, encoder_hidden_states=contexts[which]).data
+        assert_same_bits([played(x, t, encoder_hidden_states=contexts[which])], [expected])
+    assert len(played.plans) == 1
+
+
+def test_keys_and_values_of_a_context_are_computed_once(told, monkeypatch):
+    """Those of four transformers: one on the way down, one in the middle, two on the way up."""
+    model, contexts = told
+    played = Played(model)
+    played(*inputs(0), encoder_hidden_states=contexts[0])  # which is recorded
+    (plan,) = played.plans.values()
+    assert len(plan.once) == len(plan.handed_on) == 2 * 4
+    assert not {id(step) for step in plan.once} & {id(step) for step in plan.steps}
+    calls = []
+    (operation,) = {step.operation for step in plan.once}
+    forward = operation.forward
+    monkeypatch.setattr(
+        operation, "forward", lambda self, *a, **k: (calls.append(a[0].shape), forward(self, *a, **k))[1]
+    )
+    for step in range(1, 6):
+        for context in contexts[:2]:
+            played(*inputs(step), encoder_hidden_states=context)
+    assert calls.count((2, 3, 5)) == 2 * 8
+
+
+def test_a_context_that_is_gone_is_not_taken_for_another(told):
+    """Ids are used again; the arrays are held as long as what was computed of them."""
+    model, _ = told
+    played = Played(model)
+    x, t = inputs(0)
+    for seed in range(12):
+        context = np.random.default_rng(seed).standard_normal((2, 3, 5)).astype(np.float32)
+        with no_grad():
+            expected = model(x, t, encoder_hidden_states=context).data
+        assert_same_bits([played(x, t, encoder_hidden_states=context)], [expected])
+    assert len(played.early) <= 4
+    with pytest.raises(ValueError, match="the plan is for"):
+        next(iter(played.plans.values())).early(x)
+
+
+def test_a_plan_with_fixed_arguments_may_be_called_without_what_is_early():
+    def function(x, c):
+        return x * 2 + (c * c) * 3
+
+    x, c = (np.arange(4, dtype=np.float32) + i for i in (1, 2))
+    plan = Plan(function, x, c, fixed=[1])
+    assert len(plan.once) == 2
+    np.testing.assert_array_equal(plan(x, c), 2 * x + 3 * c * c)
+    early = plan.early(x, c)
+    np.testing.assert_array_equal(plan(x + 1, c, early=early), 2 * (x + 1) + 3 * c * c)
+    everything = Plan(lambda _x, c: c * c + 0 * c, x, c, fixed=[1])
+    assert everything.steps == []
+    np.testing.assert_array_equal(everything(x, c, early=everything.early(x, c)), c * c)

@@ -12,6 +12,7 @@ import pydiff
 from pydiff import backend, text
 from pydiff.condition import Condition, Conditioning
 from pydiff.data import load
+from pydiff.report.grid import grid
 from pydiff.text import Glove, PromptWarning
 from pydiff.training import DiffusionTask
 from tests.networks import context_unet
@@ -220,3 +221,158 @@ def test_a_conditioning_with_classes_and_prompts_is_saved_and_opened():
     }
     assert rows.has_null
     assert Conditioning(["a"]).to_config() == {"classes": ["a"], "nothing": {}}  # as before there were prompts
+
+
+# ---- as users meet it ----------------------------------------------------------------------------------------------
+
+SMALL = {"steps": 3, "batch_size": 4, "channels": (8, 8), "groups": 4, "sample_every": 0, "attention": (1,)}
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return load("emoji", size=8, channels=1).subset(np.arange(40))
+
+
+def test_captions_are_used_unless_told_otherwise_and_that_is_said(emoji):
+    said = []
+    run = pydiff.train(emoji, progress=False, announce=said.append, **SMALL)
+    assert said[1].startswith("told its captions by the text encoder 'glove'; text='none' leaves them out")
+    assert type(run.model) is pydiff.models.UNet2DCondition
+    assert run.conditioning.encoder.kind == "glove"
+    asked = run.sample(2, prompts=["a gold medal", "a red heart"], steps=2, guidance=3)
+    assert asked.shape == (4, 8, 8, 1)
+    assert not np.array_equal(asked[0], asked[2])
+    without = pydiff.train(emoji, progress=False, announce=said.append, text="none", **SMALL)
+    assert len(said) == 3
+    assert without.conditioning.empty
+    assert type(without.model) is pydiff.models.UNet2D
+
+
+@pytest.mark.parametrize(
+    ("captions", "note"),
+    [
+        ({"de": ["ein Herz"] * 40}, "its captions are not used: array has captions in de and none in en"),
+        (
+            ["0 0.5 0.25 0.1 0.1"] * 40,
+            "its captions are not used: the text encoder 'glove' understands too few of them",
+        ),
+        (
+            ["a red glorp"] * 40,
+            "told its captions by the text encoder 'glove'; text='none' leaves them out; unknown to it: glorp",
+        ),
+    ],
+)
+def test_captions_that_nobody_understands_are_left_out_and_that_is_said(emoji, captions, note):
+    said = []
+    run = pydiff.train(load(emoji.images, captions=captions), progress=False, announce=said.append, **SMALL)
+    assert said[1] == note
+    assert (run.conditioning.encoder is None) == note.startswith("its captions are not used")
+
+
+def test_the_conditional_unet_has_the_options_heads_and_levels(emoji):
+    options = pydiff.Options(**{**SMALL, "channels": (8, 16, 16), "attention": (1,), "head_dim": 4, "layers": 2})
+    config = DiffusionTask(emoji, options).model.config
+    assert config["down_block_types"] == ["DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
+    assert config["up_block_types"] == ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
+    assert config["attention_head_dim"] == [2, 4, 4]  # which are numbers of heads
+    assert (config["cross_attention_dim"], config["layers_per_block"], config["num_class_embeds"]) == (50, 2, None)
+
+
+@needs_kernels
+def test_a_run_with_the_conditional_unet_resumes_opens_and_draws_each_image_by_itself(emoji, tmp_path):
+    options = {**SMALL, "self_conditioning": True}
+    run = pydiff.train(emoji, out=tmp_path / "whole", progress=False, **options)
+    train_until(tmp_path / "run", 2, emoji, pydiff.Options(**options))
+    resumed = pydiff.train(emoji, out=tmp_path / "run", progress=False, **options)
+    for name, array in run.model.state_dict().items():
+        np.testing.assert_array_equal(resumed.model.state_dict()[name], array, name)
+    opened = pydiff.load(tmp_path / "whole")
+    drawn = opened.sample(3, prompts=["red", "a green heart"], steps=2, guidance=2)
+    np.testing.assert_array_equal(run.sample(1, prompts=["a green heart"], steps=2, guidance=2), drawn[3:4])
+
+
+@pytest.fixture(scope="module")
+def folder(emoji, tmp_path_factory):
+    from pydiff.cli import main
+
+    data, out = tmp_path_factory.mktemp("data") / "captioned.npz", tmp_path_factory.mktemp("cli") / "run"
+    np.savez(data, images=emoji.images, captions_en=np.array([row[0] for row in emoji.captions]))
+    arguments = "--steps 2 --batch-size 4 --channels 8 8 --groups 4 --sample-every 0 --attention 1 --text glove"
+    assert main(["train", str(data), "--out", str(out), *arguments.split()]) == 0
+    return out
+
+
+def pictures(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image), image.text
+
+
+def test_the_command_line_draws_prompts_and_keeps_them_in_the_file(folder, tmp_path, capsys):
+    from pydiff.cli import main
+
+    ask = ["--prompt", "a green heart", "--prompt", "ein Bär in red", "--negative-prompt", "a book", "--guidance", "2"]
+    more = ["-n", "2", "--steps", "2", "--seed", "5"]
+    assert main(["sample", str(folder), *ask, *more, "--out", str(tmp_path / "each")]) == 0
+    assert "pydiff: the encoder 'glove' does not know 'ein' and 'bär', which are left out" in capsys.readouterr().err
+    with pytest.warns(PromptWarning):
+        expected = pydiff.load(folder).sample(
+            2, 5, steps=2, prompts=["a green heart", "ein Bär in red"], negative_prompt="a book", guidance=2.0
+        )
+    for i, (prompt, number) in enumerate((p, k) for p in ("a green heart", "ein Bär in red") for k in (0, 1)):
+        image, said = pictures(tmp_path / "each" / f"{i:06d}.png")
+        np.testing.assert_array_equal(image, expected[i, :, :, 0])
+        assert said == {
+            "Software": "pydiff", "seed": "5", "guidance": "2.0", "negative_prompt": "a book", "prompt": prompt,
+            "number": str(number),
+        }  # fmt: skip
+    assert main(["sample", str(folder), *ask, *more, "--out", str(tmp_path / "all.png")]) == 0
+    image, said = pictures(tmp_path / "all.png")
+    assert said["prompt"] == "a green heart\nein Bär in red"
+    assert image.shape[0] == image.shape[1]  # a row a prompt, n columns
+
+
+def test_prompts_from_a_file_or_the_standard_input(folder, tmp_path, monkeypatch):
+    import io
+
+    from pydiff.cli import main
+
+    (tmp_path / "prompts.txt").write_text("\ufeffa heart\n\n[a red book] - [red] + [green]\r\n", "utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO("a heart\n[a red book] - [red] + [green]\n"))
+    for name, source in (("file", tmp_path / "prompts.txt"), ("input", "-")):
+        arguments = ["--prompts", str(source), "--steps", "2", "--out", str(tmp_path / f"{name}.npz")]
+        assert main(["sample", str(folder), *arguments]) == 0
+    with np.load(tmp_path / "file.npz") as one, np.load(tmp_path / "input.npz") as other:
+        np.testing.assert_array_equal(one["images"], other["images"])
+        assert len(one["images"]) == 2
+
+
+def test_a_chinese_prompt_on_the_command_line_is_one_sentence(folder, tmp_path, capsys):
+    from pydiff.cli import main
+
+    assert main(["sample", str(folder), "--prompt", "一颗心", "--out", str(tmp_path / "x.png")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "pydiff: the prompt '一颗心' cannot be drawn: the encoder 'glove' knows 4,724 English words"
+    )
+    assert error.count("\n") == 1
+
+
+def test_the_page_shows_prompts_beside_the_samples(run, described, tmp_path):
+    """Of the data's captions, in the language that the encoder understands, unless others are given."""
+    own = run.report(tmp_path / "own", n=3, steps=3).read_text("utf-8")
+    assert len([line for line in own.split("<figcaption>") if line.startswith("a handwritten ")]) >= 3
+    asked = ["a three", "<b>seven</b>", "three " * 20]
+    given = run.report(tmp_path / "given", n=3, steps=3, prompts=asked, guidance=2.5).read_text("utf-8")
+    for shown in (
+        "<figcaption>a three<br>",
+        "&lt;b&gt;seven&lt;/b&gt;<br>",
+        f"{('three ' * 20)[:77]}...<br>",
+        "guidance 2.5",
+    ):
+        assert shown in given
+    *_, last = run.sample_states(3, 0, "ddpm", 3, prompts=asked, guidance=2.5)
+    expected = grid(run.codec.decode(last.x))[..., 0]
+    np.testing.assert_array_equal(pictures(tmp_path / "given" / "samples.png")[0], expected)
+    assert described.titles([0])[0] in own

@@ -122,6 +122,8 @@ class UNet2DCondition(Module):
     ValueError, in one sentence, for options that are not built here.
     """
 
+    fixed = ("context",)  # what stays the same from step to step: its keys and values are computed once, see graph.py
+
     def __init__(
         self,
         *,

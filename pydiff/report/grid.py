@@ -53,15 +53,23 @@ def to_pil(image):
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def png_bytes(image):
-    """(H, W, C) uint8 -> the bytes of a PNG file: the same pixels give the same bytes."""
+def png_bytes(image, said=None):
+    """(H, W, C) uint8 -> the bytes of a PNG file: the same pixels give the same bytes.
+
+    said: {keyword: text} that is kept in the file beside the pixels, such as the prompt and the seed.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for keyword, text in (said or {}).items():
+        info.add_itxt(keyword, text)
     buffer = io.BytesIO()
-    to_pil(image).save(buffer, "PNG", optimize=True)
+    to_pil(image).save(buffer, "PNG", optimize=True, pnginfo=info)
     return buffer.getvalue()
 
 
-def save_png(path, image):
-    """Write (H, W, C) uint8 as a PNG file, whole or not at all. Returns the path."""
+def save_png(path, image, said=None):
+    """Write (H, W, C) uint8 as a PNG file, whole or not at all. Returns the path. said: see png_bytes."""
     path = Path(path)
-    write_atomic(path, png_bytes(image))
+    write_atomic(path, png_bytes(image, said))
     return path

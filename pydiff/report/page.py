@@ -37,6 +37,7 @@ class Page:
     name: title. facts: {term: description} under it. training: (M, H, W, C), captions: M strings or None.
     log: list of dicts with "step" and "loss". options: (nested) dict. samples: (N, H, W, C). sampler: a few words.
     commands: pairs (what it does, command). prediction: what the network was trained to predict, a key of TARGETS.
+    prompts: what each sample was asked to be, N strings, or None.
     forward, trace, neighbours: see their classes.
     """
 
@@ -53,6 +54,7 @@ class Page:
     neighbours: Neighbours
     commands: list = field(default_factory=list)
     prediction: str = "eps"
+    prompts: list | None = None
 
 
 def write_page(path, page):
@@ -78,7 +80,7 @@ def render(page):
             "loss": _training(curve),
             "options": sections.options(page.options),
             "reverse": sections.reverse(page.trace, page.sampler),
-            "samples": sections.samples(visible(page.samples), page.neighbours),
+            "samples": sections.samples(visible(page.samples), page.neighbours, page.prompts),
             "commands": sections.commands(page.commands),
             "sprites": _sprites(page.forward, page.trace),
             "numbers": data_json(_numbers(page.forward, page.trace, curve)),

@@ -162,17 +162,18 @@ def _short(value):
     return f"{value:.2f}" if value >= 0.005 or value == 0 else f"{value:.1g}"
 
 
-def samples(pictures, near):
-    """Samples (N, H, W, C) with their Neighbours, a plot of distances, and a verdict."""
+def samples(pictures, near, prompts=None):
+    """Samples (N, H, W, C) with their Neighbours and prompts, N or None; a plot of distances, and a verdict."""
     threshold = np.quantile(near.usual, 0.05) if near.usual.size else 0.0
     close = near.distance < threshold
     figures = ""
     for i, image in enumerate(pictures):
         found = f"training picture {near.index[i]}, the nearest to sample {i + 1}"
+        asked = f"{text(prompts[i])}<br>" if prompts else ""
         figures += (
             f"<figure{' class=near' if close[i] else ''}>{picture(image, f'sample {i + 1}')}"
             f"{picture(near.pictures[i], found)}"
-            f"<figcaption>{near.distance[i]:#.3g}<br>#{near.index[i]}</figcaption></figure>"
+            f"<figcaption>{asked}{near.distance[i]:#.3g}<br>#{near.index[i]}</figcaption></figure>"
         )
     end = 1.04 * float(np.concatenate([near.distance, near.usual]).max()) or 1.0
     verdict = f"<p>{_verdict(int(close.sum()), len(close))}</p>" if near.usual.size else ""

@@ -18,14 +18,19 @@ from pydiff.report.trace import record
 
 SLIDER_VALUES = 1_500_000  # of x, x0, eps and the forward process each: what keeps the page at a few megabytes
 SEARCH_VALUES = 500_000_000  # of training pixels compared with the samples: a few seconds
+LONG = 80  # characters of a caption under a picture
 SMALL, MEDIUM = 64, 128  # longest sides of pictures on the page; larger ones are reduced by block means
 
 
-def write_report(pipeline, dataset, directory, *, name, log, step, options, n=16, seed=0, sampler="ddpm", steps=None):
+def write_report(
+    pipeline, dataset, directory, *, name, log, step, options, n=16, seed=0, sampler="ddpm", steps=None, prompts=None,
+    guidance=1.0,
+):  # fmt: skip
     """Draw n samples and write samples.png, film.webp (or .gif) and report.html. Returns the path of report.html.
 
     pipeline: what draws. dataset: what it was trained on. name, log (list of dicts), step, options: of the training.
-    steps: of the sampler, default 250 or all T when those are fewer. Shows a progress bar while it samples.
+    steps: of the sampler, default 250 or all T when those are fewer. prompts: n of them or one for all, for a pipeline
+    with a text encoder; None takes captions of the data. Shows a progress bar while it samples.
     """
     from tqdm import tqdm
 
@@ -33,8 +38,10 @@ def write_report(pipeline, dataset, directory, *, name, log, step, options, n=16
     directory.mkdir(parents=True, exist_ok=True)
     codec, schedule = pipeline.codec, pipeline.process.schedule
     steps = min(250, schedule.T) if steps is None else steps
+    prompts = _prompts(pipeline.conditioning, dataset, n, prompts)
+    asked = pipeline.conditioning.rows(np.arange(n), prompts=prompts)
     states = tqdm(
-        pipeline.sample_states(n, seed, sampler, steps),
+        pipeline.sample_states(n, seed, sampler, steps, asked, guidance),
         total=steps,
         desc="sampling",
         unit="step",
@@ -52,18 +59,34 @@ def write_report(pipeline, dataset, directory, *, name, log, step, options, n=16
         name=name,
         facts=_facts(pipeline, dataset, log, step),
         training=reduced(training, SMALL),
-        captions=dataset.titles(shown),
+        captions=_short(dataset.titles(shown)),
         forward=_forward(codec, dataset, schedule, seed, training.shape[1:]),
         log=log,
         options=options,
         trace=trace,
-        sampler=f"{sampler}, {number(steps)} steps, seed {seed}",
+        sampler=f"{sampler}, {number(steps)} steps, seed {seed}{f', guidance {guidance:g}' if guidance != 1 else ''}",
+        prompts=_short(prompts),
         samples=reduced(visible(samples), MEDIUM),
         neighbours=neighbours(samples, dataset, codec),
         commands=_commands(directory, dataset.name, samples.shape),
         prediction=pipeline.process.prediction,
     )
     return write_page(directory / "report.html", page)
+
+
+def _prompts(conditioning, dataset, n, given):
+    """n prompts, or None for a pipeline without a text encoder."""
+    encoder = conditioning.encoder
+    if given is not None or encoder is None:
+        return [given] * n if isinstance(given, str) else given
+    understood = dataset if encoder.languages is None else dataset.in_languages(encoder.languages)
+    captions = [row[0] for row in understood.captions or () if row]
+    return [captions[i] for i in spread(len(captions), n)] if len(captions) >= n else [""] * n
+
+
+def _short(titles):
+    """Long captions cut, for a page on which they stand under small pictures."""
+    return titles if titles is None else [t if len(t) <= LONG else t[: LONG - 3] + "..." for t in titles]
 
 
 def shrinking(shape, largest=SMALL):

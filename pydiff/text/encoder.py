@@ -40,11 +40,8 @@ class TextEncoder:
         raise NotImplementedError
 
     def understands(self, caption: str) -> bool:
-        """Whether it makes anything at all of a caption."""
-        try:
-            return bool(caption.strip()) and self.remarks(caption) is not None
-        except ValueError:
-            return False
+        """Whether it makes anything of a caption."""
+        raise NotImplementedError
 
     def unknown(self, captions: Sequence[str]) -> list[str]:
         """The words of these captions that it does not know, each once, the most frequent first."""

@@ -77,6 +77,9 @@ def split(text: str, known: Container[str]) -> list[str]:
 
 
 def _without_accents(word: str) -> str:
+    """As English writes a foreign word; a German umlaut makes another word, Bär is no bar."""
+    if set(word) & set("äöü"):
+        return word
     return "".join(c for c in unicodedata.normalize("NFKD", word) if not unicodedata.combining(c))
 
 
@@ -125,6 +128,11 @@ class Glove(TextEncoder):
             last = used[TOKENS - 1]
             found.append(f"a prompt has at most {TOKENS} known words; cut after {last!r}, {beyond} more are not used")
         return found
+
+    def understands(self, caption: str):
+        """Whether it knows a word of it; numbers alone, such as the corners of boxes, are no caption."""
+        known = vectors().words
+        return any(known[place].isalpha() for place in _places(caption))
 
     def unknown(self, captions: Sequence[str]):
         """The words of these captions that GloVe's subset does not have, the most frequent first."""

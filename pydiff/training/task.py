@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pydiff import random, text
+from pydiff import random
 from pydiff.arrays import to_host
 from pydiff.codec import Codec, Pixels
 from pydiff.condition import Condition, Conditioning
-from pydiff.data.dataset import some
 from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.diffusion.loss import example_losses, loss_weight
 from pydiff.diffusion.self_conditioning import conditioned
@@ -21,9 +20,9 @@ from pydiff.diffusion.timesteps import LossAware, draw_timesteps
 from pydiff.models import name_of, twin
 from pydiff.nn import Module
 from pydiff.tensor import Tensor
+from pydiff.training.captions import captions_for
 from pydiff.training.config import build_process, build_unet
 
-UNKNOWN = 8  # words that a note names
 VLB = 0.001  # share of the variational bound, where the variance is learned (Nichol and Dhariwal 2021, section 3.1)
 
 
@@ -76,33 +75,6 @@ class Batch:
     key: random.Key
     condition: Condition
     losses: np.ndarray | None = None
-
-
-def captions_for(dataset, name: str, given: bool = False):
-    """(text encoder or None, the captions that it shall be told or None, sentences on that) for a data set.
-
-    name: of the encoder, "none", or "auto": one that understands at least half of the captions, if there are any and
-    the network was not given, which might take none. ValueError where there are no captions for a named encoder.
-    """
-    if name == "none" or (name == "auto" and (dataset.captions is None or given)):
-        return None, None, []
-    encoder = text.named("glove" if name == "auto" else name)
-    if dataset.captions is None:
-        raise ValueError(f"text={name!r} needs captions, but {dataset.name} has none; leave out text")
-    try:
-        captions = (dataset if encoder.languages is None else dataset.in_languages(encoder.languages)).captions
-    except ValueError as error:
-        if name != "auto":
-            raise
-        return None, None, [f"its captions are not used: {error}"]
-    texts = [caption for row in captions for caption in row]
-    if name == "auto" and sum(map(encoder.understands, texts)) < len(texts) / 2:
-        unused = f"its captions are not used: the text encoder {encoder.kind!r} understands too few of them"
-        return None, None, [unused]
-    note = f"told its captions by the text encoder {encoder.kind!r}; text='none' leaves them out"
-    unknown = encoder.unknown(texts)
-    known = f"; unknown to it: {some(unknown, ', ', UNKNOWN)}" if unknown else ""
-    return encoder, captions, [note + known]
 
 
 class DiffusionTask(Task):

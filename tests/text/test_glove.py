@@ -77,6 +77,7 @@ def test_whitening_survives_sums_whose_factors_add_up_to_one():
         ("woman's hat; WOMAN’S HAT", ["woman", "hat", "woman", "hat"]),
         ("eight o'clock", ["eight", "o'clock"]),
         ("piñata café", ["pinata", "cafe"]),
+        ("Bär bar", ["bär", "bar"]),
         ("red_and-blue", ["red", "and", "blue"]),
         ("", []),
         ("?! ...", []),
@@ -168,6 +169,14 @@ def test_the_choice_of_words_depends_on_frequency_and_captions_alone():
     assert words == sorted(words, key=frequent.index)
     assert {"rare", "a", "heart", "the"} <= set(words)
     assert not {"unicorn", "x1", "thing"} & set(words)
+
+
+@pytest.mark.parametrize(
+    ("caption", "understood"),
+    [("a cat", True), ("flurb cat", True), ("flurb", False), ("0 0.5 1", False), ("", False), ("Österreich", True)],
+)
+def test_what_counts_as_understood(caption, understood):
+    assert GLOVE.understands(caption) == understood
 
 
 def test_an_encoder_is_saved_with_its_fingerprint():

@@ -1,0 +1,1 @@
+"""Claims of papers and of the lecture, measured with pydiff's own trained models."""

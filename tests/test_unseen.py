@@ -1,0 +1,76 @@
+"""The experiment with descriptions never seen: its judge on drawings of known score, and the script end to end."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pydiff.data import load
+from pydiff.data.emoji import factorial
+
+unseen = pytest.importorskip("benchmarks.papers.unseen", reason="the benchmarks are not here, only the package")
+
+CELLS, IMAGES = factorial(), load("emoji").images
+WANTED = CELLS.unseen
+
+
+def test_the_true_pictures_score_all_and_noise_does_not_matter_to_them():
+    noise = np.random.default_rng(0).integers(-8, 9, IMAGES[WANTED].shape)
+    noisy = np.clip(IMAGES[WANTED].astype(int) + noise, 0, 255).astype(np.uint8)
+    for drawn in (IMAGES[WANTED], noisy):
+        assert unseen.score(drawn, WANTED, IMAGES, CELLS.cells) == {"top1": 1, "role": 1, "gender": 1, "tone": 1}
+
+
+@pytest.mark.parametrize(("axis", "name"), [(0, "role"), (1, "gender"), (2, "tone")])
+def test_an_attribute_that_is_wrong_is_the_only_one_that_counts_as_wrong(axis, name):
+    others = np.roll(CELLS.cells, 7 if axis == 0 else 1, axis)  # the next role but six, the other gender, the next tone
+    twice = np.isin(CELLS.cells, CELLS.cells[[CELLS.roles.index(role) for role in ("adult", "blonde hair")]])
+    where = CELLS.held_out & ~twice & ~np.isin(others, CELLS.cells[twice])
+    result = unseen.score(IMAGES[others[where]], CELLS.cells[where], IMAGES, CELLS.cells)
+    assert result == {"top1": 0, "role": 1, "gender": 1, "tone": 1} | {name: 0}
+
+
+def test_drawings_at_random_score_chance():
+    rng = np.random.default_rng(1)
+    drawn = IMAGES[rng.choice(CELLS.cells.ravel(), 144)]
+    result = unseen.score(drawn, WANTED, IMAGES, CELLS.cells)
+    assert result["top1"] < 0.03
+    assert 0.35 < result["gender"] < 0.65
+    assert 0.05 < result["tone"] < 0.3
+
+
+def test_the_nearest_by_the_definition():
+    rng = np.random.default_rng(2)
+    drawn, pictures = (rng.integers(0, 256, (n, 3, 3, 3), dtype=np.uint8) for n in (5, 40))
+    squares = ((drawn[:, None].astype(float) - pictures) ** 2).mean((2, 3, 4))
+    np.testing.assert_array_equal(unseen.nearest(drawn, pictures), squares.argmin(1))
+
+
+def test_intervals_of_a_share():
+    assert unseen.wilson(0.5, 100) == pytest.approx([0.4038, 0.5962], abs=1e-4)
+    assert unseen.wilson(0.0, 144) == pytest.approx([0, 0.026], abs=1e-3)
+
+
+def test_the_control_deals_the_same_captions_to_other_pictures():
+    data, cells = unseen.captioned()
+    wrong, _ = unseen.captioned(control=True)
+    kept = [[d.captions[i] for i in cells.kept] for d in (data, wrong)]
+    assert sorted(kept[0]) == sorted(kept[1])
+    assert np.mean([a == b for a, b in zip(*kept, strict=True)]) < 0.02
+    assert [wrong.captions[i] for i in cells.unseen] == [data.captions[i] for i in cells.unseen]
+    np.testing.assert_array_equal(wrong.images, data.images)
+
+
+@pytest.mark.filterwarnings("ignore:.*facepalming.*:pydiff.text.PromptWarning")
+def test_the_script_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(unseen, "RECIPE", unseen.RECIPE | {"batch_size": 4, "groups": 4, "attention": (1,)})
+    arguments = ["--out", tmp_path / "run", "--steps", 2, "--sampling-steps", 1, "--guidance", 2, "--channels", 4, 8]
+    result = unseen.main([*map(str, arguments), "--json", str(tmp_path / "unseen.json")])
+    assert json.loads((tmp_path / "unseen.json").read_text())["top1"] == result["top1"] <= 0.05
+    assert result["scores"][0]["guidance"] == 2
+    assert "| guidance | top-1, never seen |" in capsys.readouterr().out
+    with Image.open(tmp_path / "run" / "grid.png") as file:
+        drawn = np.asarray(file)
+    framed = (drawn[1::65, 1::65] == (255, 0, 0)).all(-1)[:12, :12]
+    np.testing.assert_array_equal(framed, CELLS.held_out[:12].reshape(12, 12))
