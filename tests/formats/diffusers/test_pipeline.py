@@ -11,7 +11,7 @@ import pytest
 import pydiff
 from pydiff.formats.diffusers.scheduler.stored import StoredScheduler
 from pydiff.formats.safetensors import CheckpointError
-from tests.formats import theirs
+from tests.formats.diffusers import theirs
 from tests.peers import import_diffusers
 
 
