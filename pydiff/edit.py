@@ -77,6 +77,7 @@ def interpolate(pipeline, seed_a, seed_b, shares, *, asked=None, steps=50, spaci
     shares = np.asarray(shares, np.float64)
     if shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all():
         raise ValueError(f"shares must be a list of numbers from 0 to 1, got {shares.tolist()}")
+    pipeline.check_free()
     codec, process = pipeline.codec, pipeline.process
     way, first = path(process.schedule, steps, spacing), np.zeros(len(shares), np.int64)
     a, b = (samplers.initial_noise(codec.shape, seed, [0])[0] for seed in (seed_a, seed_b))
@@ -97,6 +98,7 @@ def edited(pipeline, images, draw, *, seed=0, asked=None, guidance=1.0, numbers=
     images: N samples as the codec takes them. asked: their Condition; left out, the model is asked for nothing.
     numbers: of the pictures, 0 .. N-1 if None; here: the slice of the batch.
     """
+    pipeline.check_free()
     x0 = pipeline.codec.encode_given(images)
     numbers = np.arange(len(x0)) if numbers is None else np.asarray(numbers)
     if numbers.shape != (len(x0),) or batch_size < 1:

@@ -118,8 +118,7 @@ class Pipeline:
             options |= {"spacing": spacing} if spacing else {}
             options |= {"eta": eta} if eta else {}
             return self._scheduled(numbers, seed, steps, asked, guidance, interval, rescale, options)
-        if self.scheduler is not None and self.scheduler.alone:
-            raise ValueError(f"this model is drawn by its own {self.scheduler.name} alone; leave the sampler out")
+        self.check_free()
         sampler = sampler or "ddim"
         self.check_sampler(sampler, options, interval, rescale)
         if eta and sampler not in ("ddim", "dpm2"):
@@ -159,6 +158,13 @@ class Pipeline:
         channels, limits = self.codec.shape[-1], self.codec.limits
         more = {"self_conditioning": self.self_conditioning, "limits": limits, "learned": learned}
         return denoiser(self.model, self.process, channels, condition, guidance, interval, rescale, **more)
+
+    def check_free(self):
+        """ValueError for a model that nothing but its own scheduler knows how to ask."""
+        if self.scheduler is not None and self.scheduler.alone:
+            raise ValueError(
+                f"this model is drawn by its own {self.scheduler.name} alone; leave the sampler out, and do not edit"
+            )
 
     def check_sampler(self, sampler, options, interval=None, rescale=0.0):
         """ValueError or TypeError, in one sentence, for a sampler or options that do not go with this network."""

@@ -353,3 +353,17 @@ def test_more_channels_than_kernels_count_are_refused():
 def test_bad_arguments(x_shape, gamma_shape, options, message):
     with pytest.raises(ValueError, match=message):
         ops.group_norm(ops.Tensor(np.zeros(x_shape)), np.ones(gamma_shape), np.zeros(gamma_shape), **options)
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_statistics_of_many_positions_without_kernels(offset):
+    """Sums in float32, one element after the other, would be wrong by 1e-5 here."""
+    from pydiff.ops.group_norm import forward_arrays
+
+    x = (np.random.default_rng(0).standard_normal((1, 256 * 256, 8)) + offset).astype(np.float32)
+    y, mean, rstd = forward_arrays(x, np.ones(8, np.float32), np.zeros(8, np.float32), 2, 1e-5, False)
+    groups = x.astype(np.float64).reshape(1, -1, 2, 4)
+    exact = groups - groups.mean((1, 3), keepdims=True)
+    exact /= np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
+    assert y.dtype == mean.dtype == rstd.dtype == np.float32
+    assert np.abs(y - exact.reshape(x.shape)).max() <= 2e-6

@@ -25,7 +25,8 @@ COMMAND += ["--channels", "8", "16", "--groups", "4", "--checkpoint-every", "10"
 
 def folder_hash(folder):
     """SHA-256 of every file of a folder."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def losses(run):

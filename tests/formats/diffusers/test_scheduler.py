@@ -156,7 +156,7 @@ def test_timesteps_that_cannot_be(name, own, message):
 def test_there_are_enough_configurations():
     assert len(CASES) >= 250
     twins = {"DDPMParallelScheduler", "DDIMParallelScheduler"}  # the same code as their namesakes
-    # KarrasVe's pipeline does what its scheduler leaves undone: tests/formats/test_diffusers_folders.py
+    # KarrasVe's pipeline does what its scheduler leaves undone: test_pipeline.py
     assert {config["_class_name"] for config, _, _ in CASES} == set(SCHEDULERS) - twins - {"KarrasVeScheduler"}
 
 

@@ -32,8 +32,16 @@ def _sigmas(config, steps, mu, own=None):
     return (sigma if levels is None else levels).astype(np.float32).astype(np.float64)
 
 
+class FlowProcess(Process):
+    """A flow whose network is told sigma T, where those that pydiff trains are told sigma T - 1."""
+
+    def network_time(self, _t, alpha, sigma):
+        """sigma T, in whatever scale."""
+        return sigma / (alpha + sigma) * self.schedule.T
+
+
 def _process(config):
-    return Process(schedule("flow", config["num_train_timesteps"]), "flow")
+    return FlowProcess(schedule("flow", config["num_train_timesteps"]), "flow")
 
 
 def euler(config, steps, mu=None, sigmas=None, **_):

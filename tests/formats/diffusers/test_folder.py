@@ -23,7 +23,7 @@ from pydiff.store import checkpoint, sealed
 from tests.models.configurations import SMALL
 from tests.test_cli import pydiff_command
 
-OLD = Path(__file__).parents[1] / "recorded" / "old-runs"
+OLD = Path(__file__).parents[2] / "recorded" / "old-runs"
 
 
 @pytest.fixture

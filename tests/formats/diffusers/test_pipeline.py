@@ -11,7 +11,7 @@ import pytest
 import pydiff
 from pydiff.formats.diffusers.scheduler.stored import StoredScheduler
 from pydiff.formats.safetensors import CheckpointError
-from tests.formats import theirs
+from tests.formats.diffusers import theirs
 from tests.peers import import_diffusers
 
 
@@ -113,6 +113,34 @@ def test_a_pipeline_draws_by_its_scheduler_unless_a_sampler_is_named(diffusers, 
     for wrong, message in (({"order": 2}, "order"), ({"spacing": "karras"}, "spacing"), ({"eta": 1.0}, "eta")):
         with pytest.raises(TypeError, match=f"no option '{message}'; name a sampler"):
             run.sample(1, steps=6, **wrong)
+
+
+def test_a_network_that_only_its_scheduler_can_ask_is_not_asked_by_others(diffusers, tmp_path):
+    theirs.pipeline(diffusers, tmp_path, {"_class_name": "KarrasVeScheduler"}, "KarrasVePipeline")
+    run = pydiff.load(tmp_path)
+    images = run.sample(2, steps=3)
+    for draw in (
+        lambda: run.sample(1, sampler="ddim", steps=3),
+        lambda: run.image_to_image(images, steps=3),
+        lambda: run.interpolate(0, 1, [0.5], steps=3),
+    ):
+        with pytest.raises(ValueError, match="drawn by its own KarrasVeScheduler alone"):
+            draw()
+
+
+def test_flows_of_others_are_told_their_own_time_by_every_sampler(diffusers, tmp_path):
+    theirs.pipeline(diffusers, tmp_path, {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    run = pydiff.load(tmp_path)
+    told, process = [], run.process
+    x = np.zeros((1, *run.shape), np.float32)
+
+    def model(x, t):
+        told.append(float(t[0]))
+        return x
+
+    list(pydiff.diffusion.samplers.euler(model, x, process, pydiff.diffusion.path(process.schedule, 4)))
+    assert np.allclose(told, [1000, 750, 500, 250])
+    assert np.allclose(run.pipeline.scheduler(4).timesteps[:1], 1000)
 
 
 def test_eta_goes_to_the_schedulers_that_know_it(diffusers, tmp_path):
