@@ -1,15 +1,15 @@
-// Every kernel's signature, once, for the CPU and for CUDA. Include cpu/kernels.h or cuda/kernels.h, which give these words
-// their meaning:
+// Every kernel's signature, once, for the CPU and for CUDA. Include cpu/kernels.h or cuda/kernels.h, which give these
+// words their meaning:
 //     ON_STREAM       CUDA: one more argument, the stream that the launcher queues its kernels on. CPU: nothing
-//     IN_WORKSPACE    CUDA: two, scratch memory and the stream. CPU: nothing; its kernels find their own (cpu/parallel.h)
+//     IN_WORKSPACE    CUDA: two, scratch memory and the stream. CPU: nothing; its kernels have their own (parallel.h)
 //     WORKSPACE       declares the function that names the bytes of that memory. CPU: always 0
 //
 // T is the type of what flows through the network: float, on GPUs bfloat16 too. Sums are float32 for both. On the CPU
 // pointers are NumPy's, on GPUs they are device pointers, and nothing here waits for the device.
 //
-// Arrays are C-contiguous and channels-last unless a line says otherwise; shapes stand behind the names; `or null` marks
-// what may be left out. bindings/ has checked all of it before a call, so kernels check nothing. Every size, 0 included,
-// is legal. Outputs come last and share no memory with anything else, except that adamw updates in place.
+// Arrays are C-contiguous and channels-last unless a line says otherwise; shapes stand behind names; `or null` marks what
+// may be left out. bindings/ has checked all of it before a call, so kernels check nothing. Every size, 0 included, is
+// legal. Outputs come last and share no memory with anything else; adamw updates its arrays in place.
 
 namespace pydiff {
 

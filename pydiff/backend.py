@@ -160,7 +160,7 @@ def is_bfloat16(dtype):
 
 
 def native(x, name):
-    """The compiled function `name` (`csrc/cpu/kernels.h` lists them) that serves arrays like x, or None: array path.
+    """The compiled function `name` (`csrc/kernels.h` lists them) that serves arrays like x, or None: array path.
 
     x: ndarray. The CPU kernels are float32, the CUDA kernels float32 and bfloat16; the rest takes the array path.
     """

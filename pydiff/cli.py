@@ -148,7 +148,10 @@ class Sample:
             for i, image in enumerate(shown):
                 told = {} if prompts is None else {"prompt": prompts[i // n]}
                 save_png(self.out / f"{i:06d}.png", image, {**said, **told, "number": str(i % n)})
-        say(f"{len(images)} pictures in {self.out}")
+        kind = ""
+        if self.label and run.classes:
+            kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
+        say(f"{len(images)} pictures{kind} in {self.out}")
 
 
 @dataclass

@@ -257,7 +257,8 @@ class Conditioning:
         brought = () if self.encoder is None else self.encoder.null()
         rows = {n: {"dtype": r.dtype.name, "row": r.tolist()} for n, r in self.nothing.items() if n not in brought}
         more = {} if self.encoder is None else {"text_encoder": self.encoder.to_config()}
-        return {"classes": self.classes, "nothing": rows, "withheld": self.withheld, **more}
+        more |= {} if self.withheld else {"withheld": False}
+        return {"classes": self.classes, "nothing": rows, **more}
 
     @classmethod
     def from_config(cls, config) -> "Conditioning":

@@ -212,3 +212,82 @@ def mistakes(argument, a, cuda):
         yield "rows between elements", bytes_between
     if argument.output:
         yield "read-only", read_only(a.copy())
+
+
+# ---- any sizes -----------------------------------------------------------------------------------------------------
+
+SIZES = (0, 0, 1, 1, 2, 3, 4, 5, 8, 9, 16, 17, 33)
+
+
+def of_any_size(name, rng):
+    """Arguments that fit together, of sizes that nobody would ask for: empty, one, beside a vector's width."""
+
+    def size(*choice):
+        return int(rng.choice(choice or SIZES))
+
+    def array(*shape, dtype=F32):
+        return (1 + rng.random(shape)).astype(dtype)
+
+    def either(*shape):
+        return array(*shape) if rng.random() < 0.5 else None
+
+    op = name.removesuffix("_forward").removesuffix("_backward")
+    if name.startswith("conv2d"):
+        n, h, w, up = size(0, 1, 2, 3), size(), size(), size(1, 1, 2)
+        kh, kw, cin, cout = size(1, 2, 3, 3, 5), size(1, 2, 3, 3, 5), size(), size()
+        stride, pad = (size(1, 2, 3), size(1, 2)), (size(0, 1, 2, 7), size(0, 1, 2))
+        if rng.random() < 0.5:  # as most networks have them
+            kw, stride, pad = kh, (1, 1), (kh // 2, kh // 2)
+        x, dw, dy = (
+            array(n, h, w, cin),
+            array(kh, kw, cin, cout),
+            array(n, size(0, 1, up * h), size(0, 1, up * w), cout),
+        )
+        bias = [None, array(cout), array(n, cout)][size(0, 1, 2)]
+        if name == "conv2d_forward":
+            return [x, dw, bias, either(*dy.shape), stride, pad, up, dy]
+        if name == "conv2d_backward_input":
+            return [dy, dw, stride, pad, up, x]
+        return [dy, x, stride, pad, up, dw, bias]
+    if op == "group_norm":
+        n, s, groups = size(0, 1, 2, 3), size(), size(1, 2, 3, 8)
+        c = groups * size(0, 1, 2, 3, 4, 5, 8)
+        x, moments, silu = (n, s, c), (n, groups), bool(rng.random() < 0.5)
+        if name == "group_norm_forward":
+            return [array(*x), array(c), array(c), groups, 1e-5, silu, array(*x), array(*moments), array(*moments)]
+        inputs = [array(*x), array(*x), array(c), array(c), array(*moments), array(*moments)]
+        return [*inputs, groups, silu, array(*x), array(c), array(c), either(c)]
+    if op == "attention":
+        n, tq, tk, heads = size(0, 1, 2), size(), size(1, 2, 7, 17, 33, 300), size(1, 2, 3)
+        c = heads * size(0, 1, 2, 3, 4, 5, 8, 9, 16, 17, 40)
+        q, k, v = array(n, tq, c), array(n, tk, c), array(n, tk, c)
+        if rng.random() < 0.3:  # side by side, as a projection leaves them
+            q, k, v = np.split(array(n, tk, 3 * c), 3, axis=2)
+            tq = tk
+        lse = array(n, heads, tq)
+        if name == "attention_forward":
+            return [q, k, v, heads, 0.5, array(n, tq, c), lse]
+        outputs = [array(n, tq, c), array(n, tk, c), array(n, tk, c)]
+        return [array(n, tq, c), q, k, v, array(n, tq, c), lse + 5, heads, 0.5, *outputs]
+    n, m = size(0, 1, 2, 3), size(*SIZES, 1000)
+    x = (n, m)
+    key = [7, 3, array(n, dtype=U32), array(n, dtype=U32)]
+    if name == "denoise_forward":
+        history = [array(*x) for _ in range(size(0, 1, 4, 16))]
+        table, row = array(2, 9 + len(history)), [None, np.ones(1, I32)][size(0, 1)]
+        noise = [None, tuple(key)][size(0, 1)]
+        return [array(*x), array(*x), either(*x), table, row, history, noise, array(*x), array(*x)]
+    return {
+        "normal": lambda: [*key, array(*x)],
+        "noise_forward": lambda: [array(*x), array(n), array(n), *key, array(*x), either(*x)],
+        "noise_backward": lambda: [array(*x), array(n), array(*x)],
+        "noise_loss_forward": lambda: [array(*x), array(*x), array(n), array(n), array(n), *key, array(n)],
+        "noise_loss_backward": lambda: [*(array(*s) for s in ((n,), x, x, (n,), (n,), (n,))), *key, array(*x)],
+        "denoise_backward": lambda: [
+            *(array(*x) for _ in range(4)), either(*x), array(2, 9 + size(0, 2)), None, array(*x), array(*x)
+        ],
+        "adamw": lambda: [
+            array(m), array(m), array(m), array(m), either(m), None, 0.9, 0.99, 1e-8, 0.1, array(4, dtype=F64), None
+        ],
+        "squared_norm": lambda: [array(m), array(1, dtype=F64)],
+    }[name]()  # fmt: skip

@@ -1,5 +1,5 @@
-"""The CUDA kernels' functions in NumPy, with the arguments of csrc/cuda/bindings.cpp: the array path of pydiff/ops in
-float64, rounded to the outputs' types. What calls the kernels can be tested with these, and with a planted fault."""
+"""The CUDA kernels' functions in NumPy, with the arguments of csrc/bindings/kernels.cpp: the array path of pydiff/ops
+in float64, rounded to the outputs' types. What calls the kernels can be tested with these, and with a planted fault."""
 
 import importlib
 

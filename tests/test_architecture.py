@@ -22,22 +22,48 @@ FILES = {
 TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in FILES.items()}
 
 
-# ---- one name, six places ------------------------------------------------------------------------------------------
+# ---- one name, twelve places ---------------------------------------------------------------------------------------
 
-NATIVE_OPS = ["conv2d", "group_norm", "attention", "noise", "denoise", "adamw"]
-ARRAY_OPS = [
-    "conv_transpose2d",
-    "embedding",
-    "gelu",
-    "layer_norm",
-    "pool",
-    "resample",
-]  # no compiled kernels of their own yet
+# An op with compiled kernels is a file in seven places and is named in five more; csrc/README.md, "Add a kernel", goes
+# through them. Tables that gate.py writes are not counted, nor are files of its own that an op is cut into.
 PLACES = [
-    "pydiff/reference/{}.py", "pydiff/ops/{}.py", "csrc/cpu/{}.cpp", "tests/ops/test_{}.py", "benchmarks/bench_{}.py",
+    "pydiff/reference/{}.py", "pydiff/ops/{}.py", "csrc/cpu/{}.cpp", "csrc/cuda/{}.cu", "csrc/cuda/check/{}.cpp",
+    "tests/ops/test_{}.py", "benchmarks/bench_{}.py",
 ]  # fmt: skip
-if (ROOT / "csrc/cuda").is_dir():
-    PLACES.append("csrc/cuda/{}.cu")
+NAMED_IN = [
+    "csrc/kernels.h", "csrc/bindings/kernels.cpp", "pydiff/ops/__init__.py", "tests/ops/test_calls.py",
+    "tests/native_functions.py",
+]  # fmt: skip
+NATIVE_OPS = sorted(path.stem for path in (ROOT / "csrc/cuda").glob("*.cu"))
+ARRAY_OPS = sorted({path.stem for path in (PACKAGE / "reference").glob("*.py")} - {*NATIVE_OPS})  # no kernels yet
+
+
+def test_a_new_kernel_is_named_in_at_most_twelve_files():
+    assert len(PLACES) + len(NAMED_IN) <= 12
+    lines = (ROOT / "csrc/README.md").read_text().partition("## Add a kernel")[2].partition("\n## ")[0]
+    for place in (*PLACES, *NAMED_IN):
+        assert place.format("<op>") in lines, f"csrc/README.md does not say that {place} is needed"
+
+
+@pytest.mark.parametrize("op", NATIVE_OPS)
+def test_no_other_file_names_a_kernel(op):
+    """A list somewhere that every new kernel has to be added to would be a thirteenth place."""
+    source = (ROOT / f"csrc/cpu/{op}.cpp").read_text()
+    declared = re.findall(r"^void (\w+)\(", (ROOT / "csrc/kernels.h").read_text(), re.MULTILINE)
+    names = [name for name in declared if "_" in name and re.search(rf"^void {name}\(", source, re.MULTILINE)]
+    allowed = {place.format(op) for place in (*PLACES, *NAMED_IN)}
+    found = []
+    below = [PACKAGE / f"{name}.py" for name in ("backend", "compiled", "emulator")]
+    for path in [ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*"), *below, *(PACKAGE / "ops").glob("*.py")]:
+        name, own = str(path.relative_to(ROOT)), path.stem.startswith(op + "_")
+        if path.suffix in (".txt", ".h", ".cpp", ".cu", ".py") and name not in allowed and not own:
+            comment = "#" if path.suffix in (".txt", ".py") else "//"
+            text = path.read_text()
+            lines = (text.splitlines()[i - 1] for i in code_lines(path)) if path.suffix == ".py" else text.splitlines()
+            found += [
+                f"{name}: {line}" for line in lines if re.search(rf"\b({'|'.join(names)})\b", line.split(comment)[0])
+            ]
+    assert found == []
 
 
 @pytest.mark.parametrize("op", NATIVE_OPS)
@@ -225,7 +251,7 @@ FLOORS = {
         ],
         860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
     ),
-    # 40 of it for prompts, and schedulers that models bring
+    # 40 of it for prompts, and for the schedulers that models bring
     "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 600),
 }  # fmt: skip
 FILE_LINES, FUNCTION_LINES = 325, 45

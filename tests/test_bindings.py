@@ -5,6 +5,7 @@ for the CPU's modules and for the CUDA kernels' under the emulator.
 """
 
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from pydiff import backend
-from tests.native_functions import F32, F64, FUNCTIONS, I32, In, read_only
+from tests.native_functions import F32, F64, FUNCTIONS, I32, In, of_any_size, read_only
 from tests.strategies import kernels  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +138,70 @@ def test_nothing_is_read_or_written_beyond_the_arrays(name):
         if FUNCTIONS[name][key].output:
             assert (wide[:64] == 123).all(), key
             assert (wide[-64:] == 123).all(), key
+
+
+def between_fences(values):
+    """The same arguments, each contiguous array in the middle of a longer one; and [(its number, the longer one)]."""
+    fences = []
+    for i, value in enumerate(values):
+        if isinstance(value, np.ndarray) and value.flags.c_contiguous:
+            values[i], wide = fenced(value, 123)
+            fences.append((i, wide))
+    return values, fences
+
+
+@each_function
+def test_any_sizes_are_computed_within_their_memory(name, kernels):  # noqa: F811
+    """Empty arrays, no channels, no queries, filters larger than the picture: nothing beyond the arrays changes."""
+    rng = np.random.default_rng(5)
+    for _ in range(20 if kernels == "simt" else 150):
+        values, fences = between_fences(of_any_size(name, rng))
+        function(name)(*values)
+        for i, wide in fences:
+            outside = np.concatenate([wide[:64], wide[-64:]])
+            assert (outside == 123).all(), (name, i, [np.shape(v) for v in values])
+
+
+def test_attention_of_no_channels(kernels):  # noqa: F811
+    """Every score is zero: the log-sum-exp is that of the number of keys, on the CPU to base 2."""
+    lse = np.full((2, 3, 5), np.nan, F32)
+    q, k = np.zeros((2, 5, 0), F32), np.zeros((2, 7, 0), F32)
+    function("attention_forward")(q, k, k, 3, 1.0, q.copy(), lse)
+    np.testing.assert_allclose(lse, math.log(7) if kernels == "simt" else math.log2(7), rtol=1e-6)
+    function("attention_backward")(q, q, k, k, q, lse, 3, 1.0, q.copy(), k.copy(), k.copy())
+
+
+# ---- overlap -------------------------------------------------------------------------------------------------------
+
+
+@each_function
+def test_outputs_share_no_memory(name):
+    """With any other argument, not by one element; inputs may be one array. What adamw updates is no exception."""
+    described = FUNCTIONS[name]
+    for output in (key for key, argument in described.items() if isinstance(argument, In) and argument.output):
+        for other in described:
+            arguments = good_arguments(name)
+            a, b = arguments[output], arguments[other]
+            if other == output or not isinstance(b, np.ndarray) or a is None or b.nbytes < 8:
+                continue
+            memory = np.zeros(a.nbytes + b.nbytes, np.uint8)
+            before = memory[: a.nbytes].view(a.dtype).reshape(a.shape)
+            end = (a.nbytes - 1) // b.dtype.itemsize * b.dtype.itemsize  # b begins in the last element of a
+            inside = memory[end : end + b.nbytes]
+            if inside.nbytes < b.nbytes or inside.ctypes.data % b.dtype.itemsize:
+                continue
+            inside = inside.view(b.dtype).reshape(b.shape)
+            before[...], inside[...] = a, b
+            with pytest.raises(ValueError, match=r"^(\w+) shares memory with (\w+), and a kernel's outputs must have"):
+                call(name, {**arguments, output: before, other: inside})
+
+
+def test_inputs_may_be_one_array_and_neighbours_are_no_overlap():
+    x = np.ones((2, 9), F32)
+    call("noise_loss_forward", {**good_arguments("noise_loss_forward"), "f": x, "x0": x})
+    memory = np.ones((3, 2, 9), F32)
+    call("noise_backward", {"dx_t": memory[0], "alpha": np.ones(2, F32), "dx0": memory[1]})
+    assert (memory == 1).all()
 
 
 @each_function

@@ -140,13 +140,14 @@ class Elsewhere:
 
     def asarray(self, a):
         self.arrived.append(a)
-        return a + 0
+        return a.copy()
 
 
-def test_floats_go_to_the_device_and_integers_stay_on_the_host():
-    made, xp = condition(), Elsewhere()
+def test_floats_and_masks_go_to_the_device_and_integers_stay_on_the_host():
+    seen = np.array([True, False, True, True, False])
+    made, xp = Condition(dict(condition()) | {"seen": seen}, NOTHING | {"seen": np.bool_(False)}), Elsewhere()
     moved = made.to(xp)
-    assert [a is made["context"] for a in xp.arrived] == [True]
+    assert [id(a) for a in xp.arrived] == [id(made["context"]), id(seen)]
     assert moved[LABELS] is made[LABELS]
     assert moved["mask"] is made["mask"]
     same(moved, made)

@@ -73,7 +73,7 @@ def test_other_captions_and_another_encoder_are_another_run(run, described, monk
     monkeypatch.setattr("pydiff.text.glove._fingerprint", lambda: "another")
     with pytest.raises(ValueError, match="holds a run with text_encoder = "):
         train(described, run.directory)
-    with pytest.raises(ValueError, match="trained with another 'glove' encoder"):
+    with pytest.raises(pydiff.CheckpointError, match="trained with another 'glove' encoder"):
         pydiff.load(run.directory)
 
 

@@ -40,7 +40,7 @@ Argument Call::array(const py::object& object, const char* name, const Shape& sh
     }
     check_shape(name, a.shape, shape);
     const bool empty = std::find(a.shape.begin(), a.shape.end(), 0) != a.shape.end();
-    if (!empty) {  // an empty array has no element that could lie in a wrong place, whatever its pointer and strides are
+    if (!empty) {  // else no element could lie in a wrong place, whatever pointer and strides are
         if (reinterpret_cast<uintptr_t>(a.data) % static_cast<uintptr_t>(bytes_of[int(a.type)]) != 0)
             throw py::value_error(std::string(name) + " is not aligned to its element size");
         bool rows = found.whole_strides;  // each row contiguous, the other strides not negative
@@ -65,6 +65,7 @@ void Call::check_overlap(const Argument& a, const char* name, bool written) {
         if ((written || other.written) && range.begin < other.end && other.begin < range.end)
             throw py::value_error(std::string(name) + " shares memory with " + other.name +
                                   ", and a kernel's outputs must have memory of their own");
+    if (ranges_.empty()) ranges_.reserve(16);
     ranges_.push_back(range);
 }
 

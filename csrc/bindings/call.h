@@ -1,5 +1,5 @@
-// One call from Python to a kernel: its arrays checked, its scratch memory, its stream. What differs between NumPy's arrays,
-// CuPy's and those of the emulator stands in cpu/bindings.cpp, cuda/bindings.cpp and simt/call.cpp.
+// One call from Python to a kernel: its arrays checked, its scratch memory, its stream. What differs between NumPy's
+// arrays, CuPy's and those of the emulator stands in cpu/bindings.cpp, cuda/bindings.cpp and simt/call.cpp.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -66,9 +66,9 @@ public:
     ~Call();
     Call(const Call&) = delete;
 
-    // An array of one of these types and of this shape, where -1 matches any size. It must be aligned to its elements and
-    // C-contiguous; rows_only: axes but the last may have any strides that are not negative. What is written must be
-    // writable and share no memory with another argument. Raises TypeError or ValueError.
+    // An array of one of these types and of this shape, where -1 matches any size. It must be aligned to its elements
+    // and C-contiguous; rows_only: axes but the last may have any strides that are not negative. What is written must
+    // be writable and share no memory with another argument. Raises TypeError or ValueError.
     Argument array(const pybind11::object& object, const char* name, const Shape& shape,
                    std::initializer_list<Type> types, Use use = Use::in, bool rows_only = false);
     // The same for what may be None; data is then null.
@@ -77,7 +77,7 @@ public:
         return object.is_none() ? Argument{} : array(object, name, shape, types, use);
     }
 
-    // Calls launch(T{}, ..) without Python's lock, T being float or bfloat16 as `type` says; then reports what went wrong.
+    // Calls launch(T{}, ..) without Python's lock, T being float or bfloat16 as `type` says; reports what went wrong.
     // The dots are what csrc/kernels.h calls ON_STREAM: the stream, or on the CPU nothing.
     template <class Launch>
     void run(Type type, Launch&& launch) {
@@ -96,7 +96,7 @@ public:
         finish();
 #endif
     }
-    // The same for IN_WORKSPACE, with so many bytes: uninitialised, aligned to 256, until this call is over on the stream.
+    // The same for IN_WORKSPACE, with so many bytes: uninitialised, aligned to 256, kept until the stream is past this.
     template <class Launch>
     void run_in(size_t bytes, Type type, Launch&& launch) {
 #if defined(PYDIFF_CPU)

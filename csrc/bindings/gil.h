@@ -1,9 +1,9 @@
 // Without Python's lock for as long as this object lives, so that other Python threads run meanwhile.
 //
-// Why not pybind11's gil_scoped_release: while the interpreter is being torn down, up to Python 3.13, whoever asks for the
-// lock is ended by pthread_exit. That unwinds the thread's stack, which must not pass through a destructor, and so a
-// daemon thread that was in a kernel would abort the process. Here such a thread sleeps until the process is gone, as it
-// does from Python 3.14 on.
+// Why not pybind11's gil_scoped_release: while the interpreter is being torn down, up to Python 3.13, whoever asks for
+// the lock is ended by pthread_exit. That unwinds the thread's stack, which must not pass through a destructor, and so
+// a daemon thread that was in a kernel would abort the process. Here such a thread sleeps until the process is gone, as
+// it does from Python 3.14 on.
 #pragma once
 #include <pybind11/pybind11.h>
 

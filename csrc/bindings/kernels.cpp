@@ -1,7 +1,7 @@
-// The Python face of the kernels: one function a kernel, same name, same argument order, outputs last and allocated by the
-// caller. What a kernel could not take is refused here. Compiled three times: for NumPy's arrays and the kernels of csrc/cpu
-// (pydiff._cpu..), for CuPy's and those of csrc/cuda (pydiff._cuda), and for NumPy's and csrc/cuda under the emulator
-// (pydiff._simt). In all of them `rest` is what csrc/kernels.h calls ON_STREAM or IN_WORKSPACE.
+// The Python face of the kernels: one function a kernel, same name, same argument order, outputs last and allocated by
+// the caller. What a kernel could not take is refused here. Compiled three times: for NumPy's arrays and the kernels of
+// csrc/cpu (pydiff._cpu..), for CuPy's and those of csrc/cuda (pydiff._cuda), and for NumPy's and csrc/cuda under the
+// emulator (pydiff._simt). In all of them `rest` is what csrc/kernels.h calls ON_STREAM or IN_WORKSPACE.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -186,7 +186,8 @@ void bind_attention_backward(py::object dout, py::object q, py::object k, py::ob
     const Argument ka = call.array(k, "k", {qa.size(0), -1, qa.size(2)}, {qa.type}, Use::in, true);
     const Argument va = call.array(v, "v", ka.shape, {qa.type}, Use::in, true);
     const AttentionShape s = attention_shape(qa.shape, ka.shape, qa.strides, ka.strides, va.strides, heads, scale);
-    const Argument doa = call.array(dout, "dout", qa.shape, {qa.type}), oa = call.array(out, "out", qa.shape, {qa.type});
+    const Argument doa = call.array(dout, "dout", qa.shape, {qa.type});
+    const Argument oa = call.array(out, "out", qa.shape, {qa.type});
     const Argument la = call.array(lse, "lse", {s.n, heads, s.tq}, single);
     const Argument dqa = call.array(dq, "dq", qa.shape, {qa.type}, Use::out);
     const Argument dka = call.array(dk, "dk", ka.shape, {qa.type}, Use::out);
@@ -297,8 +298,8 @@ void check_denoise_table(const Shape& table, size_t history) {
                                     text(table) + " for " + std::to_string(history) + " arrays");
 }
 
-// table (rows, 9 + k); row: None, or an array (1,) that says which row this step uses. The CPU's is looked at; what lies in
-// a GPU's memory is not known before the kernel runs, which makes NaN of a row that is not there.
+// table (rows, 9 + k); row: None, or an array (1,) that says which row this step uses. The CPU's is looked at; what lies
+// in a GPU's memory is not known before the kernel runs, which makes NaN of a row that is not there.
 DenoiseTable denoise_table(Call& call, const Argument& table, const py::object& row, size_t history) {
     check_denoise_table(table.shape, history);
     const int32_t* at = call.optional(row, "row", {1}, {Type::int32}).as<int32_t>();
@@ -328,9 +329,11 @@ void bind_denoise_forward(py::object x, py::object f, py::object f_uncond, py::o
         try {
             parts = noise.cast<decltype(parts)>();
         } catch (const py::cast_error&) {
-            throw py::type_error("noise must be None or (seed, purpose, sample, step), got " + std::string(py::repr(noise)));
+            throw py::type_error("noise must be None or (seed, purpose, sample, step), got " +
+                                 std::string(py::repr(noise)));
         }
-        key = noise_key(call, std::get<0>(parts), std::get<1>(parts), std::get<2>(parts), std::get<3>(parts), xa.size(0));
+        const auto& [seed, purpose, sample, number] = parts;
+        key = noise_key(call, seed, purpose, sample, number, xa.size(0));
     }
     call.run(fa.type, [&](auto zero, auto... rest) {
         using T = decltype(zero);

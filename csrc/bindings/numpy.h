@@ -8,7 +8,7 @@
 
 namespace pydiff {
 
-// Quick for the common types: NumPy makes a dtype's name in Python. ml_dtypes' bfloat16 counts as raw bytes (V) of its size.
+// Quick for the common types: NumPy makes a dtype's name in Python. ml_dtypes' bfloat16 is of kind V, raw bytes.
 inline Type type_of(const pybind11::dtype& dtype) {
     if (dtype.byteorder() != '=' && dtype.byteorder() != '|') return Type::other;
     const char kind = dtype.kind();

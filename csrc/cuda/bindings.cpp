@@ -26,7 +26,7 @@ Found Call::find(const py::object& object, const char* name) {
     Found found;
     Argument& a = found.argument;
     const std::string dtype = py::str(object.attr("dtype").attr("name"));
-    a.type = Type(std::find(std::begin(name_of), std::end(name_of), dtype) - std::begin(name_of));  // behind the last: other
+    a.type = Type(std::find(std::begin(name_of), std::end(name_of), dtype) - std::begin(name_of));  // or other
     a.shape = object.attr("shape").cast<Shape>();
     for (const int64_t bytes : object.attr("strides").cast<Shape>()) {
         a.strides.push_back(bytes / bytes_of[int(a.type)]);
@@ -49,7 +49,8 @@ cudaStream_t Call::stream() const { return world_->stream; }
 
 void Call::finish() {
     const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) throw std::runtime_error(std::string("a kernel could not be launched: ") + cudaGetErrorString(error));
+    if (error != cudaSuccess)
+        throw std::runtime_error(std::string("a kernel could not be launched: ") + cudaGetErrorString(error));
 }
 
 }  // namespace pydiff

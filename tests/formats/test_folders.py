@@ -91,6 +91,22 @@ def test_nothing_in_the_seal_can_ask_for_much(tmp_path):
     assert refused > 100
 
 
+def test_a_folder_of_ours_in_the_place_of_a_network(theirs):
+    outer = theirs.parent / "outer"
+    outer.mkdir()
+    theirs.rename(outer / "unet")
+    (outer / "scheduler").mkdir()
+    scheduler = json.loads((outer / "unet/scheduler/scheduler_config.json").read_text())
+    (outer / "scheduler/scheduler_config.json").write_text(json.dumps({**scheduler, "num_train_timesteps": 300}))
+    index = {
+        "_class_name": "DDPMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }
+    (outer / "model_index.json").write_text(json.dumps(index))
+    assert pydiff.load(outer).process.schedule.T == 300
+
+
 # ---- mutated ---------------------------------------------------------------------------------------------------------
 
 VALUES = [None, True, False, 0, -1, 1, 2, 3, 5, 1.5, -0.5, 20000, 10**9, 10**18, 10**30, 1e308, "", "x", "\x1b[2J\n",

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pydiff import nn, random
-from pydiff.data import Dataset
+from pydiff.data import Dataset, load
 from pydiff.diffusion.timesteps import TIMESTEPS
+from pydiff.text import Glove
 from pydiff.training import DiffusionTask, Options
 from tests.bits import assert_same_bits
 from tests.networks import ContextUNet, Folded
@@ -172,6 +173,25 @@ def test_the_condition_is_withheld_from_a_share_of_the_samples_and_from_these(sh
         patterns.add(withheld.tobytes())
     assert_share(count, N * len(STEPS), share)
     assert len(patterns) > 100  # of 300 steps: others each time, as far as there are enough others
+
+
+def test_every_picture_comes_with_one_of_its_own_captions():
+    names = "zero one two three four five six seven eight nine".split()  # noqa: SIM905
+    captions = [[f"a {name}", f"{name} {name} {name}"] for name in names]
+    data, model, used = load(dataset(10).images, captions={"en": captions}), Recorder(), set()
+    options = Options(batch_size=N, seed=11, timesteps=50, text="glove", label_drop=0.2)
+    made, encoder = DiffusionTask(data, options, model), Glove()
+    own = [[encoder.encode([c])["encoder_hidden_states"][0] for c in pair] for pair in captions]
+    for step in range(1, 41):
+        batch = made.batch(step, NUMBERS)
+        withheld = first_words(random.CONDITION, step) < 0.2 * WORDS
+        told = batch.condition["encoder_hidden_states"]
+        for row, number, left_out in zip(told, read(batch.x0).number, withheld, strict=True):
+            found = [k for k in (0, 1) if (row == own[number][k]).all()]
+            assert found == [] if left_out else len(found) == 1
+            assert row.any() != left_out
+            used.update((number, k) for k in found)
+    assert len(used) == 20  # and not always the first of them
 
 
 def test_an_unconditional_task_says_nothing_of_the_pictures():

@@ -16,30 +16,30 @@ namespace {
 
 void rest() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
-// How many threads ran the items of a region, each of which took a while.
-size_t helpers() {
-    std::vector<std::thread::id> ran_on(64);
-    parallel_for(64, 1, [&](int64_t i) {
-        rest();
-        ran_on[i] = std::this_thread::get_id();
-    });
-    return std::set<std::thread::id>(ran_on.begin(), ran_on.end()).size();
-}
-
+// A region of two items: the caller's ends as soon as the worker's has begun, which then takes another 20 ms.
 void check_waits() {
-    static std::vector<int> done;  // outlives the region, should a thread come late
-    size_t most = 0;
-    for (int round = 0; round < 10; ++round) {
+    static std::atomic<bool> begun, done;  // outlive the region, should a worker come late
+    int met = 0;
+    for (int round = 0; round < 200 && met < 5; ++round) {
         set_threads(many_threads);
-        done.assign(64, 0);
-        parallel_for(64, 1, [](int64_t i) {
-            rest();
-            done[i] = 1;
+        begun = done = false;
+        const auto caller = std::this_thread::get_id();
+        parallel_for(2, 1, [caller](int64_t) {
+            if (std::this_thread::get_id() == caller) {
+                for (int i = 0; i < 20 && !begun; ++i) rest();
+            } else if (!begun.exchange(true)) {
+                for (int i = 0; i < 20; ++i) rest();
+                done = true;
+            }
         });
-        if (std::count(done.begin(), done.end(), 1) != 64) return fail("a region ended before its items");
-        most = std::max(most, helpers());
+        if (begun && !done) {
+            fail("a region ended before its items");
+            for (int i = 0; i < 100 && !done; ++i) rest();  // the worker is still at it
+            return;
+        }
+        met += begun;
     }
-    if (most < 2) fail("no region had the help of another thread");
+    if (met < 5) fail("no worker helped");
 }
 
 // What a worker throws; the caller's own items throw nothing.
@@ -67,11 +67,21 @@ void check_exceptions() {
 
 // Forking is left out under ThreadSanitizer, which cannot follow it, and where an emulator may run this.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+// How many threads ran the items of a region, each of which took a while.
+size_t helpers() {
+    std::vector<std::thread::id> ran_on(64);
+    parallel_for(64, 1, [&](int64_t i) {
+        rest();
+        ran_on[i] = std::this_thread::get_id();
+    });
+    return std::set<std::thread::id>(ran_on.begin(), ran_on.end()).size();
+}
+
 int child() {
-    alarm(30);  // a lock that the parent held would never be free
+    alarm(10);  // a lock that the parent held would never be free
     set_threads(3);
     size_t most = 0;
-    for (int round = 0; round < 10; ++round) most = std::max(most, helpers());
+    for (int round = 0; round < 5; ++round) most = std::max(most, helpers());
     set_threads(2);
     return most > 1 ? 0 : 1;
 }
@@ -83,17 +93,19 @@ void check_fork() {
     std::thread other([&] {
         while (!over) helpers();
     });
-    for (int i = 0; i < 4; ++i) {
+    int status = 0;
+    for (int i = 0; i < 4 && status == 0; ++i) {
         if (i == 2) {  // twice while another thread is in a region, twice while none is
             over = true;
             other.join();
         }
         const pid_t pid = fork();
         if (pid == 0) _exit(child());
-        int status = -1;
         waitpid(pid, &status, 0);
         if (status != 0) fail("a forked child " + std::string(WIFEXITED(status) ? "had no threads" : "was stuck"));
     }
+    over = true;
+    if (other.joinable()) other.join();
 }
 #else
 void check_fork() {}

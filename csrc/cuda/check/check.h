@@ -118,7 +118,7 @@ private:
     T* data_;
 };
 
-// Calls a launcher with what csrc/kernels.h calls ON_STREAM behind its arguments, and waits. The CPU's have nothing there.
+// Calls a launcher with what csrc/kernels.h calls ON_STREAM behind its arguments, and waits; the CPU's have nothing there.
 template <class... Parameters, class... Arguments>
 void launch(void (*launcher)(Parameters...), const Arguments&... arguments) {
 #if defined(PYDIFF_CPU)

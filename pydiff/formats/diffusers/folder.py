@@ -59,6 +59,9 @@ def read_parts(directory: Path) -> Parts:
         expected = "its unet/" if index else f"{CONFIG} and diffusion_pytorch_model.safetensors, or {INDEX}"
         raise CheckpointError(f"{directory} holds {sorted(names)!a:.200}, expected {expected}: complete the folder.")
     names = _names(unet)
+    if CONFIG not in names and "unet" in names:  # a folder that pydiff saved, put in the place of a network
+        unet = unet / "unet"
+        names = _names(unet)
     if CONFIG not in names:
         raise CheckpointError(
             f"{unet} holds {sorted(names)!a:.200}, expected {CONFIG} and weights: complete the folder."
