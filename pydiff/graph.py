@@ -81,8 +81,8 @@ class Plan:
 
     def _split(self, fixed):
         """Moves the steps that depend on fixed arguments and parameters alone from `steps` to `once`."""
-        known = {place for place, value in enumerate(self.values) if value is not None}
-        known |= {place for place, _ in self.parameters}
+        given = {*range(len(self.signature)), *(s.result + i for s in self.steps for i in range(s.results))}
+        known = set(range(len(self.values))) - given  # parameters and constants
         told, self.once, late = set(fixed), [], []
         for step in self.steps:
             early = set(step.sources) <= known | told and set(step.sources) & told

@@ -186,7 +186,8 @@ class Run:
 
     def interpolate(self, seed_a, seed_b, shares, *, label=None, condition=None, **options):
         """Pictures between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all."""
-        n, given = np.size(shares), {"condition": condition}
+        n, words = np.size(shares), ("prompts", "negative_prompt")
+        given = {"condition": condition} | {name: options.pop(name) for name in words if name in options}
         given |= {} if label is None else {"labels": np.full(n, label)}
         return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **self._asked(n, given), **options)
 

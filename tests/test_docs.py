@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pydiff
-from pydiff import codec, models
+from pydiff import codec, models, text
 
 PAGE = Path(__file__).parents[1] / "docs/sampling.md"
 EXTENDING = PAGE.with_name("extending.md")
@@ -54,22 +54,24 @@ def test_the_blocks_of_the_page_run(tmp_path, monkeypatch):
 @pytest.mark.skipif(not EXTENDING.is_file(), reason="the pages are not here, only the installed package")
 def test_what_one_can_add_from_outside(tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", EXTENDING.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     train = pydiff.train
     monkeypatch.setattr(pydiff, "train", lambda data, **options: train(data, **{**options, **LESS}))
     monkeypatch.chdir(tmp_path)
-    kinds, networks = dict(codec.CODECS), dict(models.MODELS)
+    registries = [codec.CODECS, models.MODELS, text.ENCODERS]
+    before = [dict(registry) for registry in registries]
     names = {"__name__": "page"}
     try:
         for block in blocks:
             exec(compile(block.replace("LoopOptions(steps=600", "LoopOptions(steps=60"), "page", "exec"), names)
     finally:
-        codec.CODECS.clear()
-        codec.CODECS.update(kinds)
-        models.MODELS.clear()
-        models.MODELS.update(networks)
+        for registry, known in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(known)
     assert names["sevens"].shape == names["tiny"].shape == (4, 8, 8, 1)
     assert np.array_equal(names["again"], names["sevens"])
+    assert names["drawn"].shape == (8, 8, 8, 1)
+    assert names["run"].conditioning.encoder.kind == "letters"
     assert names["folded"].shape == (16, 8, 8, 1)
     assert names["trainer"].step == 60
     x = names["digits"].normalized(np.arange(500)).reshape(-1, 64)

@@ -116,6 +116,13 @@ def test_edits_take_prompts(run, described):
     assert not np.array_equal(three, run.image_to_image(images, 0.8, prompts="three", negative_prompt="one", **options))
 
 
+def test_between_two_seeds_with_a_prompt(run):
+    three, nothing = (run.interpolate(0, 1, [0.0, 0.5], prompts=p, **DRAW) for p in ("three", ""))
+    assert three.shape == nothing.shape == (2, 8, 8, 1)
+    assert not np.array_equal(three, nothing)
+    np.testing.assert_array_equal(run.interpolate(0, 1, [0.0, 0.5], condition=run.embed("three"), **DRAW), three)
+
+
 # ---- arithmetic ----------------------------------------------------------------------------------------------------
 
 

@@ -145,7 +145,7 @@ def test_load_of_a_dataset():
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("no/such/folder", FileNotFoundError, "there is no 'no/such/folder'; expected 'digits', 'faces', a folder"),
+        ("no/such/folder", FileNotFoundError, "there is no 'no/such/folder'; expected 'digits', 'emoji', "),
         ("", ValueError, "no pictures"),
         (None, TypeError, "cannot load data from NoneType; expected"),
         (42, TypeError, "cannot load data from int"),
