@@ -208,16 +208,16 @@ class UNet2D(Module):
             made["level"] = Tensor(array_module(like).asarray(level))
         if class_labels is None:
             return made
-        kind = self.config["class_embed_type"]
+        kind, name = self.config["class_embed_type"], "class labels"
         if kind == "timestep":
-            return {**made, "label": self._numbers(to_host(class_labels), like, "classes")}
+            return {**made, "label": self._numbers(to_host(class_labels), like, name)}
         if kind == "identity":
             vectors = as_tensor(array_module(like).asarray(class_labels, like.dtype))
             if vectors.shape != (len(like), self.time_embedding.linear_2.weight.shape[1]):
                 expected = (len(like), self.time_embedding.linear_2.weight.shape[1])
                 raise ValueError(f"this model takes class vectors {expected}, got {vectors.shape}")
             return {**made, "label": vectors}
-        return {**made, "label": self.class_embedding(_for_each(class_labels, len(like), "classes"))}
+        return {**made, "label": self.class_embedding(_for_each(class_labels, len(like), name))}
 
     def body(self, x, step, label=None, level=None):
         """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""

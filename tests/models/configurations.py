@@ -57,6 +57,8 @@ OPTIONS = {
     "centred": {"center_input_sample": True},
     "more channels out": {"in_channels": 1, "out_channels": 5},
     "swish": {"act_fn": "swish"},
+    "gelu": {"act_fn": "gelu"},
+    "mish, scale and shift": {"act_fn": "mish", "resnet_time_scale_shift": "scale_shift"},
 }  # fmt: skip
 
 
