@@ -75,7 +75,7 @@ def ours(direction, heads):
             return no_grad()(lambda: ops.attention(q, k, v, heads))
         function = Attention()
         function.needs = [True] * 3
-        function.forward(q, k, v, heads=heads, scale=(q.shape[2] // heads) ** -0.5)
+        function.forward(q, k, v, None, heads=heads, scale=(q.shape[2] // heads) ** -0.5, causal=False)
         return lambda: function.backward(dout)
 
     return build

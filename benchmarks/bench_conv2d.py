@@ -20,7 +20,7 @@ from benchmarks.contenders import (
     variants,
 )
 from pydiff import ops
-from pydiff.ops.conv2d import Conv2d
+from pydiff.ops.conv2d import Conv2d, Window
 from pydiff.reference.conv2d import conv2d as reference
 from pydiff.tensor import Tensor, no_grad
 
@@ -182,7 +182,7 @@ def ours(direction, g):
             return no_grad()(lambda: ops.conv2d(x, w, bias, g.stride, g.padding, g.up, *add))
         function = Conv2d()
         function.needs = [direction == "backward_input", *(2 * [direction == "backward_weight"]), False]
-        function.forward(x, w, bias, None, g.stride, g.padding, g.up, g.out)
+        function.forward(x, w, bias, None, window=Window(g.stride, g.padding, (g.up, g.up)), shape=g.out)
         return lambda: function.backward(dy)
 
     return build

@@ -19,12 +19,12 @@ class Recompute(Function):
     def forward(self, *arrays, first, again, inputs):
         self.arrays, self.again = arrays[:inputs], again
         with no_grad():
-            return first(*map(Tensor, self.arrays)).data
+            return first(*(a if a is None else Tensor(a) for a in self.arrays)).data
 
     def replay(self):
         """The outputs again, with their history."""
         given = zip(self.inputs, self.arrays, strict=False)  # the parameters stand behind the inputs
-        return [self.again(*(Tensor(array) if tensor is None else tensor for tensor, array in given))]
+        return [self.again(*(Tensor(a) if x is None and a is not None else x for x, a in given))]
 
 
 def recompute(first, again, parameters, inputs):

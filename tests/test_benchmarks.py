@@ -498,8 +498,9 @@ def shapes_of(workload, monkeypatch):
     """All calls a U-Net makes, without their arithmetic: sets of the scripts' tuples."""
     seen = {"conv2d": set(), "group_norm": set(), "attention": set()}
 
-    def conv2d(_self, x, w, bias, add, stride, padding, upsample, shape):  # noqa: ARG001
-        how = ("enlarged",) if upsample == 2 else ("addends",) if bias.ndim == 2 or add is not None else ()
+    def conv2d(_self, x, w, bias, add, window, shape):
+        stride = window.stride
+        how = ("enlarged",) if window.upsample == (2, 2) else ("addends",) if bias.ndim == 2 or add is not None else ()
         seen["conv2d"].add((workload.batch, x.shape[1], w.shape[0], stride[0], *w.shape[2:], *how))
         if how == ("addends",):
             seen["conv2d"].add((workload.batch, x.shape[1], w.shape[0], stride[0], *w.shape[2:]))
@@ -512,7 +513,7 @@ def shapes_of(workload, monkeypatch):
         seen["group_norm"].add((workload.batch, x.shape[1], x.shape[3], groups))
         return x
 
-    def attention(_self, q, _k, _v, heads, **_):
+    def attention(_self, q, _k, _v, _mask, heads, **_):
         seen["attention"].add((workload.batch, q.shape[1], heads, q.shape[2] // heads))
         return q
 

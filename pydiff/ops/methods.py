@@ -110,12 +110,20 @@ _UFUNCS = {
 }  # fmt: skip
 
 
-def _ufunc(_x, ufunc, method, *inputs, **options):
+def _of_numpy(_x, ufunc, method, *inputs, **options):
     if options.get("out"):
         raise TypeError("an array cannot be changed by a Tensor, for its history would be lost; write a = a + x")
     if method != "__call__" or options or ufunc not in _UFUNCS:
         raise TypeError(f"np.{ufunc.__name__} has no derivative here; use an operation of pydiff.ops, or x.data")
     return _UFUNCS[ufunc](*inputs)
+
+
+class _Ufunc:
+    """`__array_ufunc__` as both libraries want it. NumPy asks the class for what to call. CuPy asks the Tensor beside
+    one of its arrays, and leaves the operation to the Tensor's own operators only for None."""
+
+    def __get__(self, tensor, _owner):
+        return _of_numpy if tensor is None else None
 
 
 _METHODS = {
@@ -145,7 +153,7 @@ _METHODS = {
     "__int__": lambda x: int(x.item()),
     "__format__": _format,
     "__array__": _no_array,
-    "__array_ufunc__": _ufunc,
+    "__array_ufunc__": _Ufunc(),
     "abs": absolute,
     "exp": exp,
     "log": log,

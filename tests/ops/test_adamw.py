@@ -361,7 +361,7 @@ def test_a_low_copy_needs_cuda_kernels():
     state = [np.ones(5, np.float32) for _ in range(5)]
     with pytest.raises(ValueError, match=r"low must be flat and match p, float32 \(5,\), got bfloat16 \(4,\)"):
         ops.adamw(*state, schedule(0.1, 1), low=np.zeros(4, half))
-    with pytest.raises(TypeError, match="low must have dtype bfloat16, got float32"):
+    with pytest.raises(TypeError, match="low must have dtype bfloat16 in native byte order, got float32"):
         ops.adamw(*state, schedule(0.1, 1), low=np.zeros(5, np.float32))
     low = np.zeros(5, half)
     with array_path(), pytest.raises(ValueError, match="low, a bfloat16 copy, needs the compiled kernels"):
