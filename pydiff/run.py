@@ -174,32 +174,22 @@ class Run:
         This and the other edits: labels, condition as for `sample`, prompts one for each picture or one for all,
         negative_prompt; left out, nothing is asked for.
         """
-        return edit.inpaint(self.pipeline, images, mask, **self._asked(len(images), options))
+        return edit.inpaint(self.pipeline, images, mask, **_asked(self.conditioning, len(images), options))
 
     def image_to_image(self, images, strength=0.5, **options):
         """Draws pictures anew from some way to noise: (N, H, W, C) uint8. See `edit.image_to_image`."""
-        return edit.image_to_image(self.pipeline, images, strength, **self._asked(len(images), options))
+        return edit.image_to_image(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
 
     def variations(self, images, strength=0.3, **options):
         """Pictures like these: (N, H, W, C) uint8. See `edit.variations`."""
-        return edit.variations(self.pipeline, images, strength, **self._asked(len(images), options))
+        return edit.variations(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
 
     def interpolate(self, seed_a, seed_b, shares, *, label=None, condition=None, **options):
         """Pictures between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all."""
         n, words = np.size(shares), ("prompts", "negative_prompt")
         given = {"condition": condition} | {name: options.pop(name) for name in words if name in options}
         given |= {} if label is None else {"labels": np.full(n, label)}
-        return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **self._asked(n, given), **options)
-
-    def _asked(self, n, options):
-        """Options of an edit of n samples, with what the user asks for as a Condition."""
-        names = ("labels", "condition", "prompts", "negative_prompt")
-        words = {name: options.pop(name) for name in names if name in options}
-        if any(word is not None for word in words.values()):
-            numbers = options.get("numbers")
-            numbers = np.arange(n) if numbers is None else np.asarray(numbers)
-            options["asked"] = self.conditioning.rows(numbers, **words)
-        return options
+        return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **_asked(self.conditioning, n, given), **options)
 
     def save(self, directory, dtype=None):
         """Writes the model as a folder that pydiff.load and diffusers' DDPMPipeline.from_pretrained open.
@@ -235,6 +225,16 @@ def _of_each(n, prompts):
         return np.arange(16 if n is None else n), None
     prompts, n = [prompts] if isinstance(prompts, str) else list(prompts), 1 if n is None else n
     return np.tile(np.arange(n), len(prompts)), [prompt for prompt in prompts for _ in range(n)]
+
+
+def _asked(conditioning, n, options):
+    """Options of an edit of n samples, with what the user asks for as a Condition."""
+    names = ("labels", "condition", "prompts", "negative_prompt")
+    words = {name: options.pop(name) for name in names if name in options}
+    if any(word is not None for word in words.values()):
+        numbers = options.get("numbers")
+        options["asked"] = conditioning.rows(np.arange(n) if numbers is None else np.asarray(numbers), **words)
+    return options
 
 
 def load(directory, **wishes):
