@@ -333,10 +333,10 @@ def test_shapes_are_those_of_the_model(monkeypatch):
     """unet_shapes.py against pydiff's own U-Net of that configuration, traced without arithmetic."""
     seen = Counter()
 
-    def convolve(_self, x, w, _bias, _add, stride, padding, upsample, shape):  # noqa: ARG001
-        side = upsample * math.isqrt(math.prod(x.shape[:3]))  # of one picture, or of its pixels as rows of a matrix
+    def convolve(_self, x, w, _bias, _add, window, shape):
+        side = window.upsample[0] * math.isqrt(math.prod(x.shape[:3]))  # of one picture, or of its pixels as rows of a matrix
         if side > 1:
-            seen[(side, w.shape[0], stride[0], *w.shape[2:])] += 1
+            seen[(side, w.shape[0], window.stride[0], *w.shape[2:])] += 1
         return np.zeros(shape, np.float32)
 
     monkeypatch.setattr(Conv2d, "forward", convolve)

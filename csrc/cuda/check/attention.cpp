@@ -8,7 +8,7 @@ namespace {
 template <class T>
 void check_attention(int64_t n, int64_t tq, int64_t tk, int64_t heads, int64_t d, bool packed) {
     const int64_t c = heads * d, row = packed ? 3 * c : c;
-    const float scale = float(1.0 / std::sqrt(double(d)));
+    const float scale = d ? float(1.0 / std::sqrt(double(d))) : 1.0f;
     const AttentionShape s{n, tq, tk, heads, d, tq * row, row, tk * row, row, tk * row, row, scale};
     const int64_t behind_k = packed ? c : n * tq * c, behind_v = packed ? 2 * c : n * (tq + tk) * c;
     Numbers qkv = random_numbers(n * (tq + 2 * tk) * c, 1), dout = random_numbers(n * tq * c, 2);
