@@ -62,6 +62,12 @@ def key(seed: int, purpose: int, sample, step=0) -> Key:
     return Key(int(seed), int(purpose), np.ascontiguousarray(sample), np.ascontiguousarray(step))
 
 
+def numbers_of(n, count: int | None = None) -> np.ndarray:
+    """The numbers (N,) of samples: 0 .. n-1 for a whole number, n itself for an array, 0 .. count-1 for None."""
+    n = count if n is None else n
+    return np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+
+
 def _counter_word(name: str, values) -> np.ndarray:
     values = np.atleast_1d(np.asarray(values))
     if values.ndim != 1:

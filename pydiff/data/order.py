@@ -47,7 +47,7 @@ def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarr
     """
     if images.ndim != 4:
         raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C); add the missing axes")
-    numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers)
+    numbers = random.numbers_of(numbers, len(images))
     chosen = random.uniform(random.key(seed, random.AUGMENT, numbers, step)) < 0.5
     return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
 
@@ -58,7 +58,7 @@ def pick_captions(captions, chosen, step: int, seed: int = 0, numbers=None) -> l
     captions: Dataset.captions. chosen: (N,), the batch's pictures. numbers: (N,), their places in the global batch;
     0 .. N-1 if None.
     """
-    numbers = np.arange(len(chosen)) if numbers is None else np.asarray(numbers)
+    numbers = random.numbers_of(numbers, len(chosen))
     shares = random.uniform(random.key(seed, random.CAPTION, numbers, step), dtype=np.float64)
     rows = [captions[i] for i in chosen]
     return [row[int(share * len(row))] if row else "" for row, share in zip(rows, shares, strict=True)]

@@ -20,7 +20,7 @@ def draw_timesteps(name: str, schedule, seed: int, step: int, numbers, total: in
     """
     if name not in TIMESTEPS:
         raise ValueError(f"there are no timesteps {name!r}; choose one of {', '.join(TIMESTEPS)}")
-    numbers = _numbers(numbers)
+    numbers = random.numbers_of(numbers)
     total = len(numbers) if total is None else total
     key = random.key(seed, random.TIMESTEP, numbers, step)
     if name == "uniform":
@@ -56,7 +56,7 @@ class LossAware:
     def draw(self, seed: int, step: int, numbers) -> tuple[np.ndarray, np.ndarray]:
         """t (N,) int64 and weights (N,) of the samples with these numbers, (N,) or how many, in one training step."""
         p = self.probabilities()
-        key = random.key(seed, random.TIMESTEP, _numbers(numbers), step)
+        key = random.key(seed, random.TIMESTEP, random.numbers_of(numbers), step)
         t = np.minimum(np.searchsorted(np.cumsum(p), random.uniform(key, dtype=np.float64), side="right"), self.T - 1)
         return t, self.weights(t)
 
@@ -69,7 +69,3 @@ class LossAware:
         for t_n, loss in zip(t, losses, strict=True):
             self.losses[t_n, self.seen[t_n] % self.history] = loss
             self.seen[t_n] += 1
-
-
-def _numbers(numbers):
-    return np.arange(numbers) if np.ndim(numbers) == 0 else np.asarray(numbers)

@@ -199,12 +199,10 @@ class UNet2D(Module):
         (N, temb_dim) of the table of classes, or they themselves. level: t (N, 1, 1, 1), if the answer is divided
         by it.
         """
-        if self.told_classes != (class_labels is not None):
-            has, given = ("a", "are missing") if self.told_classes else ("no", "were given")
-            raise ValueError(f"this model has {has} class embedding, but class labels {given}")
+        check_told(self.told_classes, class_labels)
         made = {"step": self._numbers(t, like, "step numbers")}
         if self.config["time_embedding_type"] == "fourier":
-            level = np.asarray(_for_each(t, len(like), "step numbers"), like.dtype).reshape(-1, 1, 1, 1)
+            level = np.asarray(for_each(t, len(like), "step numbers"), like.dtype).reshape(-1, 1, 1, 1)
             made["level"] = Tensor(array_module(like).asarray(level))
         if class_labels is None:
             return made
@@ -217,7 +215,7 @@ class UNet2D(Module):
                 expected = (len(like), self.time_embedding.linear_2.weight.shape[1])
                 raise ValueError(f"this model takes class vectors {expected}, got {vectors.shape}")
             return {**made, "label": vectors}
-        return {**made, "label": self.class_embedding(_for_each(class_labels, len(like), name))}
+        return {**made, "label": self.class_embedding(for_each(class_labels, len(like), name))}
 
     def body(self, x, step, label=None, level=None):
         """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""
@@ -246,7 +244,7 @@ class UNet2D(Module):
 
     def _numbers(self, values, like, name):
         """Step numbers, or class labels that are embedded as they are: (N, D), a Tensor."""
-        values = _for_each(values, len(like), name)
+        values = for_each(values, len(like), name)
         if self.config["time_embedding_type"] == "learned":
             return self.time_proj(_whole(values))
         if self.config["time_embedding_type"] == "fourier":
@@ -257,7 +255,14 @@ class UNet2D(Module):
         return Tensor(array_module(like).asarray(encoded.astype(like.dtype)))
 
 
-def _for_each(values, n, name):
+def check_told(told: bool, class_labels):
+    """ValueError unless class labels were given where the network is told them, and only there."""
+    if told != (class_labels is not None):
+        has, given = ("a", "are missing") if told else ("no", "were given")
+        raise ValueError(f"this model has {has} class embedding, but class labels {given}")
+
+
+def for_each(values, n, name):
     """One value for each of n pictures, (n,), from (n,) values or a single one."""
     if np.shape(values) not in ((), (1,), (n,)):
         raise ValueError(f"{n} pictures need {n} {name} or a single one, got an array of shape {np.shape(values)}")

@@ -11,7 +11,7 @@ from pydiff import ops
 from pydiff.arrays import array_module, to_host
 from pydiff.models.blocks import Downsample, ResnetBlock
 from pydiff.models.registry import register
-from pydiff.models.unet import TimestepEmbedding, sinusoids
+from pydiff.models.unet import TimestepEmbedding, check_told, for_each, sinusoids
 from pydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module, MultiHeadAttention, Transformer2DModel
 from pydiff.tensor import Tensor, as_tensor
 
@@ -337,15 +337,12 @@ class UNet2DCondition(Module):
         return widths if isinstance(widths, int) else None
 
     def _encode_class(self, made, like, labels, vectors):
-        kind, told = self.config["class_embed_type"], self.class_embedding is not None
-        told = told or self.config["class_embed_type"] == "identity"
-        if told != (labels is not None):
-            has, given = ("a", "are missing") if told else ("no", "were given")
-            raise ValueError(f"this model has {has} class embedding, but class labels {given}")
+        kind = self.config["class_embed_type"]
+        check_told(self.class_embedding is not None or kind == "identity", labels)
         if labels is None:
             return
         if kind is None:
-            made["label"] = self.class_embedding(_for_each(to_host(labels), len(like), "class labels"))
+            made["label"] = self.class_embedding(for_each(to_host(labels), len(like), "class labels"))
         elif kind == "timestep":
             made["label"] = self._sinusoids(to_host(labels), like, self.config["block_out_channels"][0], "class labels")
         else:
@@ -386,7 +383,7 @@ class UNet2DCondition(Module):
         return sinusoids(values, dim, self.config["flip_sin_to_cos"], self.config["freq_shift"])
 
     def _sinusoids(self, values, like, dim, name):
-        encoded = self._sines(_for_each(values, len(like), name), dim)
+        encoded = self._sines(for_each(values, len(like), name), dim)
         return Tensor(array_module(like).asarray(encoded.astype(like.dtype)))
 
 
@@ -409,13 +406,6 @@ def _as_json(value):
 def _for_levels(value, levels):
     """A number for all levels as one a level."""
     return value if isinstance(value, list) else [value] * levels
-
-
-def _for_each(values, n, name):
-    """One value for each of n samples, (n,), from (n,) values or a single one."""
-    if np.shape(values) not in ((), (1,), (n,)):
-        raise ValueError(f"{n} samples need {n} {name} or a single one, got an array of shape {np.shape(values)}")
-    return np.broadcast_to(np.asarray(values), (n,))
 
 
 def _check(config):

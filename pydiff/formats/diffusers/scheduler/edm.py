@@ -9,7 +9,7 @@ from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.schedule import exponential_sigmas, karras_sigmas, schedule
 from pydiff.formats.diffusers.scheduler.plan import Plan, clipping, level_by_index
-from pydiff.formats.diffusers.scheduler.solvers import KINDS, SOLVER, _form, _third, multistep_orders
+from pydiff.formats.diffusers.scheduler.solvers import KINDS, SOLVER, dpm_multistep_sampler
 
 EDM = {
     "sigma_min": 0.002,
@@ -58,18 +58,9 @@ def euler(config, steps, **_):
 def dpm_multistep(config, steps, literal=True, **_):
     """EDMDPMSolverMultistepScheduler: multistep DPM-Solver++ on the same levels."""
     process, path = _path(config, steps)
-    kind = KINDS[config["algorithm_type"]]
-    if kind == "data sde" and config["solver_order"] == 3:
+    if KINDS[config["algorithm_type"]] == "data sde" and config["solver_order"] == 3:
         raise ValueError("EDM's sde-dpmsolver++ has no order 3 in diffusers; use order 2")
-
-    def sample(model, x, process, **options):
-        fixed = {"kind": kind, "form": _form(config), "orders": multistep_orders(config, steps)}
-        adjust = _third(config, kind, singlestep=False) if literal else None
-        return samplers.dpm_solver(
-            model, x, process, path, order=config["solver_order"], adjust=adjust, **fixed, **options
-        )
-
-    return _plan(config, process, path, sample)
+    return _plan(config, process, path, dpm_multistep_sampler(config, steps, path, literal))
 
 
 SCHEDULERS = {

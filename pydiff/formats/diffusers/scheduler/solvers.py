@@ -119,6 +119,14 @@ def _third(config, kind, singlestep):
     return None if singlestep else halved
 
 
+def dpm_multistep_sampler(config, steps, path, literal):
+    """What draws in multistep DPM-Solver++ along a path, whatever the schedule it was made from."""
+    kind = KINDS[config["algorithm_type"]]
+    fixed = {"kind": kind, "form": _form(config), "orders": multistep_orders(config, steps)}
+    fixed |= {"order": config["solver_order"], "adjust": _third(config, kind, singlestep=False) if literal else None}
+    return lambda model, x, process, **options: samplers.dpm_solver(model, x, process, path, **fixed, **options)
+
+
 def dpm_multistep(config, steps, literal=True, mu=None):
     """DPMSolverMultistepScheduler."""
     process, path, sigmas = _path(config, steps, literal, mu)
@@ -127,15 +135,7 @@ def dpm_multistep(config, steps, literal=True, mu=None):
         raise ValueError("variance_type is not supported for solvers; cut the network's answer to its first half")
     if kind == "noise sde" and config["solver_order"] == 3:
         raise ValueError("sde-dpmsolver has no order 3, neither here nor in diffusers; use order 2")
-
-    def sample(model, x, process, **options):
-        fixed = {"kind": kind, "form": _form(config), "orders": multistep_orders(config, steps)}
-        adjust = _third(config, kind, singlestep=False) if literal else None
-        return samplers.dpm_solver(
-            model, x, process, path, order=config["solver_order"], adjust=adjust, **fixed, **options
-        )
-
-    return _plan(process, path, sigmas, sample, config)
+    return _plan(process, path, sigmas, dpm_multistep_sampler(config, steps, path, literal), config)
 
 
 def dpm_singlestep(config, steps, literal=True, mu=None):
