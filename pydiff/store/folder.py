@@ -94,11 +94,14 @@ class RunDirectory:
             old_options = type(options).from_keywords(before["options"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{file} cannot be read ({error}); choose another folder") from error
-        if before.get("fingerprint") != config.get("fingerprint"):
-            raise ValueError(f"{self.path} holds a run on other data ({before.get('data')}); choose another folder")
         differing = [
             (name, getattr(old_options, name), getattr(options, name)) for name in options.changed(old_options)
         ]
+        if before.get("fingerprint") != config.get("fingerprint"):
+            what = "".join(f", {name} = {old}, not {new}" for name, old, new in differing)  # a size, it may be
+            raise ValueError(
+                f"{self.path} holds a run on other data ({before.get('data')}{what}); choose another folder"
+            )
         identity = ("codec", "model", "text_encoder")
         differing += [(n, before[n], config.get(n)) for n in identity if n in before and before[n] != config.get(n)]
         for name, old, new in differing:

@@ -113,6 +113,8 @@ def test_a_run_folder_refuses_another_run(uninterrupted, tmp_path):
         pydiff.train("digits", out=out, **{**options, "lr": 0.5})
     with pytest.raises(ValueError, match="holds a run on other data"):
         pydiff.train(np.zeros((9, 8, 8, 1), np.uint8), out=out, **TINY)
+    with pytest.raises(ValueError, match=r"on other data \(digits, size = None, not 6\)"):
+        pydiff.train("digits", out=out, **options, size=6)
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(FileExistsError, match=r"is not empty and holds no run \(it has mine.txt\)"):
         pydiff.train("digits", out=tmp_path, **TINY)
