@@ -32,12 +32,6 @@ class Path(NamedTuple):
         with np.errstate(divide="ignore"):
             return self.sigma / self.alpha
 
-    def exploding(self) -> "Path":
-        """The same path in the scale where alpha = 1. ValueError where alpha is 0: x / alpha does not exist there."""
-        if not (self.alpha > 0).all():
-            raise ValueError("the path starts where alpha = 0, which has no place in that scale; start later")
-        return Path(self.t, np.ones_like(self.alpha), self.ratio)
-
 
 SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     # k = 0 .. S-1, before reversing; each is strictly rising because T / S >= 1
