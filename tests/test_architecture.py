@@ -146,13 +146,14 @@ MAY_IMPORT = {
     "optim": "backend arrays ops",
     "models": "backend arrays tensor ops nn",
     "codec": "arrays",
+    "codecs": "arrays codec",
     "text": "",
     "condition": "arrays text",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
-    "data": "random codec condition",
+    "data": "random codec codecs condition",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
@@ -171,10 +172,13 @@ MAY_IMPORT = {
     "training.interrupt": "",
     "training.progress": "",
     "training.config": "diffusion models store text",
+    "training.networks": "codec models training.config",
     "training.captions": "text data",
     "training.task": (
-        "arrays random tensor nn models codec condition diffusion data training.config training.captions"
+        "arrays random tensor nn models codec condition diffusion data "
+        "training.config training.networks training.captions"
     ),
+    "training.clip_task": "codec data training.task",
     "training.loop": "backend arrays nn ops optim store training.interrupt training.progress",
     "training": "",
     "report": "arrays random codec data store",
@@ -346,7 +350,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", ("data/", "codec.py")) == [
+    assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", ("data/", "codec.py", "codecs/")) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]
 
