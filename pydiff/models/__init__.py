@@ -2,6 +2,7 @@
 
 from pydiff.models.autoencoder import Autoencoder, AutoencoderKL, Posterior
 from pydiff.models.autoencoder_tiny import AutoencoderTiny
+from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from pydiff.models.registry import MODELS, build, name_of, register, twin
 from pydiff.models.unet import UNet2D
 from pydiff.models.unet_condition import UNet2DCondition
@@ -12,6 +13,8 @@ __all__ = [
     "AutoencoderKL",
     "AutoencoderTiny",
     "Posterior",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
     "UNet2D",
     "UNet2DCondition",
     "build",
