@@ -191,7 +191,7 @@ def _mid_block(channels, attends, resnet):
     return MidBlock(channels, channels if attends else None, resnet["groups"], 1, **resnet)
 
 
-@register("AutoencoderKL")
+@register("AutoencoderKL", part=True)
 class AutoencoderKL(Autoencoder):
     """Images to latents and back.
 

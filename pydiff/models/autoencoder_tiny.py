@@ -63,7 +63,7 @@ class TinyDecoder(Module):
         return 2 * h - 1
 
 
-@register("AutoencoderTiny")
+@register("AutoencoderTiny", part=True)
 class AutoencoderTiny(Autoencoder):
     """Images to latents and back, quickly.
 

@@ -103,7 +103,7 @@ class Encoder(Module):
         return tuple(states)
 
 
-@register("CLIPTextModel")
+@register("CLIPTextModel", part=True)
 class CLIPTextModel(Module):
     """Reads token numbers (N, T), T up to max_position_embeddings: TextStates.
 
@@ -164,7 +164,7 @@ class CLIPTextModel(Module):
         return super().load_state_dict(renamed(state))
 
 
-@register("CLIPTextModelWithProjection")
+@register("CLIPTextModelWithProjection", part=True)
 class CLIPTextModelWithProjection(Module):
     """CLIPTextModel, and the pooled state in the space that texts and images share: text_embeds (N, projection_dim)."""
 

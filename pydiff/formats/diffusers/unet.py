@@ -11,7 +11,8 @@ from pathlib import Path
 from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
-from pydiff.models import MODELS, Autoencoder, build
+from pydiff.models import MODELS, build
+from pydiff.models.registry import PARTS
 from pydiff.nn import Module
 
 CLASS = "UNet2DModel"
@@ -79,7 +80,7 @@ def read_config(config: Mapping, source: Path, known_class: str | None = None) -
     if found in OLD_CLASSES:
         config = {OLD_OPTIONS.get(name, name): value for name, value in config.items()}
         found = CLASS
-    networks = [name for name, cls in MODELS.items() if not issubclass(cls, Autoencoder)]
+    networks = [name for name in MODELS if name not in PARTS]
     if not isinstance(found, str) or found not in networks:
         raise CheckpointError(
             f"{source} is for the class {found!a:.60}, expected {' or '.join(networks)}: use another."
