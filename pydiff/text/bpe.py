@@ -170,7 +170,7 @@ def _cut(text, cutter):
 
 @functools.cache
 def clip(pad: str = END) -> Tokenizer:
-    """OpenAI's, from the shipped list. pad: the token behind the end, "!" in Stable Diffusion 2, the end itself in 1."""
+    """OpenAI's, from the shipped list. pad: what is behind the end, "!" in Stable Diffusion 2, the end itself in 1."""
     with gzip.open(FILE, "rt", encoding="utf-8") as file:
         merges = [tuple(line.split()) for line in file.read().split("\n")[1 : MERGES + 1]]
     alone = list(BYTES.values())
