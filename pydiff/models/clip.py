@@ -202,8 +202,8 @@ def _check(config):
             raise ValueError(f"{option} must be a whole number of at least 1, got {config[option]!r}")
     if config["hidden_size"] % config["num_attention_heads"]:
         raise ValueError(
-            f"{config['hidden_size']} channels do not divide into {config['num_attention_heads']} heads; choose another "
-            "num_attention_heads"
+            f"{config['hidden_size']} channels do not divide into {config['num_attention_heads']} heads; choose "
+            "another num_attention_heads"
         )
     if config["hidden_act"] not in ACTIVATIONS:
         raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {config['hidden_act']!r:.60}")

@@ -16,6 +16,7 @@ What is done to a text, in this order; the result is that of the library `tokeni
 
 import functools
 import gzip
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,7 +96,7 @@ class Tokenizer:
         parts = [BYTES[byte] for byte in piece.encode("utf-8", "replace")]
         parts[-1] += LAST
         while len(parts) > 1:
-            pairs = set(zip(parts[:-1], parts[1:], strict=True))
+            pairs = set(itertools.pairwise(parts))
             first = min(pairs, key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if first not in self.ranks:
                 break
@@ -169,7 +170,7 @@ def _cut(text, cutter):
 
 @functools.cache
 def clip(pad: str = END) -> Tokenizer:
-    """OpenAI's, from the shipped list. pad: the token behind the end: "!" in Stable Diffusion 2, the end itself in 1."""
+    """OpenAI's, from the shipped list. pad: what is behind the end, "!" in Stable Diffusion 2, the end itself in 1."""
     with gzip.open(FILE, "rt", encoding="utf-8") as file:
         merges = [tuple(line.split()) for line in file.read().split("\n")[1 : MERGES + 1]]
     alone = list(BYTES.values())
