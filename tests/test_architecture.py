@@ -146,6 +146,7 @@ MAY_IMPORT = {
     "optim": "backend arrays ops",
     "models": "backend arrays tensor ops nn",
     "codec": "arrays",
+    "latents": "arrays tensor models codec",
     "text": "",
     "condition": "arrays text",
     "diffusion.table": "",
@@ -350,7 +351,8 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", ("data/", "codec.py")) == [
+    codecs = ("data/", "codec.py", "latents.py")
+    assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]
 
