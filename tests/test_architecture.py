@@ -147,6 +147,7 @@ MAY_IMPORT = {
     "models": "backend arrays tensor ops nn",
     "codec": "arrays",
     "text": "",
+    "text.learned": "arrays tensor models text",
     "condition": "arrays text",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
