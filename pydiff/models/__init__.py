@@ -5,4 +5,14 @@ from pydiff.models.text_transformer import ReadingUNet, TextTransformer
 from pydiff.models.unet import UNet2D
 from pydiff.models.unet_condition import UNet2DCondition
 
-__all__ = ["MODELS", "ReadingUNet", "TextTransformer", "UNet2D", "UNet2DCondition", "build", "name_of", "register", "twin"]
+__all__ = [
+    "MODELS",
+    "ReadingUNet",
+    "TextTransformer",
+    "UNet2D",
+    "UNet2DCondition",
+    "build",
+    "name_of",
+    "register",
+    "twin",
+]

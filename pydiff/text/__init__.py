@@ -11,4 +11,14 @@ from pydiff.text.glove import Glove
 from pydiff.text.learned import Learned
 from pydiff.text.prompt import arithmetic
 
-__all__ = ["ENCODERS", "Glove", "Learned", "PromptWarning", "TextEncoder", "arithmetic", "from_config", "named", "register"]
+__all__ = [
+    "ENCODERS",
+    "Glove",
+    "Learned",
+    "PromptWarning",
+    "TextEncoder",
+    "arithmetic",
+    "from_config",
+    "named",
+    "register",
+]

@@ -118,10 +118,7 @@ class Learned(TextEncoder):
         if self.subwords is None:
             return []  # it will learn them
         words = Counter(
-            word
-            for caption in captions
-            for word in split(caption)
-            if word not in known and any(map(str.isalpha, word))
+            word for caption in captions for word in split(caption) if word not in known and any(map(str.isalpha, word))
         )
         return [word for word, _ in words.most_common()]
 
