@@ -26,7 +26,7 @@ class TextTransformer(Module):
         self.initialize(seed)
 
     def forward(self, ids):
-        n, tokens = ids.shape
+        tokens = ids.shape[1]
         if tokens != self.config["tokens"]:
             raise ValueError(f"this text transformer reads {self.config['tokens']} pieces of a caption, got {tokens}")
         h = self.token_embedding(ids) + self.position_embedding.weight

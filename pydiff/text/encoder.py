@@ -30,7 +30,7 @@ class TextEncoder:
     network = None
     trained_along = False
 
-    def prepared(self, captions: Sequence[str], seed: int) -> "TextEncoder":
+    def prepared(self, captions: Sequence[str], seed: int) -> "TextEncoder":  # noqa: ARG002
         """The encoder for a training with these captions: itself, or one that is made for them."""
         return self
 
@@ -70,7 +70,7 @@ class TextEncoder:
         return self.identity()
 
     @classmethod
-    def from_config(cls, config: dict, network=None) -> "TextEncoder":
+    def from_config(cls, config: dict, network=None) -> "TextEncoder":  # noqa: ARG003
         """The encoder that `to_config` described. ValueError where it would encode otherwise today.
 
         network: (configuration, state dict) of the network that was saved with it, or None.

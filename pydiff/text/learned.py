@@ -14,9 +14,9 @@ import numpy as np
 
 from pydiff.arrays import to_host
 from pydiff.models.text_transformer import TextTransformer
+from pydiff.tensor import no_grad
 from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, listed, register
 from pydiff.text.subwords import PAD, START, Subwords, split
-from pydiff.tensor import no_grad
 
 TOKEN_IDS = "token_ids"  # the name under which a batch carries the pieces' numbers
 LEAST, MOST = 16, 64  # pieces of a caption that are read

@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 MERGES = 4096  # learned at most
 WORDS = 20_000  # of the captions, the most frequent, from which they are learned
@@ -57,7 +58,7 @@ class Subwords:
         spelled, times = [_bytes(word) for word, _ in chosen], [count for _, count in chosen]
         pairs, where = Counter(), defaultdict(set)  # how often, and in which words
         for i, pieces in enumerate(spelled):
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in pairwise(pieces):
                 pairs[pair] += times[i]
                 where[pair].add(i)
         made, queue = [], [(-count, pair) for pair, count in pairs.items()]
@@ -73,7 +74,7 @@ class Subwords:
             for i in where[best]:
                 before, after = spelled[i], _merged(spelled[i], best, number)
                 for pieces, sign in ((before, -1), (after, 1)):
-                    for pair in zip(pieces, pieces[1:], strict=False):
+                    for pair in pairwise(pieces):
                         pairs[pair] += sign * times[i]
                         changed.add(pair)
                         if sign > 0 and number in pair:
@@ -91,7 +92,7 @@ class Subwords:
     def _pieces(self, word: str) -> tuple[int, ...]:
         pieces = _bytes(word)
         while len(pieces) > 1:
-            pairs = set(zip(pieces, pieces[1:], strict=False)) & self._rank.keys()
+            pairs = set(pairwise(pieces)) & self._rank.keys()
             if not pairs:
                 break
             first = min(pairs, key=self._rank.__getitem__)

@@ -10,7 +10,8 @@ def captions_for(dataset, name: str, seed: int, given: bool = False):
     """(text encoder or None, the captions that it shall be told or None, sentences on that) for a data set.
 
     name: of the encoder, "none", or "auto": one that understands at least half of the captions, if there are any and
-    the network was not given, which might take none. seed: of an encoder that is trained along. ValueError where there are no captions for a named encoder.
+    the network was not given, which might take none. seed: of an encoder that is trained along. ValueError where there
+    are no captions for a named encoder.
     """
     if name == "none" or (name == "auto" and (dataset.captions is None or given)):
         return None, None, []

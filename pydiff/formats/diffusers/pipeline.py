@@ -20,10 +20,11 @@ from pydiff.diffusion import Process
 from pydiff.diffusion.schedule import from_config as schedule_from_config
 from pydiff.formats import weights
 from pydiff.formats.diffusers import folder
+from pydiff.formats.diffusers.parameters import ways_to_write
 from pydiff.formats.diffusers.scheduler.config import MAX_T, read_config
 from pydiff.formats.diffusers.scheduler.stored import StoredScheduler, with_class, with_prediction
 from pydiff.formats.diffusers.scheduler.write import DDPM_PIPELINE, Written, scheduler_of
-from pydiff.formats.diffusers.unet import CLASS, Checked, read_model, ways_to_write
+from pydiff.formats.diffusers.unet import CLASS, Checked, read_model
 from pydiff.formats.diffusers.unet import read_config as read_unet_config
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.models import MODELS, name_of
