@@ -148,6 +148,7 @@ MAY_IMPORT = {
     "codec": "arrays",
     "latents": "arrays tensor models codec",
     "text": "",
+    "text.learned": "arrays tensor models text",
     "condition": "arrays text",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
