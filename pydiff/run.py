@@ -317,8 +317,9 @@ def _run_of(trainer, folder):
     """The live view of a training in progress."""
     task, options = trainer.task, trainer.options
     kind = {"variance": options.variance, "self_conditioning": options.self_conditioning, "device": trainer.device}
+    network, conditioning = task.parts(trainer.ema_model())
     return Run.of_pipeline(
-        Pipeline(trainer.ema_model(), task.process, task.codec, task.conditioning, **kind),
+        Pipeline(network, task.process, task.codec, conditioning, **kind),
         options.to_config(),
         data_name=task.dataset.name,
         step=trainer.step,
