@@ -2,6 +2,7 @@
 
 from pydiff.training.clip_task import JointTask, task_for
 from pydiff.training.config import LoopOptions, Options, reading
+from pydiff.training.distributed import join, settled
 from pydiff.training.interrupt import Interrupted
 from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, training_steps
 from pydiff.training.task import DiffusionTask, Task
@@ -16,8 +17,10 @@ __all__ = [
     "Task",
     "Trainer",
     "fit",
+    "join",
     "opened",
     "reading",
+    "settled",
     "task_for",
     "train_task",
     "training_steps",
