@@ -47,6 +47,11 @@ class LoopOptions:
     """Steps between pictures of samples; 0 for none."""
     keep: int = 2
     """Checkpoints kept on disk."""
+    shards: int = 0
+    """Parts of a batch, whose gradients are added in a fixed order: as many processes can share the run, at any time,
+    to the same bits. 0: what the run was begun with; a new one 8 under mpiexec, else a single one."""
+    reduce: Literal["exact", "fast"] = "exact"
+    """How several processes add their gradients: to the same bits for any number of them, or as MPI does it."""
 
     def check(self):
         """These options again, or ValueError, in one sentence, for values that cannot work."""
@@ -58,6 +63,7 @@ class LoopOptions:
             "checkpoint_every": 1,
             "sample_every": 0,
             "keep": 1,
+            "shards": 0,
         }
         for name, value in least.items():
             _at_least(self, name, value)
