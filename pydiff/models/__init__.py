@@ -2,6 +2,7 @@
 
 from pydiff.models.autoencoder import Autoencoder, AutoencoderKL, Posterior
 from pydiff.models.autoencoder_tiny import AutoencoderTiny
+from pydiff.models.bert import BertModel
 from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from pydiff.models.points import PointsMLP
 from pydiff.models.registry import MODELS, build, name_of, register, twin
@@ -15,6 +16,7 @@ __all__ = [
     "Autoencoder",
     "AutoencoderKL",
     "AutoencoderTiny",
+    "BertModel",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "ClipUNet",
