@@ -1,4 +1,4 @@
-"""The command line: pydiff demo | train | sample | report | data | words | bench | info.
+"""The command line: pydiff demo | train | sample | report | data | words | ink | bench | info.
 
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
@@ -220,6 +220,31 @@ class Words:
 
 
 @dataclass
+class Ink:
+    """Why are they called diffusion models? A drop of ink beside an emoji whose pixels diffuse, on one page."""
+
+    out: Path = Path("ink")
+    """Folder for ink.html and the film."""
+    emoji: str = "firefighter"
+    """What the emoji's caption contains."""
+    seed: int = 0
+    """Of the random walks."""
+
+    def run(self):
+        from pydiff.data import load
+        from pydiff.report.ink import write_ink_page
+
+        data = load("emoji", channels=3)
+        words = [" ".join(row) for row in data.captions]
+        found = [i for i, told in enumerate(words) if self.emoji.lower() in told.lower()]
+        if not found:
+            raise ValueError(f"no emoji's caption contains {self.emoji!r}; try heart, apple or firefighter")
+        page, rows = write_ink_page(self.out.expanduser(), data.images[found[0]], self.seed)
+        worst = max(row[-1] for row in rows)
+        say(f"the density by steps is off the exact one by at most {100 * worst:.2f} % of its peak\n{page}")
+
+
+@dataclass
 class Bench:
     """Time the kernels on this machine: reference, array path, C++, and PyTorch where it is installed."""
 
@@ -253,6 +278,7 @@ COMMANDS = {
     "report": Report,
     "data": Data,
     "words": Words,
+    "ink": Ink,
     "bench": Bench,
     "info": Info,
 }

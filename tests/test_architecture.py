@@ -164,6 +164,7 @@ MAY_IMPORT = {
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
+    "likelihood": "arrays backend tensor random diffusion",
     "formats.pytorch": "formats.safetensors formats.files",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
     "formats.schema": "formats.safetensors",

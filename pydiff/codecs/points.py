@@ -30,6 +30,11 @@ class Points(Codec):
         return cls(points.shape[1], mean, scale if scale > 0 else 1.0)
 
     @property
+    def bits(self):
+        """Points are x times `scale`, so that their density is that much smaller."""
+        return float(np.log2(self.scale)), False
+
+    @property
     def shape(self):
         """(D,) of a point."""
         return self.mean.shape
