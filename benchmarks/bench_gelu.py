@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.contenders import PEER, Contender, house, peer, variants
+from benchmarks.contenders import OTHER, PEER, Contender, arrays, house, peer, variants
 from pydiff import ops
 from pydiff.ops.gelu import GEGLU, GELU
 from pydiff.reference import gelu as reference
@@ -46,8 +46,12 @@ def cases_of(name, shape, rng, settings):
         ("backward", [dx], (1 + 2 * halves) * nbytes),
     ):
         contenders = [*house(ours(name, direction), settings.all_levels), *torch_contenders(name, direction)]
+        if shape == TINY and direction == "forward":
+            slow = lambda i: lambda: [equation(i[0])]  # noqa: E731
+            contenders.insert(0, Contender("reference (float64)", OTHER, slow, arrays))
         words = f"{' x '.join(map(str, lead))} x {c}"
-        yield harness.Case(f"{name} {direction}", words, sets, contenders, exact, LIMIT, nbytes=moved)
+        label = "gelu" if name == "gelu" else "gelu gate"
+        yield harness.Case(f"{label} {direction}", words, sets, contenders, exact, LIMIT, nbytes=moved)
 
 
 def ours(name, direction):

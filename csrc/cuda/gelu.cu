@@ -82,15 +82,14 @@ __global__ void __launch_bounds__(most_threads)
         float g[n], a[n] = {}, b[n];
         load_upto(g, dy + i * c + e, c - e, aligned);
         load_upto(b, x + at_b, c - e, aligned);
-        if (gated) {
-            load_upto(a, x + at_a, c - e, aligned);
-            float da[n];
+        if (gated) load_upto(a, x + at_a, c - e, aligned);
 #pragma unroll
-            for (int k = 0; k < n; ++k) da[k] = g[k] * gelu(b[k]);  // 2
-            store_upto(dx + at_a, da, c - e, aligned);
+        for (int k = 0; k < n; ++k) {
+            const float db = gated ? g[k] * a[k] * slope(b[k]) : g[k] * slope(b[k]);  // 1, 2
+            a[k] = g[k] * gelu(b[k]);                                                 // da
+            b[k] = db;
         }
-#pragma unroll
-        for (int k = 0; k < n; ++k) b[k] = gated ? g[k] * a[k] * slope(b[k]) : g[k] * slope(b[k]);  // 1, 2
+        if (gated) store_upto(dx + at_a, a, c - e, aligned);
         store_upto(dx + at_b, b, c - e, aligned);
     }
 }

@@ -210,8 +210,9 @@ __global__ void __launch_bounds__(column_threads* row_threads)
     partial[(blockIdx.y * 2 + int64_t(threadIdx.y)) * c + e] = sum;
 }
 
-__global__ void layer_norm_chunks_kernel(int64_t count, int64_t c, const float* __restrict__ partial,
-                                         float* __restrict__ dgamma, float* __restrict__ dbeta) {
+__global__ void __launch_bounds__(128)
+    layer_norm_chunks_kernel(int64_t count, int64_t c, const float* __restrict__ partial, float* __restrict__ dgamma,
+                             float* __restrict__ dbeta) {
     const int64_t j = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     float* const to = j < c ? dbeta : dgamma;
     if (j >= 2 * c || !to) return;

@@ -54,7 +54,8 @@ def test_a_shift_without_a_scale():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_empty_and_single(shape, dtype):
     x = np.full(shape, 0.1, dtype)
-    y, dx, dgamma, dbeta = gradients(ops.layer_norm, [x, np.ones(shape[-1], dtype), np.full(shape[-1], 2.0, dtype)], np.ones(shape))
+    parameters = np.ones(shape[-1], dtype), np.full(shape[-1], 2.0, dtype)
+    y, dx, dgamma, dbeta = gradients(ops.layer_norm, [x, *parameters], np.ones(shape))
     assert_close(y, np.full(shape, 2.0), rtol=1e-12)
     assert_close(dx, np.zeros(shape), rtol=0, atol=1e-10 if dtype is np.float64 else 1e-4)
     assert dgamma.shape == dbeta.shape == shape[-1:]
@@ -132,7 +133,8 @@ def test_kernel_over_several_blocks(shape):
     """More rows than a block of work or a chunk of the column sums has, rows longer than a sum in float."""
     rng = np.random.default_rng(0)
     x = 3 + rng.standard_normal(shape)
-    check_kernel(op({"eps": 1e-5}), [x, 1 + 0.5 * rng.standard_normal(shape[-1:]), rng.standard_normal(shape[-1:])], rng)
+    gamma, beta = rng.standard_normal((2, shape[-1]))
+    check_kernel(op({"eps": 1e-5}), [x, 1 + 0.5 * gamma, beta], rng)
 
 
 @pytest.mark.usefixtures("kernels")
