@@ -195,12 +195,14 @@ MAY_IMPORT = {
     "training.loop": (
         "backend arrays nn optim store training.interrupt training.progress training.distributed training.gradient"
     ),
+    "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
     "report": "arrays random codec data store",
     "run": "backend condition data pipeline edit formats store training report",
+    "segment": "backend arrays tensor codec data formats models report store training",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report training run bench info text",
+    "cli": "backend codec data diffusion store report training run segment bench info text",
     "__main__": "cli",
 }
 
@@ -372,7 +374,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py", "codecs/")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/", "segment.py")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]
