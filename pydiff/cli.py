@@ -159,9 +159,11 @@ class Report:
     """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real pictures."""
 
     run_folder: Path
-    """Folder of a run."""
+    """Folder of a run, finished or not, or of a model."""
     out: Path | None = None
     """Folder for the page, samples.png and the film; left out, the run's own."""
+    data: str | None = None
+    """Where the training data are, if they are not where they were."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
     """How many samples to draw."""
     sampler: Literal["ddim", "ddpm"] = "ddpm"
@@ -177,7 +179,7 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        say(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
+        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
 
 
 @dataclass

@@ -170,15 +170,22 @@ MAY_IMPORT = {
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
+    "training.rate": "optim",
+    "training.changes": "training.rate",
+    "training.health": "",
+    "training.keeping": "formats.safetensors training.health",
     "training.config": "diffusion models store text",
     "training.captions": "text data",
     "training.task": (
         "arrays random tensor nn models codec condition diffusion data training.config training.captions"
     ),
-    "training.loop": "backend arrays nn ops optim store training.interrupt training.progress",
+    "training.loop": "backend arrays nn ops optim store training.interrupt training.progress training.rate "
+    "training.changes training.keeping",
     "training": "",
     "report": "arrays random codec data store",
-    "run": "backend condition data pipeline edit formats store training report",
+    "reopen": "data pipeline formats store",
+    "warm": "models store training reopen",
+    "run": "backend condition data pipeline edit formats store training report reopen warm",
     "bench": "",
     "info": "backend compiled emulator pydiff",
     "cli": "backend codec data diffusion store report training run bench info text",
@@ -251,10 +258,10 @@ FLOORS = {
         ],
         860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
     ),
-    # 40 of it for prompts, and for the schedulers that models bring
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 600),
+    # 40 of it for prompts, and for the schedulers that models bring; 30 for runs that are gone on with and come back to
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 630),
 }  # fmt: skip
-FILE_LINES, FUNCTION_LINES = 325, 45
+FILE_LINES, FUNCTION_LINES = 350, 45  # run.py is the longest: every argument of sampling is documented there
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "walk": "the keywords of every sampler, documented here once, and the one loop",
@@ -314,7 +321,7 @@ def test_every_floor_is_short(floor):
 def test_a_run_is_a_facade():
     """It holds a pipeline and a folder, and hands on; what it can do is done below, where nobody knows a run."""
     (run,) = (n for n in TREES["pydiff.run"].body if isinstance(n, ast.ClassDef) and n.name == "Run")
-    assert run.end_lineno - run.lineno < 200
+    assert run.end_lineno - run.lineno < 220
     for module, tree in TREES.items():
         if module in ("pydiff.run", "pydiff.cli", "pydiff"):
             continue

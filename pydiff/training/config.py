@@ -26,6 +26,8 @@ class LoopOptions:
     """Optimiser steps."""
     batch_size: int = 64
     """Pictures per step."""
+    accumulate: int = 1
+    """Parts in which the pictures of a step are computed, one after the other: less memory, as much work."""
     seed: int = 0
     """Seed of everything random: weights, data order, noise. Same seed, same bits."""
     lr: float = 1e-3
@@ -52,6 +54,7 @@ class LoopOptions:
         least = {
             "steps": 1,
             "batch_size": 1,
+            "accumulate": 1,
             "seed": 0,
             "warmup": 0,
             "checkpoint_every": 1,
@@ -60,6 +63,11 @@ class LoopOptions:
         }
         for name, value in least.items():
             _at_least(self, name, value)
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate = {self.accumulate} parts cannot be made of batch_size = {self.batch_size} pictures; use "
+                f"at most {self.batch_size}"
+            )
         for name in ("lr", "clip", "weight_decay"):
             _between(self, name, 0, math.inf)
         _between(self, "ema", 0, 1)
@@ -97,6 +105,8 @@ class Options(LoopOptions):
 
     size: int | None = None
     """Side length of the pictures in pixels; left out, what the data has."""
+    init_from: str | None = None
+    """Folder of a run or of a model to begin with the weights of; left out, they are drawn."""
     prediction: Literal[tuple(PREDICTIONS)] = "eps"
     """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
     schedule: Literal[tuple(BUILDERS)] = "cosine"

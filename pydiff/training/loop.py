@@ -7,6 +7,7 @@ not.
 """
 
 import contextlib
+import logging
 import math
 import time
 from typing import NamedTuple
@@ -17,8 +18,11 @@ from pydiff import backend, nn, ops, optim
 from pydiff.arrays import array_module, to_host
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
+from pydiff.training.changes import told
 from pydiff.training.interrupt import Interrupted, stop_request
+from pydiff.training.keeping import Keeper
 from pydiff.training.progress import Progress
+from pydiff.training.rate import learning_rate
 
 GIVE_UP_AFTER = 50  # non-finite steps in a row
 
@@ -41,7 +45,7 @@ class Trainer:
     """
 
     def __init__(self, task, options, device="cpu"):
-        self.task, self.options, self.device = task, options.check(), device
+        self.task, self.options, self.device, self.notes = task, options.check(), device, []
         with backend.use_device(device) as xp:
             task.to(xp)
             self.optimizer = optim.AdamW(task.model, weight_decay=options.weight_decay)
@@ -83,6 +87,11 @@ class Trainer:
             target[...] = array_module(target).asarray(source)
         self.step = step
 
+    def begin(self, weights):
+        """Starts with these weights, a state_dict of such a model, and not with drawn ones."""
+        self.model.load_state_dict(weights)
+        self.optimizer.ema[...] = self.optimizer.p
+
 
 def training_steps(trainer):
     """Trains, one step per iteration, until options.steps: for state in training_steps(trainer): ...
@@ -95,40 +104,45 @@ def training_steps(trainer):
 
 def _steps(trainer):
     task, options, optimizer, bad_in_a_row = trainer.task, trainer.options, trainer.optimizer, 0
-    numbers = np.arange(options.batch_size)
+    parts = np.array_split(np.arange(options.batch_size), options.accumulate)
     while trainer.step < options.steps:
         step = trainer.step + 1
-        batch = task.batch(step, numbers)
         optimizer.zero_grad()
-        # NumPy would warn about what is checked here anyway
-        with nn.training(options.seed, step, numbers), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            loss = task.losses(batch).mean()
-            lr, bad, norm = learning_rate(step, options), None, math.nan
-            if not math.isfinite(loss.item()):
-                bad = f"the loss is {loss.item()}; {first_bad_module(task, batch)}"
-            else:
-                loss.backward()
-                norm2 = ops.squared_norm(optimizer.gather())
-                norm = math.sqrt(norm2.item())
-                if not math.isfinite(norm):
-                    bad = f"the gradient of {optimizer.first_bad_gradient()} is not finite"
+        lr, norm = learning_rate(step, options), math.nan
+        loss, batches, bad = _gradient(task, options, step, parts)
+        if bad is None:
+            norm2 = ops.squared_norm(optimizer.gather())
+            norm = math.sqrt(norm2.item())
+            if not math.isfinite(norm):
+                bad = f"the gradient of {optimizer.first_bad_gradient()} is not finite"
         if bad is None:
             optimizer.step(step, lr, optim.ema_decay(step, options.ema), options.clip, norm2)
-            task.learned(batch)
+            for batch in batches:
+                task.learned(batch)
         bad_in_a_row = bad_in_a_row + 1 if bad else 0
         if bad_in_a_row == GIVE_UP_AFTER:
             raise RuntimeError(
                 f"{GIVE_UP_AFTER} steps in a row were not finite ({bad}); a smaller lr than {options.lr} may help"
             )
         trainer.step = step
-        yield StepState(step, loss.item(), lr, norm, bad)
+        yield StepState(step, loss, lr, norm, bad)
 
 
-def learning_rate(step, options):
-    """The learning rate of one step, as a function of the step alone."""
-    if options.lr_schedule == "constant":
-        return options.lr * min(1.0, step / max(options.warmup, 1))
-    return optim.warmup_cosine(step, options.steps, options.lr, min(options.warmup, options.steps - 1))
+def _gradient(task, options, step, parts):
+    """(mean loss, batches, None or what is not finite) of a step: the parts' gradients add up, one after the other."""
+    total, batches = 0.0, []
+    for numbers in parts:
+        batch = task.batch(step, numbers)
+        # NumPy would warn about what is checked here anyway
+        with nn.training(options.seed, step, numbers), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            losses = task.losses(batch)
+            loss = losses.mean() if len(parts) == 1 else losses.sum() * (1 / options.batch_size)
+            total += loss.item()
+            if not math.isfinite(total):
+                return total, batches, f"the loss is {loss.item()}; {first_bad_module(task, batch)}"
+            loss.backward()
+        batches.append(batch)
+    return total, batches, None
 
 
 def first_bad_module(task, batch):
@@ -151,41 +165,43 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
 
     log: store.Log. folder: store.RunDirectory, locked, or None. preview: called every options.sample_every steps where
     there is a folder, for the bytes of a PNG that show what was learned. Raises Interrupted, with a checkpoint written.
+    Returns sentences on what went wrong on the way; what cannot be written stops nothing, see keeping.py.
     """
     options = trainer.options
     with (
         Progress(options.steps, trainer.step, f"on {trainer.device}", progress) as bar,
         stop_request() as stop,
     ):
+        keeper = Keeper(trainer, log, folder, preview, bar.write)
         began, smooth = time.perf_counter(), None
         for state in training_steps(trainer):
             now = time.perf_counter()
             rate, began = options.batch_size / max(now - began, 1e-9), now
-            log.append(log_entry(state, rate, trainer.device))
+            keeper.took(log_entry(state, rate, trainer.device))
             if state.bad:
                 bar.write(f"step {state.step} skipped: {state.bad}")
                 bar.step()
             else:
                 smooth = state.loss if smooth is None else 0.98 * smooth + 0.02 * state.loss
                 bar.step(f"loss {smooth:.4f}, {rate:,.0f} {trainer.task.unit}/s")
-            last = state.step == options.steps
-            if folder is not None:
-                if preview and options.sample_every and (last or state.step % options.sample_every == 0):
-                    folder.save_preview(state.step, preview())
-                if last or stop.is_set() or state.step % options.checkpoint_every == 0:
-                    folder.save_checkpoint(trainer.step, trainer.arrays(), options.keep)
-            if stop.is_set() and not last:
-                raise Interrupted(trainer.step)
+            last, stopping = state.step == options.steps, stop.is_set()
+            keeper.save(last, stopping)
+            if stopping and not last:
+                raise Interrupted(trainer.step, keeper.unsaved())
+    return keeper.health.sentences(options.lr)
 
 
 @contextlib.contextmanager
-def opened(task, options, out=None, device="cpu"):
+def opened(task, options, out=None, device="cpu", begin=None):
     """(trainer, folder) for a training in the folder `out`, which is locked meanwhile; a run that is there goes on.
 
-    out: None keeps all in memory, and folder is None then.
+    out: None keeps all in memory, and folder is None then. begin: called with the trainer and the folder of a run that
+    begins, before its first step. trainer.notes are sentences on what has changed since the run began.
     """
     trainer = Trainer(task, options, device)
     if out is None:
+        if begin:
+            begin(trainer, None)
         yield trainer, None
         return
     folder = RunDirectory(out)
@@ -193,6 +209,9 @@ def opened(task, options, out=None, device="cpu"):
         if found := folder.open(task.identity(), options):
             arrays, state = found
             trainer.restore(arrays, state["step"])
+        elif begin:
+            begin(trainer, folder)
+        trainer.notes += told(folder.path, folder.changed, trainer.step, options)
         yield trainer, folder
 
 
@@ -202,7 +221,9 @@ def train_task(task, options, out=None, *, device="cpu", progress=True):
     options: LoopOptions. `pydiff.train` does this for diffusion models and makes a Run of it.
     """
     with opened(task, options, out, device) as (trainer, folder):
-        fit(trainer, Log() if folder is None else folder.log, folder, progress=progress)
+        trainer.notes += fit(trainer, Log() if folder is None else folder.log, folder, progress=progress)
+    for note in trainer.notes:
+        logging.getLogger("pydiff").warning("%s", note)
     return trainer
 
 

@@ -155,6 +155,7 @@ class DiffusionTask(Task):
             **({} if encoder is None else {"text_encoder": encoder.to_config()}),
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint(),
+            "samples": [len(self.dataset), *self.dataset.shape],
             "codec": self.codec.to_config(),
             "model": name_of(self.model),
         }

@@ -5,6 +5,7 @@ amount of memory and time. What the network is made of then follows from names a
 """
 
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -195,3 +196,26 @@ def ways_to_write(model: Module) -> dict:
         return Made(shape, lambda: p.numpy().transpose(p.file_axes), p.dtype)
 
     return {name: made(p) for name, p in model.named_parameters()}
+
+
+def places(model: Module) -> dict[str, list]:
+    """{name: [first, shape, file_axes]}: where in the optimiser's flat arrays each parameter is. JSON."""
+    found, end = {}, 0
+    for p in model.parameters():
+        found[id(p)], end = [end, list(p.shape), list(p.file_axes)], end + p.size
+    return {name: found[id(p)] for name, p in model.named_parameters()}
+
+
+def placed(described: object, flat: np.ndarray, source: Path) -> dict[str, Weight]:
+    """The weights in such a flat array (P,) by name, as a file has them. CheckpointError where it has others."""
+    weights = {}
+    for name, place in described.items() if isinstance(described, dict) else ():
+        try:
+            first, shape, axes = place
+            part = flat[first : first + math.prod(shape)].reshape(shape).transpose(axes)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{source} describes another network than the checkpoints beside it.") from error
+        weights[name] = Weight(part.shape, lambda part=part: part)
+    if not weights or sum({place[0]: math.prod(place[1]) for place in described.values()}.values()) != flat.size:
+        raise CheckpointError(f"{source} describes another network than the checkpoints beside it.")
+    return weights
