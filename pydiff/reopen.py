@@ -105,15 +105,18 @@ def _twice(load):
 # ---- what a run writes of itself when it begins ----------------------------------------------------------------------
 
 
-def describe(folder: RunDirectory, pipeline: Pipeline, origin: Origin):
-    """Writes pipeline/ and data/ into a run's folder, where they are not there, damaged, or the data were moved."""
+def describe(folder: RunDirectory, pipeline: Pipeline, origin: Origin, trained):
+    """Writes pipeline/ and data/ into a run's folder, where they are not there, damaged, or the data were moved.
+
+    trained: the pipeline's parameters in the order of the optimiser's.
+    """
     described = folder.path / "pipeline"
     try:
         there = checkpoint.holds_model(described) and checkpoint.extra_of(described)
     except CheckpointError:
         there = False
     if not there:
-        pipeline_folder.save(described, pipeline, {}, weights=False)
+        pipeline_folder.save(described, pipeline, {}, trained=trained)
     try:
         known = kept.read(folder.path / "data")
     except CheckpointError:
@@ -124,7 +127,7 @@ def describe(folder: RunDirectory, pipeline: Pipeline, origin: Origin):
 
 
 def finish(folder: RunDirectory, save):
-    """Writes the finished model, save(path). CheckpointError, in one sentence, that says what is lost where it cannot."""
+    """Writes the finished model, save(path). CheckpointError, in one sentence, where the disk refuses."""
     try:
         save(folder.path / "model")
     except CheckpointError as error:

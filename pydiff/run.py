@@ -304,9 +304,10 @@ def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None
         for note in task.notes if announce else ():
             announce(note)
     with opened(task, options, out, device, begin) as (trainer, folder):
-        run = _run_of(trainer, folder, Origin.of(dataset, data))
+        average = trainer.ema_model()
+        run = _run_of(trainer, average, folder, Origin.of(dataset, data))
         if folder is not None:
-            describe(folder, run.pipeline, run.origin)
+            describe(folder, run.pipeline, run.origin, average.parameters())
         for note in trainer.notes:
             tell(note)
         try:
@@ -321,12 +322,13 @@ def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None
     return run
 
 
-def _run_of(trainer, folder, origin):
-    """The live view of a training in progress."""
+def _run_of(trainer, average, folder, origin):
+    """The live view of a training in progress. average: its ema_model."""
     task, options = trainer.task, trainer.options
     kind = {"variance": options.variance, "self_conditioning": options.self_conditioning, "device": trainer.device}
+    network, conditioning = task.parts(average)
     return Run.of_pipeline(
-        Pipeline(trainer.ema_model(), task.process, task.codec, task.conditioning, **kind),
+        Pipeline(network, task.process, task.codec, conditioning, **kind),
         options.to_config(),
         origin=origin,
         step=lambda: trainer.step,

@@ -45,17 +45,17 @@ class Source:
         """A network like the one in the folder, for the data and the objective of `task`; None where the options
         describe it. out: the run's folder, which describes it if it is there already.
         """
-        if task.options.channels or name_of(task.model) != UNET:
+        if task.options.channels or name_of(task.network) != UNET:
             return None
         described = None if out is None else Path(out).expanduser() / "pipeline"
         if described is not None and checkpoint.holds_model(described):
-            with checkpoint.open_model(described, (UNET,), weights=lambda _: {}) as found:
+            with checkpoint.open_model(described, (UNET,), lambda _: {checkpoint.WEIGHTS: {}}) as found:
                 config = found.config
         else:
             model = self.opened.pipeline.model
             if name_of(model) != UNET:
                 return None
-            wanted, names = task.model.config, ("sample_size", "dropout", "num_class_embeds")
+            wanted, names = task.network.config, ("sample_size", "dropout", "num_class_embeds")
             config = {**model.config, **{name: wanted[name] for name in names}}
         return build(UNET, config).recompute_blocks(task.options.recompute)
 
@@ -63,7 +63,7 @@ class Source:
         """Gives the trainer these weights, and writes down which they were. ValueError, in one sentence, where they do
         not fit, or are not those any more that the run began with.
         """
-        weights = self.opened.pipeline.model.state_dict()
+        weights = self._weights(trainer.task)
         self._compare(weights, trainer.model)
         digest = hashlib.sha256()
         for name in sorted(weights):
@@ -79,6 +79,20 @@ class Source:
         theirs, ours = self.opened.pipeline.process.prediction, trainer.task.process.prediction
         if theirs != ours:
             trainer.notes.append(f"those were trained to predict {theirs}, and this run learns to predict {ours}")
+
+    def _weights(self, task):
+        """The state_dict for the model that a task trains."""
+        pipeline = self.opened.pipeline
+        if not task.reads:
+            return pipeline.model.state_dict()
+        encoder = pipeline.conditioning.encoder  # is trained along, and there has to be the same one
+        if encoder is None or encoder.identity() != task.encoder.identity():
+            raise ValueError(
+                f"the weights of {self.folder} do not fit these captions: its text encoder is another one; give text = "
+                "'none' or 'glove', or leave out init_from"
+            )
+        parts = {"unet": pipeline.model, "text_encoder": encoder.network}
+        return {f"{part}.{name}": array for part, m in parts.items() for name, array in m.state_dict().items()}
 
     def _compare(self, weights, model):
         ours = {name: tuple(p.shape[i] for i in p.file_axes) for name, p in model.named_parameters()}

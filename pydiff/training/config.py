@@ -128,8 +128,8 @@ class Options(LoopOptions):
     conditional: bool = False
     """Also tell the network the class of each picture; needs data with classes."""
     text: str = "auto"
-    """Also tell the network each picture's caption, by this text encoder: glove; none; or auto, which is glove where
-    the data have captions that it understands."""
+    """Also tell the network each picture's caption, by this text encoder: glove; learned, which is trained along and
+    reads any language; none; or auto, which is glove where the data have captions that it understands."""
     label_drop: float = 0.1
     """Share of pictures whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False

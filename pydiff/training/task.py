@@ -17,7 +17,7 @@ from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.diffusion.loss import example_losses, loss_weight
 from pydiff.diffusion.self_conditioning import conditioned
 from pydiff.diffusion.timesteps import LossAware, draw_timesteps
-from pydiff.models import name_of, twin
+from pydiff.models import ReadingUNet, name_of, twin
 from pydiff.nn import Module
 from pydiff.tensor import Tensor
 from pydiff.training.captions import captions_for
@@ -92,14 +92,15 @@ class DiffusionTask(Task):
         known = dataset.conditioning if options.conditional else Conditioning()
         if options.conditional and known.empty:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
-        encoder, self.captions, self.notes = captions_for(dataset, options.text, given=model is not None)
-        self.conditioning = Conditioning(known.classes, known.nothing, encoder)
+        encoder, self.captions, self.notes = captions_for(dataset, options.text, options.seed, model is not None)
+        self.encoder, self.reads = encoder, encoder is not None and encoder.trained_along
+        self.conditioning = Conditioning(known.classes, known.nothing, encoder.told() if self.reads else encoder)
         self.codec = Pixels(dataset.shape) if codec is None else codec
         self.process = build_process(options)
         if model is None:
             width = None if encoder is None else encoder.width
             model = build_unet(options, self.codec.shape, self.conditioning.embeddings, width)
-        self.model = model
+        self.network, self.model = model, ReadingUNet(model, encoder.network) if self.reads else model
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
 
     def batch(self, step, numbers):
@@ -119,6 +120,17 @@ class DiffusionTask(Task):
             told = None if self.captions is None else pick_captions(self.captions, chosen, step, seed, numbers)
             condition = self.dataset.condition(chosen, self.conditioning, told).drop(withheld).to(self.xp)
         return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), condition)
+
+    def twin(self):
+        """A second network, with a second text encoder if that is trained along."""
+        return self.model.twin() if self.reads else super().twin()
+
+    def parts(self, model: Module) -> tuple[Module, Conditioning]:
+        """(network, conditioning) to draw with, of a model such as `twin` gives."""
+        if not self.reads:
+            return model, self.conditioning
+        told, encoder = self.conditioning, self.encoder.with_network(model.text_encoder)
+        return model.unet, Conditioning(told.classes, told.given, encoder, told.withheld)
 
     def losses(self, batch):
         """The error of the prediction, weighted, and what else the options add to it."""
@@ -150,12 +162,11 @@ class DiffusionTask(Task):
 
     def identity(self):
         """The data by name and fingerprint, the codec, the network, and the text encoder if there is one."""
-        encoder = self.conditioning.encoder
         return {
-            **({} if encoder is None else {"text_encoder": encoder.to_config()}),
+            **({} if self.encoder is None else {"text_encoder": self.encoder.identity()}),
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint(),
             "samples": [len(self.dataset), *self.dataset.shape],
             "codec": self.codec.to_config(),
-            "model": name_of(self.model),
+            "model": name_of(self.network),
         }

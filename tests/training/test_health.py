@@ -147,7 +147,7 @@ def test_stopped_on_a_full_disk_it_does_not_claim_a_checkpoint(disk, tmp_path, m
             os.kill(os.getpid(), signal.SIGINT)
 
     at_steps(monkeypatch, act)
-    with pytest.raises(Interrupted, match="stopped after step 5; its checkpoint could not be written .*an older one"):
+    with pytest.raises(Interrupted, match=r"stopped after step 5; its checkpoint could not be written .*an older one"):
         pydiff.train("digits", out=tmp_path / "run", **TINY)
 
 

@@ -20,10 +20,11 @@ from pydiff.diffusion import Process
 from pydiff.diffusion.schedule import from_config as schedule_from_config
 from pydiff.formats import weights
 from pydiff.formats.diffusers import folder
+from pydiff.formats.diffusers.parameters import placed, places, ways_to_write
 from pydiff.formats.diffusers.scheduler.config import MAX_T, read_config
 from pydiff.formats.diffusers.scheduler.stored import StoredScheduler, with_class, with_prediction
 from pydiff.formats.diffusers.scheduler.write import DDPM_PIPELINE, Written, scheduler_of
-from pydiff.formats.diffusers.unet import CLASS, Checked, placed, places, read_model, ways_to_write
+from pydiff.formats.diffusers.unet import CLASS, Checked, read_model
 from pydiff.formats.diffusers.unet import read_config as read_unet_config
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.models import MODELS, name_of
@@ -69,12 +70,12 @@ class Wishes(NamedTuple):
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None, weights: bool = True) -> list[str]:
+def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None, trained=None) -> list[str]:
     """Writes the folder, replacing a model that is there. Returns sentences on what diffusers cannot do with it.
 
     history: JSON, comes back from `load`. dtype: of the weights in the file, float32, float16, bfloat16 or float64;
-    None keeps what the network has. weights: False leaves those of the network out, for a training whose checkpoints
-    have them; `load` is then told them. CheckpointError where the disk refuses or the folder holds something else;
+    None keeps what the network has. trained: the parameters of which a training's checkpoints have the weights, in
+    their order; those are left out here, and `load` is told them. CheckpointError where the disk refuses or the folder holds something else;
     ValueError for a network whose class has no registered name.
     """
     model, written, class_name = pipeline.model, _scheduler_to_write(pipeline), name_of(pipeline.model)
@@ -98,8 +99,15 @@ def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None,
             "unet": ["diffusers", class_name],
         }
     arrays, parts = ways_to_write(model), {"index": index, "scheduler": written.config}
-    if not weights:
-        arrays, extra["parameters"] = None, places(model)
+    reader = None if pipeline.conditioning.encoder is None else pipeline.conditioning.encoder.network
+    if reader is not None:
+        config = {"_class_name": type(reader).__name__, **reader.config}
+        parts["beside"] = {"text_encoder": (config, ways_to_write(reader))}
+    if trained is not None:
+        arrays, extra["parameters"] = None, {checkpoint.WEIGHTS: places(model, trained)}
+        if reader is not None and any(p is reader.parameters()[0] for p in trained):
+            parts["beside"]["text_encoder"] = config, None
+            extra["parameters"][checkpoint.BESIDE_WEIGHTS["text_encoder"]] = places(reader, trained)
     checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, **parts)
     notes = [written.note] if written.note else []
     if index is not None and not pipeline.conditioning.empty:
@@ -146,7 +154,7 @@ def load(directory, wishes: Wishes = NOTHING, weights: np.ndarray | None = None)
     if weights is None:
         loaded = (_load_ours if checkpoint.is_ours(directory) else _load_theirs)(directory, wishes)
     else:
-        loaded = _load_ours(directory, wishes, lambda extra: placed(extra.get("parameters"), weights, directory))
+        loaded = _load_ours(directory, wishes, lambda extra: placed(extra, weights, directory))
     for note in loaded.notes:
         logging.getLogger("pydiff").warning("%s", note)
     return loaded
@@ -185,6 +193,10 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             )
         checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
         model = read_model(checked, found.weights, directory)
+        reader = None
+        if "text_encoder" in found.beside:
+            config, weights = found.beside["text_encoder"]
+            reader = config, {name: weight.read() for name, weight in weights.items()}
     try:
         beside = extra.get("self_conditioning", False)
         scheduler, said = None, []
@@ -195,7 +207,7 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             stored = None if stored is None else (stored, directory)
             scheduler, said = _scheduler(stored, None, wishes, directory)
         process = _process(extra) if scheduler is None else scheduler.process
-        conditioning = Conditioning.from_config(extra)
+        conditioning = Conditioning.from_config(extra, reader)
         if wishes.classes is not None:
             _check_names(wishes.classes, conditioning.classes, directory)
             conditioning.classes = [str(name) for name in wishes.classes]
