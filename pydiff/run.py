@@ -28,7 +28,8 @@ class Run:
     model: the network with averaged weights. process: its diffusion process. options: dict of the training options.
     classes: names of the classes of a conditional model, else None. step: training steps that its weights have seen.
     directory: the run's Path, or None. data_name: what it was trained on; origin: what else is known of that. device:
-    where the model is and where it draws, "cpu", "cuda" or "simt"; `to` moves it. variance, self_conditioning: see Options. log: a Log, or dicts. pipeline: what draws.
+    where the model is and where it draws, "cpu", "cuda" or "simt"; `to` moves it. variance, self_conditioning: see
+    Options. log: a Log, or dicts. pipeline: what draws.
     notes: sentences on what `load` assumed or passed over.
     """
 

@@ -30,8 +30,6 @@ class Health:
             self._rose_or_not(entry["step"], math.log(loss))
 
     def _rose_or_not(self, step, value):
-        if self.before is not None:
-            self.noise += (abs(value - self.before) - self.noise) / min(self.seen, SMOOTH)
         limit = self.best + max(RISE, min(NOISE * self.noise, LARGE))
         if value > limit:
             self.rise = self.rise or [step, 0, value, step, None]
@@ -40,6 +38,8 @@ class Health:
                 self.rise[2:4] = value, step
             self.calm = 0
             return
+        if self.before is not None:
+            self.noise += (abs(value - self.before) - self.noise) / min(self.seen, SMOOTH)
         self.before = value
         self.seen += 1
         self.level += (value - self.level) / min(self.seen, SMOOTH)

@@ -1,5 +1,6 @@
 """What a training tells at its end, and that a disk that is full or gone does not end it."""
 
+import contextlib
 import errno
 import json
 import random
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import pydiff
+from pydiff.formats.files import disk as of_the_system
 from pydiff.store import checkpoint, sealed
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import IN_MEMORY, WAITING, Log
@@ -32,7 +34,7 @@ def seen(losses):
 
 def test_a_loss_that_rose_and_came_back():
     (said,) = seen([1.07, *[1.0] * 9, 424_640.8, 900.0, 50.0, *[1.0] * 10])
-    assert "the loss rose from 1.01 to 4.246e+05 at step 11 and was back at step 14; " in said
+    assert "the loss rose from 1 to 4.246e+05 at step 11 and was back at step 14; " in said
     assert said.endswith("a smaller lr than 30 may help")
 
 
@@ -84,9 +86,10 @@ class FullDisk:
 
     def failing(self, write):
         def maybe(*arguments):
-            if self.full:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return write(*arguments)
+            with of_the_system("write") if write.__module__ == sealed.__name__ else contextlib.nullcontext():
+                if self.full:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return write(*arguments)
 
         return maybe
 
@@ -182,7 +185,7 @@ def test_a_log_on_disk_holds_nothing_in_memory(tmp_path):
     assert len(log.entries) == 100
 
 
-@pytest.mark.parametrize("torn", [0, 5, 17])
+@pytest.mark.parametrize("torn", [0, 5, 11])
 def test_lines_wait_for_a_full_disk_and_half_a_line_is_taken_back(tmp_path, monkeypatch, torn):
     from pydiff.store import log as module
 
@@ -208,9 +211,11 @@ def test_lines_wait_for_a_full_disk_and_half_a_line_is_taken_back(tmp_path, monk
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    monkeypatch.setattr(
-        module.Path, "open", lambda self, *a, **k: Full(real(self, *a, **k)) if "a" in a[0] else real(self, *a, **k)
-    )
+    def opening(self, mode="r", *more, **named):
+        file = real(self, mode, *more, **named)
+        return Full(file) if "a" in mode else file
+
+    monkeypatch.setattr(module.Path, "open", opening)
     for step in range(2, 5):
         assert log.append({"step": step}) == "No space left on device"
     assert [entry["step"] for entry in log.entries] == [1, 2, 3, 4]

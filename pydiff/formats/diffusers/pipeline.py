@@ -70,13 +70,13 @@ class Wishes(NamedTuple):
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None, trained=None) -> list[str]:
+def save(directory, pipeline: Pipeline, history, dtype: str | None = None, trained=None) -> list[str]:
     """Writes the folder, replacing a model that is there. Returns sentences on what diffusers cannot do with it.
 
     history: JSON, comes back from `load`. dtype: of the weights in the file, float32, float16, bfloat16 or float64;
     None keeps what the network has. trained: the parameters of which a training's checkpoints have the weights, in
-    their order; those are left out here, and `load` is told them. CheckpointError where the disk refuses or the folder holds something else;
-    ValueError for a network whose class has no registered name.
+    their order; those are left out here, and `load` is told them. CheckpointError where the disk refuses or the folder
+    holds something else; ValueError for a network whose class has no registered name.
     """
     model, written, class_name = pipeline.model, _scheduler_to_write(pipeline), name_of(pipeline.model)
     extra = {
