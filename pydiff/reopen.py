@@ -48,7 +48,10 @@ def open_folder(directory: Path, wishes=pipeline_folder.NOTHING) -> Opened:
     if is_run(directory):
         return _open_run(RunDirectory(directory), wishes)
     pipeline, history, notes = pipeline_folder.load(directory, wishes)
-    origin = Origin.from_config(history.get("origin") or {"name": history.get("data", "")})
+    try:
+        origin = Origin.from_config(history.get("origin", {"name": history.get("data", "")}))
+    except ValueError as error:
+        raise CheckpointError(f"{directory / checkpoint.SEAL}: {error}.") from error
     return Opened(pipeline, history.get("options", {}), history.get("step", 0), origin, None, notes)
 
 

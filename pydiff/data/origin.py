@@ -7,6 +7,7 @@ origin.samples                              a Dataset of some of it, kept with t
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -83,11 +84,15 @@ class Origin:
 
     @classmethod
     def from_config(cls, config: Mapping, samples: Dataset | None = None) -> "Origin":
-        """What `to_config` described."""
-        known = {f.name for f in dataclasses.fields(cls)} - {"samples"}
-        given = {name: value for name, value in config.items() if name in known}
-        if config.get("path_bytes"):
-            given["path"] = os.fsdecode(bytes.fromhex(config["path_bytes"]))
+        """What `to_config` described. ValueError, in one sentence, for what it never says."""
+        given = {}
+        for name, (kind, expected) in _RULES.items():
+            value = config.get(name) if isinstance(config, Mapping) else config
+            if value is not None and not kind(value):
+                raise ValueError(f"the origin of the data has {name} = {value!a:.40}, expected {expected}")
+            given |= {} if value is None else {name: value}
+        if "path_bytes" in given:
+            given["path"] = os.fsdecode(bytes.fromhex(given.pop("path_bytes")))
         return cls(**given | {"shape": None if given.get("shape") is None else tuple(given["shape"])}, samples=samples)
 
 
@@ -115,6 +120,14 @@ def from_files(arrays: Mapping[str, np.ndarray], words: Mapping) -> Dataset:
     )
 
 
+_RULES = {
+    "name": (lambda v: isinstance(v, str), "text"),
+    "path": (lambda v: isinstance(v, str), "text"),
+    "path_bytes": (lambda v: isinstance(v, str) and re.fullmatch("([0-9a-f]{2})+", v), "bytes in hexadecimal"),
+    "count": (lambda v: type(v) is int and v > 0, "a number"),
+    "shape": (lambda v: isinstance(v, list) and all(type(n) is int and n > 0 for n in v), "a list of numbers"),
+    "fingerprint": (lambda v: isinstance(v, str), "text"),
+}
 _WORDS = ("captions", "languages")
 
 
