@@ -6,7 +6,7 @@ The flags of `train` and `demo` are the fields of Options; tyro reads names, typ
 import os
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,13 +52,19 @@ class Train:
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
+    accumulate: int | None = None
+    """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
 
     def run(self):
+        from pydiff.training.distributed import is_first
+
         announce()
-        run = train_command(self.data, self.out, self.training, self.device)
-        show(run)
-        say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+        parts = {} if self.accumulate is None else {"shards": self.accumulate}
+        run = train_command(self.data, self.out, replace(self.training, **parts), self.device)
+        if is_first():
+            show(run)
+            say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
 
 
 @dataclass
@@ -305,6 +311,7 @@ def main(arguments=None):
     from pydiff.store.checkpoint import CheckpointError
     from pydiff.text import PromptWarning
     from pydiff.training import Interrupted
+    from pydiff.training.distributed import is_first
 
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]
@@ -323,7 +330,8 @@ def main(arguments=None):
             )
             command.run()
     except Interrupted as stopped:
-        say(f"\n{stopped}; the same command goes on from there", to="stderr")
+        if is_first():
+            say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
     except KeyboardInterrupt:
         return 130

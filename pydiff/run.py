@@ -18,7 +18,7 @@ from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.reopen import all_or_some, describe, finish, open_folder
 from pydiff.store.log import Log
-from pydiff.training import DiffusionTask, Interrupted, Options, fit, opened
+from pydiff.training import DiffusionTask, Interrupted, Options, fit, join, opened, settled
 from pydiff.warm import warm
 
 
@@ -278,7 +278,18 @@ def load(directory, **wishes):
 
 
 @backend.trimmed()
-def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None, announce=None, **options):
+def train(
+    data,
+    *,
+    out=None,
+    progress=True,
+    device="cpu",
+    model=None,
+    codec=None,
+    announce=None,
+    distributed="auto",
+    **options,
+):
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
     data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
@@ -287,40 +298,54 @@ def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
     another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`.
-    announce: called with a few lines on the data before the first step. Every other keyword is a field of
-    pydiff.Options.
+    announce: called with a few lines on the data before the first step. distributed: "auto" shares the work with the
+    other processes that mpiexec started, "mpi" insists on that, "off" works alone; docs/distributed.md. Every other
+    keyword is a field of pydiff.Options.
 
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
-    options = Options.from_keywords(options)
-    tell = announce or (lambda line: logging.getLogger("pydiff").warning("%s", line))
-    with backend.use_device(device):  # a missing GPU is reported before a large data set is read
-        dataset = load_data(data, size=options.size)
-        if announce:
-            announce(f"{dataset.summary()}; training on {device}")
-        task, begin = DiffusionTask(dataset, options, model, codec), None
-        if options.init_from is not None:
-            task, begin = warm(task, options.init_from, out, model)
-        for note in task.notes if announce else ():
-            announce(note)
-    with opened(task, options, out, device, begin) as (trainer, folder):
-        average = trainer.ema_model()
-        run = _run_of(trainer, average, folder, Origin.of(dataset, data))
-        if folder is not None:
-            describe(folder, run.pipeline, run.origin, average.parameters())
-        for note in trainer.notes:
-            tell(note)
-        try:
-            run.notes = (*trainer.notes, *fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress))
-        except Interrupted as interrupted:
-            interrupted.run = run
-            raise
-        for note in run.notes[len(trainer.notes) :]:
-            tell(note)
-        if folder is not None:
-            finish(folder, run.save)
+    group = join(distributed)
+    with group.together(), group.own_threads():
+        announce, tell = heard(announce, group.first)
+        options = settled(Options.from_keywords(options), out, group)
+        with backend.use_device(device):  # a missing GPU is reported before a large data set is read
+            dataset = load_data(data, size=options.size)
+            announce(f"{dataset.summary()}; training on {device}{group.described()}")
+            task, begin = warm(DiffusionTask(dataset, options, model, codec), options.init_from, out, model)
+            for note in task.notes:
+                announce(note)
+        with opened(task, options, out, device, group, begin) as (trainer, folder):
+            average = trainer.ema_model()
+            run = _run_of(trainer, average, folder, Origin.of(dataset, data))
+            if folder is not None:
+                describe(folder, run.pipeline, run.origin, average.parameters())
+            tell(trainer.notes)
+            try:
+                told = fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
+            except Interrupted as interrupted:
+                interrupted.run = run
+                raise
+            tell(told)
+            run.notes = (*trainer.notes, *told)
+            if folder is not None:
+                finish(folder, run.save)
     return run
+
+
+def heard(announce, first):
+    """(announce, tell): for a line that only a caller wants who listens, and for sentences that somebody should read.
+
+    first: whether this is the process that speaks.
+    """
+    if not first:
+        return (lambda _: None), (lambda _: None)
+
+    def tell(sentences):
+        for sentence in sentences:
+            (announce or (lambda line: logging.getLogger("pydiff").warning("%s", line)))(sentence)
+
+    return announce or (lambda _: None), tell
 
 
 def _run_of(trainer, average, folder, origin):

@@ -14,8 +14,11 @@ UNET = "UNet2DModel"
 def warm(task: DiffusionTask, folder, out=None, model=None):
     """(task, begin): a task whose network the weights in `folder` fit, and what gives it them, see `opened`.
 
-    out: the run's folder. model: the network, if the caller gave it.
+    folder: None leaves the task as it is, and begin is None. out: the run's folder. model: the network, if the caller
+    gave it.
     """
+    if folder is None:
+        return task, None
     source = Source(folder)
     if model is None and (network := source.network_for(task, out)) is not None:
         task = DiffusionTask(task.dataset, task.options, network, task.codec)

@@ -202,7 +202,7 @@ def test_a_finished_run_is_lengthened_and_says_what_that_does_to_the_rate(tmp_pa
 
 @pytest.mark.parametrize("stop", [5, 6, 7])
 def test_a_lengthened_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path, stop):
-    changed = {"steps": 8, "lr": 5e-4, "batch_size": 3, "accumulate": 2}
+    changed = {"steps": 8, "lr": 5e-4, "batch_size": 3, "shards": 2}
     train(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     expected = train(tmp_path / "a", **changed)
@@ -225,6 +225,14 @@ def test_the_advice_of_a_refusal_works(tmp_path):
     with pytest.raises(ValueError, match=r"lr = 0.5 would change nothing; use more steps, too"):
         train(tmp_path / "run", lr=0.5)
     assert train(tmp_path / "run", lr=0.5, steps=5).step == 5
+
+
+def test_accumulating_gradients_is_another_name_for_shards(tmp_path):
+    train(tmp_path / "run")
+    longer = train(tmp_path / "run", steps=6, accumulate=2)
+    assert any("the batch is computed in another number of parts from here on" in note for note in longer.notes)
+    assert longer.options["shards"] == 2
+    assert same(train(tmp_path / "whole", accumulate=2), train(None, shards=2))
 
 
 # ---- begun with the weights of another -------------------------------------------------------------------------------

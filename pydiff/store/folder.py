@@ -24,7 +24,7 @@ SCHEMA = 3  # of config.json; 1, without the number, was pydiff 0.1's; 2 had no 
 # Options that do not change what is computed: a run may be resumed with other values of these.
 WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute")
 # Options that may change from one step to the next; what was changed, and after which step, is kept in config.json.
-CHANGEABLE = ("steps", "batch_size", "accumulate", "lr", "warmup", "lr_schedule", "weight_decay", "clip", "ema")
+CHANGEABLE = ("steps", "batch_size", "shards", "lr", "warmup", "lr_schedule", "weight_decay", "clip", "ema")
 
 
 class KernelWarning(UserWarning):
@@ -125,6 +125,13 @@ class RunDirectory:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read ({error}); choose another folder") from error
         return config
+
+    def saved_options(self):
+        """The options of the run that is here, as they were written; None where there is none that can be read."""
+        try:
+            return self.config()["options"]
+        except (OSError, ValueError):
+            return None
 
     def noted(self, name, value):
         """What config.json has under this name; `value`, which is written there, where it has nothing."""

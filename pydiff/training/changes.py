@@ -21,6 +21,8 @@ def told(place, changed: dict, step: int, options) -> list[str]:
             f"the learning rate follows {kind} from here on, {learning_rate(step + 1, options):.3g} at the next step, "
             + (f"where it would have been {old:.3g}" if step < before.steps else "where the run had ended")
         )
+    if "shards" in changed:
+        sentences.append("the batch is computed in another number of parts from here on, which changes the last bits")
     if "batch_size" in changed:
         sentences.append(
             "the order of the data goes on as if every batch had been of the new size, so that some samples come again "

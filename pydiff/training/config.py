@@ -17,6 +17,8 @@ from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import ENCODERS
 
+ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient accumulation
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
@@ -26,8 +28,6 @@ class LoopOptions:
     """Optimiser steps."""
     batch_size: int = 64
     """Pictures per step."""
-    accumulate: int = 1
-    """Parts in which the pictures of a step are computed, one after the other: less memory, as much work."""
     seed: int = 0
     """Seed of everything random: weights, data order, noise. Same seed, same bits."""
     lr: float = 1e-3
@@ -48,26 +48,26 @@ class LoopOptions:
     """Steps between pictures of samples; 0 for none."""
     keep: int = 2
     """Checkpoints kept on disk."""
+    shards: int = 0
+    """Parts of a batch, whose gradients are added in a fixed order: as many processes can share the run, at any time,
+    to the same bits. 0: what the run was begun with; a new one 8 under mpiexec, else a single one."""
+    reduce: Literal["exact", "fast"] = "exact"
+    """How several processes add their gradients: to the same bits for any number of them, or as MPI does it."""
 
     def check(self):
         """These options again, or ValueError, in one sentence, for values that cannot work."""
         least = {
             "steps": 1,
             "batch_size": 1,
-            "accumulate": 1,
             "seed": 0,
             "warmup": 0,
             "checkpoint_every": 1,
             "sample_every": 0,
             "keep": 1,
+            "shards": 0,
         }
         for name, value in least.items():
             _at_least(self, name, value)
-        if self.accumulate > self.batch_size:
-            raise ValueError(
-                f"accumulate = {self.accumulate} parts cannot be made of batch_size = {self.batch_size} pictures; use "
-                f"at most {self.batch_size}"
-            )
         for name in ("lr", "clip", "weight_decay"):
             _between(self, name, 0, math.inf)
         _between(self, "ema", 0, 1)
@@ -80,6 +80,7 @@ class LoopOptions:
     @classmethod
     def from_keywords(cls, keywords):
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
+        keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 import difflib

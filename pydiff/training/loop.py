@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pydiff import backend, nn, ops, optim
+from pydiff import backend, nn, optim
 from pydiff.arrays import array_module, to_host
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
 from pydiff.training.changes import told
+from pydiff.training.distributed import Group, join, settled
+from pydiff.training.gradient import Gradient
 from pydiff.training.interrupt import Interrupted, stop_request
 from pydiff.training.keeping import Keeper
 from pydiff.training.progress import Progress
@@ -35,17 +37,19 @@ class StepState(NamedTuple):
     lr: float
     grad_norm: float
     bad: str | None
+    traffic: dict = {}  # noqa: RUF012 - never written to; what several processes told each other, for the log
 
 
 class Trainer:
     """Task, optimiser and the number of steps done: all that a training run consists of.
 
     options: LoopOptions. device: where the steps are computed, see backend.py. It is no part of what the run is: a
-    checkpoint goes on on any.
+    checkpoint goes on on any. group: the processes that share the steps, distributed.Group; None: this one alone.
     """
 
-    def __init__(self, task, options, device="cpu"):
+    def __init__(self, task, options, device="cpu", group=None):
         self.task, self.options, self.device, self.notes = task, options.check(), device, []
+        self.group = Group() if group is None else group
         with backend.use_device(device) as xp:
             task.to(xp)
             self.optimizer = optim.AdamW(task.model, weight_decay=options.weight_decay)
@@ -92,6 +96,13 @@ class Trainer:
         self.model.load_state_dict(weights)
         self.optimizer.ema[...] = self.optimizer.p
 
+    def share(self):
+        """Continues from where the first process of the group is."""
+        if self.group.size > 1:
+            arrays = self.arrays()
+            self.group.spread([array for part in arrays.values() for array in part.values()])
+            self.restore(arrays, self.group.agree(self.step))
+
 
 def training_steps(trainer):
     """Trains, one step per iteration, until options.steps: for state in training_steps(trainer): ...
@@ -104,45 +115,22 @@ def training_steps(trainer):
 
 def _steps(trainer):
     task, options, optimizer, bad_in_a_row = trainer.task, trainer.options, trainer.optimizer, 0
-    parts = np.array_split(np.arange(options.batch_size), options.accumulate)
+    gradient = Gradient(task, options, optimizer, trainer.group, first_bad_module)
     while trainer.step < options.steps:
         step = trainer.step + 1
-        optimizer.zero_grad()
-        lr, norm = learning_rate(step, options), math.nan
-        loss, batches, bad = _gradient(task, options, step, parts)
-        if bad is None:
-            norm2 = ops.squared_norm(optimizer.gather())
-            norm = math.sqrt(norm2.item())
-            if not math.isfinite(norm):
-                bad = f"the gradient of {optimizer.first_bad_gradient()} is not finite"
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is checked anyway
+            loss, norm2, bad, seen, traffic = gradient.of_step(step)
+        lr, norm = learning_rate(step, options), math.nan if norm2 is None else math.sqrt(norm2.item())
         if bad is None:
             optimizer.step(step, lr, optim.ema_decay(step, options.ema), options.clip, norm2)
-            for batch in batches:
-                task.learned(batch)
+            task.learned(seen)
         bad_in_a_row = bad_in_a_row + 1 if bad else 0
         if bad_in_a_row == GIVE_UP_AFTER:
             raise RuntimeError(
                 f"{GIVE_UP_AFTER} steps in a row were not finite ({bad}); a smaller lr than {options.lr} may help"
             )
         trainer.step = step
-        yield StepState(step, loss, lr, norm, bad)
-
-
-def _gradient(task, options, step, parts):
-    """(mean loss, batches, None or what is not finite) of a step: the parts' gradients add up, one after the other."""
-    total, batches = 0.0, []
-    for numbers in parts:
-        batch = task.batch(step, numbers)
-        # NumPy would warn about what is checked here anyway
-        with nn.training(options.seed, step, numbers), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            losses = task.losses(batch)
-            loss = losses.mean() if len(parts) == 1 else losses.sum() * (1 / options.batch_size)
-            total += loss.item()
-            if not math.isfinite(total):
-                return total, batches, f"the loss is {loss.item()}; {first_bad_module(task, batch)}"
-            loss.backward()
-        batches.append(batch)
-    return total, batches, None
+        yield StepState(step, loss, lr, norm, bad, traffic)
 
 
 def first_bad_module(task, batch):
@@ -167,7 +155,7 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
     there is a folder, for the bytes of a PNG that show what was learned. Raises Interrupted, with a checkpoint written.
     Returns sentences on what went wrong on the way; what cannot be written stops nothing, see keeping.py.
     """
-    options = trainer.options
+    options, group = trainer.options, trainer.group
     with (
         Progress(options.steps, trainer.step, f"on {trainer.device}", progress) as bar,
         stop_request() as stop,
@@ -178,13 +166,13 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
             now = time.perf_counter()
             rate, began = options.batch_size / max(now - began, 1e-9), now
             keeper.took(log_entry(state, rate, trainer.device))
+            last, stopping = state.step == options.steps, group.any(stop.is_set())
             if state.bad:
                 bar.write(f"step {state.step} skipped: {state.bad}")
                 bar.step()
             else:
                 smooth = state.loss if smooth is None else 0.98 * smooth + 0.02 * state.loss
                 bar.step(f"loss {smooth:.4f}, {rate:,.0f} {trainer.task.unit}/s")
-            last, stopping = state.step == options.steps, stop.is_set()
             keeper.save(last, stopping)
             if stopping and not last:
                 raise Interrupted(trainer.step, keeper.unsaved())
@@ -192,16 +180,19 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
 
 
 @contextlib.contextmanager
-def opened(task, options, out=None, device="cpu", begin=None):
+def opened(task, options, out=None, device="cpu", group=None, begin=None):
     """(trainer, folder) for a training in the folder `out`, which is locked meanwhile; a run that is there goes on.
 
-    out: None keeps all in memory, and folder is None then. begin: called with the trainer and the folder of a run that
-    begins, before its first step. trainer.notes are sentences on what has changed since the run began.
+    out: None keeps all in memory, and folder is None then. group: see `Trainer`; the folder is its first process's.
+    begin: called there with the trainer and the folder of a run that begins, before its first step. trainer.notes are
+    sentences on what has changed since the run began.
     """
-    trainer = Trainer(task, options, device)
-    if out is None:
-        if begin:
+    trainer = Trainer(task, options, device, group)
+    trainer.group.compare(task.identity() | {"options": options.to_config()})
+    if out is None or not trainer.group.first:
+        if begin and trainer.group.first:
             begin(trainer, None)
+        trainer.share()
         yield trainer, None
         return
     folder = RunDirectory(out)
@@ -212,18 +203,24 @@ def opened(task, options, out=None, device="cpu", begin=None):
         elif begin:
             begin(trainer, folder)
         trainer.notes += told(folder.path, folder.changed, trainer.step, options)
+        trainer.share()
         yield trainer, folder
 
 
-def train_task(task, options, out=None, *, device="cpu", progress=True):
+def train_task(task, options, out=None, *, device="cpu", progress=True, distributed="auto"):
     """Trains any Task to the end: with a folder, with checkpoints, a log and resume. Returns the Trainer.
 
-    options: LoopOptions. `pydiff.train` does this for diffusion models and makes a Run of it.
+    options: LoopOptions. distributed: see distributed.py. `pydiff.train` does this for diffusion models and makes a Run
+    of it.
     """
-    with opened(task, options, out, device) as (trainer, folder):
-        trainer.notes += fit(trainer, Log() if folder is None else folder.log, folder, progress=progress)
-    for note in trainer.notes:
-        logging.getLogger("pydiff").warning("%s", note)
+    group = join(distributed)
+    with group.together(), group.own_threads():
+        options = settled(options, out, group)
+        with opened(task, options, out, device, group) as (trainer, folder):
+            log = Log() if folder is None else folder.log
+            trainer.notes += fit(trainer, log, folder, progress=progress and group.first)
+        for note in trainer.notes if group.first else ():
+            logging.getLogger("pydiff").warning("%s", note)
     return trainer
 
 
@@ -231,5 +228,5 @@ def log_entry(state, images_per_second, device):
     """A step as a dict for the log: what is not finite becomes None, which JSON has."""
     entry = {"step": state.step, "loss": state.loss, "lr": state.lr, "grad_norm": state.grad_norm}
     entry |= {"images_per_second": round(images_per_second, 1), "time": round(time.time(), 3), "device": device}
-    entry |= {"skipped": state.bad} if state.bad else {}
+    entry |= ({"skipped": state.bad} if state.bad else {}) | state.traffic
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}

@@ -50,8 +50,15 @@ class Task:
         """What is minimised is the mean of these, (N,), one a sample. Dropout is switched on by the loop."""
         raise NotImplementedError
 
-    def learned(self, batch):
-        """Called after a step that changed the weights."""
+    def seen(self, batch) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """What `learned` is to know of a batch whose losses were computed: {name: (N, ...)}, small, on the CPU."""
+        return {}
+
+    def learned(self, seen: dict[str, np.ndarray]):
+        """Called after a step that changed the weights, with what was `seen` in the whole batch of that step.
+
+        The batch may have been computed in parts, by several processes: what changes here must follow from `seen`.
+        """
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Arrays, besides the optimiser's, that change in training: {group: {name: array}}, to be written into."""
@@ -149,10 +156,14 @@ class DiffusionTask(Task):
         batch.losses = to_host(losses.data)
         return losses * self.xp.asarray(self.history.weights(batch.t), batch.x0.dtype)
 
-    def learned(self, batch):
+    def seen(self, batch):
+        """t and the losses at it, unweighted, where the draw of t goes by them."""
+        return {} if self.history is None else {"t": batch.t, "losses": batch.losses}
+
+    def learned(self, seen):
         """Takes note of the losses where the draw of t goes by them."""
         if self.history is not None:
-            self.history.update(batch.t, batch.losses)
+            self.history.update(**seen)
 
     def state(self):
         """The losses seen, where the draw of t goes by them."""

@@ -11,8 +11,7 @@ import pytest
 
 import pydiff
 from pydiff.formats.files import disk as of_the_system
-from pydiff.store import checkpoint, sealed
-from pydiff.store.folder import RunDirectory
+from pydiff.store import sealed
 from pydiff.store.log import IN_MEMORY, WAITING, Log
 from pydiff.training import Interrupted, LoopOptions, train_task
 from pydiff.training.health import Health
@@ -233,37 +232,3 @@ def test_a_disk_that_never_comes_back_costs_the_oldest_lines_and_says_how_many(t
         log.append({"step": step})
     assert log.lost == 50
     assert len(log.entries) == WAITING
-
-
-# ---- in parts --------------------------------------------------------------------------------------------------------
-
-
-def test_a_batch_in_parts_has_the_same_gradient_to_rounding(tmp_path):
-    more = {"flip": True, "dropout": 0.1, "timestep_sampling": "loss_aware", "steps": 3}
-    whole = pydiff.train("digits", **{**TINY, **more})
-    for accumulate in (2, 3, 4):
-        parts = pydiff.train("digits", accumulate=accumulate, **{**TINY, **more})
-        again = pydiff.train("digits", accumulate=accumulate, **{**TINY, **more})
-        assert [e["loss"] for e in parts.log()] == [e["loss"] for e in again.log()]
-        for a, b in zip(whole.log(), parts.log(), strict=True):
-            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
-            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
-        stopped = tmp_path / str(accumulate)
-        pydiff.train(
-            "digits", out=stopped, accumulate=accumulate, **{**TINY, **more, "steps": 2, "lr_schedule": "constant"}
-        )
-    with pytest.raises(
-        ValueError, match="accumulate = 5 parts cannot be made of batch_size = 4 pictures; use at most 4"
-    ):
-        pydiff.train("digits", accumulate=5, **TINY)
-
-
-def test_what_is_learned_at_each_t_does_not_depend_on_the_parts(tmp_path):
-    losses = []
-    for accumulate in (1, 4):
-        out = tmp_path / str(accumulate)
-        options = {**TINY, "steps": 1, "timestep_sampling": "loss_aware", "accumulate": accumulate}
-        pydiff.train("digits", out=out, **options)
-        arrays, _ = checkpoint.load(checkpoint.latest(RunDirectory(out).checkpoints))
-        losses.append(arrays["timesteps"]["losses"])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
