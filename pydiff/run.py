@@ -19,6 +19,7 @@ from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.reopen import all_or_some, describe, finish, open_folder
 from pydiff.store.log import Log
 from pydiff.training import DiffusionTask, Interrupted, Options, fit, join, opened, settled
+from pydiff.training.changes import heard
 from pydiff.warm import warm
 
 
@@ -331,21 +332,6 @@ def train(
             if folder is not None:
                 finish(folder, run.save)
     return run
-
-
-def heard(announce, first):
-    """(announce, tell): for a line that only a caller wants who listens, and for sentences that somebody should read.
-
-    first: whether this is the process that speaks.
-    """
-    if not first:
-        return (lambda _: None), (lambda _: None)
-
-    def tell(sentences):
-        for sentence in sentences:
-            (announce or (lambda line: logging.getLogger("pydiff").warning("%s", line)))(sentence)
-
-    return announce or (lambda _: None), tell
 
 
 def _run_of(trainer, average, folder, origin):

@@ -1,6 +1,7 @@
 """What a run is told when it goes on with other options than before: sentences, and what that does to the rate."""
 
 import dataclasses
+import logging
 
 from pydiff.training.rate import learning_rate
 
@@ -29,3 +30,18 @@ def told(place, changed: dict, step: int, options) -> list[str]:
             "sooner or later than they would have"
         )
     return sentences
+
+
+def heard(announce, first):
+    """(announce, tell): for a line that only a caller wants who listens, and for sentences that somebody should read.
+
+    first: whether this is the process that speaks.
+    """
+    if not first:
+        return (lambda _: None), (lambda _: None)
+
+    def tell(sentences):
+        for sentence in sentences:
+            (announce or (lambda line: logging.getLogger("pydiff").warning("%s", line)))(sentence)
+
+    return announce or (lambda _: None), tell
