@@ -18,7 +18,7 @@ from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.reopen import all_or_some, describe, finish, open_folder
 from pydiff.store.log import Log
-from pydiff.training import DiffusionTask, Interrupted, Options, fit, join, opened, settled
+from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 from pydiff.training.changes import heard
 from pydiff.warm import warm
 
@@ -103,7 +103,7 @@ class Run:
         return self._dataset
 
     def _read(self, source):
-        return load_data(source, size=self.options.get("size"))
+        return load_data(source, **reading(self.options))
 
     def log(self):
         """One dict a step: step, loss, lr, grad_norm, images_per_second, time, device."""
@@ -280,21 +280,14 @@ def load(directory, **wishes):
 
 @backend.trimmed()
 def train(
-    data,
-    *,
-    out=None,
-    progress=True,
-    device="cpu",
-    model=None,
-    codec=None,
-    announce=None,
-    distributed="auto",
-    **options,
-):
+    data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, announce=None,
+    distributed="auto", **options,
+):  # fmt: skip
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
     data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
-    (N, H, W, C), or a Dataset.
+    (N, H, W, C), or a Dataset; "swiss-roll" or an array (N, D) of points; "moving-shapes", a folder of films or an
+    array (N, F, H, W, C) of clips. images: to be learned beside clips, see `task_for`.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
@@ -311,9 +304,11 @@ def train(
         announce, tell = heard(announce, group.first)
         options = settled(Options.from_keywords(options), out, group)
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
-            dataset = load_data(data, size=options.size)
+            dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
-            task, begin = warm(DiffusionTask(dataset, options, model, codec), options.init_from, out, model)
+            task, begin = warm(
+                lambda network: task_for(dataset, options, network, codec, images), options.init_from, out, model
+            )
             for note in task.notes:
                 announce(note)
         with opened(task, options, out, device, group, begin) as (trainer, folder):

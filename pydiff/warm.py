@@ -11,17 +11,18 @@ from pydiff.training import DiffusionTask
 UNET = "UNet2DModel"
 
 
-def warm(task: DiffusionTask, folder, out=None, model=None):
+def warm(task_of, folder, out=None, model=None):
     """(task, begin): a task whose network the weights in `folder` fit, and what gives it them, see `opened`.
 
-    folder: None leaves the task as it is, and begin is None. out: the run's folder. model: the network, if the caller
-    gave it.
+    task_of: makes the task for a network, or for None, where the options describe that. folder: None for a start with
+    drawn weights; begin is then None. out: the run's folder. model: the network, if the caller gave it.
     """
+    task = task_of(model)
     if folder is None:
         return task, None
     source = Source(folder)
     if model is None and (network := source.network_for(task, out)) is not None:
-        task = DiffusionTask(task.dataset, task.options, network, task.codec)
+        task = task_of(network)
     return task, source.begin
 
 

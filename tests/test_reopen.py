@@ -9,7 +9,7 @@ import pytest
 
 import pydiff
 from pydiff.data import Dataset
-from pydiff.data.origin import Origin
+from pydiff.data.origin import Origin, from_files, to_files
 from pydiff.reopen import open_folder
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
@@ -419,3 +419,13 @@ def test_a_run_that_was_begun_by_the_loop_alone_says_what_is_missing(tmp_path):
         pydiff.load(tmp_path / "run")
     train(tmp_path / "run")
     assert pydiff.load(tmp_path / "run").step == 4
+
+
+@pytest.mark.parametrize("name", ["moving-shapes", "swiss-roll"])
+def test_samples_of_every_kind_are_kept(name):
+    samples = Origin.of(pydiff.data.load(name), name).samples
+    again = from_files(*to_files(samples))
+    assert type(again) is type(samples)
+    assert np.array_equal(again.images, samples.images)
+    assert again.facts(1234) == samples.facts(1234)
+    assert "1,234" in next(iter(samples.facts(1234).values()))

@@ -102,7 +102,8 @@ def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:
     if samples.labels is not None:
         used, arrays["labels"] = np.unique(samples.labels, return_inverse=True)
         classes = [samples.classes[label][:LONG] for label in used]
-    words = {"name": printable(samples.name), "classes": classes}
+    words = {"name": printable(samples.name), "classes": classes, "kind": samples.noun}
+    words["more"] = {name: getattr(samples, name) for name in _further(type(samples))}
     for name in _WORDS:
         rows = getattr(samples, name)
         words[name] = None if rows is None else [[text[:LONG] for text in row[:FEW]] for row in rows]
@@ -111,13 +112,15 @@ def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:
 
 def from_files(arrays: Mapping[str, np.ndarray], words: Mapping) -> Dataset:
     """The data set that `to_files` took apart; columns of numbers are left out."""
-    return Dataset(
-        words["name"],
-        arrays["images"],
-        arrays.get("labels"),
-        words["classes"],
-        **{name: words.get(name) for name in _WORDS},
-    )
+    kinds = {cls.noun: cls for cls in (Dataset, *Dataset.__subclasses__())}
+    kind = kinds[words["kind"]]
+    more = {name: words["more"][name] for name in _further(kind)} | {name: words[name] for name in _WORDS}
+    return kind(words["name"], arrays["images"], arrays.get("labels"), words["classes"], **more)
+
+
+def _further(kind) -> list[str]:
+    """Fields that this kind of data set has besides those of all."""
+    return sorted({f.name for f in dataclasses.fields(kind)} - {f.name for f in dataclasses.fields(Dataset)})
 
 
 _RULES = {

@@ -144,11 +144,7 @@ def neighbours(samples, dataset, codec):
 
 
 def _facts(pipeline, dataset, log, step, count):
-    facts = {}
-    if dataset is not None:
-        height, width, channels = dataset.shape
-        colour = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
-        facts |= {"Data": dataset.name, "Pictures": f"{count or len(dataset):,}, {height} × {width}, {colour}"}
+    facts = {} if dataset is None else {"Data": dataset.name, **dataset.facts(count)}
     facts |= {"Training steps": number(step), "Parameters": number(pipeline.parameters)}
     seconds = training_time([row["time"] for row in log if "time" in row])
     if seconds > 0:

@@ -25,6 +25,8 @@ SCHEMA = 3  # of config.json; 1, without the number, was pydiff 0.1's; 2 had no 
 WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute")
 # Options that may change from one step to the next; what was changed, and after which step, is kept in config.json.
 CHANGEABLE = ("steps", "batch_size", "shards", "lr", "warmup", "lr_schedule", "weight_decay", "clip", "ema")
+# Options younger than the checkpoints of some runs: at None they say nothing, and those runs go on.
+YOUNG = ("frames", "frame_rate", "image_share", "init_from")
 
 
 class KernelWarning(UserWarning):
@@ -223,7 +225,8 @@ def digest(config, apart_from=CHANGEABLE):
     """SHA-256 of what a run is: its config.json without the options that may change."""
     import hashlib
 
-    left_out = {*WITHOUT_EFFECT, *apart_from}
+    silent = {name for name in YOUNG if config["options"].get(name) is None}
+    left_out = {*WITHOUT_EFFECT, *silent, *apart_from}
     options = {name: value for name, value in config["options"].items() if name not in left_out}
     what = {name: config.get(name) for name in ("fingerprint", "codec", "model")} | {"options": options}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
