@@ -56,8 +56,8 @@ class Clips(Dataset):
     def facts(self, count=None):
         """The same for a page."""
         frames, height, width, channels = self.shape
-        told = f"{count or len(self):,}, {frames} frames at {self.rate:g} a second, {height} × {width}, {colours(channels)}"
-        return {"Clips": told}
+        size = f"{height} × {width}, {colours(channels)}"
+        return {"Clips": f"{count or len(self):,}, {frames} frames at {self.rate:g} a second, {size}"}
 
     def hints(self):
         """Sentences for whoever is about to train on this data."""
