@@ -11,6 +11,7 @@ import numpy as np
 
 from pydiff import backend, edit
 from pydiff.condition import Conditioning
+from pydiff.data import OF_DATA
 from pydiff.data import load as load_data
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.pipeline import Pipeline, pixels_of
@@ -94,7 +95,7 @@ class Run:
     def dataset(self):
         """The training data, loaded again if need be."""
         if self._dataset is None:
-            self._dataset = load_data(self.data_name, size=self.options.get("size"))
+            self._dataset = load_data(self.data_name, **{name: self.options.get(name) for name in OF_DATA})
         return self._dataset
 
     def log(self):
@@ -265,26 +266,27 @@ def load(directory, **wishes):
 
 @backend.trimmed()
 def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None, announce=None, **options):
-    """Trains a diffusion model on pictures and returns the finished `Run`.
+    """Trains a diffusion model on pictures or sounds and returns the finished `Run`.
 
-    data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
-    (N, H, W, C), or a Dataset.
+    data: "digits", "emoji", "faces", "fashion", "tones", a folder of pictures or of sounds, an .npz, .npy or .parquet
+    file, an array (N, H, W, C), or a Dataset.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
-    another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`.
+    another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`;
+    codec may also be a name, see Options.
     announce: called with a few lines on the data before the first step. Every other keyword is a field of
     pydiff.Options.
 
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
-    options = Options.from_keywords(options)
+    options = Options.from_keywords(options | ({"codec": codec} if isinstance(codec, str) else {}))
     with backend.use_device(device):  # a missing GPU is reported before a large data set is read
-        dataset = load_data(data, size=options.size)
+        dataset = load_data(data, **{name: getattr(options, name) for name in OF_DATA})
         if announce:
             announce(f"{dataset.summary()}; training on {device}")
-        task = DiffusionTask(dataset, options, model, codec)
+        task = DiffusionTask(dataset, options, model, None if isinstance(codec, str) else codec)
         for note in task.notes if announce else ():
             announce(note)
     with opened(task, options, out, device) as (trainer, folder):

@@ -146,13 +146,14 @@ MAY_IMPORT = {
     "optim": "backend arrays ops",
     "models": "backend arrays tensor ops nn",
     "codec": "arrays",
+    "sound": "arrays codec",
     "text": "",
     "condition": "arrays text",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
-    "data": "random codec condition",
+    "data": "random codec sound condition",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
@@ -171,13 +172,15 @@ MAY_IMPORT = {
     "training.interrupt": "",
     "training.progress": "",
     "training.config": "diffusion models store text",
+    "training.networks": "codec models training.config",
     "training.captions": "text data",
     "training.task": (
-        "arrays random tensor nn models codec condition diffusion data training.config training.captions"
+        "arrays random tensor nn models codec condition diffusion data training.config training.networks "
+        "training.captions"
     ),
     "training.loop": "backend arrays nn ops optim store training.interrupt training.progress",
     "training": "",
-    "report": "arrays random codec data store",
+    "report": "arrays random codec sound data store",
     "run": "backend condition data pipeline edit formats store training report",
     "bench": "",
     "info": "backend compiled emulator pydiff",
