@@ -130,6 +130,7 @@ def test_and_so_it_is_diffusers():
 def test_any_length_any_step(length, patch, stride, kernel, dilations, layers, recompute):
     """Right shapes, and the gradient along a random direction is the finite difference along it, in float64."""
     options = {"patch": patch, "strides": (stride,), "kernel_size": kernel, "dilations": dilations}
+    options["norm_num_groups"] = 1  # of two numbers the normalised ones are signs, too steep for a difference
     model = (
         UNet1D(**{**SMALL, **options}, layers_per_block=layers, seed=3).astype(np.float64).recompute_blocks(recompute)
     )
@@ -154,7 +155,7 @@ def test_any_length_any_step(length, patch, stride, kernel, dilations, layers, r
 
     h = 1e-4  # the difference of fourth order: errors of h^4 and of rounding / h
     difference = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
-    assert abs(exact - difference) < 1e-7 * max(1.0, abs(difference), np.abs(dy).sum())
+    assert abs(exact - difference) < 1e-6 * max(1.0, abs(difference), np.abs(dy).sum())
 
 
 @given(length=st.integers(1, 30), dilation=st.integers(1, 6), size=st.sampled_from([1, 3, 5]), shifted=st.booleans())
