@@ -18,7 +18,7 @@ from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.training import DiffusionTask, Interrupted, Options, fit, opened
+from pydiff.training import DiffusionTask, Interrupted, Options, fit, join, opened, settled
 
 
 class Run:
@@ -265,7 +265,18 @@ def load(directory, **wishes):
 
 
 @backend.trimmed()
-def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None, announce=None, **options):
+def train(
+    data,
+    *,
+    out=None,
+    progress=True,
+    device="cpu",
+    model=None,
+    codec=None,
+    announce=None,
+    distributed="auto",
+    **options,
+):
     """Trains a diffusion model on pictures or sounds and returns the finished `Run`.
 
     data: "digits", "emoji", "faces", "fashion", "tones", a folder of pictures or of sounds, an .npz, .npy or .parquet
@@ -275,29 +286,33 @@ def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
     another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`;
     codec may also be a name, see Options.
-    announce: called with a few lines on the data before the first step. Every other keyword is a field of
-    pydiff.Options.
+    announce: called with a few lines on the data before the first step. distributed: "auto" shares the work with the
+    other processes that mpiexec started, "mpi" insists on that, "off" works alone; docs/distributed.md. Every other
+    keyword is a field of pydiff.Options.
 
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
-    options = Options.from_keywords(options | ({"codec": codec} if isinstance(codec, str) else {}))
-    with backend.use_device(device):  # a missing GPU is reported before a large data set is read
-        dataset = load_data(data, **{name: getattr(options, name) for name in OF_DATA})
-        if announce:
-            announce(f"{dataset.summary()}; training on {device}")
-        task = DiffusionTask(dataset, options, model, None if isinstance(codec, str) else codec)
-        for note in task.notes if announce else ():
-            announce(note)
-    with opened(task, options, out, device) as (trainer, folder):
-        run = _run_of(trainer, folder)
-        try:
-            fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress)
-        except Interrupted as interrupted:
-            interrupted.run = run
-            raise
-        if folder is not None:
-            run.save(folder.path / "model")
+    group = join(distributed)
+    with group.together(), group.own_threads():
+        announce = announce if announce and group.first else (lambda _: None)
+        named = {"codec": codec} if isinstance(codec, str) else {}
+        options = settled(Options.from_keywords(options | named), out, group)
+        with backend.use_device(device):  # a missing GPU is reported before a large data set is read
+            dataset = load_data(data, **{name: getattr(options, name) for name in OF_DATA})
+            announce(f"{dataset.summary()}; training on {device}{group.described()}")
+            task = DiffusionTask(dataset, options, model, None if named else codec)
+            for note in task.notes:
+                announce(note)
+        with opened(task, options, out, device, group) as (trainer, folder):
+            run = _run_of(trainer, folder)
+            try:
+                fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
+            except Interrupted as interrupted:
+                interrupted.run = run
+                raise
+            if folder is not None:
+                run.save(folder.path / "model")
     return run
 
 
@@ -305,8 +320,9 @@ def _run_of(trainer, folder):
     """The live view of a training in progress."""
     task, options = trainer.task, trainer.options
     kind = {"variance": options.variance, "self_conditioning": options.self_conditioning, "device": trainer.device}
+    network, conditioning = task.parts(trainer.ema_model())
     return Run.of_pipeline(
-        Pipeline(trainer.ema_model(), task.process, task.codec, task.conditioning, **kind),
+        Pipeline(network, task.process, task.codec, conditioning, **kind),
         options.to_config(),
         data_name=task.dataset.name,
         step=trainer.step,

@@ -14,3 +14,9 @@ def import_diffusers():
     """diffusers, whose models are torch's."""
     import_torch()
     return pytest.importorskip("diffusers", reason="comparison with diffusers: not installed")
+
+
+def import_transformers():
+    """transformers, whose text encoders are torch's."""
+    import_torch()
+    return pytest.importorskip("transformers", reason="comparison with transformers: not installed")

@@ -1,8 +1,29 @@
 """Networks, a class a file; registry.py knows them by the names that checkpoints give them."""
 
+from pydiff.models.autoencoder import Autoencoder, AutoencoderKL, Posterior
+from pydiff.models.autoencoder_tiny import AutoencoderTiny
+from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from pydiff.models.registry import MODELS, build, name_of, register, twin
+from pydiff.models.text_transformer import ReadingUNet, TextTransformer
 from pydiff.models.unet import UNet2D
 from pydiff.models.unet1d import UNet1D
 from pydiff.models.unet_condition import UNet2DCondition
 
-__all__ = ["MODELS", "UNet1D", "UNet2D", "UNet2DCondition", "build", "name_of", "register", "twin"]
+__all__ = [
+    "MODELS",
+    "Autoencoder",
+    "AutoencoderKL",
+    "AutoencoderTiny",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "Posterior",
+    "ReadingUNet",
+    "TextTransformer",
+    "UNet1D",
+    "UNet2D",
+    "UNet2DCondition",
+    "build",
+    "name_of",
+    "register",
+    "twin",
+]

@@ -16,6 +16,7 @@ class ResnetBlock(Module):
 
     scale_shift: the embedding gives a scale and a shift applied behind norm2 instead (Dhariwal & Nichol 2021, sect. 3).
     resample: None, "up" or "down" changes the resolution by 2 between norm1 and conv1, in the shortcut too.
+    temb_dim: None for a block that is told nothing, as autoencoders have it.
     act: a name in ACTIVATIONS, in place of silu.
     """
 
@@ -35,7 +36,7 @@ class ResnetBlock(Module):
         fused = "silu" if act == "silu" else None  # the one that the normalisation does in the same pass
         self.norm1 = GroupNorm(groups, cin, eps, activation=fused)
         self.conv1 = Conv2d(cin, cout, 3, padding=1)
-        self.time_emb_proj = Linear(temb_dim, 2 * cout if scale_shift else cout)
+        self.time_emb_proj = Linear(temb_dim, 2 * cout if scale_shift else cout) if temb_dim else None
         self.norm2 = GroupNorm(groups, cout, eps, activation=None if scale_shift else fused)
         self.dropout = Dropout(dropout)
         self.conv2 = Conv2d(cout, cout, 3, padding=1)
@@ -43,14 +44,14 @@ class ResnetBlock(Module):
         self.scale_shift, self.output_scale, self.resample = scale_shift, output_scale, resample
         self.act, self.fused = ACTIVATIONS[act], fused
 
-    def forward(self, x, temb):
+    def forward(self, x, temb=None):
         h = self.norm1(x) if self.fused else self.act(self.norm1(x))
         if self.resample == "down":
             x, h = ops.average_pool(x), ops.average_pool(h)
         elif self.resample == "up":
             x = ops.upsample_nearest(x)
         upsample = 2 if self.resample == "up" else 1
-        t = self.time_emb_proj(temb)  # (N, C or 2C)
+        t = self.time_emb_proj(temb) if self.time_emb_proj else None  # (N, C or 2C)
         if self.scale_shift:
             t = t.reshape(len(t), 1, 1, t.shape[1])
             h = self.norm2(self.conv1(h, upsample=upsample))
@@ -74,7 +75,7 @@ class Downsample(Module):
     def __init__(self, channels, padding=1):
         self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding or ((0, 1), (0, 1)))
 
-    def forward(self, x, _temb):
+    def forward(self, x, _temb=None):
         return self.conv(x)
 
 
@@ -84,7 +85,7 @@ class Upsample(Module):
     def __init__(self, channels):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x, _temb):
+    def forward(self, x, _temb=None):
         return self.conv(x, upsample=2)
 
 
@@ -123,7 +124,7 @@ class MidBlock(Module):
         if attention:
             self.attentions = [Attention(channels, attention, attention_groups, resnet["eps"], output_scale)]
 
-    def forward(self, x, temb):
+    def forward(self, x, temb=None):
         x = self.resnets[0](x, temb)
         x = self.attentions[0](x) if self.attentions else x
         return self.resnets[1](x, temb)

@@ -9,13 +9,18 @@ from collections.abc import Callable
 from pydiff.nn import Module, blank
 
 MODELS: dict[str, type[Module]] = {}
+PARTS: set[str] = set()  # of these, what stands beside a network: autoencoders, text encoders
 
 
-def register(name: str) -> Callable[[type], type]:
-    """A class decorator: models whose config.json says `name` are of this class."""
+def register(name: str, part: bool = False) -> Callable[[type], type]:
+    """A class decorator: models whose config.json says `name` are of this class.
+
+    part: of a pipeline, and not the network that is called with (x, t).
+    """
 
     def remember(cls):
         MODELS[name] = cls
+        (PARTS.add if part else PARTS.discard)(name)
         return cls
 
     return remember

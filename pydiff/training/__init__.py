@@ -1,6 +1,7 @@
 """Training: options (config), what is learned (task), and the loop that learns it."""
 
 from pydiff.training.config import LoopOptions, Options
+from pydiff.training.distributed import join, settled
 from pydiff.training.interrupt import Interrupted
 from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, training_steps
 from pydiff.training.task import DiffusionTask, Task
@@ -14,7 +15,9 @@ __all__ = [
     "Task",
     "Trainer",
     "fit",
+    "join",
     "opened",
+    "settled",
     "train_task",
     "training_steps",
 ]

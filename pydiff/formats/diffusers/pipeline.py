@@ -20,10 +20,11 @@ from pydiff.diffusion import Process
 from pydiff.diffusion.schedule import from_config as schedule_from_config
 from pydiff.formats import weights
 from pydiff.formats.diffusers import folder
+from pydiff.formats.diffusers.parameters import ways_to_write
 from pydiff.formats.diffusers.scheduler.config import MAX_T, read_config
 from pydiff.formats.diffusers.scheduler.stored import StoredScheduler, with_class, with_prediction
 from pydiff.formats.diffusers.scheduler.write import DDPM_PIPELINE, Written, scheduler_of
-from pydiff.formats.diffusers.unet import CLASS, Checked, read_model, ways_to_write
+from pydiff.formats.diffusers.unet import CLASS, Checked, read_model
 from pydiff.formats.diffusers.unet import read_config as read_unet_config
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.models import MODELS, name_of
@@ -97,6 +98,10 @@ def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None)
             "unet": ["diffusers", class_name],
         }
     arrays, parts = ways_to_write(model), {"index": index, "scheduler": written.config}
+    reader = None if pipeline.conditioning.encoder is None else pipeline.conditioning.encoder.network
+    if reader is not None:
+        config = {"_class_name": type(reader).__name__, **reader.config}
+        parts["beside"] = {"text_encoder": (config, ways_to_write(reader))}
     checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, **parts)
     notes = [written.note] if written.note else []
     if index is not None and not pipeline.conditioning.empty:
@@ -178,6 +183,10 @@ def _load_ours(directory, wishes) -> Loaded:
             )
         checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
         model = read_model(checked, found.weights, directory)
+        reader = None
+        if "text_encoder" in found.beside:
+            config, weights = found.beside["text_encoder"]
+            reader = config, {name: weight.read() for name, weight in weights.items()}
     try:
         beside = extra.get("self_conditioning", False)
         scheduler, said = None, []
@@ -188,7 +197,7 @@ def _load_ours(directory, wishes) -> Loaded:
             stored = None if stored is None else (stored, directory)
             scheduler, said = _scheduler(stored, None, wishes, directory)
         process = _process(extra) if scheduler is None else scheduler.process
-        conditioning = Conditioning.from_config(extra)
+        conditioning = Conditioning.from_config(extra, reader)
         if wishes.classes is not None:
             _check_names(wishes.classes, conditioning.classes, directory)
             conditioning.classes = [str(name) for name in wishes.classes]

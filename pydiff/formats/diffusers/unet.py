@@ -7,13 +7,12 @@ amount of memory and time. What the network is made of then follows from names a
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from pydiff.formats.safetensors import CheckpointError, Made, Weight
+from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill
+from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
 from pydiff.models import MODELS, build
+from pydiff.models.registry import PARTS
 from pydiff.nn import Module
 
 CLASS = "UNet2DModel"
@@ -30,7 +29,6 @@ OLD_OPTIONS = {  # how its options were called then
     "resnet_eps": "norm_eps",
     "num_head_channels": "attention_head_dim",
 }
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # inside an attention
 OLD_BEGINNINGS = {"downsample_blocks": "down_blocks", "upsample_blocks": "up_blocks", "mid": "mid_block"}
 NOT_BUILT = ("FirDown", "FirUp", "SkipDown", "AttnSkipDown", "SkipUp", "AttnSkipUp", "KDown", "KUp", "KCross")
 
@@ -68,14 +66,6 @@ RULES = {
 }
 
 
-class Checked(NamedTuple):
-    """config: the options of the class, all of them allowed. notes: sentences on what was passed over."""
-
-    class_name: str
-    config: dict
-    notes: list[str]
-
-
 def read_config(config: Mapping, source: Path, known_class: str | None = None) -> Checked:
     """The options in a config.json. known_class: what the model_index.json says, for a config.json that does not.
 
@@ -90,8 +80,11 @@ def read_config(config: Mapping, source: Path, known_class: str | None = None) -
     if found in OLD_CLASSES:
         config = {OLD_OPTIONS.get(name, name): value for name, value in config.items()}
         found = CLASS
-    if not isinstance(found, str) or found not in MODELS:
-        raise CheckpointError(f"{source} is for the class {found!a:.60}, expected {' or '.join(MODELS)}: use another.")
+    networks = [name for name in MODELS if name not in PARTS]
+    if not isinstance(found, str) or found not in networks:
+        raise CheckpointError(
+            f"{source} is for the class {found!a:.60}, expected {' or '.join(networks)}: use another."
+        )
     if found != CLASS:
         return Checked(found, {key: value for key, value in config.items() if not key.startswith("_")}, notes)
     config = dict(config)
@@ -122,7 +115,7 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: P
             weights = renamed(weights)
             _compare(MODELS[CLASS], config, weights, source)
         model = build(class_name, config)
-        _fill(model, weights)
+        fill(model, weights)
     except (ValueError, TypeError, MemoryError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
     return model
@@ -136,9 +129,7 @@ def renamed(weights: Mapping[str, Weight]) -> dict[str, Weight]:
 def _renamed(name: str) -> str:
     parts = name.split(".")
     parts[0] = OLD_BEGINNINGS.get(parts[0], parts[0])
-    if len(parts) > 3 and "attentions" in parts:
-        parts[-2] = OLD_NAMES.get(parts[-2], parts[-2])
-    return ".".join(parts)
+    return attention_renamed(".".join(parts))
 
 
 def _compare(cls, config, weights, source):
@@ -166,32 +157,3 @@ def _compare(cls, config, weights, source):
             raise CheckpointError(
                 f"{source} describes another network than the weights beside it: {name} has shape {found}, not {shape}."
             )
-
-
-def _fill(model: Module, weights: Mapping[str, Weight]):
-    """Reads every array into its parameter; names and shapes are compared before the first is read."""
-    parameters = dict(model.named_parameters())
-    missing, extra = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
-    if missing or extra:
-        raise ValueError(
-            f"the weights do not fit this model: missing {missing[:3] or 'none'}, unknown {extra[:3] or 'none'}"
-        )
-    for name, p in parameters.items():
-        expected = tuple(p.shape[i] for i in p.file_axes)
-        if tuple(weights[name].shape) != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {tuple(weights[name].shape)}")
-    for name, p in parameters.items():
-        array = weights[name].read()
-        if array.dtype.kind != "f":
-            raise ValueError(f"{name} is {array.dtype}, expected floating numbers")
-        p.data[...] = array.transpose(tuple(np.argsort(p.file_axes)))
-
-
-def ways_to_write(model: Module) -> dict:
-    """The parameters as checkpoint.save_model takes them: made one by one, in the layout of the file."""
-
-    def made(p):
-        shape = tuple(p.shape[i] for i in p.file_axes)
-        return Made(shape, lambda: p.numpy().transpose(p.file_axes), p.dtype)
-
-    return {name: made(p) for name, p in model.named_parameters()}

@@ -1,0 +1,185 @@
+"""An autoencoder from its config.json and weights, of any version of diffusers, checked before anything is built.
+
+vae/config.json, vae/diffusion_pytorch_model.safetensors
+
+As with U-Nets, sizes in the configuration are compared with the shapes in the file first.
+"""
+
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydiff.formats import weights as weight_files
+from pydiff.formats.diffusers.folder import CONFIG, read_json
+from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill
+from pydiff.formats.files import disk
+from pydiff.formats.safetensors import CheckpointError, Weight
+from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
+from pydiff.models import MODELS, Autoencoder, AutoencoderKL, AutoencoderTiny, build
+
+_SIZE, _FACTOR = whole(1, 65536), number(1e-6, 1e6)
+_NUMBER, _BLOCKS = number(-1e6, 1e6), listed(TEXT, 1, 16)
+_ACTIVATION = one_of("silu", "swish", "mish", "gelu", "relu")
+RULES = {
+    "AutoencoderKL": {
+        "in_channels": _SIZE,
+        "out_channels": _SIZE,
+        "down_block_types": _BLOCKS,
+        "up_block_types": _BLOCKS,
+        "block_out_channels": listed(_SIZE, 1, 16),
+        "layers_per_block": whole(1, 256),
+        "act_fn": _ACTIVATION,
+        "latent_channels": _SIZE,
+        "norm_num_groups": _SIZE,
+        "sample_size": either(NULL, _SIZE, listed(_SIZE, 2, 2)),
+        "scaling_factor": _FACTOR,
+        "shift_factor": either(NULL, _NUMBER),
+        "latents_mean": either(NULL, listed(_NUMBER, 1, 65536)),
+        "latents_std": either(NULL, listed(_FACTOR, 1, 65536)),
+        "force_upcast": TRUTH,
+        "use_quant_conv": TRUTH,
+        "use_post_quant_conv": TRUTH,
+        "mid_block_add_attention": TRUTH,
+    },
+    "AutoencoderTiny": {
+        "in_channels": _SIZE,
+        "out_channels": _SIZE,
+        "encoder_block_out_channels": listed(_SIZE, 1, 16),
+        "decoder_block_out_channels": listed(_SIZE, 1, 16),
+        "act_fn": _ACTIVATION,
+        "upsample_fn": one_of("nearest"),
+        "latent_channels": _SIZE,
+        "upsampling_scaling_factor": whole(2, 2),
+        "num_encoder_blocks": listed(whole(0, 256), 1, 16),
+        "num_decoder_blocks": listed(whole(0, 256), 1, 16),
+        "latent_magnitude": _NUMBER,
+        "latent_shift": _NUMBER,
+        "force_upcast": TRUTH,
+        "scaling_factor": _FACTOR,
+        "shift_factor": _NUMBER,
+        "block_out_channels": ANYTHING,  # diffusers repeats the decoder's there
+    },
+}
+REPEATED = {"AutoencoderTiny": ("block_out_channels",)}
+
+
+def is_autoencoder(config: Mapping) -> bool:
+    """Whether a config.json says that it is one that opens."""
+    return config.get("_class_name") in RULES
+
+
+def read_config(config: Mapping, source: Path, known_class: str | None = None) -> Checked:
+    """The options in a config.json. known_class: what the model_index.json says, for a config.json that does not.
+
+    CheckpointError, in one sentence, for another class or for a value that cannot be.
+    """
+    found = config.get("_class_name", known_class)
+    if not isinstance(found, str) or found not in RULES:
+        raise CheckpointError(f"{source} is for the class {found!a:.60}, expected {' or '.join(RULES)}: use another.")
+    config, unknown = checked(config, RULES[found], source)
+    config = {name: value for name, value in config.items() if name not in REPEATED.get(found, ())}
+    notes = []
+    if unknown:
+        notes.append(
+            f"{source} has options that {found} does not know, and they are ignored: {', '.join(unknown):.200}"
+        )
+    return Checked(found, config, notes)
+
+
+def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: Path) -> Autoencoder:
+    """The autoencoder with these weights. One array of the file is held at a time, besides the autoencoder.
+
+    CheckpointError, in one sentence, where configuration and weights do not go together.
+    """
+    class_name, config, _ = checked_config
+    weights = {attention_renamed(name): weight for name, weight in weights.items()}
+    try:
+        full = {name: p.default for name, p in inspect.signature(MODELS[class_name]).parameters.items()} | config
+        _compare(_EXPECTED[class_name](full), weights, source)
+        model = build(class_name, config)
+        fill(model, _flattened(weights, model))
+    except (ValueError, TypeError, MemoryError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
+    return model
+
+
+def open_folder(folder: Path, variant: str | None = None, known_class: str | None = None) -> tuple[Autoencoder, list]:
+    """(autoencoder, notes) of a folder with a config.json and weights, of whichever version. variant: "fp16".
+
+    CheckpointError, in one sentence, where it is damaged or incomplete.
+    """
+    folder = Path(folder)
+    with disk(f"list {folder}"):
+        names = os.listdir(folder)
+    if CONFIG not in names:
+        raise CheckpointError(
+            f"{folder} holds {sorted(names)!a:.200}, expected {CONFIG} and weights: complete the folder."
+        )
+    checked_config = read_config(read_json(folder / CONFIG), folder / CONFIG, known_class)
+    with weight_files.open_folder(folder, names, variant) as found:
+        return read_model(checked_config, found.weights, folder / CONFIG), checked_config.notes
+
+
+def _expected_kl(config) -> dict[str, tuple]:
+    """Shapes that an AutoencoderKL of these options has: as many as it takes to bound all of them."""
+    channels, layers, latent = config["block_out_channels"], int(config["layers_per_block"]), config["latent_channels"]
+    expected = {
+        "encoder.conv_in.weight": (channels[0], config["in_channels"], 3, 3),
+        "encoder.conv_out.weight": (2 * latent, channels[-1], 3, 3),
+        "decoder.conv_in.weight": (channels[-1], latent, 3, 3),
+        "decoder.conv_out.weight": (config["out_channels"], channels[0], 3, 3),
+    }
+    for level, width in enumerate(channels):
+        up = len(channels) - 1 - level
+        for layer in range(layers):
+            expected[f"encoder.down_blocks.{level}.resnets.{layer}.conv2.weight"] = (width, width, 3, 3)
+        for layer in range(layers + 1):
+            expected[f"decoder.up_blocks.{up}.resnets.{layer}.conv2.weight"] = (width, width, 3, 3)
+    return expected
+
+
+def _expected_tiny(config) -> dict[str, tuple]:
+    """The same of an AutoencoderTiny."""
+    encoder, decoder = config["encoder_block_out_channels"][0], config["decoder_block_out_channels"][0]
+    expected = {"encoder.layers.0.weight": (encoder, config["in_channels"], 3, 3)}
+    place = 1
+    for count in config["num_encoder_blocks"]:
+        for _ in range(count):
+            expected[f"encoder.layers.{place}.conv.0.weight"] = (encoder, encoder, 3, 3)
+            place += 1
+        place += 1  # the convolution before the next stage, or the last one
+    expected[f"encoder.layers.{place - 1}.weight"] = (config["latent_channels"], encoder, 3, 3)
+    expected["decoder.layers.0.weight"] = (decoder, config["latent_channels"], 3, 3)
+    place = 2
+    for count in config["num_decoder_blocks"]:
+        for _ in range(count):
+            expected[f"decoder.layers.{place}.conv.0.weight"] = (decoder, decoder, 3, 3)
+            place += 1
+        place += 2  # enlarged, and a convolution
+    expected[f"decoder.layers.{place - 2}.weight"] = (config["out_channels"], decoder, 3, 3)
+    return expected
+
+
+_EXPECTED = {AutoencoderKL.__name__: _expected_kl, AutoencoderTiny.__name__: _expected_tiny}
+
+
+def _compare(expected, weights, source):
+    """Sizes in the configuration against shapes in the file, so that nothing larger than the file is built."""
+    beginning = f"{source} describes another autoencoder than the weights beside it"
+    for name, shape in expected.items():
+        if name not in weights:
+            raise CheckpointError(f"{beginning}: {name} is missing.")
+        if tuple(weights[name].shape) != shape:
+            raise CheckpointError(f"{beginning}: {name} has shape {tuple(weights[name].shape)}, not {shape}.")
+
+
+def _flattened(weights: Mapping[str, Weight], model: Autoencoder) -> dict[str, Weight]:
+    """The weights of linear layers as matrices, where a file has them as 1 x 1 convolutions (o, i, 1, 1)."""
+    matrices = {name for name, p in model.named_parameters() if p.ndim == 2}
+    made = dict(weights)
+    for name in matrices & weights.keys():
+        shape = tuple(weights[name].shape)
+        if len(shape) == 4 and shape[2:] == (1, 1):
+            made[name] = Weight(shape[:2], lambda read=weights[name].read, shape=shape: read().reshape(shape[:2]))
+    return made

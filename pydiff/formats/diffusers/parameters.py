@@ -1,0 +1,60 @@
+"""Parameters of a network and arrays of a file: names of earlier versions, shapes compared before the first is read,
+and the way back.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from pydiff.formats.safetensors import Made, Weight
+from pydiff.nn import Module
+
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # inside an attention
+
+
+class Checked(NamedTuple):
+    """What a config.json says. config: the options of the class, all of them allowed. notes: sentences on what was
+    passed over.
+    """
+
+    class_name: str
+    config: dict
+    notes: list[str]
+
+
+def attention_renamed(name: str) -> str:
+    """The name that diffusers has given a parameter of an attention since 2023; other names as they are."""
+    parts = name.split(".")
+    if len(parts) > 3 and "attentions" in parts:
+        parts[-2] = OLD_NAMES.get(parts[-2], parts[-2])
+    return ".".join(parts)
+
+
+def fill(model: Module, weights: Mapping[str, Weight]):
+    """Reads every array into its parameter; names and shapes are compared before the first is read."""
+    parameters = dict(model.named_parameters())
+    missing, extra = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
+    if missing or extra:
+        raise ValueError(
+            f"the weights do not fit this model: missing {missing[:3] or 'none'}, unknown {extra[:3] or 'none'}"
+        )
+    for name, p in parameters.items():
+        expected = tuple(p.shape[i] for i in p.file_axes)
+        if tuple(weights[name].shape) != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {tuple(weights[name].shape)}")
+    for name, p in parameters.items():
+        array = weights[name].read()
+        if array.dtype.kind != "f":
+            raise ValueError(f"{name} is {array.dtype}, expected floating numbers")
+        p.data[...] = array.transpose(tuple(np.argsort(p.file_axes)))
+
+
+def ways_to_write(model: Module) -> dict:
+    """The parameters as checkpoint.save_model takes them: made one by one, in the layout of the file."""
+
+    def made(p):
+        shape = tuple(p.shape[i] for i in p.file_axes)
+        return Made(shape, lambda: p.numpy().transpose(p.file_axes), p.dtype)
+
+    return {name: made(p) for name, p in model.named_parameters()}

@@ -1,0 +1,94 @@
+"""The codec of latent diffusion: people see images, and what is diffused are the numbers an autoencoder makes of them.
+
+    codec = Latents(autoencoder, (512, 512))        shape (64, 64, 4), for a factor of 8
+    codec.encode(images), codec.decode(x)           uint8 (N, H, W, 3) and back, one image at a time
+
+Always in float32 or better: the autoencoders of some published models overflow float16.
+"""
+
+import numpy as np
+
+from pydiff.arrays import array_module, to_host
+from pydiff.codec import NOISE_RANGE, PIXEL_RANGE, Codec, from_uint8, register, to_uint8
+from pydiff.models import Autoencoder
+from pydiff.tensor import no_grad
+
+
+@register
+class Latents(Codec):
+    """autoencoder: an Autoencoder, on the device where x is decoded. size: (height, width) in pixels.
+
+    ValueError for a size that the autoencoder's factor does not divide.
+    """
+
+    kind = "latents"
+
+    def __init__(self, autoencoder: Autoencoder, size):
+        self.autoencoder, self.size, self.factor = autoencoder, tuple(int(n) for n in size), autoencoder.factor
+        check_size(self.size, self.factor)
+
+    @property
+    def shape(self):
+        """(h, w, C) of latents."""
+        return (*(n // self.factor for n in self.size), self.autoencoder.config["latent_channels"])
+
+    def encode(self, samples):
+        """uint8 (N, H, W, C), of any size that the factor divides -> the most likely latents, scaled: float32."""
+        samples = np.asarray(samples)
+        channels = self.autoencoder.config["in_channels"]
+        if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] != channels or not len(samples):
+            raise ValueError(f"images are {samples.dtype} {samples.shape}, expected uint8 (N, H, W, {channels})")
+        check_size(samples.shape[1:3], self.factor)
+        return np.concatenate([self.encode_floats(from_uint8(image[None])) for image in samples])
+
+    def encode_floats(self, x):
+        """The same of images (N, H, W, C) in [-1, 1]."""
+        xp = self._library()
+        with no_grad():
+            return to_host(self.autoencoder.scaled(self.autoencoder.encode(xp.asarray(x)).mode()).data)
+
+    def decode(self, x):
+        """Latents (N, h, w, C) on any device -> uint8 (N, H, W, channels)."""
+        return np.concatenate([to_uint8(self.decode_floats(one[None]).clip(*PIXEL_RANGE)) for one in x])
+
+    def decode_floats(self, x):
+        """The same as floats, which may go beyond [-1, 1]."""
+        xp = self._library()
+        x = xp.asarray(x if xp is array_module(x) else to_host(x))
+        with no_grad():
+            return to_host(self.autoencoder.decode(self.autoencoder.unscaled(x)).data)
+
+    def _library(self):
+        return array_module(self.autoencoder.parameters()[0].data)
+
+    def show(self, samples):
+        """Images as they are."""
+        return samples
+
+    def show_noise(self, eps):
+        """The first three channels, or one, as colours: noise of latents has no colours of its own."""
+        eps = to_host(eps)
+        return to_uint8(eps[..., : 3 if eps.shape[-1] >= 3 else 1] / NOISE_RANGE)
+
+    def encode_mask(self, mask):
+        """(N, H, W, 1) over pixels -> (N, h, w, 1): that of the first pixel of each latent."""
+        return mask[:, :: self.factor, :: self.factor, :1]
+
+    def to_config(self):
+        """Without the autoencoder, which is saved beside the network."""
+        return {"kind": self.kind, "size": list(self.size)}
+
+    @classmethod
+    def from_config(cls, config, autoencoder=None):
+        """With the autoencoder that was saved beside the network."""
+        if autoencoder is None:
+            raise ValueError("this model is drawn in latents, and its autoencoder is missing")
+        return cls(autoencoder, config["size"])
+
+
+def check_size(size, factor: int):
+    """ValueError, in one sentence, unless the factor divides height and width."""
+    if len(size) != 2 or any(n < factor or n % factor for n in size):
+        near = " x ".join(str(max(factor, round(n / factor) * factor)) for n in size)
+        shown = " x ".join(map(str, size))
+        raise ValueError(f"the size {shown} does not go with latents of {factor} pixels a side; take {near}")
