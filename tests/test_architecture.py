@@ -265,7 +265,7 @@ FLOORS = {
         ],
         860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
     ),
-    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and for several
+    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
     # processes
     "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 620),
 }  # fmt: skip
@@ -364,7 +364,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py")
+    codecs = ("data/", "sound/", "codec.py", "latents.py")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]
