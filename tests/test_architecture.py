@@ -171,9 +171,10 @@ MAY_IMPORT = {
     "formats.diffusers.unet": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
     "formats.diffusers.autoencoder": "models formats.safetensors formats.files formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.parameters",
+    "formats.diffusers.extra": "codec condition nn formats.safetensors formats.schema formats.diffusers.scheduler",
     "formats.diffusers.pipeline": "codec condition diffusion models pipeline store formats.safetensors formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
-    "formats.diffusers.scheduler",
+    "formats.diffusers.scheduler formats.diffusers.extra",
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
