@@ -266,8 +266,8 @@ FLOORS = {
         ],
         860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
     ),
-    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
-    # processes
+    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and
+    # for several processes
     "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 620),
 }  # fmt: skip
 # 15 lines of a file for several processes: tensor.py says when a gradient is final, run.py lets them train together.
