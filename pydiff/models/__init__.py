@@ -2,6 +2,7 @@
 
 from pydiff.models.autoencoder import Autoencoder, AutoencoderKL, Posterior
 from pydiff.models.autoencoder_tiny import AutoencoderTiny
+from pydiff.models.bert import BertModel
 from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from pydiff.models.registry import MODELS, build, name_of, register, twin
 from pydiff.models.text_transformer import ReadingUNet, TextTransformer
@@ -14,6 +15,7 @@ __all__ = [
     "Autoencoder",
     "AutoencoderKL",
     "AutoencoderTiny",
+    "BertModel",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "Posterior",

@@ -6,6 +6,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydiff.diffusion import Process, schedule
@@ -15,7 +16,7 @@ from pydiff.diffusion.schedule import BUILDERS
 from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
-from pydiff.text import ENCODERS
+from pydiff.text import kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,8 @@ class Options(LoopOptions):
     """Also tell the network the class of each picture; needs data with classes."""
     text: str = "auto"
     """Also tell the network each picture's caption, by this text encoder: glove; learned, which is trained along and
-    reads any language; none; or auto, which is glove where the data have captions that it understands."""
+    reads any language; minilm; the folder of a run or of a text model; none; or auto, which is glove where the data
+    have captions that it understands."""
     label_drop: float = 0.1
     """Share of pictures whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False
@@ -166,8 +168,8 @@ class Options(LoopOptions):
         if self.size is not None:
             _at_least(self, "size", 1)
         _between(self, "offset_noise", 0, math.inf)
-        if self.text not in (known := ("auto", "none", *ENCODERS)):
-            raise ValueError(f"text must be one of {', '.join(known)}; got {self.text!r}")
+        if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
+            raise ValueError(f"text must be one of {', '.join(known)}, or the folder of an encoder; got {self.text!r}")
         for name in ("dropout", "label_drop"):
             _between(self, name, 0, 1)
         if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):
