@@ -11,14 +11,13 @@ import numpy as np
 
 from pydiff import backend, edit
 from pydiff.condition import Conditioning
-from pydiff.data import OF_DATA
 from pydiff.data import load as load_data
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.training import DiffusionTask, Interrupted, Options, fit, join, opened, settled
+from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 
 
 class Run:
@@ -95,7 +94,7 @@ class Run:
     def dataset(self):
         """The training data, loaded again if need be."""
         if self._dataset is None:
-            self._dataset = load_data(self.data_name, **{name: self.options.get(name) for name in OF_DATA})
+            self._dataset = load_data(self.data_name, **reading(self.options))
         return self._dataset
 
     def log(self):
@@ -266,21 +265,14 @@ def load(directory, **wishes):
 
 @backend.trimmed()
 def train(
-    data,
-    *,
-    out=None,
-    progress=True,
-    device="cpu",
-    model=None,
-    codec=None,
-    announce=None,
-    distributed="auto",
-    **options,
-):
+    data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, announce=None,
+    distributed="auto", **options,
+):  # fmt: skip
     """Trains a diffusion model on pictures or sounds and returns the finished `Run`.
 
-    data: "digits", "emoji", "faces", "fashion", "tones", a folder of pictures or of sounds, an .npz, .npy or .parquet
-    file, an array (N, H, W, C), or a Dataset.
+    data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
+    (N, H, W, C), or a Dataset; "tones" or a folder of sounds; "swiss-roll" or an array (N, D) of points;
+    "moving-shapes", a folder of films or an array (N, F, H, W, C) of clips. images: to be learned beside clips.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
@@ -299,9 +291,9 @@ def train(
         named = {"codec": codec} if isinstance(codec, str) else {}
         options = settled(Options.from_keywords(options | named), out, group)
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
-            dataset = load_data(data, **{name: getattr(options, name) for name in OF_DATA})
+            dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
-            task = DiffusionTask(dataset, options, model, None if named else codec)
+            task = task_for(dataset, options, model, None if named else codec, images)
             for note in task.notes:
                 announce(note)
         with opened(task, options, out, device, group) as (trainer, folder):

@@ -146,6 +146,7 @@ MAY_IMPORT = {
     "optim": "backend arrays ops",
     "models": "backend arrays tensor ops nn",
     "codec": "arrays",
+    "codecs": "arrays codec",
     "latents": "arrays tensor models codec",
     "formats.safetensors": "",
     "formats.files": "formats.safetensors",
@@ -160,7 +161,7 @@ MAY_IMPORT = {
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
     "sound": "arrays codec",
-    "data": "random codec sound condition",
+    "data": "random codec codecs sound condition",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
@@ -184,9 +185,10 @@ MAY_IMPORT = {
     "training.networks": "codec models training.config",
     "training.captions": "text data",
     "training.task": (
-        "arrays random tensor nn models codec condition diffusion data training.config training.networks "
-        "training.captions"
+        "arrays random tensor nn models codec condition diffusion data "
+        "training.config training.networks training.captions"
     ),
+    "training.clip_task": "codec data training.task",
     "training.shards": "",
     "training.distributed": "backend store pydiff",
     "training.gradient": "arrays nn ops training.shards training.distributed",
@@ -367,7 +369,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "sound/", "codec.py", "latents.py")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]

@@ -145,6 +145,6 @@ def test_from_the_command_line(tmp_path, capsys):
         assert "sounds are written to a .wav" in capsys.readouterr().err
         assert main(["report", out, "-n", "2", "--steps", "3"]) == 0
     assert main(["train", place, "--flip", "--out", f"{run}-flip"]) == 1
-    assert "flip is for pictures" in capsys.readouterr().err
+    assert "flip mirrors images" in capsys.readouterr().err
     assert main(["train", "digits", "--codec", "waveform", "--out", f"{run}-digits"]) == 1
     assert "is for sounds, and digits holds pictures" in capsys.readouterr().err

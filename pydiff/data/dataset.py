@@ -10,6 +10,7 @@ import numpy as np
 from pydiff import random
 from pydiff.codec import Codec, Pixels, from_uint8
 from pydiff.condition import Condition, Conditioning
+from pydiff.data.pixels import resize, to_channels
 
 # `split` draws from the data-order stream at an epoch that training never reaches, so it shares no numbers with it.
 SPLIT_EPOCH = 2**32 - 1
@@ -19,6 +20,8 @@ FEW, LARGE_SIDE, BATCH = 500, 128, 64  # for hints
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Pictures for training. `pydiff.data.load` makes one from a folder, a file or an array.
+
+    Samples of another kind are a subclass (points.py, clips.py), in which `images` holds what the samples are.
 
     name     what it was loaded from
     images   (N, H, W, C) uint8, or float32 in [-1, 1] where the source is finer than 8 bits; read-only
@@ -47,7 +50,7 @@ class Dataset:
     mirrors = True  # whether a sample seen in a mirror is as good
 
     def __post_init__(self):
-        object.__setattr__(self, "images", _read_only(_checked_images(self.images)))
+        object.__setattr__(self, "images", _read_only(self._checked(self.images)))
         if (self.labels is None) != (self.classes is None):
             raise ValueError("labels and classes belong together: give both, or neither")
         if self.labels is not None:
@@ -61,8 +64,13 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    @staticmethod
+    def _checked(samples) -> np.ndarray:
+        """The samples as an array, or ValueError for what this kind of data set cannot hold."""
+        return _checked_images(samples)
+
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """(H, W, C) of one picture."""
         return self.images.shape[1:]
 
@@ -70,6 +78,12 @@ class Dataset:
     def codec(self) -> Codec:
         """What stands between these samples and what is diffused, where nobody gives another."""
         return Pixels(self.shape)
+
+    def resized(self, size=None, channels=None) -> "Dataset":
+        """The same pictures at (height, width) `size` and with 1, 3 or 4 channels; None keeps what they have."""
+        images = self.images if channels is None else to_channels(self.images, channels)
+        images = images if size is None else resize(images, size)
+        return self if images is self.images else dataclasses.replace(self, images=images)
 
     def coded(self, name: str = "auto") -> Codec:
         """The codec of this name for these samples; auto is `codec`. ValueError for a name that is not for them."""

@@ -19,7 +19,8 @@ def describe(dataset: Dataset) -> str:
     if dataset.captions is not None:
         lines.append(captions(dataset))
     low, high, mean, std = statistics(dataset)
-    lines.append(f"values: {low:.3f} .. {high:.3f} in [-1, 1]; mean {_numbers(mean)}, std {_numbers(std)}")
+    scale = " in [-1, 1]" if dataset.codec.limits else ", scaled"
+    lines.append(f"values: {low:.3f} .. {high:.3f}{scale}; mean {_numbers(mean)}, std {_numbers(std)}")
     if dataset.skipped:
         lines.append("skipped:\n  " + some([f"{path}: {reason}" for path, reason in dataset.skipped], "\n  ", SHOWN))
     return "\n".join(lines + [f"hint: {hint}" for hint in dataset.hints()])
@@ -41,11 +42,11 @@ def statistics(dataset: Dataset) -> tuple[float, float, np.ndarray, np.ndarray]:
     for block in blocks:
         x = dataset.normalized(block)
         low, high = min(low, float(x.min())), max(high, float(x.max()))
-        total += x.sum(axis=(0, 1, 2), dtype=np.float64)
+        total += x.reshape(-1, channels).sum(axis=0, dtype=np.float64)
     mean = total / (dataset.images.size // channels)
     squares = np.zeros(channels)
     for block in blocks:  # a second pass: E[x^2] - E[x]^2 loses digits
-        squares += ((dataset.normalized(block) - mean) ** 2).sum(axis=(0, 1, 2))
+        squares += ((dataset.normalized(block).reshape(-1, channels) - mean) ** 2).sum(axis=0)
     return low, high, mean, np.sqrt(squares / (dataset.images.size // channels))
 
 

@@ -100,12 +100,12 @@ class DiffusionTask(Task):
         known = dataset.conditioning if options.conditional else Conditioning()
         if options.conditional and known.empty:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
+        if options.flip and not dataset.mirrors:
+            raise ValueError(f"flip mirrors images, and {dataset.name} holds {dataset.noun}s; leave it out")
         encoder, self.captions, self.notes = captions_for(dataset, options.text, options.seed, model is not None)
         self.encoder, self.reads = encoder, encoder is not None and encoder.trained_along
         self.conditioning = Conditioning(known.classes, known.nothing, encoder.told() if self.reads else encoder)
         self.codec = dataset.coded(options.codec) if codec is None else codec
-        if options.flip and not dataset.mirrors:
-            raise ValueError(f"flip is for pictures, and {dataset.name} holds {dataset.noun}s; leave it out")
         self.process = build_process(options)
         if model is None:
             width = None if encoder is None else encoder.width
