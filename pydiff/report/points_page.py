@@ -18,20 +18,23 @@ SHOWN, MOMENTS, REACH = 1500, 41, 3.5
 def write_points_page(pipeline, dataset, directory, *, log, options, facts, name, n, seed, sampler, steps):
     """Draws particles forth and back and writes report.html, samples.png and the film. Returns the page's path.
 
-    n: points drawn for samples.png and the page, at least SHOWN. Other arguments: as for write_report.
+    n: points drawn for samples.png and the page, at least SHOWN. dataset: None where the data are gone. Other arguments:
+    as for write_report.
     """
     codec, count = pipeline.codec, max(n, SHOWN)
-    x0 = codec.encode(dataset.samples(spread(len(dataset), count)))
-    forth, forth_said = forward_film(x0, pipeline.process.schedule, seed)
     back, back_said, drawn = reverse_film(pipeline, count, seed, sampler, steps)
+    shown = drawn if dataset is None else dataset.samples(spread(len(dataset), count))
+    x0 = codec.encode(shown)
+    forth, forth_said = forward_film(x0, pipeline.process.schedule, seed)
     save_png(directory / "samples.png", back[-1])
     save_film(directory / "film", [*forth, *back])
     forth_player = player([("data to noise", np.stack(forth))], forth_said, across="t")
-    pair = np.stack([[cloud(a, np.full((len(a), 3), 40), REACH) for a in (x0, codec.encode(drawn))]])
+    clouds = [cloud(codec.encode(a), np.full((len(a), 3), 40), REACH)[None] for a in (shown, drawn)]
+    pair = [("data", clouds[0]), ("drawn", clouds[1])][dataset is None :]
     told = f"<dl class='facts'>{sections.facts(facts)}</dl>"
     table = f"<div class='scroll'><table>{sections.options(options)}</table></div>"
     parts = [
-        ("The data, and new points", player([("data", pair[:, :1]), ("drawn", pair[:, 1:])]) + told),
+        ("The data, and new points", player(pair) + told),
         ("Forth", f"<p>Every particle moves at random; the colours show where each began.</p>{forth_player}"),
         (
             "Back",

@@ -44,7 +44,7 @@ def write_report(
     codec, schedule = pipeline.codec, pipeline.process.schedule
     steps = min(250, schedule.T) if steps is None else steps
     if codec.kind == "points":
-        facts = _facts(pipeline, dataset, log, step)
+        facts = _facts(pipeline, dataset, log, step, count)
         told = {"name": name, "log": log, "options": options, "facts": facts, "sampler": sampler, "steps": steps}
         return write_points_page(pipeline, dataset, directory, n=n, seed=seed, **told)
     prompts = _prompts(pipeline.conditioning, dataset, n, prompts)
