@@ -18,7 +18,7 @@ SHOWN, MOMENTS, REACH = 1500, 41, 3.5
 def write_points_page(pipeline, dataset, directory, *, log, options, facts, name, n, seed, sampler, steps):
     """Draws particles forth and back and writes report.html, samples.png and the film. Returns the page's path.
 
-    n: points drawn for samples.png and the page, at least SHOWN. dataset: None where the data are gone. Other arguments:
+    n: points drawn for samples.png and the page, at least SHOWN. dataset: None where the data are gone. The others:
     as for write_report.
     """
     codec, count = pipeline.codec, max(n, SHOWN)
