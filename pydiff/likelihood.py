@@ -47,13 +47,13 @@ def bits(pipeline, samples, asked=None, seed=0, numbers=None, variance=None, bat
         for first in range(0, len(x), batch_size):
             here = slice(first, first + batch_size)
             model, _ = pipeline.denoiser(asked.take(here).to(xp))
-            nats = _nats(process, model, xp.asarray(x[here]), seed, numbers[here], discrete, large, bar)
+            nats = _nats(process, model, xp.asarray(x[here]), seed, numbers[here], discrete, large, codec.limits, bar)
             total.append(to_host(nats))
     size = int(np.prod(codec.shape))
     return np.concatenate(total).astype(np.float64) / (size * math.log(2)) + per_number
 
 
-def _nats(process, model, x0, seed, numbers, discrete, large, bar):
+def _nats(process, model, x0, seed, numbers, discrete, large, limits, bar):
     """The bound in nats for each of x0 (n, ...), summed over its numbers."""
     n, schedule = len(x0), process.schedule
     axes, size = tuple(range(1, x0.ndim)), int(np.prod(x0.shape[1:]))
@@ -66,6 +66,7 @@ def _nats(process, model, x0, seed, numbers, discrete, large, bar):
         x_t, _ = process.q_sample(x0, at, random.key(seed, random.NOISE, numbers, t), keep=False)
         seen = process.network_input(x_t, at)
         guess = process.to_x0(x_t, model(*seen), at).astype(np.float64)
+        guess = guess if limits is None else guess.clip(*limits)  # as samplers do
         if t == 0:
             variance = float((schedule.sigma[0] / schedule.alpha[0]) ** 2)
             total = total + _decoder(x0, guess, variance, discrete, axes, size)

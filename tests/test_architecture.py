@@ -202,13 +202,14 @@ MAY_IMPORT = {
     "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
     "report": "arrays random codec sound data store",
+    "drawing": "report sound store",
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen",
     "run": "backend condition data pipeline edit formats store training report reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report training run segment bench info text",
+    "cli": "backend codec data diffusion store report drawing pydiff training run segment bench info text",
     "__main__": "cli",
 }
 
