@@ -69,11 +69,19 @@ def test_the_bits_of_a_sample_do_not_depend_on_the_batch():
 
 def test_images_and_clips_cost_about_eight_bits_untrained_and_fewer_trained():
     """Nobody who knows nothing of a level needs more than 8 bits for it in a fair code; a few steps save some."""
-    tiny = {"batch_size": 16, "channels": (8,), "groups": 4, "timesteps": 60, "sample_every": 0, "progress": False}
+    tiny = {
+        "batch_size": 16,
+        "channels": (8,),
+        "prediction": "v",
+        "groups": 4,
+        "timesteps": 60,
+        "sample_every": 0,
+        "progress": False,
+    }
     data = pydiff.data.load("digits").subset(np.arange(64))
     short, long = (pydiff.train(data, steps=steps, warmup=2, ema=0.5, **tiny) for steps in (1, 60))
     before, after = (bits(run.pipeline, data.images[:8]).mean() for run in (short, long))
-    assert 0 < after < before - 0.1
+    assert 0 < after < before - 1
     clips = pydiff.data.load(data.images.reshape(16, 4, 8, 8, 1))
     run = pydiff.train(clips, steps=1, **tiny)
     assert bits(run.pipeline, clips.images[:3]).shape == (3,)

@@ -28,6 +28,7 @@ RECIPE = {
     "channels": (128,),
 }  # fmt: skip
 HELD_OUT = 1000
+SAMPLERS = (("ddpm", 500), ("ddpm", 50), ("ddim", 50), ("dpm_solver", 20), ("heun", 20))
 
 
 def along(points, parts=4000):
@@ -74,8 +75,10 @@ def main(arguments=None):
     normal = np.cov(swiss_roll().images.T)
     entropy = 0.5 * math.log2((2 * math.pi * math.e) ** 2 * np.linalg.det(normal)) / 2
     bound, error = spent(run.pipeline, held)
-    rows = {f"{sampler}, {steps} steps": judged(run.sample(HELD_OUT, sampler=sampler, steps=steps, seed=2))
-            for sampler, steps in (("ddpm", 500), ("ddpm", 50), ("ddim", 50), ("dpm_solver", 20), ("heun", 20))}  # fmt: skip
+    rows = {
+        f"{sampler}, {steps} steps": judged(run.sample(HELD_OUT, sampler=sampler, steps=steps, seed=2))
+        for sampler, steps in SAMPLERS
+    }
     found = {
         "machine": describe(available_threads()), "steps": options.steps, "recipe": RECIPE,
         "parameters": run.parameters, "training": {"wall_s": round(seconds, 1), "cpu_s": round(cpu, 1)},

@@ -11,8 +11,8 @@ REACH = 3.5  # standard deviations from the middle to its edge
 
 @register
 class Points(Codec):
-    """Points (N, D), float32. mean: (D,); scale: one number for all axes, so that angles stay. reach: the largest number
-    in the x of the data, where samplers cut their x0-hat, or None: what is said of it from noise alone is wild.
+    """Points (N, D), float32. mean: (D,); scale: one number for all axes, so that angles stay. reach: the largest
+    number in the x of the data, where samplers cut their x0-hat, or None: what is said of it from noise alone is wild.
     """
 
     kind = "points"
