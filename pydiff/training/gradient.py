@@ -169,8 +169,11 @@ class FastSum(PlainSum):
 class ExactSum(PlainSum):
     """Adds in the tree of shards, whoever computes them; see the top of this file.
 
-    shards: how many. owned: [(first, end)] of every rank.
+    shards: how many. owned: [(first, end)] of every rank. overlap: whether pieces travel while others are computed;
+    False is for benchmarks.
     """
+
+    overlap = True
 
     def __init__(self, optimizer, group, shards, owned):
         super().__init__(optimizer)
@@ -223,7 +226,7 @@ class ExactSum(PlainSum):
                         self.group.listen()
                         self._arrived(piece, shard)
 
-        loss.backward(finished=finished)
+        loss.backward(finished=finished if self.overlap else None)
         self.optimizer.gather()  # zeros for what had no part in the loss
         for piece, left in enumerate(unknown):
             if left:
