@@ -296,7 +296,7 @@ def train(
         announce = announce if announce and group.first else (lambda _: None)
         options = settled(Options.from_keywords(options), out, group)
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
-            dataset = load_data(data, size=options.size)
+            dataset = load_data(data, size=options.size, cache_gb=options.cache_gb)
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
             task = DiffusionTask(dataset, options, model, codec)
             for note in task.notes:

@@ -20,6 +20,7 @@ from pydiff.data.folder import load_folder
 from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.data.parquet import holds_parquet, load_parquet
 from pydiff.data.pixels import check_size, from_uint8, resize, to_channels, to_uint8
+from pydiff.data.stream import load_streamed
 
 __all__ = [
     "Dataset",
@@ -35,7 +36,7 @@ __all__ = [
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
 
 
-def load(source, size=None, channels: int | None = None, labels=None, captions=None) -> Dataset:
+def load(source, size=None, channels: int | None = None, labels=None, captions=None, cache_gb: float = 0) -> Dataset:
     """A data set from almost anything.
 
     source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
@@ -46,11 +47,17 @@ def load(source, size=None, channels: int | None = None, labels=None, captions=N
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
     labels    (N,) integers or strings, for arrays only: folders and files bring their own
     captions  N strings or sequences of strings, or {language: those}, for arrays only, too
+    cache_gb  above 0, pictures of a folder, a .zip, .tar or .parquet file are decoded when they are needed, and this
+              many GB of them are kept: for data larger than memory, see stream.py
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
     size = check_size(size)
     given = "labels" if labels is not None else "captions" if captions is not None else None
+    if cache_gb:
+        if given or not isinstance(source, (str, os.PathLike)) or source in NAMED:
+            raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
+        return load_streamed(Path(source).expanduser(), size, channels, cache_gb)
     if isinstance(source, (str, os.PathLike)):
         if given:
             raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")

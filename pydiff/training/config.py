@@ -101,6 +101,8 @@ class LoopOptions:
 class Options(LoopOptions):
     """What a training run of a diffusion model computes."""
 
+    cache_gb: float = 0.0
+    """GB of decoded pictures to keep, where they are decoded when they are needed; 0: all of them, from the start."""
     size: int | None = None
     """Side length of the pictures in pixels; left out, what the data has."""
     prediction: Literal[tuple(PREDICTIONS)] = "eps"
@@ -158,6 +160,7 @@ class Options(LoopOptions):
         if self.size is not None:
             _at_least(self, "size", 1)
         _between(self, "offset_noise", 0, math.inf)
+        _between(self, "cache_gb", 0, math.inf)
         if self.text not in (known := ("auto", "none", *ENCODERS)):
             raise ValueError(f"text must be one of {', '.join(known)}; got {self.text!r}")
         for name in ("dropout", "label_drop"):
