@@ -152,7 +152,7 @@ def predicted_ms(processes, alone_ms, update, elements, latency_ms, mbytes_s, co
     """Milliseconds of a step: the shards of the busiest process, the traffic of a piecewise reduction, the update.
 
     alone_ms: of a step of one process on one core with all shards, without the update. Each process sends and receives
-    2 (P - 1) / P gradients, as a ring all-reduce does, in two rounds of P - 1 messages. cores: that all processes share;
+    2 (P - 1) / P gradients, as a ring all-reduce does, in two rounds of P - 1 messages. cores: that all of them share;
     None for a core each. overlap: share of the computation behind which traffic hides.
     """
     busiest = math.ceil(shards / processes)
@@ -286,7 +286,7 @@ def table(report):
     paper = on_paper(elements, compute, alone["update_ms"])
     yield ""
     yield (
-        "On paper, the same network with 4 samples a process, a core each, 20 µs and 10 Gbit/s assumed, nothing hidden: "
+        "On paper, the same network, 4 samples and a core a process, 20 µs and 10 Gbit/s assumed, nothing hidden: "
         + ", ".join(f"{n:,} processes {share:.0%}" for n, share in paper.items())
         + " of perfect scaling."
     )

@@ -146,24 +146,27 @@ MAY_IMPORT = {
     "optim": "backend arrays ops",
     "models": "backend arrays tensor ops nn",
     "codec": "arrays",
+    "codecs": "arrays codec",
     "latents": "arrays tensor models codec",
+    "formats.safetensors": "",
+    "formats.files": "formats.safetensors",
+    "store": "backend formats.safetensors formats.files",
     "text": "",
-    "text.learned": "arrays tensor models text",
+    "text.learned": "arrays tensor nn models text",
+    "text.bert": "tensor nn models formats.safetensors formats.files text",
+    "text.folder": "models formats.safetensors formats.files store text",
     "condition": "arrays text",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
-    "data": "random codec condition",
+    "data": "random codec codecs condition",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
-    "formats.safetensors": "",
-    "formats.files": "formats.safetensors",
     "formats.pytorch": "formats.safetensors formats.files",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
     "formats.schema": "formats.safetensors",
-    "store": "backend formats.safetensors formats.files",
     "formats.diffusers.scheduler": "codec diffusion formats.safetensors formats.schema",
     "formats.diffusers.folder": "formats.safetensors formats.files",
     "formats.diffusers.parameters": "nn formats.safetensors",
@@ -178,10 +181,13 @@ MAY_IMPORT = {
     "training.interrupt": "",
     "training.progress": "",
     "training.config": "diffusion models store text",
+    "training.networks": "codec models training.config",
     "training.captions": "text data",
     "training.task": (
-        "arrays random tensor nn models codec condition diffusion data training.config training.captions"
+        "arrays random tensor nn models codec condition diffusion data "
+        "training.config training.networks training.captions"
     ),
+    "training.clip_task": "codec data training.task",
     "training.shards": "",
     "training.distributed": "backend store pydiff",
     "training.gradient": "arrays nn ops training.shards training.distributed",
@@ -362,7 +368,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]
