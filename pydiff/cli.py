@@ -80,7 +80,8 @@ class Sample:
     negative_prompt: str | None = None
     """What guidance shall lead away from."""
     out: Path = Path("samples.png")
-    """Where to write them: .png for one grid, .npz for the array, a folder for one picture each."""
+    """Where to write them: .png for one grid, .npz for the array, a folder for one picture each, which can be gone on
+    with, and be filled by several processes."""
     sampler: Literal[tuple(SAMPLERS)] | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
@@ -116,6 +117,15 @@ class Sample:
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
     def run(self):
+
+        from pydiff.training.distributed import join
+
+        group = join()
+        with group.together(), group.own_threads():
+            self.draw(group)
+
+    def draw(self, group):
+        """Draws, by all processes of the group."""
         import numpy as np
 
         from pydiff.report.grid import grid, save_png
@@ -133,9 +143,17 @@ class Sample:
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
         words = {"prompts": prompts, "negative_prompt": self.negative_prompt}
-        images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
         said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(self.guidance)}
         said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
+        kind = ""
+        if self.label and run.classes:
+            kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
+        if not self.out.suffix:
+            self.fill(group, run, n, prompts, choices | more, said, kind)
+            return
+        if group.size > 1:
+            raise ValueError(f"several processes draw into a folder, not into {self.out}; give --out FOLDER")
+        images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
         shown = run.codec.show(images)
         if self.out.suffix == ".npz":
             self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,17 +162,41 @@ class Sample:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             said |= {} if prompts is None else {"prompt": "\n".join(prompts)}
             save_png(self.out, grid(shown, columns=n if prompts else None), said)
-        elif self.out.suffix:
-            raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
         else:
-            self.out.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(shown):
-                told = {} if prompts is None else {"prompt": prompts[i // n]}
-                save_png(self.out / f"{i:06d}.png", image, {**said, **told, "number": str(i % n)})
-        kind = ""
-        if self.label and run.classes:
-            kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
+            raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
         say(f"{len(images)} pictures{kind} in {self.out}")
+
+    def fill(self, group, run, n, prompts, choices, said, kind):
+        """One file a picture in the folder, by all processes that were started; what is there already stays."""
+        from pydiff.drawing import digest, draw_into
+
+        run, total = run.to(self.device), n * len(prompts or [""])
+        labels, guidance = choices.pop("labels"), choices.pop("guidance")
+
+        def draw(places):
+            asked = run.conditioning.rows(
+                places % n,
+                None if labels is None else labels[places],
+                None,
+                None if prompts is None else [prompts[place // n] for place in places],
+                self.negative_prompt,
+            )
+            drawn = run.pipeline.sample(places % n, self.seed, asked=asked, guidance=guidance, **choices)
+            return run.codec.show(drawn)
+
+        def told(place):
+            about = {} if prompts is None else {"prompt": prompts[place // n]}
+            return {**said, **about, "number": str(place % n)}
+
+        settings = {"seed": self.seed, "guidance": guidance, "label": self.label, "prompts": prompts, **choices}
+        settings |= {"negative_prompt": self.negative_prompt, "device": self.device, "model": digest(run.model)}
+        settings |= {"scheduler": self.scheduler, "prediction": self.prediction, "size": self.size}
+        settings |= {} if prompts is None else {"n": n}
+        group.compare(settings)
+        left = draw_into(self.out, total, draw, told, settings, group)
+        if group.first:
+            there = f", {total - left} of them from before" if left < total else ""
+            say(f"{total} pictures{kind} in {self.out}{there}")
 
 
 @dataclass

@@ -196,10 +196,11 @@ MAY_IMPORT = {
     ),
     "training": "",
     "report": "arrays random codec data store",
+    "drawing": "arrays report store",
     "run": "backend condition data pipeline edit formats store training report",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report training run bench info text",
+    "cli": "backend codec data diffusion store report drawing training run bench info text",
     "__main__": "cli",
 }
 

@@ -18,7 +18,7 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.arrays import class_labels
 from pydiff.data.dataset import Dataset, plural, printable
-from pydiff.data.folder import _classes
+from pydiff.data.folder import labels_of
 from pydiff.data.parquet import _captions, _labels
 from pydiff.data.picture import Picture, read_picture, read_size
 from pydiff.data.pixels import to_channels
@@ -208,7 +208,7 @@ def _told(places, notes):
     """(labels, classes, captions as keywords of a Dataset) of images in folders or with files beside them."""
     more = {}
     if isinstance(places, Files):
-        labels, classes, class_notes = _classes(places.names)
+        labels, classes, class_notes = labels_of(places.names)
         notes += class_notes
         captions = words.find_captions(places.root, places.names, places.texts)
         if captions is not None:
@@ -228,5 +228,5 @@ def _told(places, notes):
     if names is not None:
         labels, classes = class_labels(np.array(names), len(names))
         return labels, classes, more
-    labels, classes, _ = _classes(places.names) if not places.beside and "/" in places.names[0] else (None, None, [])
+    labels, classes, _ = labels_of(places.names) if not places.beside and "/" in places.names[0] else (None, None, [])
     return labels, classes, more
