@@ -44,10 +44,11 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train on pictures. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
+    """Train on pictures or sounds. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, a folder of pictures (class = subfolder), or an .npz, .npy or .parquet file."""
+    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds (class = subfolder), or an .npz, .npy or
+    .parquet file."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
@@ -66,7 +67,7 @@ class Train:
 
 @dataclass
 class Sample:
-    """Draw new pictures with a trained model."""
+    """Draw new pictures, or make new sounds, with a trained model."""
 
     run_folder: Path
     """Folder of a run or of a model."""
@@ -79,9 +80,10 @@ class Sample:
     """A file with a prompt a line; - reads them from the standard input."""
     negative_prompt: str | None = None
     """What guidance shall lead away from."""
-    out: Path = Path("samples.png")
-    """Where to write them: .png for one grid, .npz for the array, a folder for one picture each, which can be gone on
-    with, and be filled by several processes."""
+    out: Path | None = None
+    """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
+    file each, which can be gone on with and be filled by several processes; left out, samples.png, or the folder
+    samples for sounds."""
     sampler: Literal[tuple(SAMPLERS)] | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
@@ -117,7 +119,6 @@ class Sample:
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
     def run(self):
-
         from pydiff.training.distributed import join
 
         group = join()
@@ -128,13 +129,15 @@ class Sample:
         """Draws, by all processes of the group."""
         import numpy as np
 
-        from pydiff.report.grid import grid, save_png
+        from pydiff.drawing import fill
+        from pydiff.report.files import check_name, default_name, save_samples
         from pydiff.run import load
 
-        self.out = self.out.expanduser()
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
         run = load(self.run_folder, **said)
+        out = (self.out or default_name(run.codec)).expanduser()
+        check_name(out, run.codec)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
         n = (16 if prompts is None else 1) if self.n is None else self.n
@@ -148,55 +151,19 @@ class Sample:
         kind = ""
         if self.label and run.classes:
             kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
-        if not self.out.suffix:
-            self.fill(group, run, n, prompts, choices | more, said, kind)
-            return
-        if group.size > 1:
-            raise ValueError(f"several processes draw into a folder, not into {self.out}; give --out FOLDER")
-        images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
-        shown = run.codec.show(images)
-        if self.out.suffix == ".npz":
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(self.out, images=images)
-        elif self.out.suffix == ".png":
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            said |= {} if prompts is None else {"prompt": "\n".join(prompts)}
-            save_png(self.out, grid(shown, columns=n if prompts else None), said)
+        before = ""
+        if out.suffix:
+            if group.size > 1:
+                raise ValueError(f"several processes draw into a folder, not into {out}; give --out FOLDER")
+            images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
+            save_samples(out, images, run.codec, n, prompts, said)
         else:
-            raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
-        say(f"{len(images)} pictures{kind} in {self.out}")
-
-    def fill(self, group, run, n, prompts, choices, said, kind):
-        """One file a picture in the folder, by all processes that were started; what is there already stays."""
-        from pydiff.drawing import digest, draw_into
-
-        run, total = run.to(self.device), n * len(prompts or [""])
-        labels, guidance = choices.pop("labels"), choices.pop("guidance")
-
-        def draw(places):
-            asked = run.conditioning.rows(
-                places % n,
-                None if labels is None else labels[places],
-                None,
-                None if prompts is None else [prompts[place // n] for place in places],
-                self.negative_prompt,
-            )
-            drawn = run.pipeline.sample(places % n, self.seed, asked=asked, guidance=guidance, **choices)
-            return run.codec.show(drawn)
-
-        def told(place):
-            about = {} if prompts is None else {"prompt": prompts[place // n]}
-            return {**said, **about, "number": str(place % n)}
-
-        settings = {"seed": self.seed, "guidance": guidance, "label": self.label, "prompts": prompts, **choices}
-        settings |= {"negative_prompt": self.negative_prompt, "device": self.device, "model": digest(run.model)}
-        settings |= {"scheduler": self.scheduler, "prediction": self.prediction, "size": self.size}
-        settings |= {} if prompts is None else {"n": n}
-        group.compare(settings)
-        left = draw_into(self.out, total, draw, told, settings, group)
+            wishes = {"scheduler": self.scheduler, "prediction": self.prediction, "size": self.size}
+            here = run.to(self.device)
+            count = fill(here, out, n, self.seed, said, group, wishes=wishes, **words, **choices, **more)
+            before = f", {count} of them from before" if count else ""
         if group.first:
-            there = f", {total - left} of them from before" if left < total else ""
-            say(f"{total} pictures{kind} in {self.out}{there}")
+            say(f"{n * len(prompts or [''])} {run.codec.noun}s{kind} in {out}{before}")
 
 
 @dataclass
@@ -230,19 +197,22 @@ class Data:
     """Show what would be trained on: count, size, channels, classes, and what had to be left out."""
 
     data: str
-    """digits, emoji, faces, fashion, a folder of pictures, or an .npz, .npy or .parquet file."""
+    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds, or an .npz, .npy or .parquet file."""
     size: int | None = None
     """Side length to resize to."""
+    rate: int | None = None
+    """Of sounds: samples a second."""
+    seconds: float | None = None
+    """Of sounds: how long each is made."""
 
     def run(self):
-        from pydiff.codec import Pixels
         from pydiff.data import describe, load
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
 
-        dataset = load(self.data, size=self.size)
+        dataset = load(self.data, size=self.size, rate=self.rate, seconds=self.seconds)
         say(describe(dataset))
-        first = Pixels(dataset.shape).show(dataset.samples(range(min(16, len(dataset)))))
+        first = dataset.codec.show(dataset.samples(range(min(16, len(dataset)))))
         say(picture(grid(first, columns=8, scale=1)))
 
 
@@ -266,7 +236,7 @@ class Bench:
     """Time the kernels on this machine: reference, array path, C++, and PyTorch where it is installed."""
 
     ops: tyro.conf.Positional[tuple[str, ...]] = ()
-    """conv2d, group_norm, attention, noise, denoise, adamw; left out, all."""
+    """conv2d, group_norm, layer_norm, gelu, attention, noise, denoise, adamw; left out, all."""
     json: Path | None = None
     """File for the figures."""
     quick: bool = False

@@ -1,7 +1,7 @@
-"""Many samples into a folder of images: in parts, by one process or several, and going on where it was stopped.
+"""Many samples into a folder: in parts, by one process or several, and going on where it was stopped.
 
 A sample depends on the seed and its number alone, so it does not matter who draws it, when, or beside which others. The
-folder remembers what its images were drawn with; another model, seed or sampler needs another folder.
+folder remembers what its samples were drawn with; another model, seed or sampler needs another folder.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pydiff.arrays import to_host
-from pydiff.report.grid import save_png
+from pydiff.report.files import file_of, save_one
 from pydiff.store.files import write_atomic
 
 PART = 64  # samples that are drawn together
@@ -27,38 +27,60 @@ def digest(model) -> str:
     return found.hexdigest()
 
 
-def name_of(number: int) -> str:
-    """The file of a sample."""
-    return f"{number:06d}.png"
+def fill(run, folder: Path, n: int, seed: int, said, group, *, wishes, prompts, negative_prompt, labels, **choices):
+    """Fills a folder with samples of a Run, n of each prompt, each in a file of its own. Returns how many were there.
+
+    said: texts to keep in every file. wishes: JSON of how the model was opened. labels: (N,) or None. choices: the
+    other keywords of `Run.sample`. The same for every process of the group; see `draw_into`.
+    """
+
+    def draw(places):
+        asked = run.conditioning.rows(
+            places % n,
+            None if labels is None else labels[places],
+            None,
+            None if prompts is None else [prompts[place // n] for place in places],
+            negative_prompt,
+        )
+        return run.pipeline.sample(places % n, seed, asked=asked, **choices)
+
+    total = n * len(prompts or [""])
+    settings = {"seed": seed, "label": None if labels is None else labels.tolist()[:1], "prompts": prompts, **choices}
+    settings |= {"negative_prompt": negative_prompt, "device": run.device, "model": digest(run.model), **wishes}
+    settings |= {} if prompts is None else {"n": n}
+    group.compare(settings)
+
+    def save(place, sample):
+        save_one(folder, place, sample, run.codec, n, prompts, said)
+
+    files = [file_of(folder, place, run.codec) for place in range(total)]
+    return total - draw_into(folder, files, draw, save, settings, group)
 
 
-def draw_into(folder: Path, total: int, draw, said, settings: dict, group, progress=True) -> int:
-    """Draws the samples 0 .. total - 1 that are not in the folder yet, and returns how many there were left to draw.
+def draw_into(folder: Path, files, draw, save, settings: dict, group, progress=True) -> int:
+    """Draws those samples whose files are not there yet, and returns how many these were.
 
-    draw(numbers) -> images (N, H, W, C) uint8. said(number) -> texts to keep in its file. settings: JSON of everything
-    that changes an image. group: distributed.Group. ValueError, in one sentence, for a folder with other images.
+    files: [Path] of every sample. draw(numbers) -> samples. save(number, sample) writes the file. settings: JSON of
+    everything that changes a sample. group: distributed.Group. ValueError, in one sentence, for a folder with others.
     """
     from tqdm import tqdm
 
     if group.first:
-        _claim(folder, settings)
-        left = [number for number in range(total) if not (folder / name_of(number)).exists()]
-    left = group.agree(left if group.first else None)
+        _claim(folder, files, settings)
+    left = group.agree([n for n, file in enumerate(files) if not file.exists()] if group.first else None)
     parts = [left[i : i + PART] for i in range(0, len(left), PART)]
     if len(parts) < group.size:  # or some would have nothing to do
-        parts = [part.tolist() for part in np.array_split(left, min(group.size, len(left)) or 1)]
-    mine = parts[group.rank :: group.size]
-    with tqdm(total=len(left), unit="picture", disable=not (progress and group.first), delay=1) as bar:
-        for part in mine:
-            if part:
-                for number, image in zip(part, draw(np.array(part)), strict=True):
-                    save_png(folder / name_of(number), image, said(number))
+        parts = [part.tolist() for part in np.array_split(left, max(1, min(group.size, len(left))))]
+    with tqdm(total=len(left), unit="sample", disable=not (progress and group.first), delay=1) as bar:
+        for part in parts[group.rank :: group.size]:
+            for number, sample in zip(part, draw(np.array(part)) if part else (), strict=True):
+                save(number, sample)
             group.listen()
             bar.update(min(len(part) * group.size, len(left) - bar.n))
     return len(left)
 
 
-def _claim(folder: Path, settings: dict):
+def _claim(folder: Path, files, settings: dict):
     """Makes the folder one of images with these settings, or finds that it is."""
     folder.mkdir(parents=True, exist_ok=True)
     record, text = folder / RECORD, json.dumps(settings, indent=1, sort_keys=True)
@@ -71,9 +93,9 @@ def _claim(folder: Path, settings: dict):
         differing = [name for name in settings | before if before.get(name) != settings.get(name)]
         if differing:
             raise ValueError(
-                f"{folder} holds images that were drawn with another {' and '.join(differing)}; choose another folder"
+                f"{folder} holds samples that were drawn with another {' and '.join(differing)}; choose another folder"
             )
         return
-    if any(folder.glob("[0-9]*.png")):
-        raise ValueError(f"{folder} holds images, and does not say how they were drawn; choose another folder")
+    if any(file.exists() for file in files):
+        raise ValueError(f"{folder} holds samples, and does not say how they were drawn; choose another folder")
     write_atomic(record, text.encode())

@@ -4,22 +4,19 @@ import numpy as np
 import pytest
 
 from pydiff import drawing
-from pydiff.drawing import RECORD, draw_into, name_of
+from pydiff.drawing import RECORD, draw_into
+from pydiff.report.grid import save_png
 from pydiff.training.distributed import Group
 
 SETTINGS = {"seed": 1, "model": "abc", "interval": (0.1, 2.0)}
 
 
 def image_of(number):
-    return np.full((2, 3, 1), number % 251, np.uint8)
+    return np.full((2, 3, 1), number, np.uint8)
 
 
 def draw(numbers):
     return np.stack([image_of(number) for number in numbers])
-
-
-def said(number):
-    return {"number": str(number)}
 
 
 class Part(Group):
@@ -36,7 +33,9 @@ class Part(Group):
 
 
 def fill(folder, total, group=None, settings=SETTINGS, draw=draw):
-    return draw_into(folder, total, draw, said, settings, Group() if group is None else group, progress=False)
+    files = [folder / f"{number:06d}.png" for number in range(total)]
+    group = Group() if group is None else group
+    return draw_into(folder, files, draw, lambda i, image: save_png(files[i], image), settings, group, progress=False)
 
 
 def contents(folder):
@@ -55,7 +54,7 @@ def test_a_folder_is_gone_on_with(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fill(stopped, 70, draw=draw_some)
     assert len(contents(stopped)) == 64
-    (stopped / name_of(3)).unlink()
+    (stopped / "000003.png").unlink()
     assert fill(stopped, 70) == 7
     assert contents(stopped) == contents(whole)
     assert fill(stopped, 70) == 0
@@ -83,7 +82,7 @@ def test_images_of_other_settings_are_not_mixed(tmp_path):
     fill(tmp_path, 2)
     with pytest.raises(ValueError, match="drawn with another seed; choose another folder"):
         fill(tmp_path, 4, settings=SETTINGS | {"seed": 2})
-    with pytest.raises(ValueError, match="drawn with another model and guidance"):
+    with pytest.raises(ValueError, match="drawn with another guidance and model"):
         fill(tmp_path, 4, settings=SETTINGS | {"model": "b", "guidance": 2.0})
     (tmp_path / RECORD).write_text("{broken")
     with pytest.raises(ValueError, match="drawn with another"):
