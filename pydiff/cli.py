@@ -159,7 +159,7 @@ class Sample:
             save_samples(out, images, run.codec, n, prompts, said)
         else:
             wishes = {"scheduler": self.scheduler, "prediction": self.prediction, "size": self.size}
-            here = run.to(self.device)
+            here = run.to(self.device).pipeline
             count = fill(here, out, n, self.seed, said, group, wishes=wishes, **words, **choices, **more)
             before = f", {count} of them from before" if count else ""
         if group.first:

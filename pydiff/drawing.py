@@ -27,33 +27,40 @@ def digest(model) -> str:
     return found.hexdigest()
 
 
-def fill(run, folder: Path, n: int, seed: int, said, group, *, wishes, prompts, negative_prompt, labels, **choices):
-    """Fills a folder with samples of a Run, n of each prompt, each in a file of its own. Returns how many were there.
+def fill(
+    pipeline, folder: Path, n: int, seed: int, said, group, *, wishes, prompts, negative_prompt, labels, **choices
+):
+    """Fills a folder with samples of a Pipeline, n of each prompt, each in a file of its own. Returns how many were there.
 
     said: texts to keep in every file. wishes: JSON of how the model was opened. labels: (N,) or None. choices: the
     other keywords of `Run.sample`. The same for every process of the group; see `draw_into`.
     """
 
     def draw(places):
-        asked = run.conditioning.rows(
+        asked = pipeline.conditioning.rows(
             places % n,
             None if labels is None else labels[places],
             None,
             None if prompts is None else [prompts[place // n] for place in places],
             negative_prompt,
         )
-        return run.pipeline.sample(places % n, seed, asked=asked, **choices)
+        return pipeline.sample(places % n, seed, asked=asked, **choices)
 
     total = n * len(prompts or [""])
     settings = {"seed": seed, "label": None if labels is None else labels.tolist()[:1], "prompts": prompts, **choices}
-    settings |= {"negative_prompt": negative_prompt, "device": run.device, "model": digest(run.model), **wishes}
+    settings |= {
+        "negative_prompt": negative_prompt,
+        "device": pipeline.device,
+        "model": digest(pipeline.model),
+        **wishes,
+    }
     settings |= {} if prompts is None else {"n": n}
     group.compare(settings)
 
     def save(place, sample):
-        save_one(folder, place, sample, run.codec, n, prompts, said)
+        save_one(folder, place, sample, pipeline.codec, n, prompts, said)
 
-    files = [file_of(folder, place, run.codec) for place in range(total)]
+    files = [file_of(folder, place, pipeline.codec) for place in range(total)]
     return total - draw_into(folder, files, draw, save, settings, group)
 
 
