@@ -30,7 +30,7 @@ def digest(model) -> str:
 def fill(
     pipeline, folder: Path, n: int, seed: int, said, group, *, wishes, prompts, negative_prompt, labels, **choices
 ):
-    """Fills a folder with samples of a Pipeline, n of each prompt, each in a file of its own. Returns how many were there.
+    """Fills a folder with samples of a Pipeline, n of each prompt, a file for each. Returns how many were there.
 
     said: texts to keep in every file. wishes: JSON of how the model was opened. labels: (N,) or None. choices: the
     other keywords of `Run.sample`. The same for every process of the group; see `draw_into`.
@@ -54,7 +54,6 @@ def fill(
         "model": digest(pipeline.model),
         **wishes,
     }
-    settings |= {} if prompts is None else {"n": n}
     group.compare(settings)
 
     def save(place, sample):
