@@ -144,7 +144,8 @@ class Sample:
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
         n = (16 if prompts is None else 1) if self.n is None else self.n
-        choices["labels"] = None if self.label is None else np.full(n * len(prompts or [""]), self.label)
+        count = n * len(prompts or [""])
+        classes = None if self.label is None else np.full(count, self.label)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
@@ -158,15 +159,23 @@ class Sample:
         if out.suffix:
             if group.size > 1:
                 raise ValueError(f"several processes draw into a folder, not into {out}; give --out FOLDER")
-            images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
+            drawn = {"labels": classes, **words, **choices, **more}
+            images = run.sample(n, self.seed, **drawn, progress=True, device=self.device)
             save_samples(out, images, run.codec, n, prompts, said)
         else:
-            wishes = {"scheduler": self.scheduler, "prediction": self.prediction, "size": self.size}
+
+            def ask(places):
+                told = None if prompts is None else [prompts[place // n] for place in places]
+                chosen = None if classes is None else classes[places]
+                return run.conditioning.rows(places % n, chosen, None, told, self.negative_prompt)
+
+            settings = {name: getattr(self, name) for name in ("scheduler", "prediction", "size", "label")}
+            settings |= {"negative_prompt": self.negative_prompt}
             here = run.to(self.device).pipeline
-            count = fill(here, out, n, self.seed, said, group, wishes=wishes, **words, **choices, **more)
-            before = f", {count} of them from before" if count else ""
+            there = fill(here, out, n, self.seed, ask, said, settings, group, prompts, **choices, **more)
+            before = f", {there} of them from before" if there else ""
         if group.first:
-            say(f"{n * len(prompts or [''])} {run.codec.noun}s{kind} in {out}{before}")
+            say(f"{count} {run.codec.noun}s{kind} in {out}{before}")
 
 
 @dataclass

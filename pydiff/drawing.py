@@ -27,40 +27,24 @@ def digest(model) -> str:
     return found.hexdigest()
 
 
-def fill(
-    pipeline, folder: Path, n: int, seed: int, said, group, *, wishes, prompts, negative_prompt, labels, **choices
-):
+def fill(pipeline, folder: Path, n: int, seed: int, ask, said, settings: dict, group, prompts=None, **choices):
     """Fills a folder with samples of a Pipeline, n of each prompt, a file for each. Returns how many were there.
 
-    said: texts to keep in every file. wishes: JSON of how the model was opened. labels: (N,) or None. choices: the
-    other keywords of `Run.sample`. The same for every process of the group; see `draw_into`.
+    ask(places) -> the Condition of samples of the folder. said: texts to keep in every file. settings: JSON of what
+    else changes a sample. choices: the other keywords of `Pipeline.sample`. The same for every process of the group.
     """
+    settings = settings | choices | {"seed": seed, "device": pipeline.device, "model": digest(pipeline.model)}
+    settings |= {} if prompts is None else {"n": n, "prompts": prompts}
+    group.compare(settings)
 
     def draw(places):
-        asked = pipeline.conditioning.rows(
-            places % n,
-            None if labels is None else labels[places],
-            None,
-            None if prompts is None else [prompts[place // n] for place in places],
-            negative_prompt,
-        )
-        return pipeline.sample(places % n, seed, asked=asked, **choices)
-
-    total = n * len(prompts or [""])
-    settings = {"seed": seed, "label": None if labels is None else labels.tolist()[:1], "prompts": prompts, **choices}
-    settings |= {
-        "negative_prompt": negative_prompt,
-        "device": pipeline.device,
-        "model": digest(pipeline.model),
-        **wishes,
-    }
-    group.compare(settings)
+        return pipeline.sample(places % n, seed, asked=ask(places), **choices)
 
     def save(place, sample):
         save_one(folder, place, sample, pipeline.codec, n, prompts, said)
 
-    files = [file_of(folder, place, pipeline.codec) for place in range(total)]
-    return total - draw_into(folder, files, draw, save, settings, group)
+    files = [file_of(folder, place, pipeline.codec) for place in range(n * len(prompts or [""]))]
+    return len(files) - draw_into(folder, files, draw, save, settings, group)
 
 
 def draw_into(folder: Path, files, draw, save, settings: dict, group, progress=True) -> int:
