@@ -85,8 +85,7 @@ class Sample:
     """What guidance shall lead away from."""
     out: Path | None = None
     """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
-    file each, which can be gone on with and be filled by several processes; left out, samples.png, or the folder
-    samples for sounds."""
+    file each, which several processes can fill; left out, samples.png, or the folder samples for sounds."""
     sampler: Literal[tuple(SAMPLERS)] | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
@@ -129,11 +128,9 @@ class Sample:
             self.draw(group)
 
     def draw(self, group):
-        """Draws, by all processes of the group."""
-        import numpy as np
-
-        from pydiff.drawing import fill
-        from pydiff.report.files import check_name, default_name, save_samples
+        """Draws, together with the other processes of the group."""
+        from pydiff.drawing import Order, draw
+        from pydiff.report.files import check_name, default_name
         from pydiff.run import load
 
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
@@ -144,38 +141,17 @@ class Sample:
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
         n = (16 if prompts is None else 1) if self.n is None else self.n
-        count = n * len(prompts or [""])
-        classes = None if self.label is None else np.full(count, self.label)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
-        words = {"prompts": prompts, "negative_prompt": self.negative_prompt}
-        said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(self.guidance)}
-        said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
+        order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
+        done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
         if self.label and run.classes:
             kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
-        before = ""
-        if out.suffix:
-            if group.size > 1:
-                raise ValueError(f"several processes draw into a folder, not into {out}; give --out FOLDER")
-            drawn = {"labels": classes, **words, **choices, **more}
-            images = run.sample(n, self.seed, **drawn, progress=True, device=self.device)
-            save_samples(out, images, run.codec, n, prompts, said)
-        else:
-
-            def ask(places):
-                told = None if prompts is None else [prompts[place // n] for place in places]
-                chosen = None if classes is None else classes[places]
-                return run.conditioning.rows(places % n, chosen, None, told, self.negative_prompt)
-
-            settings = {name: getattr(self, name) for name in ("scheduler", "prediction", "size", "label")}
-            settings |= {"negative_prompt": self.negative_prompt}
-            here = run.to(self.device).pipeline
-            there = fill(here, out, n, self.seed, ask, said, settings, group, prompts, **choices, **more)
-            before = f", {there} of them from before" if there else ""
+        kept = f", {done.kept} of them from before" if done.kept else ""
         if group.first:
-            say(f"{count} {run.codec.noun}s{kind} in {out}{before}")
+            say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
 
 
 @dataclass
@@ -334,6 +310,11 @@ def main(arguments=None):
     from pydiff.training import Interrupted
     from pydiff.training.distributed import is_first
 
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        from pydiff import __version__
+
+        say(f"pydiff {__version__}")
+        return 0
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]
     for other in annotated[1:]:
@@ -354,7 +335,12 @@ def main(arguments=None):
         if is_first():
             say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
-    except KeyboardInterrupt:
+    except BrokenPipeError:  # whoever reads has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+        return 0
+    except KeyboardInterrupt as stopped:
+        if str(stopped) and is_first():
+            say(f"\n{stopped}", to="stderr")
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:
         say(f"pydiff: {error}", to="stderr")

@@ -23,7 +23,7 @@ def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
     n: samples of each prompt. said: {keyword: text} for PNG files. ValueError for another suffix.
     """
     check_name(out, codec)
-    said, suffix = said or {}, out.suffix.lower()
+    sounds, said, suffix = isinstance(codec, SoundCodec), said or {}, out.suffix.lower()
     (out if suffix == "" else out.parent).mkdir(parents=True, exist_ok=True)
     if suffix == ".npz":
         np.savez_compressed(out, images=samples)
@@ -34,24 +34,13 @@ def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
         pause = np.zeros((round(PAUSE * codec.rate), codec.channels), np.float32)
         parts = [part for sound in samples for part in (sound[0], pause)][:-1]
         write_atomic(out, wav_bytes(np.concatenate(parts), codec.rate))
+    elif sounds:
+        for i, sound in enumerate(samples):
+            write_atomic(out / f"{i:06d}.wav", wav_bytes(sound[0], codec.rate))
     else:
-        for place, sample in enumerate(samples):
-            save_one(out, place, sample, codec, n, prompts, said)
-
-
-def file_of(folder: Path, place: int, codec) -> Path:
-    """Where a sample of a folder lies."""
-    return folder / f"{place:06d}.{'wav' if isinstance(codec, SoundCodec) else 'png'}"
-
-
-def save_one(folder: Path, place: int, sample, codec, n: int, prompts=None, said=None):
-    """Writes sample number `place` of a folder, whole or not at all; see save_samples."""
-    if isinstance(codec, SoundCodec):
-        write_atomic(file_of(folder, place, codec), wav_bytes(sample[0], codec.rate))
-        return
-    told = {} if prompts is None else {"prompt": prompts[place // n]}
-    image = codec.show(sample[None])[0]
-    save_png(file_of(folder, place, codec), image, {**(said or {}), **told, "number": str(place % n)})
+        for i, image in enumerate(codec.show(samples)):
+            told = {} if prompts is None else {"prompt": prompts[i // n]}
+            save_png(out / f"{i:06d}.png", image, {**said, **told, "number": str(i % n)})
 
 
 def check_name(out: Path, codec):
