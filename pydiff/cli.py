@@ -44,11 +44,13 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train on pictures or sounds. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
+    """Train on pictures, sounds, clips or points. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds (class = subfolder), or an .npz, .npy or
-    .parquet file."""
+    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of pictures, sounds or films (class =
+    subfolder), or an .npz, .npy or .parquet file."""
+    images: str | None = None
+    """Of clips: data of images to learn beside them, or frames for the clips' own; left out, none."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
@@ -62,7 +64,7 @@ class Train:
 
         announce()
         parts = {} if self.accumulate is None else {"shards": self.accumulate}
-        run = train_command(self.data, self.out, replace(self.training, **parts), self.device)
+        run = train_command(self.data, self.out, replace(self.training, **parts), self.device, self.images)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
@@ -194,13 +196,18 @@ class Data:
     """Of sounds: samples a second."""
     seconds: float | None = None
     """Of sounds: how long each is made."""
+    frames: int | None = None
+    """Of clips: frames of each; a folder is then read for its clips."""
+    frame_rate: float | None = None
+    """Of clips: frames a second."""
 
     def run(self):
         from pydiff.data import describe, load
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
 
-        dataset = load(self.data, size=self.size, rate=self.rate, seconds=self.seconds)
+        how = {name: getattr(self, name) for name in ("size", "rate", "seconds", "frames", "frame_rate")}
+        dataset = load(self.data, **how)
         say(describe(dataset))
         first = dataset.codec.show(dataset.samples(range(min(16, len(dataset)))))
         say(picture(grid(first, columns=8, scale=1)))
@@ -344,11 +351,11 @@ def announce():
         say(f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.")
 
 
-def train_command(data, out, options, device):
+def train_command(data, out, options, device, images=None):
     """Trains, with progress on the terminal."""
     from pydiff.run import train
 
-    return train(data, out=out, device=device, announce=say, **options.to_config())
+    return train(data, out=out, device=device, images=images, announce=say, **options.to_config())
 
 
 def show(run):

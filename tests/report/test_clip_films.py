@@ -72,6 +72,19 @@ def test_the_command_writes_films(run, tmp_path, capsys):
     assert "clips are written to" in capsys.readouterr().err
 
 
+def test_the_command_trains_clips_beside_images_and_describes_them(tmp_path, capsys):
+    for i in range(4):
+        save_clip(tmp_path / "films" / f"{i}.webp", moving_shapes(1, seed=i).images[0], 10)
+    films = str(tmp_path / "films")
+    assert main(["data", films, "--frames", "4", "--size", "8"]) == 0
+    assert "8 clips of 4 frames at 10 a second, 8 x 8" in capsys.readouterr().out
+    small = ["--steps", "2", "--batch-size", "2", "--channels", "8", "--groups", "2", "--timesteps", "20"]
+    reading = ["--frames", "4", "--size", "8", "--images", "frames"]
+    assert main(["train", films, "--out", str(tmp_path / "run"), *reading, *small]) == 0, capsys.readouterr().err
+    assert main(["train", "digits", "--images", "frames", "--out", str(tmp_path / "other"), *small]) == 1
+    assert "beside clips" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(
     not (driver.CHROMIUM and driver.DRIVER), reason="needs chromium and chromedriver, which are not installed"
 )
