@@ -44,7 +44,7 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train on pictures, sounds, clips or points. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
+    """Train on pictures, sounds, clips or points. Ctrl-C and the same command again goes on, to the same bits."""
 
     data: str
     """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of pictures, sounds or films (class =

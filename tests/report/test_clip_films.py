@@ -73,6 +73,7 @@ def test_the_command_writes_films(run, tmp_path, capsys):
 
 
 def test_the_command_trains_clips_beside_images_and_describes_them(tmp_path, capsys):
+    (tmp_path / "films").mkdir()
     for i in range(4):
         save_clip(tmp_path / "films" / f"{i}.webp", moving_shapes(1, seed=i).images[0], 10)
     films = str(tmp_path / "films")
