@@ -191,7 +191,9 @@ MAY_IMPORT = {
         "backend arrays nn optim store training.interrupt training.progress training.distributed training.gradient"
     ),
     "training": "",
-    "report": "arrays random codec data store",
+    "report.looks": "backend arrays ops tensor",
+    "report.words": "arrays backend report",
+    "report": "arrays random codec data store text",
     "run": "backend condition data pipeline edit formats store training report",
     "bench": "",
     "info": "backend compiled emulator pydiff",

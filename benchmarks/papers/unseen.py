@@ -25,7 +25,10 @@ from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
 from pydiff.data import load
 from pydiff.data.emoji import GENDERS, TONES, factorial
+from pydiff.pipeline import Pipeline
 from pydiff.report.grid import grid, save_png
+from pydiff.training import DiffusionTask
+from pydiff.training.loop import opened
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 # prediction v: at the noisiest steps, where the words decide, the error of eps says next to nothing of the image.
@@ -80,6 +83,18 @@ def trained(folder, text, control, steps, **options):
     recipe = {**RECIPE, "steps": steps, "text": text, **options}
     run = pydiff.train(data.subset(cells.kept), out=folder, progress=True, announce=print, **recipe)
     return run, time.perf_counter() - began
+
+
+def newest(folder, text, control, steps, **options):
+    """(run, seconds that its steps took) of the newest checkpoint of a training that was stopped before its end."""
+    data, cells = captioned(control)
+    options = pydiff.Options(**{**RECIPE, "steps": steps, "text": text, **options})
+    task = DiffusionTask(data.subset(cells.kept), options)
+    with opened(task, options, folder) as (trainer, directory):
+        times = [entry["time"] for entry in directory.log.entries]
+        network, conditioning = task.parts(trainer.ema_model())
+        pipeline = Pipeline(network, task.process, task.codec, conditioning)
+        return pydiff.Run.of_pipeline(pipeline, options.to_config(), step=trainer.step, dataset=task.dataset), times
 
 
 def judged(run, guidance, sampling, seed=0):

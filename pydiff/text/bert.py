@@ -101,6 +101,11 @@ class Bert(TextEncoder):
         words = Counter(word for caption in captions for word in self.wordpiece.unknown(caption))
         return [word for word, _ in words.most_common()]
 
+    def rows(self, prompt: str):
+        """[CLS], its pieces, [SEP]."""
+        names = {number: piece for piece, number in self.wordpiece.vocabulary.items()}
+        return [names[number] for number in self.wordpiece.row(prompt, self.tokens)]
+
     def fingerprint(self):
         """SHA-256 of weights and vocabulary, and the limit."""
         if self._fingerprint is None:

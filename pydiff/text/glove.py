@@ -141,6 +141,10 @@ class Glove(TextEncoder):
         )
         return [word for word, _ in words.most_common()]
 
+    def rows(self, prompt: str):
+        """Its known words."""
+        return [vectors().words[place] for place in _places(prompt)[:TOKENS]]
+
     def fingerprint(self):
         """SHA-256 of the vectors and words, and the limit."""
         return _fingerprint()
