@@ -7,10 +7,10 @@ trained on the captions and pictures of the other 816, and draws the 144 caption
 right if, of all 960 pictures, its own true picture is the nearest one (root of the mean square over pixels): one in 960
 by chance. Role, gender and tone of the nearest picture count for themselves, too; by chance 1/80, 1/2 and 1/6.
 
-Three experiments: the best encoder (--text, --steps), against guidance; the control, the same with captions dealt out to
-the wrong pictures: whoever draws well then has learned the pictures, not the words, and the score must be at chance; and
-every encoder (--encoders, --encoder-steps) at an equal, smaller budget. Intervals are Wilson's at 95 % (1927) over the
-held-out descriptions. The same command goes on where it was stopped; --newest trains no further, and judges the newest
+Three experiments: the best encoder (--text, --steps), against guidance; the control, the same with captions dealt out
+to the wrong pictures: whoever draws well then has learned the pictures, not the words, and the score must be at chance;
+and every encoder (--encoders, --encoder-steps) at an equal, smaller budget. Intervals are Wilson's at 95 % (1927) over
+the held-out descriptions. The same command goes on where it was stopped; --newest trains no further, and judges the newest
 checkpoint of each run that there is. DIR/grid.png shows what was drawn, held-out cells framed.
 
 --steps 15000 is what two cores do in about 30 minutes.

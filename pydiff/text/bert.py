@@ -38,7 +38,9 @@ MAX_JSON = 64 << 20
 
 @register
 class Bert(TextEncoder):
-    """SCALE times the last states, encoder_hidden_states (N, 32, hidden_size) float32. network: a BertModel. wordpiece: made for its vocabulary.
+    """encoder_hidden_states (N, 32, hidden_size) float32: SCALE times the last states.
+
+    reader: a BertModel. wordpiece: made for its vocabulary.
 
     languages: None where nobody knows what it was trained on.
     """
