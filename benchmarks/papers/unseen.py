@@ -10,8 +10,8 @@ by chance. Role, gender and tone of the nearest picture count for themselves, to
 Three experiments: the best encoder (--text, --steps), against guidance; the control, the same with captions dealt out
 to the wrong pictures: whoever draws well then has learned the pictures, not the words, and the score must be at chance;
 and every encoder (--encoders, --encoder-steps) at an equal, smaller budget. Intervals are Wilson's at 95 % (1927) over
-the held-out descriptions. The same command goes on where it was stopped; --newest trains no further, and judges the newest
-checkpoint of each run that there is. DIR/grid.png shows what was drawn, held-out cells framed.
+the held-out descriptions. The same command goes on where it was stopped; --newest trains no further, and judges the
+newest checkpoint of each run that there is. DIR/grid.png shows what was drawn, held-out cells framed.
 
 --steps 15000 is what two cores do in about 30 minutes.
 """
