@@ -53,6 +53,8 @@ class Train:
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
+    dry_run: bool = False
+    """Say how much memory and time this would take, and write nothing."""
     accumulate: int | None = None
     """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
@@ -61,8 +63,13 @@ class Train:
         from pydiff.training.distributed import is_first
 
         announce()
-        parts = {} if self.accumulate is None else {"shards": self.accumulate}
-        run = train_command(self.data, self.out, replace(self.training, **parts), self.device)
+        training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
+        if self.dry_run:
+            from pydiff.dry_run import dry_run
+
+            say(dry_run(self.data, device=self.device, **training.to_config()))
+            return
+        run = train_command(self.data, self.out, training, self.device)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
