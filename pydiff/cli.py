@@ -65,18 +65,13 @@ class Train:
         from pydiff.training.distributed import is_first
 
         announce()
-<<<<<<< HEAD
-        parts = {} if self.accumulate is None else {"shards": self.accumulate}
-        run = train_command(self.data, self.out, replace(self.training, **parts), self.device, self.images)
-=======
         training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
         if self.dry_run:
             from pydiff.dry_run import dry_run
 
             say(dry_run(self.data, device=self.device, **training.to_config()))
             return
-        run = train_command(self.data, self.out, training, self.device)
->>>>>>> main
+        run = train_command(self.data, self.out, training, self.device, self.images)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")

@@ -7,13 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from pydiff import random
-<<<<<<< HEAD
-from pydiff.report import listen
-from pydiff.report.clips_page import CLIPS, clips_section, oversee
-=======
 from pydiff.report import attributes as patterns
 from pydiff.report import listen, words
->>>>>>> main
+from pydiff.report.clips_page import CLIPS, clips_section, oversee
 from pydiff.report.film import save_film
 from pydiff.report.forward import add_noise
 from pydiff.report.grid import grid, save_png
