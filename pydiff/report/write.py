@@ -98,7 +98,7 @@ def write_report(
         note=note,
         prediction=pipeline.process.prediction,
         attributes=_grid(pipeline, attributes, seed, taken, guidance),
-        looks=[] if prompts is None else words.looks(pipeline, prompts, seed, taken, guidance),
+        looks=[] if prompts is None or kept else words.looks(pipeline, prompts, seed, taken, guidance),
         noun=codec.noun,
         listen=more,
     )
