@@ -52,13 +52,43 @@ class Train:
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
+    model: Literal["unet", "autoencoder"] = "unet"
+    """What to train: a diffusion model, or an autoencoder, in whose latents one can be trained afterwards."""
+    latent: Path | None = None
+    """Folder of an autoencoder's run, or of one of diffusers: the diffusion model draws its latents."""
+    latent_channels: int | None = None
+    """Channels of an autoencoder's latents; left out, 4."""
+    kl_weight: float | None = None
+    """How much an autoencoder's latents are drawn towards a standard normal; left out, 1e-6."""
     training: Options = field(default_factory=Options)
 
     def run(self):
         announce()
-        run = train_command(self.data, self.out, self.training, self.device)
+        if self.model == "autoencoder":
+            self.run_autoencoder()
+            return
+        for name in ("latent_channels", "kl_weight"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is an option of autoencoders; give --model autoencoder, or leave it out")
+        run = train_command(self.data, self.out, self.training, self.device, latent=self.latent)
         show(run)
         say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+
+    def run_autoencoder(self):
+        """The same for an autoencoder."""
+        from pydiff.run import train
+        from pydiff.training import AutoencoderOptions
+
+        if self.latent is not None:
+            raise ValueError("latent belongs to a diffusion model; an autoencoder makes latents of images")
+        more = {"latent_channels": self.latent_channels, "kl_weight": self.kl_weight}
+        options = AutoencoderOptions.of_diffusion(self.training, **more).to_config()
+        run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
+        show(run)
+        say(
+            f"autoencoder in {self.out / 'model'}; next: pydiff report {self.out}, "
+            f"pydiff train {self.data} --latent {self.out} --out {self.out}-diffusion"
+        )
 
 
 @dataclass
@@ -177,7 +207,9 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        say(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
+        said = {"n": self.n, "seed": self.seed}
+        said |= {"sampler": self.sampler, "steps": self.steps} if hasattr(run, "pipeline") else {}
+        say(run.report(self.out, **said))
 
 
 @dataclass
@@ -274,11 +306,11 @@ def announce():
         say(f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.")
 
 
-def train_command(data, out, options, device):
+def train_command(data, out, options, device, **more):
     """Trains, with progress on the terminal."""
     from pydiff.run import train
 
-    return train(data, out=out, device=device, announce=say, **options.to_config())
+    return train(data, out=out, device=device, announce=say, **more, **options.to_config())
 
 
 def show(run):
@@ -288,8 +320,8 @@ def show(run):
     from pydiff.report.grid import grid
     from pydiff.report.terminal import show as picture
 
-    samples = run.codec.show(run.sample(16, steps=min(25, run.process.schedule.T)))
-    say(picture(grid(samples, columns=8, scale=1)))
+    preview = getattr(run, "pipeline", run).preview()
+    say(picture(grid(run.codec.show(preview), columns=8, scale=1)))
 
 
 def prompts_in(path):

@@ -17,13 +17,14 @@ def inpaint(pipeline, images, mask, *, resample=5, steps=50, spacing="trailing",
     mask: (H, W), (N, H, W) or (N, H, W, 1 or C), bool or 0 .. 1. resample: times each step is taken, so that the new
     part comes to fit the rest. `common`: see `edited`.
     """
-    mask = _mask(mask, pipeline.codec, images)
+    given, codec = _mask(mask, images), pipeline.codec
+    mask = np.broadcast_to(codec.encode_mask(given), (len(images), *codec.shape))
     way = path(pipeline.process.schedule, steps, spacing)
 
     def draw(model, x0, here, **more):
         return editing.inpaint(model, x0, mask[here], pipeline.process, way, resample, **more)
 
-    return edited(pipeline, images, draw, **common)
+    return codec.kept(edited(pipeline, images, draw, **common), images, given)
 
 
 def image_to_image(
@@ -118,8 +119,8 @@ def edited(pipeline, images, draw, *, seed=0, asked=None, guidance=1.0, numbers=
     return np.concatenate(parts)
 
 
-def _mask(mask, codec, images):
-    """A mask over samples, checked, as one over x, (N, *codec.shape)."""
+def _mask(mask, images):
+    """A mask over samples (N, H, W, C), checked: (N or 1, H, W, C or 1) float32."""
     given, shape = np.asarray(mask), np.shape(images)
     mask = {2: given[None, ..., None], 3: given[..., None]}.get(given.ndim, given) if given.ndim else given
     fits = mask.ndim == len(shape) == 4 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
@@ -128,4 +129,4 @@ def _mask(mask, codec, images):
     mask = mask.astype(np.float32)
     if not ((mask >= 0) & (mask <= 1)).all():
         raise ValueError(f"mask goes from {mask.min()} to {mask.max()}, expected 0 (keep) .. 1 (draw); divide by 255?")
-    return np.broadcast_to(codec.encode_mask(mask), (len(images), *codec.shape))
+    return mask

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from pydiff import backend, edit
+from pydiff.autoencoding import holds_autoencoder, load_autoencoder, train_autoencoder
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
 from pydiff.formats.diffusers import pipeline as pipeline_folder
+from pydiff.latents import Latents, open_autoencoder
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
@@ -238,7 +240,8 @@ def _asked(conditioning, n, options):
 
 
 def load(directory, **wishes):
-    """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run.
+    """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run, of an autoencoder an
+    AutoencoderRun.
 
     Without naming a sampler, the scheduler in the folder draws. wishes: what the folder does not say, or should have
     said: scheduler (a configuration, a path to one, or a class's name, "DDIMScheduler"), prediction ("eps", "x0", "v"),
@@ -251,6 +254,8 @@ def load(directory, **wishes):
     directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
+    if holds_autoencoder(directory):
+        return load_autoencoder(directory)
     is_run = (directory / "log.jsonl").exists()
     folder = directory / "model" if is_run else directory
     if is_run and not checkpoint.holds_model(folder):
@@ -264,7 +269,9 @@ def load(directory, **wishes):
 
 
 @backend.trimmed()
-def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None, announce=None, **options):
+def train(
+    data, *, out=None, progress=True, device="cpu", model=None, codec=None, latent=None, announce=None, **options
+):  # fmt: skip
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
     data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
@@ -273,22 +280,33 @@ def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
     another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`.
+    model="autoencoder" learns an autoencoder instead and returns an AutoencoderRun; its options are those of
+    AutoencoderOptions. latent: the folder of one, or one at hand, in whose latents to diffuse.
     announce: called with a few lines on the data before the first step. Every other keyword is a field of
     pydiff.Options.
 
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
+    if isinstance(model, str):
+        if model != "autoencoder" or latent is not None or codec is not None:
+            raise ValueError(f"model is {model!r}, expected a network or 'autoencoder', without latent and codec")
+        more = {"out": out, "progress": progress, "device": device, "announce": announce}
+        return train_autoencoder(data, **more, **options)
     options = Options.from_keywords(options)
-    with backend.use_device(device):  # a missing GPU is reported before a large data set is read
+    with backend.use_device(device) as xp:  # a missing GPU is reported before a large data set is read
         dataset = load_data(data, size=options.size)
         if announce:
             announce(f"{dataset.summary()}; training on {device}")
+        codec = codec if latent is None else Latents(open_autoencoder(latent, out), dataset.shape)
         task = DiffusionTask(dataset, options, model, codec)
+        task.codec.to(xp)
         for note in task.notes if announce else ():
             announce(note)
     with opened(task, options, out, device) as (trainer, folder):
         run = _run_of(trainer, folder)
+        if folder is not None:
+            run.codec.keep_in(folder.path)
         try:
             fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress)
         except Interrupted as interrupted:
@@ -318,4 +336,4 @@ def _preview(pipeline):
     """A few samples as a PNG."""
     from pydiff.report.grid import grid, png_bytes
 
-    return png_bytes(grid(pipeline.codec.show(pipeline.sample(16, steps=min(25, pipeline.process.schedule.T)))))
+    return png_bytes(grid(pipeline.codec.show(pipeline.preview())))

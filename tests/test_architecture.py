@@ -166,8 +166,9 @@ MAY_IMPORT = {
     "formats.diffusers.folder": "formats.safetensors formats.files",
     "formats.diffusers.parameters": "nn formats.safetensors",
     "formats.diffusers.unet": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
-    "formats.diffusers.autoencoder": "models formats.safetensors formats.files formats.schema formats.weights "
+    "formats.diffusers.autoencoder": "models store formats.safetensors formats.files formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.parameters",
+    "latents": "arrays tensor models codec store formats.safetensors formats.diffusers.autoencoder",
     "formats.diffusers.pipeline": "codec condition diffusion models pipeline store formats.safetensors formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
     "formats.diffusers.scheduler",
@@ -180,9 +181,11 @@ MAY_IMPORT = {
         "arrays random tensor nn models codec condition diffusion data training.config training.captions"
     ),
     "training.loop": "backend arrays nn ops optim store training.interrupt training.progress",
+    "training.autoencoder": "arrays random tensor ops models codec data training.config training.task",
     "training": "",
     "report": "arrays random codec data store",
-    "run": "backend condition data pipeline edit formats store training report",
+    "autoencoding": "backend data latents formats store training report",
+    "run": "autoencoding latents backend condition data pipeline edit formats store training report",
     "bench": "",
     "info": "backend compiled emulator pydiff",
     "cli": "backend codec data diffusion store report training run bench info text",
@@ -350,7 +353,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", ("data/", "codec.py")) == [
+    assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", ("data/", "codec.py", "latents.py")) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]
 

@@ -40,15 +40,20 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarray:
-    """A batch (N, H, W, C) with about half of it mirrored left to right, chosen by (seed, step, number of the sample).
+def mirrored(step: int, seed: int = 0, numbers=None, count: int | None = None) -> np.ndarray:
+    """Which samples of a batch are mirrored left to right: about half, chosen by (seed, step, number of the sample).
 
-    numbers: (N,), the images' places in the global batch; 0 .. N-1 if None.
+    numbers: (N,), the images' places in the global batch; 0 .. count - 1 if None. Returns (N,) bool.
     """
+    numbers = random.numbers_of(numbers, count)
+    return random.uniform(random.key(seed, random.AUGMENT, numbers, step)) < 0.5
+
+
+def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarray:
+    """A batch (N, H, W, C) with about half of it mirrored left to right, see `mirrored`."""
     if images.ndim != 4:
         raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C); add the missing axes")
-    numbers = random.numbers_of(numbers, len(images))
-    chosen = random.uniform(random.key(seed, random.AUGMENT, numbers, step)) < 0.5
+    chosen = mirrored(step, seed, numbers, len(images))
     return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
 
 

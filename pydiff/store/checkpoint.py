@@ -5,7 +5,8 @@
                                 scheduler/scheduler_config.json, pydiff.json (the seal)
 
 A model folder is a pipeline folder of diffusers; without model_index.json and scheduler/ where diffusers has nothing
-like the process. That of pydiff 0.1 had config.json and the weights beside the seal, and is still read.
+like the process. Where latents are diffused, the autoencoder is in vae/; the folder of an autoencoder has that alone.
+That of pydiff 0.1 had config.json and the weights beside the seal, and is still read.
 Loading checks every byte against the seal's SHA-256 before parsing any, and gives exactly what was saved or a
 CheckpointError. sealed.py says how a folder is written so that no crash costs the one before; docs/checkpoints.md says
 what is promised and how it was tested.
@@ -15,6 +16,7 @@ import contextlib
 import json
 import os
 import re
+import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +33,7 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"  # these four are diffusers' names
 CONFIG, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
+BESIDE = ("vae",)  # folders of networks that may be there, too
 FLAT = {Path(name).name: name for name in (CONFIG, WEIGHTS)}  # as pydiff 0.1 had them -> as they are now
 SEAL = "pydiff.json"
 MODEL_CLASS = "UNet2DModel"
@@ -146,12 +149,23 @@ class Model(NamedTuple):
 
 
 class OpenModel(NamedTuple):
-    """The same with weights that are still in their file, readable while the folder is open."""
+    """The same with weights that are still in their file, readable while the folder is open. beside: {folder: (class's
+    name, config, weights)} of further networks.
+    """
 
     config: dict
     weights: dict[str, Weight]
     extra: dict
     class_name: str
+    beside: dict[str, tuple[str, dict, dict[str, Weight]]]
+
+
+class Beside(NamedTuple):
+    """A further network for save_model: as its arguments of the same names."""
+
+    class_name: str
+    config: dict
+    arrays: Mapping[str, np.ndarray | Made]
 
 
 def save_model(
@@ -164,12 +178,15 @@ def save_model(
     index: dict | None = None,
     scheduler: dict | None = None,
     dtype: str | None = None,
+    beside: Mapping[str, Beside] = types.MappingProxyType({}),
+    network: str = "unet",
 ) -> None:
     """Write a model folder that diffusers opens, replacing the one that is there.
 
     config: the U-Net's options.  arrays: its parameters, as diffusers names and lays them out, all floating; a Made is
     made when its turn comes, so that no more than one is held.  extra: JSON for pydiff.  index, scheduler: contents of
     model_index.json and scheduler_config.json.  dtype: of the file, a name in DTYPES; None keeps float32 or float64.
+    beside: further networks, by their folders in BESIDE. network: the folder of the first one, "unet" or one of those.
     Raises CheckpointError when the disk refuses (the old model is then still there), and when the folder holds other
     files, because replacing it would lose them; ValueError for another dtype.
     """
@@ -179,16 +196,19 @@ def save_model(
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     target = Path(directory).resolve()
     _json(extra, "extra")
-    texts = {INDEX: index, SCHEDULER: scheduler, CONFIG: {"_class_name": class_name, **config}}
+    networks = {network: Beside(class_name, config, arrays), **beside}
+    texts = {INDEX: index, SCHEDULER: scheduler}
+    texts |= {_config(name): {"_class_name": part.class_name, **part.config} for name, part in networks.items()}
     texts = {name: _json(value, name) for name, value in texts.items() if value is not None}
     if os.path.lexists(target):
-        others = _files(target) - {INDEX, SCHEDULER, CONFIG, WEIGHTS, SEAL, *FLAT}
+        others = _files(target) - {INDEX, SCHEDULER, SEAL, *FLAT, *_files_of(("unet", *BESIDE))}
         if others:
             raise CheckpointError(f"{target} holds {min(others)!a}, expected a model alone: choose another folder.")
 
     def files() -> Iterator[tuple[str, sealed.Content]]:
         yield from texts.items()
-        yield WEIGHTS, tensorfile.pieces(arrays, DTYPES[dtype], {"format": "pt"})  # an entry that diffusers asks for
+        for name, part in networks.items():  # with an entry that diffusers asks for
+            yield _weights(name), tensorfile.pieces(part.arrays, DTYPES[dtype], {"format": "pt"})
 
     partial = target.with_name(f".{target.name}.pydiff-partial")
     sealed.write(target, partial, files(), SEAL, "pydiff model", {"extra": extra})
@@ -223,26 +243,45 @@ def open_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS
         raise CheckpointError(f"{path} holds {sorted(names)!a:.200}, expected {SEAL}, {CONFIG} and {WEIGHTS}.")
     info, entries = sealed.inspect(path, SEAL, "pydiff model")
     place = {FLAT.get(name, name): name for name in entries}
-    for name in {CONFIG, WEIGHTS} - place.keys():
+    networks = [name for name in ("unet", *BESIDE) if set(_files_of([name])) & place.keys()] or ["unet"]
+    for name in set(_files_of(networks)) - place.keys():
         raise tensorfile.damaged(path, f"the file {name!a} is not in its seal")
-    for name in sorted(place.keys() - {INDEX, SCHEDULER, CONFIG, WEIGHTS}):
+    for name in sorted(place.keys() - {INDEX, SCHEDULER, *_files_of(networks)}):
         raise tensorfile.damaged(path, f"its seal has the file {name!a:.80}, which no model has")
-    texts = {name: sealed.read_checked(path / place[name], entries[place[name]]) for name in place if name != WEIGHTS}
-    with RegularFile(path / place[WEIGHTS]) as file:
-        sealed.check(file, entries[place[WEIGHTS]])
-        source = path / place[CONFIG]
-        config = tensorfile.parse_json(texts[CONFIG].tobytes(), source)
-        found, known = config.get("_class_name"), list(known)
-        if found not in known:
+    files = {_weights(name) for name in networks}
+    texts = {name: sealed.read_checked(path / place[name], entries[place[name]]) for name in place if name not in files}
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for name in networks:
+            file = stack.enter_context(RegularFile(path / place[_weights(name)]))
+            sealed.check(file, entries[place[_weights(name)]])
+            source = path / place[_config(name)]
+            config = tensorfile.parse_json(texts[_config(name)].tobytes(), source)
+            found[name] = config.get("_class_name"), config, tensorfile.contents(file, file.path)
+        class_name, config, weights = found.pop(networks[0])
+        known = list(known)
+        if class_name not in known:
+            source = path / place[_config(networks[0])]
             raise CheckpointError(
-                f"{source} is for the class {found!a:.60}, expected {' or '.join(known)}: use another."
+                f"{source} is for the class {class_name!a:.60}, expected {' or '.join(known)}: use another."
             )
         config = {key: value for key, value in config.items() if not key.startswith("_")}
-        weights = tensorfile.contents(file, file.path)
         extra = info.get("extra")
         if not isinstance(extra, dict):
             raise tensorfile.damaged(path / SEAL, "it says nothing about the process")
-        yield OpenModel(config, weights, extra, found)
+        yield OpenModel(config, weights, extra, class_name, found)
+
+
+def _config(network: str) -> str:
+    return f"{network}/{Path(CONFIG).name}"
+
+
+def _weights(network: str) -> str:
+    return f"{network}/{Path(WEIGHTS).name}"
+
+
+def _files_of(networks: Iterable[str]) -> list[str]:
+    return [made(name) for name in networks for made in (_config, _weights)]
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -271,7 +310,7 @@ def _names(directory: Path) -> list[str]:
 def _files(directory: Path) -> set[str]:
     """What is in a folder and in the folders that a model folder has; a folder of another name counts as a file."""
     found = set(_names(directory))
-    for folder in {Path(name).parent.name for name in (CONFIG, SCHEDULER)} & found:
+    for folder in {"unet", *BESIDE, Path(SCHEDULER).parent.name} & found:
         if (directory / folder).is_dir() and not (directory / folder).is_symlink():
             found = found - {folder} | {f"{folder}/{name}" for name in _names(directory / folder)}
     return found

@@ -1,11 +1,14 @@
 """Training: options (config), what is learned (task), and the loop that learns it."""
 
+from pydiff.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from pydiff.training.config import LoopOptions, Options
 from pydiff.training.interrupt import Interrupted
 from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, training_steps
 from pydiff.training.task import DiffusionTask, Task
 
 __all__ = [
+    "AutoencoderOptions",
+    "AutoencoderTask",
     "DiffusionTask",
     "Interrupted",
     "LoopOptions",

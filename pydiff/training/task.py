@@ -13,7 +13,7 @@ from pydiff import random
 from pydiff.arrays import to_host
 from pydiff.codec import Codec, Pixels
 from pydiff.condition import Condition, Conditioning
-from pydiff.data.order import batch_indices, flip, pick_captions
+from pydiff.data.order import batch_indices, mirrored, pick_captions
 from pydiff.diffusion.loss import example_losses, loss_weight
 from pydiff.diffusion.self_conditioning import conditioned
 from pydiff.diffusion.timesteps import LossAware, draw_timesteps
@@ -95,6 +95,7 @@ class DiffusionTask(Task):
         encoder, self.captions, self.notes = captions_for(dataset, options.text, given=model is not None)
         self.conditioning = Conditioning(known.classes, known.nothing, encoder)
         self.codec = Pixels(dataset.shape) if codec is None else codec
+        self.read = self.codec.reader(dataset, options.flip)
         self.process = build_process(options)
         if model is None:
             width = None if encoder is None else encoder.width
@@ -106,8 +107,7 @@ class DiffusionTask(Task):
         """x0 from the data in its order, mirrored or not, at drawn t; the condition withheld from a share of it."""
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
         chosen = batch_indices(len(self.dataset), options.batch_size, step - 1, seed)[numbers]
-        samples = self.dataset.samples(chosen)
-        x0 = self.codec.encode(flip(samples, step, seed, numbers) if options.flip else samples)
+        x0 = self.read(chosen, mirrored(step, seed, numbers) if options.flip else None)
         if self.history is not None:
             t, _ = self.history.draw(seed, step, numbers)
         else:

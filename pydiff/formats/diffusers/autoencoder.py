@@ -12,11 +12,14 @@ from pathlib import Path
 
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, read_json
-from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill
+from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, ways_to_write
 from pydiff.formats.files import disk
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
-from pydiff.models import MODELS, Autoencoder, AutoencoderKL, AutoencoderTiny, build
+from pydiff.models import MODELS, Autoencoder, AutoencoderKL, AutoencoderTiny, build, name_of
+from pydiff.store import checkpoint, sealed
+
+FOLDER = "vae"  # of it, in a pipeline
 
 _SIZE, _FACTOR = whole(1, 65536), number(1e-6, 1e6)
 _NUMBER, _BLOCKS = number(-1e6, 1e6), listed(TEXT, 1, 16)
@@ -64,11 +67,6 @@ RULES = {
 REPEATED = {"AutoencoderTiny": ("block_out_channels",)}
 
 
-def is_autoencoder(config: Mapping) -> bool:
-    """Whether a config.json says that it is one that opens."""
-    return config.get("_class_name") in RULES
-
-
 def read_config(config: Mapping, source: Path, known_class: str | None = None) -> Checked:
     """The options in a config.json. known_class: what the model_index.json says, for a config.json that does not.
 
@@ -104,14 +102,36 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: P
     return model
 
 
-def open_folder(folder: Path, variant: str | None = None, known_class: str | None = None) -> tuple[Autoencoder, list]:
-    """(autoencoder, notes) of a folder with a config.json and weights, of whichever version. variant: "fp16".
+def save(directory: Path, model: Autoencoder, extra: dict, dtype: str | None = None) -> None:
+    """Writes a folder with vae/, replacing one that is there. extra, dtype: see checkpoint.save_model."""
+    arrays, class_name = ways_to_write(model), name_of(model)
+    checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, network=FOLDER)
 
-    CheckpointError, in one sentence, where it is damaged or incomplete.
+
+def beside(model: Autoencoder) -> checkpoint.Beside:
+    """An autoencoder as checkpoint.save_model takes it, beside a network."""
+    return checkpoint.Beside(name_of(model), model.config, ways_to_write(model))
+
+
+def of_beside(found: tuple[str, dict, Mapping[str, Weight]], source: Path) -> Autoencoder:
+    """An autoencoder as checkpoint.open_model gives it."""
+    class_name, config, weights = found
+    return read_model(read_config(config, source, class_name), weights, source)
+
+
+def open_folder(folder: Path, variant: str | None = None, known_class: str | None = None) -> tuple[Autoencoder, list]:
+    """(autoencoder, notes) of a folder that has a vae/ or is one, of whichever version. variant: "fp16".
+
+    What pydiff saved is checked byte for byte. CheckpointError, in one sentence, where it is damaged or incomplete.
     """
     folder = Path(folder)
-    with disk(f"list {folder}"):
-        names = os.listdir(folder)
+    if checkpoint.is_ours(folder):
+        with checkpoint.open_model(folder, MODELS) as found:
+            parts = {FOLDER: (found.class_name, found.config, found.weights)} | found.beside
+            return of_beside(parts[FOLDER], folder), []
+    names = _names(folder)
+    if CONFIG not in names and FOLDER in names:
+        folder, names = folder / FOLDER, _names(folder / FOLDER)
     if CONFIG not in names:
         raise CheckpointError(
             f"{folder} holds {sorted(names)!a:.200}, expected {CONFIG} and weights: complete the folder."
@@ -119,6 +139,30 @@ def open_folder(folder: Path, variant: str | None = None, known_class: str | Non
     checked_config = read_config(read_json(folder / CONFIG), folder / CONFIG, known_class)
     with weight_files.open_folder(folder, names, variant) as found:
         return read_model(checked_config, found.weights, folder / CONFIG), checked_config.notes
+
+
+def history(folder: Path) -> dict:
+    """What `save` was given as `extra`; {} for a folder that pydiff did not write."""
+    if not checkpoint.is_ours(folder):
+        return {}
+    with checkpoint.open_model(folder, MODELS) as found:
+        return found.extra
+
+
+def holds_autoencoder(folder: Path) -> bool:
+    """Whether a folder is that of an autoencoder alone: a vae/ without a network beside, or a vae/ itself."""
+    folder = sealed.resolve(Path(folder).resolve())
+    if (folder / FOLDER).is_dir() and not (folder / "unet").exists():
+        return (folder / FOLDER / CONFIG).is_file()
+    try:
+        return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("_class_name") in RULES
+    except CheckpointError:
+        return False
+
+
+def _names(folder: Path) -> list[str]:
+    with disk(f"list {folder}"):
+        return os.listdir(folder)
 
 
 def _expected_kl(config) -> dict[str, tuple]:

@@ -19,7 +19,7 @@ from pydiff.condition import LABELS, Conditioning
 from pydiff.diffusion import Process
 from pydiff.diffusion.schedule import from_config as schedule_from_config
 from pydiff.formats import weights
-from pydiff.formats.diffusers import folder
+from pydiff.formats.diffusers import autoencoder, folder
 from pydiff.formats.diffusers.parameters import ways_to_write
 from pydiff.formats.diffusers.scheduler.config import MAX_T, read_config
 from pydiff.formats.diffusers.scheduler.stored import StoredScheduler, with_class, with_prediction
@@ -98,6 +98,7 @@ def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None)
             "unet": ["diffusers", class_name],
         }
     arrays, parts = ways_to_write(model), {"index": index, "scheduler": written.config}
+    parts["beside"] = {name: autoencoder.beside(part) for name, part in pipeline.codec.beside.items()}
     checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, **parts)
     notes = [written.note] if written.note else []
     if index is not None and not pipeline.conditioning.empty:
@@ -179,6 +180,7 @@ def _load_ours(directory, wishes) -> Loaded:
             )
         checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
         model = read_model(checked, found.weights, directory)
+        parts = {name: autoencoder.of_beside(part, directory / name) for name, part in found.beside.items()}
     try:
         beside = extra.get("self_conditioning", False)
         scheduler, said = None, []
@@ -196,7 +198,7 @@ def _load_ours(directory, wishes) -> Loaded:
         pipeline = Pipeline(
             model,
             process,
-            codec.from_config(extra["codec"]) if "codec" in extra else pixels_of(model, beside),
+            codec.from_config(extra["codec"], parts) if "codec" in extra else pixels_of(model, beside),
             conditioning,
             variance=extra.get("variance", "fixed"),
             self_conditioning=beside,
