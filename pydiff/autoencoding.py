@@ -14,22 +14,22 @@ import numpy as np
 from pydiff import backend
 from pydiff.data import load as load_data
 from pydiff.formats.diffusers import autoencoder as autoencoder_folder
-from pydiff.latents import Latents, open_autoencoder
+from pydiff.latent_space import LatentSpace, open_autoencoder
 from pydiff.store import sealed
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.training import AutoencoderOptions, AutoencoderTask, Interrupted, fit, opened
+from pydiff.training import AutoencoderOptions, AutoencoderTask, Interrupted, fit, join, opened, settled
 
 
 class AutoencoderRun:
     """A trained (or half-trained) autoencoder with what is needed to use it and to look at it.
 
-    autoencoder: the network with averaged weights. codec: Latents of images of the training data's size. options: dict.
-    step: training steps done. directory: the run's Path, or None. data_name: what it was trained on.
+    autoencoder: the network with averaged weights. codec: LatentSpace of images of the training data's size. options:
+    dict. step: training steps done. directory: the run's Path, or None. data_name: what it was trained on.
     """
 
     def __init__(self, autoencoder, shape, options, *, data_name="", step=0, directory=None, dataset=None, log=()):
-        self.autoencoder, self.codec = autoencoder, Latents(autoencoder, shape)
+        self.autoencoder, self.codec = autoencoder, LatentSpace(autoencoder, shape[:2])
         self.options, self.data_name, self.directory, self._step = options, data_name, directory, step
         self._dataset, self._log = dataset, log if isinstance(log, Log) else Log(entries=log)
 
@@ -124,32 +124,43 @@ def psnr(images, others):
         return 10 * np.log10(255.0**2 / squared)
 
 
-def train_autoencoder(data, *, out=None, progress=True, device="cpu", announce=None, **options):
+def train_named(model, data, latent, codec, **arguments):
+    """What pydiff.train learns in place of a diffusion model, by its name: an autoencoder."""
+    if model != "autoencoder" or latent is not None or codec is not None:
+        raise ValueError(f"model is {model!r}, expected a network or 'autoencoder', which has no latent and no codec")
+    return train_autoencoder(data, **arguments)
+
+
+def train_autoencoder(
+    data, *, out=None, progress=True, device="cpu", announce=None, distributed="auto", **options
+):  # fmt: skip
     """Trains an autoencoder and returns the finished AutoencoderRun; arguments and errors as those of pydiff.train.
 
     Every other keyword is a field of AutoencoderOptions.
     """
-    options = AutoencoderOptions.from_keywords(options)
-    with backend.use_device(device):
-        dataset = load_data(data, size=options.size)
-        if announce:
-            announce(f"{dataset.summary()}; training an autoencoder on {device}")
-        task = AutoencoderTask(dataset, options)
-    with opened(task, options, out, device) as (trainer, folder):
-        log, average = Log() if folder is None else folder.log, trainer.ema_model()
-        history = {"data_name": dataset.name, "step": trainer.step, "dataset": dataset, "log": log}
-        history |= {} if folder is None else {"directory": folder.path}
-        live = AutoencoderRun(average, dataset.shape, options.to_config(), **history)
-        try:
-            fit(trainer, log, folder, lambda: _preview(live), progress)
-        except Interrupted as interrupted:
-            interrupted.run = live
-            raise
+    group = join(distributed)
+    with group.together(), group.own_threads():
+        announce = announce if announce and group.first else (lambda _: None)
+        options = settled(AutoencoderOptions.from_keywords(options), out, group)
         with backend.use_device(device):
-            finished = task.finished(average).to(np)
-        made = AutoencoderRun(finished, dataset.shape, options.to_config(), **history)
-        if folder is not None:
-            made.save(folder.path / "model")
+            dataset = load_data(data, size=options.size)
+            announce(f"{dataset.summary()}; training an autoencoder on {device}{group.described()}")
+            task = AutoencoderTask(dataset, options)
+        with opened(task, options, out, device, group) as (trainer, folder):
+            log, average = Log() if folder is None else folder.log, trainer.ema_model()
+            history = {"data_name": dataset.name, "step": trainer.step, "dataset": dataset, "log": log}
+            history |= {} if folder is None else {"directory": folder.path}
+            live = AutoencoderRun(average, dataset.shape, options.to_config(), **history)
+            try:
+                fit(trainer, log, folder, lambda: _preview(live), progress and group.first)
+            except Interrupted as interrupted:
+                interrupted.run = live
+                raise
+            with backend.use_device(device):
+                finished = task.finished(average).to(np)
+            made = AutoencoderRun(finished, dataset.shape, options.to_config(), **{**history, "step": trainer.step})
+            if folder is not None:
+                made.save(folder.path / "model")
     return made
 
 

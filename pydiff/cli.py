@@ -63,6 +63,8 @@ class Train:
     training: Options = field(default_factory=Options)
 
     def run(self):
+        from pydiff.training.distributed import is_first
+
         announce()
         if self.model == "autoencoder":
             self.run_autoencoder()
@@ -71,8 +73,9 @@ class Train:
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is an option of autoencoders; give --model autoencoder, or leave it out")
         run = train_command(self.data, self.out, self.training, self.device, latent=self.latent)
-        show(run)
-        say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+        if is_first():
+            show(run)
+            say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
 
     def run_autoencoder(self):
         """The same for an autoencoder."""
@@ -335,6 +338,7 @@ def main(arguments=None):
     from pydiff.store.checkpoint import CheckpointError
     from pydiff.text import PromptWarning
     from pydiff.training import Interrupted
+    from pydiff.training.distributed import is_first
 
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]
@@ -353,7 +357,8 @@ def main(arguments=None):
             )
             command.run()
     except Interrupted as stopped:
-        say(f"\n{stopped}; the same command goes on from there", to="stderr")
+        if is_first():
+            say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
     except KeyboardInterrupt:
         return 130

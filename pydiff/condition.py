@@ -152,14 +152,18 @@ class Conditioning:
         self, classes: Sequence[str] | None = None, nothing: Mapping = (), encoder=None, withheld: bool = True
     ):
         self.classes = None if classes is None else list(classes)
-        self.encoder, brought = encoder, {} if encoder is None else encoder.null()
-        self.nothing = {name: np.asarray(row) for name, row in (dict(nothing) | brought).items()}
-        self.withheld = withheld
+        self.encoder, self.withheld = encoder, withheld
+        self.given = {name: np.asarray(row) for name, row in dict(nothing).items()}
+
+    @property
+    def nothing(self) -> dict[str, np.ndarray]:
+        """{name: the row that says "nothing asked for"} of all arrays; that of an encoder in training changes."""
+        return self.given if self.encoder is None else self.given | self.encoder.null()
 
     @property
     def empty(self) -> bool:
         """Whether the model is told nothing but x and t."""
-        return self.classes is None and not self.nothing
+        return self.classes is None and not self.given and self.encoder is None
 
     @property
     def embeddings(self) -> int | None:
@@ -184,16 +188,17 @@ class Conditioning:
     def _rows(self, numbers, labels, given):
         n = len(numbers)
         arrays = self._label_rows(numbers, labels)
-        unknown = sorted(given.keys() - self.nothing.keys())
+        nothing = self.nothing
+        unknown = sorted(given.keys() - nothing.keys())
         if unknown:
-            known = ", ".join(self.nothing) or "none"
+            known = ", ".join(nothing) or "none"
             raise ValueError(f"this model takes no condition {unknown[0]!r}; it takes {known}")
-        for name, row in self.nothing.items():
+        for name, row in nothing.items():
             array = np.asarray(given[name]).astype(row.dtype) if name in given else np.repeat(row[None], n, 0)
             if len(array) != n or array.ndim != row.ndim + 1 or array.shape[2:] != row.shape[1:]:
                 raise ValueError(f"{name} must have shape ({n}, {', '.join(map(str, row.shape))}), got {array.shape}")
             arrays[name] = array
-        return Condition(arrays, self._null_rows(), n)
+        return Condition(arrays, self._null_rows(nothing), n)
 
     def embed(self, prompts) -> Condition:
         """What a prompt, or a sequence of N, is for the network: a Condition of one row, or N.
@@ -205,15 +210,15 @@ class Conditioning:
             raise ValueError("this model was trained without captions, so prompts cannot be given")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         parts = [text.arithmetic(prompt) for prompt in prompts]
+        encoded = {}  # each prompt once, and by itself: what it becomes depends on nothing else
         for prompt in dict.fromkeys(prompt for terms in parts for _, prompt in terms):
             for remark in self.encoder.remarks(prompt):
                 warnings.warn(remark, text.PromptWarning, stacklevel=2)
-        rows = [functools.reduce(operator.add, (self._encoded(t) * factor for factor, t in terms)) for terms in parts]
+            encoded[prompt] = Condition(self.encoder.encode([prompt]))
+        rows = [functools.reduce(operator.add, (encoded[t] * factor for factor, t in terms)) for terms in parts]
         arrays = {name: np.concatenate([row[name] for row in rows]) for name in (rows[0] if rows else ())}
-        return Condition(arrays, {name: self.nothing[name] for name in arrays}, len(rows))
-
-    def _encoded(self, prompt):
-        return Condition(self.encoder.encode([prompt]))
+        nothing = self.nothing
+        return Condition(arrays, {name: nothing[name] for name in arrays}, len(rows))
 
     def nothing_asked(self, n: int) -> Condition:
         """The condition of n samples of which nothing is asked."""
@@ -223,11 +228,12 @@ class Conditioning:
         """The condition of a data set: its labels (N,) or None, its further arrays, and a caption each."""
         arrays = {} if self.classes is None else {LABELS: labels}
         columns = columns if self.encoder is None else {**columns, **self.encoder.encode(captions)}
-        return Condition(arrays | {name: columns[name] for name in self.nothing}, self._null_rows())
+        nothing = self.nothing
+        return Condition(arrays | {name: columns[name] for name in nothing}, self._null_rows(nothing))
 
-    def _null_rows(self):
+    def _null_rows(self, nothing):
         has_row = self.classes is not None and self.withheld
-        return ({LABELS: np.int64(len(self.classes))} if has_row else {}) | self.nothing
+        return ({LABELS: np.int64(len(self.classes))} if has_row else {}) | nothing
 
     def _label_rows(self, numbers, labels):
         if self.classes is None:
@@ -254,15 +260,14 @@ class Conditioning:
 
     def to_config(self) -> dict:
         """For JSON; `from_config` of it is an equal conditioning."""
-        brought = () if self.encoder is None else self.encoder.null()
-        rows = {n: {"dtype": r.dtype.name, "row": r.tolist()} for n, r in self.nothing.items() if n not in brought}
+        rows = {n: {"dtype": r.dtype.name, "row": r.tolist()} for n, r in self.given.items()}
         more = {} if self.encoder is None else {"text_encoder": self.encoder.to_config()}
         more |= {} if self.withheld else {"withheld": False}
         return {"classes": self.classes, "nothing": rows, **more}
 
     @classmethod
-    def from_config(cls, config) -> "Conditioning":
-        """The conditioning that `to_config` described."""
+    def from_config(cls, config, network=None) -> "Conditioning":
+        """The conditioning that `to_config` described. network: of its text encoder, see `text.from_config`."""
         rows = {name: np.array(r["row"], r["dtype"]) for name, r in config.get("nothing", {}).items()}
-        encoder = text.from_config(config["text_encoder"]) if config.get("text_encoder") else None
+        encoder = text.from_config(config["text_encoder"], network) if config.get("text_encoder") else None
         return cls(config.get("classes"), rows, encoder, config.get("withheld", True))

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from pydiff import backend, edit
-from pydiff.autoencoding import holds_autoencoder, load_autoencoder, train_autoencoder
+from pydiff.autoencoding import holds_autoencoder, load_autoencoder, train_named
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
 from pydiff.formats.diffusers import pipeline as pipeline_folder
-from pydiff.latents import Latents, open_autoencoder
+from pydiff.latent_space import opened_in
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.training import DiffusionTask, Interrupted, Options, fit, opened
+from pydiff.training import DiffusionTask, Interrupted, Options, fit, join, opened, settled
 
 
 class Run:
@@ -270,8 +270,18 @@ def load(directory, **wishes):
 
 @backend.trimmed()
 def train(
-    data, *, out=None, progress=True, device="cpu", model=None, codec=None, latent=None, announce=None, **options
-):  # fmt: skip
+    data,
+    *,
+    out=None,
+    progress=True,
+    device="cpu",
+    model=None,
+    codec=None,
+    latent=None,
+    announce=None,
+    distributed="auto",
+    **options,
+):
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
     data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
@@ -282,38 +292,37 @@ def train(
     another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`.
     model="autoencoder" learns an autoencoder instead and returns an AutoencoderRun; its options are those of
     AutoencoderOptions. latent: the folder of one, or one at hand, in whose latents to diffuse.
-    announce: called with a few lines on the data before the first step. Every other keyword is a field of
-    pydiff.Options.
+    announce: called with a few lines on the data before the first step. distributed: "auto" shares the work with the
+    other processes that mpiexec started, "mpi" insists on that, "off" works alone; docs/distributed.md. Every other
+    keyword is a field of pydiff.Options.
 
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
     if isinstance(model, str):
-        if model != "autoencoder" or latent is not None or codec is not None:
-            raise ValueError(f"model is {model!r}, expected a network or 'autoencoder', without latent and codec")
-        more = {"out": out, "progress": progress, "device": device, "announce": announce}
-        return train_autoencoder(data, **more, **options)
-    options = Options.from_keywords(options)
-    with backend.use_device(device) as xp:  # a missing GPU is reported before a large data set is read
-        dataset = load_data(data, size=options.size)
-        if announce:
-            announce(f"{dataset.summary()}; training on {device}")
-        codec = codec if latent is None else Latents(open_autoencoder(latent, out), dataset.shape)
-        task = DiffusionTask(dataset, options, model, codec)
-        task.codec.to(xp)
-        for note in task.notes if announce else ():
-            announce(note)
-    with opened(task, options, out, device) as (trainer, folder):
-        run = _run_of(trainer, folder)
-        if folder is not None:
-            run.codec.keep_in(folder.path)
-        try:
-            fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress)
-        except Interrupted as interrupted:
-            interrupted.run = run
-            raise
-        if folder is not None:
-            run.save(folder.path / "model")
+        return train_named(model, data, latent, codec, out=out, progress=progress, device=device, announce=announce,
+                           distributed=distributed, **options)  # fmt: skip
+    group = join(distributed)
+    with group.together(), group.own_threads():
+        announce = announce if announce and group.first else (lambda _: None)
+        options = settled(Options.from_keywords(options), out, group)
+        with backend.use_device(device):  # a missing GPU is reported before a large data set is read
+            dataset = load_data(data, size=options.size)
+            announce(f"{dataset.summary()}; training on {device}{group.described()}")
+            task = DiffusionTask(dataset, options, model, codec if latent is None else opened_in(latent, dataset, out))
+            for note in task.notes:
+                announce(note)
+        with opened(task, options, out, device, group) as (trainer, folder):
+            run = _run_of(trainer, folder)
+            if folder is not None:
+                run.codec.keep_in(folder.path)
+            try:
+                fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
+            except Interrupted as interrupted:
+                interrupted.run = run
+                raise
+            if folder is not None:
+                run.save(folder.path / "model")
     return run
 
 
@@ -321,8 +330,9 @@ def _run_of(trainer, folder):
     """The live view of a training in progress."""
     task, options = trainer.task, trainer.options
     kind = {"variance": options.variance, "self_conditioning": options.self_conditioning, "device": trainer.device}
+    network, conditioning = task.parts(trainer.ema_model())
     return Run.of_pipeline(
-        Pipeline(trainer.ema_model(), task.process, task.codec, task.conditioning, **kind),
+        Pipeline(network, task.process, task.codec, conditioning, **kind),
         options.to_config(),
         data_name=task.dataset.name,
         step=trainer.step,

@@ -209,7 +209,7 @@ def test_models_without_captions_and_data_without_captions(described):
         plain.sample(1, prompts="three")
     with pytest.raises(ValueError, match="text='glove' needs captions, but digits has none"):
         train("digits")
-    with pytest.raises(ValueError, match="text must be one of auto, none, glove; got 'magic'"):
+    with pytest.raises(ValueError, match="text must be one of auto, none, glove, learned; got 'magic'"):
         train(described, text="magic")
     german = load(described.images, captions={"de": ["eins"] * 60})
     with pytest.raises(ValueError, match="has captions in de and none in en"):
@@ -383,3 +383,67 @@ def test_the_page_shows_prompts_beside_the_samples(run, described, tmp_path):
     expected = grid(run.codec.decode(last.x))[..., 0]
     np.testing.assert_array_equal(pictures(tmp_path / "given" / "samples.png")[0], expected)
     assert described.titles([0])[0] in own
+
+
+# ---- an encoder that is trained along --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learned(emoji, tmp_path_factory):
+    """A run that has read German and English captions, in a folder."""
+    said = []
+    run = pydiff.train(
+        emoji, out=tmp_path_factory.mktemp("learned") / "run", progress=False, text="learned", announce=said.append,
+        **{**SMALL, "steps": 4},
+    )  # fmt: skip
+    assert said[1] == "told its captions by the text encoder 'learned'; text='none' leaves them out"
+    return run
+
+
+def test_the_transformer_is_trained_through_the_unet(learned, emoji):
+    options = pydiff.Options(**SMALL, text="learned")
+    task = DiffusionTask(emoji, options)
+    task.losses(task.batch(1, np.arange(4))).mean().backward()
+    reader = dict(task.model.text_encoder.named_parameters())
+    for name, p in reader.items():
+        assert np.isfinite(p.grad).all(), name
+    assert all(np.abs(p.grad).max() > 0 for name, p in reader.items() if "to_k.bias" not in name)  # softmax ignores it
+    assert {p for p, _ in learned.conditioning.encoder.network.named_parameters()} == set(reader)
+
+
+def test_a_learned_encoder_resumes_opens_and_draws_each_image_by_itself(learned, emoji, tmp_path):
+    options = {**SMALL, "steps": 4, "text": "learned"}
+    train_until(tmp_path / "run", 2, emoji, pydiff.Options(**options))
+    resumed = pydiff.train(emoji, out=tmp_path / "run", progress=False, **options)
+    opened = pydiff.load(learned.directory)
+    for other in (resumed, opened):
+        for mine, its in ((learned.model, other.model), *[(r.conditioning.encoder.network for r in (learned, other))]):
+            for name, array in mine.state_dict().items():
+                np.testing.assert_array_equal(its.state_dict()[name], array, name)
+    words = {"prompts": ["Goldmedaille", "alien"], "steps": 2, "guidance": 2.0}
+    drawn = opened.sample(2, **words)
+    np.testing.assert_array_equal(learned.sample(2, **words), drawn)
+    assert not np.array_equal(drawn[0], drawn[2])
+    if backend.cpu is not None:
+        np.testing.assert_array_equal(opened.sample(1, **{**words, "prompts": "alien"}), drawn[2:3])
+
+
+def test_what_it_never_read_is_said_and_any_language_is_drawn(learned):
+    with pytest.warns(PromptWarning, match="'ein' and 'xylophon' were in none of the captions"):
+        learned.embed("ein Xylophon")
+    with pytest.warns(PromptWarning, match="pieces of words, no caption was longer; .* more at the end"):
+        learned.embed("alien " * 300)
+    with pytest.warns(PromptWarning):
+        assert learned.sample(1, prompts="一颗红心", steps=1).shape == (1, 8, 8, 1)
+    total = learned.embed("[alien artist] - [alien] + [anchor]")["encoder_hidden_states"]
+    assert total.shape == learned.embed("")["encoder_hidden_states"].shape
+    assert not np.allclose(total, learned.embed("anchor artist")["encoder_hidden_states"])  # here it is a question
+
+
+def test_a_model_without_its_reader_is_refused(learned, tmp_path):
+    import shutil
+
+    shutil.copytree(learned.directory / "model", tmp_path / "model")
+    (tmp_path / "model" / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(pydiff.CheckpointError, match="text_encoder"):
+        pydiff.load(tmp_path / "model")

@@ -9,10 +9,10 @@ compare so: equal computation, distances of what is drawn. Minutes are those of 
 the process, all threads), which do not depend on what else the machine does; those of the latent side are for the
 autoencoder (a third), for encoding the data, and for the U-Net (the rest). A tenth of the images is never trained on.
 
-The judge: Fréchet distance (Heusel et al. 2017, equation 6) between Gaussians fitted to features of 256 drawn images
-and of all training images. The features are plain and know no labels: means of 8 x 8 blocks of pixels, and standard
-deviations inside of them, in 16 blocks of each: 48 + 16 numbers. The same distance of 256 held-out images says what the
-best possible is, and that of these images encoded and decoded, what the autoencoder alone costs.
+The judge: Fréchet distance (Heusel et al. 2017, equation 6) between Gaussians fitted to features of 128 drawn images
+and of all training images. The features are plain and know no labels: means of the colours and standard deviations of
+the grey in 4 x 4 blocks, 48 + 16 numbers. The same distance of as many held-out images says what the best possible is,
+and that of these images encoded and decoded, what the autoencoder alone costs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pydiff.data import load
 from pydiff.report.grid import grid, save_png
 
 HELD_OUT = 0.1
-DRAWN, DRAWING = 256, {"sampler": "ddim", "steps": 20}
+DRAWN, DRAWING = 128, {"sampler": "ddim", "steps": 12}
 BLOCKS = 4  # a side
 PROBE = 4  # steps that say how long one takes
 COMMON = {"batch_size": 16, "seed": 0, "ema": 0.99, "sample_every": 0, "checkpoint_every": 10**6, "warmup": 20}

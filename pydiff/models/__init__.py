@@ -4,6 +4,7 @@ from pydiff.models.autoencoder import Autoencoder, AutoencoderKL, Posterior
 from pydiff.models.autoencoder_tiny import AutoencoderTiny
 from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from pydiff.models.registry import MODELS, build, name_of, register, twin
+from pydiff.models.text_transformer import ReadingUNet, TextTransformer
 from pydiff.models.unet import UNet2D
 from pydiff.models.unet_condition import UNet2DCondition
 
@@ -15,6 +16,8 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "Posterior",
+    "ReadingUNet",
+    "TextTransformer",
     "UNet2D",
     "UNet2DCondition",
     "build",

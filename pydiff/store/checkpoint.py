@@ -2,11 +2,11 @@
 
     DIRECTORY/step-00000150/    model.safetensors, optimizer.safetensors, ..., state.json, manifest.json (the seal)
     MODEL/                      model_index.json, unet/config.json, unet/diffusion_pytorch_model.safetensors,
-                                scheduler/scheduler_config.json, pydiff.json (the seal)
+                                scheduler/scheduler_config.json, pydiff.json (the seal), and, for a network beside the
+                                U-Net, text_encoder/ or vae/ with config.json and weights
 
 A model folder is a pipeline folder of diffusers; without model_index.json and scheduler/ where diffusers has nothing
-like the process. Where latents are diffused, the autoencoder is in vae/; the folder of an autoencoder has that alone.
-That of pydiff 0.1 had config.json and the weights beside the seal, and is still read.
+like the process. That of pydiff 0.1 had config.json and the weights beside the seal, and is still read.
 Loading checks every byte against the seal's SHA-256 before parsing any, and gives exactly what was saved or a
 CheckpointError. sealed.py says how a folder is written so that no crash costs the one before; docs/checkpoints.md says
 what is promised and how it was tested.
@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import re
-import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,11 +32,16 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"  # these four are diffusers' names
 CONFIG, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
-BESIDE = ("vae",)  # folders of networks that may be there, too
 FLAT = {Path(name).name: name for name in (CONFIG, WEIGHTS)}  # as pydiff 0.1 had them -> as they are now
+# Networks beside the U-Net, a folder each: how diffusers and transformers call their files.
+BESIDE = {"text_encoder": "model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
+BESIDE_CONFIGS = {name: f"{name}/config.json" for name in BESIDE}
+BESIDE_WEIGHTS = {name: f"{name}/{file}" for name, file in BESIDE.items()}
 SEAL = "pydiff.json"
 MODEL_CLASS = "UNet2DModel"
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+
+_KNOWN = {INDEX, SCHEDULER, CONFIG, WEIGHTS, *BESIDE_CONFIGS.values(), *BESIDE_WEIGHTS.values()}
 
 Arrays = dict[str, np.ndarray]
 
@@ -149,23 +153,16 @@ class Model(NamedTuple):
 
 
 class OpenModel(NamedTuple):
-    """The same with weights that are still in their file, readable while the folder is open. beside: {folder: (class's
-    name, config, weights)} of further networks.
+    """The same with weights that are still in their file, readable while the folder is open.
+
+    beside: {folder: (config, weights)} of the networks beside the U-Net, see BESIDE.
     """
 
     config: dict
     weights: dict[str, Weight]
     extra: dict
     class_name: str
-    beside: dict[str, tuple[str, dict, dict[str, Weight]]]
-
-
-class Beside(NamedTuple):
-    """A further network for save_model: as its arguments of the same names."""
-
-    class_name: str
-    config: dict
-    arrays: Mapping[str, np.ndarray | Made]
+    beside: dict[str, tuple[dict, dict[str, Weight]]]
 
 
 def save_model(
@@ -177,38 +174,40 @@ def save_model(
     *,
     index: dict | None = None,
     scheduler: dict | None = None,
+    beside: Mapping[str, tuple[dict, Mapping[str, np.ndarray | Made]]] | None = None,
     dtype: str | None = None,
-    beside: Mapping[str, Beside] = types.MappingProxyType({}),
-    network: str = "unet",
 ) -> None:
     """Write a model folder that diffusers opens, replacing the one that is there.
 
     config: the U-Net's options.  arrays: its parameters, as diffusers names and lays them out, all floating; a Made is
     made when its turn comes, so that no more than one is held.  extra: JSON for pydiff.  index, scheduler: contents of
-    model_index.json and scheduler_config.json.  dtype: of the file, a name in DTYPES; None keeps float32 or float64.
-    beside: further networks, by their folders in BESIDE. network: the folder of the first one, "unet" or one of those.
+    model_index.json and scheduler_config.json.  beside: {folder: (config, arrays)} of further networks, see BESIDE.
+    dtype: of the files, a name in DTYPES; None keeps float32 or float64.
     Raises CheckpointError when the disk refuses (the old model is then still there), and when the folder holds other
     files, because replacing it would lose them; ValueError for another dtype.
     """
+    beside = dict(beside or {})
+    if unknown := beside.keys() - BESIDE.keys():
+        raise ValueError(f"got a network for the folder {min(unknown)!r}, expected {' or '.join(BESIDE)}")
     if dtype is None:
         dtype = "float64" if any(getattr(a, "dtype", None) == np.float64 for a in arrays.values()) else "float32"
     if dtype not in DTYPES:
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     target = Path(directory).resolve()
     _json(extra, "extra")
-    networks = {network: Beside(class_name, config, arrays), **beside}
-    texts = {INDEX: index, SCHEDULER: scheduler}
-    texts |= {_config(name): {"_class_name": part.class_name, **part.config} for name, part in networks.items()}
+    texts = {INDEX: index, SCHEDULER: scheduler, CONFIG: {"_class_name": class_name, **config}}
+    texts |= {BESIDE_CONFIGS[name]: config for name, (config, _) in beside.items()}
     texts = {name: _json(value, name) for name, value in texts.items() if value is not None}
     if os.path.lexists(target):
-        others = _files(target) - {INDEX, SCHEDULER, SEAL, *FLAT, *_files_of(("unet", *BESIDE))}
+        others = _files(target) - _KNOWN - {SEAL, *FLAT}
         if others:
             raise CheckpointError(f"{target} holds {min(others)!a}, expected a model alone: choose another folder.")
 
     def files() -> Iterator[tuple[str, sealed.Content]]:
         yield from texts.items()
-        for name, part in networks.items():  # with an entry that diffusers asks for
-            yield _weights(name), tensorfile.pieces(part.arrays, DTYPES[dtype], {"format": "pt"})
+        parts = {WEIGHTS: arrays} | {BESIDE_WEIGHTS[name]: part for name, (_, part) in beside.items()}
+        for name, part in parts.items():
+            yield name, tensorfile.pieces(part, DTYPES[dtype], {"format": "pt"})  # an entry that diffusers asks for
 
     partial = target.with_name(f".{target.name}.pydiff-partial")
     sealed.write(target, partial, files(), SEAL, "pydiff model", {"extra": extra})
@@ -243,45 +242,43 @@ def open_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS
         raise CheckpointError(f"{path} holds {sorted(names)!a:.200}, expected {SEAL}, {CONFIG} and {WEIGHTS}.")
     info, entries = sealed.inspect(path, SEAL, "pydiff model")
     place = {FLAT.get(name, name): name for name in entries}
-    networks = [name for name in ("unet", *BESIDE) if set(_files_of([name])) & place.keys()] or ["unet"]
-    for name in set(_files_of(networks)) - place.keys():
+    for name in {CONFIG, WEIGHTS} - place.keys():
         raise tensorfile.damaged(path, f"the file {name!a} is not in its seal")
-    for name in sorted(place.keys() - {INDEX, SCHEDULER, *_files_of(networks)}):
+    for name in sorted(place.keys() - _KNOWN):
         raise tensorfile.damaged(path, f"its seal has the file {name!a:.80}, which no model has")
-    files = {_weights(name) for name in networks}
-    texts = {name: sealed.read_checked(path / place[name], entries[place[name]]) for name in place if name not in files}
+    arrays = {name for name in place if name in (WEIGHTS, *BESIDE_WEIGHTS.values())}
+    texts = {name: sealed.read_checked(path / place[name], entries[place[name]]) for name in place.keys() - arrays}
     with contextlib.ExitStack() as stack:
-        found = {}
-        for name in networks:
-            file = stack.enter_context(RegularFile(path / place[_weights(name)]))
-            sealed.check(file, entries[place[_weights(name)]])
-            source = path / place[_config(name)]
-            config = tensorfile.parse_json(texts[_config(name)].tobytes(), source)
-            found[name] = config.get("_class_name"), config, tensorfile.contents(file, file.path)
-        class_name, config, weights = found.pop(networks[0])
-        known = list(known)
-        if class_name not in known:
-            source = path / place[_config(networks[0])]
+        files = {name: stack.enter_context(RegularFile(path / place[name])) for name in sorted(arrays)}
+        for name, file in files.items():
+            sealed.check(file, entries[place[name]])
+        source = path / place[CONFIG]
+        config = tensorfile.parse_json(texts[CONFIG].tobytes(), source)
+        found, known = config.get("_class_name"), list(known)
+        if found not in known:
             raise CheckpointError(
-                f"{source} is for the class {class_name!a:.60}, expected {' or '.join(known)}: use another."
+                f"{source} is for the class {found!a:.60}, expected {' or '.join(known)}: use another."
             )
         config = {key: value for key, value in config.items() if not key.startswith("_")}
+        weights = tensorfile.contents(files[WEIGHTS], files[WEIGHTS].path)
+        beside = _beside(path, texts, files)
         extra = info.get("extra")
         if not isinstance(extra, dict):
             raise tensorfile.damaged(path / SEAL, "it says nothing about the process")
-        yield OpenModel(config, weights, extra, class_name, found)
+        yield OpenModel(config, weights, extra, found, beside)
 
 
-def _config(network: str) -> str:
-    return f"{network}/{Path(CONFIG).name}"
-
-
-def _weights(network: str) -> str:
-    return f"{network}/{Path(WEIGHTS).name}"
-
-
-def _files_of(networks: Iterable[str]) -> list[str]:
-    return [made(name) for name in networks for made in (_config, _weights)]
+def _beside(path, texts, files):
+    """{folder: (config, weights)} of the networks beside the U-Net."""
+    found = {}
+    for name in BESIDE:
+        config, weights = BESIDE_CONFIGS[name], BESIDE_WEIGHTS[name]
+        if (config in texts) != (weights in files):
+            raise tensorfile.damaged(path, f"of {config} and {weights!a} one is missing")
+        if config in texts:
+            parsed = tensorfile.parse_json(texts[config].tobytes(), path / config)
+            found[name] = parsed, tensorfile.contents(files[weights], files[weights].path)
+    return found
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -310,7 +307,7 @@ def _names(directory: Path) -> list[str]:
 def _files(directory: Path) -> set[str]:
     """What is in a folder and in the folders that a model folder has; a folder of another name counts as a file."""
     found = set(_names(directory))
-    for folder in {"unet", *BESIDE, Path(SCHEDULER).parent.name} & found:
+    for folder in {Path(name).parent.name for name in _KNOWN} & found:
         if (directory / folder).is_dir() and not (directory / folder).is_symlink():
             found = found - {folder} | {f"{folder}/{name}" for name in _names(directory / folder)}
     return found

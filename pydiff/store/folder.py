@@ -78,15 +78,24 @@ class RunDirectory:
                 )
             write_atomic(file, json.dumps(config, indent=1).encode())
             return None
-        self._compare(file, config, options)
+        before = self._compare(file, config, options)
         newest = checkpoint.latest(self.checkpoints)
         arrays, state = (None, {"step": 0}) if newest is None else checkpoint.load(newest)
         if newest is not None:
-            self._compare_checkpoint(newest, state, config)
+            self._compare_checkpoint(newest, state, before)
         self.log.cut(state["step"])
         return None if newest is None else (arrays, state)
 
+    def saved_options(self):
+        """The options of the run that is here, as they were written; None where there is none that can be read."""
+        try:
+            options = json.loads((self.path / "config.json").read_text())["options"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return options if isinstance(options, dict) else None
+
     def _compare(self, file, config, options):
+        """What the file says, if it is the same run."""
         try:
             before = json.loads(file.read_text())
             if before.get("schema", 1) > SCHEMA:
@@ -108,6 +117,7 @@ class RunDirectory:
             raise ValueError(
                 f"{self.path} holds a run with {name} = {old}, not {new}; use that, or choose another folder"
             )
+        return before
 
     def _compare_checkpoint(self, path, state, config):
         """Whether a checkpoint belongs to this run, and to this arithmetic."""

@@ -2,11 +2,23 @@
 
 encoder = text.named("glove")
 encoder.encode(["a red heart", ""])     {"encoder_hidden_states": (2, 24, 50)}; "" is the null prompt
+text.named("learned")                    one that is trained with the U-Net, in any language
 encoder.remarks("ein rotes Herz")       sentences: what was not understood, what was cut
 """
 
 from pydiff.text.encoder import ENCODERS, PromptWarning, TextEncoder, from_config, named, register
 from pydiff.text.glove import Glove
+from pydiff.text.learned import Learned
 from pydiff.text.prompt import arithmetic
 
-__all__ = ["ENCODERS", "Glove", "PromptWarning", "TextEncoder", "arithmetic", "from_config", "named", "register"]
+__all__ = [
+    "ENCODERS",
+    "Glove",
+    "Learned",
+    "PromptWarning",
+    "TextEncoder",
+    "arithmetic",
+    "from_config",
+    "named",
+    "register",
+]

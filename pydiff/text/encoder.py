@@ -17,12 +17,22 @@ class TextEncoder:
     kind: its name in options and files. languages: those it understands, None for any. tokens: how many it takes of a
     caption, the rest is cut. width: numbers for each. What a caption becomes depends on that caption alone, not on the
     others beside it.
+
+    network: the Module that makes what `encode` gives, if it is to be saved with the model, else None. trained_along:
+    whether that is trained with the U-Net; then `told` gives the encoder of the batches, and `with_network` one with
+    other weights.
     """
 
     kind = ""
     languages: tuple[str, ...] | None = None
     tokens: int
     width: int
+    network = None
+    trained_along = False
+
+    def prepared(self, captions: Sequence[str], seed: int) -> "TextEncoder":  # noqa: ARG002
+        """The encoder for a training with these captions: itself, or one that is made for them."""
+        return self
 
     def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """N captions to arrays with N rows each, by the names under which a network takes them. Never complains."""
@@ -51,13 +61,20 @@ class TextEncoder:
         """Changes with everything that changes what `encode` gives."""
         raise NotImplementedError
 
-    def to_config(self) -> dict:
-        """For JSON; `from_config` of it is an equal encoder."""
+    def identity(self) -> dict:
+        """What a run that goes on must find unchanged."""
         return {"kind": self.kind, "fingerprint": self.fingerprint()}
 
+    def to_config(self) -> dict:
+        """For JSON; `from_config` of it is an equal encoder."""
+        return self.identity()
+
     @classmethod
-    def from_config(cls, config: dict) -> "TextEncoder":
-        """The encoder that `to_config` described. ValueError where it would encode otherwise today."""
+    def from_config(cls, config: dict, network=None) -> "TextEncoder":  # noqa: ARG003
+        """The encoder that `to_config` described. ValueError where it would encode otherwise today.
+
+        network: (configuration, state dict) of the network that was saved with it, or None.
+        """
         encoder = cls()
         if config.get("fingerprint") != encoder.fingerprint():
             raise ValueError(
@@ -83,11 +100,24 @@ def named(kind: str) -> TextEncoder:
     return ENCODERS[kind]()
 
 
-def from_config(config: dict) -> TextEncoder:
-    """The encoder that `to_config` described; ValueError for a kind nobody has registered, or one that has changed."""
+def from_config(config: dict, network=None) -> TextEncoder:
+    """The encoder that `to_config` described; ValueError for a kind nobody has registered, or one that has changed.
+
+    network: (configuration, state dict) of the network that was saved with it, or None.
+    """
     kind = config.get("kind")
     if kind not in ENCODERS:
         raise ValueError(
             f"this model needs the text encoder {kind!r:.60}, which is not registered; known are {', '.join(ENCODERS)}"
         )
-    return ENCODERS[kind].from_config(config)
+    return ENCODERS[kind].from_config(config, network)
+
+
+LISTED = 8  # words that a remark names
+
+
+def listed(words: Sequence[str]) -> str:
+    """'a', 'b' and 'c'; the first 8 and how many others."""
+    more = [f"{len(words) - LISTED} others"] if len(words) > LISTED else []
+    named = [f"{word!r:.30}" for word in words[:LISTED]] + more
+    return " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))

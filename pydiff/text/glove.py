@@ -23,12 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, register
+from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, listed, register
 from pydiff.text.names import ENGLISH_OF
 
 FILE = Path(__file__).with_name("glove.npz")
 TOKENS = 24
-LISTED = 8  # unknown words that a remark names
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 
@@ -113,7 +112,7 @@ class Glove(TextEncoder):
         names = [f"{word} as {name}" for word, name in read.items() if word != name and name in known]
         unknown = [word for word, name in read.items() if name not in known]
         if prompt.strip() and len(unknown) == len(read):
-            what = f"does not know {_listed(unknown)}" if unknown else "finds no words in it"
+            what = f"does not know {listed(unknown)}" if unknown else "finds no words in it"
             raise ValueError(
                 f"the prompt {prompt!r:.80} cannot be drawn: the encoder 'glove' knows {len(known):,} English words, "
                 f"and {what}; describe the picture in common English words"
@@ -122,7 +121,7 @@ class Glove(TextEncoder):
             found.append(f"{', '.join(names)}: German names are read as English ones, other German is not understood")
         if unknown:
             verb = "is" if len(unknown) == 1 else "are"
-            found.append(f"the encoder 'glove' does not know {_listed(unknown)}, which {verb} left out")
+            found.append(f"the encoder 'glove' does not know {listed(unknown)}, which {verb} left out")
         used = [name for name in map(read.get, words) if name in known]
         if (beyond := len(used) - TOKENS) > 0:
             last = used[TOKENS - 1]
@@ -161,9 +160,3 @@ def _places(caption: str) -> tuple[int, ...]:
     known = vectors().place
     names = (english(word, known) for word in split(caption, known))
     return tuple(known[name] for name in names if name in known)
-
-
-def _listed(words: Sequence[str]) -> str:
-    more = [f"{len(words) - LISTED} others"] if len(words) > LISTED else []
-    named = [f"{word!r:.30}" for word in words[:LISTED]] + more
-    return " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))

@@ -2,6 +2,7 @@
 
 from pydiff.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from pydiff.training.config import LoopOptions, Options
+from pydiff.training.distributed import join, settled
 from pydiff.training.interrupt import Interrupted
 from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, training_steps
 from pydiff.training.task import DiffusionTask, Task
@@ -17,7 +18,9 @@ __all__ = [
     "Task",
     "Trainer",
     "fit",
+    "join",
     "opened",
+    "settled",
     "train_task",
     "training_steps",
 ]

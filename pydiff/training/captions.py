@@ -6,11 +6,12 @@ from pydiff.data.dataset import some
 UNKNOWN = 8  # words that a note names
 
 
-def captions_for(dataset, name: str, given: bool = False):
+def captions_for(dataset, name: str, seed: int, given: bool = False):
     """(text encoder or None, the captions that it shall be told or None, sentences on that) for a data set.
 
     name: of the encoder, "none", or "auto": one that understands at least half of the captions, if there are any and
-    the network was not given, which might take none. ValueError where there are no captions for a named encoder.
+    the network was not given, which might take none. seed: of an encoder that is trained along. ValueError where there
+    are no captions for a named encoder.
     """
     if name == "none" or (name == "auto" and (dataset.captions is None or given)):
         return None, None, []
@@ -30,4 +31,4 @@ def captions_for(dataset, name: str, given: bool = False):
     note = f"told its captions by the text encoder {encoder.kind!r}; text='none' leaves them out"
     unknown = encoder.unknown(texts)
     known = f"; unknown to it: {some(unknown, ', ', UNKNOWN)}" if unknown else ""
-    return encoder, captions, [note + known]
+    return encoder.prepared(texts, seed), captions, [note + known]

@@ -46,6 +46,11 @@ class LoopOptions:
     """Steps between pictures of samples; 0 for none."""
     keep: int = 2
     """Checkpoints kept on disk."""
+    shards: int = 0
+    """Parts of a batch, whose gradients are added in a fixed order: as many processes can share the run, at any time,
+    to the same bits. 0: what the run was begun with; a new one 8 under mpiexec, else a single one."""
+    reduce: Literal["exact", "fast"] = "exact"
+    """How several processes add their gradients: to the same bits for any number of them, or as MPI does it."""
 
     def check(self):
         """These options again, or ValueError, in one sentence, for values that cannot work."""
@@ -57,6 +62,7 @@ class LoopOptions:
             "checkpoint_every": 1,
             "sample_every": 0,
             "keep": 1,
+            "shards": 0,
         }
         for name, value in least.items():
             _at_least(self, name, value)
@@ -118,8 +124,8 @@ class Options(LoopOptions):
     conditional: bool = False
     """Also tell the network the class of each picture; needs data with classes."""
     text: str = "auto"
-    """Also tell the network each picture's caption, by this text encoder: glove; none; or auto, which is glove where
-    the data have captions that it understands."""
+    """Also tell the network each picture's caption, by this text encoder: glove; learned, which is trained along and
+    reads any language; none; or auto, which is glove where the data have captions that it understands."""
     label_drop: float = 0.1
     """Share of pictures whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False

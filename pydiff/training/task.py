@@ -17,7 +17,7 @@ from pydiff.data.order import batch_indices, mirrored, pick_captions
 from pydiff.diffusion.loss import example_losses, loss_weight
 from pydiff.diffusion.self_conditioning import conditioned
 from pydiff.diffusion.timesteps import LossAware, draw_timesteps
-from pydiff.models import name_of, twin
+from pydiff.models import ReadingUNet, name_of, twin
 from pydiff.nn import Module
 from pydiff.tensor import Tensor
 from pydiff.training.captions import captions_for
@@ -50,8 +50,15 @@ class Task:
         """What is minimised is the mean of these, (N,), one a sample. Dropout is switched on by the loop."""
         raise NotImplementedError
 
-    def learned(self, batch):
-        """Called after a step that changed the weights."""
+    def seen(self, batch) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """What `learned` is to know of a batch whose losses were computed: {name: (N, ...)}, small, on the CPU."""
+        return {}
+
+    def learned(self, seen: dict[str, np.ndarray]):
+        """Called after a step that changed the weights, with what was `seen` in the whole batch of that step.
+
+        The batch may have been computed in parts, by several processes: what changes here must follow from `seen`.
+        """
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Arrays, besides the optimiser's, that change in training: {group: {name: array}}, to be written into."""
@@ -92,15 +99,16 @@ class DiffusionTask(Task):
         known = dataset.conditioning if options.conditional else Conditioning()
         if options.conditional and known.empty:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
-        encoder, self.captions, self.notes = captions_for(dataset, options.text, given=model is not None)
-        self.conditioning = Conditioning(known.classes, known.nothing, encoder)
+        encoder, self.captions, self.notes = captions_for(dataset, options.text, options.seed, model is not None)
+        self.encoder, self.reads = encoder, encoder is not None and encoder.trained_along
+        self.conditioning = Conditioning(known.classes, known.nothing, encoder.told() if self.reads else encoder)
         self.codec = Pixels(dataset.shape) if codec is None else codec
         self.read = self.codec.reader(dataset, options.flip)
         self.process = build_process(options)
         if model is None:
             width = None if encoder is None else encoder.width
             model = build_unet(options, self.codec.shape, self.conditioning.embeddings, width)
-        self.model = model
+        self.network, self.model = model, ReadingUNet(model, encoder.network) if self.reads else model
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
 
     def batch(self, step, numbers):
@@ -120,6 +128,17 @@ class DiffusionTask(Task):
             condition = self.dataset.condition(chosen, self.conditioning, told).drop(withheld).to(self.xp)
         return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), condition)
 
+    def twin(self):
+        """A second network, with a second text encoder if that is trained along."""
+        return self.model.twin() if self.reads else super().twin()
+
+    def parts(self, model: Module) -> tuple[Module, Conditioning]:
+        """(network, conditioning) to draw with, of a model such as `twin` gives."""
+        if not self.reads:
+            return model, self.conditioning
+        told, encoder = self.conditioning, self.encoder.with_network(model.text_encoder)
+        return model.unet, Conditioning(told.classes, told.given, encoder, told.withheld)
+
     def losses(self, batch):
         """The error of the prediction, weighted, and what else the options add to it."""
         options, process, model = self.options, self.process, self.model
@@ -137,10 +156,14 @@ class DiffusionTask(Task):
         batch.losses = to_host(losses.data)
         return losses * self.xp.asarray(self.history.weights(batch.t), batch.x0.dtype)
 
-    def learned(self, batch):
+    def seen(self, batch):
+        """t and the losses at it, unweighted, where the draw of t goes by them."""
+        return {} if self.history is None else {"t": batch.t, "losses": batch.losses}
+
+    def learned(self, seen):
         """Takes note of the losses where the draw of t goes by them."""
         if self.history is not None:
-            self.history.update(batch.t, batch.losses)
+            self.history.update(**seen)
 
     def state(self):
         """The losses seen, where the draw of t goes by them."""
@@ -150,11 +173,10 @@ class DiffusionTask(Task):
 
     def identity(self):
         """The data by name and fingerprint, the codec, the network, and the text encoder if there is one."""
-        encoder = self.conditioning.encoder
         return {
-            **({} if encoder is None else {"text_encoder": encoder.to_config()}),
+            **({} if self.encoder is None else {"text_encoder": self.encoder.identity()}),
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint(),
             "codec": self.codec.to_config(),
-            "model": name_of(self.model),
+            "model": name_of(self.network),
         }

@@ -6,20 +6,24 @@ As with U-Nets, sizes in the configuration are compared with the shapes in the f
 """
 
 import inspect
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydiff.formats import safetensors
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, read_json
 from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, ways_to_write
-from pydiff.formats.files import disk
+from pydiff.formats.files import RegularFile, disk
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
 from pydiff.models import MODELS, Autoencoder, AutoencoderKL, AutoencoderTiny, build, name_of
 from pydiff.store import checkpoint, sealed
 
 FOLDER = "vae"  # of it, in a pipeline
+WEIGHTS = f"{FOLDER}/diffusion_pytorch_model.safetensors"
+KIND = "pydiff autoencoder"  # of its seal
 
 _SIZE, _FACTOR = whole(1, 65536), number(1e-6, 1e6)
 _NUMBER, _BLOCKS = number(-1e6, 1e6), listed(TEXT, 1, 16)
@@ -103,20 +107,33 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: P
 
 
 def save(directory: Path, model: Autoencoder, extra: dict, dtype: str | None = None) -> None:
-    """Writes a folder with vae/, replacing one that is there. extra, dtype: see checkpoint.save_model."""
-    arrays, class_name = ways_to_write(model), name_of(model)
-    checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, network=FOLDER)
+    """Writes a folder with vae/, replacing one that is there. extra: JSON, see `history`. dtype: of the weights in the
+    file, a name in checkpoint.DTYPES; None keeps what they have. CheckpointError where the disk refuses.
+    """
+    if dtype not in (None, *checkpoint.DTYPES):
+        raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(checkpoint.DTYPES)}")
+    target = Path(directory).resolve()
+    config, arrays = beside(model)
+    if os.path.lexists(target) and (others := set(_names(target)) - {FOLDER, checkpoint.SEAL}):
+        raise CheckpointError(f"{target} holds {min(others)!a}, expected a model alone: choose another folder.")
+
+    def files():
+        yield f"{FOLDER}/{CONFIG}", (json.dumps(config, indent=1, allow_nan=False) + "\n").encode()
+        yield WEIGHTS, safetensors.pieces(arrays, checkpoint.DTYPES.get(dtype), {"format": "pt"})
+
+    partial = target.with_name(f".{target.name}.pydiff-partial")
+    sealed.write(target, partial, files(), checkpoint.SEAL, KIND, {"extra": extra})
 
 
-def beside(model: Autoencoder) -> checkpoint.Beside:
+def beside(model: Autoencoder) -> tuple[dict, dict]:
     """An autoencoder as checkpoint.save_model takes it, beside a network."""
-    return checkpoint.Beside(name_of(model), model.config, ways_to_write(model))
+    return {"_class_name": name_of(model), **model.config}, ways_to_write(model)
 
 
-def of_beside(found: tuple[str, dict, Mapping[str, Weight]], source: Path) -> Autoencoder:
+def of_beside(found: tuple[dict, Mapping[str, Weight]], source: Path) -> Autoencoder:
     """An autoencoder as checkpoint.open_model gives it."""
-    class_name, config, weights = found
-    return read_model(read_config(config, source, class_name), weights, source)
+    config, weights = found
+    return read_model(read_config(config, source), weights, source)
 
 
 def open_folder(folder: Path, variant: str | None = None, known_class: str | None = None) -> tuple[Autoencoder, list]:
@@ -124,12 +141,15 @@ def open_folder(folder: Path, variant: str | None = None, known_class: str | Non
 
     What pydiff saved is checked byte for byte. CheckpointError, in one sentence, where it is damaged or incomplete.
     """
-    folder = Path(folder)
-    if checkpoint.is_ours(folder):
-        with checkpoint.open_model(folder, MODELS) as found:
-            parts = {FOLDER: (found.class_name, found.config, found.weights)} | found.beside
-            return of_beside(parts[FOLDER], folder), []
+    folder = sealed.resolve(Path(folder).resolve())
     names = _names(folder)
+    if checkpoint.SEAL in names:
+        if "unet" in names:
+            with checkpoint.open_model(folder, MODELS) as found:
+                if FOLDER not in found.beside:
+                    raise CheckpointError(f"{folder} is a model of pixels, expected one with {FOLDER}/: use another.")
+                return of_beside(found.beside[FOLDER], folder / FOLDER), []
+        return _open_ours(folder), []
     if CONFIG not in names and FOLDER in names:
         folder, names = folder / FOLDER, _names(folder / FOLDER)
     if CONFIG not in names:
@@ -141,12 +161,27 @@ def open_folder(folder: Path, variant: str | None = None, known_class: str | Non
         return read_model(checked_config, found.weights, folder / CONFIG), checked_config.notes
 
 
+def _open_ours(folder: Path) -> Autoencoder:
+    """What `save` wrote, every byte of it checked."""
+    _, entries = sealed.inspect(folder, checkpoint.SEAL, KIND)
+    if set(entries) != {f"{FOLDER}/{CONFIG}", WEIGHTS}:
+        raise safetensors.damaged(folder, f"its seal has {sorted(entries)!a:.100}")
+    text = sealed.read_checked(folder / FOLDER / CONFIG, entries[f"{FOLDER}/{CONFIG}"])
+    config = safetensors.parse_json(text.tobytes(), folder / FOLDER / CONFIG)
+    with RegularFile(folder / WEIGHTS) as file:
+        sealed.check(file, entries[WEIGHTS])
+        return of_beside((config, safetensors.contents(file, folder / WEIGHTS)), folder / FOLDER / CONFIG)
+
+
 def history(folder: Path) -> dict:
-    """What `save` was given as `extra`; {} for a folder that pydiff did not write."""
-    if not checkpoint.is_ours(folder):
+    """What `save` was given as `extra`; {} for a folder that it did not write."""
+    folder = sealed.resolve(Path(folder).resolve())
+    if checkpoint.SEAL not in _names(folder):
         return {}
-    with checkpoint.open_model(folder, MODELS) as found:
-        return found.extra
+    extra = sealed.inspect(folder, checkpoint.SEAL, KIND)[0].get("extra")
+    if not isinstance(extra, dict):
+        raise safetensors.damaged(folder / checkpoint.SEAL, "it says nothing about the training")
+    return extra
 
 
 def holds_autoencoder(folder: Path) -> bool:

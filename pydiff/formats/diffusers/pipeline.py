@@ -99,6 +99,10 @@ def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None)
         }
     arrays, parts = ways_to_write(model), {"index": index, "scheduler": written.config}
     parts["beside"] = {name: autoencoder.beside(part) for name, part in pipeline.codec.beside.items()}
+    reader = None if pipeline.conditioning.encoder is None else pipeline.conditioning.encoder.network
+    if reader is not None:
+        config = {"_class_name": type(reader).__name__, **reader.config}
+        parts["beside"]["text_encoder"] = config, ways_to_write(reader)
     checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, **parts)
     notes = [written.note] if written.note else []
     if index is not None and not pipeline.conditioning.empty:
@@ -180,7 +184,12 @@ def _load_ours(directory, wishes) -> Loaded:
             )
         checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
         model = read_model(checked, found.weights, directory)
-        parts = {name: autoencoder.of_beside(part, directory / name) for name, part in found.beside.items()}
+        reader, parts = None, {}
+        if "text_encoder" in found.beside:
+            config, weights = found.beside["text_encoder"]
+            reader = config, {name: weight.read() for name, weight in weights.items()}
+        if "vae" in found.beside:
+            parts["vae"] = autoencoder.of_beside(found.beside["vae"], directory / "vae")
     try:
         beside = extra.get("self_conditioning", False)
         scheduler, said = None, []
@@ -191,7 +200,7 @@ def _load_ours(directory, wishes) -> Loaded:
             stored = None if stored is None else (stored, directory)
             scheduler, said = _scheduler(stored, None, wishes, directory)
         process = _process(extra) if scheduler is None else scheduler.process
-        conditioning = Conditioning.from_config(extra)
+        conditioning = Conditioning.from_config(extra, reader)
         if wishes.classes is not None:
             _check_names(wishes.classes, conditioning.classes, directory)
             conditioning.classes = [str(name) for name in wishes.classes]

@@ -1,0 +1,143 @@
+"""An encoder of our own, learned together with the U-Net from the data's captions, whatever their language.
+
+Its tokenizer (subwords.py) is learned first, from the captions alone. In training a batch carries the pieces' numbers,
+and the small transformer (models/text_transformer.py) that reads them gets its gradient through the U-Net's
+cross-attention. Afterwards it is an encoder like any other: a prompt becomes the transformer's states, which can be
+added and subtracted. It knows what the captions said and nothing else; a word that none of them had is read letter by
+letter, and means little.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from pydiff.arrays import to_host
+from pydiff.models.text_transformer import TextTransformer
+from pydiff.tensor import no_grad
+from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, listed, register
+from pydiff.text.subwords import PAD, START, Subwords, split
+
+TOKEN_IDS = "token_ids"  # the name under which a batch carries the pieces' numbers
+LEAST, MOST = 16, 64  # pieces of a caption that are read
+WIDTH = 64
+
+
+def numbered(subwords: Subwords, captions: Sequence[str], tokens: int) -> np.ndarray:
+    """(N, tokens) int64: START, the numbers of the pieces as far as there is room, and PAD up to the end."""
+    ids = np.full((len(captions), tokens), PAD)
+    ids[:, 0] = START
+    for row, caption in zip(ids, captions, strict=True):
+        pieces = subwords.encode(caption)[: tokens - 1]
+        row[1 : 1 + len(pieces)] = pieces
+    return ids
+
+
+class Told(TextEncoder):
+    """What a batch is told in training: the pieces' numbers, which the network reads itself."""
+
+    kind = "learned"
+
+    def __init__(self, subwords, tokens):
+        self.subwords, self.tokens = subwords, tokens
+
+    def encode(self, captions: Sequence[str]):
+        """token_ids (N, tokens)."""
+        return {TOKEN_IDS: numbered(self.subwords, captions, self.tokens)}
+
+
+@register
+class Learned(TextEncoder):
+    """Captions as the states of a small transformer: encoder_hidden_states (N, tokens, width) float32.
+
+    subwords, network: from a training; without them it is one that `prepared` makes ready for one.
+    """
+
+    kind = "learned"
+    width = WIDTH
+    trained_along = True
+
+    def __init__(self, subwords: Subwords | None = None, network: TextTransformer | None = None):
+        self.subwords, self.network = subwords, network
+        if network is not None:
+            self.tokens, self.width = network.config["tokens"], network.config["width"]
+
+    def prepared(self, captions: Sequence[str], seed: int) -> "Learned":
+        """One with a tokenizer learned from these captions, and a network that has learned nothing yet.
+
+        It reads as many pieces as the longest of the captions has, from 16 to 64 of them.
+        """
+        if self.network is not None:
+            return self
+        subwords = Subwords.learned(captions)
+        longest = max((len(subwords.encode(caption)) for caption in captions), default=0) + 1
+        tokens = min(max(-(-longest // 8) * 8, LEAST), MOST)
+        network = TextTransformer(pieces=len(subwords), tokens=tokens, width=WIDTH, seed=seed)
+        return Learned(subwords, network)
+
+    def told(self) -> TextEncoder:
+        """The encoder of the batches of a training in which the network is trained along."""
+        return Told(self.subwords, self.tokens)
+
+    def with_network(self, network) -> "Learned":
+        """The same tokenizer with another network of the same configuration."""
+        return Learned(self.subwords, network)
+
+    def encode(self, captions: Sequence[str]):
+        """What the network says today, computed where its weights are."""
+        ids = numbered(self.subwords, captions, self.tokens)
+        with no_grad():
+            return {HIDDEN_STATES: to_host(self.network(ids).data)}
+
+    def remarks(self, prompt: str):
+        """Words that no caption had, and what is beyond the limit."""
+        found, unknown = [], self.unknown([prompt])
+        if unknown:
+            verb = "was" if len(unknown) == 1 else "were"
+            found.append(
+                f"{listed(unknown)} {verb} in none of the captions that this model has learned from, and {verb} read "
+                "letter by letter"
+            )
+        pieces = self.subwords.encode(prompt)
+        if (beyond := len(pieces) - (self.tokens - 1)) > 0:
+            found.append(
+                f"this model reads {self.tokens - 1} pieces of words, no caption was longer; {beyond} more at the end "
+                "of the prompt are not used"
+                if self.tokens < MOST
+                else f"a prompt has at most {self.tokens - 1} pieces of words; {beyond} more at the end are not used"
+            )
+        return found
+
+    def understands(self, caption: str):
+        """Whether there is a word in it; numbers alone, such as the corners of boxes, are no caption."""
+        return any(any(map(str.isalpha, word)) for word in split(caption))
+
+    def unknown(self, captions: Sequence[str]):
+        """The words of these captions that none of the captions had from which it has learned."""
+        known = set() if self.subwords is None else set(self.subwords.words)
+        if self.subwords is None:
+            return []  # it will learn them
+        words = Counter(
+            word for caption in captions for word in split(caption) if word not in known and any(map(str.isalpha, word))
+        )
+        return [word for word, _ in words.most_common()]
+
+    def fingerprint(self):
+        """Of the tokenizer and the network's configuration. Its weights are part of what was trained."""
+        return f"{self.subwords.fingerprint()}-" + "-".join(str(v) for v in self.network.config.values())
+
+    def to_config(self):
+        """With the tokenizer; the network stands beside it."""
+        return {**self.identity(), "tokenizer": self.subwords.to_config()}
+
+    @classmethod
+    def from_config(cls, config, network=None):
+        """The encoder that `to_config` described. network: (its configuration, its state dict)."""
+        if network is None:
+            raise ValueError("the network that reads the captions is not beside the model")
+        options, weights = network
+        made = TextTransformer(**{k: v for k, v in options.items() if not k.startswith("_")}).load_state_dict(weights)
+        encoder = cls(Subwords(**config["tokenizer"]), made)
+        if len(encoder.subwords) != made.config["pieces"] or config.get("fingerprint") != encoder.fingerprint():
+            raise ValueError("the tokenizer and the network that reads the captions do not belong together")
+        return encoder
