@@ -263,14 +263,17 @@ FLOORS = {
             "diffusion/prediction.py", "diffusion/process.py", "diffusion/samplers/plain.py",
             "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py",
         ],
-        860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
+        # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name, 10 for codecs that have
+        # networks and encode a data set once
+        870,
     ),
     # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and for
     # several processes
     "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 620),
 }  # fmt: skip
 # 15 lines of a file for several processes: tensor.py says when a gradient is final, run.py lets them train together.
-FILE_LINES, FUNCTION_LINES = 340, 45
+# 15 more of run.py for autoencoders and their latents, which are trained and opened by the same two functions.
+FILE_LINES, FUNCTION_LINES = 355, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "_run_backward": "the chain rule in one loop, and when the gradient of each leaf is final",
