@@ -50,11 +50,11 @@ def mirrored(step: int, seed: int = 0, numbers=None, count: int | None = None) -
 
 
 def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarray:
-    """A batch (N, H, W, C) with about half of it mirrored left to right, see `mirrored`."""
-    if images.ndim != 4:
-        raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C); add the missing axes")
-    chosen = mirrored(step, seed, numbers, len(images))
-    return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+    """A batch (N, .., H, W, C) with about half of it mirrored left to right, see `mirrored`."""
+    if images.ndim not in (4, 5):
+        raise ValueError(f"samples have shape {images.shape}, expected images (N, H, W, C) or clips (N, F, H, W, C)")
+    chosen = mirrored(step, seed, numbers, len(images)).reshape((-1,) + (1,) * (images.ndim - 1))
+    return np.where(chosen, images[..., ::-1, :], images)
 
 
 def pick_captions(captions, chosen, step: int, seed: int = 0, numbers=None) -> list[str]:

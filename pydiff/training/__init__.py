@@ -1,7 +1,8 @@
 """Training: options (config), what is learned (task), and the loop that learns it."""
 
 from pydiff.training.autoencoder import AutoencoderOptions, AutoencoderTask
-from pydiff.training.config import LoopOptions, Options
+from pydiff.training.clip_task import JointTask, task_for
+from pydiff.training.config import LoopOptions, Options, reading
 from pydiff.training.distributed import join, settled
 from pydiff.training.interrupt import Interrupted
 from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, training_steps
@@ -12,6 +13,7 @@ __all__ = [
     "AutoencoderTask",
     "DiffusionTask",
     "Interrupted",
+    "JointTask",
     "LoopOptions",
     "Options",
     "StepState",
@@ -20,7 +22,9 @@ __all__ = [
     "fit",
     "join",
     "opened",
+    "reading",
     "settled",
+    "task_for",
     "train_task",
     "training_steps",
 ]
