@@ -70,6 +70,8 @@ class AutoencoderRun:
 
     def psnr(self, images):
         """How well images come back, peak signal to noise in dB, one for each: (N,); infinite where nothing differs."""
+        from pydiff.report.autoencoder import psnr
+
         return psnr(images, self.reconstruct(images))
 
     def preview(self):
@@ -114,14 +116,6 @@ class AutoencoderRun:
 
     def __repr__(self):
         return f"AutoencoderRun({self.name!r}, {self.step} steps on {self.data_name!r}, {self.parameters:,} parameters)"
-
-
-def psnr(images, others):
-    """Peak signal to noise of uint8 images (N, ..) against others, in dB: (N,)."""
-    difference = images.astype(np.float64) - others.astype(np.float64)
-    squared = np.square(difference).reshape(len(images), -1).mean(1)
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(255.0**2 / squared)
 
 
 def train_named(model, data, latent, codec, **arguments):

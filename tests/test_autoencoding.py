@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 import pydiff
 from pydiff import nn
-from pydiff.autoencoding import AutoencoderRun, psnr
+from pydiff.autoencoding import AutoencoderRun
 from pydiff.codec import Pixels, from_uint8, to_uint8
 from pydiff.data import Dataset, load
 from pydiff.formats.diffusers import autoencoder as autoencoder_folder
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.latent_space import LatentSpace, open_autoencoder, previewer
 from pydiff.models import AutoencoderKL, AutoencoderTiny
+from pydiff.report.autoencoder import nearest_of, psnr
 from pydiff.tensor import no_grad
 from pydiff.training import AutoencoderOptions, AutoencoderTask, Options, opened, training_steps
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
@@ -455,6 +456,35 @@ def test_previews_of_latents_on_their_way(latent, made, tmp_path):
         preview(np.zeros((2, 4, 4, 4), np.float32))
 
 
+def test_the_page_shows_what_is_lost_and_what_is_near(made, digits, tmp_path):
+    page = made.report(tmp_path, n=6, seed=1).read_text("utf-8")
+    for words in (
+        "There and back",
+        "Similar vectors, similar images",
+        "By latents",
+        "By pixels",
+        "Between the latents",
+    ):
+        assert words in page
+    assert f"{made.psnr(digits.images[:1])[0]:.1f} dB" in page  # of the first image shown
+    assert "have a nearest neighbour of their own" in page  # digits have classes
+    assert page.count("<img") == page.count('src="data:image/png;base64,')
+    assert (tmp_path / "samples.png").stat().st_size > 100
+    plain = AutoencoderRun(made.autoencoder, digits.shape, {}, dataset=Dataset("two", digits.images[:2]))
+    assert "∞" not in plain.report(tmp_path / "two").read_text("utf-8")
+    with pytest.raises(ValueError, match="has no directory yet"):
+        plain.report()
+
+
+@given(n=st.integers(3, 12), d=st.integers(1, 5), seed=st.integers(0, 99))
+def test_neighbours_are_those_that_a_search_finds(n, d, seed):
+    vectors = np.random.default_rng(seed).integers(0, 4, (n, d)).astype(np.float32)
+    found = nearest_of(vectors, np.arange(n), 2)
+    for i in range(n):
+        others = sorted((float(np.square(vectors[j] - vectors[i]).sum()), j) for j in range(n) if j != i)
+        assert found[i].tolist() == [j for _, j in others[:2]]
+
+
 def pydiff_command(*arguments):
     command = [sys.executable, "-m", "pydiff", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -474,6 +504,9 @@ def test_the_command_line_of_a_new_user(tmp_path):
     assert done.returncode == 0, done.stderr
     done = pydiff_command("sample", tmp_path / "latent", "-n", 2, "--steps", 2, "--out", tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
+    done = pydiff_command("report", tmp_path / "ae", "-n", 4)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ae/report.html").is_file()
     refused = [
         (("sample", tmp_path / "ae"), "is an autoencoder, which draws nothing by itself"),
         (("train", "digits", "--latent", tmp_path / "none", "--out", tmp_path / "x"), "is not a folder"),

@@ -57,12 +57,12 @@ def check_extra(extra: Mapping, source: object):
 def check_together(model: Module, codec: Codec, conditioning: Conditioning, self_conditioning: bool, source: object):
     """CheckpointError, in one sentence, for parts that each are right and do not belong to one model."""
     config = model.config
-    if isinstance(codec, Pixels):
+    if isinstance(codec, Pixels) or codec.beside:
         channels = config.get("in_channels", codec.shape[-1]) // (2 if self_conditioning else 1)
         if len(codec.shape) != 3 or codec.shape[-1] != channels:
             raise CheckpointError(
-                f"{source} says that images have the shape {codec.shape}, and its network takes {channels} channels: "
-                "correct it or use another."
+                f"{source} says that what is drawn has the shape {codec.shape}, and its network takes {channels} "
+                "channels: correct it or use another."
             )
     count = config.get("num_class_embeds")
     if conditioning.classes is not None and count is not None:
