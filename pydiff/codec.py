@@ -42,11 +42,11 @@ def to_uint8(x) -> np.ndarray:
 class Codec:
     """Base of all codecs. A subclass defines shape, encode and decode, and what else differs from this.
 
-    kind: its name in files. shape: of one x, channels last. limits: (low, high) between which every x0 lies, or None;
-    samplers cut their predicted x0 there.
+    kind: its name in files. noun: what a sample is called. shape: of one x, channels last. limits: (low, high) between
+    which every x0 lies, or None; samplers cut their predicted x0 there.
     """
 
-    kind = ""
+    kind, noun = "", "picture"
     limits: tuple[float, float] | None = None
 
     @property
@@ -88,10 +88,9 @@ class Codec:
         """(N, H, W, C or 1) from 0 to 1 over samples -> the same over x, to be broadcast to (N, *shape)."""
         return mask
 
-    def kept(self, drawn, samples, mask) -> np.ndarray:  # noqa: ARG002 - for those that do
-        """What was drawn anew where a mask (N, H, W, C or 1) over samples is 1, with the samples where it is 0.
-
-        Nothing is left to do for a codec that gives back exactly what it is given.
+    def kept(self, drawn, _given, _mask):
+        """Inpainted samples with what the mask keeps of those given, for codecs that cannot decode it to what it
+        was.
         """
         return drawn
 
