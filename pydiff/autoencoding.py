@@ -7,18 +7,23 @@ latents are good for.
     pydiff.train("emoji", latent="small")         a diffusion model in these latents
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 
 from pydiff import backend
 from pydiff.data import load as load_data
+from pydiff.data.origin import Origin
 from pydiff.formats.diffusers import autoencoder as autoencoder_folder
+from pydiff.formats.safetensors import CheckpointError
 from pydiff.latent_space import LatentSpace, open_autoencoder
+from pydiff.reopen import finish, is_run
 from pydiff.store import sealed
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
 from pydiff.training import AutoencoderOptions, AutoencoderTask, Interrupted, fit, join, opened, settled
+from pydiff.training.changes import heard
 
 
 class AutoencoderRun:
@@ -28,12 +33,14 @@ class AutoencoderRun:
     dict. step: training steps done. directory: the run's Path, or None. data_name: what it was trained on.
     """
 
-    def __init__(self, autoencoder, shape, options, *, data_name="", step=0, directory=None, dataset=None, log=()):
+    def __init__(self, autoencoder, shape, options, *, origin=None, step=0, directory=None, dataset=None, log=()):
         self.autoencoder, self.codec = autoencoder, LatentSpace(autoencoder, shape[:2])
-        self.options, self.data_name, self.directory, self._step = options, data_name, directory, step
+        self.options, self.directory, self._step = options, directory, step
+        self.origin = Origin() if origin is None else origin
         self._dataset, self._log = dataset, log if isinstance(log, Log) else Log(entries=log)
 
     model = property(lambda self: self.autoencoder)
+    data_name = property(lambda self: self.origin.name)
     parameters = property(lambda self: sum(p.size for p in self.autoencoder.parameters()))
 
     @property
@@ -46,10 +53,12 @@ class AutoencoderRun:
         """The folder's name, or the data set's."""
         return self.directory.name if self.directory is not None else self.data_name
 
-    def dataset(self):
-        """The training data, loaded again if need be."""
-        if self._dataset is None:
-            self._dataset = load_data(self.data_name, size=self.options.get("size"))
+    def dataset(self, data=None):
+        """The training data, loaded again if need be; ValueError where they are not what they were. data: where they
+        are, if they are not where they were.
+        """
+        if self._dataset is None or data is not None:
+            self._dataset = self.origin.load(lambda place: load_data(place, size=self.options.get("size")), data)
         return self._dataset
 
     def log(self):
@@ -100,19 +109,21 @@ class AutoencoderRun:
         """Writes a folder with vae/, which pydiff.load and diffusers' AutoencoderKL.from_pretrained(subfolder="vae")
         open. dtype: of the weights in the file, "float16" or "bfloat16"; None keeps them as they are.
         """
-        history = {"options": self.options, "data": self.data_name, "step": self.step}
+        history = {"options": self.options, "origin": self.origin.to_config(), "step": self.step}
         history["shape"] = list(self.codec.pixels.shape)
         autoencoder_folder.save(directory, self.autoencoder, history, dtype)
 
-    def report(self, directory=None, **options):
-        """Writes report.html beside the run, or into `directory`; returns its path. See report.autoencoder."""
+    def report(self, directory=None, data=None, **options):
+        """Writes report.html beside the run, or into `directory`; returns its path. See report.autoencoder. data: where
+        the training data are, if they are not where they were.
+        """
         from pydiff.report.autoencoder import write_autoencoder_report
 
         directory = self.directory if directory is None else directory
         if directory is None:
             raise ValueError("this run has no directory yet; give the report one, or save the run first")
         history = {"name": self.name, "log": self.log(), "step": self.step, "options": self.options}
-        return write_autoencoder_report(self.codec, self.dataset(), directory, **history, **options)
+        return write_autoencoder_report(self.codec, self.dataset(data), directory, **history, **options)
 
     def __repr__(self):
         return f"AutoencoderRun({self.name!r}, {self.step} steps on {self.data_name!r}, {self.parameters:,} parameters)"
@@ -134,7 +145,7 @@ def train_autoencoder(
     """
     group = join(distributed)
     with group.together(), group.own_threads():
-        announce = announce if announce and group.first else (lambda _: None)
+        announce, tell = heard(announce, group.first)
         options = settled(AutoencoderOptions.from_keywords(options), out, group)
         with backend.use_device(device):
             dataset = load_data(data, size=options.size)
@@ -142,19 +153,20 @@ def train_autoencoder(
             task = AutoencoderTask(dataset, options)
         with opened(task, options, out, device, group) as (trainer, folder):
             log, average = Log() if folder is None else folder.log, trainer.ema_model()
-            history = {"data_name": dataset.name, "step": trainer.step, "dataset": dataset, "log": log}
+            history = {"origin": Origin.of(dataset, data), "dataset": dataset, "log": log}
             history |= {} if folder is None else {"directory": folder.path}
-            live = AutoencoderRun(average, dataset.shape, options.to_config(), **history)
+            live = AutoencoderRun(average, dataset.shape, options.to_config(), **history, step=trainer.step)
+            tell(trainer.notes)
             try:
-                fit(trainer, log, folder, lambda: _preview(live), progress and group.first)
+                tell(fit(trainer, log, folder, lambda: _preview(live), progress and group.first))
             except Interrupted as interrupted:
                 interrupted.run = live
                 raise
             with backend.use_device(device):
                 finished = task.finished(average).to(np)
-            made = AutoencoderRun(finished, dataset.shape, options.to_config(), **{**history, "step": trainer.step})
+            made = AutoencoderRun(finished, dataset.shape, options.to_config(), **history, step=trainer.step)
             if folder is not None:
-                made.save(folder.path / "model")
+                finish(folder, made.save)
     return made
 
 
@@ -167,23 +179,31 @@ def _preview(shown):
 
 
 def holds_autoencoder(directory) -> bool:
-    """Whether a folder is a run or a model of an autoencoder alone."""
+    """Whether a folder is a run, finished or not, or a model of an autoencoder alone."""
     directory = Path(directory)
-    return autoencoder_folder.holds_autoencoder(directory / "model" if _is_run(directory) else directory)
-
-
-def _is_run(directory):
-    return (directory / "log.jsonl").exists()
+    if not is_run(directory):
+        return autoencoder_folder.holds_autoencoder(directory)
+    saved = None
+    with contextlib.suppress(ValueError, OSError):
+        saved = RunDirectory(directory).config().get("model")
+    return saved in autoencoder_folder.RULES or (
+        saved is None and autoencoder_folder.holds_autoencoder(directory / "model")
+    )
 
 
 def load_autoencoder(directory):
     """Opens a run's folder, a model that AutoencoderRun.save wrote, or an autoencoder of diffusers."""
     directory = Path(directory)
-    model, folder = open_autoencoder(directory), directory / "model" if _is_run(directory) else directory
+    training = is_run(directory)
+    model, folder = open_autoencoder(directory), directory / "model" if training else directory
     history = autoencoder_folder.history(sealed.resolve(folder.resolve()))
     size, channels = model.config.get("sample_size") or 8 * model.factor, model.config["in_channels"]
     sides = size if isinstance(size, list) else [size, size]
     shape = history.get("shape") or [*(max(1, side // model.factor) * model.factor for side in sides), channels]
-    beside = {"data_name": history.get("data", ""), "step": history.get("step", 0)}
-    beside |= {"directory": directory, "log": RunDirectory(directory).log} if _is_run(directory) else {}
-    return AutoencoderRun(model, shape, history.get("options", {}), **beside)
+    try:
+        origin = Origin.from_config(history.get("origin", {}))
+        beside = {"origin": origin, "step": history.get("step", 0)}
+        beside |= {"directory": directory, "log": RunDirectory(directory).log} if training else {}
+        return AutoencoderRun(model, shape, history.get("options", {}), **beside)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} cannot be followed ({error!a:.200}).") from error

@@ -6,7 +6,7 @@ The flags of `train` and `demo` are the fields of Options; tyro reads names, typ
 import os
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,24 +61,28 @@ class Train:
     """Channels of an autoencoder's latents; left out, 4."""
     kl_weight: float | None = None
     """How much an autoencoder's latents are drawn towards a standard normal; left out, 1e-6."""
+    accumulate: int | None = None
+    """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
 
     def run(self):
         from pydiff.training.distributed import is_first
 
         announce()
+        parts = {} if self.accumulate is None else {"shards": self.accumulate}
+        options = replace(self.training, **parts)
         if self.model == "autoencoder":
-            self.run_autoencoder()
+            self.run_autoencoder(options)
             return
         for name in ("latent_channels", "kl_weight"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is an option of autoencoders; give --model autoencoder, or leave it out")
-        run = train_command(self.data, self.out, self.training, self.device, latent=self.latent)
+        run = train_command(self.data, self.out, options, self.device, latent=self.latent)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
 
-    def run_autoencoder(self):
+    def run_autoencoder(self, options):
         """The same for an autoencoder."""
         from pydiff.run import train
         from pydiff.training import AutoencoderOptions
@@ -86,7 +90,7 @@ class Train:
         if self.latent is not None:
             raise ValueError("latent belongs to a diffusion model; an autoencoder makes latents of images")
         more = {"latent_channels": self.latent_channels, "kl_weight": self.kl_weight}
-        options = AutoencoderOptions.of_diffusion(self.training, **more).to_config()
+        options = AutoencoderOptions.of_diffusion(options, **more).to_config()
         run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
         show(run)
         say(
@@ -181,9 +185,11 @@ class Report:
     """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real pictures."""
 
     run_folder: Path
-    """Folder of a run."""
+    """Folder of a run, finished or not, or of a model."""
     out: Path | None = None
     """Folder for the page, samples.png and the film; left out, the run's own."""
+    data: str | None = None
+    """Where the training data are, if they are not where they were."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
     """How many samples to draw."""
     sampler: Literal["ddim", "ddpm"] = "ddpm"
@@ -201,7 +207,7 @@ class Report:
         run = load(self.run_folder).to(self.device)
         said = {"n": self.n, "seed": self.seed}
         said |= {"sampler": self.sampler, "steps": self.steps} if hasattr(run, "pipeline") else {}
-        say(run.report(self.out, **said))
+        say(run.report(self.out, self.data, **said))
 
 
 @dataclass

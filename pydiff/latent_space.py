@@ -220,7 +220,7 @@ def open_autoencoder(source, beside=None) -> Autoencoder:
         if copy is None or not copy.is_dir():
             raise FileNotFoundError(f"{path} is not a folder; give the folder of an autoencoder's run, or a vae/")
         path = copy
-    if (path / "log.jsonl").exists():
+    if any((path / name).exists() for name in ("log.jsonl", "checkpoints", "model")):
         if not sealed.resolve((path / "model").absolute()).is_dir():
             raise FileNotFoundError(f"{path} holds no finished autoencoder yet; train it to the end first")
         path = path / "model"

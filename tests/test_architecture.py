@@ -182,6 +182,10 @@ MAY_IMPORT = {
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
+    "training.rate": "optim",
+    "training.changes": "training.rate",
+    "training.health": "",
+    "training.keeping": "formats.safetensors training.health",
     "training.config": "diffusion models store text",
     "training.networks": "codec models training.config",
     "training.captions": "text data",
@@ -193,14 +197,15 @@ MAY_IMPORT = {
     "training.shards": "",
     "training.distributed": "backend store pydiff",
     "training.gradient": "arrays nn ops training.shards training.distributed",
-    "training.loop": (
-        "backend arrays nn optim store training.interrupt training.progress training.distributed training.gradient"
-    ),
+    "training.loop": "backend arrays nn optim store training.interrupt training.progress training.rate "
+    "training.changes training.keeping training.distributed training.gradient",
     "training.autoencoder": "arrays random tensor ops models codec data training.config training.task",
     "training": "",
     "report": "arrays random codec sound data store",
-    "autoencoding": "backend data latent_space formats store training report",
-    "run": "autoencoding latent_space backend condition data pipeline edit formats store training report",
+    "reopen": "data pipeline formats store",
+    "warm": "models store training reopen",
+    "autoencoding": "backend data latent_space formats store training report reopen",
+    "run": "autoencoding latent_space backend condition data pipeline edit formats store training report reopen warm",
     "bench": "",
     "info": "backend compiled emulator pydiff",
     "cli": "backend codec data diffusion store report training run bench info text",
@@ -278,13 +283,12 @@ FLOORS = {
         # networks and encode a data set once
         870,
     ),
-    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and
-    # for several processes
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 620),
+    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
+    # processes; 30 for runs that are gone on with and come back to
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 650),
 }  # fmt: skip
-# 15 lines of a file for several processes: tensor.py says when a gradient is final, run.py lets them train together.
-# 15 more of run.py for autoencoders and their latents, which are trained and opened by the same two functions.
-FILE_LINES, FUNCTION_LINES = 355, 45
+# run.py is the longest: every argument of sampling and training is documented there.
+FILE_LINES, FUNCTION_LINES = 375, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "_run_backward": "the chain rule in one loop, and when the gradient of each leaf is final",
@@ -346,7 +350,7 @@ def test_every_floor_is_short(floor):
 def test_a_run_is_a_facade():
     """It holds a pipeline and a folder, and hands on; what it can do is done below, where nobody knows a run."""
     (run,) = (n for n in TREES["pydiff.run"].body if isinstance(n, ast.ClassDef) and n.name == "Run")
-    assert run.end_lineno - run.lineno < 200
+    assert run.end_lineno - run.lineno < 220
     for module, tree in TREES.items():
         if module in ("pydiff.run", "pydiff.cli", "pydiff"):
             continue
@@ -373,7 +377,7 @@ def lines_that_name(pattern, allowed):
 def test_labels_are_known_at_the_door_and_in_the_data_only():
     """Everybody else hands on a Condition. The others' labels are those of a loss, a table,
     a network's own argument, an axis and a form."""
-    others = ("ops/reduction.py", "nn", "models/", "report/loss.py", "report/sections.py")
+    others = ("ops/reduction.py", "nn", "models/", "report/loss.py", "report/sections.py", "report/autoencoder.py")
     assert len(lines_that_name(r"\blabels\b", ("data/", "condition.py", *others))) <= 10
 
 
