@@ -33,7 +33,7 @@ from pydiff.report.grid import grid, save_png
 HELD_OUT = 0.1
 DRAWN, DRAWING = 128, {"sampler": "ddim", "steps": 12}
 BLOCKS = 4  # a side
-PROBE = 4  # steps that say how long one takes
+PROBE = 12  # steps that say how long one takes
 COMMON = {"batch_size": 16, "seed": 0, "ema": 0.99, "sample_every": 0, "checkpoint_every": 10**6, "warmup": 20}
 DIFFUSION = {**COMMON, "text": "none", "lr": 1e-3}
 AUTOENCODER = {**COMMON, "lr": 2e-3, "channels": (16, 32, 64), "latent_channels": 4, "kl_weight": 1e-6}
