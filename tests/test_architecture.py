@@ -202,13 +202,14 @@ MAY_IMPORT = {
     "training.autoencoder": "arrays random tensor ops models codec data training.config training.task",
     "training": "",
     "report": "arrays random codec sound data store",
+    "drawing": "report sound store",
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen",
     "autoencoding": "backend data latent_space formats store training report reopen",
     "run": "autoencoding latent_space backend condition data pipeline edit formats store training report reopen warm",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report training run bench info text",
+    "cli": "backend codec data diffusion store report drawing pydiff training run bench info text",
     "__main__": "cli",
 }
 
