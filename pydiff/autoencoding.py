@@ -39,6 +39,7 @@ class AutoencoderRun:
         self.origin = Origin() if origin is None else origin
         self._dataset, self._log = dataset, log if isinstance(log, Log) else Log(entries=log)
 
+    draws = False  # from noise
     model = property(lambda self: self.autoencoder)
     data_name = property(lambda self: self.origin.name)
     parameters = property(lambda self: sum(p.size for p in self.autoencoder.parameters()))
@@ -98,6 +99,7 @@ class AutoencoderRun:
         )
 
     inpaint = image_to_image = variations = interpolate = sample
+    pipeline = property(sample)
 
     def to(self, device):
         """Where it computes follows the arrays; only "cpu" is there to be asked for. Returns the run."""

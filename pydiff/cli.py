@@ -202,7 +202,7 @@ class Report:
 
         run = load(self.run_folder).to(self.device)
         said = {"n": self.n, "seed": self.seed}
-        said |= {"sampler": self.sampler, "steps": self.steps} if hasattr(run, "pipeline") else {}
+        said |= {"sampler": self.sampler, "steps": self.steps} if getattr(run, "draws", True) else {}
         say(run.report(self.out, self.data, **said))
 
 
@@ -317,7 +317,7 @@ def show(run):
     from pydiff.report.grid import grid
     from pydiff.report.terminal import show as picture
 
-    preview = getattr(run, "pipeline", run).preview()
+    preview = (run.pipeline if getattr(run, "draws", True) else run).preview()
     say(picture(grid(run.codec.show(preview), columns=8, scale=1)))
 
 
