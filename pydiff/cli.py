@@ -116,7 +116,7 @@ class Sample:
     """What guidance shall lead away from."""
     out: Path | None = None
     """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
-    file each; left out, samples.png, or the folder samples for sounds."""
+    file each, which several processes can fill; left out, samples.png, or the folder samples for sounds."""
     sampler: Literal[tuple(SAMPLERS)] | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
@@ -152,6 +152,14 @@ class Sample:
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
     def run(self):
+        from pydiff.training.distributed import join
+
+        group = join()
+        with group.together(), group.own_threads():
+            self.draw(group)
+
+    def draw(self, group):
+        """Draws, together with the other processes of the group."""
         from pydiff.drawing import Order, draw
         from pydiff.report.files import check_name, default_name
         from pydiff.run import load
@@ -168,12 +176,13 @@ class Sample:
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
         order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
-        done = draw(run.to(self.device).pipeline, out, order, progress=True)
+        done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
         if self.label and run.classes:
             kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
         kept = f", {done.kept} of them from before" if done.kept else ""
-        say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
+        if group.first:
+            say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
 
 
 @dataclass
@@ -363,7 +372,7 @@ def main(arguments=None):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         return 0
     except KeyboardInterrupt as stopped:
-        if str(stopped):
+        if str(stopped) and is_first():
             say(f"\n{stopped}", to="stderr")
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:

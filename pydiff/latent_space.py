@@ -164,7 +164,7 @@ class Encoded:
         table = np.empty((n * (1 + self.flip), *codec.shape), np.float32)
         for here in codec._batches(n):
             rows = np.arange(n)[here]
-            samples = self.dataset.samples(rows)
+            samples = self.dataset.samples(self.dataset.usable(rows))
             table[rows] = codec.encode(samples)
             if self.flip:
                 table[n + rows] = codec.encode(samples[:, :, ::-1])

@@ -113,7 +113,11 @@ class AutoencoderTask(Task):
     def batch(self, step, numbers):
         """(images in [-1, 1] (N, H, W, C), noise that picks latents), by (seed, step, numbers)."""
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
-        chosen = batch_indices(len(self.dataset), options.batch_size, step - 1, seed)[numbers]
+        chosen, later = (
+            batch_indices(len(self.dataset), options.batch_size, s, seed)[numbers] for s in (step - 1, step)
+        )
+        chosen = self.dataset.usable(chosen)
+        self.dataset.ahead(later)
         x = self.read(chosen, mirrored(step, seed, numbers) if options.flip else None)
         (height, width, _), factor = self.dataset.shape, self.model.factor
         shape = (height // factor, width // factor, options.latent_channels)
@@ -156,7 +160,7 @@ def measured(model, dataset) -> dict:
     xp = array_module(parameter)
     with no_grad():
         for first in range(0, len(indices), BATCH):
-            x = xp.asarray(codec.encode(dataset.samples(indices[first : first + BATCH])))
+            x = xp.asarray(codec.encode(dataset.samples(dataset.usable(indices[first : first + BATCH]))))
             z = to_host(model.encode(x).mode().data).astype(np.float64).reshape(-1, channels)
             count, total, squares = count + len(z), total + z.sum(0), squares + (z * z).sum(0)
     mean = total / count
