@@ -1,4 +1,4 @@
-"""The command line: pydiff demo | train | sample | report | data | words | bench | info.
+"""The command line: pydiff demo | train | sample | report | data | words | segment | ink | bench | info.
 
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
@@ -255,6 +255,69 @@ class Words:
 
 
 @dataclass
+class Segment:
+    """Train a U-Net to say what every pixel of an image shows; judge it on held-out images, beside a threshold."""
+
+    data: str
+    """shapes, or a folder with the subfolders images and masks, files of the same names in both."""
+    out: Path = Path("runs/segment")
+    """Folder of the run: checkpoints, model, segmentation.html. The same command again goes on where it stopped."""
+    steps: int = 600
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Images per step."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    size: int | None = None
+    """Side length to resize to."""
+    dice: float = 1.0
+    """Weight of the Dice loss beside cross-entropy."""
+    mirror: bool = True
+    """Mirror half of the images, and their masks, left to right."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
+
+    def run(self):
+        from pydiff import segment
+        from pydiff.data.masks import load_masked
+
+        data = load_masked(self.data, self.size)
+        say(data.summary())
+        names = ("steps", "batch_size", "lr", "dice", "mirror", "seed", "device")
+        result = segment.train(data, out=self.out.expanduser(), **{name: getattr(self, name) for name in names})
+        own, other = (result.scores[name]["mean iou"] for name in ("network", "threshold"))
+        held = f"on {len(result.held_out)} held-out images"
+        say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
+
+
+@dataclass
+class Ink:
+    """Why are they called diffusion models? A drop of ink beside an emoji whose pixels diffuse, on one page."""
+
+    out: Path = Path("ink")
+    """Folder for ink.html and the film."""
+    emoji: str = "firefighter"
+    """What the emoji's caption contains."""
+    seed: int = 0
+    """Of the random walks."""
+
+    def run(self):
+        from pydiff.data import load
+        from pydiff.report.ink import write_ink_page
+
+        data = load("emoji", channels=3)
+        words = [" ".join(row) for row in data.captions]
+        found = [i for i, told in enumerate(words) if self.emoji.lower() in told.lower()]
+        if not found:
+            raise ValueError(f"no emoji's caption contains {self.emoji!r}; try heart, apple or firefighter")
+        page, rows = write_ink_page(self.out.expanduser(), data.images[found[0]], self.seed)
+        worst = max(row[-1] for row in rows)
+        say(f"the density by steps is off the exact one by at most {100 * worst:.2f} % of its peak\n{page}")
+
+
+@dataclass
 class Bench:
     """Time the kernels on this machine: reference, array path, C++, and PyTorch where it is installed."""
 
@@ -288,6 +351,8 @@ COMMANDS = {
     "report": Report,
     "data": Data,
     "words": Words,
+    "segment": Segment,
+    "ink": Ink,
     "bench": Bench,
     "info": Info,
 }

@@ -165,6 +165,7 @@ MAY_IMPORT = {
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
+    "likelihood": "arrays backend tensor random diffusion",
     "formats.pytorch": "formats.safetensors formats.files",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
     "formats.schema": "formats.safetensors",
@@ -200,6 +201,7 @@ MAY_IMPORT = {
     "training.loop": "backend arrays nn optim store training.interrupt training.progress training.rate "
     "training.changes training.keeping training.distributed training.gradient",
     "training.autoencoder": "arrays random tensor ops models codec data training.config training.task",
+    "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
     "report": "arrays random codec sound data store",
     "drawing": "report sound store",
@@ -207,9 +209,10 @@ MAY_IMPORT = {
     "warm": "models store training reopen",
     "autoencoding": "backend data latent_space formats store training report reopen",
     "run": "autoencoding latent_space backend condition data pipeline edit formats store training report reopen warm",
+    "segment": "backend arrays tensor codec data formats models report store training",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report drawing pydiff training run bench info text",
+    "cli": "backend codec data diffusion store report drawing pydiff training run segment bench info text",
     "__main__": "cli",
 }
 
@@ -383,7 +386,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/", "latent_space.py")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/", "segment.py", "latent_space.py")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]

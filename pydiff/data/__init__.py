@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from pydiff.data.arrays import from_array, load_arrays_file
+from pydiff.data.clip_files import holds_clips, load_clips
 from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset
 from pydiff.data.describe import describe
@@ -95,6 +96,8 @@ def load(
             if source == "moving-shapes" and (size or frames or frame_rate):
                 return moving_shapes(frames=frames, size=(size or (SIZE,))[0], rate=frame_rate or RATE)
         elif (path := Path(source).expanduser()).is_dir():
+            if frames is not None or frame_rate is not None or holds_clips(path):
+                return load_clips(path, frames, frame_rate, size, channels)
             if not holds_idx(path):
                 return load_parquet(path, size, channels) if holds_parquet(path) else load_folder(path, size, channels)
             dataset = load_fashion(path)
