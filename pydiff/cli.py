@@ -61,6 +61,8 @@ class Train:
     """Channels of an autoencoder's latents; left out, 4."""
     kl_weight: float | None = None
     """How much an autoencoder's latents are drawn towards a standard normal; left out, 1e-6."""
+    dry_run: bool = False
+    """Say how much memory and time this would take, and write nothing."""
     accumulate: int | None = None
     """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
@@ -69,15 +71,23 @@ class Train:
         from pydiff.training.distributed import is_first
 
         announce()
-        parts = {} if self.accumulate is None else {"shards": self.accumulate}
-        options = replace(self.training, **parts)
+        training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
+        if self.dry_run and (self.model == "autoencoder" or self.latent is not None):
+            raise ValueError(
+                "a dry run is for diffusion models of pixels; leave out --dry-run, or --model and --latent"
+            )
         if self.model == "autoencoder":
-            self.run_autoencoder(options)
+            self.run_autoencoder(training)
             return
         for name in ("latent_channels", "kl_weight"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is an option of autoencoders; give --model autoencoder, or leave it out")
-        run = train_command(self.data, self.out, options, self.device, latent=self.latent)
+        if self.dry_run:
+            from pydiff.dry_run import dry_run
+
+            say(dry_run(self.data, device=self.device, **training.to_config()))
+            return
+        run = train_command(self.data, self.out, training, self.device, latent=self.latent)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
