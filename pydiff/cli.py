@@ -213,6 +213,14 @@ class Report:
     """Steps of the way back; left out, 250, or all noise levels when there are fewer."""
     seed: int = 0
     """Seed of the samples."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """For a model that was trained with captions: what the samples shall be, one prompt for all or N of them; left out,
+    captions of the data."""
+    grid: str | None = None
+    """Prompts with two choices, such as "{red,green} {heart,book}", to be drawn in rows and columns; left out, what
+    captions of the data have in common."""
+    guidance: float = 1.0
+    """How much more than it would by itself the model follows the prompts."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -220,9 +228,12 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        said = {"n": self.n, "seed": self.seed}
-        said |= {"sampler": self.sampler, "steps": self.steps} if getattr(run, "draws", True) else {}
-        say(run.report(self.out, self.data, **said))
+        if not getattr(run, "draws", True):
+            say(run.report(self.out, self.data, n=self.n, seed=self.seed))
+            return
+        prompts = None if not self.prompt else self.prompt[0] if len(self.prompt) == 1 else list(self.prompt)
+        words = {"prompts": prompts, "attributes": self.grid, "guidance": self.guidance}
+        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed, **words))
 
 
 @dataclass
