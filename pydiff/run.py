@@ -17,7 +17,7 @@ from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.training import DiffusionTask, Interrupted, Options, fit, join, opened, settled
+from pydiff.training import DiffusionTask, Interrupted, Options, fit, join, opened, reading, settled
 
 
 class Run:
@@ -94,7 +94,7 @@ class Run:
     def dataset(self):
         """The training data, loaded again if need be."""
         if self._dataset is None:
-            self._dataset = load_data(self.data_name, size=self.options.get("size"))
+            self._dataset = load_data(self.data_name, **reading(self.options))
         return self._dataset
 
     def log(self):
@@ -296,7 +296,7 @@ def train(
         announce = announce if announce and group.first else (lambda _: None)
         options = settled(Options.from_keywords(options), out, group)
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
-            dataset = load_data(data, size=options.size)
+            dataset = load_data(data, **options.reading())
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
             task = DiffusionTask(dataset, options, model, codec)
             for note in task.notes:

@@ -154,7 +154,7 @@ MAY_IMPORT = {
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
-    "data": "random codec condition",
+    "data": "random codec condition formats.safetensors formats.pytorch",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
@@ -177,7 +177,7 @@ MAY_IMPORT = {
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
-    "training.config": "diffusion models store text",
+    "training.config": "data diffusion models store text",
     "training.captions": "text data",
     "training.task": (
         "arrays random tensor nn models codec condition diffusion data training.config training.captions"

@@ -20,7 +20,7 @@ from pydiff.store.log import Log
 
 SCHEMA = 2  # of config.json; 1, without the number, was pydiff 0.1's
 # Options that do not change what is computed: a run may be resumed with other values of these.
-WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute")
+WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute", "limit")
 
 
 class KernelWarning(UserWarning):

@@ -1,6 +1,6 @@
 """Training: options (config), what is learned (task), and the loop that learns it."""
 
-from pydiff.training.config import LoopOptions, Options
+from pydiff.training.config import LoopOptions, Options, reading
 from pydiff.training.distributed import join, settled
 from pydiff.training.interrupt import Interrupted
 from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, training_steps
@@ -17,6 +17,7 @@ __all__ = [
     "fit",
     "join",
     "opened",
+    "reading",
     "settled",
     "train_task",
     "training_steps",
