@@ -198,8 +198,8 @@ class Data:
     """1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
     layout: Literal["NHWC", "NCHW", "NHW"] | None = None
     """How the axes of an array are to be read; left out, by their lengths."""
-    frames: Literal["first", "all"] | None = None
-    """Which frames of files that hold several; left out, the first."""
+    pages: Literal["first", "all"] | None = None
+    """Which pages or frames of files that hold several; left out, the first."""
     split: Literal["train", "val", "test", "all"] | None = None
     """Which part of data that come in several; left out, train."""
     bits: int | None = None
@@ -240,7 +240,7 @@ class Bench:
     """Time the kernels on this machine: reference, array path, C++, and PyTorch where it is installed."""
 
     ops: tyro.conf.Positional[tuple[str, ...]] = ()
-    """conv2d, group_norm, attention, noise, denoise, adamw; left out, all."""
+    """conv2d, group_norm, layer_norm, gelu, attention, noise, denoise, adamw; left out, all."""
     json: Path | None = None
     """File for the figures."""
     quick: bool = False

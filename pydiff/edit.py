@@ -14,7 +14,8 @@ from pydiff.diffusion.samplers import SAMPLERS
 def inpaint(pipeline, images, mask, *, resample=5, steps=50, spacing="trailing", **common):
     """Draws anew where `mask` is 1 or True and keeps the pictures where it is 0: RePaint.
 
-    mask: (H, W), (N, H, W) or (N, H, W, 1 or C), bool or 0 .. 1. resample: times each step is taken, so that the new
+    mask: (H, W), (N, H, W) or (N, H, W, 1 or C), bool or 0 .. 1; of clips (F,), whole frames, (H, W) or (F, H, W); of
+    points (D,) or (N, D). resample: times each step is taken, so that the new
     part comes to fit the rest. `common`: see `edited`.
     """
     mask = _mask(mask, pipeline.codec, images)
@@ -121,10 +122,10 @@ def edited(pipeline, images, draw, *, seed=0, asked=None, guidance=1.0, numbers=
 def _mask(mask, codec, images):
     """A mask over samples, checked, as one over x, (N, *codec.shape)."""
     given, shape = np.asarray(mask), np.shape(images)
-    mask = {2: given[None, ..., None], 3: given[..., None]}.get(given.ndim, given) if given.ndim else given
-    fits = mask.ndim == len(shape) == 4 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
-    if not fits or mask.shape[1:3] != shape[1:3] or mask.dtype.kind not in "biuf":
-        raise ValueError(f"mask is {given.dtype} {given.shape}, expected (H, W) or (N, H, W) to go with {shape}")
+    mask = codec.mask_axes(given)
+    fits = mask.ndim == len(shape) > 0 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
+    if not fits or (len(shape) == 4 and mask.shape[1:3] != shape[1:3]) or mask.dtype.kind not in "biuf":
+        raise ValueError(f"mask is {given.dtype} {given.shape}, expected {codec.mask_forms} to go with {shape}")
     mask = mask.astype(np.float32)
     if not ((mask >= 0) & (mask <= 1)).all():
         raise ValueError(f"mask goes from {mask.min()} to {mask.max()}, expected 0 (keep) .. 1 (draw); divide by 255?")

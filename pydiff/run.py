@@ -17,7 +17,7 @@ from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.training import DiffusionTask, Interrupted, Options, fit, join, opened, reading, settled
+from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 
 
 class Run:
@@ -265,21 +265,14 @@ def load(directory, **wishes):
 
 @backend.trimmed()
 def train(
-    data,
-    *,
-    out=None,
-    progress=True,
-    device="cpu",
-    model=None,
-    codec=None,
-    announce=None,
-    distributed="auto",
-    **options,
-):
+    data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, announce=None,
+    distributed="auto", **options,
+):  # fmt: skip
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
     data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
-    (N, H, W, C), or a Dataset.
+    (N, H, W, C), or a Dataset; "swiss-roll" or an array (N, D) of points; "moving-shapes", a folder of films or an
+    array (N, F, H, W, C) of clips. images: to be learned beside clips, see `task_for`.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
@@ -296,9 +289,9 @@ def train(
         announce = announce if announce and group.first else (lambda _: None)
         options = settled(Options.from_keywords(options), out, group)
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
-            dataset = load_data(data, **options.reading())
+            dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
-            task = DiffusionTask(dataset, options, model, codec)
+            task = task_for(dataset, options, model, codec, images)
             for note in task.notes:
                 announce(note)
         with opened(task, options, out, device, group) as (trainer, folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydiff.data.arrays import from_array
 from pydiff.data.asked import Asked, asked
+from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset, plural
 from pydiff.data.describe import describe
 from pydiff.data.digits import load_digits
@@ -19,12 +20,16 @@ from pydiff.data.emoji import load_emoji
 from pydiff.data.faces import load_faces
 from pydiff.data.fashion import load_fashion
 from pydiff.data.lists import is_pair, load_list, load_mapping, load_pair
+from pydiff.data.moving import SIZE, moving_shapes
 from pydiff.data.order import batch_indices, flip, pick_captions
-from pydiff.data.pixels import from_uint8, resize, to_channels, to_uint8
+from pydiff.data.pixels import from_uint8, to_uint8
+from pydiff.data.points import Points, swiss_roll
 from pydiff.data.sources import EXPECTED, load_path
 
 __all__ = [
+    "Clips",
     "Dataset",
+    "Points",
     "batch_indices",
     "describe",
     "flip",
@@ -35,6 +40,7 @@ __all__ = [
 ]
 
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
+NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll}
 _NAMES = ", ".join(map(repr, NAMED))
 
 
@@ -46,10 +52,12 @@ def load(
     captions=None,
     *,
     layout: str | None = None,
-    frames: str | None = None,
+    pages: str | None = None,
     split: str | None = None,
     bits: int | None = None,
     limit: float | None = None,
+    frames: int | None = None,
+    frame_rate: float | None = None,
 ) -> Dataset:
     """A data set from almost anything. What was decided, converted or left out is in its `notes` and `skipped`.
 
@@ -63,16 +71,33 @@ def load(
     labels    (N,) integers or strings, for arrays and lists only: folders and files bring their own
     captions  N strings or sequences of strings, or {language: those}, for arrays only
     layout    of an array: "NHWC", "NCHW" or "NHW"; None goes by its shape
-    frames    of files that hold several: "first" or "all"
+    pages     of files that hold several pages or frames: "first" or "all"
     split     where folders are called train, val and test: one of these, or "all"; None is train
     bits      8, 10, 12, 14 or 16: how many bits of deeper grey are used; None is as few as hold the values
     limit     GiB of memory that the data may take, 4 if None
 
+    frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
+
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
-    wanted = asked(size, channels, layout, frames, split, bits, limit)
-    dataset = _loaded(source, labels, captions, wanted)
+    wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
+    if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
+        return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
+    dataset = _of_length(_loaded(source, labels, captions, wanted), frames, frame_rate)
     return _fitted(dataset, wanted)
+
+
+def _of_length(dataset, frames, frame_rate):
+    """A data set that is there, with so many frames a clip. ValueError where it has none or too few."""
+    if frames is None and frame_rate is None:
+        return dataset
+    if not isinstance(dataset, Clips):
+        raise ValueError(f"{dataset.name} holds {dataset.noun}s, which have no frames; leave frames and frame_rate out")
+    have = dataset.shape[0]
+    if frames is not None and frames > have:
+        raise ValueError(f"{frames} frames were asked for, and the clips have {have}")
+    cut = dataset.images if frames is None else dataset.images[:, :frames]
+    return dataclasses.replace(dataset, images=cut, rate=frame_rate or dataset.rate)
 
 
 def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
@@ -105,15 +130,16 @@ def _is_pillow(source) -> bool:
 
 def _fitted(dataset: Dataset, wanted: Asked) -> Dataset:
     """With the size and the number of channels that are asked for; what that changes is noted."""
-    images, notes = dataset.images, []
-    if wanted.channels is not None and images.shape[-1] != wanted.channels:
-        images = to_channels(images, wanted.channels)
-        notes.append(f"{plural(dataset.shape[-1], 'channel')} made {wanted.channels}, as asked for")
-    if wanted.size is not None and images.shape[1:3] != wanted.size:
-        height, width = images.shape[1:3]
-        wanted.limit.check(
-            len(images) * wanted.size[0] * wanted.size[1] * images.shape[-1] * images.itemsize, dataset.name
-        )
-        images = resize(images, wanted.size)
-        notes.append(f"resized and cropped from {height} x {width} to {wanted.size[0]} x {wanted.size[1]}")
-    return dataset if not notes else dataclasses.replace(dataset, images=images, notes=[*dataset.notes, *notes])
+    before = dataset.shape
+    if wanted.size is not None and len(before) >= 3:
+        pixels = dataset.images.size // (before[-3] * before[-2]) * wanted.size[0] * wanted.size[1]
+        wanted.limit.check(pixels * dataset.images.itemsize, dataset.name)
+    fitted, notes = dataset.resized(wanted.size, wanted.channels), []
+    if fitted is dataset:
+        return dataset
+    if fitted.shape[-1] != before[-1]:
+        notes.append(f"{plural(before[-1], 'channel')} made {fitted.shape[-1]}, as asked for")
+    if fitted.shape[-3:-1] != before[-3:-1]:
+        (height, width), (h, w) = before[-3:-1], fitted.shape[-3:-1]
+        notes.append(f"resized and cropped from {height} x {width} to {h} x {w}")
+    return dataclasses.replace(fitted, notes=[*dataset.notes, *notes])

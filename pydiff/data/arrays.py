@@ -14,8 +14,10 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
+from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset, first_line, printable, some
 from pydiff.data.limits import USUAL, Limit
+from pydiff.data.points import Points
 
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "targets", "label", "target", "arr_1")
@@ -76,28 +78,35 @@ def from_array(
     asked: Asked = NOTHING_ASKED,
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """A data set from (N, H, W), (N, H, W, C) or (N, C, H, W) images and, if given, (N,) labels: integers or strings.
+    """A data set from (N, H, W), (N, H, W, C) or (N, C, H, W) images, (N, F, H, W, C) clips of asked.rate frames a
+    second or (N, D) points and, if given, (N,) labels: integers or strings.
 
     captions: N strings or sequences of strings, or {language: those}. uint8 and bool are taken as they are; floats must
     lie in [0, 1] or [-1, 1]; uint16 is taken over the range of bits that it uses. Raises ValueError otherwise.
     """
     if np.ma.isMaskedArray(images) and np.ma.getmaskarray(images).any():
         raise ValueError("images are a masked array with masked pixels, which have no value; fill them with .filled(0)")
-    images = np.asarray(images)
+    images, kind, more, values = np.asarray(images), Dataset, {}, None
     asked.limit.check(images.nbytes + 4 * images.size, f"{name} {images.shape}")
-    images, layout = _channels_last(images, asked.layout)
-    images, values = _standard_values(images, asked.bits)
+    if images.ndim == 2:
+        kind, layout = Points, f"array {images.shape} read as points (N, D)"
+    elif images.ndim == 5 and images.size:
+        kind, layout = Clips, f"array {images.shape} read as clips (N, F, H, W, C)"
+        more = {"rate": RATE if asked.rate is None else float(asked.rate)}
+        images, values = _standard_values(images, asked.bits)
+    else:
+        images, layout = _channels_last(images, asked.layout)
+        images, values = _standard_values(images, asked.bits)
     notes = [layout, *([values] if values else []), *notes]
-    more = {}
     if captions is not None:
-        more, caption_notes = words.columns(
+        told, caption_notes = words.columns(
             _captions(captions, len(images)), [f"number {i}" for i in range(len(images))]
         )
-        notes += caption_notes
+        more, notes = more | told, notes + caption_notes
     if labels is None:
-        return Dataset(name, images, notes=notes, **more)
+        return kind(name, images, notes=notes, **more)
     ranks, classes = class_labels(labels, len(images))
-    return Dataset(name, images, ranks, classes, notes=notes + renumbered(classes), **more)
+    return kind(name, images, ranks, classes, notes=notes + renumbered(classes), **more)
 
 
 def _captions(captions, n: int) -> list[list[words.Caption]]:

@@ -48,7 +48,7 @@ def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
     train, val and test, train is taken. Files with the suffix of a picture that cannot be read are skipped and listed;
     others are counted. Raises ValueError if no picture is left, or if more than half are broken.
     """
-    found = find_files(root)
+    found = files_in(root)
     if not found.pictures:
         told = "".join(f"; {note}" for note in notes_on(found.others, found.thumbnails))
         raise ValueError(
@@ -58,7 +58,7 @@ def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
     paths, split_notes = divided(found.pictures, asked.split, printable(str(root)))
     skipped = found.skipped
     names, images, notes = read_pictures(root, {path: root / path for path in paths}, asked, skipped)
-    labels, classes, class_notes = _classes(names)
+    labels, classes, class_notes = labels_of(names)
     notes = [*split_notes, *notes, *class_notes, *notes_on(found.others, found.thumbnails)]
     more, captions = {}, words.find_captions(root, paths, found.texts)
     if captions is not None:
@@ -98,13 +98,19 @@ def read_pictures(where, sources: dict, asked: Asked, skipped: list[tuple[str, s
     return list(pictures), images, notes + channel_notes
 
 
-def find_files(root) -> Found:
-    """What is below `root`, a folder or an archive. Hidden files and folders of thumbnails are left out.
+def find_files(root, suffixes=SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """(files, texts, skipped) of `files_in`, for those with other suffixes."""
+    return files_in(root, suffixes)[:3]
+
+
+def files_in(root, suffixes=SUFFIXES) -> Found:
+    """What is below `root`, a folder or an archive; pictures are files with these suffixes. Hidden files and folders of
+    thumbnails are left out.
 
     Follows links to folders, but enters each folder once, so that a loop of links ends.
     """
     paths, skipped = root.paths() if hasattr(root, "paths") else _walk(root)
-    suffixes = SUFFIXES | readable()[0]
+    suffixes = SUFFIXES | readable()[0] if suffixes is SUFFIXES else suffixes
     pictures, texts, others, thumbnails = [], [], [], 0
     for path in paths:
         *folders, name = path.split("/")
@@ -149,10 +155,10 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
 def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
     """The usable pictures by name, their size and notes; adds the others to `skipped`."""
-    looks = dict(zip(sources, _each(partial(look, limit=asked.limit), sources, "looking"), strict=True))
+    looks = dict(zip(sources, each(partial(look, limit=asked.limit), sources, "looking"), strict=True))
     top, deep_notes = _depth([found.top for found in looks.values() if found and found.top], asked.bits)
     several = {name: found.frames for name, found in looks.items() if found and found.frames > 1}
-    most = None if asked.frames == "all" else 1
+    most = None if asked.pages == "all" else 1
     notes: list[str] = []
     target = asked.size or _choose_size([found.size for found in looks.values() if found], notes)
     pictures: dict[str, Picture] = {}
@@ -160,7 +166,7 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, i
         total = sum(found.frames if most is None else 1 for found in looks.values() if found)
         asked.limit.check(total * target[0] * target[1] * 8, f"{plural(total, 'picture')} of {target[0]} x {target[1]}")
         reader = partial(read_frames, size=target, top=top, limit=asked.limit, most=most)
-        results = dict(zip(sources, _each(reader, sources, "reading"), strict=True))
+        results = dict(zip(sources, each(reader, sources, "reading"), strict=True))
         pictures = {}
         for path, result in results.items():
             if isinstance(result, str):
@@ -180,7 +186,7 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, i
         notes.append(f"{plural(other, 'picture')} of another size resized and cropped to {target[0]} x {target[1]}")
     if several:
         frames = plural(sum(several.values()), "frame")
-        how = "all taken" if most is None else "of which the first is taken (frames='all' takes all)"
+        how = "all taken" if most is None else "of which the first is taken (pages='all' takes all)"
         notes.append(f"{plural(len(several), 'file')} with {frames}, {how}")
     return pictures, target, notes
 
@@ -201,7 +207,7 @@ def _depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
     ]
 
 
-def _each(function, sources: dict, verb: str) -> list:
+def each(function, sources: dict, verb: str, unit: str = "picture") -> list:
     """function(source) of every source, in order, on a few threads, with a progress bar after a second."""
     from concurrent.futures import ThreadPoolExecutor  # which brings logging with it
 
@@ -209,7 +215,7 @@ def _each(function, sources: dict, verb: str) -> list:
 
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(function, sources.values())
-        return list(tqdm(results, verb, len(sources), unit="picture", delay=1, disable=None, leave=False))
+        return list(tqdm(results, verb, len(sources), unit=unit, delay=1, disable=None, leave=False))
 
 
 def _choose_size(sizes: list[tuple[int, int]], notes: list[str]) -> tuple[int, int]:
@@ -245,7 +251,7 @@ def _stack(pictures: list[np.ndarray], channels: int | None) -> tuple[np.ndarray
     return np.stack([to_channels(picture, chosen) for picture in pictures]), notes
 
 
-def _classes(paths: list[str]) -> tuple[np.ndarray | None, list[str] | None, list[str]]:
+def labels_of(paths: list[str], noun: str = "picture") -> tuple[np.ndarray | None, list[str] | None, list[str]]:
     """Labels (N,), class names and notes. Pictures beside the class folders, or a single folder, mean no classes."""
     folders = [path.split("/")[:-1] for path in paths]
     levels = zip(*folders, strict=False)
@@ -254,7 +260,7 @@ def _classes(paths: list[str]) -> tuple[np.ndarray | None, list[str] | None, lis
         return None, None, []
     loose = sum(len(folder) == shared for folder in folders)
     if loose:
-        return None, None, [f"no classes: {plural(loose, 'picture')} beside the subfolders, not in one"]
+        return None, None, [f"no classes: {plural(loose, noun)} beside the subfolders, not in one"]
     names = [folder[shared] for folder in folders]
     classes = sorted(set(names), key=natural)
     ranks = {name: rank for rank, name in enumerate(classes)}

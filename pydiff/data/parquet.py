@@ -9,7 +9,7 @@ from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
 from pydiff.data.dataset import Dataset, first_line, plural, printable
-from pydiff.data.folder import find_files, path_of, read_pictures
+from pydiff.data.folder import files_in, path_of, read_pictures
 from pydiff.data.limits import GIB
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
@@ -18,7 +18,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
 
 def holds_parquet(root: Path) -> bool:
     """Whether a folder holds .parquet files, and no picture as a file of its own."""
-    return hasattr(root, "rglob") and any(root.rglob("*.parquet")) and not find_files(root).pictures
+    return hasattr(root, "rglob") and any(root.rglob("*.parquet")) and not files_in(root).pictures
 
 
 def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:

@@ -21,6 +21,8 @@ from pydiff.store.log import Log
 SCHEMA = 2  # of config.json; 1, without the number, was pydiff 0.1's
 # Options that do not change what is computed: a run may be resumed with other values of these.
 WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute", "limit")
+# Options younger than the checkpoints of some runs: at None they say nothing, and those runs go on.
+YOUNG = ("frames", "frame_rate", "image_share", "image_channels", "layout", "pages", "split", "bits")
 
 
 class KernelWarning(UserWarning):
@@ -155,6 +157,7 @@ def digest(config):
     """SHA-256 of what a run computes: its config.json without the options that change nothing."""
     import hashlib
 
-    options = {name: value for name, value in config["options"].items() if name not in WITHOUT_EFFECT}
+    silent = {name for name in YOUNG if config["options"].get(name) is None}
+    options = {name: value for name, value in config["options"].items() if name not in {*WITHOUT_EFFECT, *silent}}
     what = {name: config.get(name) for name in ("fingerprint", "codec", "model")} | {"options": options}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

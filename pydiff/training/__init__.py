@@ -1,5 +1,6 @@
 """Training: options (config), what is learned (task), and the loop that learns it."""
 
+from pydiff.training.clip_task import JointTask, task_for
 from pydiff.training.config import LoopOptions, Options, reading
 from pydiff.training.distributed import join, settled
 from pydiff.training.interrupt import Interrupted
@@ -9,6 +10,7 @@ from pydiff.training.task import DiffusionTask, Task
 __all__ = [
     "DiffusionTask",
     "Interrupted",
+    "JointTask",
     "LoopOptions",
     "Options",
     "StepState",
@@ -19,6 +21,7 @@ __all__ = [
     "opened",
     "reading",
     "settled",
+    "task_for",
     "train_task",
     "training_steps",
 ]

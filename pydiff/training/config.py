@@ -6,6 +6,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,25 @@ from pydiff.diffusion.schedule import BUILDERS
 from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
-from pydiff.text import ENCODERS
+from pydiff.text import kinds
+
+# Options that say how data are read -> keywords of `pydiff.data.load`.
+READING = {
+    "size": "size",
+    "image_channels": "channels",
+    "layout": "layout",
+    "pages": "pages",
+    "split": "split",
+    "bits": "bits",
+    "limit": "limit",
+    "frames": "frames",
+    "frame_rate": "frame_rate",
+}
+
+
+def reading(options) -> dict:
+    """The keywords of `pydiff.data.load` among options by name, those that are not left out."""
+    return {keyword: options[name] for name, keyword in READING.items() if options.get(name) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +135,8 @@ class Options(LoopOptions):
     """Of the pictures: 1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
     layout: Literal["NHWC", "NCHW", "NHW"] | None = None
     """How the axes of an array of pictures are to be read; left out, by their lengths."""
-    frames: Literal["first", "all"] | None = None
-    """Which frames of files that hold several are taken; left out, the first."""
+    pages: Literal["first", "all"] | None = None
+    """Which pages or frames of files that hold several are taken; left out, the first."""
     split: Literal["train", "val", "test", "all"] | None = None
     """Which part of data that come in folders of that name, or in several files; left out, train."""
     bits: int | None = None
@@ -146,7 +165,8 @@ class Options(LoopOptions):
     """Also tell the network the class of each picture; needs data with classes."""
     text: str = "auto"
     """Also tell the network each picture's caption, by this text encoder: glove; learned, which is trained along and
-    reads any language; none; or auto, which is glove where the data have captions that it understands."""
+    reads any language; minilm; the folder of a run or of a text model; none; or auto, which is glove where the data
+    have captions that it understands."""
     label_drop: float = 0.1
     """Share of pictures whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False
@@ -163,6 +183,12 @@ class Options(LoopOptions):
     """Groups of every normalisation; must divide all channels."""
     dropout: float = 0.0
     """Share of activations dropped in every residual block."""
+    frames: int | None = None
+    """Of clips: frames of each; left out, 8, or what the data have."""
+    frame_rate: float | None = None
+    """Of clips: frames a second to read them at; left out, 8, or what the data have."""
+    image_share: float | None = None
+    """Of clips that are learned together with images: the share of the steps that show images; left out, 0.5."""
     recompute: bool = False
     """Compute every block's inner values again for the gradient instead of keeping them: less memory, more time."""
 
@@ -181,12 +207,18 @@ class Options(LoopOptions):
         super().check()
         for name, value in {"timesteps": 2, "layers": 1, "head_dim": 1, "groups": 1}.items():
             _at_least(self, name, value)
-        asked(**self.reading())
+        asked(**{name: value for name, value in self.reading().items() if name not in ("frames", "frame_rate")})
+        if self.frames is not None:
+            _at_least(self, "frames", 1)
+        if self.frame_rate is not None:
+            _between(self, "frame_rate", 1e-3, 1e4)
+        if self.image_share is not None:
+            _between(self, "image_share", 0, 1)
         for name in ("channels", "attention"):
             _several(self, name, 1 if name == "channels" else 0)
         _between(self, "offset_noise", 0, math.inf)
-        if self.text not in (known := ("auto", "none", *ENCODERS)):
-            raise ValueError(f"text must be one of {', '.join(known)}; got {self.text!r}")
+        if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
+            raise ValueError(f"text must be one of {', '.join(known)}, or the folder of an encoder; got {self.text!r}")
         for name in ("dropout", "label_drop"):
             _between(self, name, 0, 1)
         if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):
@@ -228,23 +260,6 @@ def _plain(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-# Options of a run -> keywords of `pydiff.data.load`.
-READING = {
-    "size": "size",
-    "image_channels": "channels",
-    "layout": "layout",
-    "frames": "frames",
-    "split": "split",
-    "bits": "bits",
-    "limit": "limit",
-}
-
-
-def reading(options):
-    """The keywords of `pydiff.data.load` among a run's options, those that are not left out."""
-    return {keyword: options[name] for name, keyword in READING.items() if options.get(name) is not None}
-
-
 def _between(options, name, low, high):
     value = getattr(options, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
@@ -263,14 +278,7 @@ def build_unet(options, shape, embeddings=None, context=None):
     """
     height, width, c = shape
     channels = options.channels or default_channels(min(height, width))
-    resolutions = [math.ceil(min(height, width) / 2**i) for i in range(len(channels))]
-    attention = options.attention
-    if attention is None:
-        attention = [i for i, r in enumerate(resolutions) if i > 0 and r <= 16]
-    if any(not 0 <= i < len(channels) for i in attention):
-        raise ValueError(
-            f"attention names levels 0 to {len(channels) - 1} (the model has {len(channels)}), got {attention}"
-        )
+    attention = levels_with_attention(options, channels, min(height, width))
     kind = "Attn" if context is None else "CrossAttn"
     common = {
         "sample_size": height if height == width else [height, width],
@@ -291,6 +299,19 @@ def build_unet(options, shape, embeddings=None, context=None):
         heads = [max(1, width // options.head_dim) for width in channels]
         made = UNet2DCondition(**common, attention_head_dim=heads, cross_attention_dim=context)
     return made.recompute_blocks(options.recompute)
+
+
+def levels_with_attention(options, channels, size):
+    """Numbers of the levels that attend, for images whose shorter side has `size` pixels. ValueError for others."""
+    resolutions = [math.ceil(size / 2**i) for i in range(len(channels))]
+    attention = options.attention
+    if attention is None:
+        attention = [i for i, r in enumerate(resolutions) if i > 0 and r <= 16]
+    if any(not 0 <= i < len(channels) for i in attention):
+        raise ValueError(
+            f"attention names levels 0 to {len(channels) - 1} (the model has {len(channels)}), got {attention}"
+        )
+    return attention
 
 
 def default_channels(size):

@@ -239,8 +239,8 @@ def test_pages_and_frames_are_said_or_all_taken(tmp_path):
     image(9).save(tmp_path / "c.png")
     first = load(tmp_path)
     assert len(first) == 3
-    assert noted(first, "2 files with 6 frames, of which the first is taken (frames='all' takes all)")
-    every = load(tmp_path, frames="all")
+    assert noted(first, "2 files with 6 frames, of which the first is taken (pages='all' takes all)")
+    every = load(tmp_path, pages="all")
     assert len(every) == 7
     np.testing.assert_array_equal(every.images[:3], np.stack([np.asarray(f) for f in frames]))
     assert noted(every, "2 files with 6 frames, all taken")

@@ -31,7 +31,8 @@ from pydiff.data import Dataset, load
 
 NUMBERS = [0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 1000, 2**15, 2**16 - 1, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
 OPTIONS = [{}, {}, {}, {"size": 8}, {"size": (4, 12)}, {"channels": 1}, {"channels": 3}, {"channels": 4},
-           {"limit": 0.05}, {"frames": "all"}, {"split": "all"}, {"split": "test"}, {"bits": 12}, {"layout": "NCHW"}]  # fmt: skip
+           {"limit": 0.05}, {"pages": "all"}, {"split": "all"}, {"split": "test"},
+           {"bits": 12}, {"layout": "NCHW"}]  # fmt: skip
 
 
 # ---- right files -----------------------------------------------------------------------------------------------------

@@ -185,10 +185,7 @@ def _load_ours(directory, wishes) -> Loaded:
         check_extra(extra, directory / checkpoint.SEAL)
         checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
         model = read_model(checked, found.weights, directory)
-        reader = None
-        if "text_encoder" in found.beside:
-            config, weights = found.beside["text_encoder"]
-            reader = config, {name: weight.read() for name, weight in weights.items()}
+        reader = found.network("text_encoder")
     try:
         beside = extra.get("self_conditioning", False)
         scheduler, said = None, []
