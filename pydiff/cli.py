@@ -6,7 +6,7 @@ The flags of `train` and `demo` are the fields of Options; tyro reads names, typ
 import os
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,22 +44,25 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train on pictures. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
+    """Train on pictures or sounds. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, a folder of pictures (class = subfolder) or an archive of one, an .npz, .npy or
-    .parquet file, or files of MNIST or CIFAR."""
+    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds (class = subfolder), an archive of pictures,
+    an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
+    accumulate: int | None = None
+    """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
 
     def run(self):
         from pydiff.training.distributed import is_first
 
         announce()
-        run = train_command(self.data, self.out, self.training, self.device)
+        parts = {} if self.accumulate is None else {"shards": self.accumulate}
+        run = train_command(self.data, self.out, replace(self.training, **parts), self.device)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
@@ -67,7 +70,7 @@ class Train:
 
 @dataclass
 class Sample:
-    """Draw new pictures with a trained model."""
+    """Draw new pictures, or make new sounds, with a trained model."""
 
     run_folder: Path
     """Folder of a run or of a model."""
@@ -80,8 +83,9 @@ class Sample:
     """A file with a prompt a line; - reads them from the standard input."""
     negative_prompt: str | None = None
     """What guidance shall lead away from."""
-    out: Path = Path("samples.png")
-    """Where to write them: .png for one grid, .npz for the array, a folder for one picture each."""
+    out: Path | None = None
+    """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
+    file each; left out, samples.png, or the folder samples for sounds."""
     sampler: Literal[tuple(SAMPLERS)] | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
@@ -119,13 +123,14 @@ class Sample:
     def run(self):
         import numpy as np
 
-        from pydiff.report.grid import grid, save_png
+        from pydiff.report.files import check_name, default_name, save_samples
         from pydiff.run import load
 
-        self.out = self.out.expanduser()
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
         run = load(self.run_folder, **said)
+        out = (self.out or default_name(run.codec)).expanduser()
+        check_name(out, run.codec)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
         n = (16 if prompts is None else 1) if self.n is None else self.n
@@ -137,27 +142,13 @@ class Sample:
         images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
         said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(self.guidance)}
         said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
-        shown = run.codec.show(images)
-        if self.out.suffix == ".npz":
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(self.out, images=images)
-        elif self.out.suffix == ".png":
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            said |= {} if prompts is None else {"prompt": "\n".join(prompts)}
-            save_png(self.out, grid(shown, columns=n if prompts else None), said)
-        elif self.out.suffix:
-            raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
-        else:
-            self.out.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(shown):
-                told = {} if prompts is None else {"prompt": prompts[i // n]}
-                save_png(self.out / f"{i:06d}.png", image, {**said, **told, "number": str(i % n)})
+        save_samples(out, images, run.codec, n, prompts, said)
         kind = ""
         if self.label and run.classes:
             number = run.conditioning.number_of(self.label)
             kind = f" of class {run.classes[number]!r}"
             kind += f" (number {number} inside)" if run.conditioning.named_by_numbers else ""
-        say(f"{len(images)} pictures{kind} in {self.out}")
+        say(f"{len(images)} {run.codec.noun}s{kind} in {out}")
 
 
 @dataclass
@@ -165,9 +156,11 @@ class Report:
     """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real pictures."""
 
     run_folder: Path
-    """Folder of a run."""
+    """Folder of a run, finished or not, or of a model."""
     out: Path | None = None
     """Folder for the page, samples.png and the film; left out, the run's own."""
+    data: str | None = None
+    """Where the training data are, if they are not where they were."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
     """How many samples to draw."""
     sampler: Literal["ddim", "ddpm"] = "ddpm"
@@ -183,7 +176,7 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        say(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
+        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
 
 
 @dataclass
@@ -191,7 +184,8 @@ class Data:
     """Show what would be trained on: count, size, channels, classes, and what had to be left out."""
 
     data: str
-    """digits, emoji, faces, fashion, a folder or archive of pictures, an .npz, .npy or .parquet file, MNIST, CIFAR."""
+    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds, an archive of pictures, an .npz, .npy or
+    .parquet file, or files of MNIST or CIFAR."""
     size: int | tuple[int, int] | None = None
     """Side length to resize to, or height and width."""
     image_channels: int | None = None
@@ -206,9 +200,12 @@ class Data:
     """How many bits of grey deeper than 8 bits are used; left out, as few as hold the values."""
     limit: float | None = None
     """GiB of memory that the data may take; left out, 4."""
+    rate: int | None = None
+    """Of sounds: samples a second."""
+    seconds: float | None = None
+    """Of sounds: how long each is made."""
 
     def run(self):
-        from pydiff.codec import Pixels
         from pydiff.data import describe, load
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
@@ -216,7 +213,7 @@ class Data:
 
         dataset = load(self.data, **reading(vars(self)))
         say(describe(dataset))
-        first = Pixels(dataset.shape).show(dataset.samples(range(min(16, len(dataset)))))
+        first = dataset.codec.show(dataset.samples(range(min(16, len(dataset)))))
         say(picture(grid(first, columns=8, scale=1)), picture=True)
 
 

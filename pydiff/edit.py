@@ -18,13 +18,13 @@ def inpaint(pipeline, images, mask, *, resample=5, steps=50, spacing="trailing",
     points (D,) or (N, D). resample: times each step is taken, so that the new
     part comes to fit the rest. `common`: see `edited`.
     """
-    mask = _mask(mask, pipeline.codec, images)
+    given, mask = _mask(mask, pipeline.codec, images)
     way = path(pipeline.process.schedule, steps, spacing)
 
     def draw(model, x0, here, **more):
         return editing.inpaint(model, x0, mask[here], pipeline.process, way, resample, **more)
 
-    return edited(pipeline, images, draw, **common)
+    return pipeline.codec.kept(edited(pipeline, images, draw, **common), images, given)
 
 
 def image_to_image(
@@ -120,7 +120,7 @@ def edited(pipeline, images, draw, *, seed=0, asked=None, guidance=1.0, numbers=
 
 
 def _mask(mask, codec, images):
-    """A mask over samples, checked, as one over x, (N, *codec.shape)."""
+    """A mask over samples, checked and with all axes, and as one over x, (N, *codec.shape)."""
     given, shape = np.asarray(mask), np.shape(images)
     mask = codec.mask_axes(given)
     fits = mask.ndim == len(shape) > 0 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
@@ -129,4 +129,4 @@ def _mask(mask, codec, images):
     mask = mask.astype(np.float32)
     if not ((mask >= 0) & (mask <= 1)).all():
         raise ValueError(f"mask goes from {mask.min()} to {mask.max()}, expected 0 (keep) .. 1 (draw); divide by 255?")
-    return np.broadcast_to(codec.encode_mask(mask), (len(images), *codec.shape))
+    return mask, np.broadcast_to(codec.encode_mask(mask), (len(images), *codec.shape))

@@ -148,8 +148,6 @@ MAY_IMPORT = {
     "codec": "arrays",
     "codecs": "arrays codec",
     "latents": "arrays tensor models codec",
-    "formats.safetensors": "",
-    "formats.files": "formats.safetensors",
     "store": "backend formats.safetensors formats.files",
     "text": "",
     "text.learned": "arrays tensor nn models text",
@@ -160,11 +158,14 @@ MAY_IMPORT = {
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
-    "data": "random codec codecs condition formats.safetensors formats.pytorch",
+    "sound": "arrays codec",
+    "formats.safetensors": "",
+    "formats.files": "formats.safetensors",
+    "formats.pytorch": "formats.safetensors formats.files",
+    "data": "random codec codecs sound condition formats.safetensors formats.pytorch",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "edit": "backend diffusion",
-    "formats.pytorch": "formats.safetensors formats.files",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
     "formats.schema": "formats.safetensors",
     "formats.diffusers.scheduler": "codec diffusion formats.safetensors formats.schema",
@@ -180,6 +181,10 @@ MAY_IMPORT = {
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
+    "training.rate": "optim",
+    "training.changes": "training.rate",
+    "training.health": "",
+    "training.keeping": "formats.safetensors training.health",
     "training.config": "data diffusion models store text",
     "training.networks": "codec models training.config",
     "training.captions": "text data",
@@ -191,12 +196,13 @@ MAY_IMPORT = {
     "training.shards": "",
     "training.distributed": "backend store pydiff",
     "training.gradient": "arrays nn ops training.shards training.distributed",
-    "training.loop": (
-        "backend arrays nn optim store training.interrupt training.progress training.distributed training.gradient"
-    ),
+    "training.loop": "backend arrays nn optim store training.interrupt training.progress training.rate "
+    "training.changes training.keeping training.distributed training.gradient",
     "training": "",
-    "report": "arrays random codec data store",
-    "run": "backend condition data pipeline edit formats store training report",
+    "report": "arrays random codec sound data store",
+    "reopen": "data pipeline formats store",
+    "warm": "models store training reopen",
+    "run": "backend condition data pipeline edit formats store training report reopen warm",
     "bench": "",
     "info": "backend compiled emulator pydiff",
     "cli": "backend codec data diffusion store report training run bench info text",
@@ -270,14 +276,14 @@ FLOORS = {
             "diffusion/prediction.py", "diffusion/process.py", "diffusion/samplers/plain.py",
             "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py",
         ],
-        860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
+        880,  # 40 of it for prompts and their arithmetic in condition.py, 30 for classes by name, numbers among them
     ),
-    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and
-    # for several processes
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 620),
+    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
+    # processes; 30 for runs that are gone on with and come back to
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 650),
 }  # fmt: skip
-# 15 lines of a file for several processes: tensor.py says when a gradient is final, run.py lets them train together.
-FILE_LINES, FUNCTION_LINES = 340, 45
+# run.py is the longest: every argument of sampling and training is documented there.
+FILE_LINES, FUNCTION_LINES = 360, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "_run_backward": "the chain rule in one loop, and when the gradient of each leaf is final",
@@ -339,7 +345,7 @@ def test_every_floor_is_short(floor):
 def test_a_run_is_a_facade():
     """It holds a pipeline and a folder, and hands on; what it can do is done below, where nobody knows a run."""
     (run,) = (n for n in TREES["pydiff.run"].body if isinstance(n, ast.ClassDef) and n.name == "Run")
-    assert run.end_lineno - run.lineno < 200
+    assert run.end_lineno - run.lineno < 220
     for module, tree in TREES.items():
         if module in ("pydiff.run", "pydiff.cli", "pydiff"):
             continue
@@ -371,7 +377,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py", "codecs/")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]

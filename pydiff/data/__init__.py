@@ -1,5 +1,5 @@
-"""Training data: shipped sets, folders and archives of pictures, files of arrays, and what somebody holds in Python all
-become a Dataset: (N, H, W, C) pictures, with their classes and captions where there are any.
+"""Training data: shipped sets, folders and archives of pictures, folders of sounds, files of arrays, and what somebody
+holds in Python all become a Dataset: (N, H, W, C) pictures, (N, 1, L, C) sounds, with their classes and captions.
 
 `load` recognises the source; each kind has its own small module, in the tables of sources.py. The rest of pydiff sees
 only `Dataset`, `batch_indices`, `flip` and the two functions at the edge between uint8 and [-1, 1].
@@ -24,12 +24,15 @@ from pydiff.data.moving import SIZE, moving_shapes
 from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.data.pixels import from_uint8, to_uint8
 from pydiff.data.points import Points, swiss_roll
+from pydiff.data.sounds import Sounds, check_sound, holds_sounds, load_sounds
 from pydiff.data.sources import EXPECTED, load_path
+from pydiff.data.tones import load_tones
 
 __all__ = [
     "Clips",
     "Dataset",
     "Points",
+    "Sounds",
     "batch_indices",
     "describe",
     "flip",
@@ -41,6 +44,7 @@ __all__ = [
 
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
 NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll}
+NAMED_SOUNDS = {"tones": load_tones}
 _NAMES = ", ".join(map(repr, NAMED))
 
 
@@ -58,14 +62,17 @@ def load(
     limit: float | None = None,
     frames: int | None = None,
     frame_rate: float | None = None,
+    rate: int | None = None,
+    seconds: float | None = None,
 ) -> Dataset:
     """A data set from almost anything. What was decided, converted or left out is in its `notes` and `skipped`.
 
     source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
-              scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist); a folder of pictures, of MNIST's
-              IDX files, of CIFAR's batches or of .parquet files, or a .zip or .tar of one; a .npz, .npy or .parquet
-              file; an array (N, H, W), (N, H, W, C) or (N, C, H, W); a list of arrays, Pillow images, paths or
-              (image, label); a pair (x, y); a dict of arrays; or a Dataset. "./digits" is a folder of that name
+              scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), "tones" (sounds, made by
+              formula; docs/sound.md has the other named sounds); a folder of pictures, of sounds, of MNIST's IDX files,
+              of CIFAR's batches or of .parquet files, or a .zip or .tar of one; a .npz, .npy or .parquet file; an array
+              (N, H, W), (N, H, W, C) or (N, C, H, W); a list of arrays, Pillow images, paths or (image, label); a pair
+              (x, y); a dict of arrays; or a Dataset. "./digits" is a folder of that name
     size      an integer or (height, width): pictures are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
     labels    (N,) integers or strings, for arrays and lists only: folders and files bring their own
@@ -75,11 +82,14 @@ def load(
     split     where folders are called train, val and test: one of these, or "all"; None is train
     bits      8, 10, 12, 14 or 16: how many bits of deeper grey are used; None is as few as hold the values
     limit     GiB of memory that the data may take, 4 if None
+    rate, seconds   of sounds: samples a second, and how long each is made; a folder is then read for its sounds
 
     frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
+    if rate is not None or seconds is not None or _is_sound(source):
+        return _load_sounds(source, size, channels, labels, captions, rate, seconds)
     wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
@@ -122,6 +132,38 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
         return load_list(source, labels, captions, wanted)
     hint = "; give a list of images, [image]" if _is_pillow(source) else ""
     raise TypeError(f"cannot load data from {type(source).__name__}; expected {_NAMES}, {EXPECTED}{hint}")
+
+
+def _is_sound(source) -> bool:
+    """Whether a source is one of sounds: by its name, by its class, or a folder with more sounds than pictures."""
+    if isinstance(source, str) and (source in NAMED or source in NAMED_SOUNDS):
+        return source in NAMED_SOUNDS
+    if isinstance(source, (str, os.PathLike)):
+        return holds_sounds(Path(source).expanduser())
+    return isinstance(source, Sounds)
+
+
+def _load_sounds(source, size, channels, labels, captions, rate, seconds) -> Sounds:
+    if size is not None or labels is not None or captions is not None:
+        given = "size" if size is not None else "labels" if labels is not None else "captions"
+        raise ValueError(
+            f"{given} was given with sounds, which have rate and seconds, and their folders' names as classes"
+        )
+    if isinstance(source, Sounds):
+        if (rate or source.rate, channels or source.shape[2]) != (source.rate, source.shape[2]) or seconds is not None:
+            raise ValueError("a data set of sounds has its rate and length; give rate and seconds where it is loaded")
+        return source
+    check_sound(rate, seconds, channels)
+    if isinstance(source, str) and source in NAMED_SOUNDS:
+        given = {"rate": rate, "seconds": seconds}
+        return NAMED_SOUNDS[source](**{name: value for name, value in given.items() if value is not None})
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError("rate and seconds are for a folder of sounds or a named set of sounds; leave them out")
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        reason = "is not a folder of sounds" if path.exists() else "is not there"
+        raise ValueError(f"{str(source)!r} {reason}; rate and seconds are for sounds")
+    return load_sounds(path, rate, seconds, channels)
 
 
 def _is_pillow(source) -> bool:

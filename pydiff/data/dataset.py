@@ -85,6 +85,12 @@ class Dataset:
         images = images if size is None else resize(images, size)
         return self if images is self.images else dataclasses.replace(self, images=images)
 
+    def coded(self, name: str = "auto") -> Codec:
+        """The codec of this name for these samples; auto is `codec`. ValueError for a name that is not for them."""
+        if name != "auto":
+            raise ValueError(f"codec {name!r} is for sounds, and {self.name} holds {self.noun}s; leave it out")
+        return self.codec
+
     def samples(self, indices) -> np.ndarray:
         """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError), as they are stored."""
         return self.images[self._checked_indices(indices)]
@@ -203,11 +209,11 @@ class Dataset:
         height, width, channels = self.shape
         return f"{plural(len(self), 'picture')}, {height} x {width}, {colours(channels)}"
 
-    def facts(self) -> dict[str, str]:
-        """The same for a page: {term: description}."""
+    def facts(self, count: int | None = None) -> dict[str, str]:
+        """The same for a page: {term: description}. count: how many there were, of which these are some."""
         height, width, channels = self.shape
         colour = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
-        return {"Pictures": f"{len(self):,}, {height} × {width}, {colour}"}
+        return {"Pictures": f"{count or len(self):,}, {height} × {width}, {colour}"}
 
     def hints(self) -> list[str]:
         """Sentences for whoever is about to train on this data."""

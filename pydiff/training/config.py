@@ -21,6 +21,7 @@ from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
 
+ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient accumulation
 # Options that say how data are read -> keywords of `pydiff.data.load`.
 READING = {
     "size": "size",
@@ -32,7 +33,10 @@ READING = {
     "limit": "limit",
     "frames": "frames",
     "frame_rate": "frame_rate",
+    "rate": "rate",
+    "seconds": "seconds",
 }
+NOT_OF_IMAGES = ("frames", "frame_rate", "rate", "seconds")
 
 
 def reading(options) -> dict:
@@ -104,6 +108,7 @@ class LoopOptions:
     @classmethod
     def from_keywords(cls, keywords):
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
+        keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 import difflib
@@ -131,6 +136,8 @@ class Options(LoopOptions):
 
     size: int | tuple[int, int] | None = None
     """Side length of the pictures in pixels, or height and width; left out, what the data has."""
+    init_from: str | None = None
+    """Folder of a run or of a model to begin with the weights of; left out, they are drawn."""
     image_channels: int | None = None
     """Of the pictures: 1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
     layout: Literal["NHWC", "NCHW", "NHW"] | None = None
@@ -143,6 +150,14 @@ class Options(LoopOptions):
     """How many bits of grey deeper than 8 bits are used; left out, as few as hold the values."""
     limit: float | None = None
     """GiB of memory that the data may take; left out, 4."""
+    rate: int | None = None
+    """Of sounds: samples a second; left out, 8000."""
+    seconds: float | None = None
+    """Of sounds: how long each is; left out, 1, or what the named set has."""
+    codec: Literal["auto", "waveform", "spectrogram"] = "auto"
+    """What sounds are diffused as: their samples (auto), or the image of their spectrum, from which the sound is
+    made.
+    """
     prediction: Literal[tuple(PREDICTIONS)] = "eps"
     """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
     schedule: Literal[tuple(BUILDERS)] = "cosine"
@@ -207,7 +222,7 @@ class Options(LoopOptions):
         super().check()
         for name, value in {"timesteps": 2, "layers": 1, "head_dim": 1, "groups": 1}.items():
             _at_least(self, name, value)
-        asked(**{name: value for name, value in self.reading().items() if name not in ("frames", "frame_rate")})
+        asked(**{name: value for name, value in self.reading().items() if name not in NOT_OF_IMAGES})
         if self.frames is not None:
             _at_least(self, "frames", 1)
         if self.frame_rate is not None:
