@@ -121,9 +121,8 @@ class Sample:
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
     def run(self):
-        import numpy as np
-
-        from pydiff.report.files import check_name, default_name, save_samples
+        from pydiff.drawing import Order, draw
+        from pydiff.report.files import check_name, default_name
         from pydiff.run import load
 
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
@@ -134,21 +133,18 @@ class Sample:
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
         n = (16 if prompts is None else 1) if self.n is None else self.n
-        choices["labels"] = None if self.label is None else np.full(n * len(prompts or [""]), self.label)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
-        words = {"prompts": prompts, "negative_prompt": self.negative_prompt}
-        images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
-        said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(self.guidance)}
-        said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
-        save_samples(out, images, run.codec, n, prompts, said)
+        order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
+        done = draw(run.to(self.device).pipeline, out, order, progress=True)
         kind = ""
         if self.label and run.classes:
             number = run.conditioning.number_of(self.label)
             kind = f" of class {run.classes[number]!r}"
             kind += f" (number {number} inside)" if run.conditioning.named_by_numbers else ""
-        say(f"{len(images)} {run.codec.noun}s{kind} in {out}")
+        kept = f", {done.kept} of them from before" if done.kept else ""
+        say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
 
 
 @dataclass
@@ -332,6 +328,11 @@ def main(arguments=None):
     from pydiff.training import Interrupted
     from pydiff.training.distributed import is_first
 
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        from pydiff import __version__
+
+        say(f"pydiff {__version__}")
+        return 0
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]
     for other in annotated[1:]:
@@ -352,7 +353,12 @@ def main(arguments=None):
         if is_first():
             say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
-    except KeyboardInterrupt:
+    except BrokenPipeError:  # whoever reads has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+        return 0
+    except KeyboardInterrupt as stopped:
+        if str(stopped):
+            say(f"\n{stopped}", to="stderr")
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:
         say(f"pydiff: {error}", to="stderr")
