@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydiff.data.arrays import from_array
 from pydiff.data.asked import Asked, asked
+from pydiff.data.clip_files import holds_clips, load_clips
 from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset, plural
 from pydiff.data.describe import describe
@@ -26,6 +27,7 @@ from pydiff.data.pixels import from_uint8, to_uint8
 from pydiff.data.points import Points, swiss_roll
 from pydiff.data.sounds import Sounds, check_sound, holds_sounds, load_sounds
 from pydiff.data.sources import EXPECTED, load_path
+from pydiff.data.stream import load_streamed
 from pydiff.data.tones import load_tones
 
 __all__ = [
@@ -64,6 +66,7 @@ def load(
     frame_rate: float | None = None,
     rate: int | None = None,
     seconds: float | None = None,
+    cache_gb: float = 0,
 ) -> Dataset:
     """A data set from almost anything. What was decided, converted or left out is in its `notes` and `skipped`.
 
@@ -83,18 +86,32 @@ def load(
     bits      8, 10, 12, 14 or 16: how many bits of deeper grey are used; None is as few as hold the values
     limit     GiB of memory that the data may take, 4 if None
     rate, seconds   of sounds: samples a second, and how long each is made; a folder is then read for its sounds
-
     frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
+    cache_gb  above 0, pictures of a folder, a .zip, .tar or .parquet file are decoded when they are needed, and this
+              many GB of them are kept: for data larger than memory, see stream.py
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
     if rate is not None or seconds is not None or _is_sound(source):
+        if cache_gb:
+            raise ValueError("cache_gb is for pictures; leave it out for sounds")
         return _load_sounds(source, size, channels, labels, captions, rate, seconds)
     wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
+    if cache_gb:
+        if labels is not None or captions is not None or not _is_path(source) or source in NAMED:
+            raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
+        return load_streamed(Path(source).expanduser(), wanted.size, wanted.channels, cache_gb)
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
+    path = Path(source).expanduser() if _is_path(source) and source not in NAMED else None
+    if path is not None and path.is_dir() and (frames is not None or frame_rate is not None or holds_clips(path)):
+        return load_clips(path, frames, frame_rate, wanted.size, wanted.channels)
     dataset = _of_length(_loaded(source, labels, captions, wanted), frames, frame_rate)
     return _fitted(dataset, wanted)
+
+
+def _is_path(source) -> bool:
+    return isinstance(source, (str, os.PathLike))
 
 
 def _of_length(dataset, frames, frame_rate):

@@ -58,6 +58,12 @@ def look(source, limit: Limit = USUAL) -> Look | None:
         return None
 
 
+def read_size(source) -> tuple[int, int] | None:
+    """(height, width) from the header, before any rotation, or None if there is no readable header."""
+    found = look(source)
+    return None if found is None else found.size
+
+
 def _top(picture, packed, limit) -> int:
     """The largest grey value of a picture that has more than 8 bits, or what the file says it can be."""
     if not picture.mode.startswith("I"):

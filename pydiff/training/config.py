@@ -31,12 +31,13 @@ READING = {
     "split": "split",
     "bits": "bits",
     "limit": "limit",
+    "cache_gb": "cache_gb",
     "frames": "frames",
     "frame_rate": "frame_rate",
     "rate": "rate",
     "seconds": "seconds",
 }
-NOT_OF_IMAGES = ("frames", "frame_rate", "rate", "seconds")
+NOT_OF_IMAGES = ("cache_gb", "frames", "frame_rate", "rate", "seconds")
 
 
 def reading(options) -> dict:
@@ -134,6 +135,8 @@ class LoopOptions:
 class Options(LoopOptions):
     """What a training run of a diffusion model computes."""
 
+    cache_gb: float = 0.0
+    """GB of decoded pictures to keep, where they are decoded when they are needed; 0: all of them, from the start."""
     size: int | tuple[int, int] | None = None
     """Side length of the pictures in pixels, or height and width; left out, what the data has."""
     init_from: str | None = None
@@ -232,6 +235,7 @@ class Options(LoopOptions):
         for name in ("channels", "attention"):
             _several(self, name, 1 if name == "channels" else 0)
         _between(self, "offset_noise", 0, math.inf)
+        _between(self, "cache_gb", 0, math.inf)
         if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
             raise ValueError(f"text must be one of {', '.join(known)}, or the folder of an encoder; got {self.text!r}")
         for name in ("dropout", "label_drop"):
