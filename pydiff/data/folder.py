@@ -17,7 +17,7 @@ from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import divided, natural, renumbered
 from pydiff.data.dataset import Dataset, plural, printable
 from pydiff.data.picture import SUFFIXES, Picture, look, read_frames
-from pydiff.data.pixels import to_channels
+from pydiff.data.pixels import check_room, to_channels
 from pydiff.data.unreadable import FOLDERS, is_thumbnail, notes_on, readable
 
 THREADS = min(4, os.cpu_count() or 1)  # decoders run outside the interpreter lock; each may hold one large picture
@@ -164,6 +164,7 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, i
     pictures: dict[str, Picture] = {}
     while True:
         total = sum(found.frames if most is None else 1 for found in looks.values() if found)
+        check_room(total, target, 2)  # one by one, and then all in one array; of one channel at least
         asked.limit.check(total * target[0] * target[1] * 8, f"{plural(total, 'picture')} of {target[0]} x {target[1]}")
         reader = partial(read_frames, size=target, top=top, limit=asked.limit, most=most)
         results = dict(zip(sources, each(reader, sources, "reading"), strict=True))
