@@ -164,7 +164,7 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, i
     pictures: dict[str, Picture] = {}
     while True:
         total = sum(found.frames if most is None else 1 for found in looks.values() if found)
-        check_room(total, target, 2)  # one by one, and then all in one array; of one channel at least
+        check_room(max(total, 1), target, 2)  # one by one, and then all in one array; of one channel at least
         asked.limit.check(total * target[0] * target[1] * 8, f"{plural(total, 'picture')} of {target[0]} x {target[1]}")
         reader = partial(read_frames, size=target, top=top, limit=asked.limit, most=most)
         results = dict(zip(sources, each(reader, sources, "reading"), strict=True))
