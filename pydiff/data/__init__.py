@@ -24,6 +24,7 @@ from pydiff.data.parquet import holds_parquet, load_parquet
 from pydiff.data.pixels import check_size, from_uint8, to_uint8
 from pydiff.data.points import Points, swiss_roll
 from pydiff.data.sounds import Sounds, check_sound, holds_sounds, load_sounds
+from pydiff.data.spoken import load_captions, load_prompts, load_spoken_digits, load_synthetic_digits
 from pydiff.data.tones import load_tones
 
 __all__ = [
@@ -42,7 +43,13 @@ __all__ = [
 
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
 NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll}
-NAMED_SOUNDS = {"tones": load_tones}
+NAMED_SOUNDS = {
+    "tones": load_tones,
+    "spoken-digits": load_spoken_digits,
+    "spoken-captions": load_captions,
+    "spoken-prompts": load_prompts,
+    "synthetic-digits": load_synthetic_digits,
+}
 
 
 def load(

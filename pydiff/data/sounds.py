@@ -97,28 +97,54 @@ def load_sounds(
     Files with the suffix of a sound that cannot be read, or hold silence alone, are skipped and listed.
     ValueError if no sound is left, or if more than half are broken.
     """
-    from pydiff.data.folder import each, find_files, labels_of
+    from pydiff.data.folder import find_files
+
+    check_sound(rate, seconds, channels)
+    paths, _, skipped = find_files(root, SUFFIXES)
+    if not paths:
+        raise ValueError(f"{root} holds no sounds; expected files such as .wav in it or in its subfolders")
+    return load_files(str(root), {path: root / path for path in paths}, rate, seconds, channels, skipped=skipped)
+
+
+def load_files(
+    name,
+    sources: dict[str, Path | bytes],
+    rate=None,
+    seconds=None,
+    channels=None,
+    *,
+    skipped=(),
+    labels=None,
+    classes=None,
+) -> Sounds:
+    """Files of sound by name, or their contents, as Sounds. labels: {name: number of its class}, with classes, their
+    names; None reads classes from the names, which are paths. skipped: what is known to be unusable already.
+
+    ValueError if more than half are broken.
+    """
+    from pydiff.data.folder import each, labels_of
 
     rate, seconds, channels = check_sound(rate, seconds, channels)
-    paths, _, skipped = find_files(root, SUFFIXES)
     length = max(1, round(rate * seconds))
     read = partial(read_sound, rate=rate, length=length, channels=channels)
-    results = dict(zip(paths, each(read, {path: root / path for path in paths}, "reading", "sound"), strict=True))
+    results = dict(zip(sources, each(read, sources, "reading", "sound"), strict=True))
     usable = {path: found for path, found in results.items() if isinstance(found, Prepared)}
     skipped = sorted([*skipped, *((printable(path), why) for path, why in results.items() if isinstance(why, str))])
     if len(skipped) > len(usable):
         path, reason = skipped[0]
         raise ValueError(
-            f"{len(skipped)} of {len(skipped) + len(usable)} sounds in {root} cannot be used "
+            f"{len(skipped)} of {len(skipped) + len(usable)} sounds in {name} cannot be used "
             f"(first: {path}: {reason}); remove or repair them"
         )
-    if not usable:
-        raise ValueError(f"{root} holds no sounds; expected files such as .wav in it or in its subfolders")
     found = [path for path, one in usable.items() for _ in one.pieces]
-    labels, classes, class_notes = labels_of(found, "sound")
+    class_notes = []
+    if labels is None:
+        numbers, classes, class_notes = labels_of(found, "sound")
+    else:
+        numbers = np.array([labels[path] for path in found], np.int64)
     samples = np.stack([piece for one in usable.values() for piece in one.pieces])[:, None]
     notes = [*notes_on(list(usable.values()), rate, seconds), *class_notes]
-    return Sounds(str(root), samples, labels, classes, skipped, notes, rate=rate)
+    return Sounds(name, samples, numbers, classes, skipped, notes, rate=rate)
 
 
 def holds_sounds(root: Path) -> bool:
