@@ -147,7 +147,7 @@ def _load_sounds(source, size, channels, labels, captions, rate, seconds) -> Sou
     if isinstance(source, str) and source in NAMED_SOUNDS:
         given = {"rate": rate, "seconds": seconds}
         return NAMED_SOUNDS[source](**{name: value for name, value in given.items() if value is not None})
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike)) or source in NAMED:
         raise ValueError("rate and seconds are for a folder of sounds or a named set of sounds; leave them out")
     path = Path(source).expanduser()
     if not path.is_dir():

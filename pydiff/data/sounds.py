@@ -28,6 +28,7 @@ PEAK = 0.99  # no louder than that
 SILENT = 1e-4  # a sound whose largest sample is below that, -80 dB, is none
 QUIET = 10 ** (-40 / 20)  # ends this far below the loudest 10 ms are trimmed
 MARGIN = 0.02  # seconds that are kept of what would be trimmed
+SHORTEST = 0.005  # seconds; what is shorter is a click
 LONGEST = 600.0  # seconds read of one file
 MOST_PIECES = 600  # taken of one file
 GRID = 2.0**15  # samples are whole numbers over this: the last bits, which differ from machine to machine, are gone
@@ -237,6 +238,8 @@ def prepared(sound: Sound, rate: int, length: int, channels: int) -> Prepared:
         raise Unreadable("it holds NaN or infinite numbers")
     if len(x) < 2:
         raise Unreadable("it holds a single sample")
+    if len(x) < SHORTEST * own:
+        raise Unreadable(f"it is {1000 * len(x) / own:.2g} ms long")
     clipped = is_clipped(x)
     x = x.mean(1, keepdims=True) if channels == 1 else np.repeat(x, 2, 1) if count == 1 else x[:, :channels]
     mean = x.mean(0)
