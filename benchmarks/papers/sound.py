@@ -39,7 +39,7 @@ def trained(folder, steps):
     """(run, seconds of training by its log, which leaves out pauses)."""
     from pydiff.report.write import training_time
 
-    run = pydiff.train(load_tones(rate=RATE, seconds=SECONDS), out=folder, steps=steps, announce=print, **RECIPE)
+    run = pydiff.train("tones", rate=RATE, seconds=SECONDS, out=folder, steps=steps, announce=print, **RECIPE)
     return run, training_time([row["time"] for row in run.log()])
 
 
