@@ -106,6 +106,7 @@ def test_the_page_has_players(runs, codec, tmp_path):
     assert "media-src data:" in page
     assert "recognise the noise in a sound" in page
     assert "Play in turn" in page
+    assert "new sound 2, E4" in page  # the classes take turns
 
 
 def test_long_sounds_are_shortened_on_the_page_and_it_is_said():
@@ -117,7 +118,7 @@ def test_long_sounds_are_shortened_on_the_page_and_it_is_said():
     assert 5 < seconds < 10
     sounds = np.zeros((1, 1, codec.length, 2), np.float32)
     assert f"the first {seconds:.3g} of 60 seconds" in listen.section(
-        codec, sounds, sounds, None, listen.Heard([], [], [])
+        codec, sounds, None, sounds, None, listen.Heard([], [], [])
     )
 
 

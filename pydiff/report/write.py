@@ -76,14 +76,16 @@ def write_report(
         commands=_commands(directory, dataset.name, samples.shape),
         prediction=pipeline.process.prediction,
         noun=codec.noun,
-        listen="" if heard is None else _listen(codec, drawn, dataset, heard),
+        listen="" if heard is None else _listen(pipeline, drawn, asked, dataset, heard),
     )
     return write_page(directory / "report.html", page)
 
 
-def _listen(codec, drawn, dataset, heard):
-    shown = spread(len(dataset), listen.SHOWN)
-    return listen.section(codec, drawn, dataset.samples(shown), _short(dataset.titles(shown)), heard)
+def _listen(pipeline, drawn, asked, dataset, heard):
+    shown, classes = spread(len(dataset), listen.SHOWN), pipeline.conditioning.classes
+    wanted = None if classes is None else [classes[number] for number in asked["class_labels"]]
+    titles = _short(dataset.titles(shown))
+    return listen.section(pipeline.codec, drawn, wanted, dataset.samples(shown), titles, heard)
 
 
 def _prompts(conditioning, dataset, n, given):
