@@ -1,4 +1,4 @@
-"""The command line: pydiff demo | train | sample | report | data | words | bench | info.
+"""The command line: pydiff demo | train | sample | report | data | words | segment | ink | bench | info.
 
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
@@ -6,7 +6,7 @@ The flags of `train` and `demo` are the fields of Options; tyro reads names, typ
 import os
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,13 +53,16 @@ class Train:
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
+    accumulate: int | None = None
+    """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
 
     def run(self):
         from pydiff.training.distributed import is_first
 
         announce()
-        run = train_command(self.data, self.out, self.training, self.device)
+        parts = {} if self.accumulate is None else {"shards": self.accumulate}
+        run = train_command(self.data, self.out, replace(self.training, **parts), self.device)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
@@ -82,7 +85,7 @@ class Sample:
     """What guidance shall lead away from."""
     out: Path | None = None
     """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
-    file each; left out, samples.png, or the folder samples for sounds."""
+    file each, which several processes can fill; left out, samples.png, or the folder samples for sounds."""
     sampler: Literal[tuple(SAMPLERS)] | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
@@ -118,9 +121,16 @@ class Sample:
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
     def run(self):
-        import numpy as np
+        from pydiff.training.distributed import join
 
-        from pydiff.report.files import check_name, default_name, save_samples
+        group = join()
+        with group.together(), group.own_threads():
+            self.draw(group)
+
+    def draw(self, group):
+        """Draws, together with the other processes of the group."""
+        from pydiff.drawing import Order, draw
+        from pydiff.report.files import check_name, default_name
         from pydiff.run import load
 
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
@@ -131,19 +141,17 @@ class Sample:
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
         n = (16 if prompts is None else 1) if self.n is None else self.n
-        choices["labels"] = None if self.label is None else np.full(n * len(prompts or [""]), self.label)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
-        words = {"prompts": prompts, "negative_prompt": self.negative_prompt}
-        images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
-        said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(self.guidance)}
-        said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
-        save_samples(out, images, run.codec, n, prompts, said)
+        order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
+        done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
         if self.label and run.classes:
             kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
-        say(f"{len(images)} {run.codec.noun}s{kind} in {out}")
+        kept = f", {done.kept} of them from before" if done.kept else ""
+        if group.first:
+            say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
 
 
 @dataclass
@@ -151,9 +159,11 @@ class Report:
     """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real pictures."""
 
     run_folder: Path
-    """Folder of a run."""
+    """Folder of a run, finished or not, or of a model."""
     out: Path | None = None
     """Folder for the page, samples.png and the film; left out, the run's own."""
+    data: str | None = None
+    """Where the training data are, if they are not where they were."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
     """How many samples to draw."""
     sampler: Literal["ddim", "ddpm"] = "ddpm"
@@ -169,7 +179,7 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        say(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
+        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
 
 
 @dataclass
@@ -212,6 +222,69 @@ class Words:
 
 
 @dataclass
+class Segment:
+    """Train a U-Net to say what every pixel of an image shows; judge it on held-out images, beside a threshold."""
+
+    data: str
+    """shapes, or a folder with the subfolders images and masks, files of the same names in both."""
+    out: Path = Path("runs/segment")
+    """Folder of the run: checkpoints, model, segmentation.html. The same command again goes on where it stopped."""
+    steps: int = 600
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Images per step."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    size: int | None = None
+    """Side length to resize to."""
+    dice: float = 1.0
+    """Weight of the Dice loss beside cross-entropy."""
+    mirror: bool = True
+    """Mirror half of the images, and their masks, left to right."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
+
+    def run(self):
+        from pydiff import segment
+        from pydiff.data.masks import load_masked
+
+        data = load_masked(self.data, self.size)
+        say(data.summary())
+        names = ("steps", "batch_size", "lr", "dice", "mirror", "seed", "device")
+        result = segment.train(data, out=self.out.expanduser(), **{name: getattr(self, name) for name in names})
+        own, other = (result.scores[name]["mean iou"] for name in ("network", "threshold"))
+        held = f"on {len(result.held_out)} held-out images"
+        say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
+
+
+@dataclass
+class Ink:
+    """Why are they called diffusion models? A drop of ink beside an emoji whose pixels diffuse, on one page."""
+
+    out: Path = Path("ink")
+    """Folder for ink.html and the film."""
+    emoji: str = "firefighter"
+    """What the emoji's caption contains."""
+    seed: int = 0
+    """Of the random walks."""
+
+    def run(self):
+        from pydiff.data import load
+        from pydiff.report.ink import write_ink_page
+
+        data = load("emoji", channels=3)
+        words = [" ".join(row) for row in data.captions]
+        found = [i for i, told in enumerate(words) if self.emoji.lower() in told.lower()]
+        if not found:
+            raise ValueError(f"no emoji's caption contains {self.emoji!r}; try heart, apple or firefighter")
+        page, rows = write_ink_page(self.out.expanduser(), data.images[found[0]], self.seed)
+        worst = max(row[-1] for row in rows)
+        say(f"the density by steps is off the exact one by at most {100 * worst:.2f} % of its peak\n{page}")
+
+
+@dataclass
 class Bench:
     """Time the kernels on this machine: reference, array path, C++, and PyTorch where it is installed."""
 
@@ -245,6 +318,8 @@ COMMANDS = {
     "report": Report,
     "data": Data,
     "words": Words,
+    "segment": Segment,
+    "ink": Ink,
     "bench": Bench,
     "info": Info,
 }
@@ -300,6 +375,11 @@ def main(arguments=None):
     from pydiff.training import Interrupted
     from pydiff.training.distributed import is_first
 
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        from pydiff import __version__
+
+        say(f"pydiff {__version__}")
+        return 0
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]
     for other in annotated[1:]:
@@ -320,7 +400,12 @@ def main(arguments=None):
         if is_first():
             say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
-    except KeyboardInterrupt:
+    except BrokenPipeError:  # whoever reads has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+        return 0
+    except KeyboardInterrupt as stopped:
+        if str(stopped) and is_first():
+            say(f"\n{stopped}", to="stderr")
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:
         say(f"pydiff: {error}", to="stderr")

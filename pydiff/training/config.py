@@ -18,7 +18,8 @@ from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
 
-READING = ("size", "frames", "frame_rate", "rate", "seconds")  # options that say how data are read
+ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient accumulation
+READING = ("size", "cache_gb", "frames", "frame_rate", "rate", "seconds")  # options that say how data are read
 
 
 def reading(options: dict) -> dict:
@@ -86,6 +87,7 @@ class LoopOptions:
     @classmethod
     def from_keywords(cls, keywords):
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
+        keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 import difflib
@@ -109,8 +111,12 @@ class LoopOptions:
 class Options(LoopOptions):
     """What a training run of a diffusion model computes."""
 
+    cache_gb: float = 0.0
+    """GB of decoded pictures to keep, where they are decoded when they are needed; 0: all of them, from the start."""
     size: int | None = None
     """Side length of the pictures in pixels; left out, what the data has."""
+    init_from: str | None = None
+    """Folder of a run or of a model to begin with the weights of; left out, they are drawn."""
     rate: int | None = None
     """Of sounds: samples a second; left out, 8000."""
     seconds: float | None = None
@@ -187,6 +193,7 @@ class Options(LoopOptions):
         if self.image_share is not None:
             _between(self, "image_share", 0, 1)
         _between(self, "offset_noise", 0, math.inf)
+        _between(self, "cache_gb", 0, math.inf)
         if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
             raise ValueError(f"text must be one of {', '.join(known)}, or the folder of an encoder; got {self.text!r}")
         for name in ("dropout", "label_drop"):
