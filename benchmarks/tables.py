@@ -38,6 +38,10 @@ def table_of(report):
         return sound_table(report["tones"]) + "\n"
     if "scaling" in report:
         return "\n".join([setting(report), "", *scaling_table(report)]) + "\n"
+    if "distributed" in report:
+        from benchmarks.distributed import table
+
+        return "\n".join(table(report)) + "\n"
     if "errors" in report:
         return "\n".join(winograd_table(report)) + "\n"
     whole = any("images_s" in row for row in report["rows"])
@@ -278,12 +282,13 @@ def times(ratio):
 
 
 def main():
-    """Rewrites the READMEs of the benchmarks and of the project, and the pages on Winograd's algorithm and on sound."""
+    """Rewrites the READMEs of the benchmarks and of the project, and the pages that have tables."""
     for readme in (
         HERE / "README.md",
         HERE.parent / "README.md",
         HERE.parent / "docs/winograd.md",
         HERE.parent / "docs/sound.md",
+        HERE.parent / "docs/distributed.md",
     ):
         readme.write_text(render(readme.read_text(), HERE / "results"))
     return 0
