@@ -80,7 +80,7 @@ def write_report(
     save_png(directory / "samples.png", grid(samples))
     save_film(directory / "film", [grid(frame) for frame in trace.x])
     more = _in_time(codec, dataset, overseen) if kept else ""
-    more = more if heard is None else _listen(codec, drawn, dataset, heard)
+    more = more if heard is None else _listen(pipeline, drawn, asked, dataset, heard)
     page = Page(
         name=name,
         facts=_facts(pipeline, dataset, log, step, count),
@@ -110,11 +110,14 @@ def _in_time(codec, dataset, overseen):
     return clips_section(overseen, codec, data)
 
 
-def _listen(codec, drawn, dataset, heard):
+def _listen(pipeline, drawn, asked, dataset, heard):
+    classes = pipeline.conditioning.classes
+    wanted = None if classes is None else [classes[number] for number in asked["class_labels"]]
     if dataset is None:
-        return listen.section(codec, drawn, drawn[:0], None, heard)
+        return listen.section(pipeline.codec, drawn, wanted, drawn[:0], None, heard)
     shown = spread(len(dataset), listen.SHOWN)
-    return listen.section(codec, drawn, dataset.samples(shown), _short(dataset.titles(shown)), heard)
+    titles = _short(dataset.titles(shown))
+    return listen.section(pipeline.codec, drawn, wanted, dataset.samples(shown), titles, heard)
 
 
 def _prompts(conditioning, dataset, n, given):
