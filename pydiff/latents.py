@@ -41,6 +41,12 @@ class Latents(Codec):
         check_size(samples.shape[1:3], self.factor)
         return np.concatenate([self.encode_floats(from_uint8(image[None])) for image in samples])
 
+    def encode_with_holes(self, samples, holes):
+        """The same with mid grey where holes (N, H, W, 1) are 1, for networks that fill in."""
+        check_size(np.shape(samples)[1:3], self.factor)
+        x = from_uint8(samples) * (1 - np.asarray(holes, np.float32))
+        return np.concatenate([self.encode_floats(one[None]) for one in x])
+
     def encode_floats(self, x):
         """The same of images (N, H, W, C) in [-1, 1]."""
         xp = self._library()

@@ -12,6 +12,7 @@ import numpy as np
 from pydiff import backend, edit
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
+from pydiff.formats import opened as model_files
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
@@ -108,7 +109,7 @@ class Run:
         sampler=None,
         steps=None,
         labels=None,
-        guidance=1.0,
+        guidance=None,
         eta=0.0,
         *,
         prompts=None,
@@ -128,8 +129,9 @@ class Run:
         model with a text encoder: n pictures of each (1 if None), one prompt after the other, number k of each with the
         noise of number k; "[a] - [b] + [c]" is calculated. negative_prompt: what guidance leads away from. condition:
         other arrays that the model was trained with, by name, or what `embed` gives. guidance: how much more than the
-        network says to follow all that (Ho & Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma /
-        alpha where that is done; rescale: 0 to 1, how far contrast is brought back. batch_size: drawn at a time, 64.
+        network says to follow all that (Ho & Salimans 2022), 1 for plain, None for what suits the model; interval:
+        (low, high), noise levels sigma / alpha where that is done; rescale: 0 to 1, how far contrast is brought back.
+        batch_size: drawn at a time.
         progress: True shows a bar.
         device: None for where the model is; "cpu", "cuda" or "simt" move it there first, to stay.
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
@@ -150,7 +152,7 @@ class Run:
         sampler=None,
         steps=None,
         labels=None,
-        guidance=1.0,
+        guidance=None,
         eta=0.0,
         *,
         prompts=None,
@@ -249,13 +251,13 @@ def load(directory, **wishes):
     """
     wishes = pipeline_folder.Wishes(**wishes)
     directory = Path(directory).expanduser()
-    if not directory.is_dir():
+    if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
     is_run = (directory / "log.jsonl").exists()
     folder = directory / "model" if is_run else directory
     if is_run and not checkpoint.holds_model(folder):
         raise FileNotFoundError(f"{directory} holds no finished model yet; train it to the end first")
-    pipeline, history, notes = pipeline_folder.load(folder, wishes)
+    pipeline, history, notes = model_files.load(folder, wishes)
     beside = {"directory": directory, "log": RunDirectory(directory).log} if is_run else {}
     beside |= {"data_name": history.get("data", ""), "step": history.get("step", 0)}
     run = Run.of_pipeline(pipeline, history.get("options", {}), **beside)

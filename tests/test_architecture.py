@@ -147,7 +147,7 @@ MAY_IMPORT = {
     "models": "backend arrays tensor ops nn",
     "codec": "arrays",
     "latents": "arrays tensor models codec",
-    "text": "",
+    "text": "arrays tensor models",
     "text.learned": "arrays tensor models text",
     "condition": "arrays text",
     "diffusion.table": "",
@@ -157,6 +157,7 @@ MAY_IMPORT = {
     "data": "random codec condition",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
+    "stable_diffusion": "backend arrays tensor ops models condition diffusion latents pipeline",
     "edit": "backend diffusion",
     "formats.safetensors": "",
     "formats.files": "formats.safetensors",
@@ -170,9 +171,19 @@ MAY_IMPORT = {
     "formats.diffusers.unet": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
     "formats.diffusers.autoencoder": "models formats.safetensors formats.files formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.parameters",
+    "formats.diffusers.unet_condition": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
+    "formats.diffusers.text_encoder": "models nn text formats.safetensors formats.files formats.schema formats.weights "
+    "formats.diffusers.folder formats.diffusers.parameters",
+    "formats.embeddings": "formats.safetensors formats.files formats.pytorch",
+    "formats.ldm": "formats.safetensors",
     "formats.diffusers.pipeline": "codec condition diffusion models pipeline store formats.safetensors formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
     "formats.diffusers.scheduler",
+    "formats.diffusers.stable_diffusion": "condition nn text latents stable_diffusion formats.safetensors "
+    "formats.weights formats.embeddings formats.diffusers",
+    "formats.single_file": "text stable_diffusion formats.safetensors formats.files formats.pytorch formats.ldm "
+    "formats.diffusers",
+    "formats.opened": "store formats.safetensors formats.single_file formats.diffusers",
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
