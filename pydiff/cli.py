@@ -55,10 +55,13 @@ class Train:
     training: Options = field(default_factory=Options)
 
     def run(self):
+        from pydiff.training.distributed import is_first
+
         announce()
         run = train_command(self.data, self.out, self.training, self.device)
-        show(run)
-        say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+        if is_first():
+            show(run)
+            say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
 
 
 @dataclass
@@ -303,6 +306,7 @@ def main(arguments=None):
     from pydiff.store.checkpoint import CheckpointError
     from pydiff.text import PromptWarning
     from pydiff.training import Interrupted
+    from pydiff.training.distributed import is_first
 
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]
@@ -321,7 +325,8 @@ def main(arguments=None):
             )
             command.run()
     except Interrupted as stopped:
-        say(f"\n{stopped}; the same command goes on from there", to="stderr")
+        if is_first():
+            say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
     except KeyboardInterrupt:
         return 130

@@ -78,6 +78,12 @@ class Codec:
         """Noise like x as images: three standard deviations are black and white, no noise is mid grey."""
         return to_uint8(to_host(eps) / NOISE_RANGE)
 
+    mask_forms = "(H, W) or (N, H, W)"
+
+    def mask_axes(self, mask) -> np.ndarray:
+        """A mask as a user gives it, see `mask_forms`, with as many axes as samples have."""
+        return {2: mask[None, ..., None], 3: mask[..., None]}.get(mask.ndim, mask) if mask.ndim else mask
+
     def encode_mask(self, mask) -> np.ndarray:
         """(N, H, W, C or 1) from 0 to 1 over samples -> the same over x, to be broadcast to (N, *shape)."""
         return mask

@@ -14,13 +14,13 @@ from pydiff.diffusion.samplers import SAMPLERS
 def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trailing", strength=1.0, **common):
     """Draws anew where `mask` is 1 or True and keeps the pictures where it is 0.
 
-    mask: (H, W), (N, H, W) or (N, H, W, 1 or C), bool or 0 .. 1. resample: RePaint, with each step taken so many times,
-    so that the new part comes to fit the rest; 0 for the model's own scheduler, with what is known put in after every
-    step. None is 5, or 0 for models of Stable Diffusion; those that were trained to fill in do that, whatever is said.
-    steps: 50 if None, or what suits the scheduler. strength: for the latter two, see `image_to_image`.
-    `common`: see `edited`.
+    mask: (H, W), (N, H, W) or (N, H, W, 1 or C), bool or 0 .. 1; of clips (F,), whole frames, (H, W) or (F, H, W); of
+    points (D,) or (N, D). resample: RePaint, with each step taken so many times, so that the new part comes to fit the
+    rest; 0 for the model's own scheduler, with what is known put in after every step. None is 5, or 0 for models of
+    Stable Diffusion; those that were trained to fill in do that, whatever is said. steps: 50 if None, or what suits the
+    scheduler. strength: for the latter two, see `image_to_image`. `common`: see `edited`.
     """
-    given = _mask(mask, images)
+    given = _mask(mask, pipeline.codec, images)
     resample = (0 if pipeline.edits_by_scheduler else 5) if resample is None else resample
     mask = _mask_of_x(given, pipeline.codec, len(images))
     beside = pipeline.beside(images, given)
@@ -172,13 +172,13 @@ def _without_clip(more):
     return {name: value for name, value in more.items() if name != "clip"}
 
 
-def _mask(mask, images):
-    """A mask over samples, checked: (N or 1, H, W, C or 1) float32."""
+def _mask(mask, codec, images):
+    """A mask over samples, checked: float32 with as many axes as they have."""
     given, shape = np.asarray(mask), np.shape(images)
-    mask = {2: given[None, ..., None], 3: given[..., None]}.get(given.ndim, given) if given.ndim else given
-    fits = mask.ndim == len(shape) == 4 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
-    if not fits or mask.shape[1:3] != shape[1:3] or mask.dtype.kind not in "biuf":
-        raise ValueError(f"mask is {given.dtype} {given.shape}, expected (H, W) or (N, H, W) to go with {shape}")
+    mask = codec.mask_axes(given)
+    fits = mask.ndim == len(shape) > 0 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
+    if not fits or (len(shape) == 4 and mask.shape[1:3] != shape[1:3]) or mask.dtype.kind not in "biuf":
+        raise ValueError(f"mask is {given.dtype} {given.shape}, expected {codec.mask_forms} to go with {shape}")
     mask = mask.astype(np.float32)
     if not ((mask >= 0) & (mask <= 1)).all():
         raise ValueError(f"mask goes from {mask.min()} to {mask.max()}, expected 0 (keep) .. 1 (draw); divide by 255?")

@@ -18,7 +18,7 @@ from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.training import DiffusionTask, Interrupted, Options, fit, opened
+from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 
 
 class Run:
@@ -95,7 +95,7 @@ class Run:
     def dataset(self):
         """The training data, loaded again if need be."""
         if self._dataset is None:
-            self._dataset = load_data(self.data_name, size=self.options.get("size"))
+            self._dataset = load_data(self.data_name, **reading(self.options))
         return self._dataset
 
     def log(self):
@@ -266,38 +266,45 @@ def load(directory, **wishes):
 
 
 @backend.trimmed()
-def train(data, *, out=None, progress=True, device="cpu", model=None, codec=None, announce=None, **options):
+def train(
+    data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, announce=None,
+    distributed="auto", **options,
+):  # fmt: skip
     """Trains a diffusion model on pictures and returns the finished `Run`.
 
     data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
-    (N, H, W, C), or a Dataset.
+    (N, H, W, C), or a Dataset; "swiss-roll" or an array (N, D) of points; "moving-shapes", a folder of films or an
+    array (N, F, H, W, C) of clips. images: to be learned beside clips, see `task_for`.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
     another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`.
-    announce: called with a few lines on the data before the first step. Every other keyword is a field of
-    pydiff.Options.
+    announce: called with a few lines on the data before the first step. distributed: "auto" shares the work with the
+    other processes that mpiexec started, "mpi" insists on that, "off" works alone; docs/distributed.md. Every other
+    keyword is a field of pydiff.Options.
 
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
-    options = Options.from_keywords(options)
-    with backend.use_device(device):  # a missing GPU is reported before a large data set is read
-        dataset = load_data(data, size=options.size)
-        if announce:
-            announce(f"{dataset.summary()}; training on {device}")
-        task = DiffusionTask(dataset, options, model, codec)
-        for note in task.notes if announce else ():
-            announce(note)
-    with opened(task, options, out, device) as (trainer, folder):
-        run = _run_of(trainer, folder)
-        try:
-            fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress)
-        except Interrupted as interrupted:
-            interrupted.run = run
-            raise
-        if folder is not None:
-            run.save(folder.path / "model")
+    group = join(distributed)
+    with group.together(), group.own_threads():
+        announce = announce if announce and group.first else (lambda _: None)
+        options = settled(Options.from_keywords(options), out, group)
+        with backend.use_device(device):  # a missing GPU is reported before a large data set is read
+            dataset = load_data(data, **reading(options.to_config()))
+            announce(f"{dataset.summary()}; training on {device}{group.described()}")
+            task = task_for(dataset, options, model, codec, images)
+            for note in task.notes:
+                announce(note)
+        with opened(task, options, out, device, group) as (trainer, folder):
+            run = _run_of(trainer, folder)
+            try:
+                fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
+            except Interrupted as interrupted:
+                interrupted.run = run
+                raise
+            if folder is not None:
+                run.save(folder.path / "model")
     return run
 
 

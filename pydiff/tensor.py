@@ -136,11 +136,12 @@ class Tensor:
         """The same data without its history: a constant from here on."""
         return Tensor(self.data)
 
-    def backward(self, grad=None):
+    def backward(self, grad=None, finished=None):
         """Adds d(self)/d(leaf), contracted with `grad`, to the .grad of every leaf that requires one.
 
         grad: array of self's shape, the gradient of the final quantity with respect to self; may be left out (1) for a
-        tensor of one element. Frees the graph: a second backward through it raises RuntimeError.
+        tensor of one element. finished: called with each leaf as soon as its .grad will not change any more, while the
+        rest is still computed. Frees the graph: a second backward through it raises RuntimeError.
         """
         if grad is None:
             if self.size != 1:
@@ -155,7 +156,7 @@ class Tensor:
             )
         if not self.requires_grad:
             raise RuntimeError("this tensor does not depend on anything that requires a gradient")
-        _run_backward(self, grad.astype(self.dtype, copy=False))
+        _run_backward(self, grad.astype(self.dtype, copy=False), finished)
 
 
 class Function:
@@ -244,8 +245,9 @@ class Function:
         return outputs if isinstance(result, tuple) else outputs[0]
 
 
-def _run_backward(root, grad):
+def _run_backward(root, grad, finished=None):
     """The chain rule from `root` to the leaves, newest Function first."""
+    pending = [] if finished is None else _leaves(root)
     waiting = {}  # Function -> gradients of its outputs gathered so far
     queue = []  # the same Functions as a heap, newest on top
 
@@ -268,6 +270,8 @@ def _run_backward(root, grad):
 
     give(root, grad)
     while queue:
+        while pending and pending[-1][0] > -queue[0][0]:  # all that used this leaf are done, or were never reached
+            finished(pending.pop()[1])
         _, function = heapq.heappop(queue)
         inputs, gradients, needs = function.inputs, waiting.pop(function), function.needs
         if function.replay:
@@ -289,6 +293,29 @@ def _run_backward(root, grad):
                     )
                 # e.g. a loss in float64 of a network in float32
                 give(tensor, gradient.astype(tensor.dtype, copy=False))
+    for _, leaf in reversed(pending):
+        finished(leaf)
+
+
+def _leaves(root):
+    """[(order of the oldest Function that used it, leaf)] of all leaves below `root`, the oldest use first.
+
+    What a Function replays is newer than the Function, so its own order stands for everything it will record.
+    """
+    if root.maker is None:
+        return [(0, root)]
+    oldest, seen, queue = {}, set(), [root.maker]
+    while queue:
+        function = queue.pop()
+        if function is None or function.inputs is None or function in seen:
+            continue
+        seen.add(function)
+        for tensor in (t for t in function.inputs if t is not None):
+            if tensor.maker is None:
+                order = min(function.order, oldest.get(id(tensor), (function.order,))[0])
+                oldest[id(tensor)] = (order, tensor)
+            queue.append(tensor.maker)
+    return sorted(oldest.values(), key=lambda entry: entry[0])
 
 
 def _accumulate(leaf, gradient):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pydiff import ops
-from pydiff.tensor import Tensor, grad_enabled, no_grad
+from pydiff.recompute import recompute
+from pydiff.tensor import Function, Tensor, grad_enabled, no_grad
 
 
 def leaf(*values, dtype=np.float64):
@@ -200,3 +201,52 @@ def test_only_a_single_number_needs_no_gradient():
     assert x.grad.tolist() == [2]
     x.backward(Tensor(np.ones(1)))
     assert x.grad.tolist() == [3]
+
+
+def test_a_leaf_is_finished_once_and_then_its_gradient_stays():
+    a, b, c, unused = leaf(1.0, 2.0), leaf(3.0, 4.0), leaf(5.0, 6.0), leaf(7.0)
+    x = a * b  # the oldest use of both
+    y = (x + c).reshape(1, 2) @ ops.reshape(c, (2, 1)) + ops.summation(x * b)
+    found = []
+    y.backward(finished=lambda tensor: found.append((tensor, tensor.grad.copy())))
+    assert found[0][0] is c
+    assert {id(tensor) for tensor, _ in found} == {id(a), id(b), id(c)}
+    assert len(found) == 3
+    for tensor, gradient in found:
+        np.testing.assert_array_equal(tensor.grad, gradient)
+    assert unused.grad is None
+
+
+def test_a_leaf_is_finished_before_what_is_older_is_computed():
+    """Whoever sends gradients around wants them early."""
+    first, last, events = leaf(1.0), leaf(2.0), []
+
+    class Noted(Function):
+        def forward(self, x):
+            return x
+
+        def backward(self, g):
+            events.append("older")
+            return g
+
+    (Noted.apply(first * 2) * last).backward(finished=lambda t: events.append("last" if t is last else "first"))
+    assert events == ["last", "older", "first"]
+
+
+def test_what_is_replayed_finishes_with_what_replays_it():
+    w, events = leaf(3.0), []
+
+    def part(x):
+        return x * w * w
+
+    x = leaf(2.0)
+    y = recompute(part, part, [w], [x])
+    (y * w).backward(finished=lambda tensor: events.append((tensor, tensor.grad.tolist())))
+    assert [(t is w, grad) for t, grad in events if t is w] == [(True, w.grad.tolist())]
+    assert {id(t) for t, _ in events} == {id(w), id(x)}
+
+
+def test_a_leaf_alone_is_finished_at_once():
+    x, found = leaf(1.0), []
+    x.backward(finished=found.append)
+    assert found == [x]

@@ -30,7 +30,7 @@ from pydiff.report.grid import grid, save_png
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 # prediction v: at the noisiest steps, where the words decide, the error of eps says next to nothing of the image.
 RECIPE = {
-    "prediction": "v", "batch_size": 16, "lr": 2e-3, "ema": 0.998, "label_drop": 0.1, "sample_every": 0, "size": None,
+    "prediction": "v", "batch_size": 16, "lr": 1e-3, "ema": 0.998, "label_drop": 0.1, "sample_every": 0, "size": None,
     "channels": (16, 32, 64, 128), "attention": (2, 3),
 }  # fmt: skip
 FRAME = (255, 0, 0)

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from pydiff.data.arrays import from_array, load_arrays_file
+from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset
 from pydiff.data.describe import describe
 from pydiff.data.digits import load_digits
@@ -17,12 +18,16 @@ from pydiff.data.emoji import load_emoji
 from pydiff.data.faces import load_faces
 from pydiff.data.fashion import holds_idx, load_fashion
 from pydiff.data.folder import load_folder
+from pydiff.data.moving import SIZE, moving_shapes
 from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.data.parquet import holds_parquet, load_parquet
-from pydiff.data.pixels import check_size, from_uint8, resize, to_channels, to_uint8
+from pydiff.data.pixels import check_size, from_uint8, to_uint8
+from pydiff.data.points import Points, swiss_roll
 
 __all__ = [
+    "Clips",
     "Dataset",
+    "Points",
     "batch_indices",
     "describe",
     "flip",
@@ -33,9 +38,12 @@ __all__ = [
 ]
 
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
+NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll}
 
 
-def load(source, size=None, channels: int | None = None, labels=None, captions=None) -> Dataset:
+def load(
+    source, size=None, channels: int | None = None, labels=None, captions=None, *, frames=None, frame_rate=None
+) -> Dataset:
     """A data set from almost anything.
 
     source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
@@ -47,6 +55,8 @@ def load(source, size=None, channels: int | None = None, labels=None, captions=N
     labels    (N,) integers or strings, for arrays only: folders and files bring their own
     captions  N strings or sequences of strings, or {language: those}, for arrays only, too
 
+    frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
+
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
     size = check_size(size)
@@ -56,6 +66,8 @@ def load(source, size=None, channels: int | None = None, labels=None, captions=N
             raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
         if isinstance(source, str) and source in NAMED:
             dataset = NAMED[source]()
+            if source == "moving-shapes" and (size or frames or frame_rate):
+                return moving_shapes(frames=frames, size=(size or (SIZE,))[0], rate=frame_rate or RATE)
         elif (path := Path(source).expanduser()).is_dir():
             if not holds_idx(path):
                 return load_parquet(path, size, channels) if holds_parquet(path) else load_folder(path, size, channels)
@@ -69,12 +81,23 @@ def load(source, size=None, channels: int | None = None, labels=None, captions=N
             raise ValueError(f"{given} were given with a Dataset, which brings its own; {given}= belongs to arrays")
         dataset = source
     elif hasattr(source, "__array__"):
-        dataset = from_array(source, labels, captions)
+        dataset = from_array(source, labels, captions, rate=frame_rate)
     else:
         raise TypeError(f"cannot load data from {type(source).__name__}; {_EXPECTED}")
-    images = dataset.images if channels is None else to_channels(dataset.images, channels)
-    images = images if size is None else resize(images, size)
-    return dataset if images is dataset.images else dataclasses.replace(dataset, images=images)
+    return _of_length(dataset, frames, frame_rate).resized(size, channels)
+
+
+def _of_length(dataset, frames, frame_rate):
+    """A data set that is there, with so many frames a clip. ValueError where it has none or too few."""
+    if frames is None and frame_rate is None:
+        return dataset
+    if not isinstance(dataset, Clips):
+        raise ValueError(f"{dataset.name} holds {dataset.noun}s, which have no frames; leave frames and frame_rate out")
+    have = dataset.shape[0]
+    if frames is not None and frames > have:
+        raise ValueError(f"{frames} frames were asked for, and the clips have {have}")
+    cut = dataset.images if frames is None else dataset.images[:, :frames]
+    return dataclasses.replace(dataset, images=cut, rate=frame_rate or dataset.rate)
 
 
 _EXPECTED = f"expected {', '.join(map(repr, NAMED))}, a folder of pictures, a .npz, .npy or .parquet file, or an array"

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from pydiff.data import captions as words
+from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset
+from pydiff.data.points import Points
 
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "arr_1")
@@ -37,25 +39,32 @@ def load_arrays_file(path: Path) -> Dataset:
     return from_array(images, labels, texts, name=path.name)
 
 
-def from_array(images, labels=None, captions=None, name: str = "array") -> Dataset:
-    """A data set from (N, H, W), (N, H, W, C) or (N, C, H, W) images and, if given, (N,) labels: integers or strings.
+def from_array(images, labels=None, captions=None, name: str = "array", rate: float | None = None) -> Dataset:
+    """A data set from (N, H, W), (N, H, W, C) or (N, C, H, W) images, (N, F, H, W, C) clips of `rate` frames a second
+    or (N, D) points and, if given, (N,) labels: integers or strings.
 
     captions: N strings or sequences of strings, or {language: those}. uint8 and bool are taken as they are; floats must
     lie in [0, 1] or [-1, 1]. Raises ValueError otherwise.
     """
-    images = np.asarray(images)
-    images, layout = _channels_last(images)
-    images, values = _standard_values(images)
+    images, kind, more, values = np.asarray(images), Dataset, {}, None
+    if images.ndim == 2:
+        kind, layout = Points, f"array {images.shape} read as points (N, D)"
+    elif images.ndim == 5 and images.size:
+        kind, layout = Clips, f"array {images.shape} read as clips (N, F, H, W, C)"
+        more = {"rate": RATE if rate is None else float(rate)}
+        images, values = _standard_values(images)
+    else:
+        images, layout = _channels_last(images)
+        images, values = _standard_values(images)
     notes = [layout, *([values] if values else [])]
-    more = {}
     if captions is not None:
-        more, caption_notes = words.columns(
+        told, caption_notes = words.columns(
             _captions(captions, len(images)), [f"number {i}" for i in range(len(images))]
         )
-        notes += caption_notes
+        more, notes = more | told, notes + caption_notes
     if labels is None:
-        return Dataset(name, images, notes=notes, **more)
-    return Dataset(name, images, *class_labels(labels, len(images)), notes=notes, **more)
+        return kind(name, images, notes=notes, **more)
+    return kind(name, images, *class_labels(labels, len(images)), notes=notes, **more)
 
 
 def _captions(captions, n: int) -> list[list[words.Caption]]:

@@ -8,16 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from pydiff import random
-from pydiff.codec import from_uint8
+from pydiff.codec import Codec, Pixels, from_uint8
 from pydiff.condition import Condition, Conditioning
+from pydiff.data.pixels import resize, to_channels
 
 # `split` draws from the data-order stream at an epoch that training never reaches, so it shares no numbers with it.
 SPLIT_EPOCH = 2**32 - 1
+FEW, LARGE_SIDE, BATCH = 500, 128, 64  # for hints
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Pictures for training. `pydiff.data.load` makes one from a folder, a file or an array.
+
+    Samples of another kind are a subclass (points.py, clips.py), in which `images` holds what the samples are.
 
     name     what it was loaded from
     images   (N, H, W, C) uint8, or float32 in [-1, 1] where the source is finer than 8 bits; read-only
@@ -42,8 +46,11 @@ class Dataset:
     captions: Sequence[Sequence[str]] | None = None
     languages: Sequence[Sequence[str]] | None = None
 
+    noun = "picture"  # what one sample is called
+    mirrors = True  # whether a sample seen in a mirror is as good
+
     def __post_init__(self):
-        object.__setattr__(self, "images", _read_only(_checked_images(self.images)))
+        object.__setattr__(self, "images", _read_only(self._checked(self.images)))
         if (self.labels is None) != (self.classes is None):
             raise ValueError("labels and classes belong together: give both, or neither")
         if self.labels is not None:
@@ -57,10 +64,26 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    @staticmethod
+    def _checked(samples) -> np.ndarray:
+        """The samples as an array, or ValueError for what this kind of data set cannot hold."""
+        return _checked_images(samples)
+
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """(H, W, C) of one picture."""
         return self.images.shape[1:]
+
+    @property
+    def codec(self) -> Codec:
+        """What stands between these samples and what is diffused, where nobody gives another."""
+        return Pixels(self.shape)
+
+    def resized(self, size=None, channels=None) -> "Dataset":
+        """The same pictures at (height, width) `size` and with 1, 3 or 4 channels; None keeps what they have."""
+        images = self.images if channels is None else to_channels(self.images, channels)
+        images = images if size is None else resize(images, size)
+        return self if images is self.images else dataclasses.replace(self, images=images)
 
     def samples(self, indices) -> np.ndarray:
         """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError), as they are stored."""
@@ -166,9 +189,7 @@ class Dataset:
 
     def summary(self) -> str:
         """A few lines of text: count, size, channels, classes, then what was decided and how much was skipped."""
-        height, width, channels = self.shape
-        kind = plural(channels, "channel") + {1: " (grey)", 3: " (RGB)", 4: " (RGBA)"}.get(channels, "")
-        line = f"{self.name}: {plural(len(self), 'picture')}, {height} x {width}, {kind}, {self.images.dtype}"
+        line = f"{self.name}: {self.kind()}, {self.images.dtype}"
         if self.classes is not None:
             line += f", {plural(len(self.classes), 'class', 'classes')}"
         lines = [line, *self.notes]
@@ -176,6 +197,37 @@ class Dataset:
             path, reason = self.skipped[0]
             lines.append(f"{plural(len(self.skipped), 'file')} skipped (first: {path}: {reason})")
         return "\n".join(lines)
+
+    def kind(self) -> str:
+        """How many samples there are and what they are: a phrase."""
+        height, width, channels = self.shape
+        return f"{plural(len(self), 'picture')}, {height} x {width}, {colours(channels)}"
+
+    def facts(self) -> dict[str, str]:
+        """The same for a page: {term: description}."""
+        height, width, channels = self.shape
+        colour = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
+        return {"Pictures": f"{len(self):,}, {height} × {width}, {colour}"}
+
+    def hints(self) -> list[str]:
+        """Sentences for whoever is about to train on this data."""
+        height, width, _ = self.shape
+        found = []
+        if height % 4 or width % 4:
+            below, above = max(min(height, width) // 8 * 8, 8), -(-max(height, width) // 8) * 8
+            sizes = f"size={above}" if below == above else f"size={below} or size={above}"
+            found.append(f"{height} x {width} cannot be halved twice, as a U-Net does; try {sizes}")
+        if max(height, width) > LARGE_SIDE:
+            found.append(f"{height} x {width} is slow without a GPU; size=64 shows sooner whether training works")
+        return found + self._hints(compare="compare samples with the nearest pictures")
+
+    def _hints(self, compare):
+        found, count = [], plural(len(self), self.noun)
+        if len(self) < FEW:
+            found.append(f"{count} may be learned by heart; {compare}")
+        batch = min(BATCH, len(self))
+        found.append(f"a batch of {batch} sees every {self.noun} once in {plural(-(-len(self) // batch), 'step')}")
+        return found
 
     def _checked_indices(self, indices) -> np.ndarray:
         indices = np.asarray(indices)
@@ -199,6 +251,11 @@ def some(items: Sequence[str], separator: str, shown: int) -> str:
     """The first of these, and how many more there are."""
     rest = [f"and {len(items) - shown:,} more"] if len(items) > shown else []
     return separator.join([*items[:shown], *rest])
+
+
+def colours(channels: int) -> str:
+    """3 channels (RGB), say."""
+    return plural(channels, "channel") + {1: " (grey)", 3: " (RGB)", 4: " (RGBA)"}.get(channels, "")
 
 
 def plural(count: int, singular: str, several: str | None = None) -> str:

@@ -2,13 +2,10 @@
 
 import numpy as np
 
-from pydiff.data.dataset import Dataset, plural, some
+from pydiff.data.dataset import Dataset, some
 
 SHOWN = 20  # classes and skipped files that are listed before "and N more"
 EXAMPLES, LINE = 5, 100  # pictures whose captions are shown, characters of each
-FEW_PICTURES = 500
-LARGE_SIDE = 128
-BATCH = 64
 
 
 def describe(dataset: Dataset) -> str:
@@ -22,10 +19,11 @@ def describe(dataset: Dataset) -> str:
     if dataset.captions is not None:
         lines.append(captions(dataset))
     low, high, mean, std = statistics(dataset)
-    lines.append(f"values: {low:.3f} .. {high:.3f} in [-1, 1]; mean {_numbers(mean)}, std {_numbers(std)}")
+    scale = " in [-1, 1]" if dataset.codec.limits else ", scaled"
+    lines.append(f"values: {low:.3f} .. {high:.3f}{scale}; mean {_numbers(mean)}, std {_numbers(std)}")
     if dataset.skipped:
         lines.append("skipped:\n  " + some([f"{path}: {reason}" for path, reason in dataset.skipped], "\n  ", SHOWN))
-    return "\n".join(lines + [f"hint: {hint}" for hint in hints(dataset)])
+    return "\n".join(lines + [f"hint: {hint}" for hint in dataset.hints()])
 
 
 def captions(dataset: Dataset) -> str:
@@ -44,30 +42,12 @@ def statistics(dataset: Dataset) -> tuple[float, float, np.ndarray, np.ndarray]:
     for block in blocks:
         x = dataset.normalized(block)
         low, high = min(low, float(x.min())), max(high, float(x.max()))
-        total += x.sum(axis=(0, 1, 2), dtype=np.float64)
+        total += x.reshape(-1, channels).sum(axis=0, dtype=np.float64)
     mean = total / (dataset.images.size // channels)
     squares = np.zeros(channels)
     for block in blocks:  # a second pass: E[x^2] - E[x]^2 loses digits
-        squares += ((dataset.normalized(block) - mean) ** 2).sum(axis=(0, 1, 2))
+        squares += ((dataset.normalized(block).reshape(-1, channels) - mean) ** 2).sum(axis=0)
     return low, high, mean, np.sqrt(squares / (dataset.images.size // channels))
-
-
-def hints(dataset: Dataset) -> list[str]:
-    """Sentences for whoever is about to train on this data."""
-    height, width, _ = dataset.shape
-    found = []
-    if height % 4 or width % 4:
-        below, above = max(min(height, width) // 8 * 8, 8), -(-max(height, width) // 8) * 8
-        sizes = f"size={above}" if below == above else f"size={below} or size={above}"
-        found.append(f"{height} x {width} cannot be halved twice, as a U-Net does; try {sizes}")
-    if max(height, width) > LARGE_SIDE:
-        found.append(f"{height} x {width} is slow without a GPU; size=64 shows sooner whether training works")
-    if len(dataset) < FEW_PICTURES:
-        count = plural(len(dataset), "picture")
-        found.append(f"{count} may be learned by heart; compare samples with the nearest pictures")
-    batch = min(BATCH, len(dataset))
-    found.append(f"a batch of {batch} sees every picture once in {plural(-(-len(dataset) // batch), 'step')}")
-    return found
 
 
 def _numbers(values: np.ndarray) -> str:

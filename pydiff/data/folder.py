@@ -32,7 +32,7 @@ def load_folder(root: Path, size: tuple[int, int] | None = None, channels: int |
         raise ValueError(f"channels is {channels!r}, expected 1 (grey), 3 (RGB), 4 (RGBA) or None; leave it out")
     paths, texts, skipped = find_files(root)
     found, images, notes = read_pictures(root, {path: root / path for path in paths}, size, channels, skipped)
-    labels, classes, class_notes = _classes(found)
+    labels, classes, class_notes = labels_of(found)
     notes += class_notes
     more, captions = {}, words.find_captions(root, paths, texts)
     if captions is not None:
@@ -70,8 +70,8 @@ def read_pictures(
     return list(pictures), images, notes + channel_notes
 
 
-def find_files(root: Path) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """(pictures, texts, skipped): paths below `root` with the suffix of a picture, and of files that may hold captions,
+def find_files(root: Path, suffixes=SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """(pictures, texts, skipped): paths below `root` with one of these suffixes, and of files that may hold captions,
     each sorted, and the (path, reason) of folders that cannot be listed.
 
     Follows links to folders, but enters each folder once, so that a loop of links ends.
@@ -94,7 +94,7 @@ def find_files(root: Path) -> tuple[list[str], list[str], list[tuple[str, str]]]
                 continue
             if os.path.isdir(root / path):
                 waiting.append(path)
-            elif os.path.splitext(name)[1].lower() in SUFFIXES:
+            elif os.path.splitext(name)[1].lower() in suffixes:
                 found.append(path)
             elif name.lower() in words.METADATA or name.lower().endswith(".txt"):
                 texts.append(path)
@@ -103,11 +103,11 @@ def find_files(root: Path) -> tuple[list[str], list[str], list[tuple[str, str]]]
 
 def _read_all(sources, size, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
     """The usable pictures by path, their size and notes; adds the others to `skipped`."""
-    notes, sizes = [], [s for s in _each(read_size, sources, "looking") if s] if size is None else []
+    notes, sizes = [], [s for s in each(read_size, sources, "looking") if s] if size is None else []
     pictures: dict[str, Picture] = {}
     target = size or _choose_size(sizes, notes)
     while True:
-        results = dict(zip(sources, _each(partial(read_picture, size=target), sources, "reading"), strict=True))
+        results = dict(zip(sources, each(partial(read_picture, size=target), sources, "reading"), strict=True))
         pictures = {path: result for path, result in results.items() if isinstance(result, Picture)}
         skipped += [(printable(path), result) for path, result in results.items() if isinstance(result, str)]
         skipped.sort()
@@ -119,7 +119,7 @@ def _read_all(sources, size, skipped) -> tuple[dict[str, Picture], tuple[int, in
         target, sources = better, {path: sources[path] for path in pictures}
 
 
-def _each(function, sources: dict[str, Path | bytes], verb: str) -> list:
+def each(function, sources: dict[str, Path | bytes], verb: str, unit: str = "picture") -> list:
     """function(source) of every source, in order, on a few threads, with a progress bar after a second."""
     from concurrent.futures import ThreadPoolExecutor  # which brings logging with it
 
@@ -127,7 +127,7 @@ def _each(function, sources: dict[str, Path | bytes], verb: str) -> list:
 
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(function, sources.values())
-        return list(tqdm(results, verb, len(sources), unit="picture", delay=1, disable=None, leave=False))
+        return list(tqdm(results, verb, len(sources), unit=unit, delay=1, disable=None, leave=False))
 
 
 def _choose_size(sizes: list[tuple[int, int]], notes: list[str]) -> tuple[int, int]:
@@ -158,7 +158,7 @@ def _stack(pictures: list[np.ndarray], channels: int | None) -> tuple[np.ndarray
     return np.stack([to_channels(picture, chosen) for picture in pictures]), notes
 
 
-def _classes(paths: list[str]) -> tuple[np.ndarray | None, list[str] | None, list[str]]:
+def labels_of(paths: list[str], noun: str = "picture") -> tuple[np.ndarray | None, list[str] | None, list[str]]:
     """Labels (N,), class names and notes. Pictures beside the class folders, or a single folder, mean no classes."""
     folders = [path.split("/")[:-1] for path in paths]
     levels = zip(*folders, strict=False)
@@ -167,7 +167,7 @@ def _classes(paths: list[str]) -> tuple[np.ndarray | None, list[str] | None, lis
         return None, None, []
     loose = sum(len(folder) == shared for folder in folders)
     if loose:
-        return None, None, [f"no classes: {plural(loose, 'picture')} beside the subfolders, not in one"]
+        return None, None, [f"no classes: {plural(loose, noun)} beside the subfolders, not in one"]
     names = [folder[shared] for folder in folders]
     classes = sorted(set(names))
     ranks = {name: rank for rank, name in enumerate(classes)}

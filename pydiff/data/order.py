@@ -41,15 +41,16 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarray:
-    """A batch (N, H, W, C) with about half of it mirrored left to right, chosen by (seed, step, number of the sample).
+    """A batch (N, .., H, W, C) with about half of it mirrored left to right, chosen by (seed, step, sample's number).
 
     numbers: (N,), the images' places in the global batch; 0 .. N-1 if None.
     """
-    if images.ndim != 4:
-        raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C); add the missing axes")
+    if images.ndim not in (4, 5):
+        raise ValueError(f"samples have shape {images.shape}, expected images (N, H, W, C) or clips (N, F, H, W, C)")
     numbers = random.numbers_of(numbers, len(images))
     chosen = random.uniform(random.key(seed, random.AUGMENT, numbers, step)) < 0.5
-    return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+    chosen = chosen.reshape((-1,) + (1,) * (images.ndim - 1))
+    return np.where(chosen, images[..., ::-1, :], images)
 
 
 def pick_captions(captions, chosen, step: int, seed: int = 0, numbers=None) -> list[str]:

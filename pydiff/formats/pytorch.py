@@ -1,18 +1,21 @@
 """Weights in PyTorch's own files (.bin, .pt), read without PyTorch and without executing anything.
 
 Such a file is a zip archive (PyTorch 1.6 and later) with one pickle, which says what there is, and one stored entry for
-every block of numbers. A pickle is a program; unpickling it would run whatever it names. Here it is read as text: the
-standard library splits it into instructions (`genops` only decodes), and the few that a dict of tensors consists of
-are carried out on plain values below. Nothing is imported or called by name: GLOBAL gives a `Name`, and REDUCE knows
-three of them. Everything else, os.system for one, is refused by what it is called.
+every block of numbers. Before, it was five pickles one after the other (a magic number, a version, the machine, what
+there is, the keys of the blocks) and then the blocks, each behind its length. A pickle is a program; unpickling it
+would run whatever it names. Here it is read as text: the standard library splits it into instructions (`genops` only
+decodes), and the few that a dict of tensors consists of are carried out on plain values below. Nothing is imported or
+called by name: GLOBAL gives a `Name`, and REDUCE knows four of them. Everything else, os.system for one, is refused by
+what it is called.
 """
 
+import io
 import itertools
 import math
 import pickletools
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +25,9 @@ from pydiff.formats.safetensors import MAX_DIMS, CheckpointError, Weight, damage
 
 MAX_PICKLE = 16 << 20  # bytes; the largest published U-Net's has 0.2 million
 MAX_DEPTH = 16  # of dicts in dicts
+MAGIC = 0x1950A86A20F9469CFC6C  # what a file of PyTorch before 1.6 begins with, as a pickle
+LEGACY = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."
+LEGACY_VERSION = 1001
 STORAGES = {  # PyTorch's class of storage -> dtype
     "FloatStorage": "<f4",
     "DoubleStorage": "<f8",
@@ -44,11 +50,12 @@ class Name(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """A block of numbers in the archive."""
+    """A block of numbers in the file, or, as PyTorch before 0.4 had them, a part of one: count, from number first."""
 
     kind: str
     key: str
     count: int
+    first: int = 0
 
 
 class Tensor(NamedTuple):
@@ -60,6 +67,14 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class Block(NamedTuple):
+    """Where a storage's bytes are, and how its numbers are written: order is "<" or ">"."""
+
+    begin: int
+    size: int
+    order: str = "<"
+
+
 class _Mark:
     """Where the arguments of an instruction begin on the stack."""
 
@@ -67,6 +82,7 @@ class _Mark:
 MARK = _Mark()
 ORDERED_DICT = Name("collections", "OrderedDict")
 REBUILD = Name("torch._utils", "_rebuild_tensor_v2")
+REBUILD_OLD = Name("torch._utils", "_rebuild_tensor")  # PyTorch 0.1 to 0.3
 PARAMETER = Name("torch._utils", "_rebuild_parameter")
 OPAQUE = {  # what training programs leave beside the weights: neither called nor read
     Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
@@ -103,29 +119,23 @@ def tree(file: RegularFile, source: object) -> object:
 
     Other things that training programs put beside the weights are a Name. Errors: as those of `contents`.
     """
-    if not is_archive(file):
+    if is_archive(file):
+        found, blocks = _zipped(file, source)
+    elif file.read(0, min(len(LEGACY), file.size)).tobytes() == LEGACY:
+        found, blocks = _in_a_row(file, source)
+    elif file.size > 262 and file.read(257, 5).tobytes() == b"ustar":
         raise CheckpointError(
-            f"{source} is no zip archive, so it is damaged or of a PyTorch before 1.6: save it again with a newer one."
+            f"{source} is a tar archive, as PyTorch 0.1 wrote: convert it with torch.save(torch.load(old), new)."
         )
-    entries = _archive(file, source)
-    pickles = [name for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
-    if len(pickles) != 1:
-        raise CheckpointError(f"{source} has {len(pickles)} pickles, expected the one of a state dict: use another.")
-    root = pickles[0].removesuffix("data.pkl")
-    begin, count = entries[pickles[0]]
-    if count > MAX_PICKLE:
-        raise CheckpointError(f"{source} has a pickle of {count} bytes, expected at most {MAX_PICKLE}: use another.")
-    if f"{root}byteorder" in entries and file.read(*entries[f"{root}byteorder"][:2]).tobytes() != b"little":
-        raise CheckpointError(f"{source} is of a big-endian machine: save it again on another.")
-    found = Machine(source).run(file.read(begin, count).tobytes())
-
+    else:
+        raise CheckpointError(f"{source} is no file that PyTorch writes, or damaged: download it again or use another.")
     made = {}  # by id: what a pickle names many times is made once
 
     def weights(value, name, depth=0):
         if depth > MAX_DEPTH:
             raise damaged(source, "it is nested too deeply")
         if isinstance(value, Tensor):
-            return _weight(file, source, name, value, root, entries)
+            return _weight(file, source, name, value, blocks)
         if not isinstance(value, dict | list):
             return value
         if id(value) not in made:
@@ -136,6 +146,64 @@ def tree(file: RegularFile, source: object) -> object:
         return made[id(value)]
 
     return weights(found, "the root")
+
+
+def _zipped(file: RegularFile, source: object) -> tuple[object, dict[str, Block]]:
+    """What is in an archive, and where its blocks are."""
+    entries = _archive(file, source)
+    pickles = [name for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
+    if len(pickles) != 1:
+        raise CheckpointError(f"{source} has {len(pickles)} pickles, expected the one of a state dict: use another.")
+    root = pickles[0].removesuffix("data.pkl")
+    begin, count = entries[pickles[0]]
+    if count > MAX_PICKLE:
+        raise CheckpointError(f"{source} has a pickle of {count} bytes, expected at most {MAX_PICKLE}: use another.")
+    order = entries.get(f"{root}byteorder", (0, 0))
+    order = file.read(*order).tobytes() if order[1] <= 6 else b"?"
+    if order not in (b"", b"little", b"big"):
+        raise damaged(source, f"its byte order is {order!a:.20}")
+    found, _ = Machine(source).run(file.read(begin, count).tobytes())
+    data = f"{root}data/"
+    order = ">" if order == b"big" else "<"
+    return found, {n.removeprefix(data): Block(*place, order) for n, place in entries.items() if n.startswith(data)}
+
+
+def _in_a_row(file: RegularFile, source: object) -> tuple[object, dict[str, Block]]:
+    """The same of a file from before PyTorch 1.6, whose numbers are little-endian on every machine."""
+    head, at, parts = file.read(0, min(file.size, MAX_PICKLE)).tobytes(), 0, []
+    for _ in range(5):
+        value, at = Machine(source).run(head, at)
+        parts.append(value)
+    _, version, _, found, keys = parts
+    if version != LEGACY_VERSION:
+        raise CheckpointError(f"{source} is of version {version!a:.20}, expected {LEGACY_VERSION}: use another.")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
+        raise damaged(source, "the list of its blocks makes no sense")
+    sizes = {s.key: np.dtype(STORAGES[s.kind]).itemsize for s in _storages(found)}
+    blocks = {}
+    for key in keys:
+        if key not in sizes:
+            raise damaged(source, f"its block {key!a:.40} belongs to no tensor, so its length is not known")
+        if at + 8 > file.size:
+            raise damaged(source, "it ends before its last block")
+        size = int.from_bytes(file.read(at, 8).tobytes(), "little") * sizes[key]
+        if size > file.size - at - 8:
+            raise damaged(source, f"its block {key!a:.40} ends behind the end of the file")
+        blocks[key] = Block(at + 8, size)
+        at += 8 + size
+    return found, blocks
+
+
+def _storages(found: object) -> Iterator[Storage]:
+    """Those of the tensors in what a pickle describes, however deep."""
+    left, seen = [found], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            yield value.storage
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
 
 
 def _archive(file: RegularFile, source: object) -> dict[str, tuple[int, int]]:
@@ -185,20 +253,22 @@ class _Seekable:
         return data
 
 
-def _weight(file, source, name, tensor, root, entries) -> Weight:
+def _weight(file, source, name, tensor, blocks: Mapping[str, Block]) -> Weight:
     """A tensor whose storage is there and large enough."""
-    storage, dtype = tensor.storage, np.dtype(STORAGES[tensor.storage.kind])
-    if f"{root}data/{storage.key}" not in entries:
+    storage = tensor.storage
+    if storage.key not in blocks:
         raise damaged(source, f"the numbers of {name!a:.60} are missing")
-    begin, size = entries[f"{root}data/{storage.key}"]
+    begin, size, order = blocks[storage.key]
+    dtype = np.dtype(STORAGES[storage.kind]).newbyteorder(order)
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
-    count = math.prod(tensor.shape)
-    if storage.count * dtype.itemsize > size or (count and last >= storage.count) or count > storage.count:
+    count, begin = math.prod(tensor.shape), begin + storage.first * dtype.itemsize
+    held = (storage.first + storage.count) * dtype.itemsize
+    if held > size or (count and last >= storage.count) or count > storage.count:
         raise damaged(source, f"{name!a:.60} has the shape {tensor.shape}, more than its {size} bytes hold")
 
     def read():
         if not count:
-            return np.zeros(tensor.shape, np.float32 if dtype.char in "eH" else dtype)
+            return np.zeros(tensor.shape, np.float32 if dtype.char in "eH" else dtype.newbyteorder("="))
         flat = file.read(begin + tensor.offset * dtype.itemsize, (last + 1 - tensor.offset) * dtype.itemsize)
         if dtype.kind == "b" and flat.max() > 1:
             raise damaged(source, f"the boolean tensor {name!a:.60} holds the byte {flat.max()}")
@@ -206,7 +276,7 @@ def _weight(file, source, name, tensor, root, entries) -> Weight:
         array = np.lib.stride_tricks.as_strided(flat.view(dtype), tensor.shape, steps)
         if storage.kind == "BFloat16Storage":
             return (array.astype(np.uint32) << 16).view(np.float32)
-        return array.astype(np.float32) if dtype == np.float16 else np.array(array)
+        return array.astype(np.float32 if dtype.char == "e" else dtype.newbyteorder("="))
 
     return Weight(tensor.shape, read)
 
@@ -220,12 +290,14 @@ class Machine:
     def __init__(self, source: object):
         self.source, self.stack, self.memo = source, [], {}
 
-    def run(self, program: bytes):
-        """What the pickle describes."""
+    def run(self, program: bytes, begin: int = 0) -> tuple[object, int]:
+        """What the pickle from byte `begin` describes, and where it ends."""
+        stream = io.BytesIO(program)
+        stream.seek(begin)
         try:
-            for opcode, argument, _ in self._instructions(program):
+            for opcode, argument, _ in self._instructions(stream):
                 if opcode == "STOP":
-                    return self._pop()
+                    return self._pop(), stream.tell()
                 self._do(opcode, argument)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise damaged(self.source, f"its pickle makes no sense ({str(error)!a:.60})") from error
@@ -316,7 +388,7 @@ class Machine:
     def _named(self, module, name):
         found = Name(module, name)
         is_storage = module == "torch" and name in STORAGES
-        if not is_storage and found not in (ORDERED_DICT, REBUILD, PARAMETER, *OPAQUE):
+        if not is_storage and found not in (ORDERED_DICT, REBUILD, REBUILD_OLD, PARAMETER, *OPAQUE):
             raise CheckpointError(
                 f"{self.source} names {module!a:.40} {name!a:.40}, which no state dict needs and which is not called: "
                 "do not trust this file."
@@ -324,10 +396,15 @@ class Machine:
         self.stack.append(found)
 
     def _binpersid(self, _):
-        word, kind, key, _, count = self._pop()
+        word, kind, key, _, count, *part = self._pop()
         if word != "storage" or not isinstance(kind, Name) or kind.name not in STORAGES or not _is_size(count):
             raise ValueError("a block of numbers is not described as PyTorch does it")
-        self.stack.append(Storage(kind.name, str(key), count))
+        first = 0
+        if part not in ([], [None]):  # (its own key, where it begins, how many)
+            ((_, first, count),) = part
+            if not _is_size(first) or not _is_size(count):
+                raise ValueError("a part of a block is not described as PyTorch does it")
+        self.stack.append(Storage(kind.name, str(key), count, first))
 
     def _reduce(self, _):
         arguments, called = self._pop(), self._pop()
@@ -336,7 +413,7 @@ class Machine:
         elif called == ORDERED_DICT:
             (pairs,) = arguments
             self.stack.append({key: value for key, value in pairs})  # noqa: C416  (pairs may be lists of two)
-        elif called == REBUILD:
+        elif called in (REBUILD, REBUILD_OLD):
             self.stack.append(self._tensor(*arguments[:4]))
         elif called == PARAMETER and isinstance(arguments[0], Tensor):
             self.stack.append(arguments[0])

@@ -43,7 +43,14 @@ def one_of(*values: str | None) -> Rule:
 
 
 TRUTH = Rule(lambda value: type(value) is bool, "true or false")
-TEXT = Rule(lambda value: type(value) is str and len(value) <= 200, "a short text")
+
+
+def text(most: int, words: str = "text") -> Rule:
+    """Texts of up to so many characters."""
+    return Rule(lambda value: type(value) is str and len(value) <= most, words)
+
+
+TEXT = text(200, "a short text")
 ANYTHING = Rule(lambda _: True, "anything")
 
 
@@ -54,6 +61,14 @@ def listed(rule: Rule, least: int, most: int) -> Rule:
         return type(value) in (list, tuple) and least <= len(value) <= most and all(map(rule.allows, value))
 
     return Rule(allows, f"a list of {least} to {most}, each {rule.expected}")
+
+
+def table(rule: Rule) -> Rule:
+    """Objects whose values are by the rule."""
+    return Rule(
+        lambda value: type(value) is dict and all(map(rule.allows, value.values())),
+        f"an object, in which everything is {rule.expected}",
+    )
 
 
 def either(*rules: Rule) -> Rule:

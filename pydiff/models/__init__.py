@@ -2,10 +2,13 @@
 
 from pydiff.models.autoencoder import Autoencoder, AutoencoderKL, Posterior
 from pydiff.models.autoencoder_tiny import AutoencoderTiny
+from pydiff.models.bert import BertModel
 from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
+from pydiff.models.points import PointsMLP
 from pydiff.models.registry import MODELS, build, name_of, register, twin
 from pydiff.models.text_transformer import ReadingUNet, TextTransformer
 from pydiff.models.unet import UNet2D
+from pydiff.models.unet3d import ClipUNet, UNet3D, widened
 from pydiff.models.unet_condition import UNet2DCondition
 
 __all__ = [
@@ -13,15 +16,20 @@ __all__ = [
     "Autoencoder",
     "AutoencoderKL",
     "AutoencoderTiny",
+    "BertModel",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
+    "ClipUNet",
+    "PointsMLP",
     "Posterior",
     "ReadingUNet",
     "TextTransformer",
     "UNet2D",
     "UNet2DCondition",
+    "UNet3D",
     "build",
     "name_of",
     "register",
     "twin",
+    "widened",
 ]

@@ -17,6 +17,7 @@ from pydiff.nn.layers import (
     TokenEmbedding,
 )
 from pydiff.nn.module import Module, Parameter, _state, _with_the_same_dropout, blank, observe, training
+from pydiff.nn.temporal import TemporalConvLayer, TransformerTemporalModel
 from pydiff.nn.transformer import BasicTransformerBlock, FeedForward, Transformer2DModel
 
 __all__ = [
@@ -33,8 +34,10 @@ __all__ = [
     "Module",
     "MultiHeadAttention",
     "Parameter",
+    "TemporalConvLayer",
     "TokenEmbedding",
     "Transformer2DModel",
+    "TransformerTemporalModel",
     "_state",
     "_with_the_same_dropout",
     "blank",

@@ -133,9 +133,7 @@ def neighbours(samples, dataset, codec):
 
 
 def _facts(pipeline, dataset, log, step):
-    height, width, channels = dataset.shape
-    colour = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
-    facts = {"Data": dataset.name, "Pictures": f"{len(dataset.images):,}, {height} × {width}, {colour}"}
+    facts = {"Data": dataset.name, **dataset.facts()}
     facts |= {"Training steps": number(step), "Parameters": number(pipeline.parameters)}
     seconds = training_time([row["time"] for row in log if "time" in row])
     if seconds > 0:

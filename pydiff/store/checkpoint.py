@@ -164,6 +164,13 @@ class OpenModel(NamedTuple):
     class_name: str
     beside: dict[str, tuple[dict, dict[str, Weight]]]
 
+    def network(self, folder: str) -> tuple[dict, Arrays] | None:
+        """(config, arrays) of the network in this folder beside the U-Net, read; None where there is none."""
+        if folder not in self.beside:
+            return None
+        config, weights = self.beside[folder]
+        return config, {name: weight.read() for name, weight in weights.items()}
+
 
 def save_model(
     directory: str | os.PathLike,

@@ -21,6 +21,8 @@ from pydiff.store.log import Log
 SCHEMA = 2  # of config.json; 1, without the number, was pydiff 0.1's
 # Options that do not change what is computed: a run may be resumed with other values of these.
 WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute")
+# Options younger than the checkpoints of some runs: at None they say nothing, and those runs go on.
+YOUNG = ("frames", "frame_rate", "image_share")
 
 
 class KernelWarning(UserWarning):
@@ -78,15 +80,24 @@ class RunDirectory:
                 )
             write_atomic(file, json.dumps(config, indent=1).encode())
             return None
-        self._compare(file, config, options)
+        before = self._compare(file, config, options)
         newest = checkpoint.latest(self.checkpoints)
         arrays, state = (None, {"step": 0}) if newest is None else checkpoint.load(newest)
         if newest is not None:
-            self._compare_checkpoint(newest, state, config)
+            self._compare_checkpoint(newest, state, before)
         self.log.cut(state["step"])
         return None if newest is None else (arrays, state)
 
+    def saved_options(self):
+        """The options of the run that is here, as they were written; None where there is none that can be read."""
+        try:
+            options = json.loads((self.path / "config.json").read_text())["options"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return options if isinstance(options, dict) else None
+
     def _compare(self, file, config, options):
+        """What the file says, if it is the same run."""
         try:
             before = json.loads(file.read_text())
             if before.get("schema", 1) > SCHEMA:
@@ -108,6 +119,7 @@ class RunDirectory:
             raise ValueError(
                 f"{self.path} holds a run with {name} = {old}, not {new}; use that, or choose another folder"
             )
+        return before
 
     def _compare_checkpoint(self, path, state, config):
         """Whether a checkpoint belongs to this run, and to this arithmetic."""
@@ -145,6 +157,7 @@ def digest(config):
     """SHA-256 of what a run computes: its config.json without the options that change nothing."""
     import hashlib
 
-    options = {name: value for name, value in config["options"].items() if name not in WITHOUT_EFFECT}
+    silent = {name for name in YOUNG if config["options"].get(name) is None}
+    options = {name: value for name, value in config["options"].items() if name not in {*WITHOUT_EFFECT, *silent}}
     what = {name: config.get(name) for name in ("fingerprint", "codec", "model")} | {"options": options}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

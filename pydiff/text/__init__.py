@@ -6,19 +6,23 @@ text.named("learned")                    one that is trained with the U-Net, in 
 encoder.remarks("ein rotes Herz")       sentences: what was not understood, what was cut
 """
 
-from pydiff.text.encoder import ENCODERS, PromptWarning, TextEncoder, from_config, named, register
+from pydiff.text.bert import Bert, MiniLM
+from pydiff.text.encoder import ENCODERS, PromptWarning, TextEncoder, from_config, kinds, named, register
 from pydiff.text.glove import Glove
 from pydiff.text.learned import Learned
 from pydiff.text.prompt import arithmetic
 
 __all__ = [
     "ENCODERS",
+    "Bert",
     "Glove",
     "Learned",
+    "MiniLM",
     "PromptWarning",
     "TextEncoder",
     "arithmetic",
     "from_config",
+    "kinds",
     "named",
     "register",
 ]

@@ -1,6 +1,7 @@
 """What every text encoder is: captions in, arrays of a Condition out, a null prompt, a limit, a fingerprint."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class TextEncoder:
 
     network: the Module that makes what `encode` gives, if it is to be saved with the model, else None. trained_along:
     whether that is trained with the U-Net; then `told` gives the encoder of the batches, and `with_network` one with
-    other weights.
+    other weights. by_name: whether its kind alone says which one it is; another comes from a folder.
     """
 
     kind = ""
@@ -29,9 +30,14 @@ class TextEncoder:
     width: int
     network = None
     trained_along = False
+    by_name = True
 
     def prepared(self, captions: Sequence[str], seed: int) -> "TextEncoder":  # noqa: ARG002
         """The encoder for a training with these captions: itself, or one that is made for them."""
+        return self
+
+    def frozen(self) -> "TextEncoder":
+        """The encoder as it is, not to be trained any further."""
         return self
 
     def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
@@ -75,13 +81,16 @@ class TextEncoder:
 
         network: (configuration, state dict) of the network that was saved with it, or None.
         """
-        encoder = cls()
-        if config.get("fingerprint") != encoder.fingerprint():
+        return cls().checked(config)
+
+    def checked(self, config: dict) -> "TextEncoder":
+        """Itself, if it is the one that `to_config` described. ValueError if not."""
+        if config.get("fingerprint") != self.fingerprint():
             raise ValueError(
-                f"this model was trained with another {cls.kind!r} encoder (fingerprint {config.get('fingerprint')}, "
-                f"here {encoder.fingerprint()}); use the version of pydiff that trained it"
+                f"this model was trained with another {self.kind!r} encoder (fingerprint {config.get('fingerprint')}, "
+                f"here {self.fingerprint()}); use the version of pydiff that trained it"
             )
-        return encoder
+        return self
 
 
 ENCODERS: dict[str, type[TextEncoder]] = {}
@@ -93,11 +102,20 @@ def register(encoder: type[TextEncoder]) -> type[TextEncoder]:
     return encoder
 
 
+def kinds() -> list[str]:
+    """Of the encoders that `named` knows."""
+    return [kind for kind, encoder in ENCODERS.items() if encoder.by_name]
+
+
 def named(kind: str) -> TextEncoder:
-    """The encoder of this name; ValueError for a name nobody has registered."""
-    if kind not in ENCODERS:
-        raise ValueError(f"there is no text encoder {kind!r:.60}; known are {', '.join(ENCODERS)}")
-    return ENCODERS[kind]()
+    """The encoder of this name, or the one in this folder, see folder.py; ValueError where there is neither."""
+    if kind in kinds():
+        return ENCODERS[kind]()
+    if Path(kind).expanduser().is_dir():
+        from pydiff.text.folder import read
+
+        return read(Path(kind).expanduser())
+    raise ValueError(f"there is no text encoder {kind!r:.60}, nor such a folder; known are {', '.join(kinds())}")
 
 
 def from_config(config: dict, network=None) -> TextEncoder:

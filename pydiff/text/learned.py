@@ -7,6 +7,7 @@ added and subtracted. It knows what the captions said and nothing else; a word t
 letter, and means little.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from pydiff.arrays import to_host
 from pydiff.models.text_transformer import TextTransformer
+from pydiff.nn import blank
 from pydiff.tensor import no_grad
 from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, listed, register
 from pydiff.text.subwords import PAD, START, Subwords, split
@@ -55,10 +57,11 @@ class Learned(TextEncoder):
 
     kind = "learned"
     width = WIDTH
-    trained_along = True
 
-    def __init__(self, subwords: Subwords | None = None, network: TextTransformer | None = None):
-        self.subwords, self.network = subwords, network
+    def __init__(
+        self, subwords: Subwords | None = None, network: TextTransformer | None = None, trained_along: bool = True
+    ):
+        self.subwords, self.network, self.trained_along = subwords, network, trained_along
         if network is not None:
             self.tokens, self.width = network.config["tokens"], network.config["width"]
 
@@ -82,6 +85,10 @@ class Learned(TextEncoder):
     def with_network(self, network) -> "Learned":
         """The same tokenizer with another network of the same configuration."""
         return Learned(self.subwords, network)
+
+    def frozen(self) -> "Learned":
+        """One whose weights stay as they are, in a training of another U-Net."""
+        return Learned(self.subwords, self.network, trained_along=False)
 
     def encode(self, captions: Sequence[str]):
         """What the network says today, computed where its weights are."""
@@ -123,12 +130,19 @@ class Learned(TextEncoder):
         return [word for word, _ in words.most_common()]
 
     def fingerprint(self):
-        """Of the tokenizer and the network's configuration. Its weights are part of what was trained."""
-        return f"{self.subwords.fingerprint()}-" + "-".join(str(v) for v in self.network.config.values())
+        """Of the tokenizer and the network's configuration; of its weights, too, if they are not trained along."""
+        parts = [self.subwords.fingerprint(), *map(str, self.network.config.values())]
+        if not self.trained_along:
+            digest = hashlib.sha256()
+            for parameter in self.network.parameters():
+                digest.update(np.ascontiguousarray(parameter.numpy(), "<f4"))
+            parts.append(digest.hexdigest()[:32])
+        return "-".join(parts)
 
     def to_config(self):
         """With the tokenizer; the network stands beside it."""
-        return {**self.identity(), "tokenizer": self.subwords.to_config()}
+        kind = {} if self.trained_along else {"trained_along": False}
+        return {**self.identity(), **kind, "tokenizer": self.subwords.to_config()}
 
     @classmethod
     def from_config(cls, config, network=None):
@@ -136,8 +150,10 @@ class Learned(TextEncoder):
         if network is None:
             raise ValueError("the network that reads the captions is not beside the model")
         options, weights = network
-        made = TextTransformer(**{k: v for k, v in options.items() if not k.startswith("_")}).load_state_dict(weights)
-        encoder = cls(Subwords(**config["tokenizer"]), made)
+        with blank():
+            made = TextTransformer(**{k: v for k, v in options.items() if not k.startswith("_")})
+        made.load_state_dict(weights)
+        encoder = cls(Subwords(**config["tokenizer"]), made, config.get("trained_along", True))
         if len(encoder.subwords) != made.config["pieces"] or config.get("fingerprint") != encoder.fingerprint():
             raise ValueError("the tokenizer and the network that reads the captions do not belong together")
         return encoder

@@ -1,6 +1,8 @@
 """Training: options (config), what is learned (task), and the loop that learns it."""
 
-from pydiff.training.config import LoopOptions, Options
+from pydiff.training.clip_task import JointTask, task_for
+from pydiff.training.config import LoopOptions, Options, reading
+from pydiff.training.distributed import join, settled
 from pydiff.training.interrupt import Interrupted
 from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, training_steps
 from pydiff.training.task import DiffusionTask, Task
@@ -8,13 +10,18 @@ from pydiff.training.task import DiffusionTask, Task
 __all__ = [
     "DiffusionTask",
     "Interrupted",
+    "JointTask",
     "LoopOptions",
     "Options",
     "StepState",
     "Task",
     "Trainer",
     "fit",
+    "join",
     "opened",
+    "reading",
+    "settled",
+    "task_for",
     "train_task",
     "training_steps",
 ]

@@ -6,6 +6,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydiff.diffusion import Process, schedule
@@ -15,7 +16,14 @@ from pydiff.diffusion.schedule import BUILDERS
 from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
-from pydiff.text import ENCODERS
+from pydiff.text import kinds
+
+READING = ("size", "frames", "frame_rate")  # options that say how data are read
+
+
+def reading(options: dict) -> dict:
+    """Those of the options that pydiff.data.load takes."""
+    return {name: options.get(name) for name in READING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,11 @@ class LoopOptions:
     """Steps between pictures of samples; 0 for none."""
     keep: int = 2
     """Checkpoints kept on disk."""
+    shards: int = 0
+    """Parts of a batch, whose gradients are added in a fixed order: as many processes can share the run, at any time,
+    to the same bits. 0: what the run was begun with; a new one 8 under mpiexec, else a single one."""
+    reduce: Literal["exact", "fast"] = "exact"
+    """How several processes add their gradients: to the same bits for any number of them, or as MPI does it."""
 
     def check(self):
         """These options again, or ValueError, in one sentence, for values that cannot work."""
@@ -57,6 +70,7 @@ class LoopOptions:
             "checkpoint_every": 1,
             "sample_every": 0,
             "keep": 1,
+            "shards": 0,
         }
         for name, value in least.items():
             _at_least(self, name, value)
@@ -119,7 +133,8 @@ class Options(LoopOptions):
     """Also tell the network the class of each picture; needs data with classes."""
     text: str = "auto"
     """Also tell the network each picture's caption, by this text encoder: glove; learned, which is trained along and
-    reads any language; none; or auto, which is glove where the data have captions that it understands."""
+    reads any language; minilm; the folder of a run or of a text model; none; or auto, which is glove where the data
+    have captions that it understands."""
     label_drop: float = 0.1
     """Share of pictures whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False
@@ -136,6 +151,12 @@ class Options(LoopOptions):
     """Groups of every normalisation; must divide all channels."""
     dropout: float = 0.0
     """Share of activations dropped in every residual block."""
+    frames: int | None = None
+    """Of clips: frames of each; left out, 8, or what the data have."""
+    frame_rate: float | None = None
+    """Of clips: frames a second to read them at; left out, 8, or what the data have."""
+    image_share: float | None = None
+    """Of clips that are learned together with images: the share of the steps that show images; left out, 0.5."""
     recompute: bool = False
     """Compute every block's inner values again for the gradient instead of keeping them: less memory, more time."""
 
@@ -151,9 +172,15 @@ class Options(LoopOptions):
             _at_least(self, name, value)
         if self.size is not None:
             _at_least(self, "size", 1)
+        if self.frames is not None:
+            _at_least(self, "frames", 1)
+        if self.frame_rate is not None:
+            _between(self, "frame_rate", 1e-3, 1e4)
+        if self.image_share is not None:
+            _between(self, "image_share", 0, 1)
         _between(self, "offset_noise", 0, math.inf)
-        if self.text not in (known := ("auto", "none", *ENCODERS)):
-            raise ValueError(f"text must be one of {', '.join(known)}; got {self.text!r}")
+        if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
+            raise ValueError(f"text must be one of {', '.join(known)}, or the folder of an encoder; got {self.text!r}")
         for name in ("dropout", "label_drop"):
             _between(self, name, 0, 1)
         if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):
@@ -195,14 +222,7 @@ def build_unet(options, shape, embeddings=None, context=None):
     """
     height, width, c = shape
     channels = options.channels or default_channels(min(height, width))
-    resolutions = [math.ceil(min(height, width) / 2**i) for i in range(len(channels))]
-    attention = options.attention
-    if attention is None:
-        attention = [i for i, r in enumerate(resolutions) if i > 0 and r <= 16]
-    if any(not 0 <= i < len(channels) for i in attention):
-        raise ValueError(
-            f"attention names levels 0 to {len(channels) - 1} (the model has {len(channels)}), got {attention}"
-        )
+    attention = levels_with_attention(options, channels, min(height, width))
     kind = "Attn" if context is None else "CrossAttn"
     common = {
         "sample_size": height if height == width else [height, width],
@@ -223,6 +243,19 @@ def build_unet(options, shape, embeddings=None, context=None):
         heads = [max(1, width // options.head_dim) for width in channels]
         made = UNet2DCondition(**common, attention_head_dim=heads, cross_attention_dim=context)
     return made.recompute_blocks(options.recompute)
+
+
+def levels_with_attention(options, channels, size):
+    """Numbers of the levels that attend, for images whose shorter side has `size` pixels. ValueError for others."""
+    resolutions = [math.ceil(size / 2**i) for i in range(len(channels))]
+    attention = options.attention
+    if attention is None:
+        attention = [i for i, r in enumerate(resolutions) if i > 0 and r <= 16]
+    if any(not 0 <= i < len(channels) for i in attention):
+        raise ValueError(
+            f"attention names levels 0 to {len(channels) - 1} (the model has {len(channels)}), got {attention}"
+        )
+    return attention
 
 
 def default_channels(size):

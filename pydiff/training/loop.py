@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pydiff import backend, nn, ops, optim
+from pydiff import backend, nn, optim
 from pydiff.arrays import array_module, to_host
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
+from pydiff.training.distributed import Group, join, settled
+from pydiff.training.gradient import Gradient
 from pydiff.training.interrupt import Interrupted, stop_request
 from pydiff.training.progress import Progress
 
@@ -31,17 +33,19 @@ class StepState(NamedTuple):
     lr: float
     grad_norm: float
     bad: str | None
+    traffic: dict = {}  # noqa: RUF012 - never written to; what several processes told each other, for the log
 
 
 class Trainer:
     """Task, optimiser and the number of steps done: all that a training run consists of.
 
     options: LoopOptions. device: where the steps are computed, see backend.py. It is no part of what the run is: a
-    checkpoint goes on on any.
+    checkpoint goes on on any. group: the processes that share the steps, distributed.Group; None: this one alone.
     """
 
-    def __init__(self, task, options, device="cpu"):
+    def __init__(self, task, options, device="cpu", group=None):
         self.task, self.options, self.device = task, options.check(), device
+        self.group = Group() if group is None else group
         with backend.use_device(device) as xp:
             task.to(xp)
             self.optimizer = optim.AdamW(task.model, weight_decay=options.weight_decay)
@@ -83,6 +87,13 @@ class Trainer:
             target[...] = array_module(target).asarray(source)
         self.step = step
 
+    def share(self):
+        """Continues from where the first process of the group is."""
+        if self.group.size > 1:
+            arrays = self.arrays()
+            self.group.spread([array for part in arrays.values() for array in part.values()])
+            self.restore(arrays, self.group.agree(self.step))
+
 
 def training_steps(trainer):
     """Trains, one step per iteration, until options.steps: for state in training_steps(trainer): ...
@@ -95,33 +106,22 @@ def training_steps(trainer):
 
 def _steps(trainer):
     task, options, optimizer, bad_in_a_row = trainer.task, trainer.options, trainer.optimizer, 0
-    numbers = np.arange(options.batch_size)
+    gradient = Gradient(task, options, optimizer, trainer.group, first_bad_module)
     while trainer.step < options.steps:
         step = trainer.step + 1
-        batch = task.batch(step, numbers)
-        optimizer.zero_grad()
-        # NumPy would warn about what is checked here anyway
-        with nn.training(options.seed, step, numbers), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            loss = task.losses(batch).mean()
-            lr, bad, norm = learning_rate(step, options), None, math.nan
-            if not math.isfinite(loss.item()):
-                bad = f"the loss is {loss.item()}; {first_bad_module(task, batch)}"
-            else:
-                loss.backward()
-                norm2 = ops.squared_norm(optimizer.gather())
-                norm = math.sqrt(norm2.item())
-                if not math.isfinite(norm):
-                    bad = f"the gradient of {optimizer.first_bad_gradient()} is not finite"
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is checked anyway
+            loss, norm2, bad, seen, traffic = gradient.of_step(step)
+        lr, norm = learning_rate(step, options), math.nan if norm2 is None else math.sqrt(norm2.item())
         if bad is None:
             optimizer.step(step, lr, optim.ema_decay(step, options.ema), options.clip, norm2)
-            task.learned(batch)
+            task.learned(seen)
         bad_in_a_row = bad_in_a_row + 1 if bad else 0
         if bad_in_a_row == GIVE_UP_AFTER:
             raise RuntimeError(
                 f"{GIVE_UP_AFTER} steps in a row were not finite ({bad}); a smaller lr than {options.lr} may help"
             )
         trainer.step = step
-        yield StepState(step, loss.item(), lr, norm, bad)
+        yield StepState(step, loss, lr, norm, bad, traffic)
 
 
 def learning_rate(step, options):
@@ -152,7 +152,7 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
     log: store.Log. folder: store.RunDirectory, locked, or None. preview: called every options.sample_every steps where
     there is a folder, for the bytes of a PNG that show what was learned. Raises Interrupted, with a checkpoint written.
     """
-    options = trainer.options
+    options, group = trainer.options, trainer.group
     with (
         Progress(options.steps, trainer.step, f"on {trainer.device}", progress) as bar,
         stop_request() as stop,
@@ -162,6 +162,7 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
             now = time.perf_counter()
             rate, began = options.batch_size / max(now - began, 1e-9), now
             log.append(log_entry(state, rate, trainer.device))
+            stopping = group.any(stop.is_set())
             if state.bad:
                 bar.write(f"step {state.step} skipped: {state.bad}")
                 bar.step()
@@ -172,20 +173,22 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
             if folder is not None:
                 if preview and options.sample_every and (last or state.step % options.sample_every == 0):
                     folder.save_preview(state.step, preview())
-                if last or stop.is_set() or state.step % options.checkpoint_every == 0:
+                if last or stopping or state.step % options.checkpoint_every == 0:
                     folder.save_checkpoint(trainer.step, trainer.arrays(), options.keep)
-            if stop.is_set() and not last:
+            if stopping and not last:
                 raise Interrupted(trainer.step)
 
 
 @contextlib.contextmanager
-def opened(task, options, out=None, device="cpu"):
+def opened(task, options, out=None, device="cpu", group=None):
     """(trainer, folder) for a training in the folder `out`, which is locked meanwhile; a run that is there goes on.
 
-    out: None keeps all in memory, and folder is None then.
+    out: None keeps all in memory, and folder is None then. group: see `Trainer`; the folder is its first process's.
     """
-    trainer = Trainer(task, options, device)
-    if out is None:
+    trainer = Trainer(task, options, device, group)
+    trainer.group.compare(task.identity() | {"options": options.to_config()})
+    if out is None or not trainer.group.first:
+        trainer.share()
         yield trainer, None
         return
     folder = RunDirectory(out)
@@ -193,16 +196,21 @@ def opened(task, options, out=None, device="cpu"):
         if found := folder.open(task.identity(), options):
             arrays, state = found
             trainer.restore(arrays, state["step"])
+        trainer.share()
         yield trainer, folder
 
 
-def train_task(task, options, out=None, *, device="cpu", progress=True):
+def train_task(task, options, out=None, *, device="cpu", progress=True, distributed="auto"):
     """Trains any Task to the end: with a folder, with checkpoints, a log and resume. Returns the Trainer.
 
-    options: LoopOptions. `pydiff.train` does this for diffusion models and makes a Run of it.
+    options: LoopOptions. distributed: see distributed.py. `pydiff.train` does this for diffusion models and makes a Run
+    of it.
     """
-    with opened(task, options, out, device) as (trainer, folder):
-        fit(trainer, Log() if folder is None else folder.log, folder, progress=progress)
+    group = join(distributed)
+    with group.together(), group.own_threads():
+        options = settled(options, out, group)
+        with opened(task, options, out, device, group) as (trainer, folder):
+            fit(trainer, Log() if folder is None else folder.log, folder, progress=progress and group.first)
     return trainer
 
 
@@ -210,5 +218,5 @@ def log_entry(state, images_per_second, device):
     """A step as a dict for the log: what is not finite becomes None, which JSON has."""
     entry = {"step": state.step, "loss": state.loss, "lr": state.lr, "grad_norm": state.grad_norm}
     entry |= {"images_per_second": round(images_per_second, 1), "time": round(time.time(), 3), "device": device}
-    entry |= {"skipped": state.bad} if state.bad else {}
+    entry |= ({"skipped": state.bad} if state.bad else {}) | state.traffic
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}

@@ -11,7 +11,7 @@ import numpy as np
 
 from pydiff import random
 from pydiff.arrays import to_host
-from pydiff.codec import Codec, Pixels
+from pydiff.codec import Codec
 from pydiff.condition import Condition, Conditioning
 from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.diffusion.loss import example_losses, loss_weight
@@ -21,7 +21,8 @@ from pydiff.models import ReadingUNet, name_of, twin
 from pydiff.nn import Module
 from pydiff.tensor import Tensor
 from pydiff.training.captions import captions_for
-from pydiff.training.config import build_process, build_unet
+from pydiff.training.config import build_process
+from pydiff.training.networks import build_network
 
 VLB = 0.001  # share of the variational bound, where the variance is learned (Nichol and Dhariwal 2021, section 3.1)
 
@@ -50,8 +51,15 @@ class Task:
         """What is minimised is the mean of these, (N,), one a sample. Dropout is switched on by the loop."""
         raise NotImplementedError
 
-    def learned(self, batch):
-        """Called after a step that changed the weights."""
+    def seen(self, batch) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """What `learned` is to know of a batch whose losses were computed: {name: (N, ...)}, small, on the CPU."""
+        return {}
+
+    def learned(self, seen: dict[str, np.ndarray]):
+        """Called after a step that changed the weights, with what was `seen` in the whole batch of that step.
+
+        The batch may have been computed in parts, by several processes: what changes here must follow from `seen`.
+        """
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Arrays, besides the optimiser's, that change in training: {group: {name: array}}, to be written into."""
@@ -81,7 +89,7 @@ class DiffusionTask(Task):
     """A network learns to take noise out of samples.
 
     dataset: data.Dataset. options: Options. model: a network other than the U-Net that the options describe; it must be
-    registered (models.register) for a saved run to be opened again. codec: Pixels if None.
+    registered (models.register) for a saved run to be opened again. codec: the data set's own if None.
     ValueError, in one sentence, for data that do not have what the options ask for.
     """
 
@@ -92,14 +100,16 @@ class DiffusionTask(Task):
         known = dataset.conditioning if options.conditional else Conditioning()
         if options.conditional and known.empty:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
+        if options.flip and not dataset.mirrors:
+            raise ValueError(f"flip mirrors images, and {dataset.name} holds {dataset.noun}s; leave it out")
         encoder, self.captions, self.notes = captions_for(dataset, options.text, options.seed, model is not None)
         self.encoder, self.reads = encoder, encoder is not None and encoder.trained_along
         self.conditioning = Conditioning(known.classes, known.nothing, encoder.told() if self.reads else encoder)
-        self.codec = Pixels(dataset.shape) if codec is None else codec
+        self.codec = dataset.codec if codec is None else codec
         self.process = build_process(options)
         if model is None:
             width = None if encoder is None else encoder.width
-            model = build_unet(options, self.codec.shape, self.conditioning.embeddings, width)
+            model = build_network(options, self.codec, self.conditioning.embeddings, width)
         self.network, self.model = model, ReadingUNet(model, encoder.network) if self.reads else model
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
 
@@ -149,10 +159,14 @@ class DiffusionTask(Task):
         batch.losses = to_host(losses.data)
         return losses * self.xp.asarray(self.history.weights(batch.t), batch.x0.dtype)
 
-    def learned(self, batch):
+    def seen(self, batch):
+        """t and the losses at it, unweighted, where the draw of t goes by them."""
+        return {} if self.history is None else {"t": batch.t, "losses": batch.losses}
+
+    def learned(self, seen):
         """Takes note of the losses where the draw of t goes by them."""
         if self.history is not None:
-            self.history.update(batch.t, batch.losses)
+            self.history.update(**seen)
 
     def state(self):
         """The losses seen, where the draw of t goes by them."""

@@ -114,7 +114,7 @@ def test_flip_leaves_its_input_alone():
 
 
 def test_flip_of_the_wrong_shape():
-    with pytest.raises(ValueError, match=r"images have shape \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"samples have shape \(3, 5\)"):
         flip(np.zeros((3, 5)), 0)
     with pytest.raises(ValueError, match="step"):
         flip(images(), -1)

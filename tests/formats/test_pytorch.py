@@ -22,8 +22,8 @@ from pydiff.formats.safetensors import CheckpointError
 class Rebuilt:
     """Pickles as a tensor does: a call of torch._utils._rebuild_tensor_v2."""
 
-    def __init__(self, key, kind, count, shape, strides, offset=0):
-        self.storage = (key, kind, count)
+    def __init__(self, key, kind, count, shape, strides, offset=0, view=None):
+        self.storage = (key, kind, count, *(() if view is None else (view,)))
         self.rest = (offset, shape, strides, False, {})
 
 
@@ -33,10 +33,12 @@ class Storage:
 
 
 class Writer(pickle._Pickler):  # the one in Python: it can be told how to write a name that does not exist here
+    views = ()  # what PyTorch before 1.6 says of a storage besides: (None,) where it is whole
+
     def persistent_id(self, value):
         if isinstance(value, Storage):
-            key, kind, count = value.found
-            return ("storage", Name("torch", kind), key, "cpu", count)
+            key, kind, count, *view = value.found
+            return ("storage", Name("torch", kind), key, "cpu", count, *(view or self.views))
         return None
 
     def save(self, value, save_persistent_id=True):
@@ -64,19 +66,28 @@ class Called:
         self.name, self.arguments = name, arguments
 
 
-def pickled(value, protocol=2):
+def pickled(value, protocol=2, views=()):
     stream = io.BytesIO()
-    Writer(stream, protocol).dump(value)
+    writer = Writer(stream, protocol)
+    writer.views = views
+    writer.dump(value)
     return stream.getvalue()
 
 
-def archive(path, program, blocks=(), compression=zipfile.ZIP_STORED, more=()):
-    with zipfile.ZipFile(path, "w", compression) as file:
+def archive_bytes(program, blocks=(), compression=zipfile.ZIP_STORED, more=()):
+    """A file as PyTorch since 1.6 writes it. blocks: {key: bytes}; more: {name: bytes}."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as file:
         file.writestr("archive/data.pkl", program)
         for key, data in dict(blocks).items():
             file.writestr(f"archive/data/{key}", data)
         for name, data in dict(more).items():
             file.writestr(name, data)
+    return stream.getvalue()
+
+
+def archive(path, *arguments, **options):
+    path.write_bytes(archive_bytes(*arguments, **options))
     return path
 
 
@@ -117,8 +128,91 @@ def test_what_torch_saves_is_what_torch_reads(tmp_path):
         assert (found[name].dtype, found[name].shape) == (expected.dtype, expected.shape)
         assert found[name].tobytes() == np.ascontiguousarray(expected).tobytes()
     torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match=r"of a PyTorch before 1\.6: save it again"):
-        read(tmp_path / "old.bin")
+    old = read(tmp_path / "old.bin")
+    assert list(old) == list(found)
+    assert all(old[n].dtype == found[n].dtype and old[n].tobytes() == found[n].tobytes() for n in found)
+
+
+def old_bytes(found, blocks, version=1001, keys=None, magic=pytorch.MAGIC):
+    """A file as PyTorch before 1.6 writes it. blocks: {key: (how many numbers, bytes)}."""
+    machine = {"protocol_version": version, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    parts = [magic, version, machine, found, list(blocks) if keys is None else keys]
+    data = [count.to_bytes(8, "little") + numbers for count, numbers in blocks.values()]
+    return b"".join([*(pickled(part, views=(None,)) for part in parts), *data])
+
+
+def old_file(path, *arguments, **options):
+    path.write_bytes(old_bytes(*arguments, **options))
+    return path
+
+
+def test_files_from_before_pytorch_1_6(tmp_path):
+    blocks = {"94551": (12, NUMBERS.tobytes()), "7": (3, np.arange(3, dtype="<i8").tobytes())}
+    state = {
+        "a": Rebuilt("94551", "FloatStorage", 12, (3, 4), (4, 1)),
+        "part": Rebuilt("94551", "FloatStorage", 12, (2, 2), (2, 1), offset=1, view=("8", 3, 6)),
+        "first": Called(Name("torch._utils", "_rebuild_tensor"), Storage("94551", "FloatStorage", 12), 2, (3,), (1,)),
+        "n": Rebuilt("7", "LongStorage", 3, (3,), (1,)),
+    }
+    found = read(old_file(tmp_path / "a.bin", state, blocks))
+    assert np.array_equal(found["a"], NUMBERS.reshape(3, 4))
+    assert np.array_equal(found["part"], NUMBERS[4:8].reshape(2, 2))
+    assert np.array_equal(found["first"], NUMBERS[2:5])
+    assert np.array_equal(found["n"], [0, 1, 2])
+    torch = pytest.importorskip("torch", reason="comparison with torch: not installed")
+    theirs = torch.load(tmp_path / "a.bin", weights_only=False)
+    assert all(np.array_equal(theirs[name].numpy(), found[name]) for name in found)
+
+
+def test_files_from_before_pytorch_1_6_that_lie(tmp_path):
+    good, blocks = {"a": Rebuilt("0", "FloatStorage", 12, (3, 4), (4, 1))}, {"0": (12, NUMBERS.tobytes())}
+    part = {"a": Rebuilt("0", "FloatStorage", 12, (4,), (1,), view=("1", 10, 4))}
+    cases = [
+        (good, {"0": (1 << 60, NUMBERS.tobytes())}, {}, "ends behind the end of the file"),
+        (good, {"0": (11, NUMBERS.tobytes())}, {}, "more than its 44 bytes hold"),
+        (good, blocks, {"version": 1000}, "is of version 1000, expected 1001"),
+        (good, blocks, {"keys": ["0", "0"]}, "the list of its blocks makes no sense"),
+        (good, blocks, {"keys": ["0", "9"]}, "'9' belongs to no tensor"),
+        (good, blocks, {"keys": []}, "the numbers of 'a' are missing"),
+        (good, {"0": (12, b"")}, {}, "ends behind the end"),
+        ({**good, "b": Rebuilt("1", "FloatStorage", 1, (1,), (1,))}, blocks, {"keys": ["0", "1"]}, "before its last"),
+        (part, blocks, {}, "more than its 48 bytes hold"),
+        (good, blocks, {"magic": 7}, "is no file that PyTorch writes"),
+    ]
+    for found, data, options, message in cases:
+        with pytest.raises(CheckpointError, match=message):
+            read(old_file(tmp_path / "a.bin", found, data, **options))
+    whole = old_file(tmp_path / "a.bin", good, blocks).read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "a.bin").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            read(tmp_path / "a.bin")
+    (tmp_path / "a.bin").write_bytes(bytes(257) + b"ustar" + bytes(300))
+    with pytest.raises(CheckpointError, match=r"PyTorch 0\.1 wrote: convert it with torch\.save"):
+        read(tmp_path / "a.bin")
+
+
+def test_numbers_of_a_big_endian_machine(tmp_path):
+    state = {
+        "a": Rebuilt("0", "FloatStorage", 12, (4, 3), (1, 4)),
+        "brain": Rebuilt("1", "BFloat16Storage", 2, (2,), (1,)),
+        "half": Rebuilt("2", "HalfStorage", 2, (2,), (1,)),
+        "n": Rebuilt("3", "LongStorage", 2, (2,), (1,)),
+    }
+    blocks = {
+        "0": NUMBERS.astype(">f4").tobytes(),
+        "1": b"\x3f\x80\xc0\x00",
+        "2": np.array([1.5, -2], ">f2").tobytes(),
+        "3": np.array([7, -1], ">i8").tobytes(),
+    }
+    found = read(archive(tmp_path / "a.bin", pickled(state), blocks, more={"archive/byteorder": b"big"}))
+    assert np.array_equal(found["a"], NUMBERS.reshape(3, 4).T)
+    assert np.array_equal(found["brain"], [1, -2])
+    assert np.array_equal(found["half"], [1.5, -2])
+    assert np.array_equal(found["n"], [7, -1])
+    assert all(array.dtype.isnative for array in found.values())
+    with pytest.raises(CheckpointError, match="its byte order is b'middle'"):
+        read(archive(tmp_path / "b.bin", pickled(state), blocks, more={"archive/byteorder": b"middle"}))
 
 
 DANGEROUS = {
@@ -236,14 +330,12 @@ def test_archives_that_pytorch_never_writes(tmp_path):
         read(bomb)
     with pytest.raises(CheckpointError, match="has 2 pickles"):
         read(archive(tmp_path / "two.bin", pickled(GOOD), blocks, more={"other/data.pkl": pickled(GOOD)}))
-    with pytest.raises(CheckpointError, match="big-endian"):
-        read(archive(tmp_path / "big.bin", pickled(GOOD), blocks, more={"archive/byteorder": b"big"}))
     with pytest.raises(CheckpointError, match="holds 'a', which is no tensor"):
         read(archive(tmp_path / "number.bin", pickled({"a": 1}), blocks))
     with pytest.raises(CheckpointError, match="expected a state dict"):
         read(archive(tmp_path / "list.bin", pickled([1]), blocks))
     (tmp_path / "text.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(CheckpointError, match="is no zip archive"):
+    with pytest.raises(CheckpointError, match="is no file that PyTorch writes"):
         read(tmp_path / "text.bin")
 
 

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from pydiff.store import checkpoint
-from pydiff.store.folder import RunDirectory
+from pydiff.store.log import Log
 
 COMMAND = [sys.executable, "-m", "pydiff", "train", "digits", "--steps", "60", "--batch-size", "8", "--seed", "3"]
 COMMAND += ["--channels", "8", "16", "--groups", "4", "--checkpoint-every", "2", "--sample-every", "20"]
@@ -28,7 +28,7 @@ def outcome(directory):
     """Everything that has to be equal: hashes of the model's files and samples, every loss, the last checkpoint."""
     files = [*sorted(f for f in (directory / "model").rglob("*") if f.is_file()), directory / "samples.png"]
     hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    losses = [(e["step"], e["loss"]) for e in RunDirectory(directory).read_log()]
+    losses = [(e["step"], e["loss"]) for e in Log(directory / "log.jsonl").entries]
     arrays, state = checkpoint.load(checkpoint.latest(directory / "checkpoints"))
     weights = {n: hashlib.sha256(a.tobytes()).hexdigest() for n, a in arrays["optimizer"].items()}
     return {"files": hashes, "losses": losses, "weights": weights, "state": state}

@@ -322,7 +322,7 @@ def test_losses_count_as_often_as_their_t_is_drawn_too_rarely():
     unweighted = plain.losses(batch).data
     np.testing.assert_allclose(weighted, unweighted * made.history.weights(batch.t), rtol=1e-5)
     assert np.ptp(made.history.weights(batch.t)) > 0.5
-    made.learned(batch)
+    made.learned(made.seen(batch))
     assert made.history.seen.sum() == 80 + N
     noted = {t: made.history.losses[t, (made.history.seen[t] - 1) % 10] for t in batch.t}
     last = dict(zip(batch.t.tolist(), unweighted.tolist(), strict=True))

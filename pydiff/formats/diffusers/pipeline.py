@@ -20,8 +20,9 @@ from pydiff.diffusion import Process
 from pydiff.diffusion.schedule import from_config as schedule_from_config
 from pydiff.formats import weights
 from pydiff.formats.diffusers import folder
+from pydiff.formats.diffusers.extra import check_extra, check_together
 from pydiff.formats.diffusers.parameters import ways_to_write
-from pydiff.formats.diffusers.scheduler.config import MAX_T, read_config
+from pydiff.formats.diffusers.scheduler.config import read_config
 from pydiff.formats.diffusers.scheduler.stored import StoredScheduler, with_class, with_prediction
 from pydiff.formats.diffusers.scheduler.write import DDPM_PIPELINE, Written, scheduler_of
 from pydiff.formats.diffusers.unet import CLASS, Checked, read_model
@@ -186,12 +187,10 @@ def _load_ours(directory, wishes) -> Loaded:
             raise CheckpointError(
                 f"{directory} is of schema {schema!a:.40}, and this pydiff knows up to {SCHEMA}: use a newer one."
             )
+        check_extra(extra, directory / checkpoint.SEAL)
         checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
         model = read_model(checked, found.weights, directory)
-        reader = None
-        if "text_encoder" in found.beside:
-            config, weights = found.beside["text_encoder"]
-            reader = config, {name: weight.read() for name, weight in weights.items()}
+        reader = found.network("text_encoder")
     try:
         beside = extra.get("self_conditioning", False)
         scheduler, said = None, []
@@ -215,6 +214,7 @@ def _load_ours(directory, wishes) -> Loaded:
             self_conditioning=beside,
             scheduler=scheduler,
         )
+        check_together(model, pipeline.codec, conditioning, beside, directory / checkpoint.SEAL)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{directory / checkpoint.SEAL} cannot be followed ({error!a:.200}).") from error
     history = {name: extra[name] for name in HISTORY if name in extra}
@@ -222,11 +222,7 @@ def _load_ours(directory, wishes) -> Loaded:
 
 
 def _process(extra) -> Process:
-    schedule = extra["schedule"]
-    T = schedule.get("T", 1000)
-    if type(T) is not int or not 2 <= T <= MAX_T:
-        raise ValueError(f"T is {T!a:.40}, expected a whole number from 2 to {MAX_T}")
-    return Process(schedule_from_config(schedule), extra.get("prediction", "eps"))
+    return Process(schedule_from_config(extra["schedule"]), extra.get("prediction", "eps"))
 
 
 def _shape(checked: Checked, wishes: Wishes, source) -> tuple[tuple[int, int, int], dict]:

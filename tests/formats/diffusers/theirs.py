@@ -1,6 +1,5 @@
 """Folders that diffusers writes, and images that its pipelines draw with noise of ours."""
 
-import sys
 import warnings
 
 import numpy as np
@@ -56,37 +55,3 @@ def pipeline(diffusers, directory, scheduler, kind="DDPMPipeline", model=None, *
 def noise(k, n, shape):
     """The noise of the k-th evaluation for n images (n, *shape)."""
     return random.normal(random.key(77, random.SAMPLE, np.arange(n), k + 1), shape, np.float32)
-
-
-def images_of(pipe, n, steps, shape, **options):
-    """(n, H, W, C) in [0, 1] as the pipeline draws them from our start and our noise."""
-    import torch
-
-    calls = []
-
-    def ours(*_, dtype=None, **__):
-        k = len(calls)
-        calls.append(k)
-        start = random.normal(random.key(SEED, random.SAMPLE, np.arange(n)), shape, np.float32)
-        array = start if k == 0 else noise(k - 1, n, shape)
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 1))).to(dtype or torch.float32)
-
-    modules = {sys.modules[type(part).__module__] for part in (pipe, pipe.scheduler)}
-    before = {module: module.randn_tensor for module in modules if hasattr(module, "randn_tensor")}
-    try:
-        for module in before:
-            module.randn_tensor = ours
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            sized = {"batch_size": n, "num_inference_steps": steps, "output_type": "np"}
-            return pipe(**sized, **options).images
-    finally:
-        for module, original in before.items():
-            module.randn_tensor = original
-
-
-def our_images(run, n, steps, **options):
-    """The same of a Run."""
-    options = {"noise": lambda k: noise(k, n, run.shape), **options}
-    *_, last = run.sample_states(n, SEED, steps=steps, **options)
-    return (last.x / 2 + 0.5).clip(0, 1)

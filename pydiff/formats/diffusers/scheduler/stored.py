@@ -1,5 +1,7 @@
 """The scheduler that a pipeline folder holds, as a Pipeline uses it: asked for a number of steps, it draws."""
 
+import numpy as np
+
 from pydiff.formats.diffusers.scheduler import SCHEDULERS, DiffusersScheduler, from_diffusers
 from pydiff.formats.diffusers.scheduler.config import of_class
 from pydiff.formats.diffusers.scheduler.plan import PREDICTION_TYPES
@@ -21,7 +23,12 @@ class StoredScheduler:
             self._used = {k: v for k, v in config.items() if k != "variance_type"}  # cut off by the denoiser already
         T = config.get("num_train_timesteps", 1000)
         try:
-            self.process = from_diffusers(self._used, min(20, T)).process
+            with np.errstate(all="ignore"):
+                made = from_diffusers(self._used, min(20, T))
+            self.process = made.process
+            levels = [self.process.schedule.alpha, self.process.schedule.sigma, made.timesteps, made.sigmas]
+            if not all(np.isfinite(numbers).all() for numbers in levels if numbers is not None):
+                raise ValueError("its levels of noise are not all finite")
         except (ValueError, TypeError, KeyError, ArithmeticError, IndexError, ImportError) as error:
             if self.name in SCHEDULERS:
                 raise CheckpointError(f"{source} cannot be followed: {error!s:.300}.") from error

@@ -1,0 +1,87 @@
+"""Points: rows of numbers, shifted and scaled so that the data have mean 0 and standard deviation 1 on the whole."""
+
+import numpy as np
+
+from pydiff.arrays import to_host
+from pydiff.codec import Codec, register
+
+SIDE = 96  # pixels of the image of a point
+REACH = 3.5  # standard deviations from the middle to its edge
+
+
+@register
+class Points(Codec):
+    """Points (N, D), float32. mean: (D,); scale: one number for all axes, so that angles stay."""
+
+    kind = "points"
+
+    def __init__(self, dim, mean=None, scale=1.0):
+        self.mean = np.zeros(dim, np.float32) if mean is None else np.asarray(mean, np.float32)
+        self.scale = float(scale)
+        if self.mean.shape != (dim,) or not self.scale > 0:
+            raise ValueError(f"points of {dim} numbers need a mean ({dim},) and a scale above 0, got {mean}, {scale}")
+
+    @classmethod
+    def of(cls, points):
+        """The codec that brings these points (N, D) to mean 0 and a mean square of 1 a number."""
+        points = np.asarray(points, np.float64)
+        mean = points.mean(axis=0).astype(np.float32)
+        scale = float(np.float32(np.sqrt(((points - mean) ** 2).mean())))
+        return cls(points.shape[1], mean, scale if scale > 0 else 1.0)
+
+    @property
+    def shape(self):
+        """(D,) of a point."""
+        return self.mean.shape
+
+    def encode(self, samples):
+        """(N, D) finite numbers -> float32."""
+        samples = np.asarray(samples)
+        if samples.ndim != 2 or samples.shape[1:] != self.shape or samples.dtype.kind not in "fiu":
+            raise ValueError(f"points are {samples.dtype} {samples.shape}, expected numbers (N, {self.shape[0]})")
+        if not np.isfinite(samples).all():
+            raise ValueError("points hold NaN or infinite numbers; remove them")
+        return ((samples - self.mean) / np.float32(self.scale)).astype(np.float32)
+
+    def decode(self, x):
+        """x -> (N, D) float32. ValueError for NaN and infinity."""
+        x = to_host(x)
+        if not np.isfinite(x).all():
+            raise ValueError(f"{np.count_nonzero(~np.isfinite(x))} of {x.size} numbers are NaN or infinite")
+        return (x * np.float32(self.scale) + self.mean).astype(np.float32)
+
+    def show(self, samples):
+        """Every point as an image with a dot at its first two numbers: uint8 (N, SIDE, SIDE, 1), white ground."""
+        return self._dots((np.asarray(samples) - self.mean) / self.scale)
+
+    def show_noise(self, eps):
+        """The same of noise."""
+        return self._dots(to_host(eps))
+
+    mask_forms = "(D,) or (N, D)"
+
+    def mask_axes(self, mask):
+        """Of the same numbers of all points, or of each point's own."""
+        return mask[None] if mask.ndim == 1 else mask
+
+    def _dots(self, x):
+        images = np.full((len(x), SIDE, SIDE, 1), 255, np.uint8)
+        row, column = self._place(x)
+        for image, i, j in zip(images, row, column, strict=True):
+            image[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2] = 0
+        return images
+
+    def _place(self, x):
+        """Rows and columns of the pixels of points x, cut to the image."""
+        first, second = x[:, 0], x[:, 1] if x.shape[1] > 1 else np.zeros(len(x), x.dtype)
+        column, row = ((a / REACH + 1) / 2 * (SIDE - 1) for a in (first, -second))
+        return (np.clip(np.rint(a), 0, SIDE - 1).astype(int) for a in (row, column))
+
+    def to_config(self):
+        """For JSON."""
+        return {"kind": self.kind, "mean": self.mean.tolist(), "scale": self.scale}
+
+    @classmethod
+    def from_config(cls, config):
+        """The codec that `to_config` described."""
+        return cls(len(config["mean"]), config["mean"], config["scale"])

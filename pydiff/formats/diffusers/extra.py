@@ -1,0 +1,74 @@
+"""What pydiff.json may say about a model, checked before anything is built: process, codec, conditioning, history."""
+
+from collections.abc import Mapping
+
+from pydiff.codec import Codec, Pixels
+from pydiff.condition import Conditioning
+from pydiff.formats.diffusers.scheduler.config import MAX_T
+from pydiff.formats.safetensors import CheckpointError
+from pydiff.formats.schema import (
+    ANYTHING,
+    NULL,
+    TEXT,
+    TRUTH,
+    checked,
+    either,
+    listed,
+    number,
+    one_of,
+    table,
+    text,
+    whole,
+)
+from pydiff.nn import Module
+
+_ANY_NUMBER = number(-1e30, 1e30)
+RULES = {
+    "schema": whole(1, 1 << 31),
+    "options": table(ANYTHING),
+    "data": text(10_000),
+    "step": whole(0, 1 << 62),
+    "variance": one_of("fixed", "learned"),
+    "self_conditioning": TRUTH,
+    "codec": table(ANYTHING),
+    "schedule": table(either(NULL, TRUTH, TEXT, _ANY_NUMBER, listed(_ANY_NUMBER, 2, MAX_T), table(ANYTHING))),
+    "prediction": TEXT,
+    "scheduler": table(ANYTHING),
+    "classes": either(NULL, listed(text(10_000), 1, 10_000_000)),
+    "nothing": table(table(ANYTHING)),
+    "text_encoder": either(NULL, table(ANYTHING)),
+    "withheld": TRUTH,
+}
+SCHEDULE = {"name": TEXT, "T": whole(2, MAX_T)}
+CODEC = {"kind": TEXT, "shape": listed(whole(1, 65536), 1, 8)}
+NULL_ROW = {"dtype": one_of("bool", "int32", "int64", "float16", "float32", "float64"), "row": ANYTHING}
+
+
+def check_extra(extra: Mapping, source: object):
+    """CheckpointError, in one sentence, for what no pydiff wrote. Names that have no rule are a later version's."""
+    checked(extra, RULES, source)
+    for name, rules in (("schedule", SCHEDULE), ("codec", CODEC)):
+        checked(extra.get(name, {}), rules, f"{source}, {name},")
+    for name, row in extra.get("nothing", {}).items():
+        if checked(row, NULL_ROW, f"{source}, nothing,")[0].keys() != NULL_ROW.keys():
+            raise CheckpointError(f"{source} says of {name!a:.60} no row and dtype: correct it or use another.")
+
+
+def check_together(model: Module, codec: Codec, conditioning: Conditioning, self_conditioning: bool, source: object):
+    """CheckpointError, in one sentence, for parts that each are right and do not belong to one model."""
+    config = model.config
+    if isinstance(codec, Pixels):
+        channels = config.get("in_channels", codec.shape[-1]) // (2 if self_conditioning else 1)
+        if len(codec.shape) != 3 or codec.shape[-1] != channels:
+            raise CheckpointError(
+                f"{source} says that images have the shape {codec.shape}, and its network takes {channels} channels: "
+                "correct it or use another."
+            )
+    count = config.get("num_class_embeds")
+    if conditioning.classes is not None and count is not None:
+        needed = len(conditioning.classes) + conditioning.withheld
+        if count != needed:
+            raise CheckpointError(
+                f"{source} has {len(conditioning.classes)} classes, and its network has {count} rows for them, not "
+                f"{needed}: correct it or use another."
+            )

@@ -1,0 +1,65 @@
+"""Which network learns from samples of which codec, where the caller brings none."""
+
+import math
+
+from pydiff.models import ClipUNet, PointsMLP
+from pydiff.training.config import build_unet, default_channels, levels_with_attention
+
+
+def build_network(options, codec, embeddings=None, context=None):
+    """The network of a run on what this codec makes of the data.
+
+    embeddings: rows of the table of classes, or None. context: channels of a text encoder's states, or None.
+    ValueError for a combination that there is no network for.
+    """
+    build = NETWORKS.get(codec.kind)
+    return (
+        build_unet(options, codec.shape, embeddings, context)
+        if build is None
+        else build(options, codec.shape, embeddings, context)
+    )
+
+
+def build_points(options, shape, embeddings, context):
+    """The network of points (D,). options.channels: its width; options.layers: its residual blocks, 4 for 1."""
+    if context is not None:
+        raise ValueError("points cannot be trained with captions; leave them out (text='none') or use classes")
+    if options.self_conditioning and options.variance == "learned":
+        raise ValueError("points take self_conditioning or variance='learned', not both; leave one out")
+    (dim,), width = shape, options.channels[0] if options.channels else 128
+    return PointsMLP(
+        in_channels=2 * dim if options.self_conditioning else dim,
+        out_channels=2 * dim if options.variance == "learned" else dim,
+        width=width,
+        layers=options.layers if options.layers > 1 else 4,
+        num_class_embeds=embeddings,
+        dropout=options.dropout,
+        seed=options.seed,
+    )
+
+
+def build_clip_unet(options, shape, embeddings, context):
+    """The U-Net of clips (F, H, W, C): that of images of the frames' size, with temporal layers between."""
+    _, height, width, c = shape
+    channels = options.channels or default_channels(min(height, width))
+    attends = levels_with_attention(options, channels, min(height, width))
+    head_dim = [math.gcd(options.head_dim, n) for n in channels]
+    made = ClipUNet(
+        sample_size=height if height == width else [height, width],
+        in_channels=2 * c if options.self_conditioning else c,
+        out_channels=2 * c if options.variance == "learned" else c,
+        block_out_channels=list(channels),
+        layers_per_block=options.layers,
+        down_block_types=[f"{'CrossAttn' * (i in attends)}DownBlock3D" for i in range(len(channels))],
+        up_block_types=[f"{'CrossAttn' * (i in attends)}UpBlock3D" for i in reversed(range(len(channels)))],
+        norm_num_groups=options.groups,
+        temporal_dropout=options.dropout,
+        cross_attention_dim=context,
+        attention_head_dim=head_dim[0] if len(set(head_dim)) == 1 else head_dim,
+        num_class_embeds=embeddings,
+        seed=options.seed,
+    )
+    return made.recompute_blocks(options.recompute)
+
+
+NETWORKS = {"points": build_points, "frames": build_clip_unet}

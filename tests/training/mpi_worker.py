@@ -1,0 +1,138 @@
+"""What test_distributed.py has mpiexec start: trains tiny models, and prints what came out as a line of JSON."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import pydiff
+from pydiff.training import DiffusionTask, Options, Trainer, join, settled, training_steps
+from tests.training.pictures import dataset
+
+SMALL = {"channels": (8, 8), "groups": 4, "steps": 5, "batch_size": 10, "warmup": 1, "timesteps": 4, "sample_every": 0}
+RANDOM = {"conditional": True, "dropout": 0.2, "flip": True, "timestep_sampling": "loss_aware", "shards": 5}
+
+
+class Faulty(DiffusionTask):
+    """Sample 7 of step 2 has a loss that is no number; in step 4 sample 3 has a gradient that is none."""
+
+    def batch(self, step, numbers):
+        batch = super().batch(step, numbers)
+        batch.fault = np.where((step == 2) & (numbers == 7), np.nan, 1.0).astype(np.float32)
+        batch.steep = np.where((step == 4) & (numbers == 3), np.inf, 0.0).astype(np.float32)
+        return batch
+
+    def losses(self, batch):
+        losses = super().losses(batch)
+        return losses * batch.fault + steep(losses, batch.steep)
+
+
+def steep(x, slope):
+    """0 with this derivative, wherever x is."""
+
+    class Steep(pydiff.Function):
+        def forward(self, x):
+            return np.zeros_like(x)
+
+        def backward(self, g):
+            return np.where(np.isinf(slope), slope, 0 * g)
+
+    return Steep.apply(x)
+
+
+def digest(trainer, states):
+    """Everything that must be the same, as JSON."""
+    arrays = trainer.arrays()
+    sums = {f"{g} {n}": hashlib.sha256(a.tobytes()).hexdigest() for g, part in arrays.items() for n, a in part.items()}
+    return {"states": [[s.step, s.loss, s.grad_norm, s.bad] for s in states], "sums": sums}
+
+
+def trained(task, options, group):
+    """The digest of a training in memory."""
+    options = settled(options, None, group)
+    trainer = Trainer(task(dataset(), options), options, group=group)
+    return digest(trainer, training_steps(trainer))
+
+
+def bits(group):
+    """Trainings with everything that is random, and with steps that go wrong."""
+    result = {"random": trained(DiffusionTask, Options(**SMALL, **RANDOM), group)}
+    result["faulty"] = trained(Faulty, Options(**SMALL, shards=6), group)
+    result["chain"] = trained(DiffusionTask, Options(**SMALL | {"batch_size": 7}), group)
+    return result
+
+
+def stopped_by(rank, at, step, name):
+    """Sends a signal to process `rank` when it has the batch of that step."""
+
+    class Stopped(DiffusionTask):
+        sent = False
+
+        def batch(self, now, numbers):
+            if rank == at and now == step and not self.sent:  # a second Ctrl-C would be another matter
+                self.sent = True
+                os.kill(os.getpid(), getattr(signal, name))
+            return super().batch(now, numbers)
+
+    return Stopped
+
+
+def main(what, *arguments):
+    if what == "bits":
+        group = join()
+        with group.together():
+            result = bits(group)
+        if group.first:
+            print(json.dumps(result), flush=True)
+    elif what == "folder":  # a run, stopped by a signal that one process gets; `pydiff.train` as a user calls it
+        out, at, step, name = arguments
+        pydiff.run.DiffusionTask = stopped_by(join().rank, int(at), int(step), name)
+        pydiff.train(dataset(), out=out, progress=False, **SMALL | {"steps": 12, "checkpoint_every": 3})
+    elif what == "error":  # in one process, in the middle of a step; or in the folder, which is the first one's
+        (out,) = arguments
+        rank = join().rank
+
+        class Failing(DiffusionTask):
+            def batch(self, step, numbers):
+                if rank == 1 and step == 2:
+                    raise ValueError("this process has had enough")
+                return super().batch(step, numbers)
+
+        pydiff.run.DiffusionTask = Failing
+        main_of_pydiff(lambda: pydiff.train(dataset(), out=out, progress=False, **SMALL))
+    elif what == "other":  # data that are not the same everywhere
+        main_of_pydiff(lambda: pydiff.train(dataset(23 + join().rank), progress=False, **SMALL))
+    elif what == "hang":
+        rank = join().rank
+
+        class Hanging(DiffusionTask):
+            def batch(self, step, numbers):
+                if rank == 1 and step == 2:
+                    time.sleep(600)
+                return super().batch(step, numbers)
+
+        pydiff.run.DiffusionTask = Hanging
+        pydiff.training.distributed.ROLL_CALL = 1.0
+        pydiff.train(dataset(), progress=False, **SMALL)
+
+
+def main_of_pydiff(call):
+    """Errors as the command line says them."""
+    import pydiff.cli
+
+    class Command:
+        def run(self):
+            call()
+
+    pydiff.cli.tyro.cli = lambda *_, **__: Command()
+    sys.exit(pydiff.cli.main([]))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    main(*sys.argv[1:])

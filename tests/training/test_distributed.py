@@ -1,0 +1,182 @@
+"""Several processes over MPI: the same bits on any number of them, one sentence where something is wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pydiff.store import checkpoint
+from pydiff.store.log import Log
+from pydiff.training import distributed, join
+from tests.training import mpi_worker
+
+ROOT = Path(__file__).parents[2]
+MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+def usable():
+    """Whether mpiexec and mpi4py are here and belong together."""
+    try:
+        import mpi4py  # noqa: F401
+    except ImportError:
+        return False
+    if MPIEXEC is None:
+        return False
+    ask = "from mpi4py import MPI; print(MPI.COMM_WORLD.Get_size())"
+    said = subprocess.run([MPIEXEC, "-n", "2", sys.executable, "-c", ask], capture_output=True, text=True)
+    return said.stdout.count("2") == 2
+
+
+needs_mpi = pytest.mark.skipif(not usable(), reason="needs mpi4py and the mpiexec that belongs to it")
+
+
+def mpiexec(n, *arguments, **environment):
+    """(exit status, stdout, stderr) of n processes of mpi_worker."""
+    command = [MPIEXEC, "-n", str(n), sys.executable, "-W", "ignore", "-m", "tests.training.mpi_worker", *arguments]
+    settings = os.environ | {"PYDIFF_THREADS": "1", "PYDIFF_MPI_TIMEOUT": "100"} | environment
+    done = subprocess.run(map(str, command), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+@needs_mpi
+@pytest.mark.parametrize("n", [2, 3])
+def test_any_number_of_processes_gives_the_same_bits(n, alone):
+    status, said, error = mpiexec(n, "bits")
+    assert status == 0, error
+    assert json.loads(said) == alone
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process computes with as many shards."""
+    result = json.loads(json.dumps(mpi_worker.bits(distributed.Group(shared=True))))
+    assert [bool(bad) for *_, bad in result["faulty"]["states"]] == [False, True, False, True, False]
+    assert "the loss is nan" in result["faulty"]["states"][1][3]
+    assert "is not finite" in result["faulty"]["states"][3][3]
+    assert len({json.dumps(r["states"]) for r in result.values()}) == 3
+    return result
+
+
+@needs_mpi
+def test_a_stopped_run_goes_on_on_another_number_of_processes(tmp_path):
+    """Any process may hear the signal; all stop after the same step."""
+    out = tmp_path / "run"
+    status, _, error = mpiexec(3, "folder", out, 2, 4, "SIGTERM")
+    assert status != 0
+    assert "stopped after step" in error
+    assert [path.name for path in checkpoint._checkpoints(out / "checkpoints")] == ["step-00000004", "step-00000003"]
+    status, _, error = mpiexec(2, "folder", out, 0, 7, "SIGINT")
+    assert status != 0
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"] == 7
+    mpi_worker.main("folder", out, -1, -1, "SIGINT")  # alone, to the end
+    mpiexec(1, "folder", tmp_path / "whole", -1, -1, "SIGINT")
+    ended, whole = (
+        checkpoint.load(path / "checkpoints" / "step-00000012")[0]["optimizer"] for path in (out, tmp_path / "whole")
+    )
+    assert all(ended[name].tobytes() == whole[name].tobytes() for name in whole)
+    logs = [Log(path / "log.jsonl").entries for path in (out, tmp_path / "whole")]
+    for mine, expected in zip(*logs, strict=True):
+        assert {n: mine[n] for n in ("step", "loss", "lr", "grad_norm")} == {
+            n: expected[n] for n in ("step", "loss", "lr", "grad_norm")
+        }
+    assert [entry.get("processes") for entry in logs[0]] == [3] * 4 + [2] * 3 + [None] * 5
+    assert logs[0][0]["sent_bytes"] > 0
+    assert 0 <= logs[0][0]["communication"] <= 1
+
+
+@needs_mpi
+def test_an_error_in_one_process_is_one_sentence_of_all(tmp_path):
+    status, said, error = mpiexec(3, "error", tmp_path / "run")
+    assert status != 0
+    assert said == ""
+    assert [line for line in error.splitlines() if "pydiff" in line] == ["pydiff: this process has had enough"]
+    assert "Traceback" not in error
+
+
+@needs_mpi
+def test_processes_with_other_data_refuse_to_begin():
+    status, _, error = mpiexec(3, "other")
+    assert status != 0
+    (line,) = (line for line in error.splitlines() if "pydiff" in line)
+    assert line.startswith("pydiff: process 1 has another fingerprint than process 0: ")
+
+
+@needs_mpi
+def test_a_process_that_hangs_is_named():
+    status, _, error = mpiexec(3, "hang", PYDIFF_MPI_TIMEOUT="2")
+    assert status != 0
+    (line,) = (line for line in error.splitlines() if "pydiff" in line)
+    assert line.startswith("pydiff: process 1 of 3 has not answered for 2 seconds; all are ended")
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--batch-size", 1], "a batch of 1 cannot be shared by 2 processes; use a larger one"),
+        (["--shards", 1], "2 processes cannot share 1 shards; pass shards=2 or more"),
+        (["--lr", -1], "lr must be a number from 0 up to, but not, inf; got -1.0"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_in_one_sentence(options, sentence, tmp_path):
+    command = [MPIEXEC, "-n", "2", sys.executable, "-m", "pydiff", "train", "digits", "--out", tmp_path / "x", *options]
+    done = subprocess.run(map(str, command), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert done.stderr.strip() == f"pydiff: {sentence}"
+
+
+# ---- without MPI -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """As if mpiexec had started 4 processes and this were number 0."""
+    for name in (*distributed.SIZES, "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PMI_SIZE", "4")
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    return monkeypatch
+
+
+def test_without_mpi4py_several_processes_do_not_begin(started):
+    with pytest.raises(RuntimeError, match=r"^4 processes cannot train together: .*; pip install 'pydiff\[mpi\]'"):
+        join()
+    started.setenv("PMI_RANK", "3")
+    with pytest.raises(SystemExit):
+        join()  # which is silent: number 0 says it
+    assert join("off").size == 1
+
+
+def test_one_process_of_mpiexec_needs_no_mpi4py(started):
+    started.setenv("PMI_SIZE", "1")
+    group = join()
+    assert (group.size, group.shared) == (1, True)
+    started.delenv("PMI_SIZE")
+    assert not join().shared
+    with pytest.raises(RuntimeError, match="pip install"):
+        join("mpi")
+
+
+def test_a_job_of_one_process_under_slurm_is_alone(started):
+    started.delenv("PMI_SIZE")
+    started.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert distributed.launched() is None
+    started.setenv("SLURM_STEP_NUM_TASKS", "3")
+    assert distributed.launched() == 3
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="distributed must be one of auto, mpi, off; got 'on'"):
+        join("on")
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan"])
+def test_the_seconds_of_patience_are_checked(text, monkeypatch):
+    monkeypatch.setenv("PYDIFF_MPI_TIMEOUT", text)
+    with pytest.raises(ValueError, match="PYDIFF_MPI_TIMEOUT must be a number of seconds"):
+        distributed._timeout()
