@@ -69,7 +69,7 @@ class Sample:
     """Draw new pictures with a trained model."""
 
     run_folder: Path
-    """Folder of a run or of a model."""
+    """Folder of a run or of a model, or Stable Diffusion in one file."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """How many, of each prompt if there are any; left out, 16, or 1 of each prompt."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -94,8 +94,17 @@ class Sample:
     """Fresh noise in every step of ddim or dpm2, 0 to 1."""
     label: str | None = None
     """Class for all pictures, by name or number; left out, the classes take turns."""
-    guidance: float = 1.0
-    """How much more than it would by itself the model follows the class."""
+    guidance: float | None = None
+    """How much more than it would by itself the model follows the class or the prompt; left out, 1, or 7.5 for Stable
+    Diffusion."""
+    image: Path | None = None
+    """An image to draw anew from."""
+    mask: Path | None = None
+    """White where that image shall be drawn anew, black where it is kept."""
+    strength: float | None = None
+    """How far from the image, 0 to 1; left out, 0.5, or 1 with a mask."""
+    embedding: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A file with a word of one's own (textual inversion), for Stable Diffusion; may be given several times."""
     interval: tuple[float, float] | None = None
     """Noise levels sigma / alpha, low and high, between which guidance works; left out, all."""
     rescale: float = 0.0
@@ -112,6 +121,8 @@ class Sample:
     """Side of the pictures, or height and width, for a model that does not say."""
     variant: str | None = None
     """Which weights to take where there are several: fp16, ema."""
+    config: Path | None = None
+    """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -124,17 +135,21 @@ class Sample:
         self.out = self.out.expanduser()
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
-        run = load(self.run_folder, **said)
+        run = load(self.run_folder, **said, embedding=self.embedding, config=self.config)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
-        n = (16 if prompts is None else 1) if self.n is None else self.n
+        n = (16 if prompts is None and self.image is None else 1) if self.n is None else self.n
         choices["labels"] = None if self.label is None else np.full(n * len(prompts or [""]), self.label)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
         words = {"prompts": prompts, "negative_prompt": self.negative_prompt}
-        images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
-        said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(self.guidance)}
+        if self.image is None and self.mask is None:
+            images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
+        else:
+            images = self.redrawn(run, n, words, choices)
+        guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
+        said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(guidance)}
         said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
         shown = run.codec.show(images)
         if self.out.suffix == ".npz":
@@ -155,6 +170,34 @@ class Sample:
         if self.label and run.classes:
             kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
         say(f"{len(images)} pictures{kind} in {self.out}")
+
+    def redrawn(self, run, n, words, choices):
+        """Images drawn anew from the one that is given, n of each prompt."""
+        import numpy as np
+
+        from pydiff.data.given import image_from, mask_from
+
+        unused = {"interval": None, "rescale": 0.0, "threshold": None, "eta": 0.0, "spacing": None}
+        for name, value in unused.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"--{name} is for images without a given one; leave it out, or --image")
+        if self.image is None:
+            raise ValueError("a mask says where an image is to be drawn anew; give that too, --image")
+        if self.mask is not None and self.sampler is not None:
+            raise ValueError("filling in has its own way back from noise; leave out --sampler, or --mask")
+        *size, channels = run.codec.image_shape
+        own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion draws images of any size
+        image = image_from(self.image, None if own else size, channels)
+        numbers = np.tile(np.arange(n), len(words["prompts"] or [""]))
+        words["prompts"] = None if words["prompts"] is None else [p for p in words["prompts"] for _ in range(n)]
+        more = {"seed": self.seed, "numbers": numbers, "progress": True, **words}
+        chosen = {"labels": choices["labels"], "guidance": self.guidance, "steps": self.steps}
+        chosen |= {"strength": self.strength, "sampler": self.sampler}
+        more |= {name: value for name, value in chosen.items() if value is not None}
+        images = np.repeat(image[None], len(numbers), axis=0)
+        if self.mask is None:
+            return run.to(self.device).image_to_image(images, **more)
+        return run.to(self.device).inpaint(images, mask_from(self.mask, image.shape[:2]), **more)
 
 
 @dataclass

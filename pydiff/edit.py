@@ -141,6 +141,7 @@ def edited(
     if numbers.shape != (len(x0),) or batch_size < 1:
         raise ValueError(f"{len(x0)} pictures need as many numbers and a batch_size of at least 1, got {numbers}")
     asked = pipeline.conditioning.nothing_asked(len(x0)) if asked is None else asked
+    pipeline.check_memory(x0.shape[1:3], min(batch_size, len(x0)))
     parts = []
     with backend.trimmed(), backend.use_device(pipeline.device) as xp:
         for first in range(0, len(x0), batch_size):

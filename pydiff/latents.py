@@ -32,6 +32,11 @@ class Latents(Codec):
         """(h, w, C) of latents."""
         return (*(n // self.factor for n in self.size), self.autoencoder.config["latent_channels"])
 
+    @property
+    def image_shape(self):
+        """(H, W, C) of images."""
+        return (*self.size, self.autoencoder.config["in_channels"])
+
     def encode(self, samples):
         """uint8 (N, H, W, C), of any size that the factor divides -> the most likely latents, scaled: float32."""
         samples = np.asarray(samples)

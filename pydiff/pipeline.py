@@ -167,6 +167,9 @@ class Pipeline:
         """What the network sees of given images beside x when it fills in a mask, (N, ..): nothing, None."""
         return None
 
+    def check_memory(self, size, n=1):
+        """MemoryError where n samples of this size at a time need more than is free, as far as that is known."""
+
     def check_free(self):
         """ValueError for a model that nothing but its own scheduler knows how to ask."""
         if self.scheduler is not None and self.scheduler.alone:

@@ -47,7 +47,8 @@ class StableDiffusion(Pipeline):
 
     def sample(self, n=16, *args, batch_size=None, **more):
         """See Pipeline.sample; one image at a time unless told otherwise. MemoryError before there is none left."""
-        self.check_memory(self.codec.shape[:2], self.batch_size if batch_size is None else batch_size)
+        if not self.seen_beside:
+            self.check_memory(self.codec.shape[:2], self.batch_size if batch_size is None else batch_size)
         return super().sample(n, *args, batch_size=batch_size, **more)
 
     def sample_states(self, *args, **more):

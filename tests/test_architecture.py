@@ -184,10 +184,14 @@ MAY_IMPORT = {
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
     "formats.diffusers.scheduler formats.diffusers.extra",
     "formats.diffusers.stable_diffusion": "condition nn text latents stable_diffusion formats.safetensors "
-    "formats.weights formats.embeddings formats.diffusers",
+    "formats.weights formats.embeddings formats.diffusers.folder formats.diffusers.autoencoder "
+    "formats.diffusers.text_encoder formats.diffusers.unet_condition formats.diffusers.pipeline",
     "formats.single_file": "text stable_diffusion formats.safetensors formats.files formats.pytorch formats.ldm "
-    "formats.diffusers",
-    "formats.opened": "store formats.safetensors formats.single_file formats.diffusers",
+    "formats.diffusers.folder formats.diffusers.autoencoder formats.diffusers.text_encoder "
+    "formats.diffusers.unet_condition formats.diffusers.parameters formats.diffusers.pipeline "
+    "formats.diffusers.stable_diffusion",
+    "formats.opened": "store formats.safetensors formats.single_file formats.diffusers.pipeline "
+    "formats.diffusers.stable_diffusion",
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",

@@ -20,6 +20,7 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
             return single_file.load(path, wishes)
         if not checkpoint.is_ours(path) and stable_diffusion.is_one(path):
             return stable_diffusion.load(path, wishes)
+        stable_diffusion.check_not_alone(path)
         return pipeline.load(path, wishes)
     except OSError as error:
         raise CheckpointError(f"Could not read {path}: {error.strerror or error}; check the disk.") from error

@@ -26,6 +26,7 @@ from pydiff.text.bpe import Tokenizer
 from pydiff.text.clip import Clip
 
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SEAL = "pydiff.json"  # of folders of ours
 IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
 PIPELINES = (
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
@@ -63,6 +64,21 @@ def is_one(directory: Path) -> bool:
         return False
     index = read_json(directory / INDEX)
     return any(_class_of(index, name) for name in ("text_encoder", "tokenizer", "transformer", "vae", "controlnet"))
+
+
+def check_not_alone(directory: Path):
+    """CheckpointError, in one sentence, for the folder of one part: what is missing, and where it may be."""
+    alone = not os.path.isfile(directory / INDEX) and os.path.isfile(directory / CONFIG)
+    kind = read_json(directory / CONFIG).get("_class_name") if alone else None
+    if kind == unet_condition.CLASS and not os.path.isfile(directory / SEAL):
+        above = directory.resolve().parent
+        whole = (
+            f"give {above}" if os.path.isfile(above / INDEX) else f"give the folder of the whole model, with {INDEX}"
+        )
+        raise CheckpointError(
+            f"{directory} is a {kind} alone, which draws nothing without a text encoder, its tokenizer, an autoencoder "
+            f"and a scheduler: {whole}."
+        )
 
 
 def load(directory: Path, wishes: Wishes = NOTHING) -> Loaded:
