@@ -82,6 +82,32 @@ void attention_backward(const AttentionShape& s, const T* dout, const T* q, cons
                         const float* lse, T* dq /* (n, tq, heads*d) */, T* dk /* (n, tk, heads*d) */,
                         T* dv /* (n, tk, heads*d) */ IN_WORKSPACE);
 
+// ---- layer_norm
+
+// y = gamma (x - mean) rstd + beta, mean and rstd of every row of c channels
+template <class T>
+void layer_norm_forward(int64_t rows, int64_t c, float eps, const T* x /* (rows, c) */,
+                        const float* gamma /* (c) or null: 1 */, const float* beta /* (c) or null: 0 */, T* y,
+                        float* mean /* (rows) */, float* rstd /* (rows) */ ON_STREAM);
+WORKSPACE(layer_norm_backward_workspace, int64_t /* rows */, int64_t /* c */);
+template <class T>
+void layer_norm_backward(int64_t rows, int64_t c, const T* dy, const T* x, const float* gamma /* or null */,
+                         const float* mean, const float* rstd, T* dx, float* dgamma /* or null */,
+                         float* dbeta /* or null */ IN_WORKSPACE);
+
+// ---- gelu
+
+// y = gelu(x) = x Phi(x), element by element;  backward: dx = dy (Phi(x) + x phi(x))
+template <class T>
+void gelu_forward(int64_t size, const T* x /* (size) */, T* y ON_STREAM);
+template <class T>
+void gelu_backward(int64_t size, const T* dy, const T* x, T* dx ON_STREAM);
+// y = a gelu(b), where a row of x is a and then b
+template <class T>
+void geglu_forward(int64_t rows, int64_t c, const T* x /* (rows, 2c) */, T* y /* (rows, c) */ ON_STREAM);
+template <class T>
+void geglu_backward(int64_t rows, int64_t c, const T* dy /* (rows, c) */, const T* x, T* dx /* (rows, 2c) */ ON_STREAM);
+
 // ---- noise
 
 // eps = Philox4x32-10 normals, a function of (seed, purpose, sample, step, element)

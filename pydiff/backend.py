@@ -38,8 +38,8 @@ cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
 DEVICES = ("cpu", "cuda", "simt")
 # Goes up with every commit that changes the arithmetic of a kernel, and so the last bits of a training: checkpoints
 # remember it, and a run that goes on with another generation says so. 2: Winograd's algorithm for 3 x 3 kernels of more
-# than 512 x 512 weights, too.
-KERNEL_GENERATION = 2
+# than 512 x 512 weights, too. 3: layer norm, GELU and GEGLU have kernels.
+KERNEL_GENERATION = 3
 
 
 class _Here(threading.local):

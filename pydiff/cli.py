@@ -267,7 +267,7 @@ class Bench:
     """Time the kernels on this machine: reference, array path, C++, and PyTorch where it is installed."""
 
     ops: tyro.conf.Positional[tuple[str, ...]] = ()
-    """conv2d, group_norm, attention, noise, denoise, adamw; left out, all."""
+    """conv2d, group_norm, layer_norm, gelu, attention, noise, denoise, adamw; left out, all."""
     json: Path | None = None
     """File for the figures."""
     quick: bool = False

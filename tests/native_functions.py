@@ -104,6 +104,18 @@ FUNCTIONS = {
         "out": In(2, 5, 4), "lse": In(2, 2, 5), "heads": HEADS, "scale": REAL,
         "dq": Out(2, 5, 4), "dk": Out(2, 7, 4), "dv": Out(2, 7, 4),
     },
+    "layer_norm_forward": {
+        "x": In(5, 4), "gamma": In(4, optional=True), "beta": In(4, optional=True), "eps": REAL,
+        "y": Out(5, 4), "mean": Out(5), "rstd": Out(5),
+    },
+    "layer_norm_backward": {
+        "dy": In(5, 4), "x": In(5, 4), "gamma": In(4, optional=True), "mean": In(5), "rstd": In(5),
+        "dx": Out(5, 4), "dgamma": Out(4, optional=True), "dbeta": Out(4, optional=True),
+    },
+    "gelu_forward": {"x": In(9, free=(0,)), "y": Out(9)},
+    "gelu_backward": {"dy": In(9), "x": In(9), "dx": Out(9)},
+    "geglu_forward": {"x": In(2, 14), "y": Out(2, 7)},
+    "geglu_backward": {"dy": In(2, 7), "x": In(2, 14), "dx": Out(2, 14)},
     "normal": {
         "seed": SEED, "purpose": PURPOSE, "sample": In(2, dtype=U32), "step": In(2, dtype=U32),
         "eps": Out(2, 9, free=(1,), alone=True),
@@ -278,6 +290,14 @@ def of_any_size(name, rng):
         noise = [None, tuple(key)][size(0, 1)]
         return [array(*x), array(*x), either(*x), table, row, history, noise, array(*x), array(*x)]
     return {
+        "layer_norm_forward": lambda: [array(*x), either(m), either(m), 1e-5, array(*x), array(n), array(n)],
+        "layer_norm_backward": lambda: [
+            array(*x), array(*x), either(m), array(n), array(n), array(*x), either(m), either(m)
+        ],
+        "gelu_forward": lambda: [array(m), array(m)],
+        "gelu_backward": lambda: [array(m), array(m), array(m)],
+        "geglu_forward": lambda: [array(n, 2 * m), array(*x)],
+        "geglu_backward": lambda: [array(*x), array(n, 2 * m), array(n, 2 * m)],
         "normal": lambda: [*key, array(*x)],
         "noise_forward": lambda: [array(*x), array(n), array(n), *key, array(*x), either(*x)],
         "noise_backward": lambda: [array(*x), array(n), array(*x)],

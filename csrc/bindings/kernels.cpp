@@ -189,6 +189,83 @@ void bind_attention_backward(py::object dout, py::object q, py::object k, py::ob
     });
 }
 
+// ---------------------------------------------------------------- layer_norm
+
+void bind_layer_norm_forward(py::object x, py::object gamma, py::object beta, float eps, py::object y, py::object mean,
+                             py::object rstd) {
+    Call call;
+    const Argument xa = call.array(x, "x", {-1, -1}, floating);
+    const int64_t rows = xa.size(0), c = xa.size(1);
+    const Argument ga = call.optional(gamma, "gamma", {c}, single), ba = call.optional(beta, "beta", {c}, single);
+    const Argument ya = call.array(y, "y", xa.shape, {xa.type}, Use::out);
+    const Argument ma = call.array(mean, "mean", {rows}, single, Use::out);
+    const Argument ra = call.array(rstd, "rstd", {rows}, single, Use::out);
+    call.run(xa.type, [&](auto zero, auto... rest) {
+        using T = decltype(zero);
+        layer_norm_forward<T>(rows, c, eps, xa.as<T>(), ga.as<float>(), ba.as<float>(), ya.as<T>(), ma.as<float>(),
+                              ra.as<float>(), rest...);
+    });
+}
+
+void bind_layer_norm_backward(py::object dy, py::object x, py::object gamma, py::object mean, py::object rstd,
+                              py::object dx, py::object dgamma, py::object dbeta) {
+    Call call;
+    const Argument xa = call.array(x, "x", {-1, -1}, floating), dya = call.array(dy, "dy", xa.shape, {xa.type});
+    const int64_t rows = xa.size(0), c = xa.size(1);
+    const Argument ga = call.optional(gamma, "gamma", {c}, single);
+    const Argument ma = call.array(mean, "mean", {rows}, single), ra = call.array(rstd, "rstd", {rows}, single);
+    const Argument dxa = call.array(dx, "dx", xa.shape, {xa.type}, Use::out);
+    const Argument dga = call.optional(dgamma, "dgamma", {c}, single, Use::out);
+    const Argument dba = call.optional(dbeta, "dbeta", {c}, single, Use::out);
+    call.run_in(layer_norm_backward_workspace(rows, c), xa.type, [&](auto zero, auto... rest) {
+        using T = decltype(zero);
+        layer_norm_backward<T>(rows, c, dya.as<T>(), xa.as<T>(), ga.as<float>(), ma.as<float>(), ra.as<float>(),
+                               dxa.as<T>(), dga.as<float>(), dba.as<float>(), rest...);
+    });
+}
+
+// ---------------------------------------------------------------- gelu
+
+void bind_gelu_forward(py::object x, py::object y) {
+    Call call;
+    const Argument xa = call.array(x, "x", {-1}, floating), ya = call.array(y, "y", xa.shape, {xa.type}, Use::out);
+    call.run(xa.type, [&](auto zero, auto... rest) {
+        using T = decltype(zero);
+        gelu_forward<T>(xa.size(0), xa.as<T>(), ya.as<T>(), rest...);
+    });
+}
+
+void bind_gelu_backward(py::object dy, py::object x, py::object dx) {
+    Call call;
+    const Argument xa = call.array(x, "x", {-1}, floating), dya = call.array(dy, "dy", xa.shape, {xa.type});
+    const Argument dxa = call.array(dx, "dx", xa.shape, {xa.type}, Use::out);
+    call.run(xa.type, [&](auto zero, auto... rest) {
+        using T = decltype(zero);
+        gelu_backward<T>(xa.size(0), dya.as<T>(), xa.as<T>(), dxa.as<T>(), rest...);
+    });
+}
+
+void bind_geglu_forward(py::object x, py::object y) {
+    Call call;
+    const Argument ya = call.array(y, "y", {-1, -1}, floating, Use::out);
+    const Argument xa = call.array(x, "x", {ya.size(0), 2 * ya.size(1)}, {ya.type});
+    call.run(xa.type, [&](auto zero, auto... rest) {
+        using T = decltype(zero);
+        geglu_forward<T>(ya.size(0), ya.size(1), xa.as<T>(), ya.as<T>(), rest...);
+    });
+}
+
+void bind_geglu_backward(py::object dy, py::object x, py::object dx) {
+    Call call;
+    const Argument dya = call.array(dy, "dy", {-1, -1}, floating);
+    const Argument xa = call.array(x, "x", {dya.size(0), 2 * dya.size(1)}, {dya.type});
+    const Argument dxa = call.array(dx, "dx", xa.shape, {xa.type}, Use::out);
+    call.run(xa.type, [&](auto zero, auto... rest) {
+        using T = decltype(zero);
+        geglu_backward<T>(dya.size(0), dya.size(1), dya.as<T>(), xa.as<T>(), dxa.as<T>(), rest...);
+    });
+}
+
 // ---------------------------------------------------------------- noise
 
 // The counter of the generator holds the number of a block of four normals in 32 bits.
@@ -389,6 +466,12 @@ void bind_kernels(py::module_& m) {
     m.def("group_norm_backward", &bind_group_norm_backward);
     m.def("attention_forward", &bind_attention_forward);
     m.def("attention_backward", &bind_attention_backward);
+    m.def("layer_norm_forward", &bind_layer_norm_forward);
+    m.def("layer_norm_backward", &bind_layer_norm_backward);
+    m.def("gelu_forward", &bind_gelu_forward);
+    m.def("gelu_backward", &bind_gelu_backward);
+    m.def("geglu_forward", &bind_geglu_forward);
+    m.def("geglu_backward", &bind_geglu_backward);
     m.def("normal", &bind_normal);
     m.def("noise_forward", &bind_noise_forward);
     m.def("noise_backward", &bind_noise_backward);

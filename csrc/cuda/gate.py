@@ -57,6 +57,8 @@ RULES = [
     ("group_norm:*, false>", ""),  # for channels and addresses that no 16 bytes fit
     ("group_norm:*moments_kernel<*", "load16"),
     ("group_norm:*sums_kernel<*", "load16"),
+    ("layer_norm:layer_norm_chunks_kernel", "double"),
+    ("layer_norm:layer_norm_columns_kernel<*", ""),  # single columns, side by side in a warp
     ("noise:noise_loss_kernel", "double"),
     ("noise:noise_loss_tiles_kernel<*", "load16"),
     ("*", "load16 store16"),  # everything else moves arrays, 16 bytes at a time

@@ -12,7 +12,8 @@ NumPy has no error function. Here it is a table of Taylor polynomials around x_k
 with H_0 = 1, H_1 = 2x, H_{n+1} = 2x H_n - 2n H_{n-1} (Hermite). |h| is at most 1/32, so eleven terms reach float64's
 digits and six those of float32; beyond 6, erf is 1 in both.
 
-Reference: reference/gelu.py.
+Reference: reference/gelu.py. Kernels for the exact GELU and the gate, which networks take: csrc/cpu/gelu.cpp,
+csrc/cuda/gelu.cu.
 """
 
 import functools
@@ -20,7 +21,8 @@ import math
 
 import numpy as np
 
-from pydiff.arrays import array_module
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import native
 from pydiff.ops.elementwise import stable_sigmoid
 from pydiff.tensor import Function
 
@@ -87,12 +89,22 @@ class Erf(Function):
 class GELU(Function):
     def forward(self, x):
         self.x = x
-        return x * (0.5 * (1 + erf_array(x * math.sqrt(0.5))))
+        kernel = native(x, "gelu_forward")
+        if not kernel:
+            return x * (0.5 * (1 + erf_array(x * math.sqrt(0.5))))
+        y = empty(x, x.size)
+        kernel(contiguous(x).reshape(-1), y)
+        return y.reshape(x.shape)
 
     def backward(self, g):
         """(x Phi)' = Phi + x phi"""
-        cdf, phi = _normal(self.x)
-        return g * (cdf + self.x * phi)
+        kernel = native(self.x, "gelu_backward")
+        if not kernel:
+            cdf, phi = _normal(self.x)
+            return g * (cdf + self.x * phi)
+        dx = empty(self.x, self.x.size)
+        kernel(contiguous(g).reshape(-1), contiguous(self.x).reshape(-1), dx)
+        return dx.reshape(self.x.shape)
 
 
 class TanhGELU(Function):
@@ -120,12 +132,22 @@ class QuickGELU(Function):
 class GEGLU(Function):
     def forward(self, x):
         self.x, half = x, x.shape[-1] // 2
+        kernel = native(x, "geglu_forward")
+        if kernel:
+            y = empty(x, (math.prod(x.shape[:-1]), half))
+            kernel(contiguous(x).reshape(len(y), 2 * half), y)
+            return y.reshape(*x.shape[:-1], half)
         gate = x[..., half:]
         return x[..., :half] * (gate * (0.5 * (1 + erf_array(gate * math.sqrt(0.5)))))
 
     def backward(self, g):
         """y = a gelu(b): da = g gelu(b), db = g a (Phi(b) + b phi(b))"""
         half = self.x.shape[-1] // 2
+        kernel = native(self.x, "geglu_backward")
+        if kernel:
+            dx = empty(self.x, (math.prod(self.x.shape[:-1]), 2 * half))
+            kernel(contiguous(g).reshape(len(dx), half), contiguous(self.x).reshape(dx.shape), dx)
+            return dx.reshape(self.x.shape)
         a, b = self.x[..., :half], self.x[..., half:]
         cdf, phi = _normal(b)
         return array_module(g).concatenate([g * (b * cdf), g * a * (cdf + b * phi)], axis=-1)

@@ -4,10 +4,13 @@ then every channel gets its own scale and shift:
     x_hat = (x - mean) rstd,   rstd = 1 / sqrt(var + eps)        mean, var over the C channels of one position
     y     = gamma x_hat + beta
 
-Reference: reference/layer_norm.py.
+Reference: reference/layer_norm.py. Kernels: csrc/cpu/layer_norm.cpp, csrc/cuda/layer_norm.cu.
 """
 
-from pydiff.arrays import array_module
+import math
+
+from pydiff.arrays import array_module, contiguous, empty
+from pydiff.backend import FLOAT32, native
 from pydiff.ops.elementwise import unbroadcast
 from pydiff.tensor import Function
 
@@ -15,7 +18,8 @@ from pydiff.tensor import Function
 def layer_norm(x, gamma=None, beta=None, eps=1e-5):
     """Normalises (..., C) over its last axis.
 
-    x: (..., C), any number of axes in front, C >= 1. gamma, beta: (C,), or None for 1 and 0.
+    x: (..., C), any number of axes in front, C >= 1. gamma, beta: (C,), or None for 1 and 0. Where CUDA
+    kernels serve it, x may be bfloat16; gamma, beta and their gradients are float32 all the same.
     Returns an array of x's shape. Variance is the biased one (divided by C), as in the paper.
     ValueError for shapes that do not fit.
     """
@@ -29,13 +33,33 @@ def layer_norm(x, gamma=None, beta=None, eps=1e-5):
 
 class LayerNorm(Function):
     def forward(self, x, gamma, beta, *, eps):
-        y, mean, rstd = forward_arrays(x, gamma, beta, eps)
-        self.saved = x, gamma, mean, rstd
-        return y
+        rows = contiguous(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        kernel = native(rows, "layer_norm_forward")
+        if kernel:
+            gamma, beta = _contiguous(gamma), _contiguous(beta)
+            y = empty(rows, rows.shape)
+            mean, rstd = (array_module(x).empty(len(rows), FLOAT32) for _ in range(2))
+            kernel(rows, gamma, beta, eps, y, mean, rstd)
+        else:
+            y, mean, rstd = forward_arrays(rows, gamma, beta, eps)
+        self.saved, self.shape = (rows, gamma, mean, rstd), x.shape
+        return y.reshape(x.shape)
 
     def backward(self, dy):
-        dx, dgamma, dbeta = backward_arrays(dy, *self.saved)
-        return dx, dgamma if self.needs[1] else None, dbeta if self.needs[2] else None
+        x, gamma, mean, rstd = self.saved
+        dy = contiguous(dy).reshape(x.shape)
+        kernel = native(x, "layer_norm_backward")
+        if kernel:
+            dgamma, dbeta = (array_module(x).empty(x.shape[-1:], FLOAT32) if need else None for need in self.needs[1:])
+            dx = empty(x, x.shape)
+            kernel(dy, x, gamma, mean, rstd, dx, dgamma, dbeta)
+        else:
+            dx, dgamma, dbeta = backward_arrays(dy, x, gamma, mean, rstd)
+        return dx.reshape(self.shape), dgamma if self.needs[1] else None, dbeta if self.needs[2] else None
+
+
+def _contiguous(parameter):
+    return None if parameter is None else contiguous(parameter)
 
 
 def forward_arrays(x, gamma, beta, eps):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -12,9 +12,10 @@ from pydiff import ops
 from pydiff.ops.gelu import erf_array
 from pydiff.reference import gelu as reference
 from pydiff.tensor import Tensor
-from tests.compare import assert_close, check_gradient, gradients
+from tests.bits import check_any_batch, check_any_thread_count
+from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients, naive_kernels
 from tests.peers import import_torch
-from tests.strategies import seeds, small, strided
+from tests.strategies import bfloat16, kernels, seeds, simt, small, strided  # noqa: F401
 
 OPS = {
     "erf": (ops.erf, reference.erf, lambda t, x: t.erf(x)),
@@ -97,3 +98,81 @@ def test_bad_arguments():
         ops.gelu(np.zeros(2), True)
     with pytest.raises(ValueError, match=r"geglu needs x of shape \(\.\.\., 2C\), got \(2, 3\)"):
         ops.geglu(np.zeros((2, 3)))
+
+
+# ---- kernels -------------------------------------------------------------------------------------------------------
+
+KERNELS = {"gelu": ops.gelu, "geglu": ops.geglu}
+
+
+@st.composite
+def cases(draw):
+    """x of up to two axes in front of an even last one, in any memory order; sizes around vectors and beyond a tile."""
+    rng = np.random.default_rng(draw(seeds))
+    shape = (*draw(st.lists(st.integers(0, 4), max_size=2)), 2 * draw(small | st.sampled_from([32, 67, 4099])))
+    return rng, [3 * draw(strided(rng, shape))]
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", KERNELS)
+@given(case=cases())
+def test_kernel_is_as_exact_as_plain_float32(name, case):
+    rng, arrays = case
+    check_kernel(KERNELS[name], arrays, rng)
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("name", KERNELS)
+@given(case=cases())
+def test_kernel_in_bfloat16_is_as_exact_as_its_rounding(name, case):
+    rng, arrays = case
+    check_kernel(KERNELS[name], arrays, rng, half=(0,))
+
+
+@pytest.mark.usefixtures("simt")
+@pytest.mark.parametrize("half", [(), (0,)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=15)
+@given(case=cases())
+def test_naive_kernel_is_as_exact_as_plain_float32(name, half, case):
+    rng, arrays = case
+    with naive_kernels():
+        check_kernel(KERNELS[name], arrays, rng, half=half)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_kernel_follows_the_curve_everywhere():
+    """Every part of the approximation, on a grid: value and slope to a few units in the last place of max(|y|, 1)."""
+    x = np.concatenate([np.linspace(-14, 14, 20_001), np.logspace(-30, 1, 2_000)]).astype(np.float32)
+    y, dx = gradients(ops.gelu, [x], np.ones(x.shape, np.float32))
+    exact, slope = gradients(ops.gelu, [x.astype(np.float64)], np.ones(x.shape))
+    eps = np.finfo(np.float32).eps
+    assert (np.abs(y - exact) <= 4 * eps * np.abs(x)).all()
+    assert (np.abs(dx - slope) <= 6 * eps).all()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_limits_of_the_kernel():
+    x = np.array([-np.inf, -1e10, -13, 0, 13, 1e10, np.inf], np.float32)
+    y, dx = gradients(ops.gelu, [x], np.ones(7))
+    assert_close(y[:4], np.zeros(4), rtol=0, atol=1e-30)
+    assert y[4:].tolist() == x[4:].tolist()
+    assert_close(dx, [0, 0, 0, 0.5, 1, 1, 1], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", KERNELS)
+def test_same_bits_in_any_batch_and_on_any_number_of_threads(name):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 33, 70)).astype(np.float32)
+    dy = rng.standard_normal((5, 33, 35 if name == "geglu" else 70)).astype(np.float32)
+    check_any_batch(lambda part: gradients(KERNELS[name], [x[part]], dy[part]), len(x))
+    check_any_thread_count(lambda: gradients(KERNELS[name], [x], dy))
+
+
+def test_kernels_and_arrays_agree():
+    x = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
+    for op in KERNELS.values():
+        got = op(x).data
+        with array_path():
+            assert_close(got, op(x).data, rtol=1e-6)

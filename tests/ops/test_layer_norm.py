@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydiff import ops
 from pydiff.reference.layer_norm import layer_norm as reference
 from pydiff.tensor import Tensor
-from tests.compare import assert_close, check_gradient, gradients
+from tests.bits import check_any_batch, check_any_thread_count
+from tests.compare import assert_close, check_gradient, check_kernel, gradients, naive_kernels
 from tests.peers import import_torch
-from tests.strategies import seeds, sizes, small, strided
+from tests.strategies import bfloat16, kernels, seeds, simt, sizes, small, strided  # noqa: F401
 
 
 @st.composite
@@ -50,11 +51,13 @@ def test_a_shift_without_a_scale():
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (3,), (1,), (2, 1)])
-def test_empty_and_single(shape):
-    x = np.full(shape, 0.1)
-    y, dx, dgamma, dbeta = gradients(ops.layer_norm, [x, np.ones(shape[-1]), np.full(shape[-1], 2.0)], np.ones(shape))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_empty_and_single(shape, dtype):
+    x = np.full(shape, 0.1, dtype)
+    parameters = np.ones(shape[-1], dtype), np.full(shape[-1], 2.0, dtype)
+    y, dx, dgamma, dbeta = gradients(ops.layer_norm, [x, *parameters], np.ones(shape))
     assert_close(y, np.full(shape, 2.0), rtol=1e-12)
-    assert_close(dx, np.zeros(shape), rtol=0, atol=1e-10)
+    assert_close(dx, np.zeros(shape), rtol=0, atol=1e-10 if dtype is np.float64 else 1e-4)
     assert dgamma.shape == dbeta.shape == shape[-1:]
 
 
@@ -91,3 +94,73 @@ def test_bad_arguments(x, gamma, beta, message):
     gamma, beta = (None if s is None else np.zeros(s) for s in (gamma, beta))
     with pytest.raises(ValueError, match=message):
         ops.layer_norm(Tensor(np.zeros(x)), gamma, beta)
+
+
+# ---- kernels -------------------------------------------------------------------------------------------------------
+
+
+def op(options):
+    return lambda *a: ops.layer_norm(*a, **options)
+
+
+@pytest.mark.usefixtures("kernels")
+@given(case=cases())
+def test_kernel_is_as_exact_as_plain_float32(case):
+    rng, arrays, options = case
+    check_kernel(op(options), arrays, rng)
+
+
+@pytest.mark.usefixtures("bfloat16")
+@given(case=cases())
+def test_kernel_in_bfloat16_is_as_exact_as_its_rounding(case):
+    rng, arrays, options = case
+    check_kernel(op(options), arrays, rng, half=(0,))
+
+
+@pytest.mark.usefixtures("simt")
+@pytest.mark.parametrize("half", [(), (0,)], ids=["float32", "bfloat16"])
+@settings(max_examples=15)
+@given(case=cases())
+def test_naive_kernel_is_as_exact_as_plain_float32(half, case):
+    rng, arrays, options = case
+    with naive_kernels():
+        check_kernel(op(options), arrays, rng, half=half)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("shape", [(700, 40), (3, 5000), (2, 17, 320)], ids=["many rows", "long rows", "tokens"])
+def test_kernel_over_several_blocks(shape):
+    """More rows than a block of work or a chunk of the column sums has, rows longer than a sum in float."""
+    rng = np.random.default_rng(0)
+    x = 3 + rng.standard_normal(shape)
+    gamma, beta = rng.standard_normal((2, shape[-1]))
+    check_kernel(op({"eps": 1e-5}), [x, 1 + 0.5 * gamma, beta], rng)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_same_bits_in_any_batch_and_on_any_number_of_threads():
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 5, 133, 70)).astype(np.float32)
+    gamma, beta = rng.standard_normal((2, 70)).astype(np.float32)
+
+    def run(part):
+        return gradients(ops.layer_norm, [x[part], gamma, beta], dy[part])
+
+    check_any_batch(lambda part: run(part)[:2], len(x))
+    check_any_thread_count(lambda: run(slice(None)))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_kernel_without_parameters_and_with_frozen_ones():
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 6, 9)).astype(np.float32)
+    gamma = rng.standard_normal(9).astype(np.float32)
+    y, dx = gradients(ops.layer_norm, [x], dy)
+    exact = gradients(ops.layer_norm, [x.astype(np.float64)], dy.astype(np.float64))
+    assert_close(y, exact[0], rtol=1e-6)
+    assert_close(dx, exact[1], rtol=1e-5)
+    leaf, frozen = Tensor(x, requires_grad=True), Tensor(gamma)
+    ops.layer_norm(leaf, frozen).backward(dy)
+    assert frozen.grad is None
+    expected = gradients(lambda x: ops.layer_norm(x, gamma.astype(np.float64)), [x.astype(np.float64)], dy)[1]
+    assert_close(leaf.grad, expected, rtol=1e-5)
