@@ -44,10 +44,11 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train on pictures. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
+    """Train on pictures or sounds. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, a folder of pictures (class = subfolder), or an .npz, .npy or .parquet file."""
+    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds (class = subfolder), or an .npz, .npy or
+    .parquet file."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
@@ -66,7 +67,7 @@ class Train:
 
 @dataclass
 class Sample:
-    """Draw new pictures with a trained model."""
+    """Draw new pictures, or make new sounds, with a trained model."""
 
     run_folder: Path
     """Folder of a run or of a model, or Stable Diffusion in one file."""
@@ -79,8 +80,9 @@ class Sample:
     """A file with a prompt a line; - reads them from the standard input."""
     negative_prompt: str | None = None
     """What guidance shall lead away from."""
-    out: Path = Path("samples.png")
-    """Where to write them: .png for one grid, .npz for the array, a folder for one picture each."""
+    out: Path | None = None
+    """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
+    file each; left out, samples.png, or the folder samples for sounds."""
     sampler: Literal[tuple(SAMPLERS)] | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
@@ -129,13 +131,14 @@ class Sample:
     def run(self):
         import numpy as np
 
-        from pydiff.report.grid import grid, save_png
+        from pydiff.report.files import check_name, default_name, save_samples
         from pydiff.run import load
 
-        self.out = self.out.expanduser()
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
         run = load(self.run_folder, **said, embedding=self.embedding, config=self.config)
+        out = (self.out or default_name(run.codec)).expanduser()
+        check_name(out, run.codec)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
         n = (16 if prompts is None and self.image is None else 1) if self.n is None else self.n
@@ -151,25 +154,11 @@ class Sample:
         guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
         said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(guidance)}
         said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
-        shown = run.codec.show(images)
-        if self.out.suffix == ".npz":
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(self.out, images=images)
-        elif self.out.suffix == ".png":
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            said |= {} if prompts is None else {"prompt": "\n".join(prompts)}
-            save_png(self.out, grid(shown, columns=n if prompts else None), said)
-        elif self.out.suffix:
-            raise ValueError(f"pictures are written to a .png, a .npz or a folder, not to {self.out}")
-        else:
-            self.out.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(shown):
-                told = {} if prompts is None else {"prompt": prompts[i // n]}
-                save_png(self.out / f"{i:06d}.png", image, {**said, **told, "number": str(i % n)})
+        save_samples(out, images, run.codec, n, prompts, said)
         kind = ""
         if self.label and run.classes:
             kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
-        say(f"{len(images)} pictures{kind} in {self.out}")
+        say(f"{len(images)} {run.codec.noun}s{kind} in {out}")
 
     def redrawn(self, run, n, words, choices):
         """Images drawn anew from the one that is given, n of each prompt."""
@@ -231,19 +220,22 @@ class Data:
     """Show what would be trained on: count, size, channels, classes, and what had to be left out."""
 
     data: str
-    """digits, emoji, faces, fashion, a folder of pictures, or an .npz, .npy or .parquet file."""
+    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds, or an .npz, .npy or .parquet file."""
     size: int | None = None
     """Side length to resize to."""
+    rate: int | None = None
+    """Of sounds: samples a second."""
+    seconds: float | None = None
+    """Of sounds: how long each is made."""
 
     def run(self):
-        from pydiff.codec import Pixels
         from pydiff.data import describe, load
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
 
-        dataset = load(self.data, size=self.size)
+        dataset = load(self.data, size=self.size, rate=self.rate, seconds=self.seconds)
         say(describe(dataset))
-        first = Pixels(dataset.shape).show(dataset.samples(range(min(16, len(dataset)))))
+        first = dataset.codec.show(dataset.samples(range(min(16, len(dataset)))))
         say(picture(grid(first, columns=8, scale=1)))
 
 

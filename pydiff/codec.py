@@ -42,11 +42,11 @@ def to_uint8(x) -> np.ndarray:
 class Codec:
     """Base of all codecs. A subclass defines shape, encode and decode, and what else differs from this.
 
-    kind: its name in files. shape: of one x, channels last. limits: (low, high) between which every x0 lies, or None;
-    samplers cut their predicted x0 there.
+    kind: its name in files. noun: what a sample is called. shape: of one x, channels last. limits: (low, high) between
+    which every x0 lies, or None; samplers cut their predicted x0 there.
     """
 
-    kind = ""
+    kind, noun = "", "picture"
     limits: tuple[float, float] | None = None
 
     @property
@@ -57,6 +57,10 @@ class Codec:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(H, W, C) of the images that are given and shown, where x is no image."""
+        return self.shape
+
+    def shape_of(self, samples) -> tuple[int, ...]:  # noqa: ARG002
+        """Of the x of these samples, for codecs that take several sizes."""
         return self.shape
 
     def encode(self, samples) -> np.ndarray:
@@ -92,6 +96,12 @@ class Codec:
     def encode_mask(self, mask) -> np.ndarray:
         """(N, H, W, C or 1) from 0 to 1 over samples -> the same over x, to be broadcast to (N, *shape)."""
         return mask
+
+    def kept(self, drawn, _given, _mask):
+        """Inpainted samples with what the mask keeps of those given, for codecs that cannot decode it to what it
+        was.
+        """
+        return drawn
 
     def to_config(self) -> dict:
         """For JSON; `from_config` of it is an equal codec."""

@@ -20,9 +20,8 @@ def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trail
     Stable Diffusion; those that were trained to fill in do that, whatever is said. steps: 50 if None, or what suits the
     scheduler. strength: for the latter two, see `image_to_image`. `common`: see `edited`.
     """
-    given = _mask(mask, pipeline.codec, images)
+    given, mask = _mask(mask, pipeline.codec, images)
     resample = (0 if pipeline.edits_by_scheduler else 5) if resample is None else resample
-    mask = _mask_of_x(given, pipeline.codec, len(images))
     beside = pipeline.beside(images, given)
     steps = pipeline.default_steps() if steps is None else steps
     if beside is not None or resample == 0:
@@ -40,7 +39,7 @@ def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trail
     def draw(model, x0, here, **more):
         return editing.inpaint(model, x0, mask[here], pipeline.process, way, resample, **more)
 
-    return edited(pipeline, images, draw, **common)
+    return pipeline.codec.kept(edited(pipeline, images, draw, **common), images, given)
 
 
 def image_to_image(
@@ -174,7 +173,7 @@ def _without_clip(more):
 
 
 def _mask(mask, codec, images):
-    """A mask over samples, checked: float32 with as many axes as they have."""
+    """A mask over samples, checked and with all axes, and as one over x, (N, ..)."""
     given, shape = np.asarray(mask), np.shape(images)
     mask = codec.mask_axes(given)
     fits = mask.ndim == len(shape) > 0 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
@@ -183,10 +182,4 @@ def _mask(mask, codec, images):
     mask = mask.astype(np.float32)
     if not ((mask >= 0) & (mask <= 1)).all():
         raise ValueError(f"mask goes from {mask.min()} to {mask.max()}, expected 0 (keep) .. 1 (draw); divide by 255?")
-    return mask
-
-
-def _mask_of_x(mask, codec, n):
-    """The same over x, (N, .., C)."""
-    mask = codec.encode_mask(mask)
-    return np.broadcast_to(mask, (n, *mask.shape[1:-1], codec.shape[-1]))
+    return mask, np.broadcast_to(codec.encode_mask(mask), (len(images), *codec.shape_of(images)))

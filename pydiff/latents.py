@@ -37,6 +37,10 @@ class Latents(Codec):
         """(H, W, C) of images."""
         return (*self.size, self.autoencoder.config["in_channels"])
 
+    def shape_of(self, samples):
+        """As `shape`, for images of any size."""
+        return (*(n // self.factor for n in np.shape(samples)[1:3]), self.shape[-1])
+
     def encode(self, samples):
         """uint8 (N, H, W, C), of any size that the factor divides -> the most likely latents, scaled: float32."""
         samples = np.asarray(samples)

@@ -270,15 +270,16 @@ def train(
     data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, announce=None,
     distributed="auto", **options,
 ):  # fmt: skip
-    """Trains a diffusion model on pictures and returns the finished `Run`.
+    """Trains a diffusion model on pictures or sounds and returns the finished `Run`.
 
     data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
-    (N, H, W, C), or a Dataset; "swiss-roll" or an array (N, D) of points; "moving-shapes", a folder of films or an
-    array (N, F, H, W, C) of clips. images: to be learned beside clips, see `task_for`.
+    (N, H, W, C), or a Dataset; "tones" or a folder of sounds; "swiss-roll" or an array (N, D) of points;
+    "moving-shapes", a folder of films or an array (N, F, H, W, C) of clips. images: to be learned beside clips.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
     goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
-    another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`.
+    another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`;
+    codec may also be a name, see Options.
     announce: called with a few lines on the data before the first step. distributed: "auto" shares the work with the
     other processes that mpiexec started, "mpi" insists on that, "off" works alone; docs/distributed.md. Every other
     keyword is a field of pydiff.Options.
@@ -289,11 +290,12 @@ def train(
     group = join(distributed)
     with group.together(), group.own_threads():
         announce = announce if announce and group.first else (lambda _: None)
-        options = settled(Options.from_keywords(options), out, group)
+        named = {"codec": codec} if isinstance(codec, str) else {}
+        options = settled(Options.from_keywords(options | named), out, group)
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
             dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
-            task = task_for(dataset, options, model, codec, images)
+            task = task_for(dataset, options, model, None if named else codec, images)
             for note in task.notes:
                 announce(note)
         with opened(task, options, out, device, group) as (trainer, folder):

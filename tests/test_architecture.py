@@ -160,7 +160,8 @@ MAY_IMPORT = {
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
-    "data": "random codec codecs condition",
+    "sound": "arrays codec",
+    "data": "random codec codecs sound condition",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "stable_diffusion": "backend arrays tensor ops models condition diffusion latents pipeline",
@@ -210,7 +211,7 @@ MAY_IMPORT = {
         "backend arrays nn optim store training.interrupt training.progress training.distributed training.gradient"
     ),
     "training": "",
-    "report": "arrays random codec data store",
+    "report": "arrays random codec sound data store",
     "run": "backend condition data pipeline edit formats store training report",
     "bench": "",
     "info": "backend compiled emulator pydiff",
@@ -386,7 +387,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py", "codecs/")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]

@@ -1,5 +1,5 @@
-"""Training data: shipped sets, folders of pictures, .npz, .npy and .parquet files and arrays all become a Dataset:
-(N, H, W, C) pictures, with their classes and captions where there are any.
+"""Training data: shipped sets, folders of pictures or sounds, .npz, .npy and .parquet files and arrays all become a
+Dataset: (N, H, W, C) pictures or (N, 1, L, C) sounds, with their classes and captions where there are any.
 
 `load` recognises the source; each kind has its own small module. The rest of pydiff sees only `Dataset`,
 `batch_indices`, `flip` and the two functions at the edge between uint8 and [-1, 1].
@@ -23,11 +23,14 @@ from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.data.parquet import holds_parquet, load_parquet
 from pydiff.data.pixels import check_size, from_uint8, to_uint8
 from pydiff.data.points import Points, swiss_roll
+from pydiff.data.sounds import Sounds, check_sound, holds_sounds, load_sounds
+from pydiff.data.tones import load_tones
 
 __all__ = [
     "Clips",
     "Dataset",
     "Points",
+    "Sounds",
     "batch_indices",
     "describe",
     "flip",
@@ -39,26 +42,40 @@ __all__ = [
 
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
 NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll}
+NAMED_SOUNDS = {"tones": load_tones}
 
 
 def load(
-    source, size=None, channels: int | None = None, labels=None, captions=None, *, frames=None, frame_rate=None
+    source,
+    size=None,
+    channels: int | None = None,
+    labels=None,
+    captions=None,
+    *,
+    frames=None,
+    frame_rate=None,
+    rate: int | None = None,
+    seconds: float | None = None,
 ) -> Dataset:
     """A data set from almost anything.
 
     source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
-              scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), a folder of pictures, of MNIST's
+              scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), "tones" (sounds, made by
+              formula; docs/sound.md has the other named sounds), a folder of pictures, of sounds, of MNIST's
               IDX files or of .parquet files, a .npz, .npy or .parquet file, an array (N, H, W), (N, H, W, C) or
               (N, C, H, W), or a Dataset; "./digits" is a folder of that name
     size      an integer or (height, width): pictures are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
     labels    (N,) integers or strings, for arrays only: folders and files bring their own
     captions  N strings or sequences of strings, or {language: those}, for arrays only, too
+    rate, seconds   of sounds: samples a second, and how long each is made; a folder is then read for its sounds
 
     frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
+    if rate is not None or seconds is not None or _is_sound(source):
+        return _load_sounds(source, size, channels, labels, captions, rate, seconds)
     size = check_size(size)
     given = "labels" if labels is not None else "captions" if captions is not None else None
     if isinstance(source, (str, os.PathLike)):
@@ -98,6 +115,38 @@ def _of_length(dataset, frames, frame_rate):
         raise ValueError(f"{frames} frames were asked for, and the clips have {have}")
     cut = dataset.images if frames is None else dataset.images[:, :frames]
     return dataclasses.replace(dataset, images=cut, rate=frame_rate or dataset.rate)
+
+
+def _is_sound(source) -> bool:
+    """Whether a source is one of sounds: by its name, by its class, or a folder with more sounds than pictures."""
+    if isinstance(source, str) and (source in NAMED or source in NAMED_SOUNDS):
+        return source in NAMED_SOUNDS
+    if isinstance(source, (str, os.PathLike)):
+        return holds_sounds(Path(source).expanduser())
+    return isinstance(source, Sounds)
+
+
+def _load_sounds(source, size, channels, labels, captions, rate, seconds) -> Sounds:
+    if size is not None or labels is not None or captions is not None:
+        given = "size" if size is not None else "labels" if labels is not None else "captions"
+        raise ValueError(
+            f"{given} was given with sounds, which have rate and seconds, and their folders' names as classes"
+        )
+    if isinstance(source, Sounds):
+        if (rate or source.rate, channels or source.shape[2]) != (source.rate, source.shape[2]) or seconds is not None:
+            raise ValueError("a data set of sounds has its rate and length; give rate and seconds where it is loaded")
+        return source
+    check_sound(rate, seconds, channels)
+    if isinstance(source, str) and source in NAMED_SOUNDS:
+        given = {"rate": rate, "seconds": seconds}
+        return NAMED_SOUNDS[source](**{name: value for name, value in given.items() if value is not None})
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError("rate and seconds are for a folder of sounds or a named set of sounds; leave them out")
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        reason = "is not a folder of sounds" if path.exists() else "is not there"
+        raise ValueError(f"{str(source)!r} {reason}; rate and seconds are for sounds")
+    return load_sounds(path, rate, seconds, channels)
 
 
 _EXPECTED = f"expected {', '.join(map(repr, NAMED))}, a folder of pictures, a .npz, .npy or .parquet file, or an array"

@@ -85,6 +85,12 @@ class Dataset:
         images = images if size is None else resize(images, size)
         return self if images is self.images else dataclasses.replace(self, images=images)
 
+    def coded(self, name: str = "auto") -> Codec:
+        """The codec of this name for these samples; auto is `codec`. ValueError for a name that is not for them."""
+        if name != "auto":
+            raise ValueError(f"codec {name!r} is for sounds, and {self.name} holds {self.noun}s; leave it out")
+        return self.codec
+
     def samples(self, indices) -> np.ndarray:
         """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError), as they are stored."""
         return self.images[self._checked_indices(indices)]

@@ -8,6 +8,7 @@ from pydiff.models.points import PointsMLP
 from pydiff.models.registry import MODELS, build, name_of, register, twin
 from pydiff.models.text_transformer import ReadingUNet, TextTransformer
 from pydiff.models.unet import UNet2D
+from pydiff.models.unet1d import UNet1D
 from pydiff.models.unet3d import ClipUNet, UNet3D, widened
 from pydiff.models.unet_condition import UNet2DCondition
 
@@ -24,6 +25,7 @@ __all__ = [
     "Posterior",
     "ReadingUNet",
     "TextTransformer",
+    "UNet1D",
     "UNet2D",
     "UNet2DCondition",
     "UNet3D",

@@ -39,4 +39,4 @@ def add_noise(codec: Codec, samples, eps, alpha, sigma, keep=41, factor=1):
         return shrink(visible(made), factor)
 
     x = np.stack([image(codec.show_x(a * x0 + s * eps)) for a, s in zip(alpha[t], sigma[t], strict=True)])
-    return Forward(t, alpha[t], sigma[t], x, image(codec.show(samples)), image(codec.show_noise(eps)))
+    return Forward(t, alpha[t], sigma[t], x, image(codec.show_x(x0)), image(codec.show_noise(eps)))

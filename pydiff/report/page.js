@@ -152,9 +152,32 @@ function startLoss() {
   });
 }
 
+// ---- sounds ---------------------------------------------------------------------------------------------------------
+
+function startSounds() {
+  const players = all("audio");
+  for (const player of players) {
+    const figure = player.closest("figure");
+    player.addEventListener("play", () => {
+      for (const other of players) if (other !== player) other.pause();
+      figure.classList.add("playing");
+    });
+    for (const end of ["pause", "ended"]) player.addEventListener(end, () => figure.classList.remove("playing"));
+  }
+  for (const button of all(".inturn")) {
+    const turn = all("audio", button.closest(".way"));
+    button.addEventListener("click", () => {
+      turn.forEach((player, i) => { player.onended = () => { if (turn[i + 1]) turn[i + 1].play(); }; });
+      turn[0].currentTime = 0;
+      turn[0].play();
+    });
+  }
+}
+
 Promise.all([...document.images].map((image) => image.decode())).then(() => {
   if (numbers.forward) startForward();
   if (numbers.trace) startReverse();
   if (numbers.loss) startLoss();
+  startSounds();
   document.documentElement.dataset.ready = "yes";
 });

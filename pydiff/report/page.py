@@ -38,6 +38,7 @@ class Page:
     log: list of dicts with "step" and "loss". options: (nested) dict. samples: (N, H, W, C). sampler: a few words.
     commands: pairs (what it does, command). prediction: what the network was trained to predict, a key of TARGETS.
     prompts: what each sample was asked to be, N strings, or None.
+    noun: what a sample is called. listen: HTML of a section in which sounds can be heard, see listen.py, or "".
     forward, trace, neighbours: see their classes.
     """
 
@@ -55,6 +56,8 @@ class Page:
     commands: list = field(default_factory=list)
     prediction: str = "eps"
     prompts: list | None = None
+    noun: str = "picture"
+    listen: str = ""
 
 
 def write_page(path, page):
@@ -68,7 +71,7 @@ def render(page):
     """A Page as the text of one HTML file."""
     curve = loss.curve(page.log)
     return fill(
-        _asset("page.html"),
+        _asset("page.html").replace("picture", page.noun),
         {
             "css": _asset("page.css"),
             "js": _asset("page.js"),
@@ -76,10 +79,11 @@ def render(page):
             "facts": sections.facts(page.facts),
             "data": sections.gallery(visible(page.training), page.captions),
             "forward": sections.forward(page.forward),
-            "target": TARGETS[page.prediction],
+            "target": TARGETS[page.prediction].replace("picture", page.noun),
             "loss": _training(curve),
             "options": sections.options(page.options),
             "reverse": sections.reverse(page.trace, page.sampler),
+            "listen": page.listen,
             "samples": sections.samples(visible(page.samples), page.neighbours, page.prompts),
             "commands": sections.commands(page.commands),
             "sprites": _sprites(page.forward, page.trace),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pydiff import random
+from pydiff.report import listen
 from pydiff.report.film import save_film
 from pydiff.report.forward import add_noise
 from pydiff.report.grid import grid, save_png
@@ -15,6 +16,7 @@ from pydiff.report.page import Page, write_page
 from pydiff.report.pixels import shrink, visible
 from pydiff.report.sections import Neighbours
 from pydiff.report.trace import record
+from pydiff.sound.codec import SoundCodec
 
 SLIDER_VALUES = 1_500_000  # of x, x0, eps and the forward process each: what keeps the page at a few megabytes
 SEARCH_VALUES = 500_000_000  # of training pixels compared with the samples: a few seconds
@@ -51,8 +53,11 @@ def write_report(
     )
     shown = spread(len(dataset), 36)
     training = codec.show(dataset.samples(shown))
+    heard = listen.Heard([], [], []) if isinstance(codec, SoundCodec) else None
+    states = states if heard is None else listen.overhear(states, codec, heard)
     trace, x = record(states, codec, schedule=schedule, **budget(n, training.shape[1:]))
-    samples = codec.show(codec.decode(x))
+    drawn = codec.decode(x)
+    samples = codec.show(drawn)
     save_png(directory / "samples.png", grid(samples))
     save_film(directory / "film", [grid(frame) for frame in trace.x])
     page = Page(
@@ -70,8 +75,15 @@ def write_report(
         neighbours=neighbours(samples, dataset, codec),
         commands=_commands(directory, dataset.name, samples.shape),
         prediction=pipeline.process.prediction,
+        noun=codec.noun,
+        listen="" if heard is None else _listen(codec, drawn, dataset, heard),
     )
     return write_page(directory / "report.html", page)
+
+
+def _listen(codec, drawn, dataset, heard):
+    shown = spread(len(dataset), listen.SHOWN)
+    return listen.section(codec, drawn, dataset.samples(shown), _short(dataset.titles(shown)), heard)
 
 
 def _prompts(conditioning, dataset, n, given):
@@ -140,7 +152,7 @@ def _facts(pipeline, dataset, log, step):
         facts["Training time"] = duration(seconds)
     rates = [row["images_per_second"] for row in log if row.get("images_per_second")]
     if rates:
-        facts["Speed"] = f"{np.median(rates):,.0f} pictures a second"
+        facts["Speed"] = f"{np.median(rates):,.0f} {dataset.noun}s a second"
     return facts
 
 

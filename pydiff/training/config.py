@@ -18,7 +18,7 @@ from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
 
-READING = ("size", "frames", "frame_rate")  # options that say how data are read
+READING = ("size", "frames", "frame_rate", "rate", "seconds")  # options that say how data are read
 
 
 def reading(options: dict) -> dict:
@@ -111,6 +111,14 @@ class Options(LoopOptions):
 
     size: int | None = None
     """Side length of the pictures in pixels; left out, what the data has."""
+    rate: int | None = None
+    """Of sounds: samples a second; left out, 8000."""
+    seconds: float | None = None
+    """Of sounds: how long each is; left out, 1, or what the named set has."""
+    codec: Literal["auto", "waveform", "spectrogram"] = "auto"
+    """What sounds are diffused as: their samples (auto), or the image of their spectrum, from which the sound is
+    made.
+    """
     prediction: Literal[tuple(PREDICTIONS)] = "eps"
     """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
     schedule: Literal[tuple(BUILDERS)] = "cosine"

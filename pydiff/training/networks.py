@@ -2,7 +2,7 @@
 
 import math
 
-from pydiff.models import ClipUNet, PointsMLP
+from pydiff.models import ClipUNet, PointsMLP, UNet1D
 from pydiff.training.config import build_unet, default_channels, levels_with_attention
 
 
@@ -62,4 +62,32 @@ def build_clip_unet(options, shape, embeddings, context):
     return made.recompute_blocks(options.recompute)
 
 
-NETWORKS = {"points": build_points, "frames": build_clip_unet}
+def build_line_unet(options, shape, embeddings, context):
+    """The U-Net of sounds (1, L, C): four samples at a time, every level a quarter of the one above.
+
+    Attention on levels of at most 128 places, where options.attention does not say.
+    """
+    if context is not None:
+        raise ValueError("sounds as waveforms cannot be trained with captions; use classes, or codec='spectrogram'")
+    _, length, c = shape
+    channels = options.channels or (32, 64, 96, 128)[: 2 if length < 512 else 3 if length < 2048 else 4]
+    places = [-(-length // (4 * 4**level)) for level in range(len(channels))]
+    attention = [i for i, n in enumerate(places) if i and n <= 128] if options.attention is None else options.attention
+    made = UNet1D(
+        in_channels=2 * c if options.self_conditioning else c,
+        out_channels=2 * c if options.variance == "learned" else c,
+        block_out_channels=list(channels),
+        strides=[4] * (len(channels) - 1),
+        dilations=[1, 4],
+        layers_per_block=options.layers,
+        attention=list(attention),
+        attention_head_dim=options.head_dim,
+        norm_num_groups=options.groups,
+        dropout=options.dropout,
+        num_class_embeds=embeddings,
+        seed=options.seed,
+    )
+    return made.recompute_blocks(options.recompute)
+
+
+NETWORKS = {"points": build_points, "frames": build_clip_unet, "waveform": build_line_unet}

@@ -105,7 +105,7 @@ class DiffusionTask(Task):
         encoder, self.captions, self.notes = captions_for(dataset, options.text, options.seed, model is not None)
         self.encoder, self.reads = encoder, encoder is not None and encoder.trained_along
         self.conditioning = Conditioning(known.classes, known.nothing, encoder.told() if self.reads else encoder)
-        self.codec = dataset.codec if codec is None else codec
+        self.codec = dataset.coded(options.codec) if codec is None else codec
         self.process = build_process(options)
         if model is None:
             width = None if encoder is None else encoder.width

@@ -1,0 +1,293 @@
+"""Sounds as data: a folder of sound files, each made equally long, equally loud and of one rate; what was done is said.
+
+In this order: read; channels mixed to one (or as many as asked for); the mean (DC) taken away; other rates resampled;
+silence at both ends trimmed; loudness set; cut or padded to the length asked for. wav is read by pydiff itself, flac,
+ogg, opus, mp3, aiff and au with the extra `audio` (soundfile).
+"""
+
+import dataclasses
+import io
+import math
+import warnings
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pydiff.data.dataset import Dataset, plural, printable
+from pydiff.sound import Spectrogram, Waveform, resample
+from pydiff.sound.wav import Sound, Unreadable, read_wav
+
+WAV = {".wav", ".wave"}
+WITH_LIBRARY = {".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd"}
+SUFFIXES = WAV | WITH_LIBRARY
+RATE, SECONDS = 8000, 1.0  # where nobody asks for others
+LOUDNESS = -20.0  # dB: root of the mean square, 0 dB is a square wave of full scale
+PEAK = 0.99  # no louder than that
+SILENT = 1e-4  # a sound whose largest sample is below that, -80 dB, is none
+QUIET = 10 ** (-40 / 20)  # ends this far below the loudest 10 ms are trimmed
+MARGIN = 0.02  # seconds that are kept of what would be trimmed
+LONGEST = 600.0  # seconds read of one file
+MOST_PIECES = 600  # taken of one file
+GRID = 2.0**15  # samples are whole numbers over this: the last bits, which differ from machine to machine, are gone
+OFFSET, FLAT = 0.01, 0.001  # shares of full scale and of samples from which DC and clipping are told
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sounds(Dataset):
+    """A Dataset of sounds: `images` is (N, 1, L, C) float32 in [-1, 1], L samples at `rate` a second."""
+
+    rate: int = RATE
+    noun = "sound"
+    mirrors = False
+
+    @property
+    def codec(self):
+        """Their samples as a line."""
+        _, length, channels = self.shape
+        return Waveform(self.rate, length, channels)
+
+    def coded(self, name: str = "auto"):
+        """What they are diffused as, by name: waveform, which is auto, or spectrogram."""
+        _, length, channels = self.shape
+        if name == "spectrogram":
+            return Spectrogram(self.rate, length, channels, **fitting(self.rate, length))
+        return self.codec
+
+    def kind(self) -> str:
+        """How many sounds there are, how long and of what rate: a phrase."""
+        _, length, channels = self.shape
+        said = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
+        return f"{plural(len(self), 'sound')} of {length / self.rate:.4g} s at {self.rate:,} Hz, {said}"
+
+    def facts(self) -> dict[str, str]:
+        """The same for a page: {term: description}."""
+        _, length, channels = self.shape
+        return {
+            "Sounds": f"{len(self):,}, {length / self.rate:.4g} s at {self.rate:,} Hz" + ", stereo" * (channels == 2)
+        }
+
+    def resized(self, size=None, channels=None):
+        """Themselves: sounds have no size."""
+        if size is not None or channels not in (None, self.shape[2]):
+            raise ValueError("size and channels are for pictures; give rate and seconds where sounds are loaded")
+        return self
+
+    def hints(self) -> list[str]:
+        """Sentences for whoever is about to train on this data."""
+        found = []
+        if self.shape[1] > 2**17:
+            found.append(f"{self.shape[1]:,} samples are slow without a GPU; try a lower rate= or fewer seconds=")
+        return found + self._hints(compare="listen to samples beside the nearest sounds")
+
+
+def fitting(rate: int, length: int) -> dict:
+    """Bands and window of a spectrogram: windows of about 64 ms, a quarter of them apart, at most half of a sound."""
+    size = 2 ** round(math.log2(min(0.064 * rate, max(length / 2, 16))))
+    return {"size": size, "hop": size // 4, "bands": min(32, size // 2)}
+
+
+def load_sounds(
+    root: Path, rate: int | None = None, seconds: float | None = None, channels: int | None = None
+) -> Sounds:
+    """All sounds under a folder, in order of path; classes as for images: the first folder that they do not all share.
+
+    rate: samples a second, 8000 if None. seconds: of every sound, 1 if None. channels: 1 (mixed), which is None, or 2.
+    Files with the suffix of a sound that cannot be read, or hold silence alone, are skipped and listed.
+    ValueError if no sound is left, or if more than half are broken.
+    """
+    from pydiff.data.folder import each, find_files, labels_of
+
+    rate, seconds, channels = check_sound(rate, seconds, channels)
+    paths, _, skipped = find_files(root, SUFFIXES)
+    length = max(1, round(rate * seconds))
+    read = partial(read_sound, rate=rate, length=length, channels=channels)
+    results = dict(zip(paths, each(read, {path: root / path for path in paths}, "reading", "sound"), strict=True))
+    usable = {path: found for path, found in results.items() if isinstance(found, Prepared)}
+    skipped = sorted([*skipped, *((printable(path), why) for path, why in results.items() if isinstance(why, str))])
+    if len(skipped) > len(usable):
+        path, reason = skipped[0]
+        raise ValueError(
+            f"{len(skipped)} of {len(skipped) + len(usable)} sounds in {root} cannot be used "
+            f"(first: {path}: {reason}); remove or repair them"
+        )
+    if not usable:
+        raise ValueError(f"{root} holds no sounds; expected files such as .wav in it or in its subfolders")
+    found = [path for path, one in usable.items() for _ in one.pieces]
+    labels, classes, class_notes = labels_of(found, "sound")
+    samples = np.stack([piece for one in usable.values() for piece in one.pieces])[:, None]
+    notes = [*notes_on(list(usable.values()), rate, seconds), *class_notes]
+    return Sounds(str(root), samples, labels, classes, skipped, notes, rate=rate)
+
+
+def holds_sounds(root: Path) -> bool:
+    """Whether a folder holds more sounds than pictures: an album with its cover is one of sounds."""
+    from pydiff.data.folder import find_files
+    from pydiff.data.picture import SUFFIXES as PICTURES
+
+    if not root.is_dir():
+        return False
+    found, _, _ = find_files(root, SUFFIXES | set(PICTURES))
+    sounds = sum(Path(path).suffix.lower() in SUFFIXES for path in found)
+    return 2 * sounds > len(found)
+
+
+def check_sound(rate, seconds, channels) -> tuple[int, float, int]:
+    """(rate, seconds, channels) with what is left out filled in. ValueError for what no sound can have."""
+    rate, seconds = RATE if rate is None else rate, SECONDS if seconds is None else seconds
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not 100 <= rate <= 192_000:
+        raise ValueError(
+            f"rate is {rate!r}, expected a whole number of samples a second from 100 to 192,000, e.g. 8000"
+        )
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 1 / rate <= seconds <= 60:
+        raise ValueError(f"seconds is {seconds!r}, expected a number from one sample to 60, for example 1")
+    if channels not in (None, 1, 2):
+        raise ValueError(f"channels is {channels!r}, expected 1 (mono), 2 (stereo) or None for sounds; leave it out")
+    return int(rate), float(seconds), channels or 1
+
+
+@dataclasses.dataclass
+class Prepared:
+    """pieces: (L, C) float32 each. What was there and done: rate, channels, seconds trimmed and padded, clipped,
+    offset.
+    """
+
+    pieces: list[np.ndarray]
+    rate: int
+    channels: int
+    trimmed: float
+    padded: float
+    cut: bool
+    clipped: bool
+    offset: bool
+    shortened: bool
+
+
+def read_sound(source: Path | bytes, rate: int, length: int, channels: int) -> Prepared | str:
+    """A file, or its contents, ready to be learned from; or half a sentence on why it cannot be used."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sound = decoded(source)
+        return prepared(sound, rate, length, channels)
+    except Unreadable as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be opened ({error.strerror or error})"
+    except MemoryError:
+        return "too large for the memory"
+
+
+def decoded(source: Path | bytes) -> Sound:
+    """The samples of a sound file. Unreadable, in half a sentence, for what is none."""
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+        return read_wav(data, LONGEST)
+    except Unreadable as error:
+        if data[:4] in (b"RIFF", b"RF64") and "compressed" not in str(error):
+            raise
+        known = isinstance(source, bytes) or source.suffix.lower() not in WAV
+        if not data or not (known or "compressed" in str(error)):
+            raise
+    try:
+        import soundfile
+    except ImportError:
+        raise Unreadable("needs the library soundfile: pip install 'pydiff[audio]'") from None
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            samples = file.read(int(LONGEST * file.samplerate), dtype="float32", always_2d=True)
+            return Sound(samples, file.samplerate)
+    except (soundfile.SoundFileError, ValueError, TypeError) as error:
+        raise Unreadable(f"cannot be decoded ({str(error).split(': ')[-1].strip().rstrip('.')[:80]})") from None
+
+
+def prepared(sound: Sound, rate: int, length: int, channels: int) -> Prepared:
+    """A sound of this rate, loudness and length, in one or more pieces. Unreadable for silence and worse."""
+    x, own, count = sound.samples.astype(np.float64), sound.rate, sound.samples.shape[1]
+    if not x.size:
+        raise Unreadable("it holds no samples")
+    if not np.isfinite(x).all():
+        raise Unreadable("it holds NaN or infinite numbers")
+    if len(x) < 2:
+        raise Unreadable("it holds a single sample")
+    clipped = is_clipped(x)
+    x = x.mean(1, keepdims=True) if channels == 1 else np.repeat(x, 2, 1) if count == 1 else x[:, :channels]
+    mean = x.mean(0)
+    offset = bool(np.abs(mean).max() > OFFSET)
+    x = x - mean
+    if np.abs(x).max() < SILENT:
+        raise Unreadable("it holds silence alone")
+    x = resample(x, own, rate)
+    first, last = active(x, rate)
+    trimmed = (len(x) - (last - first)) / rate
+    x = x[first:last]
+    loud = math.sqrt((x**2).mean())
+    if loud < SILENT / 10:
+        raise Unreadable(f"nothing of it is left at {rate:,} Hz")
+    x = np.rint(x * min(10 ** (LOUDNESS / 20) / loud, PEAK / np.abs(x).max()) * GRID) / GRID
+    pieces, padded, cut = pieces_of(x.astype(np.float32), length)
+    shortened = len(sound.samples) >= int(LONGEST * own)
+    return Prepared(pieces, own, count, trimmed, padded / rate, cut, clipped, offset, shortened)
+
+
+def is_clipped(x) -> bool:
+    """Whether tops are flat: a share of FLAT samples, with one beside it, at the largest value, near full scale."""
+    size = np.abs(x).max(1)
+    top = size >= size.max() * (1 - 1e-4)
+    return bool(size.max() > 0.5 and np.count_nonzero(top[1:] & top[:-1]) > max(2, FLAT * len(x)))
+
+
+def active(x, rate: int) -> tuple[int, int]:
+    """Where a sound (L, C) begins and ends, for trimming: 10 ms louder than QUIET beside the loudest, and a margin."""
+    block = max(1, rate // 100)
+    starts = np.arange(0, len(x), block)
+    power = np.add.reduceat((x**2).mean(1), starts) / np.diff([*starts, len(x)])
+    loud = np.flatnonzero(power >= power.max() * QUIET**2)
+    margin = round(MARGIN * rate)
+    return max(0, loud[0] * block - margin), min(len(x), (loud[-1] + 1) * block + margin)
+
+
+def pieces_of(x, length: int) -> tuple[list[np.ndarray], int, bool]:
+    """(pieces (length, C), samples of silence added, whether it was cut). A short sound is put in the middle of
+    silence.
+
+    A long one gives as many pieces as come nearest to its length, spread evenly, none of them silent.
+    """
+    if len(x) <= length:
+        before = (length - len(x)) // 2
+        return [np.pad(x, ((before, length - len(x) - before), (0, 0)))], length - len(x), False
+    count = min(max(1, round(len(x) / length)), MOST_PIECES)
+    starts = np.linspace(0, len(x) - length, count + 2 if count == 1 else count).round().astype(int)
+    starts = starts[1:2] if count == 1 else starts  # the middle
+    cut = [x[start : start + length] for start in starts]
+    loudest = max(float((piece**2).mean()) for piece in cut)
+    return [piece for piece in cut if (piece**2).mean() > QUIET**2 * loudest], 0, True
+
+
+def notes_on(found: list[Prepared], rate: int, seconds: float) -> list[str]:
+    """What was done with sounds, in sentences."""
+    notes, n = [], len(found)
+    rates = Counter(one.rate for one in found)
+    other = ", ".join(f"{r:,} Hz ({k})" for r, k in sorted(rates.items()) if r != rate)
+    if other:
+        notes.append(f"resampled to {rate:,} Hz from {other}")
+    if low := sum(k for r, k in rates.items() if r < rate):
+        notes.append(f"{plural(low, 'sound')} of a lower rate: nothing above half of that rate is in them")
+    if mixed := sum(one.channels > 1 for one in found):
+        notes.append(f"{plural(mixed, 'sound')} of several channels mixed to one")
+    if offset := sum(one.offset for one in found):
+        notes.append(f"{plural(offset, 'sound')} had a DC offset, which was taken away")
+    if clipped := sum(one.clipped for one in found):
+        notes.append(f"{plural(clipped, 'sound')} clipped: the tops of the waves are flat, and stay so")
+    if trimmed := [one.trimmed for one in found if one.trimmed > 0.005]:
+        notes.append(f"silence trimmed at the ends of {plural(len(trimmed), 'sound')}, {sum(trimmed):.1f} s in all")
+    if padded := sum(one.padded > 0 for one in found):
+        notes.append(f"{plural(padded, 'sound')} shorter than {seconds:g} s put in the middle of silence")
+    if cut := [one for one in found if one.cut]:
+        pieces = sum(len(one.pieces) for one in cut)
+        notes.append(f"{plural(len(cut), 'sound')} longer than {seconds:g} s cut into {plural(pieces, 'piece')}")
+    if shortened := sum(one.shortened for one in found):
+        notes.append(f"of {plural(shortened, 'sound')} longer than {LONGEST / 60:g} minutes the beginning was taken")
+    every = "it" if n == 1 else "each"
+    return [*notes, f"loudness of {every} set to {LOUDNESS:g} dB (RMS), or less where peaks would be cut"]

@@ -1,0 +1,51 @@
+"""Samples as files: one image of all, an array, or a folder with a file for each; sounds as WAV files."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pydiff.report.grid import grid, save_png
+from pydiff.sound.codec import SoundCodec
+from pydiff.sound.wav import wav_bytes
+from pydiff.store.files import write_atomic
+
+PAUSE = 0.25  # seconds between sounds that share a file
+
+
+def default_name(codec) -> Path:
+    """Where samples go if nobody says: one image, or a folder of sounds."""
+    return Path("samples" if isinstance(codec, SoundCodec) else "samples.png")
+
+
+def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
+    """Writes samples as a .png (all in one), a .npz (the array), a .wav (sounds, one after the other) or a folder.
+
+    n: samples of each prompt. said: {keyword: text} for PNG files. ValueError for another suffix.
+    """
+    check_name(out, codec)
+    sounds, said, suffix = isinstance(codec, SoundCodec), said or {}, out.suffix.lower()
+    (out if suffix == "" else out.parent).mkdir(parents=True, exist_ok=True)
+    if suffix == ".npz":
+        np.savez_compressed(out, images=samples)
+    elif suffix == ".png":
+        together = said if prompts is None else {**said, "prompt": "\n".join(prompts)}
+        save_png(out, grid(codec.show(samples), columns=n if prompts else None), together)
+    elif suffix == ".wav":
+        pause = np.zeros((round(PAUSE * codec.rate), codec.channels), np.float32)
+        parts = [part for sound in samples for part in (sound[0], pause)][:-1]
+        write_atomic(out, wav_bytes(np.concatenate(parts), codec.rate))
+    elif sounds:
+        for i, sound in enumerate(samples):
+            write_atomic(out / f"{i:06d}.wav", wav_bytes(sound[0], codec.rate))
+    else:
+        for i, image in enumerate(codec.show(samples)):
+            told = {} if prompts is None else {"prompt": prompts[i // n]}
+            save_png(out / f"{i:06d}.png", image, {**said, **told, "number": str(i % n)})
+
+
+def check_name(out: Path, codec):
+    """ValueError for a file that samples cannot be written to, before they are drawn."""
+    sounds = isinstance(codec, SoundCodec)
+    if out.suffix.lower() not in ("", ".png", ".npz", *([".wav"] if sounds else [])):
+        what = "sounds are written to a .wav, a .png" if sounds else "pictures are written to a .png"
+        raise ValueError(f"{what}, a .npz or a folder, not to {out}")

@@ -1,0 +1,191 @@
+"""Two ways to diffuse a sound: its samples, a line for a 1-D U-Net, or the image of its spectrum.
+
+    Waveform      (N, 1, L, C) times a gain                 decode: divided again
+    Spectrogram   (N, bands, frames, C) in [-1, 1], loudness in decibels of mel or linear bands over time
+                                                            decode: Griffin-Lim, which has to guess the phases
+
+Both take and give sounds, float32 (N, 1, L, C) in [-1, 1].
+"""
+
+import numpy as np
+
+from pydiff.arrays import to_host
+from pydiff.codec import NOISE_RANGE, PIXEL_RANGE, Codec, register, to_uint8
+from pydiff.sound import picture, spectrum
+
+
+class SoundCodec(Codec):
+    """What both have in common. rate: samples a second. length: samples of a sound. channels: 1 or more."""
+
+    noun = "sound"
+
+    def __init__(self, rate: int, length: int, channels: int = 1):
+        self.rate, self.length, self.channels = int(rate), int(length), int(channels)
+        if min(self.rate, self.length, self.channels) < 1:
+            raise ValueError(
+                f"a sound needs a rate, a length and channels of at least 1, got {rate}, {length}, {channels}"
+            )
+
+    def _checked(self, samples):
+        samples = np.asarray(samples)
+        wanted = (1, self.length, self.channels)
+        if samples.dtype.kind != "f" or samples.ndim != 4 or samples.shape[1:] != wanted:
+            raise ValueError(
+                f"sounds are {samples.dtype} {samples.shape}, expected floats in [-1, 1] (N, 1, {self.length}, "
+                f"{self.channels}) at {self.rate} Hz; pydiff.data.load makes them of files"
+            )
+        return samples
+
+    def encode_given(self, samples):
+        """Sounds from outside: checked for NaN and range, too."""
+        samples = self._checked(samples)
+        if not len(samples) or not (np.abs(samples) <= 1).all():
+            raise ValueError(
+                "sounds for editing must be there, and in [-1, 1] without NaN; divide by the largest sample"
+            )
+        return self.encode(samples)
+
+    def show(self, samples):
+        """The waveform above the spectrum: (N, 64, 64, 1) uint8."""
+        return picture.images(self._checked(samples))
+
+    def to_config(self):
+        """For JSON; `from_config` of it is an equal codec."""
+        return {"kind": self.kind, "rate": self.rate, "length": self.length, "channels": self.channels}
+
+
+@register
+class Waveform(SoundCodec):
+    """The samples themselves, times `gain`: sounds of -20 dB (see data/sounds.py) then have a standard deviation of
+    0.5.
+
+    As they are, they would be so quiet beside noise of standard deviation 1 that most steps would see noise alone.
+    """
+
+    kind, gain = "waveform", 5.0
+
+    @property
+    def limits(self):
+        """(-gain, gain): full scale."""
+        return (-self.gain, self.gain)
+
+    @property
+    def shape(self):
+        """(1, L, C)."""
+        return (1, self.length, self.channels)
+
+    def encode(self, samples):
+        """(N, 1, L, C) in [-1, 1] -> the same, louder."""
+        return self._checked(samples).astype(np.float32) * np.float32(self.gain)
+
+    def decode(self, x):
+        """The sounds (N, 1, L, C) float32 in [-1, 1]; ValueError for NaN."""
+        x = to_host(x)
+        if np.isnan(x).any():
+            raise ValueError("a sound of NaN cannot be played; look for what made it")
+        return (x / x.dtype.type(self.gain)).clip(*PIXEL_RANGE).astype(np.float32)
+
+    def show_noise(self, eps):
+        """Noise like a sound: three standard deviations are full scale."""
+        return self.show((to_host(eps) / NOISE_RANGE).clip(*PIXEL_RANGE))
+
+    @classmethod
+    def from_config(cls, config):
+        """The codec that `to_config` described."""
+        return cls(config["rate"], config["length"], config["channels"])
+
+
+@register
+class Spectrogram(SoundCodec):
+    """How loud which frequencies are when, in decibels: -1 is `floor` dB, 1 is `top` dB, 0 dB a sine of full scale.
+
+    bands: of the mel scale; None keeps the transform's own bins, without the highest. size, hop: of the window in
+    samples. The first axis goes up in frequency; frames are filled up with silence to a multiple of 8, which can be
+    halved three times.
+    """
+
+    kind, limits = "spectrogram", PIXEL_RANGE
+    floor, top = -80.0, 0.0
+
+    def __init__(self, rate, length, channels=1, bands: int | None = 32, size=512, hop=128, iterations=60):
+        super().__init__(rate, length, channels)
+        self.bands, self.size, self.hop, self.iterations = bands, size, hop, iterations
+        if size % 2 or not 1 <= hop <= size // 4 or (bands is not None and not 1 <= bands <= size // 2):
+            raise ValueError(
+                f"a spectrogram needs an even window, hop <= size / 4, bands <= size / 2; got {size}, {hop}, {bands}"
+            )
+        self.frames = spectrum.frames_of(self.length, hop)
+
+    @property
+    def shape(self):
+        """(bands, frames, C)."""
+        return (self.size // 2 if self.bands is None else self.bands, -(-self.frames // 8) * 8, self.channels)
+
+    def encode(self, samples):
+        """(N, 1, L, C) -> (N, bands, frames, C) in [-1, 1]."""
+        x = np.moveaxis(self._checked(samples)[:, 0], -1, 1)  # (N, C, L)
+        found = np.concatenate([self._values(np.abs(spectrum.stft(sound[None], self.size, self.hop))) for sound in x])
+        level = 20.0 * np.log10(found.clip(1e-12))
+        made = (2.0 * (level - self.floor) / (self.top - self.floor) - 1.0).clip(*PIXEL_RANGE)
+        made = np.pad(made, ((0, 0), (0, 0), (0, self.shape[1] - self.frames), (0, 0)), constant_values=PIXEL_RANGE[0])
+        return made.transpose(0, 3, 2, 1).astype(np.float32)
+
+    def _values(self, magnitudes):
+        """(N, C, frames, size / 2 + 1) -> (N, C, frames, bands), 1 for a sine of full scale."""
+        magnitudes = magnitudes / (self.size / 4)
+        if self.bands is None:
+            return magnitudes[..., :-1]
+        return magnitudes @ spectrum.mel_filters(self.bands, self.size, self.rate)
+
+    def magnitudes(self, x):
+        """The magnitudes of the transform (N, C, frames, size / 2 + 1) that x stands for."""
+        x = to_host(x).astype(np.float64).clip(*PIXEL_RANGE).transpose(0, 3, 2, 1)[:, :, : self.frames]
+        values = 10.0 ** (((x + 1.0) / 2.0 * (self.top - self.floor) + self.floor) / 20.0)
+        values = np.where(x <= PIXEL_RANGE[0] + 1e-6, 0.0, values)  # the floor stands for silence
+        if self.bands is None:
+            return np.pad(values, ((0, 0), (0, 0), (0, 0), (0, 1))) * (self.size / 4)
+        return spectrum.from_mel(values, self.size, self.rate) * (self.size / 4)
+
+    def decode(self, x):
+        """The sounds (N, 1, L, C) float32 in [-1, 1]; ValueError for NaN."""
+        x = to_host(x)
+        if np.isnan(x).any():
+            raise ValueError("a sound of NaN cannot be played; look for what made it")
+        sounds = [
+            spectrum.griffin_lim(self.magnitudes(one[None])[0], self.length, self.size, self.hop, self.iterations)
+            for one in x
+        ]
+        return np.stack(sounds).transpose(0, 2, 1)[:, None].clip(*PIXEL_RANGE).astype(np.float32)
+
+    def show_x(self, x):
+        """The image itself, channels averaged, low notes below: no phases have to be guessed for it."""
+        return to_uint8(to_host(x).astype(np.float32).clip(*PIXEL_RANGE).mean(-1, keepdims=True)[:, ::-1])
+
+    def show_noise(self, eps):
+        """Noise in the same way."""
+        return self.show_x(to_host(eps) / NOISE_RANGE)
+
+    def encode_mask(self, mask):
+        """(N, 1, L, 1 or C) over samples -> (N, 1, frames, 1): a frame counts as drawn where its window has such
+        samples.
+        """
+        over = np.asarray(mask, np.float64).max((1, 3))  # (N, L)
+        reach = self.size // 2
+        padded = np.pad(over, ((0, 0), (reach, self.frames * self.hop + reach)))
+        cut = np.lib.stride_tricks.sliding_window_view(padded, self.size, axis=1)[:, :: self.hop][:, : self.frames]
+        made = np.pad(cut.max(-1), ((0, 0), (0, self.shape[1] - self.frames)), mode="edge")
+        return made[:, None, :, None].astype(np.float32)
+
+    def kept(self, drawn, given, mask):
+        """Drawn where the mask says, otherwise the sounds given: what was not asked for keeps its phases."""
+        return (mask * drawn + (1.0 - mask) * np.asarray(given)).astype(np.float32)
+
+    def to_config(self):
+        """For JSON; `from_config` of it is an equal codec."""
+        own = {name: getattr(self, name) for name in ("bands", "size", "hop", "iterations")}
+        return super().to_config() | own
+
+    @classmethod
+    def from_config(cls, config):
+        """The codec that `to_config` described."""
+        return cls(**{name: value for name, value in config.items() if name != "kind"})
