@@ -6,7 +6,7 @@ The flags of `train` and `demo` are the fields of Options; tyro reads names, typ
 import os
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,13 +53,16 @@ class Train:
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
+    accumulate: int | None = None
+    """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
 
     def run(self):
         from pydiff.training.distributed import is_first
 
         announce()
-        run = train_command(self.data, self.out, self.training, self.device)
+        parts = {} if self.accumulate is None else {"shards": self.accumulate}
+        run = train_command(self.data, self.out, replace(self.training, **parts), self.device)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
@@ -194,9 +197,11 @@ class Report:
     """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real pictures."""
 
     run_folder: Path
-    """Folder of a run."""
+    """Folder of a run, finished or not, or of a model."""
     out: Path | None = None
     """Folder for the page, samples.png and the film; left out, the run's own."""
+    data: str | None = None
+    """Where the training data are, if they are not where they were."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
     """How many samples to draw."""
     sampler: Literal["ddim", "ddpm"] = "ddpm"
@@ -212,7 +217,7 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        say(run.report(self.out, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
+        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
 
 
 @dataclass

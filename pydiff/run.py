@@ -5,6 +5,7 @@ A Run holds a Pipeline (what draws), the history of a training, and the folder i
 by a module below that knows no Run.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,24 @@ import numpy as np
 from pydiff import backend, edit
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
-from pydiff.formats import opened as model_files
+from pydiff.data.origin import Origin
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.pipeline import Pipeline, pixels_of
-from pydiff.store import checkpoint
-from pydiff.store.folder import RunDirectory
+from pydiff.reopen import all_or_some, describe, finish, open_folder
 from pydiff.store.log import Log
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
+from pydiff.training.changes import heard
+from pydiff.warm import warm
 
 
 class Run:
     """A trained (or half-trained) diffusion model with everything needed to use it and to look at it.
 
     model: the network with averaged weights. process: its diffusion process. options: dict of the training options.
-    classes: names of the classes of a conditional model, else None. step: training steps done. directory: the run's
-    Path, or None. data_name: what it was trained on. device: where the model is and where it draws, "cpu", "cuda" or
-    "simt"; `to` moves it. variance, self_conditioning: see Options. log: a Log, or dicts. pipeline: what draws.
+    classes: names of the classes of a conditional model, else None. step: training steps that its weights have seen.
+    directory: the run's Path, or None. data_name: what it was trained on; origin: what else is known of that. device:
+    where the model is and where it draws, "cpu", "cuda" or "simt"; `to` moves it. variance, self_conditioning: see
+    Options. log: a Log, or dicts. pipeline: what draws.
     notes: sentences on what `load` assumed or passed over.
     """
 
@@ -45,6 +48,7 @@ class Run:
         directory=None,
         dataset=None,
         log=(),
+        origin=None,
         variance="fixed",
         self_conditioning=False,
         device="cpu",
@@ -54,12 +58,13 @@ class Run:
             kind = {"variance": variance, "self_conditioning": self_conditioning, "device": device}
             codec = pixels_of(model, self_conditioning)
             pipeline = Pipeline(model, process, codec, Conditioning(classes), **kind)
-        self.pipeline, self.options, self.data_name, self.directory = pipeline, options, data_name, directory
+        self.pipeline, self.options, self.directory = pipeline, options, directory
+        self.origin = Origin(data_name) if origin is None else origin
         self._step, self._dataset, self._log = step, dataset, log if isinstance(log, Log) else Log(entries=log)
 
     @classmethod
     def of_pipeline(cls, pipeline, options, **history):
-        """A Run around a Pipeline of any kind. history: data_name, step, directory, dataset, log, as above."""
+        """A Run around a Pipeline of any kind. history: data_name, step, directory, dataset, log, origin."""
         return cls(pipeline.model, pipeline.process, options, pipeline=pipeline, **history)
 
     model = property(lambda self: self.pipeline.model)
@@ -70,12 +75,9 @@ class Run:
     variance = property(lambda self: self.pipeline.variance)
     self_conditioning = property(lambda self: self.pipeline.self_conditioning)
     device = property(lambda self: self.pipeline.device)
+    data_name = property(lambda self: self.origin.name)
+    step = property(lambda self: self._step() if callable(self._step) else self._step)
     parameters = property(lambda self: self.pipeline.parameters, doc="Number of trained parameters.")
-
-    @property
-    def step(self):
-        """Training steps done: what the log says, if there is one."""
-        return self._log.entries[-1]["step"] if self._log.entries else self._step
 
     @property
     def name(self):
@@ -92,15 +94,20 @@ class Run:
         self.pipeline.to(device)
         return self
 
-    def dataset(self):
-        """The training data, loaded again if need be."""
-        if self._dataset is None:
-            self._dataset = load_data(self.data_name, **reading(self.options))
+    def dataset(self, data=None):
+        """The training data, loaded again if need be, from where they lay or from `data`. ValueError, in one sentence,
+        where they are not there, or where other data are.
+        """
+        if self._dataset is None or data is not None:
+            self._dataset = self.origin.load(self._read, data)
         return self._dataset
+
+    def _read(self, source):
+        return load_data(source, **reading(self.options))
 
     def log(self):
         """One dict a step: step, loss, lr, grad_norm, images_per_second, time, device."""
-        return list(self._log.entries)
+        return self._log.entries
 
     def sample(
         self,
@@ -199,18 +206,29 @@ class Run:
         dtype: of the weights in the file, "float16" or "bfloat16" for half the size; None keeps them as they are.
         Returns a list of sentences on what diffusers cannot do with it, which is mostly empty; docs/folders.md.
         """
-        history = {"options": self.options, "data": self.data_name, "step": self.step}
+        origin = self.origin.to_config(place=False)  # the folder may be given to others
+        history = {"options": self.options, "data": self.data_name, "step": self.step, "origin": origin}
         return pipeline_folder.save(directory, self.pipeline, history, dtype)
 
-    def report(self, directory=None, **options):
-        """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path."""
+    def report(self, directory=None, data=None, **options):
+        """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path.
+
+        data: where the training data are, if they are not where they were. Without them, the page shows those few that
+        were kept with the run, and no nearest neighbours.
+        """
         from pydiff.report import write_report
 
         directory = self.directory if directory is None else directory
         if directory is None:
             raise ValueError("this run has no directory yet; give write_report one, or save the run first")
-        history = {"name": self.name, "log": self.log(), "step": self.step, "options": self.options}
-        return write_report(self.pipeline, self.dataset(), directory, **history, **options)
+        dataset, whole, note = self._dataset, True, ""
+        if dataset is None or data is not None:
+            dataset, whole, note = all_or_some(self.origin, self._read, data)
+        if note:
+            logging.getLogger("pydiff").warning("%s", note)
+        known = {"name": self.name, "log": self.log(), "step": self.step, "options": self.options}
+        known |= {"whole": whole, "note": note, "count": self.origin.count}
+        return write_report(self.pipeline, dataset, directory, **known, **options)
 
     def _repr_html_(self):
         from pydiff.report import html_summary
@@ -247,20 +265,16 @@ def load(directory, **wishes):
     size (a side or (height, width)), variant ("fp16": of the weights), classes (names), self_conditioning. What was
     assumed or passed over goes to the logger "pydiff", which prints it where nobody listens, and is in `notes`.
 
+    A run that is unfinished, or going on right now, is opened from its newest checkpoint, and says so.
+
     FileNotFoundError or CheckpointError, in one sentence, if it is none or damaged. docs/folders.md lists what opens.
     """
-    wishes = pipeline_folder.Wishes(**wishes)
     directory = Path(directory).expanduser()
     if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
-    is_run = (directory / "log.jsonl").exists()
-    folder = directory / "model" if is_run else directory
-    if is_run and not checkpoint.holds_model(folder):
-        raise FileNotFoundError(f"{directory} holds no finished model yet; train it to the end first")
-    pipeline, history, notes = model_files.load(folder, wishes)
-    beside = {"directory": directory, "log": RunDirectory(directory).log} if is_run else {}
-    beside |= {"data_name": history.get("data", ""), "step": history.get("step", 0)}
-    run = Run.of_pipeline(pipeline, history.get("options", {}), **beside)
+    pipeline, options, step, origin, log, notes = open_folder(directory, pipeline_folder.Wishes(**wishes))
+    beside = {} if log is None else {"directory": directory, "log": log}
+    run = Run.of_pipeline(pipeline, options, step=step, origin=origin, **beside)
     run.notes = tuple(notes)
     return run
 
@@ -289,37 +303,46 @@ def train(
     """
     group = join(distributed)
     with group.together(), group.own_threads():
-        announce = announce if announce and group.first else (lambda _: None)
+        announce, tell = heard(announce, group.first)
         named = {"codec": codec} if isinstance(codec, str) else {}
         options = settled(Options.from_keywords(options | named), out, group)
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
             dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
-            task = task_for(dataset, options, model, None if named else codec, images)
+            codec = None if named else codec
+            task, begin = warm(
+                lambda network: task_for(dataset, options, network, codec, images), options.init_from, out, model
+            )
             for note in task.notes:
                 announce(note)
-        with opened(task, options, out, device, group) as (trainer, folder):
-            run = _run_of(trainer, folder)
+        with opened(task, options, out, device, group, begin) as (trainer, folder):
+            average = trainer.ema_model()
+            run = _run_of(trainer, average, folder, Origin.of(dataset, data))
+            if folder is not None:
+                describe(folder, run.pipeline, run.origin, average.parameters())
+            tell(trainer.notes)
             try:
-                fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
+                told = fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
             except Interrupted as interrupted:
                 interrupted.run = run
                 raise
+            tell(told)
+            run.notes = (*trainer.notes, *told)
             if folder is not None:
-                run.save(folder.path / "model")
+                finish(folder, run.save)
     return run
 
 
-def _run_of(trainer, folder):
-    """The live view of a training in progress."""
+def _run_of(trainer, average, folder, origin):
+    """The live view of a training in progress. average: its ema_model."""
     task, options = trainer.task, trainer.options
     kind = {"variance": options.variance, "self_conditioning": options.self_conditioning, "device": trainer.device}
-    network, conditioning = task.parts(trainer.ema_model())
+    network, conditioning = task.parts(average)
     return Run.of_pipeline(
         Pipeline(network, task.process, task.codec, conditioning, **kind),
         options.to_config(),
-        data_name=task.dataset.name,
-        step=trainer.step,
+        origin=origin,
+        step=lambda: trainer.step,
         directory=None if folder is None else folder.path,
         dataset=task.dataset,
         log=() if folder is None else folder.log,

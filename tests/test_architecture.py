@@ -196,6 +196,10 @@ MAY_IMPORT = {
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
+    "training.rate": "optim",
+    "training.changes": "training.rate",
+    "training.health": "",
+    "training.keeping": "formats.safetensors training.health",
     "training.config": "diffusion models store text",
     "training.networks": "codec models training.config",
     "training.captions": "text data",
@@ -207,12 +211,13 @@ MAY_IMPORT = {
     "training.shards": "",
     "training.distributed": "backend store pydiff",
     "training.gradient": "arrays nn ops training.shards training.distributed",
-    "training.loop": (
-        "backend arrays nn optim store training.interrupt training.progress training.distributed training.gradient"
-    ),
+    "training.loop": "backend arrays nn optim store training.interrupt training.progress training.rate "
+    "training.changes training.keeping training.distributed training.gradient",
     "training": "",
     "report": "arrays random codec sound data store",
-    "run": "backend condition data pipeline edit formats store training report",
+    "reopen": "data pipeline formats store",
+    "warm": "models store training reopen",
+    "run": "backend condition data pipeline edit formats store training report reopen warm",
     "bench": "",
     "info": "backend compiled emulator pydiff",
     "cli": "backend codec data diffusion store report training run bench info text",
@@ -288,12 +293,12 @@ FLOORS = {
         ],
         860,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name
     ),
-    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and
-    # for several processes
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 620),
+    # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
+    # processes; 30 for runs that are gone on with and come back to
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 650),
 }  # fmt: skip
-# 15 lines of a file for several processes: tensor.py says when a gradient is final, run.py lets them train together.
-FILE_LINES, FUNCTION_LINES = 340, 45
+# run.py is the longest: every argument of sampling and training is documented there.
+FILE_LINES, FUNCTION_LINES = 360, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "_run_backward": "the chain rule in one loop, and when the gradient of each leaf is final",
@@ -355,7 +360,7 @@ def test_every_floor_is_short(floor):
 def test_a_run_is_a_facade():
     """It holds a pipeline and a folder, and hands on; what it can do is done below, where nobody knows a run."""
     (run,) = (n for n in TREES["pydiff.run"].body if isinstance(n, ast.ClassDef) and n.name == "Run")
-    assert run.end_lineno - run.lineno < 200
+    assert run.end_lineno - run.lineno < 220
     for module, tree in TREES.items():
         if module in ("pydiff.run", "pydiff.cli", "pydiff"):
             continue

@@ -53,11 +53,11 @@ class Clips(Dataset):
         many = plural(len(self), "clip")
         return f"{many} of {plural(frames, 'frame')} at {self.rate:g} a second, {height} x {width}, {colours(channels)}"
 
-    def facts(self):
+    def facts(self, count=None):
         """The same for a page."""
         frames, height, width, channels = self.shape
-        told = f"{len(self):,}, {frames} frames at {self.rate:g} a second, {height} × {width}, {colours(channels)}"
-        return {"Clips": told}
+        size = f"{height} × {width}, {colours(channels)}"
+        return {"Clips": f"{count or len(self):,}, {frames} frames at {self.rate:g} a second, {size}"}
 
     def hints(self):
         """Sentences for whoever is about to train on this data."""

@@ -209,11 +209,11 @@ class Dataset:
         height, width, channels = self.shape
         return f"{plural(len(self), 'picture')}, {height} x {width}, {colours(channels)}"
 
-    def facts(self) -> dict[str, str]:
-        """The same for a page: {term: description}."""
+    def facts(self, count: int | None = None) -> dict[str, str]:
+        """The same for a page: {term: description}. count: how many there were, of which these are some."""
         height, width, channels = self.shape
         colour = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
-        return {"Pictures": f"{len(self):,}, {height} × {width}, {colour}"}
+        return {"Pictures": f"{count or len(self):,}, {height} × {width}, {colour}"}
 
     def hints(self) -> list[str]:
         """Sentences for whoever is about to train on this data."""

@@ -51,9 +51,9 @@ class Points(Dataset):
         """How many points of how many numbers."""
         return f"{plural(len(self), 'point')} of {plural(self.shape[0], 'number')}"
 
-    def facts(self):
+    def facts(self, count=None):
         """The same for a page."""
-        return {"Points": f"{len(self):,} of {plural(self.shape[0], 'number')}"}
+        return {"Points": f"{count or len(self):,} of {plural(self.shape[0], 'number')}"}
 
     def hints(self):
         """Sentences for whoever is about to train on this data."""

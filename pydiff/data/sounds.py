@@ -61,11 +61,12 @@ class Sounds(Dataset):
         said = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
         return f"{plural(len(self), 'sound')} of {length / self.rate:.4g} s at {self.rate:,} Hz, {said}"
 
-    def facts(self) -> dict[str, str]:
+    def facts(self, count: int | None = None) -> dict[str, str]:
         """The same for a page: {term: description}."""
         _, length, channels = self.shape
         return {
-            "Sounds": f"{len(self):,}, {length / self.rate:.4g} s at {self.rate:,} Hz" + ", stereo" * (channels == 2)
+            "Sounds": f"{count or len(self):,}, {length / self.rate:.4g} s at {self.rate:,} Hz"
+            + ", stereo" * (channels == 2)
         }
 
     def resized(self, size=None, channels=None):

@@ -37,9 +37,9 @@ class Page:
     name: title. facts: {term: description} under it. training: (M, H, W, C), captions: M strings or None.
     log: list of dicts with "step" and "loss". options: (nested) dict. samples: (N, H, W, C). sampler: a few words.
     commands: pairs (what it does, command). prediction: what the network was trained to predict, a key of TARGETS.
-    prompts: what each sample was asked to be, N strings, or None.
+    prompts: what each sample was asked to be, N strings, or None. note: why the training data are not all here, or "".
     noun: what a sample is called. listen: HTML of a section in which sounds can be heard, see listen.py, or "".
-    forward, trace, neighbours: see their classes.
+    forward, trace, neighbours: see their classes; neighbours None where the training data are not all here.
     """
 
     name: str
@@ -52,10 +52,11 @@ class Page:
     trace: Trace
     sampler: str
     samples: np.ndarray
-    neighbours: Neighbours
+    neighbours: Neighbours | None
     commands: list = field(default_factory=list)
     prediction: str = "eps"
     prompts: list | None = None
+    note: str = ""
     noun: str = "picture"
     listen: str = ""
 
@@ -77,7 +78,7 @@ def render(page):
             "js": _asset("page.js"),
             "name": text(page.name),
             "facts": sections.facts(page.facts),
-            "data": sections.gallery(visible(page.training), page.captions),
+            "data": sections.gallery(visible(page.training), page.captions) + sections.note(page.note),
             "forward": sections.forward(page.forward),
             "target": TARGETS[page.prediction].replace("picture", page.noun),
             "loss": _training(curve),

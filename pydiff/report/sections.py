@@ -49,6 +49,11 @@ def _flat(config, prefix=""):
             yield f"{prefix}{key}", value
 
 
+def note(sentence):
+    """A sentence under a section, or nothing for ""."""
+    return f'<p class="note">{text(sentence[:1].upper() + sentence[1:])}.</p>' if sentence else ""
+
+
 def gallery(pictures, captions):
     """Pictures (M, H, W, C) with captions, M strings or None."""
     figures = ""
@@ -57,7 +62,7 @@ def gallery(pictures, captions):
         if captions:
             alt, caption = f"{alt}, {captions[i]}", f"<figcaption>{text(captions[i])}</figcaption>"
         figures += f"<figure>{picture(image, alt)}{caption}</figure>"
-    return f'<div class="gallery {kind(pictures)}">{figures}</div>'
+    return f'<div class="gallery {kind(pictures)}">{figures}</div>' if figures else ""
 
 
 def forward(process):
@@ -163,7 +168,18 @@ def _short(value):
 
 
 def samples(pictures, near, prompts=None):
-    """Samples (N, H, W, C) with their Neighbours and prompts, N or None; a plot of distances, and a verdict."""
+    """Samples (N, H, W, C) with their Neighbours and prompts, N or None; a plot of distances, and a verdict.
+
+    near: None where the training data are not here to be searched.
+    """
+    if near is None:
+        captions = [text(prompt) for prompt in prompts] if prompts else [""] * len(pictures)
+        figures = "".join(
+            f"<figure>{picture(image, f'sample {i + 1}')}<figcaption>{caption}</figcaption></figure>"
+            for i, (image, caption) in enumerate(zip(pictures, captions, strict=True))
+        )
+        unsearched = "The training pictures are not all here, so nothing is said of which of them are nearest"
+        return f'<div class="pairs {kind(pictures)}">{figures}</div>{note(unsearched)}'
     threshold = np.quantile(near.usual, 0.05) if near.usual.size else 0.0
     close = near.distance < threshold
     figures = ""

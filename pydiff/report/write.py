@@ -26,11 +26,13 @@ SMALL, MEDIUM = 64, 128  # longest sides of pictures on the page; larger ones ar
 
 def write_report(
     pipeline, dataset, directory, *, name, log, step, options, n=16, seed=0, sampler="ddpm", steps=None, prompts=None,
-    guidance=1.0,
+    guidance=1.0, whole=True, note="", count=None,
 ):  # fmt: skip
     """Draw n samples and write samples.png, film.webp (or .gif) and report.html. Returns the path of report.html.
 
-    pipeline: what draws. dataset: what it was trained on. name, log (list of dicts), step, options: of the training.
+    pipeline: what draws. dataset: what it was trained on, or None. whole: False where that is a few of them only, in
+    which no neighbours are looked for; note then says why, and count how many there were. name, log (list of dicts),
+    step, options: of the training.
     steps: of the sampler, default 250 or all T when those are fewer. prompts: n of them or one for all, for a pipeline
     with a text encoder; None takes captions of the data. Shows a progress bar while it samples.
     """
@@ -51,8 +53,11 @@ def write_report(
         disable=None,
         leave=False,
     )
-    shown = spread(len(dataset), 36)
-    training = codec.show(dataset.samples(shown))
+    if dataset is None:
+        training, captions = codec.show_x(np.zeros((1, *codec.shape), np.float32))[:0], None
+    else:
+        shown = spread(len(dataset), 36)
+        training, captions = codec.show(dataset.samples(shown)), _short(dataset.titles(shown))
     heard = listen.Heard([], [], []) if isinstance(codec, SoundCodec) else None
     states = states if heard is None else listen.overhear(states, codec, heard)
     trace, x = record(states, codec, schedule=schedule, **budget(n, training.shape[1:]))
@@ -62,18 +67,19 @@ def write_report(
     save_film(directory / "film", [grid(frame) for frame in trace.x])
     page = Page(
         name=name,
-        facts=_facts(pipeline, dataset, log, step),
+        facts=_facts(pipeline, dataset, log, step, count),
         training=reduced(training, SMALL),
-        captions=_short(dataset.titles(shown)),
-        forward=_forward(codec, dataset, schedule, seed, training.shape[1:]),
+        captions=captions,
+        forward=_forward(codec, drawn if dataset is None else dataset, schedule, seed, training.shape[1:]),
         log=log,
         options=options,
         trace=trace,
         sampler=f"{sampler}, {number(steps)} steps, seed {seed}{f', guidance {guidance:g}' if guidance != 1 else ''}",
         prompts=_short(prompts),
         samples=reduced(visible(samples), MEDIUM),
-        neighbours=neighbours(samples, dataset, codec),
-        commands=_commands(directory, dataset.name, samples.shape),
+        neighbours=neighbours(samples, dataset, codec) if dataset is not None and whole else None,
+        commands=_commands(directory, None if dataset is None else dataset.name, samples.shape),
+        note=note,
         prediction=pipeline.process.prediction,
         noun=codec.noun,
         listen="" if heard is None else _listen(codec, drawn, dataset, heard),
@@ -82,6 +88,8 @@ def write_report(
 
 
 def _listen(codec, drawn, dataset, heard):
+    if dataset is None:
+        return listen.section(codec, drawn, drawn[:0], None, heard)
     shown = spread(len(dataset), listen.SHOWN)
     return listen.section(codec, drawn, dataset.samples(shown), _short(dataset.titles(shown)), heard)
 
@@ -91,6 +99,8 @@ def _prompts(conditioning, dataset, n, given):
     encoder = conditioning.encoder
     if given is not None or encoder is None:
         return [given] * n if isinstance(given, str) else given
+    if dataset is None:
+        return [""] * n
     understood = dataset if encoder.languages is None else dataset.in_languages(encoder.languages)
     captions = [row[0] for row in understood.captions or () if row]
     return [captions[i] for i in spread(len(captions), n)] if len(captions) >= n else [""] * n
@@ -123,9 +133,11 @@ def budget(n, shape, keep=100):
     return {"samples": samples, "keep": min(keep, max(cells // samples, 10)), "factor": factor}
 
 
-def _forward(codec, dataset, schedule, seed, shape):
+def _forward(codec, source, schedule, seed, shape):
+    """source: a data set, or samples."""
     kept = budget(8, shape, keep=41)
-    samples = dataset.samples(spread(len(dataset), kept["samples"]))
+    chosen = spread(len(source), kept["samples"])
+    samples = source[chosen] if isinstance(source, np.ndarray) else source.samples(chosen)
     eps = random.normal(random.key(seed, random.NOISE, np.arange(len(samples))), codec.shape)
     return add_noise(codec, samples, eps, schedule.alpha, schedule.sigma, kept["keep"], kept["factor"])
 
@@ -144,8 +156,8 @@ def neighbours(samples, dataset, codec):
     return Neighbours(reduced(visible(training[index]), MEDIUM), searched[index], distance, usual, note)
 
 
-def _facts(pipeline, dataset, log, step):
-    facts = {"Data": dataset.name, **dataset.facts()}
+def _facts(pipeline, dataset, log, step, count):
+    facts = {} if dataset is None else {"Data": dataset.name, **dataset.facts(count)}
     facts |= {"Training steps": number(step), "Parameters": number(pipeline.parameters)}
     seconds = training_time([row["time"] for row in log if "time" in row])
     if seconds > 0:
@@ -163,7 +175,7 @@ def training_time(times):
 
 
 def _commands(directory, data, shape):
-    place, longer, data = (shlex.quote(name) for name in (str(directory), f"{directory}-longer", data))
+    place, longer, data = (shlex.quote(name) for name in (str(directory), f"{directory}-longer", data or "DATA"))
     python = f"import pydiff\n\nrun = pydiff.load({str(directory)!r})\nimages = run.sample(16, seed=1)"
     return [
         ("Draw 64 new pictures", f"pydiff sample {place} -n 64 --seed 1"),

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Arrays], dict]:
     """(arrays, state) as saved, bit for bit; CheckpointError for whatever is missing, added, damaged or renamed."""
     path = Path(path).absolute()
     info, files = sealed.read(path, MANIFEST, "pydiff checkpoint")
-    if _step(path.name) not in (None, info.get("step")):
+    if step_of(path.name) not in (None, info.get("step")):
         raise CheckpointError(f"{path} holds the checkpoint of step {info.get('step')}: give the folder its name back.")
     if STATE not in files:
         raise tensorfile.damaged(path, f"the file {STATE!r} is missing")
@@ -105,7 +105,7 @@ def survey(directory: str | os.PathLike) -> Survey:
     Raises CheckpointError if there are checkpoints and none is valid: starting again is for the user to decide.
     """
     passed_over = []
-    for path in _checkpoints(Path(directory)):
+    for path in listed(Path(directory)):
         try:
             load(path)
         except CheckpointError as error:
@@ -132,7 +132,7 @@ def prune(directory: str | os.PathLike, keep: int = 3) -> list[Path]:
     """Remove all checkpoints but the newest `keep`, and never the newest valid one; returns those removed."""
     if type(keep) is not int or keep < 1:
         raise ValueError(f"got keep={keep!r}, expected an int of at least 1.")
-    surplus = _checkpoints(Path(directory))[keep:]
+    surplus = listed(Path(directory))[keep:]
     if surplus:
         newest = survey(directory).newest
         surplus = [path for path in surplus if path != newest]
@@ -175,7 +175,7 @@ class OpenModel(NamedTuple):
 def save_model(
     directory: str | os.PathLike,
     config: dict,
-    arrays: Mapping[str, np.ndarray | Made],
+    arrays: Mapping[str, np.ndarray | Made] | None,
     extra: dict,
     class_name: str = MODEL_CLASS,
     *,
@@ -187,8 +187,9 @@ def save_model(
     """Write a model folder that diffusers opens, replacing the one that is there.
 
     config: the U-Net's options.  arrays: its parameters, as diffusers names and lays them out, all floating; a Made is
-    made when its turn comes, so that no more than one is held.  extra: JSON for pydiff.  index, scheduler: contents of
-    model_index.json and scheduler_config.json.  beside: {folder: (config, arrays)} of further networks, see BESIDE.
+    made when its turn comes, so that no more than one is held; None leaves them out, for a network whose weights are
+    elsewhere, see `open_model`.  extra: JSON for pydiff.  index, scheduler: contents of model_index.json and
+    scheduler_config.json.  beside: {folder: (config, arrays)} of further networks, see BESIDE.
     dtype: of the files, a name in DTYPES; None keeps float32 or float64.
     Raises CheckpointError when the disk refuses (the old model is then still there), and when the folder holds other
     files, because replacing it would lose them; ValueError for another dtype.
@@ -197,7 +198,8 @@ def save_model(
     if unknown := beside.keys() - BESIDE.keys():
         raise ValueError(f"got a network for the folder {min(unknown)!r}, expected {' or '.join(BESIDE)}")
     if dtype is None:
-        dtype = "float64" if any(getattr(a, "dtype", None) == np.float64 for a in arrays.values()) else "float32"
+        made = (arrays or {}).values()
+        dtype = "float64" if any(getattr(a, "dtype", None) == np.float64 for a in made) else "float32"
     if dtype not in DTYPES:
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     target = Path(directory).resolve()
@@ -214,7 +216,8 @@ def save_model(
         yield from texts.items()
         parts = {WEIGHTS: arrays} | {BESIDE_WEIGHTS[name]: part for name, (_, part) in beside.items()}
         for name, part in parts.items():
-            yield name, tensorfile.pieces(part, DTYPES[dtype], {"format": "pt"})  # an entry that diffusers asks for
+            if part is not None:  # with an entry that diffusers asks for
+                yield name, tensorfile.pieces(part, DTYPES[dtype], {"format": "pt"})
 
     partial = target.with_name(f".{target.name}.pydiff-partial")
     sealed.write(target, partial, files(), SEAL, "pydiff model", {"extra": extra})
@@ -237,19 +240,30 @@ def load_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS
         return Model(model.config, arrays, model.extra, model.class_name)
 
 
+def extra_of(directory: str | os.PathLike) -> dict:
+    """What pydiff.json says in a folder written by save_model, without a look at its other files."""
+    return _extra(path := sealed.resolve(Path(directory).resolve()), sealed.inspect(path, SEAL, "pydiff model")[0])
+
+
 @contextlib.contextmanager
-def open_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS,)) -> Iterator[OpenModel]:
+def open_model(
+    directory: str | os.PathLike,
+    known: Iterable[str] = (MODEL_CLASS,),
+    elsewhere: Callable[[dict], Mapping[str, Mapping[str, Weight]]] | None = None,
+) -> Iterator[OpenModel]:
     """What is in a folder written by save_model, for a network of one of the `known` classes; every byte is checked.
 
     config comes without its underscored keys, which are diffusers' bookkeeping. Half-precision arrays come as float32.
+    elsewhere: gives the weights that were left out, from `extra`: {WEIGHTS or one of BESIDE_WEIGHTS: {name: weight}}.
     """
     path = sealed.resolve(Path(directory).resolve())
     names = _names(path)
     if SEAL not in names:
         raise CheckpointError(f"{path} holds {sorted(names)!a:.200}, expected {SEAL}, {CONFIG} and {WEIGHTS}.")
     info, entries = sealed.inspect(path, SEAL, "pydiff model")
-    place = {FLAT.get(name, name): name for name in entries}
-    for name in {CONFIG, WEIGHTS} - place.keys():
+    place, extra = {FLAT.get(name, name): name for name in entries}, _extra(path, info)
+    elsewhere = {} if elsewhere is None else dict(elsewhere(extra))
+    for name in sorted({CONFIG, WEIGHTS} - place.keys() - elsewhere.keys()):
         raise tensorfile.damaged(path, f"the file {name!a} is not in its seal")
     for name in sorted(place.keys() - _KNOWN):
         raise tensorfile.damaged(path, f"its seal has the file {name!a:.80}, which no model has")
@@ -267,36 +281,37 @@ def open_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS
                 f"{source} is for the class {found!a:.60}, expected {' or '.join(known)}: use another."
             )
         config = {key: value for key, value in config.items() if not key.startswith("_")}
-        weights = tensorfile.contents(files[WEIGHTS], files[WEIGHTS].path)
-        beside = _beside(path, texts, files)
-        extra = info.get("extra")
-        if not isinstance(extra, dict):
-            raise tensorfile.damaged(path / SEAL, "it says nothing about the process")
-        yield OpenModel(config, weights, extra, found, beside)
+        weights = {name: tensorfile.contents(file, file.path) for name, file in files.items()} | elsewhere
+        yield OpenModel(config, weights[WEIGHTS], extra, found, _beside(path, texts, weights))
 
 
-def _beside(path, texts, files):
+def _beside(path, texts, arrays):
     """{folder: (config, weights)} of the networks beside the U-Net."""
     found = {}
     for name in BESIDE:
         config, weights = BESIDE_CONFIGS[name], BESIDE_WEIGHTS[name]
-        if (config in texts) != (weights in files):
+        if (config in texts) != (weights in arrays):
             raise tensorfile.damaged(path, f"of {config} and {weights!a} one is missing")
         if config in texts:
-            parsed = tensorfile.parse_json(texts[config].tobytes(), path / config)
-            found[name] = parsed, tensorfile.contents(files[weights], files[weights].path)
+            found[name] = tensorfile.parse_json(texts[config].tobytes(), path / config), arrays[weights]
     return found
 
 
-def _checkpoints(directory: Path) -> list[Path]:
+def _extra(path: Path, info: dict) -> dict:
+    if not isinstance(info.get("extra"), dict):
+        raise tensorfile.damaged(path / SEAL, "it says nothing about the process")
+    return info["extra"]
+
+
+def listed(directory: Path) -> list[Path]:
     """The folders of checkpoints, newest first; of one step, the interrupted replacement before the replaced."""
     if not os.path.lexists(directory):
         return []
-    found = [(step, name.startswith("."), name) for name in _names(directory) if (step := _step(name)) is not None]
+    found = [(step, name.startswith("."), name) for name in _names(directory) if (step := step_of(name)) is not None]
     return [directory / name for _, _, name in sorted(found, reverse=True)]
 
 
-def _step(name: str) -> int | None:
+def step_of(name: str) -> int | None:
     """The step in the name of a checkpoint's folder, None for any other name."""
     match = re.fullmatch(r"step-(\d{8,19})|\.step-(\d{8,19})\.pydiff-new", name, re.ASCII)
     return int(match[1] or match[2]) if match else None

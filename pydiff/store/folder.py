@@ -1,10 +1,12 @@
 """The folder of a training run on disk.
 
-DIR/config.json        options, data set and its fingerprint: what the same command must match to go on
+DIR/config.json        options, data set and its fingerprint: what the same command must match to go on; its changes
+DIR/pipeline/          everything of the model but its weights, so that it can be used before it is finished
+DIR/data/              where the data lie, and a few of them (kept.py)
 DIR/log.jsonl          one line a step: loss, learning rate, gradient norm, pictures per second (log.py)
 DIR/checkpoints/       the last few, hashed (checkpoint.py)
 DIR/samples.png        what the average of the weights draws, now and then
-DIR/model/             the finished model: a folder that diffusers' UNet2DModel.from_pretrained opens
+DIR/model/             the finished model: a pipeline folder of diffusers
 """
 
 import contextlib
@@ -18,11 +20,13 @@ from pydiff.store import checkpoint, sealed
 from pydiff.store.files import write_atomic
 from pydiff.store.log import Log
 
-SCHEMA = 2  # of config.json; 1, without the number, was pydiff 0.1's
+SCHEMA = 3  # of config.json; 1, without the number, was pydiff 0.1's; 2 had no changes
 # Options that do not change what is computed: a run may be resumed with other values of these.
 WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute")
+# Options that may change from one step to the next; what was changed, and after which step, is kept in config.json.
+CHANGEABLE = ("steps", "batch_size", "shards", "lr", "warmup", "lr_schedule", "weight_decay", "clip", "ema")
 # Options younger than the checkpoints of some runs: at None they say nothing, and those runs go on.
-YOUNG = ("frames", "frame_rate", "image_share")
+YOUNG = ("frames", "frame_rate", "image_share", "init_from")
 
 
 class KernelWarning(UserWarning):
@@ -67,10 +71,12 @@ class RunDirectory:
         """Starts a new run here, or finds the one that is here if it is the same: (arrays, state) of its newest
         checkpoint, or None where there is none.
 
-        identity: JSON of what is learned from what, see `Task.identity`. options: LoopOptions. ValueError or
+        identity: JSON of what is learned from what, see `Task.identity`. options: LoopOptions, of which those in
+        CHANGEABLE may differ: `changed` says which, {name: [before, now]}, and config.json keeps it. ValueError or
         FileExistsError, in one sentence, for another run's folder. A KernelWarning says that bits will differ.
         """
-        config = {"schema": SCHEMA, **identity, "options": options.to_config()}
+        self.changed = {}
+        config = {"schema": SCHEMA, **identity, "options": options.to_config(), "changes": []}
         file = self.path / "config.json"
         if not file.exists():
             strangers = sorted(p.name for p in self.path.iterdir() if p.name != ".lock" and p.suffix != ".tmp")
@@ -80,36 +86,78 @@ class RunDirectory:
                 )
             write_atomic(file, json.dumps(config, indent=1).encode())
             return None
-        before = self._compare(file, config, options)
+        before = self.config()
+        old_options = self._compare(before, config, options)
         newest = checkpoint.latest(self.checkpoints)
         arrays, state = (None, {"step": 0}) if newest is None else checkpoint.load(newest)
+        step = state["step"]
         if newest is not None:
             self._compare_checkpoint(newest, state, before)
-        self.log.cut(state["step"])
+        if options.steps < step:
+            raise ValueError(
+                f"{self.path} has taken {step} steps, and steps = {options.steps} are fewer; use steps = {step} or "
+                "more, or choose another folder"
+            )
+        names = [name for name in options.changed(old_options) if name in CHANGEABLE]
+        was, now = old_options.to_config(), options.to_config()
+        self.changed = {name: [was[name], now[name]] for name in names}
+        if self.changed and step == options.steps:
+            told = ", ".join(f"{name} = {now[name]}" for name in names)
+            raise ValueError(
+                f"{self.path} is complete after {step} steps, where {told} would change nothing; use more steps, too, "
+                "or choose another folder"
+            )
+        config["changes"] = changes_after(before.get("changes", []), self.changed, step)
+        self.log.cut(step)
+        if self.changed or config["changes"] != before.get("changes", config["changes"]):
+            kept = {**before["options"], **{name: now[name] for name in names}}  # what it says of others is its digest
+            after = {**before, "schema": SCHEMA, "options": kept, "changes": config["changes"]}
+            write_atomic(file, json.dumps(after, indent=1).encode())
         return None if newest is None else (arrays, state)
+
+    def config(self):
+        """What config.json says. ValueError, in one sentence, where nothing can be read there."""
+        file = self.path / "config.json"
+        try:
+            config = json.loads(file.read_text())
+            if not isinstance(config, dict) or not isinstance(config["options"], dict):
+                raise ValueError("it has no options")
+            if config.get("schema", 1) > SCHEMA:
+                raise ValueError(f"it is of schema {config['schema']}, and this pydiff knows up to {SCHEMA}")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{file} cannot be read ({error}); choose another folder") from error
+        return config
 
     def saved_options(self):
         """The options of the run that is here, as they were written; None where there is none that can be read."""
         try:
-            options = json.loads((self.path / "config.json").read_text())["options"]
-        except (OSError, ValueError, KeyError, TypeError):
+            return self.config()["options"]
+        except (OSError, ValueError):
             return None
-        return options if isinstance(options, dict) else None
 
-    def _compare(self, file, config, options):
-        """What the file says, if it is the same run."""
+    def noted(self, name, value):
+        """What config.json has under this name; `value`, which is written there, where it has nothing."""
+        config = self.config()
+        if name not in config:
+            write_atomic(self.path / "config.json", json.dumps({**config, name: value}, indent=1).encode())
+        return config.get(name, value)
+
+    def _compare(self, before, config, options):
+        """The options that the run had; ValueError where it is another one."""
         try:
-            before = json.loads(file.read_text())
-            if before.get("schema", 1) > SCHEMA:
-                raise ValueError(f"it is of schema {before['schema']}, and this pydiff knows up to {SCHEMA}")
             old_options = type(options).from_keywords(before["options"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{file} cannot be read ({error}); choose another folder") from error
+            raise ValueError(f"{self.path / 'config.json'} cannot be read ({error}); choose another folder") from error
         differing = [
-            (name, getattr(old_options, name), getattr(options, name)) for name in options.changed(old_options)
+            (name, getattr(old_options, name), getattr(options, name))
+            for name in options.changed(old_options)
+            if name not in CHANGEABLE
         ]
         if before.get("fingerprint") != config.get("fingerprint"):
             what = "".join(f", {name} = {old}, not {new}" for name, old, new in differing)  # a size, it may be
+            if (then := before.get("samples")) and (now := config.get("samples")):
+                told = [f"{n} of {' x '.join(map(str, shape))}" for n, *shape in (then, now)]
+                what += f": {told[0]} then, {told[1]} now" if then != now else ": as many, and not the same"
             raise ValueError(
                 f"{self.path} holds a run on other data ({before.get('data')}{what}); choose another folder"
             )
@@ -117,13 +165,14 @@ class RunDirectory:
         differing += [(n, before[n], config.get(n)) for n in identity if n in before and before[n] != config.get(n)]
         for name, old, new in differing:
             raise ValueError(
-                f"{self.path} holds a run with {name} = {old}, not {new}; use that, or choose another folder"
+                f"{self.path} holds a run with {name} = {old}, not {new}; use that, or choose another folder (with "
+                "init_from = this one, to begin with its weights)"
             )
-        return before
+        return old_options
 
     def _compare_checkpoint(self, path, state, config):
         """Whether a checkpoint belongs to this run, and to this arithmetic."""
-        if state.get("run", digest(config)) != digest(config):
+        if not self.owns(state, config):
             raise ValueError(
                 f"{path} is a checkpoint of another run than the one in {self.path}; remove one of the two"
             )
@@ -138,11 +187,15 @@ class RunDirectory:
                 stacklevel=4,
             )
 
+    @staticmethod
+    def owns(state, config):
+        """Whether the state of a checkpoint is of the run with this config.json; pydiff 0.1 did not say."""
+        return "run" not in state or state["run"] in (digest(config), digest(config, ()))  # () before schema 3
+
     def save_checkpoint(self, step, arrays, keep):
         """The log up to here is on disk before the checkpoint that counts on it."""
         self.log.sync()
-        config = json.loads((self.path / "config.json").read_text())
-        state = {"step": step, "run": digest(config), "arithmetic": arithmetic()}
+        state = {"step": step, "run": digest(self.config()), "arithmetic": arithmetic()}
         checkpoint.save(self.checkpoints, step, arrays, state)
         checkpoint.prune(self.checkpoints, keep)
 
@@ -153,11 +206,27 @@ class RunDirectory:
             write_atomic(file, png)
 
 
-def digest(config):
-    """SHA-256 of what a run computes: its config.json without the options that change nothing."""
+def changes_after(changes, changed, step):
+    """The list of changes with another one after this step. What was changed after a later step, of which no
+    checkpoint is left, took effect there, too.
+
+    changes: dicts {"after": step, name: [before, now], ..}. changed: {name: [before, now]}.
+    """
+    kept = [change for change in changes if change["after"] < step]
+    merged = {}
+    for change in [*(c for c in changes if c["after"] >= step), changed]:
+        for name, (before, now) in ((name, pair) for name, pair in change.items() if name != "after"):
+            merged[name] = [merged.get(name, [before])[0], now]
+    merged = {name: pair for name, pair in merged.items() if pair[0] != pair[1]}
+    return [*kept, {"after": step, **merged}] if merged else kept
+
+
+def digest(config, apart_from=CHANGEABLE):
+    """SHA-256 of what a run is: its config.json without the options that may change."""
     import hashlib
 
     silent = {name for name in YOUNG if config["options"].get(name) is None}
-    options = {name: value for name, value in config["options"].items() if name not in {*WITHOUT_EFFECT, *silent}}
+    left_out = {*WITHOUT_EFFECT, *silent, *apart_from}
+    options = {name: value for name, value in config["options"].items() if name not in left_out}
     what = {name: config.get(name) for name in ("fingerprint", "codec", "model")} | {"options": options}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -1,48 +1,102 @@
-"""The log of a run: one dict a step, in memory and, where the run has a folder, one line of JSON a step."""
+"""The log of a run: one dict a step, as a line of JSON in its folder, or, without a folder, in memory."""
 
+import contextlib
 import json
 import os
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydiff.store.files import write_atomic
+
+IN_MEMORY = 10_000  # entries kept of a run without a folder; beyond, every other one of the older half is forgotten
+WAITING = 1_000  # lines kept for a disk that is full
 
 
 class Log:
     """The only owner of the entries and of their file.
 
-    path: of log.jsonl, whose entries are read, or None. A line that is no entry, such as a last one that a crash cut
-    short, is left out and counted in `damaged`: the log says how a run went, the run itself is elsewhere. entries: what
-    a log in memory begins with.
+    path: of log.jsonl, or None for a log in memory, which begins with `entries` and stays of bounded size. A line that
+    is no entry, such as a last one that a crash cut short, is left out and counted in `damaged`: the log says how a run
+    went, the run itself is elsewhere. lost: entries that a full disk cost.
     """
 
     def __init__(self, path: Path | None = None, entries=()):
-        self.path, self.entries, self.damaged = path, list(entries), 0
-        if path is not None and path.is_file():
-            for line in path.read_bytes().splitlines():
-                entry = _entry(line)
-                if entry is None:
-                    self.damaged += 1
-                else:
-                    self.entries.append(entry)
+        self.path, self.damaged, self.lost = path, 0, 0
+        self._kept = list(entries)
+        self._waiting: deque[bytes] = deque()
+        self.last = next(iter(deque(self, maxlen=1)), None)  # the newest entry
 
-    def append(self, entry: dict):
-        """Takes note of a step."""
-        self.entries.append(entry)
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+    @property
+    def entries(self) -> list[dict]:
+        """All of them; of a long run in memory, the older the fewer."""
+        return list(self)
+
+    def __iter__(self) -> Iterator[dict]:
+        """One entry after the other, from the file where there is one."""
+        if self.path is None:
+            yield from list(self._kept)
+            return
+        self.damaged = 0
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                for line in file:
+                    for part in line.splitlines():
+                        entry = _entry(part)
+                        if entry is None:
+                            self.damaged += 1
+                        else:
+                            yield entry
+        yield from (json.loads(line) for line in list(self._waiting))
+
+    def append(self, entry: dict) -> str | None:
+        """Takes note of a step. Returns why it could not be written, or None; it is then written with a later one."""
+        self.last = entry
+        if self.path is None:
+            self._kept.append(entry)
+            if len(self._kept) > IN_MEMORY:
+                half = IN_MEMORY // 2
+                self._kept[:half] = self._kept[:half:2]
+            return None
+        self._waiting.append(json.dumps(entry).encode() + b"\n")
+        if len(self._waiting) > WAITING:
+            self._waiting.popleft()
+            self.lost += 1
+        try:
+            _append(self.path, b"".join(self._waiting))
+        except OSError as error:
+            return error.strerror or str(error)
+        self._waiting.clear()
+        return None
 
     def sync(self):
         """What was appended is on disk when this returns."""
         if self.path is not None:
-            with self.path.open("a") as file:
+            with self.path.open("ab") as file:
                 os.fsync(file.fileno())
 
     def cut(self, step: int):
         """Forgets what was logged after this step: those steps are about to be taken again."""
-        self.entries = [entry for entry in self.entries if entry["step"] <= step]
-        if self.path is not None:
-            write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in self.entries).encode())
+        kept = [entry for entry in self if entry["step"] <= step]
+        self.last = kept[-1] if kept else None
+        if self.path is None:
+            self._kept = kept
+            return
+        write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+
+
+def _append(path: Path, data: bytes):
+    """All of the data at the end of the file, or none of it."""
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def _entry(line: bytes) -> dict | None:

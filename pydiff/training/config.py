@@ -18,6 +18,7 @@ from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
 
+ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient accumulation
 READING = ("size", "frames", "frame_rate", "rate", "seconds")  # options that say how data are read
 
 
@@ -86,6 +87,7 @@ class LoopOptions:
     @classmethod
     def from_keywords(cls, keywords):
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
+        keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 import difflib
@@ -111,6 +113,8 @@ class Options(LoopOptions):
 
     size: int | None = None
     """Side length of the pictures in pixels; left out, what the data has."""
+    init_from: str | None = None
+    """Folder of a run or of a model to begin with the weights of; left out, they are drawn."""
     rate: int | None = None
     """Of sounds: samples a second; left out, 8000."""
     seconds: float | None = None

@@ -6,12 +6,12 @@ import threading
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training, after everything was put in order. step: the last one taken. run: the Run so far, where
-    `pydiff.train` was asked.
+    """Ctrl-C during training, after everything was put in order. step: the last one taken. unsaved: why there is no
+    checkpoint of it. run: the Run so far, where `pydiff.train` was asked.
     """
 
-    def __init__(self, step):
-        super().__init__(f"stopped after step {step}")
+    def __init__(self, step, unsaved=""):
+        super().__init__(f"stopped after step {step}" + (f"; {unsaved}" if unsaved else ""))
         self.step, self.run = step, None
 
 

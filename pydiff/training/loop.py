@@ -7,6 +7,7 @@ not.
 """
 
 import contextlib
+import logging
 import math
 import time
 from typing import NamedTuple
@@ -17,10 +18,13 @@ from pydiff import backend, nn, optim
 from pydiff.arrays import array_module, to_host
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
+from pydiff.training.changes import told
 from pydiff.training.distributed import Group, join, settled
 from pydiff.training.gradient import Gradient
 from pydiff.training.interrupt import Interrupted, stop_request
+from pydiff.training.keeping import Keeper
 from pydiff.training.progress import Progress
+from pydiff.training.rate import learning_rate
 
 GIVE_UP_AFTER = 50  # non-finite steps in a row
 
@@ -44,7 +48,7 @@ class Trainer:
     """
 
     def __init__(self, task, options, device="cpu", group=None):
-        self.task, self.options, self.device = task, options.check(), device
+        self.task, self.options, self.device, self.notes = task, options.check(), device, []
         self.group = Group() if group is None else group
         with backend.use_device(device) as xp:
             task.to(xp)
@@ -87,6 +91,11 @@ class Trainer:
             target[...] = array_module(target).asarray(source)
         self.step = step
 
+    def begin(self, weights):
+        """Starts with these weights, a state_dict of such a model, and not with drawn ones."""
+        self.model.load_state_dict(weights)
+        self.optimizer.ema[...] = self.optimizer.p
+
     def share(self):
         """Continues from where the first process of the group is."""
         if self.group.size > 1:
@@ -124,13 +133,6 @@ def _steps(trainer):
         yield StepState(step, loss, lr, norm, bad, traffic)
 
 
-def learning_rate(step, options):
-    """The learning rate of one step, as a function of the step alone."""
-    if options.lr_schedule == "constant":
-        return options.lr * min(1.0, step / max(options.warmup, 1))
-    return optim.warmup_cosine(step, options.steps, options.lr, min(options.warmup, options.steps - 1))
-
-
 def first_bad_module(task, batch):
     """Which module's output is the first that is not finite, found by computing the step's forward pass again."""
     names = {id(module): name for name, module in task.model.named_modules()}
@@ -151,43 +153,45 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
 
     log: store.Log. folder: store.RunDirectory, locked, or None. preview: called every options.sample_every steps where
     there is a folder, for the bytes of a PNG that show what was learned. Raises Interrupted, with a checkpoint written.
+    Returns sentences on what went wrong on the way; what cannot be written stops nothing, see keeping.py.
     """
     options, group = trainer.options, trainer.group
     with (
         Progress(options.steps, trainer.step, f"on {trainer.device}", progress) as bar,
         stop_request() as stop,
     ):
+        keeper = Keeper(trainer, log, folder, preview, bar.write)
         began, smooth = time.perf_counter(), None
         for state in training_steps(trainer):
             now = time.perf_counter()
             rate, began = options.batch_size / max(now - began, 1e-9), now
-            log.append(log_entry(state, rate, trainer.device))
-            stopping = group.any(stop.is_set())
+            keeper.took(log_entry(state, rate, trainer.device))
+            last, stopping = state.step == options.steps, group.any(stop.is_set())
             if state.bad:
                 bar.write(f"step {state.step} skipped: {state.bad}")
                 bar.step()
             else:
                 smooth = state.loss if smooth is None else 0.98 * smooth + 0.02 * state.loss
                 bar.step(f"loss {smooth:.4f}, {rate:,.0f} {trainer.task.unit}/s")
-            last = state.step == options.steps
-            if folder is not None:
-                if preview and options.sample_every and (last or state.step % options.sample_every == 0):
-                    folder.save_preview(state.step, preview())
-                if last or stopping or state.step % options.checkpoint_every == 0:
-                    folder.save_checkpoint(trainer.step, trainer.arrays(), options.keep)
+            keeper.save(last, stopping)
             if stopping and not last:
-                raise Interrupted(trainer.step)
+                raise Interrupted(trainer.step, keeper.unsaved())
+    return keeper.health.sentences(options.lr)
 
 
 @contextlib.contextmanager
-def opened(task, options, out=None, device="cpu", group=None):
+def opened(task, options, out=None, device="cpu", group=None, begin=None):
     """(trainer, folder) for a training in the folder `out`, which is locked meanwhile; a run that is there goes on.
 
     out: None keeps all in memory, and folder is None then. group: see `Trainer`; the folder is its first process's.
+    begin: called there with the trainer and the folder of a run that begins, before its first step. trainer.notes are
+    sentences on what has changed since the run began.
     """
     trainer = Trainer(task, options, device, group)
     trainer.group.compare(task.identity() | {"options": options.to_config()})
     if out is None or not trainer.group.first:
+        if begin and trainer.group.first:
+            begin(trainer, None)
         trainer.share()
         yield trainer, None
         return
@@ -196,6 +200,9 @@ def opened(task, options, out=None, device="cpu", group=None):
         if found := folder.open(task.identity(), options):
             arrays, state = found
             trainer.restore(arrays, state["step"])
+        elif begin:
+            begin(trainer, folder)
+        trainer.notes += told(folder.path, folder.changed, trainer.step, options)
         trainer.share()
         yield trainer, folder
 
@@ -210,7 +217,10 @@ def train_task(task, options, out=None, *, device="cpu", progress=True, distribu
     with group.together(), group.own_threads():
         options = settled(options, out, group)
         with opened(task, options, out, device, group) as (trainer, folder):
-            fit(trainer, Log() if folder is None else folder.log, folder, progress=progress and group.first)
+            log = Log() if folder is None else folder.log
+            trainer.notes += fit(trainer, log, folder, progress=progress and group.first)
+        for note in trainer.notes if group.first else ():
+            logging.getLogger("pydiff").warning("%s", note)
     return trainer
 
 

@@ -180,6 +180,7 @@ class DiffusionTask(Task):
             **({} if self.encoder is None else {"text_encoder": self.encoder.identity()}),
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint(),
+            "samples": [len(self.dataset), *self.dataset.shape],
             "codec": self.codec.to_config(),
             "model": name_of(self.network),
         }

@@ -50,7 +50,8 @@ def test_a_new_run_begins_with_nothing_and_says_what_it_is(tmp_path):
     found, folder = opened(tmp_path / "deep" / "run", steps=7)
     assert found is None
     assert folder.log.entries == []
-    assert config(folder.path) == {"schema": SCHEMA, **IDENTITY, "options": LoopOptions(steps=7).to_config()}
+    said = {"schema": SCHEMA, **IDENTITY, "options": LoopOptions(steps=7).to_config(), "changes": []}
+    assert config(folder.path) == said
     assert opened(folder.path, steps=7)[0] is None  # stopped before the first checkpoint: once more from the start
 
 
@@ -143,8 +144,8 @@ def test_a_schema_that_is_too_new(tmp_path):
 
 
 def test_a_folder_of_the_first_schema_goes_on(tmp_path):
-    """It had no number, and neither codec nor model."""
-    begun(tmp_path)
+    """It had no number, and neither codec nor model; its checkpoints do not say of which run they are."""
+    begun(tmp_path, arithmetic=backend.arithmetic())
     old = config(tmp_path)
     for name in ("schema", "codec", "model"):
         del old[name]
@@ -170,7 +171,9 @@ def test_a_configuration_that_cannot_be_read(tmp_path, text):
         ({"model": "Other"}, {}, "holds a run with model = UNet, not Other"),
         ({"codec": {"kind": "latents"}}, {}, "holds a run with codec = .*pixels.*, not .*latents"),
         ({}, {"seed": 4}, "holds a run with seed = 0, not 4"),
-        ({}, {"steps": 9}, "holds a run with steps = 2000, not 9"),
+        ({"samples": [4, 8, 8, 1]}, {"seed": 4}, "holds a run with seed = 0, not 4"),
+        ({}, {"steps": 2}, "has taken 3 steps, and steps = 2 are fewer; use steps = 3 or more"),
+        ({}, {"steps": 3, "lr": 0.5}, "is complete after 3 steps, where steps = 3, lr = 0.5 would change nothing"),
     ],
 )
 def test_another_run(tmp_path, changed, options, message):
@@ -178,6 +181,42 @@ def test_another_run(tmp_path, changed, options, message):
     with pytest.raises(ValueError, match=message) as error:
         opened(tmp_path, IDENTITY | changed, **options)
     assert "choose another folder" in one_sentence(error)
+
+
+def test_what_may_change_from_step_to_step_is_kept_with_the_step_it_changed_after(tmp_path):
+    begun(tmp_path)
+    found, folder = opened(tmp_path, steps=3000, lr=0.5)
+    assert found[1]["step"] == 3
+    assert folder.changed == {"steps": [2000, 3000], "lr": [0.001, 0.5]}
+    assert config(tmp_path)["changes"] == [{"after": 3, "steps": [2000, 3000], "lr": [0.001, 0.5]}]
+    assert config(tmp_path)["options"]["steps"] == 3000
+    found, folder = opened(tmp_path, steps=3000, lr=0.5)  # the same command again
+    assert folder.changed == {}
+    assert len(config(tmp_path)["changes"]) == 1
+    folder.save_checkpoint(7, ARRAYS, 2)
+    opened(tmp_path, steps=3000, lr=0.5, batch_size=8)
+    assert [change["after"] for change in config(tmp_path)["changes"]] == [3, 7]
+
+
+def test_a_change_before_the_next_checkpoint_counts_once(tmp_path):
+    begun(tmp_path)
+    for lr in (0.5, 0.25):
+        opened(tmp_path, lr=lr)
+    assert config(tmp_path)["changes"] == [{"after": 3, "lr": [0.001, 0.25]}]
+    opened(tmp_path)  # as it was
+    assert config(tmp_path)["changes"] == []
+
+
+def test_what_was_changed_after_a_checkpoint_that_is_lost_counts_from_the_one_before(tmp_path):
+    begun(tmp_path)
+    _, folder = opened(tmp_path)
+    folder.save_checkpoint(5, ARRAYS, 2)
+    opened(tmp_path, lr=0.5)
+    assert config(tmp_path)["changes"][0]["after"] == 5
+    (tmp_path / "checkpoints" / "step-00000005" / "state.json").write_text("damaged")
+    with pytest.warns(checkpoint.CheckpointWarning):
+        assert opened(tmp_path, lr=0.5)[0][1]["step"] == 3
+    assert config(tmp_path)["changes"] == [{"after": 3, "lr": [0.001, 0.5]}]
 
 
 def test_the_lock_is_held_by_one_and_given_back_after_an_error(tmp_path):

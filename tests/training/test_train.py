@@ -109,11 +109,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
 def test_a_run_folder_refuses_another_run(uninterrupted, tmp_path):
     out = uninterrupted.directory
     options = {**TINY, "conditional": True, "dropout": 0.1, "flip": True}
-    with pytest.raises(ValueError, match=r"holds a run with lr = 0.001, not 0.5"):
-        pydiff.train("digits", out=out, **{**options, "lr": 0.5})
-    with pytest.raises(ValueError, match="holds a run on other data"):
+    with pytest.raises(ValueError, match=r"holds a run with dropout = 0.1, not 0.5"):
+        pydiff.train("digits", out=out, **{**options, "dropout": 0.5})
+    with pytest.raises(ValueError, match=r"other data \(digits.*: 1797 of 8 x 8 x 1 then, 9 of 8 x 8 x 1 now\)"):
         pydiff.train(np.zeros((9, 8, 8, 1), np.uint8), out=out, **TINY)
-    with pytest.raises(ValueError, match=r"on other data \(digits, size = None, not 6\)"):
+    with pytest.raises(ValueError, match=r"on other data \(digits, size = None, not 6: 1797 of 8 x 8 x 1 then"):
         pydiff.train("digits", out=out, **options, size=6)
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(FileExistsError, match=r"is not empty and holds no run \(it has mine.txt\)"):

@@ -28,6 +28,8 @@ RULES = {
     "options": table(ANYTHING),
     "data": text(10_000),
     "step": whole(0, 1 << 62),
+    "origin": table(ANYTHING),
+    "parameters": table(table(ANYTHING)),
     "variance": one_of("fixed", "learned"),
     "self_conditioning": TRUTH,
     "codec": table(ANYTHING),

@@ -2,12 +2,13 @@
 and the way back.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from pydiff.formats.safetensors import Made, Weight
+from pydiff.formats.safetensors import CheckpointError, Made, Weight
 from pydiff.nn import Module
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # inside an attention
@@ -77,3 +78,33 @@ def ways_to_write(model: Module) -> dict:
         return Made(shape, lambda: p.numpy().transpose(p.file_axes), p.dtype)
 
     return {name: made(p) for name, p in model.named_parameters()}
+
+
+def places(model: Module, trained) -> dict[str, list]:
+    """{name: [first, shape, file_axes]}: where each parameter is in the flat arrays of the optimiser of these
+    parameters. JSON.
+    """
+    firsts, end = {}, 0
+    for p in trained:
+        firsts[id(p)], end = end, end + p.size
+    return {name: [firsts[id(p)], list(p.shape), list(p.file_axes)] for name, p in model.named_parameters()}
+
+
+def placed(extra: Mapping, flat: np.ndarray, source) -> dict[str, dict[str, Weight]]:
+    """{file: {name: weight}} of the parameters that extra["parameters"] places in such a flat array (P,).
+
+    CheckpointError, in one sentence, where they do not fit in.
+    """
+    found, ends = {}, [0]
+    try:
+        for file, described in extra["parameters"].items():
+            found[file] = {}
+            for name, (first, shape, axes) in described.items():
+                ends.append(first + math.prod(shape))
+                part = flat[first : ends[-1]].reshape(shape).transpose(axes)
+                found[file][name] = Weight(part.shape, lambda part=part: part)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{source} describes another network than the checkpoints beside it.") from error
+    if max(ends) != flat.size:
+        raise CheckpointError(f"{source} describes another network than the checkpoints beside it.")
+    return found

@@ -21,7 +21,7 @@ from pydiff.diffusion.schedule import from_config as schedule_from_config
 from pydiff.formats import weights
 from pydiff.formats.diffusers import folder
 from pydiff.formats.diffusers.extra import check_extra, check_together
-from pydiff.formats.diffusers.parameters import ways_to_write
+from pydiff.formats.diffusers.parameters import placed, places, ways_to_write
 from pydiff.formats.diffusers.scheduler.config import read_config
 from pydiff.formats.diffusers.scheduler.stored import StoredScheduler, with_class, with_prediction
 from pydiff.formats.diffusers.scheduler.write import DDPM_PIPELINE, Written, scheduler_of
@@ -33,7 +33,7 @@ from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
 
 SCHEMA = 3  # of pydiff.json; 2 had the network beside it, and so had 1, pydiff 0.1's, which has no number
-HISTORY = ("options", "data", "step")
+HISTORY = ("options", "data", "step", "origin")
 PIPELINES = {
     "DDIMScheduler": "DDIMPipeline",
     "PNDMScheduler": "PNDMPipeline",
@@ -45,7 +45,7 @@ ASSUMED = {"name": "linear", "T": 1000}  # what most networks without a schedule
 
 
 class Loaded(NamedTuple):
-    """pipeline; history: {"options", "data", "step"}, as far as known; notes: sentences that the user should read."""
+    """pipeline; history: {"options", "data", "step", ..}, as far as known; notes: sentences the user should read."""
 
     pipeline: Pipeline
     history: dict
@@ -76,12 +76,13 @@ class Wishes(NamedTuple):
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None) -> list[str]:
+def save(directory, pipeline: Pipeline, history, dtype: str | None = None, trained=None) -> list[str]:
     """Writes the folder, replacing a model that is there. Returns sentences on what diffusers cannot do with it.
 
     history: JSON, comes back from `load`. dtype: of the weights in the file, float32, float16, bfloat16 or float64;
-    None keeps what the network has. CheckpointError where the disk refuses or the folder holds something else;
-    ValueError for a network whose class has no registered name.
+    None keeps what the network has. trained: the parameters of which a training's checkpoints have the weights, in
+    their order; those are left out here, and `load` is told them. CheckpointError where the disk refuses or the folder
+    holds something else; ValueError for a network whose class has no registered name.
     """
     model, written, class_name = pipeline.model, _scheduler_to_write(pipeline), name_of(pipeline.model)
     extra = {
@@ -108,6 +109,11 @@ def save(directory, pipeline: Pipeline, history: dict, dtype: str | None = None)
     if reader is not None:
         config = {"_class_name": type(reader).__name__, **reader.config}
         parts["beside"] = {"text_encoder": (config, ways_to_write(reader))}
+    if trained is not None:
+        arrays, extra["parameters"] = None, {checkpoint.WEIGHTS: places(model, trained)}
+        if reader is not None and any(p is reader.parameters()[0] for p in trained):
+            parts["beside"]["text_encoder"] = config, None
+            extra["parameters"][checkpoint.BESIDE_WEIGHTS["text_encoder"]] = places(reader, trained)
     checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, **parts)
     notes = [written.note] if written.note else []
     if index is not None and not pipeline.conditioning.empty:
@@ -144,13 +150,17 @@ def _is_finite(value) -> bool:
 NOTHING = Wishes()
 
 
-def load(directory, wishes: Wishes = NOTHING) -> Loaded:
+def load(directory, wishes: Wishes = NOTHING, weights: np.ndarray | None = None) -> Loaded:
     """What is in such a folder; its notes are logged too.
 
+    weights: (P,), all parameters as the optimiser keeps them, for a folder that was saved without.
     CheckpointError, in one sentence, for a folder that is damaged, unknown or incomplete.
     """
     directory = Path(directory)
-    loaded = (_load_ours if checkpoint.is_ours(directory) else _load_theirs)(directory, wishes)
+    if weights is None:
+        loaded = (_load_ours if checkpoint.is_ours(directory) else _load_theirs)(directory, wishes)
+    else:
+        loaded = _load_ours(directory, wishes, lambda extra: placed(extra, weights, directory))
     for note in loaded.notes:
         logging.getLogger("pydiff").warning("%s", note)
     return loaded
@@ -179,8 +189,8 @@ def _load_theirs(directory, wishes) -> Loaded:
     return Loaded(pipeline, {}, [*checked.notes, *notes, *said, *about])
 
 
-def _load_ours(directory, wishes) -> Loaded:
-    with checkpoint.open_model(directory, MODELS) as found:
+def _load_ours(directory, wishes, weights=None) -> Loaded:
+    with checkpoint.open_model(directory, MODELS, weights) as found:
         extra = found.extra
         if extra.get("schema", 1) not in range(1, SCHEMA + 1):
             schema = extra["schema"]

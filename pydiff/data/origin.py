@@ -1,0 +1,138 @@
+"""What a run knows of its data: where it lies, what it must be, and a few samples for when it is not there.
+
+origin = Origin.of(dataset, "~/pics")       at the start of a training
+origin.load()                               the same data again, or a ValueError: other data is never taken for it
+origin.samples                              a Dataset of some of it, kept with the run
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pydiff.data.dataset import Dataset, plural, printable
+
+LONG, FEW = 500, 8  # characters of a name or caption kept with them, captions of one sample
+KEPT, KEPT_BYTES = 36, 4 << 20  # samples kept with a run: as many as the page shows, and no more than that of memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Of the data of one run.
+
+    name: what it is called. path: where it lies, absolute, or None for arrays and what pydiff ships. count, shape: how
+    many samples of which shape. fingerprint: see `Dataset.fingerprint`. samples: some of them, or None. Whatever is not
+    known is None, and "" for the name.
+    """
+
+    name: str = ""
+    path: str | None = None
+    count: int | None = None
+    shape: tuple[int, ...] | None = None
+    fingerprint: str | None = None
+    samples: Dataset | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset, source) -> "Origin":
+        """Of a data set that was loaded from `source`, whatever `pydiff.data.load` takes."""
+        path = None
+        if isinstance(source, str | os.PathLike) and (found := Path(source).expanduser()).exists():
+            path = os.fspath(found.absolute())
+        count, size = len(dataset), max(1, dataset.samples([0]).nbytes)
+        kept = max(1, min(count, KEPT, KEPT_BYTES // size))
+        samples = dataset.subset(np.unique(np.linspace(0, count - 1, kept).round().astype(np.int64)))
+        return cls(printable(dataset.name), path, count, tuple(dataset.shape), dataset.fingerprint(), samples)
+
+    def load(self, read: Callable[[object], Dataset], given=None) -> Dataset:
+        """The data again. read: loads it from a place as it was loaded then. given: where it is now, if it was moved.
+
+        ValueError, in one sentence, where it is not, or where something else is.
+        """
+        source = self.path or self.name if given is None else given
+        if given is None and (not self.name or (self.path is None and os.path.exists(self.name))):
+            raise ValueError(f"it is not known where {self.described()} are; say it: data= (--data)")
+        try:
+            dataset = read(source)
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(
+                f"{self.described()} cannot be had from {source} ({error}); say where they are: data= (--data)"
+            ) from error
+        if self.fingerprint is not None and dataset.fingerprint() != self.fingerprint:
+            found = f"{plural(len(dataset), 'sample')} {_shape(dataset.shape)}"
+            raise ValueError(
+                f"{source} has other data now ({found}) than {self.described()}; say where those are: data= (--data)"
+            )
+        return dataset
+
+    def described(self) -> str:
+        """A few words: "the 4 samples 16 x 16 x 3 of 'pics'"."""
+        if self.count is None:
+            return f"the training data {self.name!r}" if self.name else "the training data"
+        return f"the {plural(self.count, 'training sample')} {_shape(self.shape)} of {self.name!r}"
+
+    def to_config(self, place: bool = True) -> dict:
+        """For JSON, the samples apart. place: whether it says where the data lie."""
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "samples"}
+        if not place:
+            del named["path"]
+        elif self.path is not None and printable(self.path) != self.path:  # a name that is no text, as old disks have
+            named |= {"path": None, "path_bytes": os.fsencode(self.path).hex()}
+        return named | {"shape": None if self.shape is None else list(self.shape)}
+
+    @classmethod
+    def from_config(cls, config: Mapping, samples: Dataset | None = None) -> "Origin":
+        """What `to_config` described. ValueError, in one sentence, for what it never says."""
+        given = {}
+        for name, (kind, expected) in _RULES.items():
+            value = config.get(name) if isinstance(config, Mapping) else config
+            if value is not None and not kind(value):
+                raise ValueError(f"the origin of the data has {name} = {value!a:.40}, expected {expected}")
+            given |= {} if value is None else {name: value}
+        if "path_bytes" in given:
+            given["path"] = os.fsdecode(bytes.fromhex(given.pop("path_bytes")))
+        return cls(**given | {"shape": None if given.get("shape") is None else tuple(given["shape"])}, samples=samples)
+
+
+def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, JSON) of a small data set: its images, classes and captions, of which the first few and no more."""
+    arrays, classes = {"images": samples.images}, None
+    if samples.labels is not None:
+        used, arrays["labels"] = np.unique(samples.labels, return_inverse=True)
+        classes = [samples.classes[label][:LONG] for label in used]
+    words = {"name": printable(samples.name), "classes": classes, "kind": samples.noun}
+    words["more"] = {name: getattr(samples, name) for name in _further(type(samples))}
+    for name in _WORDS:
+        rows = getattr(samples, name)
+        words[name] = None if rows is None else [[text[:LONG] for text in row[:FEW]] for row in rows]
+    return arrays, words
+
+
+def from_files(arrays: Mapping[str, np.ndarray], words: Mapping) -> Dataset:
+    """The data set that `to_files` took apart; columns of numbers are left out."""
+    kinds = {cls.noun: cls for cls in (Dataset, *Dataset.__subclasses__())}
+    kind = kinds[words["kind"]]
+    more = {name: words["more"][name] for name in _further(kind)} | {name: words[name] for name in _WORDS}
+    return kind(words["name"], arrays["images"], arrays.get("labels"), words["classes"], **more)
+
+
+def _further(kind) -> list[str]:
+    """Fields that this kind of data set has besides those of all."""
+    return sorted({f.name for f in dataclasses.fields(kind)} - {f.name for f in dataclasses.fields(Dataset)})
+
+
+_RULES = {
+    "name": (lambda v: isinstance(v, str), "text"),
+    "path": (lambda v: isinstance(v, str), "text"),
+    "path_bytes": (lambda v: isinstance(v, str) and re.fullmatch("([0-9a-f]{2})+", v), "bytes in hexadecimal"),
+    "count": (lambda v: type(v) is int and v > 0, "a number"),
+    "shape": (lambda v: isinstance(v, list) and all(type(n) is int and n > 0 for n in v), "a list of numbers"),
+    "fingerprint": (lambda v: isinstance(v, str), "text"),
+}
+_WORDS = ("captions", "languages")
+
+
+def _shape(shape) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,170 @@
+"""What is in a folder: a model, or a run that is finished, unfinished, or going on right now.
+
+A finished run is opened from its model. Any other one is opened from the average of the weights in its newest
+checkpoint and from pipeline/, which was written when it began. Nothing is locked, so a training is not disturbed.
+"""
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from pydiff.data.dataset import Dataset
+from pydiff.data.origin import Origin, from_files, to_files
+from pydiff.formats import opened as model_files
+from pydiff.formats.diffusers import pipeline as pipeline_folder
+from pydiff.formats.safetensors import CheckpointError
+from pydiff.pipeline import Pipeline
+from pydiff.store import checkpoint, kept
+from pydiff.store.folder import RunDirectory
+from pydiff.store.log import Log
+from pydiff.store.newest import newest_step, read_newest
+
+
+class Opened(NamedTuple):
+    """options, step: of the training, as far as known. log: of a run, else None. notes: sentences for the user."""
+
+    pipeline: Pipeline
+    options: dict
+    step: int
+    origin: Origin
+    log: Log | None
+    notes: list[str]
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a folder is that of a training run, and not of a model."""
+    if any((directory / name).exists() for name in ("log.jsonl", "checkpoints", "pipeline")):
+        return True
+    with contextlib.suppress(ValueError, OSError):
+        return "fingerprint" in RunDirectory(directory).config()  # one that has taken no step yet
+    return False
+
+
+def open_folder(directory: Path, wishes=pipeline_folder.NOTHING) -> Opened:
+    """The model in a folder or file, with what is known of its training.
+
+    FileNotFoundError or CheckpointError, in one sentence, if there is none or it is damaged.
+    """
+    if is_run(directory):
+        return _open_run(RunDirectory(directory), wishes)
+    pipeline, history, notes = model_files.load(directory, wishes)
+    try:
+        origin = Origin.from_config(history.get("origin", {"name": history.get("data", "")}))
+    except ValueError as error:
+        raise CheckpointError(f"{directory / checkpoint.SEAL}: {error}.") from error
+    return Opened(pipeline, history.get("options", {}), history.get("step", 0), origin, None, notes)
+
+
+def _open_run(folder, wishes) -> Opened:
+    model, config, notes = folder.path / "model", {}, []
+    done = checkpoint.extra_of(model).get("step", 0) if checkpoint.holds_model(model) else None
+    try:
+        config = folder.config()
+    except (ValueError, OSError) as error:
+        if done is None:
+            raise CheckpointError(str(error)) from error
+        notes.append(str(error))
+    newest = newest_step(folder.checkpoints)
+    found = None
+    if done is None or (config and newest is not None and newest > done):
+        found = read_newest(folder.checkpoints, "optimizer", "ema")
+        notes += [f"passed over the checkpoint {path.name}: {why}" for path, why in found.passed_over] if found else []
+    if found is not None and (done is None or found.state["step"] > done):
+        if not folder.owns(found.state, config):
+            raise CheckpointError(
+                f"{found.path} is a checkpoint of another run than the one in {folder.path}: remove it."
+            )
+        described = folder.path / "pipeline"
+        if not checkpoint.holds_model(described):
+            raise CheckpointError(
+                f"{folder.path} is unfinished, and the pydiff that began it did not write down what model it is: let "
+                "the same command go on with it, and ask again."
+            )
+        step, loaded = found.state["step"], pipeline_folder.load(described, wishes, found.array)
+    elif done is not None:
+        step, loaded = done, _twice(lambda: pipeline_folder.load(model, wishes))
+    else:
+        every = config["options"].get("checkpoint_every")
+        raise FileNotFoundError(
+            f"{folder.path} has no checkpoint yet; the first is written after step {every}, or at Ctrl-C"
+        )
+    steps = config.get("options", {}).get("steps", step)
+    if step < steps:
+        notes.append(f"{folder.path} is unfinished: step {step:,} of {steps:,}")
+    for note in notes:
+        logging.getLogger("pydiff").warning("%s", note)
+    options = config.get("options") or loaded.history.get("options", {})
+    return Opened(loaded.pipeline, options, step, origin_of(folder, config), folder.log, [*notes, *loaded.notes])
+
+
+def _twice(load):
+    """Once more where a training replaced the folder while it was read."""
+    try:
+        return load()
+    except CheckpointError:
+        return load()
+
+
+# ---- what a run writes of itself when it begins ----------------------------------------------------------------------
+
+
+def describe(folder: RunDirectory, pipeline: Pipeline, origin: Origin, trained):
+    """Writes pipeline/ and data/ into a run's folder, where they are not there, damaged, or the data were moved.
+
+    trained: the pipeline's parameters in the order of the optimiser's.
+    """
+    described = folder.path / "pipeline"
+    try:
+        there = checkpoint.holds_model(described) and checkpoint.extra_of(described)
+    except CheckpointError:
+        there = False
+    if not there:
+        pipeline_folder.save(described, pipeline, {}, trained=trained)
+    try:
+        known = kept.read(folder.path / "data")
+    except CheckpointError:
+        known = None
+    if known is None or known[1].get("origin") != origin.to_config():
+        arrays, words = to_files(origin.samples)
+        kept.write(folder.path / "data", arrays, {"origin": origin.to_config(), "words": words})
+
+
+def finish(folder: RunDirectory, save):
+    """Writes the finished model, save(path). CheckpointError, in one sentence, where the disk refuses."""
+    try:
+        save(folder.path / "model")
+    except CheckpointError as error:
+        step = newest_step(folder.checkpoints)
+        if step is None:
+            raise
+        raise CheckpointError(
+            f"{str(error).rstrip('.')}; the same command goes on from step {step} once there is room"
+        ) from error
+
+
+def origin_of(folder: RunDirectory, config: dict) -> Origin:
+    """What a run's folder says of its data; of one by an older pydiff, what its config.json says."""
+    said = {"name": config.get("data", ""), "fingerprint": config.get("fingerprint")}
+    try:
+        known = kept.read(folder.path / "data")
+        if known is not None:
+            arrays, about = known
+            return Origin.from_config(about["origin"], from_files(arrays, about["words"]))
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        logging.getLogger("pydiff").warning("%s", error)
+    if (samples := config.get("samples")) is not None:
+        said |= {"count": samples[0], "shape": samples[1:]}
+    return Origin.from_config(said)
+
+
+def all_or_some(origin: Origin, read, given=None) -> tuple[Dataset | None, bool, str]:
+    """(the training data, whether that is all of it, a sentence where it is not): those where they lay, or `given`, or
+    the few that were kept with the run, or None.
+    """
+    try:
+        return origin.load(read, given), True, ""
+    except ValueError as error:
+        if given is not None:
+            raise
+        return origin.samples, False, str(error)

@@ -1,0 +1,47 @@
+"""What a run is told when it goes on with other options than before: sentences, and what that does to the rate."""
+
+import dataclasses
+import logging
+
+from pydiff.training.rate import learning_rate
+
+RATE = ("steps", "lr", "warmup", "lr_schedule")
+
+
+def told(place, changed: dict, step: int, options) -> list[str]:
+    """Sentences on the options of a run in the folder `place` that changed, {name: [before, now]}, after `step`."""
+    if not changed:
+        return []
+    listed = ", ".join(f"{name} = {now} (before: {before})" for name, (before, now) in changed.items())
+    sentences = [f"{place} goes on from step {step:,} with {listed}; its config.json keeps that"]
+    if step < options.steps and any(name in changed for name in RATE):
+        before = dataclasses.replace(options, **{name: pair[0] for name, pair in changed.items()})
+        kind = f"the cosine down to step {options.steps:,}" if options.lr_schedule == "cosine" else "its constant value"
+        old = learning_rate(step + 1, before) if step < before.steps else 0.0
+        sentences.append(
+            f"the learning rate follows {kind} from here on, {learning_rate(step + 1, options):.3g} at the next step, "
+            + (f"where it would have been {old:.3g}" if step < before.steps else "where the run had ended")
+        )
+    if "shards" in changed:
+        sentences.append("the batch is computed in another number of parts from here on, which changes the last bits")
+    if "batch_size" in changed:
+        sentences.append(
+            "the order of the data goes on as if every batch had been of the new size, so that some samples come again "
+            "sooner or later than they would have"
+        )
+    return sentences
+
+
+def heard(announce, first):
+    """(announce, tell): for a line that only a caller wants who listens, and for sentences that somebody should read.
+
+    first: whether this is the process that speaks.
+    """
+    if not first:
+        return (lambda _: None), (lambda _: None)
+
+    def tell(sentences):
+        for sentence in sentences:
+            (announce or (lambda line: logging.getLogger("pydiff").warning("%s", line)))(sentence)
+
+    return announce or (lambda _: None), tell

@@ -1,0 +1,110 @@
+"""A training that begins with the weights of another: of a run's average, or of a model's folder."""
+
+import hashlib
+from pathlib import Path
+
+from pydiff.models import build, name_of
+from pydiff.reopen import open_folder
+from pydiff.store import checkpoint
+from pydiff.training import DiffusionTask
+
+UNET = "UNet2DModel"
+
+
+def warm(task_of, folder, out=None, model=None):
+    """(task, begin): a task whose network the weights in `folder` fit, and what gives it them, see `opened`.
+
+    task_of: makes the task for a network, or for None, where the options describe that. folder: None for a start with
+    drawn weights; begin is then None. out: the run's folder. model: the network, if the caller gave it.
+    """
+    task = task_of(model)
+    if folder is None:
+        return task, None
+    source = Source(folder)
+    if model is None and (network := source.network_for(task, out)) is not None:
+        task = task_of(network)
+    return task, source.begin
+
+
+class Source:
+    """The weights in a folder; opened when they are needed, which a run that goes on does not.
+
+    folder: as the user wrote it.
+    """
+
+    def __init__(self, folder):
+        self.folder, self._opened = str(folder), None
+
+    @property
+    def opened(self):
+        """What is in the folder. FileNotFoundError or CheckpointError, in one sentence, where that is nothing."""
+        if self._opened is None:
+            path = Path(self.folder).expanduser()
+            if not path.is_dir():
+                raise FileNotFoundError(f"{path} is not a folder; init_from is that of a run or of a saved model")
+            self._opened = open_folder(path)
+        return self._opened
+
+    def network_for(self, task: DiffusionTask, out=None):
+        """A network like the one in the folder, for the data and the objective of `task`; None where the options
+        describe it. out: the run's folder, which describes it if it is there already.
+        """
+        if task.options.channels or name_of(task.network) != UNET:
+            return None
+        described = None if out is None else Path(out).expanduser() / "pipeline"
+        if described is not None and checkpoint.holds_model(described):
+            with checkpoint.open_model(described, (UNET,), lambda _: {checkpoint.WEIGHTS: {}}) as found:
+                config = found.config
+        else:
+            model = self.opened.pipeline.model
+            if name_of(model) != UNET:
+                return None
+            wanted, names = task.network.config, ("sample_size", "dropout", "num_class_embeds")
+            config = {**model.config, **{name: wanted[name] for name in names}}
+        return build(UNET, config).recompute_blocks(task.options.recompute)
+
+    def begin(self, trainer, folder=None):
+        """Gives the trainer these weights, and writes down which they were. ValueError, in one sentence, where they do
+        not fit, or are not those any more that the run began with.
+        """
+        weights = self._weights(trainer.task)
+        self._compare(weights, trainer.model)
+        digest = hashlib.sha256()
+        for name in sorted(weights):
+            digest.update(weights[name].tobytes())
+        at = {"folder": str(Path(self.folder).expanduser().absolute()), "step": self.opened.step}
+        begun = {**at, "sha256": digest.hexdigest()}
+        if folder is not None and folder.noted("begun_with", begun)["sha256"] != begun["sha256"]:
+            raise ValueError(
+                f"{folder.path} began with other weights than {self.folder} has now; choose another folder"
+            )
+        trainer.begin(weights)
+        trainer.notes.append(f"begins with the weights of {self.folder}, step {self.opened.step:,}")
+        theirs, ours = self.opened.pipeline.process.prediction, trainer.task.process.prediction
+        if theirs != ours:
+            trainer.notes.append(f"those were trained to predict {theirs}, and this run learns to predict {ours}")
+
+    def _weights(self, task):
+        """The state_dict for the model that a task trains."""
+        pipeline = self.opened.pipeline
+        if not task.reads:
+            return pipeline.model.state_dict()
+        encoder = pipeline.conditioning.encoder  # is trained along, and there has to be the same one
+        if encoder is None or encoder.identity() != task.encoder.identity():
+            raise ValueError(
+                f"the weights of {self.folder} do not fit these captions: its text encoder is another one; give text = "
+                "'none' or 'glove', or leave out init_from"
+            )
+        parts = {"unet": pipeline.model, "text_encoder": encoder.network}
+        return {f"{part}.{name}": array for part, m in parts.items() for name, array in m.state_dict().items()}
+
+    def _compare(self, weights, model):
+        ours = {name: tuple(p.shape[i] for i in p.file_axes) for name, p in model.named_parameters()}
+        theirs = {name: array.shape for name, array in weights.items()}
+        for name in (*ours, *theirs):
+            there, here = theirs.get(name, "missing"), ours.get(name, "missing")
+            if there != here:
+                raise ValueError(
+                    f"the weights of {self.folder} do not fit this network: {name} is {there} there and {here} here; "
+                    "train with the options that those were trained with, or leave out init_from"
+                )
