@@ -77,3 +77,12 @@ def test_what_one_can_add_from_outside(tmp_path, monkeypatch):
     x = names["digits"].normalized(np.arange(500)).reshape(-1, 64)
     right = names["trainer"].model(pydiff.Tensor(x)).data.argmax(1) == names["digits"].labels[:500]
     assert right.mean() > 0.7
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="the pages are not here, only the installed package")
+def test_every_page_is_on_the_site():
+    """In a table of contents of docs/index.md; what Sphinx itself says, .ci/run sees."""
+    listed = re.findall(r"^([\w/]+)$", PAGE.with_name("index.md").read_text(), re.MULTILINE)
+    assert sorted(page for page in listed if "/" not in page) == sorted(
+        page.stem for page in PAGE.parent.glob("*.md") if page.stem != "index"
+    )

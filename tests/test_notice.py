@@ -1,6 +1,8 @@
 """Every data file that is shipped has its line in NOTICE, with a licence that allows it and the hash of the file."""
 
 import hashlib
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,14 @@ def test_a_line_says_source_licence_and_hash(line):
     assert hashlib.sha256((ROOT / file).read_bytes()).hexdigest() == digest
     text = ROOT / licence.partition(", see ")[2]
     assert text.read_text().startswith(Path(file).name)
+
+
+def test_the_package_says_every_licence():
+    """SPDX, as tools that collect licences read it."""
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"].split(" AND ")
+    found = {
+        re.sub(r"^CC BY ", "CC-BY-", part)
+        for *_, licence, _ in LINES
+        for part in re.split("; | and ", licence.partition(",")[0])
+    }
+    assert set(said) == {"MIT", *found}
