@@ -132,9 +132,8 @@ class Sample:
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
     def run(self):
-        import numpy as np
-
-        from pydiff.report.files import check_name, default_name, save_samples
+        from pydiff.drawing import Order, draw
+        from pydiff.report.files import check_name, default_name
         from pydiff.run import load
 
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
@@ -144,30 +143,28 @@ class Sample:
         check_name(out, run.codec)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
-        n = (16 if prompts is None and self.image is None else 1) if self.n is None else self.n
-        choices["labels"] = None if self.label is None else np.full(n * len(prompts or [""]), self.label)
+        given = self.image is not None or self.mask is not None
+        n = (16 if prompts is None and not given else 1) if self.n is None else self.n
+        if given:
+            return self.redraw(run, out, n, prompts)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
-        words = {"prompts": prompts, "negative_prompt": self.negative_prompt}
-        if self.image is None and self.mask is None:
-            images = run.sample(n, self.seed, **words, **choices, **more, progress=True, device=self.device)
-        else:
-            images = self.redrawn(run, n, words, choices)
-        guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
-        said = {"Software": "pydiff", "seed": str(self.seed), "guidance": str(guidance)}
-        said |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
-        save_samples(out, images, run.codec, n, prompts, said)
+        order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
+        done = draw(run.to(self.device).pipeline, out, order, progress=True)
         kind = ""
         if self.label and run.classes:
             kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
-        say(f"{len(images)} {run.codec.noun}s{kind} in {out}")
+        kept = f", {done.kept} of them from before" if done.kept else ""
+        say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
 
-    def redrawn(self, run, n, words, choices):
-        """Images drawn anew from the one that is given, n of each prompt."""
+    def redraw(self, run, out, n, prompts):
+        """Draws anew from the image that is given, n of each prompt."""
         import numpy as np
 
         from pydiff.data.given import image_from, mask_from
+        from pydiff.drawing import check_place
+        from pydiff.report.files import save_samples
 
         unused = {"interval": None, "rescale": 0.0, "threshold": None, "eta": 0.0, "spacing": None}
         for name, value in unused.items():
@@ -177,19 +174,33 @@ class Sample:
             raise ValueError("a mask says where an image is to be drawn anew; give that too, --image")
         if self.mask is not None and self.sampler is not None:
             raise ValueError("filling in has its own way back from noise; leave out --sampler, or --mask")
+        check_place(out, run.codec)
         *size, channels = run.codec.image_shape
         own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion draws images of any size
         image = image_from(self.image, None if own else size, channels)
-        numbers = np.tile(np.arange(n), len(words["prompts"] or [""]))
-        words["prompts"] = None if words["prompts"] is None else [p for p in words["prompts"] for _ in range(n)]
-        more = {"seed": self.seed, "numbers": numbers, "progress": True, **words}
-        chosen = {"labels": choices["labels"], "guidance": self.guidance, "steps": self.steps}
-        chosen |= {"strength": self.strength, "sampler": self.sampler}
-        more |= {name: value for name, value in chosen.items() if value is not None}
-        images = np.repeat(image[None], len(numbers), axis=0)
+        numbers = np.tile(np.arange(n), len(prompts or [""]))
+        guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
+        chosen = {
+            "prompts": prompts and [prompt for prompt in prompts for _ in range(n)],
+            "negative_prompt": self.negative_prompt,
+            "labels": None if self.label is None else np.full(len(numbers), self.label),
+            "guidance": self.guidance,
+            "steps": self.steps,
+            "strength": self.strength,
+            "sampler": self.sampler,
+        }
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        chosen |= {"seed": self.seed, "numbers": numbers, "progress": True}
+        images, run = np.repeat(image[None], len(numbers), axis=0), run.to(self.device)
         if self.mask is None:
-            return run.to(self.device).image_to_image(images, **more)
-        return run.to(self.device).inpaint(images, mask_from(self.mask, image.shape[:2]), **more)
+            made = run.image_to_image(images, **chosen)
+        else:
+            made = run.inpaint(images, mask_from(self.mask, image.shape[:2]), **chosen)
+        said = {"Software": "pydiff", "seed": self.seed, "guidance": guidance, "image": self.image.name}
+        said |= {"strength": self.strength, "negative_prompt": self.negative_prompt, "label": self.label}
+        said = {name: str(value) for name, value in said.items() if value is not None}
+        save_samples(out, made, run.codec, n, prompts, said)
+        say(f"{len(made)} {run.codec.noun}s in {out}")
 
 
 @dataclass
@@ -348,6 +359,11 @@ def main(arguments=None):
     from pydiff.training import Interrupted
     from pydiff.training.distributed import is_first
 
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        from pydiff import __version__
+
+        say(f"pydiff {__version__}")
+        return 0
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
     union = annotated[0]
     for other in annotated[1:]:
@@ -368,7 +384,12 @@ def main(arguments=None):
         if is_first():
             say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
-    except KeyboardInterrupt:
+    except BrokenPipeError:  # whoever reads has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+        return 0
+    except KeyboardInterrupt as stopped:
+        if str(stopped):
+            say(f"\n{stopped}", to="stderr")
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:
         say(f"pydiff: {error}", to="stderr")

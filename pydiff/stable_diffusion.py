@@ -45,19 +45,16 @@ class StableDiffusion(Pipeline):
             self.codec.autoencoder.to(xp)
         return self
 
-    def sample(self, n=16, *args, batch_size=None, **more):
-        """See Pipeline.sample; one image at a time unless told otherwise. MemoryError before there is none left."""
-        if not self.seen_beside:
-            self.check_memory(self.codec.shape[:2], self.batch_size if batch_size is None else batch_size)
-        return super().sample(n, *args, batch_size=batch_size, **more)
-
-    def sample_states(self, *args, **more):
-        """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in."""
+    def sample_states(self, n=16, *args, **more):
+        """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in, MemoryError before there
+        is none left.
+        """
         if self.seen_beside:
             raise ValueError(
                 "this model fills in what a mask says and draws nothing else; give image and mask (--image, --mask)"
             )
-        return super().sample_states(*args, **more)
+        self.check_memory(self.codec.shape[:2], n if np.ndim(n) == 0 else len(n))
+        return super().sample_states(n, *args, **more)
 
     def default_steps(self, sampler=None) -> int:
         """A single one for turbo models, else as other pipelines."""

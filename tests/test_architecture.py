@@ -215,12 +215,13 @@ MAY_IMPORT = {
     "training.changes training.keeping training.distributed training.gradient",
     "training": "",
     "report": "arrays random codec sound data store",
+    "drawing": "report sound store",
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen",
     "run": "backend condition data pipeline edit formats store training report reopen warm",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report training run bench info text",
+    "cli": "backend codec data diffusion store report drawing pydiff training run bench info text",
     "__main__": "cli",
 }
 

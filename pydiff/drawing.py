@@ -1,0 +1,203 @@
+"""Samples drawn into files: the place is checked first, each batch is written as it comes, and a folder that has some
+of them already gets the others.
+
+    order = Order(n=64, seed=1, label="cat", options={"steps": 20})
+    draw(pipeline, Path("cats"), order)         cats/000000-cat.png ..
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pydiff.report import files
+from pydiff.report.grid import save_png
+from pydiff.sound.codec import SoundCodec
+from pydiff.sound.wav import wav_bytes
+from pydiff.store.files import write_atomic
+
+BATCH, LONG = 64, 40  # samples drawn at a time; characters of a class or prompt in a file's name
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be drawn. n: samples of each prompt, or in all. label: the class of all, by name or number, or None.
+
+    options: of `Pipeline.sample`, sampler, steps, guidance, eta and those of the sampler. Sample number i of a prompt
+    depends on the seed, i and the prompt alone.
+    """
+
+    n: int = 16
+    seed: int = 0
+    prompts: list[str] | None = None
+    negative_prompt: str | None = None
+    label: str | None = None
+    options: dict = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """How many samples that is."""
+        return self.n * len(self.prompts or [""])
+
+    def rows(self, conditioning, chosen):
+        """(numbers, Condition) of those of all samples that have these places."""
+        numbers = chosen % self.n
+        labels = None if self.label is None else np.full(len(chosen), self.label)
+        prompts = None if self.prompts is None else [self.prompts[i // self.n] for i in chosen]
+        return numbers, conditioning.rows(numbers, labels, None, prompts, self.negative_prompt)
+
+    def told(self, i) -> dict[str, str]:
+        """What is said of the sample at this place alone."""
+        return ({} if self.prompts is None else {"prompt": self.prompts[i // self.n]}) | {"number": str(i % self.n)}
+
+    def names(self, conditioning) -> list[str]:
+        """Of a file for each sample, without the suffix: its place, and its prompt or class."""
+        words = [""] * self.total
+        if self.prompts is not None:
+            words = [self.prompts[i // self.n] for i in range(self.total)]
+        elif conditioning.classes is not None:
+            fixed = None if self.label is None else conditioning.number_of(self.label)
+            count = len(conditioning.classes)
+            words = [conditioning.classes[i % count if fixed is None else fixed] for i in range(self.total)]
+        return [f"{i:06d}{'-' * bool(slug(word))}{slug(word)}" for i, word in enumerate(words)]
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while samples were drawn; the message says how many there are."""
+
+
+class Drawn(NamedTuple):
+    """drawn: samples that were drawn now. kept: that were there already. wanted: both, if nothing stopped it."""
+
+    drawn: int
+    kept: int
+    wanted: int
+
+
+def slug(words: str) -> str:
+    """A part of a file's name that says as much."""
+    return re.sub(r"[^\w]+", "-", words)[:LONG].strip("-_")
+
+
+def draw(pipeline, out: Path, order: Order, progress=False) -> Drawn:
+    """Draws into a .png (a grid), .npz or .wav, or into a folder, which may have some of these samples already.
+
+    ValueError or OSError, in one sentence, before anything is drawn, where that cannot be written, or where a folder
+    has other samples under these names. Ctrl-C keeps what was drawn, and raises KeyboardInterrupt.
+    """
+    if order.n < 1:
+        raise ValueError(f"n and batch_size must be at least 1, got {order.n} and {BATCH}")
+    names = order.names(pipeline.conditioning)
+    if order.prompts is None:
+        order.rows(pipeline.conditioning, np.arange(1))  # a label that the model does not know is no reason for folders
+    check_place(out, pipeline.codec)
+    said = recipe(pipeline, order)
+    wanted, folder = np.arange(order.total), out.suffix == ""
+    if folder:
+        missing = [i for i in wanted if not there(out / f"{names[i]}.png", said | order.told(i))]
+        wanted = np.array(missing, np.int64)
+    parts, done = [], 0
+    try:
+        for chosen, samples in _batches(pipeline, order, wanted, progress):
+            if folder:
+                _write(out, [names[i] for i in chosen], samples, pipeline.codec, order, chosen, said)
+            else:
+                parts.append(samples)
+            done += len(chosen)
+    except KeyboardInterrupt:
+        if folder:
+            suffix = ".wav" if isinstance(pipeline.codec, SoundCodec) else ".png"
+            done = sum((out / f"{name}{suffix}").exists() for name in names)
+        left = "; the same command draws the others" if folder else ""
+        raise Stopped(f"stopped; {done:,} of {order.total:,} are in {out}{left}") from None
+    finally:
+        if parts:
+            shown = order.n if done == order.total else done
+            prompts = order.prompts if done == order.total else None
+            files.save_samples(out, np.concatenate(parts), pipeline.codec, shown, prompts, said)
+    return Drawn(done, order.total - len(wanted), order.total)
+
+
+def _batches(pipeline, order, wanted, progress):
+    from tqdm import tqdm
+
+    sampler, steps = order.options.get("sampler"), order.options.get("steps")
+    steps = pipeline.default_steps(sampler) if steps is None else steps
+    options = {**order.options, "steps": steps}
+    with tqdm(total=len(wanted) * steps, unit="step", unit_scale=True, disable=not progress, delay=1) as bar:
+        size = min(BATCH, pipeline.batch_size)
+        for first in range(0, len(wanted), size):
+            chosen = wanted[first : first + size]
+            numbers, asked = order.rows(pipeline.conditioning, chosen)
+            for state in pipeline.sample_states(numbers, order.seed, asked=asked, **options):
+                x = state.x
+                with contextlib.suppress(OSError, ValueError):  # a terminal that is gone costs the bar alone
+                    bar.update(len(chosen))
+            yield chosen, pipeline.codec.decode(x)
+
+
+def _write(out, names, samples, codec, order, chosen, said):
+    if isinstance(codec, SoundCodec):
+        for name, sound in zip(names, samples, strict=True):
+            write_atomic(out / f"{name}.wav", wav_bytes(sound[0], codec.rate))
+        return
+    for name, image, i in zip(names, codec.show(samples), chosen, strict=True):
+        save_png(out / f"{name}.png", image, said | order.told(i))
+
+
+def recipe(pipeline, order: Order) -> dict[str, str]:
+    """What all samples of an order have in common, as texts: the model's weights, the seed, the way they are drawn."""
+    digest = hashlib.blake2b()  # quick: a model may have gigabytes, of which no second copy is made
+    for name, p in pipeline.model.named_parameters():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(p.numpy()).reshape(-1).view(np.uint8))
+    sampler, steps = order.options.get("sampler"), order.options.get("steps")
+    steps = pipeline.default_steps(sampler) if steps is None else steps
+    told = {"Software": "pydiff", "model": digest.hexdigest()[:16], "seed": order.seed}
+    guidance = order.options.get("guidance")
+    guidance = pipeline.default_guidance if guidance is None else guidance
+    told |= {**order.options, "guidance": guidance, "sampler": sampler or _own(pipeline), "steps": steps}
+    told |= {"negative_prompt": order.negative_prompt, "label": order.label}
+    return {name: str(value) for name, value in told.items() if value is not None}
+
+
+def _own(pipeline):
+    return "ddim" if pipeline.scheduler is None else pipeline.scheduler.name
+
+
+def there(path: Path, said: dict[str, str]) -> bool:
+    """Whether this very sample is in a file already. ValueError, in one sentence, where another one is."""
+    from PIL import Image
+
+    if not os.path.lexists(path):
+        return False
+    try:
+        with Image.open(path) as image:
+            image.load()
+            found = dict(getattr(image, "text", {}))
+    except (OSError, ValueError, SyntaxError):
+        return False  # damaged: it is drawn again
+    for name in {**said, **found}:
+        if found.get(name) != said.get(name):
+            raise ValueError(
+                f"{path} is there already, and is another sample ({name} {found.get(name, 'unknown')}, not "
+                f"{said.get(name, 'given')}); choose another folder, or remove it"
+            )
+    return True
+
+
+def check_place(out: Path, codec):
+    """ValueError or OSError, in one sentence, for a place where samples cannot be written; makes the folders."""
+    files.check_name(out, codec)
+    folder = out if out.suffix == "" else out.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder is not out and out.is_dir():
+        raise ValueError(f"{out} is a folder, and would have to be a file of that name; choose another name")
+    with tempfile.TemporaryFile(dir=folder):
+        pass  # it can be written to
