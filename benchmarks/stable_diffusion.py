@@ -188,7 +188,9 @@ def main():
         spent[f"{part}_torch"] = figures["torch"]["processor_seconds"] / figures["pydiff"]["processor_seconds"]
     loaded = max(load) > 1.5 * options.threads
     report = {
-        "what": "Stable Diffusion 1.5, random weights, 512 x 512, float32" if not options.quick else "a small model",
+        "what": "a small model"
+        if options.quick
+        else f"Stable Diffusion 1.5, random weights, {8 * options.side} pixels a side",
         "latents": options.side,
         "parts": parts,
         "ratio": ratio,
