@@ -75,7 +75,7 @@ class Sample:
     run_folder: Path
     """Folder of a run or of a model, or Stable Diffusion in one file."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """How many, of each prompt if there are any; left out, 16, or 1 of each prompt."""
+    """How many, of each prompt if there are any; left out, 16, or 1 of each prompt and of Stable Diffusion."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to draw, in words, for a model that was trained with captions; may be given several times. A sum such as
     "[man firefighter] - [man] + [woman]" is calculated."""
@@ -144,7 +144,8 @@ class Sample:
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
         given = self.image is not None or self.mask is not None
-        n = (16 if prompts is None and not given else 1) if self.n is None else self.n
+        many = prompts is None and not given and not run.pipeline.edits_by_scheduler
+        n = (16 if many else 1) if self.n is None else self.n
         if given:
             return self.redraw(run, out, n, prompts)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}

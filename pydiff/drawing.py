@@ -136,7 +136,7 @@ def _batches(pipeline, order, wanted, progress):
             chosen = wanted[first : first + size]
             numbers, asked = order.rows(pipeline.conditioning, chosen)
             for state in pipeline.sample_states(numbers, order.seed, asked=asked, **options):
-                x = state.x
+                x, bar.total = state.x, len(wanted) * state.steps  # some schedulers take a step more than was asked for
                 with contextlib.suppress(OSError, ValueError):  # a terminal that is gone costs the bar alone
                     bar.update(len(chosen))
             yield chosen, pipeline.codec.decode(x)

@@ -7,9 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import pydiff
 from pydiff import text
+from pydiff.cli import main
 from pydiff.formats import embeddings
 from pydiff.formats.safetensors import CheckpointError
 from tests.compare import assert_close
@@ -453,3 +455,55 @@ def test_all_kinds_of_their_files_are_read(tmp_path):
                         ("narrow.safetensors", "this model's have 64 numbers")):  # fmt: skip
         with pytest.raises(CheckpointError, match=words):
             pydiff.load(path, embedding=[tmp_path / file])
+
+
+# ---- on the command line ---------------------------------------------------------------------------------------------
+
+
+def command(capsys, *arguments):
+    status = main(["sample", *map(str, arguments)])
+    return status, "".join(capsys.readouterr())
+
+
+def test_drawing_and_editing_on_the_command_line(tmp_path, capsys, image, mask):
+    model = tiny.folder()[0]
+    asked = ("--prompt", "a cat", "--steps", 2, "--seed", 3)
+    assert command(capsys, model, *asked, "-n", 2, "--out", tmp_path / "drawn.npz")[0] == 0
+    drawn = np.load(tmp_path / "drawn.npz")["images"]
+    np.testing.assert_array_equal(drawn, pydiff.load(model).sample(2, 3, prompts=["a cat"], steps=2, guidance=7.5))
+    assert command(capsys, model, "--steps", 1, "--out", tmp_path / "one.npz")[0] == 0
+    assert len(np.load(tmp_path / "one.npz")["images"]) == 1
+    Image.fromarray(image[0]).save(tmp_path / "given.png")
+    Image.fromarray((mask * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    given = ("--image", tmp_path / "given.png")
+    assert command(capsys, model, *asked, *given, "--strength", 0.6, "--out", tmp_path / "again.npz")[0] == 0
+    run = pydiff.load(model)
+    expected = run.image_to_image(image, 0.6, prompts=["a cat"], steps=2, seed=3)
+    np.testing.assert_array_equal(np.load(tmp_path / "again.npz")["images"], expected)
+    assert (
+        command(capsys, model, *asked, *given, "--mask", tmp_path / "mask.png", "--out", tmp_path / "new.npz")[0] == 0
+    )
+    expected = run.inpaint(image, mask, prompts=["a cat"], steps=2, seed=3)
+    np.testing.assert_array_equal(np.load(tmp_path / "new.npz")["images"], expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--mask", "mask.png"), "give that too, --image"),
+        (("--image", "nowhere.png"), "is no image that can be read"),
+        (("--image", "odd.png"), "the size 61 x 64 does not go with latents of 8 pixels a side; take 64 x 64"),
+        (("--image", "odd.png", "--eta", 0.5), "--eta is for images without a given one"),
+        (("--image", "odd.png", "--mask", "odd.png", "--sampler", "ddim"), "filling in has its own way"),
+        (("--size", 60), "the size 60 x 60 does not go"),
+        (("--embedding", "odd.png"), "is damaged"),
+        (("--scheduler", "NoScheduler"), "there is no scheduler 'NoScheduler'"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_sentence(tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((61, 64, 3), np.uint8)).save("odd.png")
+    status, said = command(capsys, tiny.folder()[0], "--prompt", "a cat", "--steps", 2, "--out", "x.png", *arguments)
+    assert status == 1
+    assert words in said.replace("\n", " ")
+    assert "Traceback" not in said
