@@ -1,4 +1,4 @@
-"""The command line: pydiff demo | train | sample | report | data | words | bench | info.
+"""The command line: pydiff demo | train | sample | report | data | words | segment | ink | bench | info.
 
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
@@ -85,7 +85,7 @@ class Sample:
     """What guidance shall lead away from."""
     out: Path | None = None
     """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
-    file each; left out, samples.png, or the folder samples for sounds."""
+    file each, which several processes can fill; left out, samples.png, or the folder samples for sounds."""
     sampler: Literal[tuple(SAMPLERS)] | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
@@ -132,6 +132,14 @@ class Sample:
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
     def run(self):
+        from pydiff.training.distributed import join
+
+        group = join()
+        with group.together(), group.own_threads():
+            self.draw(group)
+
+    def draw(self, group):
+        """Draws, together with the other processes of the group."""
         from pydiff.drawing import Order, draw
         from pydiff.report.files import check_name, default_name
         from pydiff.run import load
@@ -152,12 +160,13 @@ class Sample:
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
         order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
-        done = draw(run.to(self.device).pipeline, out, order, progress=True)
+        done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
         if self.label and run.classes:
             kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
         kept = f", {done.kept} of them from before" if done.kept else ""
-        say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
+        if group.first:
+            say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
 
     def redraw(self, run, out, n, prompts):
         """Draws anew from the image that is given, n of each prompt."""
@@ -272,6 +281,69 @@ class Words:
 
 
 @dataclass
+class Segment:
+    """Train a U-Net to say what every pixel of an image shows; judge it on held-out images, beside a threshold."""
+
+    data: str
+    """shapes, or a folder with the subfolders images and masks, files of the same names in both."""
+    out: Path = Path("runs/segment")
+    """Folder of the run: checkpoints, model, segmentation.html. The same command again goes on where it stopped."""
+    steps: int = 600
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Images per step."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    size: int | None = None
+    """Side length to resize to."""
+    dice: float = 1.0
+    """Weight of the Dice loss beside cross-entropy."""
+    mirror: bool = True
+    """Mirror half of the images, and their masks, left to right."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
+
+    def run(self):
+        from pydiff import segment
+        from pydiff.data.masks import load_masked
+
+        data = load_masked(self.data, self.size)
+        say(data.summary())
+        names = ("steps", "batch_size", "lr", "dice", "mirror", "seed", "device")
+        result = segment.train(data, out=self.out.expanduser(), **{name: getattr(self, name) for name in names})
+        own, other = (result.scores[name]["mean iou"] for name in ("network", "threshold"))
+        held = f"on {len(result.held_out)} held-out images"
+        say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
+
+
+@dataclass
+class Ink:
+    """Why are they called diffusion models? A drop of ink beside an emoji whose pixels diffuse, on one page."""
+
+    out: Path = Path("ink")
+    """Folder for ink.html and the film."""
+    emoji: str = "firefighter"
+    """What the emoji's caption contains."""
+    seed: int = 0
+    """Of the random walks."""
+
+    def run(self):
+        from pydiff.data import load
+        from pydiff.report.ink import write_ink_page
+
+        data = load("emoji", channels=3)
+        words = [" ".join(row) for row in data.captions]
+        found = [i for i, told in enumerate(words) if self.emoji.lower() in told.lower()]
+        if not found:
+            raise ValueError(f"no emoji's caption contains {self.emoji!r}; try heart, apple or firefighter")
+        page, rows = write_ink_page(self.out.expanduser(), data.images[found[0]], self.seed)
+        worst = max(row[-1] for row in rows)
+        say(f"the density by steps is off the exact one by at most {100 * worst:.2f} % of its peak\n{page}")
+
+
+@dataclass
 class Bench:
     """Time the kernels on this machine: reference, array path, C++, and PyTorch where it is installed."""
 
@@ -305,6 +377,8 @@ COMMANDS = {
     "report": Report,
     "data": Data,
     "words": Words,
+    "segment": Segment,
+    "ink": Ink,
     "bench": Bench,
     "info": Info,
 }
@@ -389,7 +463,7 @@ def main(arguments=None):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         return 0
     except KeyboardInterrupt as stopped:
-        if str(stopped):
+        if str(stopped) and is_first():
             say(f"\n{stopped}", to="stderr")
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:

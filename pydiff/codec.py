@@ -48,6 +48,7 @@ class Codec:
 
     kind, noun = "", "picture"
     limits: tuple[float, float] | None = None
+    bits: tuple[float, bool] | None = None  # see likelihood.py: (log2 of sample / x, a number; whether on 256 levels)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -118,6 +119,7 @@ class Pixels(Codec):
 
     kind = "pixels"
     limits = PIXEL_RANGE
+    bits = (0.0, True)
 
     def __init__(self, shape):
         self._shape = tuple(shape)

@@ -85,12 +85,14 @@ def slug(words: str) -> str:
     return re.sub(r"[^\w]+", "-", words)[:LONG].strip("-_")
 
 
-def draw(pipeline, out: Path, order: Order, progress=False) -> Drawn:
+def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn:
     """Draws into a .png (a grid), .npz or .wav, or into a folder, which may have some of these samples already.
 
     ValueError or OSError, in one sentence, before anything is drawn, where that cannot be written, or where a folder
     has other samples under these names. Ctrl-C keeps what was drawn, and raises KeyboardInterrupt.
+    group: training.distributed.Group, whose processes share a folder; None is this one alone.
     """
+    first = group is None or group.first
     if order.n < 1:
         raise ValueError(f"n and batch_size must be at least 1, got {order.n} and {BATCH}")
     names = order.names(pipeline.conditioning)
@@ -98,13 +100,22 @@ def draw(pipeline, out: Path, order: Order, progress=False) -> Drawn:
         order.rows(pipeline.conditioning, np.arange(1))  # a label that the model does not know is no reason for folders
     check_place(out, pipeline.codec)
     said = recipe(pipeline, order)
-    wanted, folder = np.arange(order.total), out.suffix == ""
-    if folder:
-        missing = [i for i in wanted if not there(out / f"{names[i]}.png", said | order.told(i))]
-        wanted = np.array(missing, np.int64)
+    missing, folder = np.arange(order.total), out.suffix == ""
+    if group is not None and group.size > 1:
+        if not folder:
+            raise ValueError(f"several processes draw into a folder, not into {out}; give --out FOLDER")
+        group.compare(said)
+    if folder and first:
+        missing = [i for i in range(order.total) if not there(out / f"{names[i]}.png", said | order.told(i))]
+    missing = np.array(
+        missing if group is None else group.agree([int(i) for i in missing] if first else None), np.int64
+    )
+    wanted = missing if group is None else share(missing, group.rank, group.size)
     parts, done = [], 0
     try:
-        for chosen, samples in _batches(pipeline, order, wanted, progress):
+        for chosen, samples in _batches(pipeline, order, wanted, progress and first):
+            if group is not None:
+                group.listen()
             if folder:
                 _write(out, [names[i] for i in chosen], samples, pipeline.codec, order, chosen, said)
             else:
@@ -121,7 +132,16 @@ def draw(pipeline, out: Path, order: Order, progress=False) -> Drawn:
             shown = order.n if done == order.total else done
             prompts = order.prompts if done == order.total else None
             files.save_samples(out, np.concatenate(parts), pipeline.codec, shown, prompts, said)
-    return Drawn(done, order.total - len(wanted), order.total)
+    return Drawn(done, order.total - len(missing), order.total)
+
+
+def share(missing, rank, size):
+    """Those of the missing samples that one of `size` processes draws: whole batches in turn, or less if there are few.
+
+    It does not matter which: a sample's bits do not depend on the others in its batch.
+    """
+    length = max(1, min(BATCH, -(-len(missing) // size)))
+    return missing[np.arange(len(missing)) // length % size == rank]
 
 
 def _batches(pipeline, order, wanted, progress):

@@ -166,6 +166,7 @@ MAY_IMPORT = {
     "pipeline": "backend codec condition diffusion",
     "stable_diffusion": "backend arrays tensor ops models condition diffusion latents pipeline",
     "edit": "backend diffusion",
+    "likelihood": "arrays backend tensor random diffusion",
     "formats.pytorch": "formats.safetensors formats.files",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
     "formats.schema": "formats.safetensors",
@@ -213,15 +214,17 @@ MAY_IMPORT = {
     "training.gradient": "arrays nn ops training.shards training.distributed",
     "training.loop": "backend arrays nn optim store training.interrupt training.progress training.rate "
     "training.changes training.keeping training.distributed training.gradient",
+    "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
     "report": "arrays random codec sound data store",
     "drawing": "report sound store",
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen",
     "run": "backend condition data pipeline edit formats store training report reopen warm",
+    "segment": "backend arrays tensor codec data formats models report store training",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report drawing pydiff training run bench info text",
+    "cli": "backend codec data diffusion store report drawing pydiff training run segment bench info text",
     "__main__": "cli",
 }
 
@@ -393,7 +396,7 @@ def test_labels_are_known_at_the_door_and_in_the_data_only():
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/", "segment.py")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]

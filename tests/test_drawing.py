@@ -14,6 +14,7 @@ from PIL import Image
 import pydiff
 from pydiff import drawing
 from pydiff.drawing import Order, Stopped, draw, slug
+from pydiff.training.distributed import Group
 
 TINY = {"steps": 1, "batch_size": 4, "channels": (8,), "groups": 4, "timesteps": 20, "progress": False}
 FEW = {"steps": 2}
@@ -203,3 +204,36 @@ def test_a_broken_pipe_is_quiet(arguments):
     line = f"{sys.executable} -m pydiff {arguments} | true"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+class OneOf(Group):
+    """One of several processes, which does its part while the others wait."""
+
+    told = None
+
+    def __init__(self, rank, size):
+        super().__init__()
+        self.rank, self.size = rank, size
+
+    def agree(self, value):
+        if self.first:
+            OneOf.told = value
+        return OneOf.told
+
+
+@pytest.mark.parametrize(("n", "size"), [(11, 3), (3, 4)])
+def test_any_number_of_processes_fills_a_folder_alike(run, n, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "BATCH", 2)
+    order = Order(n=n, seed=3, options=FEW)
+    draw(run.pipeline, tmp_path / "alone", order)
+    draw(run.pipeline, tmp_path / "shared", Order(n=2, seed=3, options=FEW))  # some are there
+    drawn = [draw(run.pipeline, tmp_path / "shared", order, group=OneOf(rank, size)) for rank in range(size)]
+    assert sum(done.drawn for done in drawn) == n - 2
+    assert {done[1:] for done in drawn} == {(2, n)}
+    alone, shared = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("alone", "shared"))
+    assert alone == shared
+
+
+def test_several_processes_need_a_folder(run, tmp_path):
+    with pytest.raises(ValueError, match="several processes draw into a folder, not into"):
+        draw(run.pipeline, tmp_path / "a.png", Order(n=2, options=FEW), group=OneOf(0, 2))

@@ -16,6 +16,7 @@ class Frames(Codec):
 
     kind = "frames"
     limits = PIXEL_RANGE
+    bits = (0.0, True)
 
     def __init__(self, shape, rate=8.0):
         self._shape, self.rate = tuple(shape), float(rate)

@@ -11,13 +11,16 @@ REACH = 3.5  # standard deviations from the middle to its edge
 
 @register
 class Points(Codec):
-    """Points (N, D), float32. mean: (D,); scale: one number for all axes, so that angles stay."""
+    """Points (N, D), float32. mean: (D,); scale: one number for all axes, so that angles stay. reach: the largest
+    number in the x of the data, where samplers cut their x0-hat, or None: what is said of it from noise alone is wild.
+    """
 
     kind = "points"
 
-    def __init__(self, dim, mean=None, scale=1.0):
+    def __init__(self, dim, mean=None, scale=1.0, reach=None):
         self.mean = np.zeros(dim, np.float32) if mean is None else np.asarray(mean, np.float32)
         self.scale = float(scale)
+        self.limits = None if reach is None else (-float(reach), float(reach))
         if self.mean.shape != (dim,) or not self.scale > 0:
             raise ValueError(f"points of {dim} numbers need a mean ({dim},) and a scale above 0, got {mean}, {scale}")
 
@@ -27,7 +30,14 @@ class Points(Codec):
         points = np.asarray(points, np.float64)
         mean = points.mean(axis=0).astype(np.float32)
         scale = float(np.float32(np.sqrt(((points - mean) ** 2).mean())))
-        return cls(points.shape[1], mean, scale if scale > 0 else 1.0)
+        scale = scale if scale > 0 else 1.0
+        reach = float(np.float32(np.abs(points - mean).max() / scale))
+        return cls(points.shape[1], mean, scale, reach if reach > 0 else None)
+
+    @property
+    def bits(self):
+        """Points are x times `scale`, so that their density is that much smaller."""
+        return float(np.log2(self.scale)), False
 
     @property
     def shape(self):
@@ -79,9 +89,10 @@ class Points(Codec):
 
     def to_config(self):
         """For JSON."""
-        return {"kind": self.kind, "mean": self.mean.tolist(), "scale": self.scale}
+        reach = None if self.limits is None else self.limits[1]
+        return {"kind": self.kind, "mean": self.mean.tolist(), "scale": self.scale, "reach": reach}
 
     @classmethod
     def from_config(cls, config):
         """The codec that `to_config` described."""
-        return cls(len(config["mean"]), config["mean"], config["scale"])
+        return cls(len(config["mean"]), config["mean"], config["scale"], config.get("reach"))

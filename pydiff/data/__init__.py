@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from pydiff.data.arrays import from_array, load_arrays_file
+from pydiff.data.clip_files import holds_clips, load_clips
 from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset
 from pydiff.data.describe import describe
@@ -24,6 +25,7 @@ from pydiff.data.parquet import holds_parquet, load_parquet
 from pydiff.data.pixels import check_size, from_uint8, to_uint8
 from pydiff.data.points import Points, swiss_roll
 from pydiff.data.sounds import Sounds, check_sound, holds_sounds, load_sounds
+from pydiff.data.stream import load_streamed
 from pydiff.data.tones import load_tones
 
 __all__ = [
@@ -56,6 +58,7 @@ def load(
     frame_rate=None,
     rate: int | None = None,
     seconds: float | None = None,
+    cache_gb: float = 0,
 ) -> Dataset:
     """A data set from almost anything.
 
@@ -69,15 +72,22 @@ def load(
     labels    (N,) integers or strings, for arrays only: folders and files bring their own
     captions  N strings or sequences of strings, or {language: those}, for arrays only, too
     rate, seconds   of sounds: samples a second, and how long each is made; a folder is then read for its sounds
-
     frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
+    cache_gb  above 0, pictures of a folder, a .zip, .tar or .parquet file are decoded when they are needed, and this
+              many GB of them are kept: for data larger than memory, see stream.py
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
     if rate is not None or seconds is not None or _is_sound(source):
+        if cache_gb:
+            raise ValueError("cache_gb is for pictures; leave it out for sounds")
         return _load_sounds(source, size, channels, labels, captions, rate, seconds)
     size = check_size(size)
     given = "labels" if labels is not None else "captions" if captions is not None else None
+    if cache_gb:
+        if given or not isinstance(source, (str, os.PathLike)) or source in NAMED:
+            raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
+        return load_streamed(Path(source).expanduser(), size, channels, cache_gb)
     if isinstance(source, (str, os.PathLike)):
         if given:
             raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
@@ -86,6 +96,8 @@ def load(
             if source == "moving-shapes" and (size or frames or frame_rate):
                 return moving_shapes(frames=frames, size=(size or (SIZE,))[0], rate=frame_rate or RATE)
         elif (path := Path(source).expanduser()).is_dir():
+            if frames is not None or frame_rate is not None or holds_clips(path):
+                return load_clips(path, frames, frame_rate, size, channels)
             if not holds_idx(path):
                 return load_parquet(path, size, channels) if holds_parquet(path) else load_folder(path, size, channels)
             dataset = load_fashion(path)

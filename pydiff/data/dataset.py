@@ -24,7 +24,8 @@ class Dataset:
     Samples of another kind are a subclass (points.py, clips.py), in which `images` holds what the samples are.
 
     name     what it was loaded from
-    images   (N, H, W, C) uint8, or float32 in [-1, 1] where the source is finer than 8 bits; read-only
+    images   (N, H, W, C) uint8, or float32 in [-1, 1] where the source is finer than 8 bits; read-only; or
+             stream.StreamedImages, which are decoded when they are needed
     labels   (N,) int64 in 0 .. len(classes) - 1, or None; read-only
     classes  the name of each label, or None
     skipped  (path, reason) of every file that could not be used, in order of path
@@ -50,7 +51,8 @@ class Dataset:
     mirrors = True  # whether a sample seen in a mirror is as good
 
     def __post_init__(self):
-        object.__setattr__(self, "images", _read_only(self._checked(self.images)))
+        if not self.streamed:
+            object.__setattr__(self, "images", _read_only(self._checked(self.images)))
         if (self.labels is None) != (self.classes is None):
             raise ValueError("labels and classes belong together: give both, or neither")
         if self.labels is not None:
@@ -73,6 +75,25 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """(H, W, C) of one picture."""
         return self.images.shape[1:]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the pictures are decoded when they are needed, see stream.py."""
+        return getattr(self.images, "streamed", False)
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds spent so far on waiting for pictures to be decoded; None if all are in memory."""
+        return self.images.waited if self.streamed else None
+
+    def usable(self, indices) -> np.ndarray:
+        """The indices with those of pictures that cannot be decoded, which a stream finds out late, replaced."""
+        return self.images.usable(self._checked_indices(indices)) if self.streamed else np.asarray(indices)
+
+    def ahead(self, indices):
+        """Says which pictures will soon be asked for."""
+        if self.streamed:
+            self.images.ahead(self._checked_indices(indices))
 
     @property
     def codec(self) -> Codec:
@@ -169,10 +190,12 @@ class Dataset:
         columns = {name: column[indices] for name, column in self.columns.items()}
         words = {name: getattr(self, name) for name in ("captions", "languages")}
         words = {name: None if w is None else tuple(w[i] for i in indices) for name, w in words.items()}
-        return dataclasses.replace(self, images=self.images[indices], labels=labels, columns=columns, **words)
+        images = self.images.part(indices) if self.streamed else self.images[indices]
+        return dataclasses.replace(self, images=images, labels=labels, columns=columns, **words)
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of shape, dtype, pixels, labels, columns and captions.
+        """SHA-256 (64 hex digits) of shape, dtype, pixels, labels, columns and captions. Of streamed pictures, names,
+        lengths and the contents of some stand for the pixels.
 
         By it a resumed run notices changed data.
         """
@@ -180,7 +203,9 @@ class Dataset:
 
         digest = hashlib.sha256(f"{self.images.dtype.name} {self.images.shape} {self.labels is not None}".encode())
         little_endian = self.images.dtype.newbyteorder("<")
-        for image in self.images:  # one at a time: no second copy of the data
+        if self.streamed:
+            digest.update(self.images.fingerprint().encode())
+        for image in () if self.streamed else self.images:  # one at a time: no second copy of the data
             digest.update(np.ascontiguousarray(image, little_endian))
         if self.labels is not None:
             digest.update(self.labels.astype("<i8"))

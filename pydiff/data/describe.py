@@ -19,7 +19,7 @@ def describe(dataset: Dataset) -> str:
     if dataset.captions is not None:
         lines.append(captions(dataset))
     low, high, mean, std = statistics(dataset)
-    scale = " in [-1, 1]" if dataset.codec.limits else ", scaled"
+    scale = ", scaled" if dataset.noun == "point" else " in [-1, 1]"
     lines.append(f"values: {low:.3f} .. {high:.3f}{scale}; mean {_numbers(mean)}, std {_numbers(std)}")
     if dataset.skipped:
         lines.append("skipped:\n  " + some([f"{path}: {reason}" for path, reason in dataset.skipped], "\n  ", SHOWN))

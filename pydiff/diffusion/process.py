@@ -134,8 +134,8 @@ class Process:
         t = self._checked(t)
         if not self.schedule.sigma[0] > 0:
             raise ValueError(f"schedule {self.schedule.name!r} has sigma = 0 at t = 0, expected noise; leave t = 0 out")
-        a, b, variance = self._step_back(t)
-        log_variance = np.log(self._step_back(np.maximum(t, 1))[2])
+        a, b, variance = self.step_back(t)
+        log_variance = np.log(self.step_back(np.maximum(t, 1))[2])
         return column(a, x_t) * x_t + column(b, x0) * x0, column(variance, x_t), column(log_variance, x_t)
 
     def transition_variance(self, t) -> np.ndarray:
@@ -144,8 +144,8 @@ class Process:
         alpha_s, sigma_s = np.where(t == 0, 1.0, alpha[t - 1]), np.where(t == 0, 0.0, sigma[t - 1])
         return sigma[t] ** 2 - (alpha[t] / alpha_s) ** 2 * sigma_s**2
 
-    def _step_back(self, t):
-        """(a, b, variance) from t to t - 1; before t = 0 lies the clean picture."""
+    def step_back(self, t):
+        """(a, b, variance) of `posterior` from t (N,) to t - 1, (N,) each; before t = 0 lies the clean picture."""
         alpha, sigma = self.schedule.alpha, self.schedule.sigma
         alpha_s, sigma_s = np.where(t == 0, 1.0, alpha[t - 1]), np.where(t == 0, 0.0, sigma[t - 1])
         return posterior_coefficients(alpha[t], sigma[t], alpha_s, sigma_s)

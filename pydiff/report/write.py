@@ -14,6 +14,7 @@ from pydiff.report.markup import duration, number
 from pydiff.report.nearest import nearest, spread
 from pydiff.report.page import Page, write_page
 from pydiff.report.pixels import shrink, visible
+from pydiff.report.points_page import write_points_page
 from pydiff.report.sections import Neighbours
 from pydiff.report.trace import record
 from pydiff.sound.codec import SoundCodec
@@ -42,6 +43,10 @@ def write_report(
     directory.mkdir(parents=True, exist_ok=True)
     codec, schedule = pipeline.codec, pipeline.process.schedule
     steps = min(250, schedule.T) if steps is None else steps
+    if codec.kind == "points":
+        facts = _facts(pipeline, dataset, log, step, count)
+        told = {"name": name, "log": log, "options": options, "facts": facts, "sampler": sampler, "steps": steps}
+        return write_points_page(pipeline, dataset, directory, n=n, seed=seed, **told)
     prompts = _prompts(pipeline.conditioning, dataset, n, prompts)
     asked = pipeline.conditioning.rows(np.arange(n), prompts=prompts)
     states = tqdm(

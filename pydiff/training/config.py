@@ -19,7 +19,7 @@ from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
 
 ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient accumulation
-READING = ("size", "frames", "frame_rate", "rate", "seconds")  # options that say how data are read
+READING = ("size", "cache_gb", "frames", "frame_rate", "rate", "seconds")  # options that say how data are read
 
 
 def reading(options: dict) -> dict:
@@ -111,6 +111,8 @@ class LoopOptions:
 class Options(LoopOptions):
     """What a training run of a diffusion model computes."""
 
+    cache_gb: float = 0.0
+    """GB of decoded pictures to keep, where they are decoded when they are needed; 0: all of them, from the start."""
     size: int | None = None
     """Side length of the pictures in pixels; left out, what the data has."""
     init_from: str | None = None
@@ -191,6 +193,7 @@ class Options(LoopOptions):
         if self.image_share is not None:
             _between(self, "image_share", 0, 1)
         _between(self, "offset_noise", 0, math.inf)
+        _between(self, "cache_gb", 0, math.inf)
         if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
             raise ValueError(f"text must be one of {', '.join(known)}, or the folder of an encoder; got {self.text!r}")
         for name in ("dropout", "label_drop"):

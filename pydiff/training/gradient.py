@@ -65,7 +65,7 @@ class Gradient:
     def of_step(self, step):
         """Outcome of this step."""
         parts, numbers, group = [], np.arange(self.options.batch_size), self.group
-        began, seconds, sent = time.monotonic(), group.seconds, group.sent
+        began, seconds, sent, waited = time.monotonic(), group.seconds, group.sent, self.task.waited()
         self.sum.begin()
         for shard in range(*self.owned[self.group.rank]):
             self.optimizer.zero_grad()
@@ -87,6 +87,8 @@ class Gradient:
         if group.size > 1:
             share = (group.seconds - seconds) / max(time.monotonic() - began, 1e-9)
             traffic = {"processes": group.size, "sent_bytes": group.sent - sent, "communication": round(share, 3)}
+        if waited is not None:
+            traffic["waited_for_data"] = round(self.task.waited() - waited, 4)
         return Outcome(loss, norm2, bad, seen, traffic)
 
     def _all_parts(self, step, parts):
@@ -169,8 +171,11 @@ class FastSum(PlainSum):
 class ExactSum(PlainSum):
     """Adds in the tree of shards, whoever computes them; see the top of this file.
 
-    shards: how many. owned: [(first, end)] of every rank.
+    shards: how many. owned: [(first, end)] of every rank. overlap: whether pieces travel while others are computed;
+    False is for benchmarks.
     """
+
+    overlap = True
 
     def __init__(self, optimizer, group, shards, owned):
         super().__init__(optimizer)
@@ -223,7 +228,7 @@ class ExactSum(PlainSum):
                         self.group.listen()
                         self._arrived(piece, shard)
 
-        loss.backward(finished=finished)
+        loss.backward(finished=finished if self.overlap else None)
         self.optimizer.gather()  # zeros for what had no part in the loss
         for piece, left in enumerate(unknown):
             if left:

@@ -61,6 +61,10 @@ class Task:
         The batch may have been computed in parts, by several processes: what changes here must follow from `seen`.
         """
 
+    def waited(self) -> float | None:
+        """Seconds spent so far on waiting for data, for the log; None where nothing is waited for."""
+        return None
+
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Arrays, besides the optimiser's, that change in training: {group: {name: array}}, to be written into."""
         return {}
@@ -116,7 +120,11 @@ class DiffusionTask(Task):
     def batch(self, step, numbers):
         """x0 from the data in its order, mirrored or not, at drawn t; the condition withheld from a share of it."""
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
-        chosen = batch_indices(len(self.dataset), options.batch_size, step - 1, seed)[numbers]
+        chosen, later = (
+            batch_indices(len(self.dataset), options.batch_size, s, seed)[numbers] for s in (step - 1, step)
+        )
+        chosen = self.dataset.usable(chosen)
+        self.dataset.ahead(later)
         samples = self.dataset.samples(chosen)
         x0 = self.codec.encode(flip(samples, step, seed, numbers) if options.flip else samples)
         if self.history is not None:
@@ -167,6 +175,10 @@ class DiffusionTask(Task):
         """Takes note of the losses where the draw of t goes by them."""
         if self.history is not None:
             self.history.update(**seen)
+
+    def waited(self):
+        """Seconds, where the pictures are decoded when they are needed."""
+        return self.dataset.waited
 
     def state(self):
         """The losses seen, where the draw of t goes by them."""

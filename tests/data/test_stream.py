@@ -1,0 +1,244 @@
+"""Data that are decoded when they are needed: the pixels of data in memory, within bounds, broken files replaced."""
+
+import io
+import json
+import logging
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pydiff.data import load
+from pydiff.data.places import places_of
+from pydiff.data.stream import LOOKED_AT, StreamedImages, load_streamed
+from pydiff.training import DiffusionTask, Options, Trainer, training_steps
+from tests.bits import assert_same_bits
+
+N, SIZE = 30, (8, 8)
+NAMES = [f"{'ab'[i % 2]}/{i:03d}.png" for i in range(N)]
+
+
+def png(number, size=SIZE):
+    """A picture (8, 8, 3) of its own."""
+    pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures in two classes."""
+    for i, name in enumerate(NAMES):
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(i))
+    return tmp_path / "photos"
+
+
+def in_tar(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(params=["folder", "zip", "tar", "tars", "parquet"])
+def source(request, folder, tmp_path):
+    """The same pictures in every kind of place, in the order of their paths."""
+    members = [(name, (folder / name).read_bytes()) for name in sorted(NAMES)]
+    if request.param == "folder":
+        return folder
+    if request.param == "zip":
+        with zipfile.ZipFile(tmp_path / "photos.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members:
+                archive.writestr(name, data)
+        return tmp_path / "photos.zip"
+    if request.param == "tar":
+        return in_tar(tmp_path / "photos.tar", members)
+    if request.param == "tars":
+        (tmp_path / "parts").mkdir()
+        in_tar(tmp_path / "parts" / "0.tar", members[:11])
+        in_tar(tmp_path / "parts" / "1.tar", members[11:])
+        return tmp_path / "parts"
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    rows = {"image": [{"bytes": data, "path": None} for _, data in members], "label": [n[0] for n, _ in members]}
+    pq.write_table(arrow.table(rows), tmp_path / "photos.parquet", row_group_size=7)
+    return tmp_path / "photos.parquet"
+
+
+def test_the_pixels_are_those_in_memory(source, folder):
+    inside, streamed = load(folder), load(source, cache_gb=1e-6)  # room for 5 pictures
+    assert streamed.shape == inside.shape == (8, 8, 3)
+    assert len(streamed) == N
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        indices = rng.integers(0, N, 9)
+        chosen = streamed.usable(indices)
+        assert chosen.tolist() == indices.tolist()
+        streamed.ahead(rng.integers(0, N, 9))
+        np.testing.assert_array_equal(streamed.samples(chosen), inside.samples(indices))
+        assert len(streamed.images.kept) <= 5
+        if source.name != "parts":
+            assert streamed.labels[indices].tolist() == inside.labels[indices].tolist()
+    assert streamed.waited > 0
+    assert inside.waited is None
+    assert inside.usable(indices).tolist() == indices.tolist()
+
+
+def test_what_is_kept_has_a_bound(folder):
+    images = load(folder, cache_gb=4 * 8 * 8 * 3 / 1e9).images
+    for start in range(0, N, 5):
+        images.ahead(np.arange(start, start + 5))
+        images.usable(np.arange(start, start + 5))
+        assert len(images.kept) <= 4
+        assert len(images.recent) <= 5
+        assert len(images.ahead_of) <= 5
+
+
+def test_training_gives_the_bits_of_training_in_memory(folder):
+    def trained(dataset):
+        options = Options(channels=(8,), groups=4, steps=4, batch_size=6, timesteps=20, conditional=True, flip=True)
+        trainer = Trainer(DiffusionTask(dataset, options), options)
+        return trainer, list(training_steps(trainer))
+
+    (a, inside), (b, streamed) = trained(load(folder)), trained(load(folder, cache_gb=1e-6))
+    assert [s[:5] for s in inside] == [s[:5] for s in streamed]
+    assert_same_bits(a.arrays()["optimizer"].values(), b.arrays()["optimizer"].values())
+    assert all(s.traffic["waited_for_data"] >= 0 for s in streamed)
+    assert inside[0].traffic == {}
+
+
+def test_a_file_that_fails_later_is_replaced_by_the_next(folder, caplog):
+    dataset = load(folder, cache_gb=1)
+    names = sorted(NAMES)
+    for i in (4, 5, N - 1):
+        (folder / names[i]).write_bytes(b"no picture")
+    (folder / names[9]).unlink()
+    with caplog.at_level(logging.WARNING, "pydiff"):
+        chosen = dataset.usable(np.array([3, 4, 5, 6, N - 1, 9, 4]))
+    assert chosen.tolist() == [3, 6, 6, 6, 0, 10, 6]
+    assert dataset.images.failed.keys() == {names[i] for i in (4, 5, 9, N - 1)}
+    assert len(caplog.records) == 4  # each once
+    assert "not a picture" in caplog.text
+    np.testing.assert_array_equal(dataset.samples(chosen)[1], dataset.samples(np.array([6]))[0])
+
+
+def test_where_nothing_can_be_read_that_is_said(folder):
+    dataset = load(folder, cache_gb=1)
+    for name in NAMES:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of 30 images can be read \(first: .*: empty file\)"):
+        dataset.usable(np.array([0]))
+    with pytest.raises(ValueError, match=r"30 of 30 pictures looked at in .* cannot be used"):
+        load(folder, cache_gb=1, size=8)
+
+
+def test_the_fingerprint_is_of_names_lengths_and_some_contents(folder):
+    def fingerprint():
+        return load(folder, size=8, cache_gb=1).fingerprint()
+
+    before = fingerprint()
+    assert before == load(folder, size=8, cache_gb=2).fingerprint()
+    file = folder / sorted(NAMES)[7]
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert fingerprint() != before
+    file.write_bytes(data)
+    assert fingerprint() == before
+    file.rename(file.with_name("other.png"))
+    assert fingerprint() != before
+    assert LOOKED_AT >= N  # so that all of them were looked at here
+
+
+def test_parts_of_streamed_data_are_streamed(folder):
+    dataset = load(folder, cache_gb=1)
+    rest, held = dataset.split(0.2)
+    assert rest.streamed
+    assert held.streamed
+    assert len(rest) + len(held) == N
+    indices = np.array([2, 0, 3])
+    part = dataset.subset(indices)
+    np.testing.assert_array_equal(part.samples(np.arange(3)), dataset.samples(indices))
+    assert part.labels.tolist() == dataset.labels[indices].tolist()
+    assert part.fingerprint() != dataset.fingerprint()
+
+
+def test_the_layout_of_webdataset(tmp_path):
+    """000.png belongs to 000.txt and 000.cls, or to 000.json."""
+    members = []
+    for i in range(6):
+        members.append((f"{i:03d}.png", png(i)))
+        if i % 2:
+            members += [(f"{i:03d}.txt", f"number {i}".encode()), (f"{i:03d}.cls", str(i // 2).encode())]
+        else:
+            members.append((f"{i:03d}.json", json.dumps({"caption": f"number  {i}", "label": i // 2}).encode()))
+    dataset = load(in_tar(tmp_path / "web.tar", members), cache_gb=1)
+    assert [row[0] for row in dataset.captions] == [f"number {i}" for i in range(6)]
+    assert [dataset.classes[label] for label in dataset.labels] == ["0", "0", "1", "1", "2", "2"]
+
+
+def test_a_tar_that_ends_too_early_gives_what_is_in_front(tmp_path):
+    path = in_tar(tmp_path / "cut.tar", [(f"{i}.png", png(i)) for i in range(5)])
+    with tarfile.open(path) as archive:
+        last = archive.getmember("3.png")
+    path.write_bytes(path.read_bytes()[: last.offset_data + 10])
+    dataset = load(path, cache_gb=1)
+    assert len(dataset) == 3
+    assert dataset.skipped == [("3.png", "the archive ends before it does")]
+
+
+def test_a_broken_member_in_the_middle_is_replaced(tmp_path):
+    path = in_tar(tmp_path / "broken.tar", [(f"{i}.png", png(i)) for i in range(5)])
+    with tarfile.open(path) as archive:
+        member = archive.getmember("2.png")
+    data = bytearray(path.read_bytes())
+    data[member.offset_data : member.offset_data + member.size] = bytes(member.size)
+    path.write_bytes(data)
+    assert load(path, cache_gb=1).usable(np.arange(5)).tolist() == [0, 1, 3, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: (path / "a.gz").write_bytes(b"x"), "holds no pictures"),
+        (lambda path: (path / "a.tar").write_bytes(b"no tar"), "cannot be read as a .tar file"),
+        (lambda path: (path / "a.zip").write_bytes(b"no zip"), "cannot be read as a .zip file"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_in_one_sentence(make, message, tmp_path):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, cache_gb=1)
+
+
+def test_streams_are_of_folders_and_files(tmp_path):
+    with pytest.raises(ValueError, match="cache_gb is for a folder"):
+        load("digits", cache_gb=1)
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        load(tmp_path / "nothing", cache_gb=1)
+    np.save(tmp_path / "a.npy", np.zeros((2, 4, 4, 1), np.uint8))
+    with pytest.raises(ValueError, match="cannot be read piece by piece"):
+        load(tmp_path / "a.npy", cache_gb=1)
+    (tmp_path / "mixed").mkdir()
+    for i, side in enumerate((8, 9)):
+        (tmp_path / "mixed" / f"{i}.png").write_bytes(png(i, (side, side)))
+    with pytest.raises(ValueError, match="of several sizes; streamed data need a size"):
+        load(tmp_path / "mixed", cache_gb=1)
+    assert load(tmp_path / "mixed", size=8, cache_gb=1).shape == (8, 8, 3)
+
+
+def test_the_array_it_stands_for(folder):
+    images = load_streamed(folder, None, None, 1).images
+    assert isinstance(images, StreamedImages)
+    assert (images.ndim, images.dtype, images.size) == (4, np.uint8, N * 8 * 8 * 3)
+    assert images[3].shape == (8, 8, 3)
+    assert images[2:5].shape == (3, 8, 8, 3)
+    assert images[np.array([], int)].shape == (0, 8, 8, 3)
+    assert len(list(places_of(folder).names)) == N
