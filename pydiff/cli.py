@@ -53,6 +53,8 @@ class Train:
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
+    dry_run: bool = False
+    """Say how much memory and time this would take, and write nothing."""
     accumulate: int | None = None
     """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
@@ -61,8 +63,13 @@ class Train:
         from pydiff.training.distributed import is_first
 
         announce()
-        parts = {} if self.accumulate is None else {"shards": self.accumulate}
-        run = train_command(self.data, self.out, replace(self.training, **parts), self.device)
+        training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
+        if self.dry_run:
+            from pydiff.dry_run import dry_run
+
+            say(dry_run(self.data, device=self.device, **training.to_config()))
+            return
+        run = train_command(self.data, self.out, training, self.device)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
@@ -231,6 +238,14 @@ class Report:
     """Steps of the way back; left out, 250, or all noise levels when there are fewer."""
     seed: int = 0
     """Seed of the samples."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """For a model that was trained with captions: what the samples shall be, one prompt for all or N of them; left out,
+    captions of the data."""
+    grid: str | None = None
+    """Prompts with two choices, such as "{red,green} {heart,book}", to be drawn in rows and columns; left out, what
+    captions of the data have in common."""
+    guidance: float = 1.0
+    """How much more than it would by itself the model follows the prompts."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -238,7 +253,9 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
+        prompts = None if not self.prompt else self.prompt[0] if len(self.prompt) == 1 else list(self.prompt)
+        words = {"prompts": prompts, "attributes": self.grid, "guidance": self.guidance}
+        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed, **words))
 
 
 @dataclass

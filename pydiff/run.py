@@ -20,6 +20,7 @@ from pydiff.reopen import all_or_some, describe, finish, open_folder
 from pydiff.store.log import Log
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 from pydiff.training.changes import heard
+from pydiff.training.forecast import check_room
 from pydiff.warm import warm
 
 
@@ -321,6 +322,7 @@ def train(
             if folder is not None:
                 describe(folder, run.pipeline, run.origin, average.parameters())
             tell(trainer.notes)
+            check_room(trainer)
             try:
                 told = fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
             except Interrupted as interrupted:

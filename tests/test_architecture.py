@@ -132,6 +132,7 @@ def test_imports_are_found():
 # From the bottom up; a module may import what it names here, and modules of its own package. Nothing points back.
 MAY_IMPORT = {
     "moved": "",
+    "memory": "",
     "compiled": "pydiff",
     "emulator": "pydiff",
     "backend": "compiled emulator",
@@ -161,7 +162,7 @@ MAY_IMPORT = {
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
     "sound": "arrays codec",
-    "data": "random codec codecs sound condition",
+    "data": "memory random codec codecs sound condition",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
     "stable_diffusion": "backend arrays tensor ops models condition diffusion latents pipeline",
@@ -214,17 +215,21 @@ MAY_IMPORT = {
     "training.gradient": "arrays nn ops training.shards training.distributed",
     "training.loop": "backend arrays nn optim store training.interrupt training.progress training.rate "
     "training.changes training.keeping training.distributed training.gradient",
+    "training.forecast": "backend memory nn models training.task training.loop",
     "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
-    "report": "arrays random codec sound data store",
+    "report.looks": "backend arrays ops tensor",
+    "report": "arrays random codec sound data store text",
+    "report.words": "arrays backend report",
     "drawing": "report sound store",
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen",
+    "dry_run": "backend data training warm",
     "run": "backend condition data pipeline edit formats store training report reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report drawing pydiff training run segment bench info text",
+    "cli": "backend codec data diffusion store report drawing dry_run pydiff training run segment bench info text",
     "__main__": "cli",
 }
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.report import loss, sections
+from pydiff.report import loss, sections, words
 from pydiff.report.forward import Forward
 from pydiff.report.markup import data_json, fill, number, sheet, text
 from pydiff.report.pixels import visible
 from pydiff.report.sections import Neighbours
 from pydiff.report.trace import Trace
+from pydiff.report.words import Grid
 from pydiff.store.files import write_atomic
 
 # What the network is trained to predict, in words for the page.
@@ -39,7 +40,8 @@ class Page:
     commands: pairs (what it does, command). prediction: what the network was trained to predict, a key of TARGETS.
     prompts: what each sample was asked to be, N strings, or None. note: why the training data are not all here, or "".
     noun: what a sample is called. listen: HTML of a section in which sounds can be heard, see listen.py, or "".
-    forward, trace, neighbours: see their classes; neighbours None where the training data are not all here.
+    forward, trace, neighbours: see their classes; neighbours None where the training data are not all here. attributes,
+    looks: see words.py.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Page:
     commands: list = field(default_factory=list)
     prediction: str = "eps"
     prompts: list | None = None
+    attributes: Grid | None = None
+    looks: list = field(default_factory=list)
     note: str = ""
     noun: str = "picture"
     listen: str = ""
@@ -86,6 +90,7 @@ def render(page):
             "reverse": sections.reverse(page.trace, page.sampler),
             "listen": page.listen,
             "samples": sections.samples(visible(page.samples), page.neighbours, page.prompts),
+            "words": words.section(page.attributes, page.looks),
             "commands": sections.commands(page.commands),
             "sprites": _sprites(page.forward, page.trace),
             "numbers": data_json(_numbers(page.forward, page.trace, curve)),
