@@ -116,7 +116,9 @@ class StableDiffusion(Pipeline):
         return 4.0 * max(UNET_ARRAYS * n * pixels * channels, VAE_ARRAYS * decoded) + SPARE
 
 
-UNET_ARRAYS, VAE_ARRAYS, SPARE = 60, 5, 100 << 20  # arrays of the first level held at once; measured, see docs
+# Arrays of the first level that are held at once, and bytes besides: at most what the full-size networks took from
+# 16 x 16 to 64 x 64 latents (38 to 50, and 7 to 12 of which 4 are the bytes besides).
+UNET_ARRAYS, VAE_ARRAYS, SPARE = 50, 8, 100 << 20
 
 
 class Beside:
