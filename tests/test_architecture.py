@@ -175,7 +175,7 @@ MAY_IMPORT = {
     "formats.diffusers.folder": "formats.safetensors formats.files",
     "formats.diffusers.parameters": "nn formats.safetensors",
     "formats.diffusers.unet": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
-    "formats.diffusers.autoencoder": "models formats.safetensors formats.files formats.schema formats.weights "
+    "formats.diffusers.autoencoder": "models store formats.safetensors formats.files formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.parameters",
     "formats.diffusers.unet_condition": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
     "formats.diffusers.text_encoder": "models nn text formats.safetensors formats.files formats.schema formats.weights "
@@ -183,6 +183,7 @@ MAY_IMPORT = {
     "formats.embeddings": "formats.safetensors formats.files formats.pytorch",
     "formats.ldm": "formats.safetensors",
     "formats.diffusers.extra": "codec condition nn formats.safetensors formats.schema formats.diffusers.scheduler",
+    "latent_space": "arrays tensor models codec latents store formats.safetensors formats.diffusers.autoencoder",
     "formats.diffusers.pipeline": "codec condition diffusion models pipeline store formats.safetensors formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
     "formats.diffusers.scheduler formats.diffusers.extra",
@@ -215,6 +216,7 @@ MAY_IMPORT = {
     "training.gradient": "arrays nn ops training.shards training.distributed",
     "training.loop": "backend arrays nn optim store training.interrupt training.progress training.rate "
     "training.changes training.keeping training.distributed training.gradient",
+    "training.autoencoder": "arrays random tensor ops models codec data training.config training.task",
     "training.forecast": "backend memory nn models training.task training.loop",
     "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
@@ -224,8 +226,9 @@ MAY_IMPORT = {
     "drawing": "report sound store",
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen",
+    "autoencoding": "backend data latent_space formats store training report reopen",
     "dry_run": "backend data training warm",
-    "run": "backend condition data pipeline edit formats store training report reopen warm",
+    "run": "autoencoding latent_space backend condition data pipeline edit formats store training report reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
     "bench": "",
     "info": "backend compiled emulator pydiff",
@@ -300,14 +303,16 @@ FLOORS = {
             "diffusion/prediction.py", "diffusion/process.py", "diffusion/samplers/plain.py",
             "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py",
         ],
-        875,  # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name, 10 for given images
+        # 40 of it for prompts and their arithmetic in condition.py, 15 for classes by name, 10 for codecs that have
+        # networks and encode a data set once, 10 for images that are given
+        885,
     ),
     # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
     # processes; 30 for runs that are gone on with and come back to
     "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 650),
 }  # fmt: skip
 # run.py is the longest: every argument of sampling and training is documented there.
-FILE_LINES, FUNCTION_LINES = 360, 45
+FILE_LINES, FUNCTION_LINES = 375, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "_run_backward": "the chain rule in one loop, and when the gradient of each leaf is final",
@@ -396,12 +401,12 @@ def lines_that_name(pattern, allowed):
 def test_labels_are_known_at_the_door_and_in_the_data_only():
     """Everybody else hands on a Condition. The others' labels are those of a loss, a table,
     a network's own argument, an axis and a form."""
-    others = ("ops/reduction.py", "nn", "models/", "report/loss.py", "report/sections.py")
+    others = ("ops/reduction.py", "nn", "models/", "report/loss.py", "report/sections.py", "report/autoencoder.py")
     assert len(lines_that_name(r"\blabels\b", ("data/", "condition.py", *others))) <= 10
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/", "segment.py")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/", "segment.py", "latent_space.py")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]

@@ -76,16 +76,16 @@ def render(page):
     """A Page as the text of one HTML file."""
     curve = loss.curve(page.log)
     return fill(
-        _asset("page.html").replace("picture", page.noun),
+        asset("page.html").replace("picture", page.noun),
         {
-            "css": _asset("page.css"),
-            "js": _asset("page.js"),
+            "css": asset("page.css"),
+            "js": asset("page.js"),
             "name": text(page.name),
             "facts": sections.facts(page.facts),
             "data": sections.gallery(visible(page.training), page.captions) + sections.note(page.note),
             "forward": sections.forward(page.forward),
             "target": TARGETS[page.prediction].replace("picture", page.noun),
-            "loss": _training(curve),
+            "loss": training(curve),
             "options": sections.options(page.options),
             "reverse": sections.reverse(page.trace, page.sampler),
             "listen": page.listen,
@@ -98,11 +98,13 @@ def render(page):
     )
 
 
-def _asset(name):
+def asset(name):
+    """The text of a file of this package."""
     return (files("pydiff.report") / name).read_text("utf-8")
 
 
-def _training(curve):
+def training(curve):
+    """The loss.Curve of a training as HTML, with a note."""
     if not curve.is_line:
         return loss.chart(curve)
     skipped = f" {number(curve.skipped)} steps without a positive finite loss are left out." if curve.skipped else ""
@@ -121,12 +123,17 @@ def _sprites(forward, trace):
 
 def _numbers(forward, trace, curve):
     """What page.js computes with."""
-    names = ("step", "loss", "smooth")
     return {
         "forward": {"t": forward.t.tolist(), "alpha": _rounded(forward.alpha), "sigma": _rounded(forward.sigma)},
         "trace": {"steps": trace.steps.tolist(), "t": trace.t.tolist(), "total": int(trace.total)},
-        "loss": {name: _rounded(getattr(curve, name)) for name in names} if curve.is_line else None,
+        "loss": loss_numbers(curve),
     }
+
+
+def loss_numbers(curve):
+    """What page.js shows of a loss.Curve under the pointer; None where there is no line."""
+    names = ("step", "loss", "smooth")
+    return {name: _rounded(getattr(curve, name)) for name in names} if curve.is_line else None
 
 
 def _rounded(values):
