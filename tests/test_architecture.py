@@ -308,8 +308,8 @@ FLOORS = {
         885,
     ),
     # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
-    # processes; 30 for runs that are gone on with and come back to
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 650),
+    # processes; 30 for runs that are gone on with and come back to; 5 for models that have ways of their own
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 660),
 }  # fmt: skip
 # run.py is the longest: every argument of sampling and training is documented there.
 FILE_LINES, FUNCTION_LINES = 375, 45
