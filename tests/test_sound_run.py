@@ -137,7 +137,7 @@ def test_from_the_command_line(tmp_path, capsys):
         assert main(["sample", out, "-n", "3", "--steps", "2", "--label", "low", "--out", f"{out}/made"]) == 0
         assert "3 sounds of class 'low'" in capsys.readouterr().out
         files = sorted((tmp_path / f"run-{codec}" / "made").iterdir())
-        assert [f.name for f in files] == ["000000.wav", "000001.wav", "000002.wav"]
+        assert [f.name for f in files] == ["000000-low.wav", "000001-low.wav", "000002-low.wav"]
         assert read_wav(files[0].read_bytes()).samples.shape == (500, 1)
         assert main(["sample", out, "-n", "2", "--steps", "2", "--out", f"{out}/all.wav"]) == 0
         assert len(read_wav((tmp_path / f"run-{codec}" / "all.wav").read_bytes()).samples) == 500 + 500 + 500

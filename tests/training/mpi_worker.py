@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
-from pydiff.training import DiffusionTask, Options, Trainer, join, settled, training_steps
+from pydiff.training import DiffusionTask, Options, Trainer, clip_task, join, settled, training_steps
 from tests.training.pictures import dataset
 
 SMALL = {"channels": (8, 8), "groups": 4, "steps": 5, "batch_size": 10, "warmup": 1, "timesteps": 4, "sample_every": 0}
@@ -91,7 +91,7 @@ def main(what, *arguments):
             print(json.dumps(result), flush=True)
     elif what == "folder":  # a run, stopped by a signal that one process gets; `pydiff.train` as a user calls it
         out, at, step, name = arguments
-        pydiff.run.DiffusionTask = stopped_by(join().rank, int(at), int(step), name)
+        clip_task.DiffusionTask = stopped_by(join().rank, int(at), int(step), name)
         pydiff.train(dataset(), out=out, progress=False, **SMALL | {"steps": 12, "checkpoint_every": 3})
     elif what == "error":  # in one process, in the middle of a step; or in the folder, which is the first one's
         (out,) = arguments
@@ -103,7 +103,7 @@ def main(what, *arguments):
                     raise ValueError("this process has had enough")
                 return super().batch(step, numbers)
 
-        pydiff.run.DiffusionTask = Failing
+        clip_task.DiffusionTask = Failing
         main_of_pydiff(lambda: pydiff.train(dataset(), out=out, progress=False, **SMALL))
     elif what == "other":  # data that are not the same everywhere
         main_of_pydiff(lambda: pydiff.train(dataset(23 + join().rank), progress=False, **SMALL))
@@ -116,7 +116,7 @@ def main(what, *arguments):
                     time.sleep(600)
                 return super().batch(step, numbers)
 
-        pydiff.run.DiffusionTask = Hanging
+        clip_task.DiffusionTask = Hanging
         pydiff.training.distributed.ROLL_CALL = 1.0
         pydiff.train(dataset(), progress=False, **SMALL)
 
