@@ -35,6 +35,10 @@ def table_of(report):
         return "\n".join(quality_table(report)) + "\n"
     if "scaling" in report:
         return "\n".join([setting(report), "", *scaling_table(report)]) + "\n"
+    if "distributed" in report:
+        from benchmarks.distributed import table
+
+        return "\n".join(table(report)) + "\n"
     if "errors" in report:
         return "\n".join(winograd_table(report)) + "\n"
     whole = any("images_s" in row for row in report["rows"])
@@ -276,7 +280,12 @@ def times(ratio):
 
 def main():
     """Rewrites the READMEs of the benchmarks and of the project, and the page on Winograd's algorithm."""
-    for readme in (HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs/winograd.md"):
+    for readme in (
+        HERE / "README.md",
+        HERE.parent / "README.md",
+        HERE.parent / "docs/winograd.md",
+        HERE.parent / "docs/distributed.md",
+    ):
         readme.write_text(render(readme.read_text(), HERE / "results"))
     return 0
 

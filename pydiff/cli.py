@@ -53,6 +53,16 @@ class Train:
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
+    model: Literal["unet", "autoencoder"] = "unet"
+    """What to train: a diffusion model, or an autoencoder, in whose latents one can be trained afterwards."""
+    latent: Path | None = None
+    """Folder of an autoencoder's run, or of one of diffusers: the diffusion model draws its latents."""
+    latent_channels: int | None = None
+    """Channels of an autoencoder's latents; left out, 4."""
+    kl_weight: float | None = None
+    """How much an autoencoder's latents are drawn towards a standard normal; left out, 1e-6."""
+    dry_run: bool = False
+    """Say how much memory and time this would take, and write nothing."""
     accumulate: int | None = None
     """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
@@ -61,11 +71,42 @@ class Train:
         from pydiff.training.distributed import is_first
 
         announce()
-        parts = {} if self.accumulate is None else {"shards": self.accumulate}
-        run = train_command(self.data, self.out, replace(self.training, **parts), self.device)
+        training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
+        if self.dry_run and (self.model == "autoencoder" or self.latent is not None):
+            raise ValueError(
+                "a dry run is for diffusion models of pixels; leave out --dry-run, or --model and --latent"
+            )
+        if self.model == "autoencoder":
+            self.run_autoencoder(training)
+            return
+        for name in ("latent_channels", "kl_weight"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is an option of autoencoders; give --model autoencoder, or leave it out")
+        if self.dry_run:
+            from pydiff.dry_run import dry_run
+
+            say(dry_run(self.data, device=self.device, **training.to_config()))
+            return
+        run = train_command(self.data, self.out, training, self.device, latent=self.latent)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+
+    def run_autoencoder(self, options):
+        """The same for an autoencoder."""
+        from pydiff.run import train
+        from pydiff.training import AutoencoderOptions
+
+        if self.latent is not None:
+            raise ValueError("latent belongs to a diffusion model; an autoencoder makes latents of images")
+        more = {"latent_channels": self.latent_channels, "kl_weight": self.kl_weight}
+        options = AutoencoderOptions.of_diffusion(options, **more).to_config()
+        run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
+        show(run)
+        say(
+            f"autoencoder in {self.out / 'model'}; next: pydiff report {self.out}, "
+            f"pydiff train {self.data} --latent {self.out} --out {self.out}-diffusion"
+        )
 
 
 @dataclass
@@ -172,6 +213,14 @@ class Report:
     """Steps of the way back; left out, 250, or all noise levels when there are fewer."""
     seed: int = 0
     """Seed of the samples."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """For a model that was trained with captions: what the samples shall be, one prompt for all or N of them; left out,
+    captions of the data."""
+    grid: str | None = None
+    """Prompts with two choices, such as "{red,green} {heart,book}", to be drawn in rows and columns; left out, what
+    captions of the data have in common."""
+    guidance: float = 1.0
+    """How much more than it would by itself the model follows the prompts."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -179,7 +228,12 @@ class Report:
         from pydiff.run import load
 
         run = load(self.run_folder).to(self.device)
-        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed))
+        if not getattr(run, "draws", True):
+            say(run.report(self.out, self.data, n=self.n, seed=self.seed))
+            return
+        prompts = None if not self.prompt else self.prompt[0] if len(self.prompt) == 1 else list(self.prompt)
+        words = {"prompts": prompts, "attributes": self.grid, "guidance": self.guidance}
+        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed, **words))
 
 
 @dataclass
@@ -344,11 +398,11 @@ def announce():
         say(f"pydiff runs in pure NumPy, several times slower: compiled kernels are {backend.cpu_reason}.")
 
 
-def train_command(data, out, options, device):
+def train_command(data, out, options, device, **more):
     """Trains, with progress on the terminal."""
     from pydiff.run import train
 
-    return train(data, out=out, device=device, announce=say, **options.to_config())
+    return train(data, out=out, device=device, announce=say, **more, **options.to_config())
 
 
 def show(run):
@@ -358,8 +412,8 @@ def show(run):
     from pydiff.report.grid import grid
     from pydiff.report.terminal import show as picture
 
-    samples = run.codec.show(run.sample(16, steps=min(25, run.process.schedule.T)))
-    say(picture(grid(samples, columns=8, scale=1)))
+    preview = (run.pipeline if getattr(run, "draws", True) else run).preview()
+    say(picture(grid(run.codec.show(preview), columns=8, scale=1)))
 
 
 def prompts_in(path):

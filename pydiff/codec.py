@@ -95,6 +95,33 @@ class Codec:
         """
         return drawn
 
+    def reader(self, dataset, flip=False):  # noqa: ARG002 - for those that do
+        """A function (indices (n,), which of them are mirrored (n,) bool or None) -> x (n, *shape) of a Dataset.
+
+        flip: whether there will be mirrored ones. A codec that takes long may encode all of them at once.
+        """
+
+        def read(indices, mirrored=None):
+            samples = dataset.samples(indices)
+            if mirrored is not None:
+                chosen = mirrored.reshape((-1,) + (1,) * (samples.ndim - 1))
+                samples = np.where(chosen, samples[..., ::-1, :], samples)
+            return self.encode(samples)
+
+        return read
+
+    def keep_in(self, folder):
+        """Called when a training has a folder: what the codec needs, or wants to keep, can be written there."""
+
+    def to(self, xp):  # noqa: ARG002 - for those that compute
+        """Moves what it computes with to the device of this array library, numpy or cupy. Returns the codec."""
+        return self
+
+    @property
+    def beside(self) -> dict:
+        """Networks of its own, by the folders in which they are saved beside the one that draws."""
+        return {}
+
     def to_config(self) -> dict:
         """For JSON; `from_config` of it is an equal codec."""
         return {"kind": self.kind, "shape": list(self.shape)}
@@ -158,9 +185,12 @@ def register(codec: type[Codec]) -> type[Codec]:
     return codec
 
 
-def from_config(config: dict) -> Codec:
-    """The codec that `to_config` described; ValueError for a kind nobody has registered."""
+def from_config(config: dict, beside: dict | None = None) -> Codec:
+    """The codec that `to_config` described; ValueError for a kind nobody has registered.
+
+    beside: networks that were saved with it, by their folders.
+    """
     kind = config.get("kind")
     if kind not in CODECS:
         raise ValueError(f"this model needs the codec {kind!r}, which is not registered; known are {', '.join(CODECS)}")
-    return CODECS[kind].from_config(config)
+    return CODECS[kind].from_config(config, **({"beside": beside} if beside else {}))

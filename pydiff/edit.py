@@ -15,8 +15,8 @@ def inpaint(pipeline, images, mask, *, resample=5, steps=50, spacing="trailing",
     """Draws anew where `mask` is 1 or True and keeps the pictures where it is 0: RePaint.
 
     mask: (H, W), (N, H, W) or (N, H, W, 1 or C), bool or 0 .. 1; of clips (F,), whole frames, (H, W) or (F, H, W); of
-    points (D,) or (N, D). resample: times each step is taken, so that the new
-    part comes to fit the rest. `common`: see `edited`.
+    points (D,) or (N, D). resample: times each step is taken, so that the new part comes to fit the rest. `common`: see
+    `edited`.
     """
     given, mask = _mask(mask, pipeline.codec, images)
     way = path(pipeline.process.schedule, steps, spacing)

@@ -43,9 +43,9 @@ class Latents(Codec):
 
     def encode_floats(self, x):
         """The same of images (N, H, W, C) in [-1, 1]."""
-        xp = self._library()
         with no_grad():
-            return to_host(self.autoencoder.scaled(self.autoencoder.encode(xp.asarray(x)).mode()).data)
+            z = self.autoencoder.scaled(self.autoencoder.encode(self._here(x)).mode()).data
+        return to_host(z).astype(np.float32, copy=False)
 
     def decode(self, x):
         """Latents (N, h, w, C) on any device -> uint8 (N, H, W, channels)."""
@@ -53,13 +53,14 @@ class Latents(Codec):
 
     def decode_floats(self, x):
         """The same as floats, which may go beyond [-1, 1]."""
-        xp = self._library()
-        x = xp.asarray(x if xp is array_module(x) else to_host(x))
         with no_grad():
-            return to_host(self.autoencoder.decode(self.autoencoder.unscaled(x)).data)
+            return to_host(self.autoencoder.decode(self.autoencoder.unscaled(self._here(x))).data)
 
-    def _library(self):
-        return array_module(self.autoencoder.parameters()[0].data)
+    def _here(self, x):
+        """An array where the autoencoder is, as precise as that."""
+        like = self.autoencoder.parameters()[0].data
+        xp = array_module(like)
+        return xp.asarray(x if xp is array_module(x) else to_host(x), like.dtype)
 
     def show(self, samples):
         """Images as they are."""

@@ -51,6 +51,7 @@ class Pipeline:
         """
         with backend.use_device(device) as xp:
             self.model.to(xp)
+            self.codec.to(xp)
         self.device = device
         return self
 
@@ -146,6 +147,10 @@ class Pipeline:
             x = x if made.init_noise_sigma == 1.0 else x * x.dtype.type(made.init_noise_sigma)
         arguments = {"seed": seed, "sample": numbers, "guidance": guidance, **options}
         return backend.on_device(self.device, made.sample(model, x, **arguments))
+
+    def preview(self):
+        """A few samples, drawn quickly."""
+        return self.sample(16, steps=min(25, self.process.schedule.T))
 
     def default_steps(self, sampler=None) -> int:
         """How many steps are taken where nobody says: 50, or what suits the model's own scheduler."""

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from pydiff import backend, edit
+from pydiff.autoencoding import holds_autoencoder, load_autoencoder, train_named
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
 from pydiff.data.origin import Origin
 from pydiff.formats.diffusers import pipeline as pipeline_folder
+from pydiff.latent_space import opened_in
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.reopen import all_or_some, describe, finish, open_folder
 from pydiff.store.log import Log
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 from pydiff.training.changes import heard
+from pydiff.training.forecast import check_room
 from pydiff.warm import warm
 
 
@@ -257,7 +260,8 @@ def _asked(conditioning, n, options):
 
 
 def load(directory, **wishes):
-    """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run.
+    """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run, of an autoencoder an
+    AutoencoderRun.
 
     Without naming a sampler, the scheduler in the folder draws. wishes: what the folder does not say, or should have
     said: scheduler (a configuration, a path to one, or a class's name, "DDIMScheduler"), prediction ("eps", "x0", "v"),
@@ -271,6 +275,8 @@ def load(directory, **wishes):
     directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
+    if holds_autoencoder(directory):
+        return load_autoencoder(directory)
     pipeline, options, step, origin, log, notes = open_folder(directory, pipeline_folder.Wishes(**wishes))
     beside = {} if log is None else {"directory": directory, "log": log}
     run = Run.of_pipeline(pipeline, options, step=step, origin=origin, **beside)
@@ -280,8 +286,8 @@ def load(directory, **wishes):
 
 @backend.trimmed()
 def train(
-    data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, announce=None,
-    distributed="auto", **options,
+    data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, latent=None,
+    announce=None, distributed="auto", **options,
 ):  # fmt: skip
     """Trains a diffusion model on pictures or sounds and returns the finished `Run`.
 
@@ -293,6 +299,8 @@ def train(
     progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
     another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`;
     codec may also be a name, see Options.
+    model="autoencoder" learns an autoencoder instead and returns an AutoencoderRun; its options are those of
+    AutoencoderOptions. latent: the folder of one, or one at hand, in whose latents to diffuse.
     announce: called with a few lines on the data before the first step. distributed: "auto" shares the work with the
     other processes that mpiexec started, "mpi" insists on that, "off" works alone; docs/distributed.md. Every other
     keyword is a field of pydiff.Options.
@@ -300,6 +308,9 @@ def train(
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
+    if isinstance(model, str):
+        return train_named(model, data, latent, codec, out=out, progress=progress, device=device, announce=announce,
+                           distributed=distributed, **options)  # fmt: skip
     group = join(distributed)
     with group.together(), group.own_threads():
         announce, tell = heard(announce, group.first)
@@ -308,7 +319,7 @@ def train(
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
             dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
-            codec = None if named else codec
+            codec = opened_in(latent, dataset, out) if latent is not None else None if named else codec
             task, begin = warm(
                 lambda network: task_for(dataset, options, network, codec, images), options.init_from, out, model
             )
@@ -319,7 +330,9 @@ def train(
             run = _run_of(trainer, average, folder, Origin.of(dataset, data))
             if folder is not None:
                 describe(folder, run.pipeline, run.origin, average.parameters())
+                run.codec.keep_in(folder.path)
             tell(trainer.notes)
+            check_room(trainer)
             try:
                 told = fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
             except Interrupted as interrupted:
@@ -352,4 +365,4 @@ def _preview(pipeline):
     """A few samples as a PNG."""
     from pydiff.report.grid import grid, png_bytes
 
-    return png_bytes(grid(pipeline.codec.show(pipeline.sample(16, steps=min(25, pipeline.process.schedule.T)))))
+    return png_bytes(grid(pipeline.codec.show(pipeline.preview())))

@@ -65,12 +65,26 @@ def test_the_control_deals_the_same_captions_to_other_pictures():
 @pytest.mark.filterwarnings("ignore:.*facepalming.*:pydiff.text.PromptWarning")
 def test_the_script_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(unseen, "RECIPE", unseen.RECIPE | {"batch_size": 4, "groups": 4, "attention": (1,)})
-    arguments = ["--out", tmp_path / "run", "--steps", 2, "--sampling-steps", 1, "--guidance", 2, "--channels", 4, 8]
-    result = unseen.main([*map(str, arguments), "--json", str(tmp_path / "unseen.json")])
+    docs = tmp_path / "words.md"
+    docs.write_text(f"before\n{unseen.MARKS[0]}\nold\n{unseen.MARKS[1]}\nafter\n")
+    place = ["--out", tmp_path / "runs", "--json", tmp_path / "unseen.json", "--docs", docs]
+    budget = ["--steps", 2, "--encoder-steps", 1, "--encoders", "learned", "--channels", 4, 8]
+    judge = ["--sampling-steps", 1, "--guidance", 2]
+    arguments = [str(a) for a in (*place, *budget, *judge)]
+    result = unseen.main(arguments)
     assert json.loads((tmp_path / "unseen.json").read_text())["top1"] == result["top1"] <= 0.05
-    assert result["scores"][0]["guidance"] == 2
-    assert "| guidance | top-1, never seen |" in capsys.readouterr().out
-    with Image.open(tmp_path / "run" / "grid.png") as file:
+    assert [run["name"] for run in result["runs"]] == ["best: glove", "control", "shorter: learned"]
+    assert [run["steps"] for run in result["runs"]] == [2, 2, 1]
+    table = capsys.readouterr().out.partition("| run |")[2]
+    assert "| best: glove | 2 | 2 | " in table
+    text = docs.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert text.count("| control | 2 |") == 1
+    with Image.open(tmp_path / "runs" / "grid.png") as file:
         drawn = np.asarray(file)
     framed = (drawn[1::65, 1::65] == (255, 0, 0)).all(-1)[:12, :12]
     np.testing.assert_array_equal(framed, CELLS.held_out[:12].reshape(12, 12))
+    again = unseen.main([*arguments, "--newest"])  # and the same from checkpoints
+    assert [run["scores"] for run in again["runs"]] == [run["scores"] for run in result["runs"]]

@@ -90,6 +90,10 @@ class Dataset:
         """The indices with those of pictures that cannot be decoded, which a stream finds out late, replaced."""
         return self.images.usable(self._checked_indices(indices)) if self.streamed else np.asarray(indices)
 
+    def in_memory(self) -> "Dataset":
+        """The same data with all pictures decoded."""
+        return dataclasses.replace(self, images=self.images[:]) if self.streamed else self
+
     def ahead(self, indices):
         """Says which pictures will soon be asked for."""
         if self.streamed:

@@ -10,7 +10,7 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.dataset import Dataset, plural, printable
 from pydiff.data.picture import SUFFIXES, Picture, read_picture, read_size
-from pydiff.data.pixels import to_channels
+from pydiff.data.pixels import check_room, to_channels
 
 THREADS = min(4, os.cpu_count() or 1)  # decoders run outside the interpreter lock; each may hold one large picture
 LARGEST_UNASKED = 256  # a common size above this is reduced unless size= asks for it
@@ -106,6 +106,7 @@ def _read_all(sources, size, skipped) -> tuple[dict[str, Picture], tuple[int, in
     notes, sizes = [], [s for s in each(read_size, sources, "looking") if s] if size is None else []
     pictures: dict[str, Picture] = {}
     target = size or _choose_size(sizes, notes)
+    check_room(len(sources), target, 2)  # one by one, and then all in one array; of one channel at least
     while True:
         results = dict(zip(sources, each(partial(read_picture, size=target), sources, "reading"), strict=True))
         pictures = {path: result for path, result in results.items() if isinstance(result, Picture)}

@@ -40,16 +40,20 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarray:
-    """A batch (N, .., H, W, C) with about half of it mirrored left to right, chosen by (seed, step, sample's number).
+def mirrored(step: int, seed: int = 0, numbers=None, count: int | None = None) -> np.ndarray:
+    """Which samples of a batch are mirrored left to right: about half, chosen by (seed, step, number of the sample).
 
-    numbers: (N,), the images' places in the global batch; 0 .. N-1 if None.
+    numbers: (N,), the images' places in the global batch; 0 .. count - 1 if None. Returns (N,) bool.
     """
+    numbers = random.numbers_of(numbers, count)
+    return random.uniform(random.key(seed, random.AUGMENT, numbers, step)) < 0.5
+
+
+def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarray:
+    """A batch (N, .., H, W, C) with about half of it mirrored left to right, see `mirrored`."""
     if images.ndim not in (4, 5):
         raise ValueError(f"samples have shape {images.shape}, expected images (N, H, W, C) or clips (N, F, H, W, C)")
-    numbers = random.numbers_of(numbers, len(images))
-    chosen = random.uniform(random.key(seed, random.AUGMENT, numbers, step)) < 0.5
-    chosen = chosen.reshape((-1,) + (1,) * (images.ndim - 1))
+    chosen = mirrored(step, seed, numbers, len(images)).reshape((-1,) + (1,) * (images.ndim - 1))
     return np.where(chosen, images[..., ::-1, :], images)
 
 

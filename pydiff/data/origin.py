@@ -43,7 +43,7 @@ class Origin:
             path = os.fspath(found.absolute())
         count, size = len(dataset), max(1, dataset.samples([0]).nbytes)
         kept = max(1, min(count, KEPT, KEPT_BYTES // size))
-        samples = dataset.subset(np.unique(np.linspace(0, count - 1, kept).round().astype(np.int64)))
+        samples = dataset.subset(np.unique(np.linspace(0, count - 1, kept).round().astype(np.int64))).in_memory()
         return cls(printable(dataset.name), path, count, tuple(dataset.shape), dataset.fingerprint(), samples)
 
     def load(self, read: Callable[[object], Dataset], given=None) -> Dataset:

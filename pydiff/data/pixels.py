@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from pydiff import memory
 from pydiff.codec import from_uint8, to_uint8
 
 __all__ = ["check_size", "crop_box", "from_uint8", "resize", "to_channels", "to_uint8"]
@@ -61,6 +62,7 @@ def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
     from tqdm import tqdm
 
+    check_room(n, size, channels * images.itemsize)
     # Pillow takes three or four 8-bit channels at once (and premultiplies alpha); anything else goes plane by plane.
     whole = images.dtype == np.uint8 and channels in (3, 4)
     planes = [slice(None)] if whole else list(range(channels))
@@ -70,6 +72,14 @@ def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             picture = Image.fromarray(np.ascontiguousarray(images[i, ..., plane]))
             out[i, ..., plane] = np.asarray(resize_picture(picture, size))
     return out if out.dtype == np.uint8 else np.clip(out, -1, 1)  # bicubic overshoots at edges
+
+
+def check_room(count: int, size: tuple[int, int], each: int):
+    """ValueError, in one sentence, for pictures of (height, width) too large for memory. each: bytes of a pixel."""
+    height, width = size
+    least = max(8, int(((memory.free() or 0) / (count * each)) ** 0.5) // 8 * 8)
+    what = f"{count:,} pictures of {height} x {width}"
+    memory.check(count * height * width * each, what, f"use a smaller size, {least} at most")
 
 
 def to_channels(images: np.ndarray, channels: int) -> np.ndarray:

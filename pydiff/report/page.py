@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.report import loss, sections
+from pydiff.report import loss, sections, words
 from pydiff.report.forward import Forward
 from pydiff.report.markup import data_json, fill, number, sheet, text
 from pydiff.report.pixels import visible
 from pydiff.report.sections import Neighbours
 from pydiff.report.trace import Trace
+from pydiff.report.words import Grid
 from pydiff.store.files import write_atomic
 
 # What the network is trained to predict, in words for the page.
@@ -39,7 +40,8 @@ class Page:
     commands: pairs (what it does, command). prediction: what the network was trained to predict, a key of TARGETS.
     prompts: what each sample was asked to be, N strings, or None. note: why the training data are not all here, or "".
     noun: what a sample is called. listen: HTML of a section in which sounds can be heard, see listen.py, or "".
-    forward, trace, neighbours: see their classes; neighbours None where the training data are not all here.
+    forward, trace, neighbours: see their classes; neighbours None where the training data are not all here. attributes,
+    looks: see words.py.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Page:
     commands: list = field(default_factory=list)
     prediction: str = "eps"
     prompts: list | None = None
+    attributes: Grid | None = None
+    looks: list = field(default_factory=list)
     note: str = ""
     noun: str = "picture"
     listen: str = ""
@@ -72,20 +76,21 @@ def render(page):
     """A Page as the text of one HTML file."""
     curve = loss.curve(page.log)
     return fill(
-        _asset("page.html").replace("picture", page.noun),
+        asset("page.html").replace("picture", page.noun),
         {
-            "css": _asset("page.css"),
-            "js": _asset("page.js"),
+            "css": asset("page.css"),
+            "js": asset("page.js"),
             "name": text(page.name),
             "facts": sections.facts(page.facts),
             "data": sections.gallery(visible(page.training), page.captions) + sections.note(page.note),
             "forward": sections.forward(page.forward),
             "target": TARGETS[page.prediction].replace("picture", page.noun),
-            "loss": _training(curve),
+            "loss": training(curve),
             "options": sections.options(page.options),
             "reverse": sections.reverse(page.trace, page.sampler),
             "listen": page.listen,
             "samples": sections.samples(visible(page.samples), page.neighbours, page.prompts),
+            "words": words.section(page.attributes, page.looks),
             "commands": sections.commands(page.commands),
             "sprites": _sprites(page.forward, page.trace),
             "numbers": data_json(_numbers(page.forward, page.trace, curve)),
@@ -93,11 +98,13 @@ def render(page):
     )
 
 
-def _asset(name):
+def asset(name):
+    """The text of a file of this package."""
     return (files("pydiff.report") / name).read_text("utf-8")
 
 
-def _training(curve):
+def training(curve):
+    """The loss.Curve of a training as HTML, with a note."""
     if not curve.is_line:
         return loss.chart(curve)
     skipped = f" {number(curve.skipped)} steps without a positive finite loss are left out." if curve.skipped else ""
@@ -116,12 +123,17 @@ def _sprites(forward, trace):
 
 def _numbers(forward, trace, curve):
     """What page.js computes with."""
-    names = ("step", "loss", "smooth")
     return {
         "forward": {"t": forward.t.tolist(), "alpha": _rounded(forward.alpha), "sigma": _rounded(forward.sigma)},
         "trace": {"steps": trace.steps.tolist(), "t": trace.t.tolist(), "total": int(trace.total)},
-        "loss": {name: _rounded(getattr(curve, name)) for name in names} if curve.is_line else None,
+        "loss": loss_numbers(curve),
     }
+
+
+def loss_numbers(curve):
+    """What page.js shows of a loss.Curve under the pointer; None where there is no line."""
+    names = ("step", "loss", "smooth")
+    return {name: _rounded(getattr(curve, name)) for name in names} if curve.is_line else None
 
 
 def _rounded(values):

@@ -62,7 +62,8 @@ def gallery(pictures, captions):
         if captions:
             alt, caption = f"{alt}, {captions[i]}", f"<figcaption>{text(captions[i])}</figcaption>"
         figures += f"<figure>{picture(image, alt)}{caption}</figure>"
-    return f'<div class="gallery {kind(pictures)}">{figures}</div>' if figures else ""
+    told = " told" if captions else ""
+    return f'<div class="gallery {kind(pictures)}{told}">{figures}</div>' if figures else ""
 
 
 def forward(process):
@@ -193,7 +194,7 @@ def samples(pictures, near, prompts=None):
         )
     end = 1.04 * float(np.concatenate([near.distance, near.usual]).max()) or 1.0
     verdict = f"<p>{_verdict(int(close.sum()), len(close))}</p>" if near.usual.size else ""
-    return f"""<div class="pairs {kind(pictures)}">{figures}</div>
+    return f"""<div class="pairs {kind(pictures)}{" told" if prompts else ""}">{figures}</div>
 <p class="note">Above: the sample. Below: the training picture nearest to it, their L2 distance over pixels in [−1, 1],
 and the number of the training picture. {text(near.note)}</p>
 <div class="dots">

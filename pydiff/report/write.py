@@ -1,12 +1,14 @@
 """From a trained pipeline to its files: report.html, the denoising film and the grid of samples."""
 
 import shlex
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from pydiff import random
-from pydiff.report import listen
+from pydiff.report import attributes as patterns
+from pydiff.report import listen, words
 from pydiff.report.film import save_film
 from pydiff.report.forward import add_noise
 from pydiff.report.grid import grid, save_png
@@ -18,6 +20,7 @@ from pydiff.report.points_page import write_points_page
 from pydiff.report.sections import Neighbours
 from pydiff.report.trace import record
 from pydiff.sound.codec import SoundCodec
+from pydiff.text import PromptWarning
 
 SLIDER_VALUES = 1_500_000  # of x, x0, eps and the forward process each: what keeps the page at a few megabytes
 SEARCH_VALUES = 500_000_000  # of training pixels compared with the samples: a few seconds
@@ -27,7 +30,7 @@ SMALL, MEDIUM = 64, 128  # longest sides of pictures on the page; larger ones ar
 
 def write_report(
     pipeline, dataset, directory, *, name, log, step, options, n=16, seed=0, sampler="ddpm", steps=None, prompts=None,
-    guidance=1.0, whole=True, note="", count=None,
+    guidance=1.0, attributes=None, whole=True, note="", count=None,
 ):  # fmt: skip
     """Draw n samples and write samples.png, film.webp (or .gif) and report.html. Returns the path of report.html.
 
@@ -35,7 +38,8 @@ def write_report(
     which no neighbours are looked for; note then says why, and count how many there were. name, log (list of dicts),
     step, options: of the training.
     steps: of the sampler, default 250 or all T when those are fewer. prompts: n of them or one for all, for a pipeline
-    with a text encoder; None takes captions of the data. Shows a progress bar while it samples.
+    with a text encoder; None takes captions of the data. attributes: a pattern such as "{red,green} {heart,book}" for a
+    grid of prompts; None takes what captions have in common. Shows a progress bar while it samples.
     """
     from tqdm import tqdm
 
@@ -47,6 +51,8 @@ def write_report(
         facts = _facts(pipeline, dataset, log, step, count)
         told = {"name": name, "log": log, "options": options, "facts": facts, "sampler": sampler, "steps": steps}
         return write_points_page(pipeline, dataset, directory, n=n, seed=seed, **told)
+    taken = min(50, schedule.T)  # steps for what the section on words shows
+    attributes = _attributes(pipeline, dataset, attributes)
     prompts = _prompts(pipeline.conditioning, dataset, n, prompts)
     asked = pipeline.conditioning.rows(np.arange(n), prompts=prompts)
     states = tqdm(
@@ -86,6 +92,8 @@ def write_report(
         commands=_commands(directory, None if dataset is None else dataset.name, samples.shape),
         note=note,
         prediction=pipeline.process.prediction,
+        attributes=_grid(pipeline, attributes, seed, taken, guidance),
+        looks=[] if prompts is None else words.looks(pipeline, prompts, seed, taken, guidance),
         noun=codec.noun,
         listen="" if heard is None else _listen(codec, drawn, dataset, heard),
     )
@@ -109,6 +117,36 @@ def _prompts(conditioning, dataset, n, given):
     understood = dataset if encoder.languages is None else dataset.in_languages(encoder.languages)
     captions = [row[0] for row in understood.captions or () if row]
     return [captions[i] for i in spread(len(captions), n)] if len(captions) >= n else [""] * n
+
+
+def _attributes(pipeline, dataset, pattern):
+    """What the grid of prompts is about, or None for a pipeline without a text encoder, or captions alike nowhere."""
+    encoder = pipeline.conditioning.encoder
+    if encoder is None:
+        if pattern is not None:
+            raise ValueError("this model was trained without captions, so a grid of prompts cannot be drawn")
+        return None
+    if dataset is None:
+        return None if pattern is None else patterns.parse(pattern)
+    understood = dataset if encoder.languages is None else dataset.in_languages(encoder.languages)
+    captions = [caption for row in understood.captions or () for caption in row]
+    return patterns.found(captions) if pattern is None else patterns.parse(pattern, captions)
+
+
+def _grid(pipeline, chosen, seed, steps, guidance):
+    """One sample for every prompt, all of number 0."""
+    if chosen is None:
+        return None
+    prompts = chosen.prompts()
+    numbers = np.zeros(len(prompts), np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", PromptWarning
+        )  # words of captions that an encoder does not know: said in training
+        asked = pipeline.conditioning.rows(numbers, prompts=prompts)
+    images = pipeline.codec.show(pipeline.sample(numbers, seed, "ddim", steps, asked, guidance))
+    told = f"ddim, {number(steps)} steps, seed {seed}{f', guidance {guidance:g}' if guidance != 1 else ''}"
+    return words.Grid(chosen, reduced(visible(images), SMALL), told)
 
 
 def _short(titles):

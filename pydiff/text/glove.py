@@ -28,6 +28,9 @@ from pydiff.text.names import ENGLISH_OF
 
 FILE = Path(__file__).with_name("glove.npz")
 TOKENS = 24
+# The network is given SCALE z. A pixel's attention begins by being shared evenly among 24 places, most of them empty:
+# of vectors of variance 1 a few hundredths would arrive, and it would take long until a network looked at them at all.
+SCALE = 4
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 
@@ -103,7 +106,7 @@ class Glove(TextEncoder):
         for row, caption in zip(rows, captions, strict=True):
             places = _places(caption)[:TOKENS]
             row[: len(places)] = places
-        return {HIDDEN_STATES: table.white[rows]}
+        return {HIDDEN_STATES: np.float32(SCALE) * table.white[rows]}
 
     def remarks(self, prompt: str):
         """Names that are read as English ones, unknown words, and what is beyond the limit."""
@@ -141,8 +144,12 @@ class Glove(TextEncoder):
         )
         return [word for word, _ in words.most_common()]
 
+    def rows(self, prompt: str):
+        """Its known words."""
+        return [vectors().words[place] for place in _places(prompt)[:TOKENS]]
+
     def fingerprint(self):
-        """SHA-256 of the vectors and words, and the limit."""
+        """SHA-256 of the vectors and words, the limit, and the scale."""
         return _fingerprint()
 
 
@@ -152,7 +159,7 @@ def _fingerprint() -> str:
 
     digest = hashlib.sha256(np.ascontiguousarray(vectors().white, "<f4"))
     digest.update("\n".join(vectors().words).encode())
-    return f"{digest.hexdigest()[:32]}-{TOKENS}"
+    return f"{digest.hexdigest()[:32]}-{TOKENS}-{SCALE}"
 
 
 @functools.lru_cache(maxsize=2**16)

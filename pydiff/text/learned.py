@@ -129,6 +129,11 @@ class Learned(TextEncoder):
         )
         return [word for word, _ in words.most_common()]
 
+    def rows(self, prompt: str):
+        """The beginning, and its pieces."""
+        pieces = self.subwords.encode(prompt)[: self.tokens - 1]
+        return ["[start]", *(self.subwords.spelled(piece).strip() for piece in pieces)]
+
     def fingerprint(self):
         """Of the tokenizer and the network's configuration; of its weights, too, if they are not trained along."""
         parts = [self.subwords.fingerprint(), *map(str, self.network.config.values())]

@@ -1,5 +1,6 @@
 """Training: options (config), what is learned (task), and the loop that learns it."""
 
+from pydiff.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from pydiff.training.clip_task import JointTask, task_for
 from pydiff.training.config import LoopOptions, Options, reading
 from pydiff.training.distributed import join, settled
@@ -8,6 +9,8 @@ from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, tr
 from pydiff.training.task import DiffusionTask, Task
 
 __all__ = [
+    "AutoencoderOptions",
+    "AutoencoderTask",
     "DiffusionTask",
     "Interrupted",
     "JointTask",

@@ -13,7 +13,7 @@ from pydiff import random
 from pydiff.arrays import to_host
 from pydiff.codec import Codec
 from pydiff.condition import Condition, Conditioning
-from pydiff.data.order import batch_indices, flip, pick_captions
+from pydiff.data.order import batch_indices, mirrored, pick_captions
 from pydiff.diffusion.loss import example_losses, loss_weight
 from pydiff.diffusion.self_conditioning import conditioned
 from pydiff.diffusion.timesteps import LossAware, draw_timesteps
@@ -110,6 +110,7 @@ class DiffusionTask(Task):
         self.encoder, self.reads = encoder, encoder is not None and encoder.trained_along
         self.conditioning = Conditioning(known.classes, known.nothing, encoder.told() if self.reads else encoder)
         self.codec = dataset.coded(options.codec) if codec is None else codec
+        self.read = self.codec.reader(dataset, options.flip)
         self.process = build_process(options)
         if model is None:
             width = None if encoder is None else encoder.width
@@ -125,8 +126,7 @@ class DiffusionTask(Task):
         )
         chosen = self.dataset.usable(chosen)
         self.dataset.ahead(later)
-        samples = self.dataset.samples(chosen)
-        x0 = self.codec.encode(flip(samples, step, seed, numbers) if options.flip else samples)
+        x0 = self.read(chosen, mirrored(step, seed, numbers) if options.flip else None)
         if self.history is not None:
             t, _ = self.history.draw(seed, step, numbers)
         else:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pydiff
 from pydiff.data import load
 from pydiff.data.places import places_of
 from pydiff.data.stream import LOOKED_AT, StreamedImages, load_streamed
@@ -242,3 +243,13 @@ def test_the_array_it_stands_for(folder):
     assert images[2:5].shape == (3, 8, 8, 3)
     assert images[np.array([], int)].shape == (0, 8, 8, 3)
     assert len(list(places_of(folder).names)) == N
+
+
+def test_a_run_on_streamed_data_ends_and_goes_on(folder, tmp_path):
+    """As a user calls it: with a folder for the run, which keeps a few samples, and with a report's data again."""
+    options = {"steps": 3, "batch_size": 4, "channels": (8,), "groups": 4, "timesteps": 20, "sample_every": 0}
+    run = pydiff.train(folder, out=tmp_path / "run", progress=False, cache_gb=1e-6, **options)
+    again = pydiff.train(folder, out=tmp_path / "run", progress=False, cache_gb=1, **options | {"steps": 4})
+    assert (run.step, again.step) == (3, 4)
+    assert again.dataset().streamed
+    assert not pydiff.load(tmp_path / "run").origin.samples.streamed

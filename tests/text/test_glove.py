@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydiff import text
-from pydiff.text.glove import TOKENS, Glove, english, split, vectors
+from pydiff.text.glove import SCALE, TOKENS, Glove, english, split, vectors
 from pydiff.text.make_glove import COUNT, EXTRA, chosen, whiten
 from pydiff.text.names import CAPITAL_OF, ENGLISH_OF, PAIRS, ROWS
 
@@ -19,7 +19,7 @@ def states(prompt):
 
 
 def vector(word):
-    return vectors().white[vectors().place[word]]
+    return SCALE * vectors().white[vectors().place[word]]
 
 
 def test_a_caption_is_the_sequence_of_its_words_vectors():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
-from pydiff.training import DiffusionTask, Options, Trainer, clip_task, join, settled, training_steps
+from pydiff.training import DiffusionTask, Options, Trainer, join, settled, training_steps
 from tests.training.pictures import dataset
 
 SMALL = {"channels": (8, 8), "groups": 4, "steps": 5, "batch_size": 10, "warmup": 1, "timesteps": 4, "sample_every": 0}
@@ -67,19 +67,27 @@ def bits(group):
     return result
 
 
-def stopped_by(rank, at, step, name):
-    """Sends a signal to process `rank` when it has the batch of that step."""
+def before_every_batch(hook):
+    """hook(step) is called whenever a diffusion task, of whatever kind, is asked for a batch."""
+    batch = DiffusionTask.batch
 
-    class Stopped(DiffusionTask):
-        sent = False
+    def hooked(self, step, numbers):
+        hook(step)
+        return batch(self, step, numbers)
 
-        def batch(self, now, numbers):
-            if rank == at and now == step and not self.sent:  # a second Ctrl-C would be another matter
-                self.sent = True
-                os.kill(os.getpid(), getattr(signal, name))
-            return super().batch(now, numbers)
+    DiffusionTask.batch = hooked
 
-    return Stopped
+
+def signal_once(step, name):
+    """A hook that sends this process a signal at that step; a second Ctrl-C would be another matter."""
+    sent = []
+
+    def hook(now):
+        if now == step and not sent:
+            sent.append(now)
+            os.kill(os.getpid(), getattr(signal, name))
+
+    return hook
 
 
 def main(what, *arguments):
@@ -91,32 +99,29 @@ def main(what, *arguments):
             print(json.dumps(result), flush=True)
     elif what == "folder":  # a run, stopped by a signal that one process gets; `pydiff.train` as a user calls it
         out, at, step, name = arguments
-        clip_task.DiffusionTask = stopped_by(join().rank, int(at), int(step), name)
+        if join().rank == int(at):
+            before_every_batch(signal_once(int(step), name))
         pydiff.train(dataset(), out=out, progress=False, **SMALL | {"steps": 12, "checkpoint_every": 3})
     elif what == "error":  # in one process, in the middle of a step; or in the folder, which is the first one's
         (out,) = arguments
         rank = join().rank
 
-        class Failing(DiffusionTask):
-            def batch(self, step, numbers):
-                if rank == 1 and step == 2:
-                    raise ValueError("this process has had enough")
-                return super().batch(step, numbers)
+        def fail(step):
+            if rank == 1 and step == 2:
+                raise ValueError("this process has had enough")
 
-        clip_task.DiffusionTask = Failing
+        before_every_batch(fail)
         main_of_pydiff(lambda: pydiff.train(dataset(), out=out, progress=False, **SMALL))
     elif what == "other":  # data that are not the same everywhere
         main_of_pydiff(lambda: pydiff.train(dataset(23 + join().rank), progress=False, **SMALL))
     elif what == "hang":
         rank = join().rank
 
-        class Hanging(DiffusionTask):
-            def batch(self, step, numbers):
-                if rank == 1 and step == 2:
-                    time.sleep(600)
-                return super().batch(step, numbers)
+        def hang(step):
+            if rank == 1 and step == 2:
+                time.sleep(600)
 
-        clip_task.DiffusionTask = Hanging
+        before_every_batch(hang)
         pydiff.training.distributed.ROLL_CALL = 1.0
         pydiff.train(dataset(), progress=False, **SMALL)
 

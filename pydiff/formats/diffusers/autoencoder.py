@@ -6,17 +6,24 @@ As with U-Nets, sizes in the configuration are compared with the shapes in the f
 """
 
 import inspect
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydiff.formats import safetensors
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, read_json
-from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill
-from pydiff.formats.files import disk
+from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, ways_to_write
+from pydiff.formats.files import RegularFile, disk
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
-from pydiff.models import MODELS, Autoencoder, AutoencoderKL, AutoencoderTiny, build
+from pydiff.models import MODELS, Autoencoder, AutoencoderKL, AutoencoderTiny, build, name_of
+from pydiff.store import checkpoint, sealed
+
+FOLDER = "vae"  # of it, in a pipeline
+WEIGHTS = f"{FOLDER}/diffusion_pytorch_model.safetensors"
+KIND = "pydiff autoencoder"  # of its seal
 
 _SIZE, _FACTOR = whole(1, 65536), number(1e-6, 1e6)
 _NUMBER, _BLOCKS = number(-1e6, 1e6), listed(TEXT, 1, 16)
@@ -64,11 +71,6 @@ RULES = {
 REPEATED = {"AutoencoderTiny": ("block_out_channels",)}
 
 
-def is_autoencoder(config: Mapping) -> bool:
-    """Whether a config.json says that it is one that opens."""
-    return config.get("_class_name") in RULES
-
-
 def read_config(config: Mapping, source: Path, known_class: str | None = None) -> Checked:
     """The options in a config.json. known_class: what the model_index.json says, for a config.json that does not.
 
@@ -104,14 +106,52 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: P
     return model
 
 
-def open_folder(folder: Path, variant: str | None = None, known_class: str | None = None) -> tuple[Autoencoder, list]:
-    """(autoencoder, notes) of a folder with a config.json and weights, of whichever version. variant: "fp16".
-
-    CheckpointError, in one sentence, where it is damaged or incomplete.
+def save(directory: Path, model: Autoencoder, extra: dict, dtype: str | None = None) -> None:
+    """Writes a folder with vae/, replacing one that is there. extra: JSON, see `history`. dtype: of the weights in the
+    file, a name in checkpoint.DTYPES; None keeps what they have. CheckpointError where the disk refuses.
     """
-    folder = Path(folder)
-    with disk(f"list {folder}"):
-        names = os.listdir(folder)
+    if dtype not in (None, *checkpoint.DTYPES):
+        raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(checkpoint.DTYPES)}")
+    target = Path(directory).resolve()
+    config, arrays = beside(model)
+    if os.path.lexists(target) and (others := set(_names(target)) - {FOLDER, checkpoint.SEAL}):
+        raise CheckpointError(f"{target} holds {min(others)!a}, expected a model alone: choose another folder.")
+
+    def files():
+        yield f"{FOLDER}/{CONFIG}", (json.dumps(config, indent=1, allow_nan=False) + "\n").encode()
+        yield WEIGHTS, safetensors.pieces(arrays, checkpoint.DTYPES.get(dtype), {"format": "pt"})
+
+    partial = target.with_name(f".{target.name}.pydiff-partial")
+    sealed.write(target, partial, files(), checkpoint.SEAL, KIND, {"extra": extra})
+
+
+def beside(model: Autoencoder) -> tuple[dict, dict]:
+    """An autoencoder as checkpoint.save_model takes it, beside a network."""
+    return {"_class_name": name_of(model), **model.config}, ways_to_write(model)
+
+
+def of_beside(found: tuple[dict, Mapping[str, Weight]], source: Path) -> Autoencoder:
+    """An autoencoder as checkpoint.open_model gives it."""
+    config, weights = found
+    return read_model(read_config(config, source), weights, source)
+
+
+def open_folder(folder: Path, variant: str | None = None, known_class: str | None = None) -> tuple[Autoencoder, list]:
+    """(autoencoder, notes) of a folder that has a vae/ or is one, of whichever version. variant: "fp16".
+
+    What pydiff saved is checked byte for byte. CheckpointError, in one sentence, where it is damaged or incomplete.
+    """
+    folder = sealed.resolve(Path(folder).resolve())
+    names = _names(folder)
+    if checkpoint.SEAL in names:
+        if "unet" in names:
+            with checkpoint.open_model(folder, MODELS) as found:
+                if FOLDER not in found.beside:
+                    raise CheckpointError(f"{folder} is a model of pixels, expected one with {FOLDER}/: use another.")
+                return of_beside(found.beside[FOLDER], folder / FOLDER), []
+        return _open_ours(folder), []
+    if CONFIG not in names and FOLDER in names:
+        folder, names = folder / FOLDER, _names(folder / FOLDER)
     if CONFIG not in names:
         raise CheckpointError(
             f"{folder} holds {sorted(names)!a:.200}, expected {CONFIG} and weights: complete the folder."
@@ -119,6 +159,45 @@ def open_folder(folder: Path, variant: str | None = None, known_class: str | Non
     checked_config = read_config(read_json(folder / CONFIG), folder / CONFIG, known_class)
     with weight_files.open_folder(folder, names, variant) as found:
         return read_model(checked_config, found.weights, folder / CONFIG), checked_config.notes
+
+
+def _open_ours(folder: Path) -> Autoencoder:
+    """What `save` wrote, every byte of it checked."""
+    _, entries = sealed.inspect(folder, checkpoint.SEAL, KIND)
+    if set(entries) != {f"{FOLDER}/{CONFIG}", WEIGHTS}:
+        raise safetensors.damaged(folder, f"its seal has {sorted(entries)!a:.100}")
+    text = sealed.read_checked(folder / FOLDER / CONFIG, entries[f"{FOLDER}/{CONFIG}"])
+    config = safetensors.parse_json(text.tobytes(), folder / FOLDER / CONFIG)
+    with RegularFile(folder / WEIGHTS) as file:
+        sealed.check(file, entries[WEIGHTS])
+        return of_beside((config, safetensors.contents(file, folder / WEIGHTS)), folder / FOLDER / CONFIG)
+
+
+def history(folder: Path) -> dict:
+    """What `save` was given as `extra`; {} for a folder that it did not write."""
+    folder = sealed.resolve(Path(folder).resolve())
+    if checkpoint.SEAL not in _names(folder):
+        return {}
+    extra = sealed.inspect(folder, checkpoint.SEAL, KIND)[0].get("extra")
+    if not isinstance(extra, dict):
+        raise safetensors.damaged(folder / checkpoint.SEAL, "it says nothing about the training")
+    return extra
+
+
+def holds_autoencoder(folder: Path) -> bool:
+    """Whether a folder is that of an autoencoder alone: a vae/ without a network beside, or a vae/ itself."""
+    folder = sealed.resolve(Path(folder).resolve())
+    if (folder / FOLDER).is_dir() and not (folder / "unet").exists():
+        return (folder / FOLDER / CONFIG).is_file()
+    try:
+        return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("_class_name") in RULES
+    except CheckpointError:
+        return False
+
+
+def _names(folder: Path) -> list[str]:
+    with disk(f"list {folder}"):
+        return os.listdir(folder)
 
 
 def _expected_kl(config) -> dict[str, tuple]:

@@ -42,7 +42,7 @@ RULES = {
     "withheld": TRUTH,
 }
 SCHEDULE = {"name": TEXT, "T": whole(2, MAX_T)}
-CODEC = {"kind": TEXT, "shape": listed(whole(1, 65536), 1, 8)}
+CODEC = {"kind": TEXT, "shape": listed(whole(1, 65536), 1, 8), "size": listed(whole(1, 65536), 2, 2)}
 NULL_ROW = {"dtype": one_of("bool", "int32", "int64", "float16", "float32", "float64"), "row": ANYTHING}
 
 
@@ -59,12 +59,12 @@ def check_extra(extra: Mapping, source: object):
 def check_together(model: Module, codec: Codec, conditioning: Conditioning, self_conditioning: bool, source: object):
     """CheckpointError, in one sentence, for parts that each are right and do not belong to one model."""
     config = model.config
-    if isinstance(codec, Pixels):
+    if isinstance(codec, Pixels) or codec.beside:
         channels = config.get("in_channels", codec.shape[-1]) // (2 if self_conditioning else 1)
         if len(codec.shape) != 3 or codec.shape[-1] != channels:
             raise CheckpointError(
-                f"{source} says that images have the shape {codec.shape}, and its network takes {channels} channels: "
-                "correct it or use another."
+                f"{source} says that what is drawn has the shape {codec.shape}, and its network takes {channels} "
+                "channels: correct it or use another."
             )
     count = config.get("num_class_embeds")
     if conditioning.classes is not None and count is not None:

@@ -19,7 +19,7 @@ from pydiff.condition import LABELS, Conditioning
 from pydiff.diffusion import Process
 from pydiff.diffusion.schedule import from_config as schedule_from_config
 from pydiff.formats import weights
-from pydiff.formats.diffusers import folder
+from pydiff.formats.diffusers import autoencoder, folder
 from pydiff.formats.diffusers.extra import check_extra, check_together
 from pydiff.formats.diffusers.parameters import placed, places, ways_to_write
 from pydiff.formats.diffusers.scheduler.config import read_config
@@ -100,10 +100,11 @@ def save(directory, pipeline: Pipeline, history, dtype: str | None = None, train
             "unet": ["diffusers", class_name],
         }
     arrays, parts = ways_to_write(model), {"index": index, "scheduler": written.config}
+    parts["beside"] = {name: autoencoder.beside(part) for name, part in pipeline.codec.beside.items()}
     reader = None if pipeline.conditioning.encoder is None else pipeline.conditioning.encoder.network
     if reader is not None:
         config = {"_class_name": type(reader).__name__, **reader.config}
-        parts["beside"] = {"text_encoder": (config, ways_to_write(reader))}
+        parts["beside"]["text_encoder"] = config, ways_to_write(reader)
     if trained is not None:
         arrays, extra["parameters"] = None, {checkpoint.WEIGHTS: places(model, trained)}
         if reader is not None and any(p is reader.parameters()[0] for p in trained):
@@ -196,6 +197,9 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
         checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
         model = read_model(checked, found.weights, directory)
         reader = found.network("text_encoder")
+        parts = {}
+        if "vae" in found.beside:
+            parts["vae"] = autoencoder.of_beside(found.beside["vae"], directory / "vae")
     try:
         beside = extra.get("self_conditioning", False)
         scheduler, said = None, []
@@ -213,7 +217,7 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
         pipeline = Pipeline(
             model,
             process,
-            codec.from_config(extra["codec"]) if "codec" in extra else pixels_of(model, beside),
+            codec.from_config(extra["codec"], parts) if "codec" in extra else pixels_of(model, beside),
             conditioning,
             variance=extra.get("variance", "fixed"),
             self_conditioning=beside,

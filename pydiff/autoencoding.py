@@ -1,0 +1,211 @@
+"""An autoencoder's run: `train_autoencoder` learns one from data; AutoencoderRun encodes, decodes and shows what
+latents are good for.
+
+    made = pydiff.train("emoji", model="autoencoder", out="small")
+    x = made.encode(images)                       latents (N, h, w, C), of std 1
+    made.decode(x)                                and back
+    pydiff.train("emoji", latent="small")         a diffusion model in these latents
+"""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from pydiff import backend
+from pydiff.data import load as load_data
+from pydiff.data.origin import Origin
+from pydiff.formats.diffusers import autoencoder as autoencoder_folder
+from pydiff.formats.safetensors import CheckpointError
+from pydiff.latent_space import LatentSpace, open_autoencoder
+from pydiff.reopen import finish, is_run
+from pydiff.store import sealed
+from pydiff.store.folder import RunDirectory
+from pydiff.store.log import Log
+from pydiff.training import AutoencoderOptions, AutoencoderTask, Interrupted, fit, join, opened, settled
+from pydiff.training.changes import heard
+
+
+class AutoencoderRun:
+    """A trained (or half-trained) autoencoder with what is needed to use it and to look at it.
+
+    autoencoder: the network with averaged weights. codec: LatentSpace of images of the training data's size. options:
+    dict. step: training steps done. directory: the run's Path, or None. data_name: what it was trained on.
+    """
+
+    def __init__(self, autoencoder, shape, options, *, origin=None, step=0, directory=None, dataset=None, log=()):
+        self.autoencoder, self.codec = autoencoder, LatentSpace(autoencoder, shape[:2])
+        self.options, self.directory, self._step = options, directory, step
+        self.origin = Origin() if origin is None else origin
+        self._dataset, self._log = dataset, log if isinstance(log, Log) else Log(entries=log)
+
+    draws = False  # from noise
+    model = property(lambda self: self.autoencoder)
+    data_name = property(lambda self: self.origin.name)
+    parameters = property(lambda self: sum(p.size for p in self.autoencoder.parameters()))
+
+    @property
+    def step(self):
+        """Training steps done: what the log says, if there is one."""
+        return self._log.entries[-1]["step"] if self._log.entries else self._step
+
+    @property
+    def name(self):
+        """The folder's name, or the data set's."""
+        return self.directory.name if self.directory is not None else self.data_name
+
+    def dataset(self, data=None):
+        """The training data, loaded again if need be; ValueError where they are not what they were. data: where they
+        are, if they are not where they were.
+        """
+        if self._dataset is None or data is not None:
+            self._dataset = self.origin.load(lambda place: load_data(place, size=self.options.get("size")), data)
+        return self._dataset
+
+    def log(self):
+        """One dict a step: step, loss, lr, grad_norm, images_per_second, time, device."""
+        return list(self._log.entries)
+
+    def encode(self, images):
+        """uint8 (N, H, W, C) -> latents (N, h, w, C') float32, of mean 0 and std 1 where images are like the data."""
+        return self.codec.encode_given(images)
+
+    def decode(self, x):
+        """Latents -> uint8 images."""
+        return self.codec.decode(x)
+
+    def reconstruct(self, images):
+        """Images to latents and back."""
+        return self.decode(self.encode(images))
+
+    def psnr(self, images):
+        """How well images come back, peak signal to noise in dB, one for each: (N,); infinite where nothing differs."""
+        from pydiff.report.autoencoder import psnr
+
+        return psnr(images, self.reconstruct(images))
+
+    def preview(self):
+        """Some images of the data, and then what becomes of them: (16, H, W, C) uint8, or fewer."""
+        data = self.dataset()
+        images = data.samples(np.unique(np.linspace(0, len(data) - 1, 8).round().astype(int)))
+        made = self.codec.decode(self.codec.encode(images))
+        return np.concatenate([self.codec.show(images), made])
+
+    def sample(self, *_, **__):
+        """ValueError: an autoencoder draws nothing from noise by itself."""
+        raise ValueError(
+            f"{self.name} is an autoencoder, which draws nothing by itself; train a diffusion model in its latents: "
+            f"pydiff train DATA --latent {self.directory or 'FOLDER'}"
+        )
+
+    inpaint = image_to_image = variations = interpolate = sample
+    pipeline = property(sample)
+
+    def to(self, device):
+        """Where it computes follows the arrays; only "cpu" is there to be asked for. Returns the run."""
+        with backend.use_device(device) as xp:
+            self.autoencoder.to(xp)
+        return self
+
+    def save(self, directory, dtype=None):
+        """Writes a folder with vae/, which pydiff.load and diffusers' AutoencoderKL.from_pretrained(subfolder="vae")
+        open. dtype: of the weights in the file, "float16" or "bfloat16"; None keeps them as they are.
+        """
+        history = {"options": self.options, "origin": self.origin.to_config(), "step": self.step}
+        history["shape"] = list(self.codec.pixels.shape)
+        autoencoder_folder.save(directory, self.autoencoder, history, dtype)
+
+    def report(self, directory=None, data=None, **options):
+        """Writes report.html beside the run, or into `directory`; returns its path. See report.autoencoder. data: where
+        the training data are, if they are not where they were.
+        """
+        from pydiff.report.autoencoder import write_autoencoder_report
+
+        directory = self.directory if directory is None else directory
+        if directory is None:
+            raise ValueError("this run has no directory yet; give the report one, or save the run first")
+        history = {"name": self.name, "log": self.log(), "step": self.step, "options": self.options}
+        return write_autoencoder_report(self.codec, self.dataset(data), directory, **history, **options)
+
+    def __repr__(self):
+        return f"AutoencoderRun({self.name!r}, {self.step} steps on {self.data_name!r}, {self.parameters:,} parameters)"
+
+
+def train_named(model, data, latent, codec, **arguments):
+    """What pydiff.train learns in place of a diffusion model, by its name: an autoencoder."""
+    if model != "autoencoder" or latent is not None or codec is not None:
+        raise ValueError(f"model is {model!r}, expected a network or 'autoencoder', which has no latent and no codec")
+    return train_autoencoder(data, **arguments)
+
+
+def train_autoencoder(
+    data, *, out=None, progress=True, device="cpu", announce=None, distributed="auto", **options
+):  # fmt: skip
+    """Trains an autoencoder and returns the finished AutoencoderRun; arguments and errors as those of pydiff.train.
+
+    Every other keyword is a field of AutoencoderOptions.
+    """
+    group = join(distributed)
+    with group.together(), group.own_threads():
+        announce, tell = heard(announce, group.first)
+        options = settled(AutoencoderOptions.from_keywords(options), out, group)
+        with backend.use_device(device):
+            dataset = load_data(data, size=options.size)
+            announce(f"{dataset.summary()}; training an autoencoder on {device}{group.described()}")
+            task = AutoencoderTask(dataset, options)
+        with opened(task, options, out, device, group) as (trainer, folder):
+            log, average = Log() if folder is None else folder.log, trainer.ema_model()
+            history = {"origin": Origin.of(dataset, data), "dataset": dataset, "log": log}
+            history |= {} if folder is None else {"directory": folder.path}
+            live = AutoencoderRun(average, dataset.shape, options.to_config(), **history, step=trainer.step)
+            tell(trainer.notes)
+            try:
+                tell(fit(trainer, log, folder, lambda: _preview(live), progress and group.first))
+            except Interrupted as interrupted:
+                interrupted.run = live
+                raise
+            with backend.use_device(device):
+                finished = task.finished(average).to(np)
+            made = AutoencoderRun(finished, dataset.shape, options.to_config(), **history, step=trainer.step)
+            if folder is not None:
+                finish(folder, made.save)
+    return made
+
+
+def _preview(shown):
+    """What an AutoencoderRun previews, as a PNG: originals above what becomes of them."""
+    from pydiff.report.grid import grid, png_bytes
+
+    images = shown.preview()
+    return png_bytes(grid(images, columns=len(images) // 2))
+
+
+def holds_autoencoder(directory) -> bool:
+    """Whether a folder is a run, finished or not, or a model of an autoencoder alone."""
+    directory = Path(directory)
+    if not is_run(directory):
+        return autoencoder_folder.holds_autoencoder(directory)
+    saved = None
+    with contextlib.suppress(ValueError, OSError):
+        saved = RunDirectory(directory).config().get("model")
+    return saved in autoencoder_folder.RULES or (
+        saved is None and autoencoder_folder.holds_autoencoder(directory / "model")
+    )
+
+
+def load_autoencoder(directory):
+    """Opens a run's folder, a model that AutoencoderRun.save wrote, or an autoencoder of diffusers."""
+    directory = Path(directory)
+    training = is_run(directory)
+    model, folder = open_autoencoder(directory), directory / "model" if training else directory
+    history = autoencoder_folder.history(sealed.resolve(folder.resolve()))
+    size, channels = model.config.get("sample_size") or 8 * model.factor, model.config["in_channels"]
+    sides = size if isinstance(size, list) else [size, size]
+    shape = history.get("shape") or [*(max(1, side // model.factor) * model.factor for side in sides), channels]
+    try:
+        origin = Origin.from_config(history.get("origin", {}))
+        beside = {"origin": origin, "step": history.get("step", 0)}
+        beside |= {"directory": directory, "log": RunDirectory(directory).log} if training else {}
+        return AutoencoderRun(model, shape, history.get("options", {}), **beside)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} cannot be followed ({error!a:.200}).") from error

@@ -1,0 +1,173 @@
+"""An autoencoder is learned: options, and the Task.
+
+What is minimised is the mean absolute error of a pixel, plus a very small part of the Kullback-Leibler divergence of
+the latents from a standard normal (Rombach et al. 2022, appendix G, without its perceptual and adversarial losses,
+whose networks would have to be downloaded): enough to keep latents together, and far from enough to make them normal.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from pydiff import ops, random
+from pydiff.arrays import array_module, to_host
+from pydiff.codec import Pixels
+from pydiff.data.order import batch_indices, mirrored
+from pydiff.models import AutoencoderKL, name_of
+from pydiff.models.registry import build
+from pydiff.tensor import Tensor, no_grad
+from pydiff.training.config import LoopOptions, Options, _at_least, _between
+from pydiff.training.task import Task
+
+MEASURED = 1024  # images that the scale of the latents is measured on
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderOptions(LoopOptions):
+    """What a training run of an autoencoder computes."""
+
+    size: int | None = None
+    """Side length of the pictures in pixels; left out, what the data has."""
+    channels: tuple[int, ...] = (32, 64, 64)
+    """Channels of every level, from the top; every level but the last halves the resolution."""
+    latent_channels: int = 4
+    """Channels of the latents."""
+    layers: int = 1
+    """Residual blocks per level, one more in the decoder."""
+    groups: int = 8
+    """Groups of every normalisation; must divide all channels."""
+    kl_weight: float = 1e-6
+    """Share of the divergence of the latents from a standard normal; 1e-6 to 5e-6 is usual."""
+    flip: bool = False
+    """Mirror half of the pictures left to right."""
+    recompute: bool = False
+    """Compute every block's inner values again for the gradient instead of keeping them: less memory, more time."""
+
+    def __post_init__(self):
+        if isinstance(self.channels, list):
+            object.__setattr__(self, "channels", tuple(self.channels))
+
+    def check(self):
+        """These options again, or ValueError, in one sentence, for values that cannot work."""
+        super().check()
+        for name in ("layers", "groups", "latent_channels"):
+            _at_least(self, name, 1)
+        if self.size is not None:
+            _at_least(self, "size", 1)
+        _between(self, "kl_weight", 0, 1)
+        if not self.channels or not all(type(c) is int and c > 0 for c in self.channels):
+            raise ValueError(f"channels must be a whole number a level, got {self.channels}")
+        return self
+
+    @classmethod
+    def of_diffusion(cls, options: Options, **more):
+        """Those of the options of a diffusion model that an autoencoder has, too. ValueError for any other that is set.
+
+        more: options that only an autoencoder has.
+        """
+        plain, said = Options(), {}
+        for name in (field.name for field in dataclasses.fields(options)):
+            value = getattr(options, name)
+            if value == getattr(plain, name):
+                continue
+            if name not in cls.__dataclass_fields__:
+                raise ValueError(f"{name} is an option of diffusion models; an autoencoder is trained without it")
+            said[name] = value
+        return cls(**said, **{name: value for name, value in more.items() if value is not None}).check()
+
+
+class AutoencoderTask(Task):
+    """An autoencoder learns to give back what it is shown.
+
+    dataset: data.Dataset. ValueError, in one sentence, for images whose sides cannot be halved as often as it takes.
+    """
+
+    unit = "images"
+
+    def __init__(self, dataset, options: AutoencoderOptions):
+        self.dataset, self.options, self.codec = dataset, options.check(), Pixels(dataset.shape)
+        (height, width, c), channels = dataset.shape, options.channels
+        self.model = AutoencoderKL(
+            in_channels=c,
+            out_channels=c,
+            down_block_types=["DownEncoderBlock2D"] * len(channels),
+            up_block_types=["UpDecoderBlock2D"] * len(channels),
+            block_out_channels=list(channels),
+            layers_per_block=options.layers,
+            latent_channels=options.latent_channels,
+            norm_num_groups=options.groups,
+            sample_size=height if height == width else [height, width],
+            scaling_factor=1.0,
+            seed=options.seed,
+        ).recompute_blocks(options.recompute)
+        factor = self.model.factor
+        if height % factor or width % factor:
+            raise ValueError(
+                f"{len(channels)} levels need images whose sides can be divided by {factor}, and these are {height} x "
+                f"{width} pixels; give a size, or fewer channels"
+            )
+        self.read = self.codec.reader(dataset)
+
+    def batch(self, step, numbers):
+        """(images in [-1, 1] (N, H, W, C), noise that picks latents), by (seed, step, numbers)."""
+        options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
+        chosen, later = (
+            batch_indices(len(self.dataset), options.batch_size, s, seed)[numbers] for s in (step - 1, step)
+        )
+        chosen = self.dataset.usable(chosen)
+        self.dataset.ahead(later)
+        x = self.read(chosen, mirrored(step, seed, numbers) if options.flip else None)
+        (height, width, _), factor = self.dataset.shape, self.model.factor
+        shape = (height // factor, width // factor, options.latent_channels)
+        noise = random.normal(random.key(seed, random.NOISE, numbers, step), shape, np.float32)
+        return self.xp.asarray(x), self.xp.asarray(noise)
+
+    def losses(self, batch):
+        """Mean absolute error of a number in the image, and kl_weight of the divergence for each of these, (N,)."""
+        x, noise = batch
+        posterior = self.model.encode(x)
+        made = self.model.decode(posterior.sample(noise.astype(x.dtype, copy=False)))
+        error = ops.absolute(made - Tensor(x)).mean(axis=(1, 2, 3))
+        return error + (self.options.kl_weight / x[0].size) * posterior.kl()
+
+    def identity(self):
+        """The data by name and fingerprint, and the network."""
+        return {
+            "data": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint(),
+            "codec": self.codec.to_config(),
+            "model": name_of(self.model),
+        }
+
+    def finished(self, average):
+        """An autoencoder with these averaged weights, whose latents are scaled to mean 0 and std 1 in every channel, as
+        measured on (at most MEASURED of) the data.
+        """
+        model = build(name_of(average), {**average.config, **measured(average, self.dataset)})
+        for p, trained in zip(model.parameters(), average.parameters(), strict=True):
+            p.data = trained.data.copy()
+        return model
+
+
+def measured(model, dataset) -> dict:
+    """Options of an autoencoder that say where its latents of some data lie: means and standard deviations."""
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(MEASURED, len(dataset))).round().astype(np.int64))
+    channels = model.config["latent_channels"]
+    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    codec, parameter = Pixels(dataset.shape), model.parameters()[0].data
+    xp = array_module(parameter)
+    with no_grad():
+        for first in range(0, len(indices), BATCH):
+            x = xp.asarray(codec.encode(dataset.samples(dataset.usable(indices[first : first + BATCH]))))
+            z = to_host(model.encode(x).mode().data).astype(np.float64).reshape(-1, channels)
+            count, total, squares = count + len(z), total + z.sum(0), squares + (z * z).sum(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean * mean, 0))
+    if not (np.isfinite(std).all() and (std > 0).all()):
+        raise ValueError(
+            f"the latents of {dataset.name} do not differ in every channel, so that they cannot be scaled; train the "
+            "autoencoder for longer"
+        )
+    return {"scaling_factor": 1.0, "latents_mean": mean.tolist(), "latents_std": std.tolist()}

@@ -1,0 +1,161 @@
+"""What a training will take, before it takes it: memory from a few small steps of its network, time from a few whole
+ones.
+
+Between the forward and the backward pass, a step keeps arrays of every layer. Their size grows with the number of
+samples, and, of images in a network of convolutions, with the number of pixels (and its square, where attention keeps
+its scores). Small steps tell these rates; `benchmarks/forecast.py` compares what follows from them with what was used.
+"""
+
+import dataclasses
+import time
+import tracemalloc
+from typing import NamedTuple
+
+import numpy as np
+
+from pydiff import backend, memory, nn
+from pydiff.models import name_of
+from pydiff.training.task import Batch
+
+SIDES = (32, 64, 96)  # of images with which small steps are taken; below, a layer's fixed costs show
+MARGIN = 1.3  # what an allocator takes beside, see benchmarks/results/forecast.json
+UNETS = ("UNet2DModel", "UNet2DConditionModel")
+
+
+class Need(NamedTuple):
+    """Bytes that a step takes besides weights and optimiser: fixed + samples * (pixels * linear + pixels^2 * square).
+
+    pixels: of one sample; 1 where it was measured as it is.
+    """
+
+    fixed: float
+    linear: float
+    square: float
+    pixels: int
+
+    def of(self, samples: int, pixels: int | None = None) -> float:
+        """Of a step with so many samples at once, of so many pixels each."""
+        p = self.pixels if pixels is None else pixels
+        return MARGIN * (self.fixed + samples * (p * self.linear + p * p * self.square))
+
+
+def need_of(trainer) -> Need | None:
+    """Measured on small steps that change nothing; None where nothing is known but at full size."""
+    batch = trainer.task.batch(1, np.arange(1))
+    x = batch.x0 if isinstance(batch, Batch) else None
+    if x is None:
+        return None
+    if x[0].size <= 4 * SIDES[-1] ** 2:
+        more = min(3, trainer.options.batch_size)
+        one, all_of_them = (_peak(trainer, trainer.task.batch(1, np.arange(n))) for n in (1, more))
+        each = max((all_of_them - one) / (more - 1), 0.0) if more > 1 else one
+        return Need(max(one - each, 0.0), each, 0.0, 1)
+    if (
+        x.ndim != 4
+        or min(x.shape[1:3]) < SIDES[-1]
+        or name_of(getattr(trainer.task, "network", trainer.model)) not in UNETS
+    ):
+        return None
+    peaks = [_peak(trainer, dataclasses.replace(batch, x0=np.ascontiguousarray(x[:, :s, :s]))) for s in SIDES]
+    pixels = np.array([float(s * s) for s in SIDES])
+    fixed, linear, square = np.linalg.solve(np.stack([pixels**0, pixels, pixels**2], 1), np.array(peaks, float))
+    if square * pixels[-1] < 0.02 * linear:  # rounding, and no attention that keeps its scores
+        square, linear = 0.0, (peaks[2] - peaks[1]) / (pixels[2] - pixels[1])
+        fixed = peaks[2] - linear * pixels[2]
+    return Need(max(fixed, 0.0), linear, square, x.shape[1] * x.shape[2])
+
+
+def _peak(trainer, batch) -> int:
+    """Bytes that this batch's loss and gradient take at their most."""
+    running = tracemalloc.is_tracing()
+    with backend.use_device(trainer.device):
+        if not running:
+            tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            with nn.training(trainer.options.seed, 1, np.arange(len(batch.x0))), np.errstate(all="ignore"):
+                loss = trainer.task.losses(batch).mean()
+                loss.backward()
+            return tracemalloc.get_traced_memory()[1] - before
+        finally:
+            trainer.optimizer.zero_grad()
+            if not running:
+                tracemalloc.stop()
+
+
+def at_once(options) -> int:
+    """Samples that are computed at a time."""
+    return -(-options.batch_size // max(1, min(options.shards, options.batch_size)))
+
+
+def check_room(trainer, free: int | None = None):
+    """ValueError, in one sentence, for a training on this machine's memory that cannot fit, with what would.
+
+    free: bytes; None asks the system. What is certainly small is not measured.
+    """
+    free = memory.free() if free is None and trainer.device == "cpu" else free
+    if free is None or _certainly_small(trainer, free):
+        return
+    need = need_of(trainer)
+    if need is None or need.of(at_once(trainer.options)) <= free:
+        return
+    options, taken = trainer.options, need.of(at_once(trainer.options))
+    advice, fits = [], int((free / MARGIN - need.fixed) // ((need.of(1) - need.of(0)) / MARGIN))
+    if fits >= 1:
+        parts = -(-options.batch_size // fits)
+        advice.append(
+            f"batch_size = {fits}, or accumulate = {parts}, which takes the memory of {fits} samples at a time"
+        )
+    if need.pixels > 1 and (side := _largest_side(need, at_once(options), free)):
+        advice.append(f"size = {side}")
+    raise ValueError(
+        f"a step would take about {memory.told(taken)}, and {memory.told(free)} are free; "
+        + (f"what fits is {', or '.join(advice)}" if advice else "not even one sample fits; use a smaller network")
+    )
+
+
+def _certainly_small(trainer, free) -> bool:
+    """From the shapes alone: a thousand arrays as wide as the widest layer, at full resolution."""
+    config = getattr(trainer.model, "config", {})
+    widest = max(config.get("block_out_channels", [1 << 12]))
+    shape = getattr(getattr(trainer.task, "codec", None), "shape", (1 << 12,))
+    return 4000 * at_once(trainer.options) * widest * int(np.prod(shape)) < free / 4
+
+
+def _largest_side(need, samples, free) -> int:
+    """The largest multiple of 8 with which a square image fits; 0 for none."""
+    side = 8
+    while need.of(samples, (side + 8) ** 2) <= free and side < 1 << 16:
+        side += 8
+    return side if need.of(samples, side**2) <= free else 0
+
+
+def forecast(trainer, steps=3) -> str:
+    """A few lines: memory, what is free, and time. Takes some steps with this trainer, which nobody uses after that."""
+    from pydiff.training.loop import training_steps
+
+    options, free, need = trainer.options, memory.free(), need_of(trainer)
+    size = 5 * trainer.optimizer.p.nbytes
+    lines = [f"weights and optimiser: {memory.told(size)} ({trainer.optimizer.p.size:,} parameters)"]
+    count = (
+        f"{at_once(options)} at a time" if at_once(options) < options.batch_size else f"{options.batch_size} samples"
+    )
+    step = "not known before it is taken" if need is None else f"about {memory.told(need.of(at_once(options)))}"
+    lines.append(f"a step ({count}): {step}" + ("" if free is None else f"; {memory.told(free)} are free"))
+    check_room(trainer)
+    times = []
+    for _, _state in zip(range(min(steps + 1, options.steps)), training_steps(trainer), strict=False):
+        times.append(time.perf_counter())
+    if len(times) > 1:
+        each = float(np.median(np.diff(times)))
+        whole = _duration(each * options.steps)
+        lines.append(f"time: {each:.3g} s a step, {whole} for {options.steps:,} steps; checkpoints and samples beside")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
