@@ -47,8 +47,8 @@ class Train:
     """Train on pictures or sounds. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds (class = subfolder), or an .npz, .npy or
-    .parquet file."""
+    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds (class = subfolder), an archive of pictures,
+    an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
@@ -189,7 +189,9 @@ class Sample:
         done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
         if self.label and run.classes:
-            kind = f" of class {run.classes[run.conditioning.number_of(self.label)]!r}"
+            number = run.conditioning.number_of(self.label)
+            kind = f" of class {run.classes[number]!r}"
+            kind += f" (number {number} inside)" if run.conditioning.named_by_numbers else ""
         kept = f", {done.kept} of them from before" if done.kept else ""
         if group.first:
             say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
@@ -241,9 +243,22 @@ class Data:
     """Show what would be trained on: count, size, channels, classes, and what had to be left out."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds, or an .npz, .npy or .parquet file."""
-    size: int | None = None
-    """Side length to resize to."""
+    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds, an archive of pictures, an .npz, .npy or
+    .parquet file, or files of MNIST or CIFAR."""
+    size: int | tuple[int, int] | None = None
+    """Side length to resize to, or height and width."""
+    image_channels: int | None = None
+    """1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
+    layout: Literal["NHWC", "NCHW", "NHW"] | None = None
+    """How the axes of an array are to be read; left out, by their lengths."""
+    pages: Literal["first", "all"] | None = None
+    """Which pages or frames of files that hold several; left out, the first."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """Which part of data that come in several; left out, train."""
+    bits: int | None = None
+    """How many bits of grey deeper than 8 bits are used; left out, as few as hold the values."""
+    limit: float | None = None
+    """GiB of memory that the data may take; left out, 4."""
     rate: int | None = None
     """Of sounds: samples a second."""
     seconds: float | None = None
@@ -253,11 +268,12 @@ class Data:
         from pydiff.data import describe, load
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
+        from pydiff.training import reading
 
-        dataset = load(self.data, size=self.size, rate=self.rate, seconds=self.seconds)
+        dataset = load(self.data, **reading(vars(self)))
         say(describe(dataset))
         first = dataset.codec.show(dataset.samples(range(min(16, len(dataset)))))
-        say(picture(grid(first, columns=8, scale=1)))
+        say(picture(grid(first, columns=8, scale=1)), picture=True)
 
 
 @dataclass
@@ -379,15 +395,26 @@ COMMANDS = {
 }
 
 
-def say(*lines, to="stdout"):
-    """Prints lines. A terminal or a pipe that is gone stops no command: what is said to it is lost, and that is all."""
+def say(*lines, to="stdout", picture=False):
+    """Prints lines. A terminal or a pipe that is gone stops no command: what is said to it is lost, and that is all.
+
+    picture: whether they are one, whose control characters are meant; in all others, which may hold names of files,
+    they are written out.
+    """
     stream = getattr(sys, to)
     if stream is None:
         return
     try:
-        print(*lines, sep="\n", file=stream, flush=True)
+        print(*(lines if picture else map(tame, lines)), sep="\n", file=stream, flush=True)
     except (OSError, ValueError):
         setattr(sys, to, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+
+
+def tame(lines):
+    """Text with everything in it written out that would do something to a terminal, but for ends of lines."""
+    from pydiff.data.dataset import printable
+
+    return "\n".join(map(printable, str(lines).split("\n")))
 
 
 def announce():
@@ -413,7 +440,7 @@ def show(run):
     from pydiff.report.terminal import show as picture
 
     preview = (run.pipeline if getattr(run, "draws", True) else run).preview()
-    say(picture(grid(run.codec.show(preview), columns=8, scale=1)))
+    say(picture(grid(run.codec.show(preview), columns=8, scale=1)), picture=True)
 
 
 def prompts_in(path):

@@ -11,6 +11,7 @@ and subtracted: embed("man firefighter") - embed("man") + embed("woman").
 
 import functools
 import operator
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -19,6 +20,7 @@ import numpy as np
 from pydiff import text
 from pydiff.arrays import array_module
 
+_NUMBER = re.compile(r"-?[0-9]{1,18}")  # a name that looks like a number
 LABELS = "class_labels"  # the name under which diffusers' networks take classes
 
 
@@ -241,22 +243,40 @@ class Conditioning:
                 raise ValueError("this model was trained without classes, so labels cannot be given")
             return {}
         count, n = len(self.classes), len(numbers)
-        labels = numbers % count if labels is None else np.asarray(labels)
-        if labels.dtype.kind == "U":
-            labels = np.array([self.number_of(str(name)) for name in labels.ravel()]).reshape(labels.shape)
+        labels = numbers % count if labels is None else self._numbered(labels)
         if labels.shape != (n,) or labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < count)).all():
             raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels.tolist()!s:.60}")
         return {LABELS: labels}
 
+    def _numbered(self, labels) -> np.ndarray:
+        """Labels, names or numbers, as numbers."""
+        if isinstance(labels, list | tuple) and {isinstance(label, str) for label in labels} == {True, False}:
+            labels = [str(label) for label in labels]  # NumPy would do so, too
+        labels = np.asarray(labels)
+        if labels.dtype.kind == "U" or (labels.dtype.kind in "iu" and self.named_by_numbers):
+            numbers = [self.number_of(str(name)) for name in labels.ravel().tolist()]
+            labels = np.array(numbers, np.int64).reshape(labels.shape)
+        return labels
+
+    @property
+    def named_by_numbers(self) -> bool:
+        """Whether classes have names that look like numbers, and other numbers than these: labels 1 .. K, say."""
+        numbers = [str(i) for i in range(len(self.classes or ()))]
+        return self.classes != numbers and all(_NUMBER.fullmatch(name) for name in self.classes or ("",))
+
     def number_of(self, name: str) -> int:
-        """The class with this name, or with this number where no class is called so. ValueError for neither."""
+        """The class with this name; where no name looks like a number, also the one with this number.
+
+        ValueError for neither.
+        """
         classes = self.classes or []
         if name in classes:
             return classes.index(name)
-        if name.isdecimal() and int(name) < len(classes):
+        if _NUMBER.fullmatch(name) and not self.named_by_numbers and 0 <= int(name) < len(classes):
             return int(name)
         known = ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
-        raise ValueError(f"there is no class {name!r}; choose one of {known} or a number below {len(classes)}")
+        number = "" if self.named_by_numbers else f" or a number below {len(classes)}"
+        raise ValueError(f"there is no class {name!r}; choose one of {known}{number}")
 
     def to_config(self) -> dict:
         """For JSON; `from_config` of it is an equal conditioning."""

@@ -1,30 +1,32 @@
-"""Training data: shipped sets, folders of pictures or sounds, .npz, .npy and .parquet files and arrays all become a
-Dataset: (N, H, W, C) pictures or (N, 1, L, C) sounds, with their classes and captions where there are any.
+"""Training data: shipped sets, folders and archives of pictures, folders of sounds, files of arrays, and what somebody
+holds in Python all become a Dataset: (N, H, W, C) pictures, (N, 1, L, C) sounds, with their classes and captions.
 
-`load` recognises the source; each kind has its own small module. The rest of pydiff sees only `Dataset`,
-`batch_indices`, `flip` and the two functions at the edge between uint8 and [-1, 1].
+`load` recognises the source; each kind has its own small module, in the tables of sources.py. The rest of pydiff sees
+only `Dataset`, `batch_indices`, `flip` and the two functions at the edge between uint8 and [-1, 1].
 """
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydiff.data.arrays import from_array, load_arrays_file
+from pydiff.data.arrays import from_array
+from pydiff.data.asked import Asked, asked
 from pydiff.data.clip_files import holds_clips, load_clips
 from pydiff.data.clips import RATE, Clips
-from pydiff.data.dataset import Dataset
+from pydiff.data.dataset import Dataset, plural
 from pydiff.data.describe import describe
 from pydiff.data.digits import load_digits
 from pydiff.data.emoji import load_emoji
 from pydiff.data.faces import load_faces
-from pydiff.data.fashion import holds_idx, load_fashion
-from pydiff.data.folder import load_folder
+from pydiff.data.fashion import load_fashion
+from pydiff.data.lists import is_pair, load_list, load_mapping, load_pair
 from pydiff.data.moving import SIZE, moving_shapes
 from pydiff.data.order import batch_indices, flip, pick_captions
-from pydiff.data.parquet import holds_parquet, load_parquet
-from pydiff.data.pixels import check_size, from_uint8, to_uint8
+from pydiff.data.pixels import from_uint8, to_uint8
 from pydiff.data.points import Points, swiss_roll
 from pydiff.data.sounds import Sounds, check_sound, holds_sounds, load_sounds
+from pydiff.data.sources import EXPECTED, load_path
 from pydiff.data.stream import load_streamed
 from pydiff.data.tones import load_tones
 
@@ -45,6 +47,7 @@ __all__ = [
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
 NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll}
 NAMED_SOUNDS = {"tones": load_tones}
+_NAMES = ", ".join(map(repr, NAMED))
 
 
 def load(
@@ -54,23 +57,34 @@ def load(
     labels=None,
     captions=None,
     *,
-    frames=None,
-    frame_rate=None,
+    layout: str | None = None,
+    pages: str | None = None,
+    split: str | None = None,
+    bits: int | None = None,
+    limit: float | None = None,
+    frames: int | None = None,
+    frame_rate: float | None = None,
     rate: int | None = None,
     seconds: float | None = None,
     cache_gb: float = 0,
 ) -> Dataset:
-    """A data set from almost anything.
+    """A data set from almost anything. What was decided, converted or left out is in its `notes` and `skipped`.
 
     source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
               scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), "tones" (sounds, made by
-              formula; docs/sound.md has the other named sounds), a folder of pictures, of sounds, of MNIST's
-              IDX files or of .parquet files, a .npz, .npy or .parquet file, an array (N, H, W), (N, H, W, C) or
-              (N, C, H, W), or a Dataset; "./digits" is a folder of that name
+              formula; docs/sound.md has the other named sounds); a folder of pictures, of sounds, of MNIST's IDX files,
+              of CIFAR's batches or of .parquet files, or a .zip or .tar of one; a .npz, .npy or .parquet file; an array
+              (N, H, W), (N, H, W, C) or (N, C, H, W); a list of arrays, Pillow images, paths or (image, label); a pair
+              (x, y); a dict of arrays; or a Dataset. "./digits" is a folder of that name
     size      an integer or (height, width): pictures are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
-    labels    (N,) integers or strings, for arrays only: folders and files bring their own
-    captions  N strings or sequences of strings, or {language: those}, for arrays only, too
+    labels    (N,) integers or strings, for arrays and lists only: folders and files bring their own
+    captions  N strings or sequences of strings, or {language: those}, for arrays only
+    layout    of an array: "NHWC", "NCHW" or "NHW"; None goes by its shape
+    pages     of files that hold several pages or frames: "first" or "all"
+    split     where folders are called train, val and test: one of these, or "all"; None is train
+    bits      8, 10, 12, 14 or 16: how many bits of deeper grey are used; None is as few as hold the values
+    limit     GiB of memory that the data may take, 4 if None
     rate, seconds   of sounds: samples a second, and how long each is made; a folder is then read for its sounds
     frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
     cache_gb  above 0, pictures of a folder, a .zip, .tar or .parquet file are decoded when they are needed, and this
@@ -82,38 +96,22 @@ def load(
         if cache_gb:
             raise ValueError("cache_gb is for pictures; leave it out for sounds")
         return _load_sounds(source, size, channels, labels, captions, rate, seconds)
-    size = check_size(size)
-    given = "labels" if labels is not None else "captions" if captions is not None else None
+    wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
     if cache_gb:
-        if given or not isinstance(source, (str, os.PathLike)) or source in NAMED:
+        if labels is not None or captions is not None or not _is_path(source) or source in NAMED:
             raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
-        return load_streamed(Path(source).expanduser(), size, channels, cache_gb)
-    if isinstance(source, (str, os.PathLike)):
-        if given:
-            raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
-        if isinstance(source, str) and source in NAMED:
-            dataset = NAMED[source]()
-            if source == "moving-shapes" and (size or frames or frame_rate):
-                return moving_shapes(frames=frames, size=(size or (SIZE,))[0], rate=frame_rate or RATE)
-        elif (path := Path(source).expanduser()).is_dir():
-            if frames is not None or frame_rate is not None or holds_clips(path):
-                return load_clips(path, frames, frame_rate, size, channels)
-            if not holds_idx(path):
-                return load_parquet(path, size, channels) if holds_parquet(path) else load_folder(path, size, channels)
-            dataset = load_fashion(path)
-        elif path.suffix.lower() == ".parquet" and path.is_file():
-            return load_parquet(path, size, channels)
-        else:
-            dataset = load_arrays_file(_arrays_path(path))
-    elif isinstance(source, Dataset):
-        if given:
-            raise ValueError(f"{given} were given with a Dataset, which brings its own; {given}= belongs to arrays")
-        dataset = source
-    elif hasattr(source, "__array__"):
-        dataset = from_array(source, labels, captions, rate=frame_rate)
-    else:
-        raise TypeError(f"cannot load data from {type(source).__name__}; {_EXPECTED}")
-    return _of_length(dataset, frames, frame_rate).resized(size, channels)
+        return load_streamed(Path(source).expanduser(), wanted.size, wanted.channels, cache_gb)
+    if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
+        return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
+    path = Path(source).expanduser() if _is_path(source) and source not in NAMED else None
+    if path is not None and path.is_dir() and (frames is not None or frame_rate is not None or holds_clips(path)):
+        return load_clips(path, frames, frame_rate, wanted.size, wanted.channels)
+    dataset = _of_length(_loaded(source, labels, captions, wanted), frames, frame_rate)
+    return _fitted(dataset, wanted)
+
+
+def _is_path(source) -> bool:
+    return isinstance(source, (str, os.PathLike))
 
 
 def _of_length(dataset, frames, frame_rate):
@@ -127,6 +125,30 @@ def _of_length(dataset, frames, frame_rate):
         raise ValueError(f"{frames} frames were asked for, and the clips have {have}")
     cut = dataset.images if frames is None else dataset.images[:, :frames]
     return dataclasses.replace(dataset, images=cut, rate=frame_rate or dataset.rate)
+
+
+def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
+    given = "labels" if labels is not None else "captions" if captions is not None else None
+    if isinstance(source, (str, os.PathLike)):
+        if given:
+            raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
+        if isinstance(source, str) and source in NAMED:
+            return NAMED[source]()
+        return load_path(Path(source).expanduser(), wanted, _NAMES)
+    if isinstance(source, Dataset):
+        if given:
+            raise ValueError(f"{given} were given with a Dataset, which brings its own; {given}= belongs to arrays")
+        return source
+    if is_pair(source) or isinstance(source, Mapping):
+        if given:
+            raise ValueError(f"{given} were given with data that bring their own; {given}= belongs to arrays")
+        return (load_mapping if isinstance(source, Mapping) else load_pair)(source, wanted)
+    if hasattr(source, "__array__") and not _is_pillow(source):
+        return from_array(source, labels, captions, asked=wanted)
+    if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
+        return load_list(source, labels, captions, wanted)
+    hint = "; give a list of images, [image]" if _is_pillow(source) else ""
+    raise TypeError(f"cannot load data from {type(source).__name__}; expected {_NAMES}, {EXPECTED}{hint}")
 
 
 def _is_sound(source) -> bool:
@@ -161,12 +183,22 @@ def _load_sounds(source, size, channels, labels, captions, rate, seconds) -> Sou
     return load_sounds(path, rate, seconds, channels)
 
 
-_EXPECTED = f"expected {', '.join(map(repr, NAMED))}, a folder of pictures, a .npz, .npy or .parquet file, or an array"
+def _is_pillow(source) -> bool:
+    return type(source).__module__.startswith("PIL.")
 
 
-def _arrays_path(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {str(path)!r}; {_EXPECTED}")
-    if path.suffix.lower() not in (".npz", ".npy"):
-        raise ValueError(f"cannot load data from {str(path)!r}; {_EXPECTED}")
-    return path
+def _fitted(dataset: Dataset, wanted: Asked) -> Dataset:
+    """With the size and the number of channels that are asked for; what that changes is noted."""
+    before = dataset.shape
+    if wanted.size is not None and len(before) >= 3:
+        pixels = dataset.images.size // (before[-3] * before[-2]) * wanted.size[0] * wanted.size[1]
+        wanted.limit.check(pixels * dataset.images.itemsize, dataset.name)
+    fitted, notes = dataset.resized(wanted.size, wanted.channels), []
+    if fitted is dataset:
+        return dataset
+    if fitted.shape[-1] != before[-1]:
+        notes.append(f"{plural(before[-1], 'channel')} made {fitted.shape[-1]}, as asked for")
+    if fitted.shape[-3:-1] != before[-3:-1]:
+        (height, width), (h, w) = before[-3:-1], fitted.shape[-3:-1]
+        notes.append(f"resized and cropped from {height} x {width} to {h} x {w}")
+    return dataclasses.replace(fitted, notes=[*dataset.notes, *notes])

@@ -6,57 +6,98 @@ several a picture, "" for none.
 
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pydiff.data import captions as words
+from pydiff.data.asked import NOTHING_ASKED, Asked
+from pydiff.data.classes import class_labels, renumbered
 from pydiff.data.clips import RATE, Clips
-from pydiff.data.dataset import Dataset
+from pydiff.data.dataset import Dataset, first_line, printable, some
+from pydiff.data.limits import USUAL, Limit
 from pydiff.data.points import Points
 
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "arr_0")
-LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "arr_1")
+LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "targets", "label", "target", "arr_1")
 FEW = (1, 2, 3, 4)  # channel counts that name an axis at sight
 SLACK = 1e-5  # rounding that a value range may exceed its ends by
 
 
-def load_arrays_file(path: Path) -> Dataset:
-    """A .npy file of images, or a .npz file with images and perhaps labels and captions, named as in IMAGE_KEYS and
-    LABEL_KEYS and at the top of this file.
+def load_npy(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
+    """A .npy file of images."""
+    return from_array(read_npy(path, asked.limit), name=printable(path.name), asked=asked)
+
+
+def load_npz(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
+    """A .npz file with images and perhaps labels and captions, named as in IMAGE_KEYS and LABEL_KEYS and at the top of
+    this file. What it holds besides is said.
     """
-    if path.suffix.lower() == ".npy":
-        return from_array(read_npy(path), name=path.name)
-    arrays = {name.lower(): array for name, array in read_npz(path).items()}
-    images = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
+    return from_named(read_npz(path, asked.limit), path, printable(path.name), asked)
+
+
+def from_named(found: dict, where: object, name: str, asked: Asked = NOTHING_ASKED) -> Dataset:
+    """A data set from arrays by name: those of a .npz file, or of a dict."""
+    where, keys = printable(str(where)), {}
+    for key in found:
+        if str(key).lower() in keys:
+            twice = f"{printable(str(key))} and {printable(keys[str(key).lower()])}"
+            raise ValueError(f"{where} holds the arrays {twice}, which differ in case alone; rename one")
+        keys[str(key).lower()] = key
+    arrays = {lower: np.asarray(found[key]) for lower, key in keys.items()}
+    images = next((key for key in IMAGE_KEYS if key in arrays), None)
+    if images is None:
+        likely = [key for key, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "uifb"]
+        images = likely[0] if len(likely) == 1 else None
     if images is None:
         raise ValueError(
-            f"{path} holds the arrays {', '.join(arrays) or '(none)'}, expected images under one of "
+            f"{where} holds the arrays {', '.join(map(printable, arrays)) or '(none)'}, expected images under one of "
             f"{', '.join(IMAGE_KEYS)}; save it with numpy.savez(path, images=..., labels=...)"
         )
-    labels = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
+    labels = next((key for key in LABEL_KEYS if key in arrays and key != images), None)
     texts = {language: arrays[key] for key in arrays if (language := words.language_of(key)) is not None}
-    return from_array(images, labels, texts, name=path.name)
+    used = {images, labels, *(key for key in arrays if words.language_of(key) is not None)}
+    notes = (
+        [] if images in IMAGE_KEYS else [f"images are taken from {printable(images)!r}, the only array of their shape"]
+    )
+    notes += [] if labels in (None, *LABEL_KEYS[:4], "arr_1") else [f"labels are taken from {labels!r}"]
+    rest = [f"{printable(key)!r} {a.shape} {a.dtype}" for key, a in arrays.items() if key not in used]
+    if rest:
+        wanted = "" if labels else f"; labels are looked for under {', '.join(LABEL_KEYS[:4])}"
+        notes.append(f"not used: {some(rest, ', ', 8)}{wanted}")
+    given = None if labels is None else arrays[labels]
+    return from_array(arrays[images], given, texts or None, name=name, asked=asked, notes=notes)
 
 
-def from_array(images, labels=None, captions=None, name: str = "array", rate: float | None = None) -> Dataset:
-    """A data set from (N, H, W), (N, H, W, C) or (N, C, H, W) images, (N, F, H, W, C) clips of `rate` frames a second
-    or (N, D) points and, if given, (N,) labels: integers or strings.
+def from_array(
+    images,
+    labels=None,
+    captions=None,
+    name: str = "array",
+    asked: Asked = NOTHING_ASKED,
+    notes: Sequence[str] = (),
+) -> Dataset:
+    """A data set from (N, H, W), (N, H, W, C) or (N, C, H, W) images, (N, F, H, W, C) clips of asked.rate frames a
+    second or (N, D) points and, if given, (N,) labels: integers or strings.
 
     captions: N strings or sequences of strings, or {language: those}. uint8 and bool are taken as they are; floats must
-    lie in [0, 1] or [-1, 1]. Raises ValueError otherwise.
+    lie in [0, 1] or [-1, 1]; uint16 is taken over the range of bits that it uses. Raises ValueError otherwise.
     """
+    if np.ma.isMaskedArray(images) and np.ma.getmaskarray(images).any():
+        raise ValueError("images are a masked array with masked pixels, which have no value; fill them with .filled(0)")
     images, kind, more, values = np.asarray(images), Dataset, {}, None
+    asked.limit.check(images.nbytes + 4 * images.size, f"{name} {images.shape}")
     if images.ndim == 2:
         kind, layout = Points, f"array {images.shape} read as points (N, D)"
     elif images.ndim == 5 and images.size:
         kind, layout = Clips, f"array {images.shape} read as clips (N, F, H, W, C)"
-        more = {"rate": RATE if rate is None else float(rate)}
-        images, values = _standard_values(images)
+        more = {"rate": RATE if asked.rate is None else float(asked.rate)}
+        images, values = _standard_values(images, asked.bits)
     else:
-        images, layout = _channels_last(images)
-        images, values = _standard_values(images)
-    notes = [layout, *([values] if values else [])]
+        images, layout = _channels_last(images, asked.layout)
+        images, values = _standard_values(images, asked.bits)
+    notes = [layout, *([values] if values else []), *notes]
     if captions is not None:
         told, caption_notes = words.columns(
             _captions(captions, len(images)), [f"number {i}" for i in range(len(images))]
@@ -64,7 +105,8 @@ def from_array(images, labels=None, captions=None, name: str = "array", rate: fl
         more, notes = more | told, notes + caption_notes
     if labels is None:
         return kind(name, images, notes=notes, **more)
-    return kind(name, images, *class_labels(labels, len(images)), notes=notes, **more)
+    ranks, classes = class_labels(labels, len(images))
+    return kind(name, images, ranks, classes, notes=notes + renumbered(classes), **more)
 
 
 def _captions(captions, n: int) -> list[list[words.Caption]]:
@@ -82,21 +124,7 @@ def _captions(captions, n: int) -> list[list[words.Caption]]:
     return found
 
 
-def class_labels(labels, n: int) -> tuple[np.ndarray, list[str]]:
-    """((n,) int64 in 0 .. K - 1, the K class names), from n integers or strings; classes are in sorted order."""
-    labels = np.asarray(labels)
-    if labels.shape == (n, 1):
-        labels = labels[:, 0]
-    if labels.shape != (n,):
-        raise ValueError(f"labels have shape {labels.shape}, expected ({n},); for one-hot rows use .argmax(axis=1)")
-    if labels.dtype.kind not in "iubUS":
-        raise ValueError(f"labels are {labels.dtype}, expected integers or strings; convert them with .astype(int)")
-    values, ranks = np.unique(labels, return_inverse=True)
-    names = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value) for value in values]
-    return ranks.astype(np.int64).reshape(n), names
-
-
-def _channels_last(images: np.ndarray) -> tuple[np.ndarray, str]:
+def _channels_last(images: np.ndarray, layout: str | None) -> tuple[np.ndarray, str]:
     """(N, H, W, C) and a sentence on how the axes were read."""
     shape = images.shape
     if images.ndim not in (3, 4) or 0 in shape:
@@ -104,29 +132,42 @@ def _channels_last(images: np.ndarray) -> tuple[np.ndarray, str]:
             f"images have shape {shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) "
             "with at least one pixel; reshape them"
         )
+    if layout is not None and len(layout) != images.ndim:
+        raise ValueError(f"images have shape {shape}, which is not layout={layout!r}; leave it out")
     if images.ndim == 3:
         return images[..., None], f"array {shape} read as (N, H, W)"
-    # An axis of length 1..4 is the channel axis; without one, the shorter candidate is. The last axis wins a tie.
-    if shape[3] not in FEW and (shape[1] in FEW or shape[1] < shape[3]):
-        return np.ascontiguousarray(np.moveaxis(images, 1, 3)), f"array {shape} read as (N, C, H, W)"
-    return images, f"array {shape} read as (N, H, W, C)"
+    # An axis of length 1..4 is the channel axis. Where there is none, the other two have the same length in a square
+    # image; in all other cases, the last axis it is.
+    few = shape[3] in FEW or shape[1] in FEW
+    first = shape[3] not in FEW and (shape[1] in FEW or (shape[2] == shape[3] != shape[1]))
+    first = first if layout is None else layout == "NCHW"
+    found, other = ("(N, C, H, W)", "NHWC") if first else ("(N, H, W, C)", "NCHW")
+    note = f"array {shape} read as {found}"
+    if layout is not None:
+        note += ", as asked for"
+    elif not few or (shape[1] in FEW and shape[3] in FEW):
+        note += f" (layout={other!r} for the other way)"
+    return (np.ascontiguousarray(np.moveaxis(images, 1, 3)) if first else images), note
 
 
-def _standard_values(images: np.ndarray) -> tuple[np.ndarray, str | None]:
+def _standard_values(images: np.ndarray, bits: int | None = None) -> tuple[np.ndarray, str | None]:
     """uint8, or float32 in [-1, 1] if 8 bits would lose something, and a sentence on the range that was recognised."""
     if images.dtype == np.uint8:
         return images, None
     if images.dtype == np.bool_:
         return images.astype(np.uint8) * np.uint8(255), "True and False read as white and black"
+    if images.dtype == np.uint16:
+        return _deep(images, bits)
     if images.dtype.kind != "f":
         raise ValueError(
             f"images are {images.dtype}, expected uint8 in 0..255 or floats in [0, 1] or [-1, 1]; "
-            "convert them with images.astype('uint8') if they are 0..255, else divide by their maximum"
+            "convert them with images.astype('uint8') if they are 0..255, else divide them by their largest value"
         )
     low, high = float(images.min()), float(images.max())
     if not (low >= -1 - SLACK and high <= 1 + SLACK):  # NaN ends up here too
-        advice = "divide them by 255" if low >= 0 and 1 < high <= 255 else "remove NaN and scale them"
-        raise ValueError(f"float images run from {low:g} to {high:g}, expected [0, 1] or [-1, 1]; {advice}")
+        raise ValueError(
+            f"float images run from {low:g} to {high:g}, expected [0, 1] or [-1, 1]; {_advice(images, low, high)}"
+        )
     lowest = 0.0 if low >= -SLACK else -1.0
     text = f"floats from {low:g} to {high:g} read as the range [{lowest:g}, 1]"
     scale = 255 / (1 - lowest)
@@ -141,29 +182,76 @@ def _standard_values(images: np.ndarray) -> tuple[np.ndarray, str | None]:
     return out, text
 
 
-def read_npy(path: Path) -> np.ndarray:
+def _deep(images, bits):
+    """uint16 over the fewest bits that hold them, or over as many as are asked for."""
+    highest = int(images.max())
+    if bits is None:
+        bits = next(n for n in (8, 10, 12, 14, 16) if highest < 2**n)
+        told = f"uint16 with levels up to {highest} read as {bits} bits" + (" (bits=16 for all)" if bits < 16 else "")
+    elif highest >= 2**bits:
+        raise ValueError(f"images have levels up to {highest}, more than bits={bits} hold; leave bits out")
+    else:
+        told = f"uint16 read as {bits} bits, as asked for"
+    if bits == 8:
+        return images.astype(np.uint8), told
+    out = np.empty(images.shape, np.float32)
+    for image, target in zip(images, out, strict=True):
+        target[...] = image.astype(np.float64) * (2 / (2**bits - 1)) - 1
+    return out, told
+
+
+def _advice(images, low: float, high: float) -> str:
+    """What brings float images into range."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "remove NaN and infinity, with numpy.nan_to_num, and scale them"
+    if low < 0:
+        return f"divide them by {max(-low, high):g}, their largest magnitude"
+    if high <= 255 and (high > 127 or (_whole(images) and high > 16)):
+        return "divide them by 255, or by their largest value if that is not white"
+    return f"divide them by {high:g}, their largest value"
+
+
+def _whole(images) -> bool:
+    return all((image == np.rint(image)).all() for image in images)
+
+
+def read_npy(path: Path, limit: Limit = USUAL) -> np.ndarray:
     """The array of a .npy file. Pickled objects are never opened. Raises ValueError if the file is damaged."""
+    where = printable(str(path))
+    limit.check(path.stat().st_size, where)
     try:
         with open(path, "rb") as stream:
             return _parse_npy(stream, path.stat().st_size)
     except Exception as error:  # damaged headers make NumPy raise a dozen types, SyntaxError and MemoryError among them
-        raise ValueError(f"{path} cannot be read ({_reason(error)}); save it again with numpy.save") from error
+        raise ValueError(f"{where} cannot be read ({first_line(error)}); save it again with numpy.save") from error
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path, limit: Limit = USUAL) -> dict[str, np.ndarray]:
     """The arrays of a .npz file by name. Pickled objects are never opened. Raises ValueError if the file is damaged."""
     import zipfile
 
+    where = printable(str(path))
     try:
         with zipfile.ZipFile(path) as archive:
-            arrays = {}
-            for member in archive.infolist():
-                if member.filename.endswith(".npy"):
-                    with archive.open(member) as stream:
-                        arrays[member.filename.removesuffix(".npy")] = _parse_npy(stream, member.file_size)
-            return arrays
+            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            total = sum(member.file_size for member in members)
+            arrays: dict[str, np.ndarray] = {}
+            for member in members if _fits(total, path, limit) else ():
+                with archive.open(member) as stream:
+                    arrays[member.filename.removesuffix(".npy")] = _parse_npy(stream, member.file_size)
     except Exception as error:  # as above, and zipfile and zlib add theirs
-        raise ValueError(f"{path} cannot be read ({_reason(error)}); save it again with numpy.savez") from error
+        raise ValueError(f"{where} cannot be read ({first_line(error)}); save it again with numpy.savez") from error
+    limit.check_unfolding(total, path.stat().st_size, where)
+    return arrays
+
+
+def _fits(size, path, limit) -> bool:
+    """Whether so many bytes may be unpacked; the one who asks raises the error, outside of what catches all."""
+    try:
+        limit.check_unfolding(size, path.stat().st_size, "")
+    except ValueError:
+        return False
+    return True
 
 
 def _parse_npy(stream, size: int) -> np.ndarray:
@@ -180,11 +268,7 @@ def _parse_npy(stream, size: int) -> np.ndarray:
     expected, found = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if expected != found:
         raise ValueError(f"its header promises {expected} bytes of data, and there are {found}")
-    data = stream.read()
+    data = stream.read(found)
     if len(data) != expected:
         raise ValueError(f"its header promises {expected} bytes of data, and there are {len(data)}")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -282,6 +282,12 @@ def printable(path: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: Exception) -> str:
+    """What an exception of others says, in one short line that can be printed."""
+    lines = str(error).splitlines()
+    return printable(lines[0][:160]) if lines and lines[0] else type(error).__name__
+
+
 def some(items: Sequence[str], separator: str, shown: int) -> str:
     """The first of these, and how many more there are."""
     rest = [f"and {len(items) - shown:,} more"] if len(items) > shown else []

@@ -1,82 +1,139 @@
-"""A folder of pictures: finds them, chooses size and channel count from the data, and skips what is broken."""
+"""A folder of pictures: finds them, chooses size and channel count from the data, and skips what is broken.
+
+What is called a folder here may be an archive, see archives.py: all that is asked of one is its `name`, the files in
+it, and `root / path`, which can be read.
+"""
 
 import os
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pydiff.data import captions as words
+from pydiff.data.asked import NOTHING_ASKED, Asked
+from pydiff.data.classes import divided, natural, renumbered
 from pydiff.data.dataset import Dataset, plural, printable
-from pydiff.data.picture import SUFFIXES, Picture, read_picture, read_size
+from pydiff.data.picture import SUFFIXES, Picture, look, read_frames
 from pydiff.data.pixels import check_room, to_channels
+from pydiff.data.unreadable import FOLDERS, is_thumbnail, notes_on, readable
 
 THREADS = min(4, os.cpu_count() or 1)  # decoders run outside the interpreter lock; each may hold one large picture
 LARGEST_UNASKED = 256  # a common size above this is reduced unless size= asks for it
 REDUCED = (8, 64)  # bounds of the side that is chosen for pictures of mixed or large size
 
 
-def load_folder(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> Dataset:
+class Found(NamedTuple):
+    """Paths below a folder, each list sorted: pictures, files that may hold captions, and others; the (path, reason) of
+    folders that cannot be listed; how many thumbnails were left out.
+    """
+
+    pictures: list[str]
+    texts: list[str]
+    skipped: list[tuple[str, str]]
+    others: list[str]
+    thumbnails: int
+
+
+def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
     """All pictures under `root`, in order of path; the class is the first folder below the one that all pictures share.
 
-    size      (height, width): each picture is resized by its shorter side and cropped in the middle. None: the common
-              size if there is one (up to 256 a side), else a square of 8 to 64 a side that suits the smaller pictures
-    channels  1, 3 or 4; None: 1 if every picture is grey, 4 if any has transparency, else 3
+    asked.size: each picture is resized by its shorter side and cropped in the middle. None: the common size if there is
+    one (up to 256 a side), else a square of 8 to 64 a side that suits the smaller pictures. asked.channels: 1, 3 or 4;
+    None: 1 if every picture is grey, 4 if any has transparency, else 3.
 
-    Captions are found where captions.py says, beside class folders or without them.
-    Files with the suffix of a picture that cannot be read are skipped and listed; other and hidden files are ignored.
-    Raises ValueError if no picture is left, or if more than half are broken.
+    Captions are found where captions.py says, beside class folders or without them. Where the first folders are called
+    train, val and test, train is taken. Files with the suffix of a picture that cannot be read are skipped and listed;
+    others are counted. Raises ValueError if no picture is left, or if more than half are broken.
     """
-    if channels not in (None, 1, 3, 4):
-        raise ValueError(f"channels is {channels!r}, expected 1 (grey), 3 (RGB), 4 (RGBA) or None; leave it out")
-    paths, texts, skipped = find_files(root)
-    found, images, notes = read_pictures(root, {path: root / path for path in paths}, size, channels, skipped)
-    labels, classes, class_notes = labels_of(found)
-    notes += class_notes
-    more, captions = {}, words.find_captions(root, paths, texts)
+    found = files_in(root)
+    if not found.pictures:
+        told = "".join(f"; {note}" for note in notes_on(found.others, found.thumbnails))
+        raise ValueError(
+            f"{printable(str(root))} holds no pictures; expected files such as .png or .jpg in it or in its "
+            f"subfolders{told}"
+        )
+    paths, split_notes = divided(found.pictures, asked.split, printable(str(root)))
+    skipped = found.skipped
+    names, images, notes = read_pictures(root, {path: root / path for path in paths}, asked, skipped)
+    labels, classes, class_notes = labels_of(names)
+    notes = [*split_notes, *notes, *class_notes, *notes_on(found.others, found.thumbnails)]
+    more, captions = {}, words.find_captions(root, paths, found.texts)
     if captions is not None:
-        more, caption_notes = words.columns([captions.of[path] for path in found], found)
+        more, caption_notes = words.columns([captions.of[path_of(name)] for name in names], names)
         notes += caption_notes + captions.notes
         skipped = sorted(skipped + captions.skipped)
-    return Dataset(root.name or str(root), images, labels, classes, skipped, notes, **more)
+    return Dataset(printable(root.name or str(root)), images, labels, classes, skipped, notes, **more)
 
 
-def read_pictures(
-    where: Path,
-    sources: dict[str, Path | bytes],
-    size: tuple[int, int] | None,
-    channels: int | None,
-    skipped: list[tuple[str, str]],
-) -> tuple[list[str], np.ndarray, list[str]]:
-    """(names of the usable ones, their pixels (N, H, W, C), notes) of pictures by name: files, or their contents.
+FRAME = "\0frame "  # between the path of a file and the number of a frame: no path holds a NUL
 
-    Adds the others to `skipped`. where: what they come from, for messages. size, channels: as for load_folder.
+
+def path_of(name: str) -> str:
+    """The path of the file that a picture is from."""
+    return name.split(FRAME)[0]
+
+
+def read_pictures(where, sources: dict, asked: Asked, skipped: list[tuple[str, str]]) -> tuple[list, np.ndarray, list]:
+    """(names of the usable ones, their pixels (N, H, W, C), notes) of pictures by name: files, contents, Pillow's.
+
+    Adds the others to `skipped`. where: what they come from, for messages. Several frames of one file have its name and
+    FRAME in common.
     """
+    where = printable(str(where))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # decoders warn of large sizes, which are checked here, and of odd metadata
-        pictures, target, notes = _read_all(sources, size, skipped)
+        pictures, target, notes = _read_all(sources, asked, skipped)
     if len(skipped) > len(pictures):
         path, reason = skipped[0]
         raise ValueError(
             f"{len(skipped)} of {len(skipped) + len(pictures)} pictures in {where} cannot be used "
             f"(first: {path}: {reason}); remove or repair them"
         )
-    if not pictures:
-        raise ValueError(f"{where} holds no pictures; expected files such as .png or .jpg in it or in its subfolders")
     if small := sum(h < target[0] or w < target[1] for _, (h, w) in pictures.values()):
         notes.append(f"{plural(small, 'picture')} smaller than {target[0]} x {target[1]} enlarged")
-    images, channel_notes = _stack([picture.pixels for picture in pictures.values()], channels)
+    images, channel_notes = _stack([picture.pixels for picture in pictures.values()], asked.channels)
     return list(pictures), images, notes + channel_notes
 
 
-def find_files(root: Path, suffixes=SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """(pictures, texts, skipped): paths below `root` with one of these suffixes, and of files that may hold captions,
-    each sorted, and the (path, reason) of folders that cannot be listed.
+def find_files(root, suffixes=SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """(files, texts, skipped) of `files_in`, for those with other suffixes."""
+    return files_in(root, suffixes)[:3]
+
+
+def files_in(root, suffixes=SUFFIXES) -> Found:
+    """What is below `root`, a folder or an archive; pictures are files with these suffixes. Hidden files and folders of
+    thumbnails are left out.
 
     Follows links to folders, but enters each folder once, so that a loop of links ends.
     """
-    found, texts, skipped, entered, waiting = [], [], [], set(), [""]
+    paths, skipped = root.paths() if hasattr(root, "paths") else _walk(root)
+    suffixes = SUFFIXES | readable()[0] if suffixes is SUFFIXES else suffixes
+    pictures, texts, others, thumbnails = [], [], [], 0
+    for path in paths:
+        *folders, name = path.split("/")
+        suffix = os.path.splitext(name)[1].lower()
+        if any(part.startswith(".") for part in (*folders, name)):
+            continue
+        if any(folder.lower() in FOLDERS for folder in folders):
+            thumbnails += suffix in suffixes
+        elif suffix in suffixes:
+            pictures.append(path)
+        elif name.lower() in words.METADATA or suffix == ".txt":
+            texts.append(path)
+        elif name.lower() not in ("thumbs.db", "desktop.ini"):
+            others.append(path)
+    stems = {os.path.splitext(path)[0] for path in pictures}
+    whole = [path for path in pictures if not is_thumbnail(path, stems)]
+    thumbnails += len(pictures) - len(whole)
+    return Found(*(sorted(p, key=lambda path: path.split("/")) for p in (whole, texts)), skipped, others, thumbnails)
+
+
+def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """(paths of all files below a folder, (path, reason) of folders that cannot be listed)."""
+    paths, skipped, entered, waiting = [], [], set(), [""]
     while waiting:
         folder = waiting.pop()
         try:
@@ -92,35 +149,66 @@ def find_files(root: Path, suffixes=SUFFIXES) -> tuple[list[str], list[str], lis
             path = f"{folder}/{name}" if folder else name
             if name.startswith(".") or name == "__MACOSX":  # hidden, or the droppings of an archiver
                 continue
-            if os.path.isdir(root / path):
-                waiting.append(path)
-            elif os.path.splitext(name)[1].lower() in suffixes:
-                found.append(path)
-            elif name.lower() in words.METADATA or name.lower().endswith(".txt"):
-                texts.append(path)
-    return *(sorted(paths, key=lambda path: path.split("/")) for paths in (found, texts)), skipped
+            (waiting if os.path.isdir(root / path) else paths).append(path)
+    return paths, skipped
 
 
-def _read_all(sources, size, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
-    """The usable pictures by path, their size and notes; adds the others to `skipped`."""
-    notes, sizes = [], [s for s in each(read_size, sources, "looking") if s] if size is None else []
+def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
+    """The usable pictures by name, their size and notes; adds the others to `skipped`."""
+    looks = dict(zip(sources, each(partial(look, limit=asked.limit), sources, "looking"), strict=True))
+    top, deep_notes = _depth([found.top for found in looks.values() if found and found.top], asked.bits)
+    several = {name: found.frames for name, found in looks.items() if found and found.frames > 1}
+    most = None if asked.pages == "all" else 1
+    notes: list[str] = []
+    target = asked.size or _choose_size([found.size for found in looks.values() if found], notes)
     pictures: dict[str, Picture] = {}
-    target = size or _choose_size(sizes, notes)
-    check_room(len(sources), target, 2)  # one by one, and then all in one array; of one channel at least
     while True:
-        results = dict(zip(sources, each(partial(read_picture, size=target), sources, "reading"), strict=True))
-        pictures = {path: result for path, result in results.items() if isinstance(result, Picture)}
-        skipped += [(printable(path), result) for path, result in results.items() if isinstance(result, str)]
+        total = sum(found.frames if most is None else 1 for found in looks.values() if found)
+        check_room(max(total, 1), target, 2)  # one by one, and then all in one array; of one channel at least
+        asked.limit.check(total * target[0] * target[1] * 8, f"{plural(total, 'picture')} of {target[0]} x {target[1]}")
+        reader = partial(read_frames, size=target, top=top, limit=asked.limit, most=most)
+        results = dict(zip(sources, each(reader, sources, "reading"), strict=True))
+        pictures = {}
+        for path, result in results.items():
+            if isinstance(result, str):
+                skipped.append((printable(path), result))
+            else:
+                pictures |= {f"{path}{FRAME}{i}" if i else path: frame for i, frame in enumerate(result)}
         skipped.sort()
         notes.clear()
         # Headers of broken files and rotations can mislead the first choice; the second sees the true sizes and stands.
-        better = size or _choose_size([picture.size for picture in pictures.values()], notes)
+        better = asked.size or _choose_size([picture.size for picture in pictures.values()], notes)
         if better == target or not pictures:
-            return pictures, target, notes
-        target, sources = better, {path: sources[path] for path in pictures}
+            break
+        sources = {path: source for path, source in sources.items() if not isinstance(results[path], str)}
+        target = better
+    notes += deep_notes
+    if asked.size and (other := sum(picture.size != target for picture in pictures.values())):
+        notes.append(f"{plural(other, 'picture')} of another size resized and cropped to {target[0]} x {target[1]}")
+    if several:
+        frames = plural(sum(several.values()), "frame")
+        how = "all taken" if most is None else "of which the first is taken (pages='all' takes all)"
+        notes.append(f"{plural(len(several), 'file')} with {frames}, {how}")
+    return pictures, target, notes
 
 
-def each(function, sources: dict[str, Path | bytes], verb: str, unit: str = "picture") -> list:
+def _depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
+    """(what white is in grey deeper than 8 bits, a note): the fewest bits that hold the largest value of them all."""
+    if not tops:
+        return 65535, []
+    if bits is not None:
+        return 2**bits - 1, [f"{plural(len(tops), 'picture')} of deep grey read as {bits} bits, as asked for"]
+    highest = max(tops)
+    bits = next((n for n in (8, 10, 12, 14, 16) if highest < 2**n), 16)
+    if bits == 16:
+        return 65535, [f"{plural(len(tops), 'picture')} of deep grey read as 16 bits"]
+    advice = f"white is {2**bits - 1} (bits=16 makes it 65535)"
+    return 2**bits - 1, [
+        f"{plural(len(tops), 'picture')} of deep grey with levels up to {highest}, so read as {bits} bits: {advice}"
+    ]
+
+
+def each(function, sources: dict, verb: str, unit: str = "picture") -> list:
     """function(source) of every source, in order, on a few threads, with a progress bar after a second."""
     from concurrent.futures import ThreadPoolExecutor  # which brings logging with it
 
@@ -153,9 +241,14 @@ def _stack(pictures: list[np.ndarray], channels: int | None) -> tuple[np.ndarray
     chosen, notes = channels or max(counts), []
     if channels is None and chosen == 4 and min(counts) < 4:
         few = plural(counts.count(4), "picture")
-        notes.append(f"{few} with transparency, so all have 4 channels; pass channels=3 to lay them on white")
+        notes.append(
+            f"{few} with transparency, so all have 4 channels; channels=3 in pydiff.data.load, image_channels=3 in "
+            "train (--image-channels 3) lay them on white"
+        )
     elif channels is None and chosen == 3 and 1 in counts:
         notes.append(f"{plural(counts.count(1), 'grey picture')} read as RGB like the others")
+    elif channels is not None and (other := sum(count != channels for count in counts)):
+        notes.append(f"{plural(other, 'picture')} with another number of channels made {channels}, as asked for")
     return np.stack([to_channels(picture, chosen) for picture in pictures]), notes
 
 
@@ -170,6 +263,10 @@ def labels_of(paths: list[str], noun: str = "picture") -> tuple[np.ndarray | Non
     if loose:
         return None, None, [f"no classes: {plural(loose, noun)} beside the subfolders, not in one"]
     names = [folder[shared] for folder in folders]
-    classes = sorted(set(names))
+    classes = sorted(set(names), key=natural)
     ranks = {name: rank for rank, name in enumerate(classes)}
-    return np.array([ranks[name] for name in names], np.int64), [printable(name) for name in classes], []
+    return (
+        np.array([ranks[name] for name in names], np.int64),
+        [printable(name) for name in classes],
+        renumbered(classes),
+    )

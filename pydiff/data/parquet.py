@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from pydiff.data import captions as words
-from pydiff.data.arrays import class_labels
-from pydiff.data.dataset import Dataset, printable
-from pydiff.data.folder import find_files, read_pictures
+from pydiff.data.asked import NOTHING_ASKED, Asked
+from pydiff.data.classes import class_labels, renumbered
+from pydiff.data.dataset import Dataset, first_line, plural, printable
+from pydiff.data.folder import files_in, path_of, read_pictures
+from pydiff.data.limits import GIB
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
@@ -16,14 +18,14 @@ LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
 
 def holds_parquet(root: Path) -> bool:
     """Whether a folder holds .parquet files, and no picture as a file of its own."""
-    return any(root.rglob("*.parquet")) and not find_files(root)[0]
+    return hasattr(root, "rglob") and any(root.rglob("*.parquet")) and not files_in(root).pictures
 
 
-def load_parquet(path: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> Dataset:
+def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     """A .parquet file, or all of them in a folder, in order of path.
 
     Pictures stand in one of IMAGE_COLUMNS, as encoded bytes or as the struct {bytes, path}, labels in one of
-    LABEL_COLUMNS; captions as in captions.py. size, channels: as for `load_folder`. Raises ImportError without pyarrow,
+    LABEL_COLUMNS; captions as in captions.py. Other columns are said. Raises ImportError without pyarrow,
     ValueError for files that cannot be used.
     """
     try:
@@ -31,15 +33,20 @@ def load_parquet(path: Path, size: tuple[int, int] | None = None, channels: int 
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ImportError(f"{path} needs pyarrow, which is missing; run: pip install 'pydiff[parquet]'") from error
+    where = printable(str(path))
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    packed = sum(file.stat().st_size for file in files)
     try:
-        table = arrow.concat_tables([pq.read_table(file) for file in files])
+        unpacked = sum(_unpacked(pq.ParquetFile(file).metadata) for file in files)
+        fits = unpacked <= asked.limit.gib * GIB
+        table = arrow.concat_tables([pq.read_table(file) for file in files]) if fits else None
     except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); download it again") from error
+        raise ValueError(f"{where} cannot be read ({first_line(error)}); download it again") from error
+    asked.limit.check(max(unpacked, packed), where)
     column = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
     if column is None:
         raise ValueError(
-            f"{path} has the columns {', '.join(map(printable, table.column_names))}, "
+            f"{where} has the columns {', '.join(map(printable, table.column_names))}, "
             f"expected pictures in one of {', '.join(IMAGE_COLUMNS)}"
         )
     skipped: list[tuple[str, str]] = []
@@ -51,12 +58,22 @@ def load_parquet(path: Path, size: tuple[int, int] | None = None, channels: int 
             sources[name] = data
         else:  # a path alone would have to be opened, wherever it leads
             skipped.append((name, "no picture in the file"))
-    kept, images, notes = read_pictures(path, sources, size, channels, skipped)
-    rows = [int(name.removeprefix("row ")) for name in kept]
+    kept, images, notes = read_pictures(path, sources, asked, skipped)
+    rows = [int(path_of(name).removeprefix("row ")) for name in kept]
     labels, classes = _labels(table, rows)
     captions, problems = _captions(table, rows)
     more, caption_notes = words.columns(captions, kept)
-    return Dataset(path.name, images, labels, classes, skipped, notes + caption_notes + problems, **more)
+    notes += caption_notes + problems + renumbered(classes)
+    label = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
+    rest = [name for name in table.column_names if name not in (column, label) and words.language_of(name) is None]
+    if rest:
+        notes.append(f"{plural(len(rest), 'column')} not used: {', '.join(map(printable, rest[:8]))}")
+    return Dataset(printable(path.name), images, labels, classes, skipped, notes, **more)
+
+
+def _unpacked(metadata) -> int:
+    """Bytes that a file claims to hold."""
+    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
 def _labels(table, rows):

@@ -1,22 +1,32 @@
-"""One picture file of any kind as (H, W, C) uint8: formats, bit depths, palettes, transparency, rotation."""
+"""One picture of any kind as (H, W, C) uint8: formats, bit depths, palettes, transparency, rotation, frames."""
 
+import contextlib
 import io
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from pydiff.data.dataset import first_line
+from pydiff.data.limits import USUAL, Limit
 from pydiff.data.pixels import resize_picture
+from pydiff.data.unreadable import readable
 
 # Only these decoders are ever tried: others start programs (EPS) or are rare and less tested.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 _NAMES = "png apng jpg jpeg jpe jfif gif bmp dib webp avif tif tiff ppm pgm pbm pnm"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+SEVERAL = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")  # formats whose further frames are images, and not previews
 
-# A small file can unpack to gigabytes. Pictures above this many pixels (8192 x 8192) are refused before unpacking.
+# Pictures above this many pixels (8192 x 8192) are refused before unpacking.
 MAX_PIXELS = 2**26
+LARGE = 2**22  # pixels above which one picture is unpacked at a time
+BYTES = 12  # a pixel may take while a picture is unpacked, turned and converted
+_one_at_a_time = threading.Lock()
 
 ORIENTATION = 0x0112  # EXIF tag
+MAX_SAMPLE = (281, 341)  # TIFF tags: the largest value that a sample can have
 
 
 class Picture(NamedTuple):
@@ -26,72 +36,150 @@ class Picture(NamedTuple):
     size: tuple[int, int]  # (H, W) in the file, upright
 
 
-def read_size(source: Path | bytes) -> tuple[int, int] | None:
-    """(height, width) from the header, before any rotation, or None if there is no readable header."""
+class Look(NamedTuple):
+    """What can be said of a picture before it is resized: size as stored, number of frames, and of grey levels deeper
+    than 8 bits the largest, 0 for all others.
+    """
+
+    size: tuple[int, int]
+    frames: int
+    top: int
+
+
+def look(source, limit: Limit = USUAL) -> Look | None:
+    """See Look; None if there is no readable header."""
     try:
         if isinstance(source, Path) and not source.is_file():  # opening a pipe would wait for ever
             return None
         with _open(source) as picture:
-            return picture.height, picture.width
+            frames = getattr(picture, "n_frames", 1) if picture.format in SEVERAL else 1
+            return Look((picture.height, picture.width), frames, _top(picture, _packed(source), limit))
     except Exception:  # `read_picture` reports the reason
         return None
 
 
-def read_picture(source: Path | bytes, size: tuple[int, int]) -> Picture | str:
+def read_size(source) -> tuple[int, int] | None:
+    """(height, width) from the header, before any rotation, or None if there is no readable header."""
+    found = look(source)
+    return None if found is None else found.size
+
+
+def _top(picture, packed, limit) -> int:
+    """The largest grey value of a picture that has more than 8 bits, or what the file says it can be."""
+    if not picture.mode.startswith("I"):
+        return 0
+    said = [picture.tag_v2.get(tag) for tag in MAX_SAMPLE] if picture.format == "TIFF" else []
+    said = [n[0] if isinstance(n, tuple) else n for n in said if n]
+    if said and isinstance(said[0], int | float) and said[0] > 0:
+        return int(said[0])
+    _check(picture, packed, limit)
+    with _room(picture):
+        return int(np.asarray(picture).max())
+
+
+def read_picture(source, size: tuple[int, int], top: int = 65535, limit: Limit = USUAL) -> Picture | str:
     """The first frame of a picture, upright, at (height, width) `size`; or the reason why it cannot be used.
 
-    source: a file, or the contents of one.
+    source: a file, the contents of one, or a Pillow image. top: what white is, in grey deeper than 8 bits.
     """
+    frames = read_frames(source, size, top, limit, most=1)
+    return frames if isinstance(frames, str) else frames[0]
+
+
+def read_frames(
+    source, size: tuple[int, int], top: int = 65535, limit: Limit = USUAL, most: int | None = None
+) -> list[Picture] | str:
+    """All frames, or the first `most` of them; otherwise as `read_picture`."""
     from PIL import Image
 
     try:
         if isinstance(source, Path) and not source.is_file():
             return "not a file" if source.exists() else "link to a file that is not there"
-        if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
+        packed = _packed(source)
+        if packed == 0:
             return "empty file"
         with _open(source) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                return f"{picture.width} x {picture.height} pixels, above the limit of {MAX_PIXELS:,}"
-            picture.load()
-            picture = _upright(_eight_bit(picture), _orientation(picture))
-            pixels = np.asarray(resize_picture(picture, size))
-            return Picture(_fewest_channels(pixels), (picture.height, picture.width))
+            count = getattr(picture, "n_frames", 1) if most != 1 and picture.format in SEVERAL else 1
+            found = []
+            for frame in range(count if most is None else min(count, most)):
+                if count > 1:
+                    picture.seek(frame)
+                _check(picture, packed, limit)
+                with _room(picture):
+                    picture.load()
+                    upright = _upright(_eight_bit(picture, top), _orientation(picture))
+                    pixels = np.array(resize_picture(upright, size))
+                found.append(Picture(_fewest_channels(pixels), (upright.height, upright.width)))
+            return found
     except Image.UnidentifiedImageError:
         return "not a picture in any known format"
     except Image.DecompressionBombError:
         return f"more pixels than the limit of {MAX_PIXELS:,}"
     except Exception as error:  # decoders raise a dozen types for damaged files; one bad file must not end the run
-        return f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        if isinstance(error, TooMuch):
+            return str(error)
+        return f"damaged ({first_line(error)})"
 
 
-def _open(source: Path | bytes):
+class TooMuch(ValueError):
+    """A picture that takes more memory than it may."""
+
+
+def _check(picture, packed: int | None, limit: Limit):
+    pixels = picture.width * picture.height
+    if pixels > MAX_PIXELS:
+        raise TooMuch(f"{picture.width} x {picture.height} pixels, above the limit of {MAX_PIXELS:,}")
+    try:
+        what = f"{picture.width} x {picture.height} pixels"
+        limit.check(pixels * BYTES, what)
+        if packed is not None:
+            limit.check_unfolding(pixels * len(picture.getbands()), packed, what)
+    except ValueError as error:
+        raise TooMuch(str(error)) from None
+
+
+def _packed(source) -> int | None:
+    """Bytes of a file or of its contents; None for what is no file."""
+    if isinstance(source, Path):
+        return source.stat().st_size
+    return len(source) if isinstance(source, bytes) else None
+
+
+def _room(picture):
+    """One large picture at a time, however many threads read."""
+    return _one_at_a_time if picture.width * picture.height > LARGE else contextlib.nullcontext()
+
+
+def _open(source):
     from PIL import Image
 
+    if isinstance(source, Image.Image):
+        return contextlib.nullcontext(source.copy())
     Image.init()
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    return Image.open(file, formats=[name for name in (*FORMATS, *readable()[1]) if name in Image.OPEN])
 
 
-def _eight_bit(picture):
+def _eight_bit(picture, top):
     """Any Pillow mode as L, RGB or RGBA."""
     if picture.mode.startswith("I") or picture.mode == "F":
-        return _deep_grey(picture)
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in picture.info:
+        return _deep_grey(picture, top)
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         return picture.convert("RGBA")
     return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
-def _deep_grey(picture):
-    """Grey with more than 8 bits: 16-bit integers over their full range, or floats in [0, 1]."""
+def _deep_grey(picture, top):
+    """Grey with more than 8 bits: integers from 0 to top, or floats in [0, 1]."""
     from PIL import Image
 
     if "transparency" in picture.info:
         raise ValueError("16-bit grey with a transparent grey value is not supported")
     values = np.asarray(picture)
-    top = 1 if values.dtype.kind == "f" else 65535
+    top = 1 if values.dtype.kind == "f" else top
     if not (values.min() >= 0 and values.max() <= top):
         raise ValueError(f"grey values run from {values.min()} to {values.max()}, expected 0 .. {top}")
-    grey = np.rint(values * 255.0) if top == 1 else (values.astype(np.uint32) + 128) // 257
+    grey = np.rint(values * 255.0) if top == 1 else (values.astype(np.uint32) * 510 + top) // (2 * top)
     return Image.fromarray(grey.astype(np.uint8))
 
 

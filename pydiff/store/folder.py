@@ -22,11 +22,11 @@ from pydiff.store.log import Log
 
 SCHEMA = 3  # of config.json; 1, without the number, was pydiff 0.1's; 2 had no changes
 # Options that do not change what is computed: a run may be resumed with other values of these.
-WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute", "cache_gb")
+WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute", "cache_gb", "limit")
 # Options that may change from one step to the next; what was changed, and after which step, is kept in config.json.
 CHANGEABLE = ("steps", "batch_size", "shards", "lr", "warmup", "lr_schedule", "weight_decay", "clip", "ema")
 # Options younger than the checkpoints of some runs: at None they say nothing, and those runs go on.
-YOUNG = ("frames", "frame_rate", "image_share", "init_from")
+YOUNG = ("frames", "frame_rate", "image_share", "init_from", "image_channels", "layout", "pages", "split", "bits")
 
 
 class KernelWarning(UserWarning):

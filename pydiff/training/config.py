@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from pydiff.data.asked import asked
 from pydiff.diffusion import Process, schedule
 from pydiff.diffusion.loss import WEIGHTS
 from pydiff.diffusion.prediction import PREDICTIONS
@@ -19,12 +22,27 @@ from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
 
 ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient accumulation
-READING = ("size", "cache_gb", "frames", "frame_rate", "rate", "seconds")  # options that say how data are read
+# Options that say how data are read -> keywords of `pydiff.data.load`.
+READING = {
+    "size": "size",
+    "image_channels": "channels",
+    "layout": "layout",
+    "pages": "pages",
+    "split": "split",
+    "bits": "bits",
+    "limit": "limit",
+    "cache_gb": "cache_gb",
+    "frames": "frames",
+    "frame_rate": "frame_rate",
+    "rate": "rate",
+    "seconds": "seconds",
+}
+NOT_OF_IMAGES = ("cache_gb", "frames", "frame_rate", "rate", "seconds")
 
 
-def reading(options: dict) -> dict:
-    """Those of the options that pydiff.data.load takes."""
-    return {name: options.get(name) for name in READING}
+def reading(options) -> dict:
+    """The keywords of `pydiff.data.load` among options by name, those that are not left out."""
+    return {keyword: options[name] for name, keyword in READING.items() if options.get(name) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +79,10 @@ class LoopOptions:
     reduce: Literal["exact", "fast"] = "exact"
     """How several processes add their gradients: to the same bits for any number of them, or as MPI does it."""
 
+    def __post_init__(self):
+        for name in self.__dataclass_fields__:
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+
     def check(self):
         """These options again, or ValueError, in one sentence, for values that cannot work."""
         least = {
@@ -92,6 +114,8 @@ class LoopOptions:
             if name not in cls.__dataclass_fields__:
                 import difflib
 
+                if name in ("labels", "captions") and issubclass(cls, Options):
+                    raise TypeError(f"{name} belong to the data: train(pydiff.data.load(images, {name}={name}), ..)")
                 near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
                 raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
         return cls(**keywords).check()
@@ -113,10 +137,22 @@ class Options(LoopOptions):
 
     cache_gb: float = 0.0
     """GB of decoded pictures to keep, where they are decoded when they are needed; 0: all of them, from the start."""
-    size: int | None = None
-    """Side length of the pictures in pixels; left out, what the data has."""
+    size: int | tuple[int, int] | None = None
+    """Side length of the pictures in pixels, or height and width; left out, what the data has."""
     init_from: str | None = None
     """Folder of a run or of a model to begin with the weights of; left out, they are drawn."""
+    image_channels: int | None = None
+    """Of the pictures: 1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
+    layout: Literal["NHWC", "NCHW", "NHW"] | None = None
+    """How the axes of an array of pictures are to be read; left out, by their lengths."""
+    pages: Literal["first", "all"] | None = None
+    """Which pages or frames of files that hold several are taken; left out, the first."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """Which part of data that come in folders of that name, or in several files; left out, train."""
+    bits: int | None = None
+    """How many bits of grey deeper than 8 bits are used; left out, as few as hold the values."""
+    limit: float | None = None
+    """GiB of memory that the data may take; left out, 4."""
     rate: int | None = None
     """Of sounds: samples a second; left out, 8000."""
     seconds: float | None = None
@@ -175,23 +211,29 @@ class Options(LoopOptions):
     """Compute every block's inner values again for the gradient instead of keeping them: less memory, more time."""
 
     def __post_init__(self):
-        for name in ("channels", "attention"):
+        super().__post_init__()
+        for name in ("channels", "attention", "size"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def reading(self):
+        """The keywords of `pydiff.data.load` among these options."""
+        return reading(vars(self))
 
     def check(self):
         """These options again, or ValueError, in one sentence, for values that cannot work."""
         super().check()
         for name, value in {"timesteps": 2, "layers": 1, "head_dim": 1, "groups": 1}.items():
             _at_least(self, name, value)
-        if self.size is not None:
-            _at_least(self, "size", 1)
+        asked(**{name: value for name, value in self.reading().items() if name not in NOT_OF_IMAGES})
         if self.frames is not None:
             _at_least(self, "frames", 1)
         if self.frame_rate is not None:
             _between(self, "frame_rate", 1e-3, 1e4)
         if self.image_share is not None:
             _between(self, "image_share", 0, 1)
+        for name in ("channels", "attention"):
+            _several(self, name, 1 if name == "channels" else 0)
         _between(self, "offset_noise", 0, math.inf)
         _between(self, "cache_gb", 0, math.inf)
         if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
@@ -217,6 +259,24 @@ def _at_least(options, name, least):
     value = getattr(options, name)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _several(options, name, least):
+    """ValueError unless this is a tuple of whole numbers, or None where that is the default."""
+    value = getattr(options, name)
+    numbers = isinstance(value, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
+    if value is not None and not (numbers and all(n >= least for n in value)):
+        example = "(32, 64)" if name == "channels" else "(1, 2)"
+        raise ValueError(
+            f"{name} must be whole numbers of at least {least}, one a level, such as {example}; got {value!r}"
+        )
+
+
+def _plain(value):
+    """NumPy's numbers as Python's, also in a list or a tuple."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _between(options, name, low, high):

@@ -106,7 +106,7 @@ def test_captions_in_class_folders_and_beside_them(tmp_path):
 def test_a_folder_without_captions_has_none(tmp_path):
     dataset = load(folder(tmp_path, {"notes.md": "x"}))
     assert dataset.captions is None
-    assert dataset.notes == []
+    assert dataset.notes == ["1 other file left out (.md 1)"]
     assert load(folder(tmp_path, {"README.txt": "x", "a.txt": ""})).captions is None
 
 
@@ -157,7 +157,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name, monkeypatch):
         {"metadata.jsonl": jsonl({"file_name": name, "text": "x"}, {"file_name": "a.png", "text": "y"})},
     )
     opened = []
-    monkeypatch.setattr("pydiff.data.folder.read_picture", spy(opened))
+    monkeypatch.setattr("pydiff.data.folder.read_frames", spy(opened))
     dataset = load(root)
     assert dataset.captions == (("y",), (), ())
     assert any("line 1: leads out of the folder" in note for note in dataset.notes)
@@ -165,11 +165,11 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name, monkeypatch):
 
 
 def spy(opened):
-    from pydiff.data.picture import read_picture
+    from pydiff.data.picture import read_frames
 
-    def reading(path, size):
+    def reading(path, **options):
         opened.append(path)
-        return read_picture(path, size)
+        return read_frames(path, **options)
 
     return reading
 

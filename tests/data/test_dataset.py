@@ -149,7 +149,8 @@ def test_load_of_a_dataset():
         ("", ValueError, "no pictures"),
         (None, TypeError, "cannot load data from NoneType; expected"),
         (42, TypeError, "cannot load data from int"),
-        ([PIXELS], TypeError, "cannot load data from list"),
+        ([PIXELS], TypeError, "a list of images holds a ndarray, expected arrays"),
+        ([], ValueError, "the list of images is empty"),
         (b"digits", TypeError, "cannot load data from bytes"),
     ],
 )
@@ -162,8 +163,11 @@ def test_impossible_sources(source, error, message, tmp_path, monkeypatch):
 
 def test_a_file_that_is_no_array(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"cannot load data from '.*a.zip'; expected 'digits'"):
+    with pytest.raises(ValueError, match=r"a.zip cannot be read \(File is not a zip file\); fetch it again"):
         load(tmp_path / "a.zip")
+    (tmp_path / "a.txt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"cannot load data from '.*a.txt'; expected 'digits'"):
+        load(tmp_path / "a.txt")
 
 
 def test_a_folder_with_the_name_of_a_data_set(tmp_path, monkeypatch):

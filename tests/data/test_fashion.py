@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pydiff.data import fashion, load
-from pydiff.data.fashion import FOLDER, read_idx
+from pydiff.data.fashion import FOLDER
+from pydiff.data.idx import read_idx
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 28, 28), dtype=np.uint8)
 LABELS = np.array([0, 9, 5, *range(9)], np.uint8)

@@ -8,7 +8,7 @@ import odd_pictures as made
 import pytest
 from PIL import Image
 
-from pydiff.data.picture import MAX_PIXELS, Picture, read_picture, read_size
+from pydiff.data.picture import MAX_PIXELS, Picture, look, read_picture
 
 ODD = made.odd()
 BROKEN = made.broken()
@@ -26,7 +26,8 @@ def decoders_may_warn():
 def read(tmp_path, name, content, size=None):
     path = tmp_path / name
     path.write_bytes(content)
-    return read_picture(path, size or read_size(path) or (8, 8))
+    seen = look(path)
+    return read_picture(path, size or (seen.size if seen else (8, 8)))
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -1,0 +1,74 @@
+"""Every kind of data that `load` opens: one small reader a kind, in two tables.
+
+A reader takes a path, or what stands for a folder, and what is asked for (asked.py), and gives a Dataset. Pictures that
+have another size or number of channels than what is asked for are brought to it by `load`, whoever read them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from pydiff.data import archives, arrays, cifar, folder, idx, parquet
+from pydiff.data.asked import Asked
+from pydiff.data.dataset import Dataset, printable
+from pydiff.data.picture import SUFFIXES
+from pydiff.data.unreadable import advice_on, readable
+
+
+class Kind(NamedTuple):
+    """holds: whether a folder (or archive) is of this kind. load: reads it."""
+
+    name: str
+    holds: Callable[[object], bool]
+    load: Callable[[object, Asked], Dataset]
+
+
+# What a folder or an archive may be, the first that fits.
+TREES = [
+    Kind("MNIST's IDX files", idx.holds_idx, idx.load_idx),
+    Kind("CIFAR's batches", cifar.holds_cifar, cifar.load_cifar),
+    Kind(".parquet files", parquet.holds_parquet, parquet.load_parquet),
+    Kind("pictures", lambda _: True, folder.load_folder),
+]
+# How the name of a file ends -> its reader.
+FILES: dict[str, Callable[[Path, Asked], Dataset]] = {
+    ".npz": arrays.load_npz,
+    ".npy": arrays.load_npy,
+    ".parquet": parquet.load_parquet,
+    "-ubyte": idx.load_idx_file,
+    "-ubyte.gz": idx.load_idx_file,
+    **dict.fromkeys(archives.SUFFIXES, archives.load_archive),
+}
+BATCHES = ("data_batch_", "test_batch")  # how names of CIFAR's begin
+EXPECTED = (
+    "a folder or archive of pictures, a .npz, .npy or .parquet file, files of MNIST or CIFAR, an array, or a list"
+)
+
+
+def load_tree(root, asked: Asked) -> Dataset:
+    """What is in a folder or an archive."""
+    return next(kind for kind in TREES if kind.holds(root)).load(root, asked)
+
+
+def load_path(path: Path, asked: Asked, known: str) -> Dataset:
+    """What is at a path. known: the names of shipped sets, for the message where there is nothing."""
+    if path.is_dir():
+        return load_tree(path, asked)
+    shown = printable(str(path))
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {shown!r}; expected {known}, {EXPECTED}")
+    if not path.is_file():
+        raise ValueError(f"{shown} is neither a file nor a folder; expected {EXPECTED}")
+    name = path.name.lower()
+    reader = next((read for end, read in FILES.items() if name.endswith(end)), None)
+    if reader is None and name.startswith(BATCHES):
+        reader = cifar.load_batch
+    if reader is not None:
+        return reader(path, asked)
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES | readable()[0]:
+        raise ValueError(f"{shown} is one picture; give the folder that it is in, or a list of pictures in Python")
+    if suffix in (".pkl", ".pickle"):
+        raise ValueError(f"{shown} is a pickle, which could run anything; save its arrays with numpy.savez")
+    advice = advice_on(suffix.removeprefix("."))
+    raise ValueError(f"cannot load data from {shown!r}{f' ({advice})' if advice else ''}; expected {known}, {EXPECTED}")

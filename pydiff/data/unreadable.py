@@ -1,0 +1,79 @@
+"""Files in a folder of pictures that are none, or that cannot be read: what they are, and what to do about them."""
+
+import functools
+import importlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+from pydiff.data.dataset import plural, printable, some
+
+# Suffix -> what to do. Where a library is named, pictures are read as soon as it is installed.
+LIBRARIES = {"heic": "pillow-heif", "heif": "pillow-heif", "hif": "pillow-heif", "jxl": "pillow-jxl-plugin"}
+_MODULES = {"pillow-heif": "pillow_heif", "pillow-jxl-plugin": "pillow_jxl"}
+_FORMATS = {"pillow-heif": "HEIF", "pillow-jxl-plugin": "JXL"}
+_RAW = "cr2 cr3 nef arw dng orf rw2 raf pef srw"
+_CONVERT = {
+    **dict.fromkeys(_RAW.split(), "develop them to JPEG or TIFF, with darktable or rawpy"),
+    **dict.fromkeys(("jp2", "j2k", "jpx", "tga", "ico", "icns", "pcx", "dds", "qoi"), "convert them to PNG"),
+    **dict.fromkeys(("psd", "xcf", "kra", "exr", "hdr"), "export them as PNG or TIFF"),
+    **dict.fromkeys(("svg", "eps", "ai", "pdf"), "render them to PNG"),
+    **dict.fromkeys(("mp4", "mov", "avi", "mkv", "webm", "m4v"), "take images out of them, with ffmpeg"),
+    **dict.fromkeys(("dcm", "nii", "fits", "fit"), "convert their slices to PNG or .npy"),
+    **dict.fromkeys(("npy", "npz", "parquet", "zip", "tar", "tgz", "h5", "hdf5", "mat"), "give such a file itself"),
+}
+_CONVERT |= dict.fromkeys(("h5", "hdf5", "mat"), "save their images with numpy.savez")
+SHOWN = 6
+
+# Folders of thumbnails and droppings; names in lower case.
+FOLDERS = frozenset(["__macosx", "@eadir", "thumbs", "thumbnails", "#recycle", "$recycle.bin", "lost+found",
+                     "__pycache__", "system volume information"])  # fmt: skip
+_THUMB = ("_thumb", "-thumb", ".thumb", "_thumbnail", "-thumbnail", ".thumbnail")
+
+
+@functools.cache
+def readable() -> tuple[frozenset[str], tuple[str, ...]]:
+    """(suffixes, Pillow's names of formats) that libraries beside Pillow read, those that are installed."""
+    suffixes, formats = set(), []
+    for library, module in _MODULES.items():
+        try:
+            found = importlib.import_module(module)
+            if hasattr(found, "register_heif_opener"):
+                found.register_heif_opener()
+        except Exception:  # not installed, or broken: then it is named, and pictures of its kind are left out
+            continue
+        suffixes |= {f".{name}" for name, of in LIBRARIES.items() if of == library}
+        formats.append(_FORMATS[library])
+    return frozenset(suffixes), tuple(formats)
+
+
+def is_thumbnail(path: str, others: frozenset[str] | set[str]) -> bool:
+    """Whether a picture is a small copy of another that lies beside it. others: paths without their suffixes."""
+    stem = os.path.splitext(path)[0]
+    return any(stem.lower().endswith(end) and stem[: -len(end)] in others for end in _THUMB)
+
+
+def notes_on(others: Sequence[str], thumbnails: int) -> list[str]:
+    """Sentences on files that were left out: pictures of other kinds, with what to do, and the rest by kind."""
+    kinds = Counter(os.path.splitext(path)[1].lower().removeprefix(".") for path in others)
+    notes, by_advice = [], {}
+    for kind, count in sorted(kinds.items()):
+        advice = advice_on(kind)
+        if advice:
+            by_advice.setdefault(advice, []).append(f"{count:,} .{kind}")
+    notes += [f"left out: {', '.join(files)}; {advice}" for advice, files in by_advice.items()]
+    rest = {kind: count for kind, count in sorted(kinds.items()) if not advice_on(kind)}
+    if rest:
+        told = [f".{printable(kind)} {n:,}" if kind else f"without a suffix {n:,}" for kind, n in rest.items()]
+        total = sum(rest.values())
+        notes.append(f"{plural(total, 'other file')} left out ({some(told, ', ', SHOWN)})")
+    if thumbnails:
+        notes.append(f"{plural(thumbnails, 'thumbnail')} left out, being small copies of others or in a folder of such")
+    return notes
+
+
+def advice_on(kind: str) -> str:
+    """What to do about files with this suffix, "" where they are no pictures."""
+    if kind in LIBRARIES:
+        return f"pip install {LIBRARIES[kind]} makes them readable"
+    return _CONVERT.get(kind, "")
