@@ -226,8 +226,8 @@ class Run:
         dataset, whole, note = self._dataset, True, ""
         if dataset is None or data is not None:
             dataset, whole, note = all_or_some(self.origin, self._read, data)
-        if note:
-            logging.getLogger("pydiff").warning("%s", note)
+            for sentence in filter(None, (note, self.origin.namesake() if data is None else "")):
+                logging.getLogger("pydiff").warning("%s", sentence)
         known = {"name": self.name, "log": self.log(), "step": self.step, "options": self.options}
         known |= {"whole": whole, "note": note, "count": self.origin.count}
         return write_report(self.pipeline, dataset, directory, **known, **options)

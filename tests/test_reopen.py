@@ -330,6 +330,22 @@ def test_other_data_at_the_same_place_are_never_taken(moved):
         pydiff.load(folder).report(data=str(first), n=2, steps=3)
 
 
+def test_another_folder_of_that_name_is_noticed_and_not_used(tmp_path, monkeypatch, caplog):
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        np.save(tmp_path / place / "data.npy", pictures(9, seed=ord(place)))
+    monkeypatch.chdir(tmp_path / "a")
+    train(tmp_path / "run", "data.npy")
+    pydiff.load(tmp_path / "run").report(n=2, steps=3)
+    assert "is another one" not in caplog.text
+    monkeypatch.chdir(tmp_path / "b")
+    run = pydiff.load(tmp_path / "run")
+    page = run.report(n=2, steps=3)
+    assert f"data.npy in this folder is another one than {tmp_path / 'a' / 'data.npy'}, and is not used" in caplog.text
+    assert "All 9 training pictures were searched." in pages(page.read_text("utf-8"))
+    assert np.array_equal(run.dataset().images, pictures(9, seed=ord("a")))
+
+
 def test_a_subset_is_not_taken_for_the_whole(tmp_path):
     digits = pydiff.data.load("digits")
     train(tmp_path / "run", digits.subset(range(100)))

@@ -5,6 +5,7 @@ origin.load()                               the same data again, or a ValueError
 origin.samples                              a Dataset of some of it, kept with the run
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -66,6 +67,15 @@ class Origin:
                 f"{source} has other data now ({found}) than {self.described()}; say where those are: data= (--data)"
             )
         return dataset
+
+    def namesake(self) -> str:
+        """A sentence on something else of the data's name in the current folder, which is not taken for them; or ""."""
+        if self.path is None or not os.path.exists(name := os.path.basename(self.path)):
+            return ""
+        with contextlib.suppress(OSError):
+            if os.path.samefile(name, self.path):
+                return ""
+        return f"{printable(name)} in this folder is another one than {printable(self.path)}, and is not used"
 
     def described(self) -> str:
         """A few words: "the 4 samples 16 x 16 x 3 of 'pics'"."""
