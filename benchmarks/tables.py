@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+from benchmarks.papers.sound import table as sound_table
 from benchmarks.restraint import in_words
 
 HERE = Path(__file__).parent
@@ -33,6 +34,8 @@ def table_of(report):
     """One report as Markdown."""
     if "samples_recognised" in report:
         return "\n".join(quality_table(report)) + "\n"
+    if "tones" in report:
+        return sound_table(report["tones"]) + "\n"
     if "scaling" in report:
         return "\n".join([setting(report), "", *scaling_table(report)]) + "\n"
     if "distributed" in report:
@@ -279,11 +282,12 @@ def times(ratio):
 
 
 def main():
-    """Rewrites the READMEs of the benchmarks and of the project, and the page on Winograd's algorithm."""
+    """Rewrites the READMEs of the benchmarks and of the project, and the pages that have tables."""
     for readme in (
         HERE / "README.md",
         HERE.parent / "README.md",
         HERE.parent / "docs/winograd.md",
+        HERE.parent / "docs/sound.md",
         HERE.parent / "docs/distributed.md",
     ):
         readme.write_text(render(readme.read_text(), HERE / "results"))

@@ -27,6 +27,7 @@ from pydiff.data.pixels import from_uint8, to_uint8
 from pydiff.data.points import Points, swiss_roll
 from pydiff.data.sounds import Sounds, check_sound, holds_sounds, load_sounds
 from pydiff.data.sources import EXPECTED, load_path
+from pydiff.data.spoken import load_captions, load_prompts, load_spoken_digits, load_synthetic_digits
 from pydiff.data.stream import load_streamed
 from pydiff.data.tones import load_tones
 
@@ -46,7 +47,13 @@ __all__ = [
 
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
 NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll}
-NAMED_SOUNDS = {"tones": load_tones}
+NAMED_SOUNDS = {
+    "tones": load_tones,
+    "spoken-digits": load_spoken_digits,
+    "spoken-captions": load_captions,
+    "spoken-prompts": load_prompts,
+    "synthetic-digits": load_synthetic_digits,
+}
 _NAMES = ", ".join(map(repr, NAMED))
 
 
@@ -174,7 +181,7 @@ def _load_sounds(source, size, channels, labels, captions, rate, seconds) -> Sou
     if isinstance(source, str) and source in NAMED_SOUNDS:
         given = {"rate": rate, "seconds": seconds}
         return NAMED_SOUNDS[source](**{name: value for name, value in given.items() if value is not None})
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike)) or source in NAMED:
         raise ValueError("rate and seconds are for a folder of sounds or a named set of sounds; leave them out")
     path = Path(source).expanduser()
     if not path.is_dir():

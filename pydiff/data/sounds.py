@@ -28,6 +28,7 @@ PEAK = 0.99  # no louder than that
 SILENT = 1e-4  # a sound whose largest sample is below that, -80 dB, is none
 QUIET = 10 ** (-40 / 20)  # ends this far below the loudest 10 ms are trimmed
 MARGIN = 0.02  # seconds that are kept of what would be trimmed
+SHORTEST = 0.005  # seconds; what is shorter is a click
 LONGEST = 600.0  # seconds read of one file
 MOST_PIECES = 600  # taken of one file
 GRID = 2.0**15  # samples are whole numbers over this: the last bits, which differ from machine to machine, are gone
@@ -98,28 +99,54 @@ def load_sounds(
     Files with the suffix of a sound that cannot be read, or hold silence alone, are skipped and listed.
     ValueError if no sound is left, or if more than half are broken.
     """
-    from pydiff.data.folder import each, find_files, labels_of
+    from pydiff.data.folder import find_files
+
+    check_sound(rate, seconds, channels)
+    paths, _, skipped = find_files(root, SUFFIXES)
+    if not paths:
+        raise ValueError(f"{root} holds no sounds; expected files such as .wav in it or in its subfolders")
+    return load_files(str(root), {path: root / path for path in paths}, rate, seconds, channels, skipped=skipped)
+
+
+def load_files(
+    name,
+    sources: dict[str, Path | bytes],
+    rate=None,
+    seconds=None,
+    channels=None,
+    *,
+    skipped=(),
+    labels=None,
+    classes=None,
+) -> Sounds:
+    """Files of sound by name, or their contents, as Sounds. labels: {name: number of its class}, with classes, their
+    names; None reads classes from the names, which are paths. skipped: what is known to be unusable already.
+
+    ValueError if more than half are broken.
+    """
+    from pydiff.data.folder import each, labels_of
 
     rate, seconds, channels = check_sound(rate, seconds, channels)
-    paths, _, skipped = find_files(root, SUFFIXES)
     length = max(1, round(rate * seconds))
     read = partial(read_sound, rate=rate, length=length, channels=channels)
-    results = dict(zip(paths, each(read, {path: root / path for path in paths}, "reading", "sound"), strict=True))
+    results = dict(zip(sources, each(read, sources, "reading", "sound"), strict=True))
     usable = {path: found for path, found in results.items() if isinstance(found, Prepared)}
     skipped = sorted([*skipped, *((printable(path), why) for path, why in results.items() if isinstance(why, str))])
     if len(skipped) > len(usable):
         path, reason = skipped[0]
         raise ValueError(
-            f"{len(skipped)} of {len(skipped) + len(usable)} sounds in {root} cannot be used "
+            f"{len(skipped)} of {len(skipped) + len(usable)} sounds in {name} cannot be used "
             f"(first: {path}: {reason}); remove or repair them"
         )
-    if not usable:
-        raise ValueError(f"{root} holds no sounds; expected files such as .wav in it or in its subfolders")
     found = [path for path, one in usable.items() for _ in one.pieces]
-    labels, classes, class_notes = labels_of(found, "sound")
+    class_notes = []
+    if labels is None:
+        numbers, classes, class_notes = labels_of(found, "sound")
+    else:
+        numbers = np.array([labels[path] for path in found], np.int64)
     samples = np.stack([piece for one in usable.values() for piece in one.pieces])[:, None]
     notes = [*notes_on(list(usable.values()), rate, seconds), *class_notes]
-    return Sounds(str(root), samples, labels, classes, skipped, notes, rate=rate)
+    return Sounds(name, samples, numbers, classes, skipped, notes, rate=rate)
 
 
 def holds_sounds(root: Path) -> bool:
@@ -212,6 +239,8 @@ def prepared(sound: Sound, rate: int, length: int, channels: int) -> Prepared:
         raise Unreadable("it holds NaN or infinite numbers")
     if len(x) < 2:
         raise Unreadable("it holds a single sample")
+    if len(x) < SHORTEST * own:
+        raise Unreadable(f"it is {1000 * len(x) / own:.2g} ms long")
     clipped = is_clipped(x)
     x = x.mean(1, keepdims=True) if channels == 1 else np.repeat(x, 2, 1) if count == 1 else x[:, :channels]
     mean = x.mean(0)

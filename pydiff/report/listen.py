@@ -43,17 +43,18 @@ def overhear(states, codec, heard: Heard, samples=TRACED, moments=STEPS):
         yield state
 
 
-def section(codec, samples, training, titles, heard: Heard) -> str:
-    """The part of the page in which one listens. samples: (N, 1, L, C). training: (M, 1, L, C), titles: M strings or
-    None.
+def section(codec, samples, wanted, training, titles, heard: Heard) -> str:
+    """The part of the page in which one listens.
+
+    samples: (N, 1, L, C), wanted: what they were asked to be, N strings or None. training: (M, 1, L, C), titles: M
+    strings or None.
     """
     samples, training = samples[:SHOWN], training[:SHOWN]
     seconds = limited(codec, len(samples) + len(training) + sum(2 * len(x) for x in heard.x))
     whole = codec.length / codec.rate
     cut = "" if seconds >= whole else f" Of each, the first {seconds:.3g} of {whole:.3g} seconds can be heard here."
-    made = [_figure(codec, sound, f"new sound {i + 1}", seconds) for i, sound in enumerate(samples)]
-    names = [f"training sound {i + 1}" + (f", {titles[i]}" if titles else "") for i in range(len(training))]
-    real = [_figure(codec, sound, name, seconds) for sound, name in zip(training, names, strict=True)]
+    made = [_figure(codec, x, _name("new", i, wanted), seconds) for i, x in enumerate(samples)]
+    real = [_figure(codec, x, _name("training", i, titles), seconds) for i, x in enumerate(training)]
     return f"""<section id="listen">
 <h2>Listen</h2>
 <p>Above, a sound was shown by its image; here it can be heard. In an image, time runs from left to right; at the top is
@@ -64,6 +65,10 @@ the waveform, below it how loud which frequencies are, up to {number(codec.rate 
 <div class="sounds">{"".join(real)}</div>
 {_way(codec, heard, seconds)}
 </section>"""
+
+
+def _name(kind, i, titles):
+    return f"{kind} sound {i + 1}" + (f", {titles[i]}" if titles else "")
 
 
 def limited(codec, count) -> float:

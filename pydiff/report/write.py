@@ -95,16 +95,19 @@ def write_report(
         attributes=_grid(pipeline, attributes, seed, taken, guidance),
         looks=[] if prompts is None else words.looks(pipeline, prompts, seed, taken, guidance),
         noun=codec.noun,
-        listen="" if heard is None else _listen(codec, drawn, dataset, heard),
+        listen="" if heard is None else _listen(pipeline, drawn, asked, dataset, heard),
     )
     return write_page(directory / "report.html", page)
 
 
-def _listen(codec, drawn, dataset, heard):
+def _listen(pipeline, drawn, asked, dataset, heard):
+    classes = pipeline.conditioning.classes
+    wanted = None if classes is None else [classes[number] for number in asked["class_labels"]]
     if dataset is None:
-        return listen.section(codec, drawn, drawn[:0], None, heard)
+        return listen.section(pipeline.codec, drawn, wanted, drawn[:0], None, heard)
     shown = spread(len(dataset), listen.SHOWN)
-    return listen.section(codec, drawn, dataset.samples(shown), _short(dataset.titles(shown)), heard)
+    titles = _short(dataset.titles(shown))
+    return listen.section(pipeline.codec, drawn, wanted, dataset.samples(shown), titles, heard)
 
 
 def _prompts(conditioning, dataset, n, given):

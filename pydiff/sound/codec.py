@@ -182,10 +182,11 @@ class Spectrogram(SoundCodec):
 
     def to_config(self):
         """For JSON; `from_config` of it is an equal codec."""
-        own = {name: getattr(self, name) for name in ("bands", "size", "hop", "iterations")}
-        return super().to_config() | own
+        own = {name: getattr(self, name) for name in ("bands", "hop", "iterations")}
+        return super().to_config() | own | {"window": self.size}
 
     @classmethod
     def from_config(cls, config):
         """The codec that `to_config` described."""
-        return cls(**{name: value for name, value in config.items() if name != "kind"})
+        names = ("rate", "length", "channels", "bands", "hop", "iterations")
+        return cls(**{name: config[name] for name in names}, size=config["window"])

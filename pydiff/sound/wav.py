@@ -11,6 +11,7 @@ import numpy as np
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 COMPRESSED = {2: "ADPCM", 6: "A-law", 7: "μ-law", 0x11: "IMA ADPCM", 0x31: "GSM", 0x50: "MPEG", 0x55: "MP3"}
+STREAMED = 0x7FFFF000  # sizes from here on are said by programs that write into a pipe; espeak-ng's is this one
 HIGHEST_RATE, MOST_CHANNELS = 1_000_000, 64
 
 
@@ -28,7 +29,8 @@ class Unreadable(ValueError):
 def read_wav(data: bytes, longest: float | None = None) -> Sound:
     """The sound in the bytes of a WAV file; at most `longest` seconds of it. Unreadable for anything else.
 
-    A data chunk without a length (0 or all ones), as programs that write into a pipe leave it, goes to the end.
+    A data chunk without a length (0, or about the largest), as programs that write into a pipe leave it, goes to the
+    end.
     """
     if len(data) < 12 or data[:4] not in (b"RIFF", b"RF64") or data[8:12] != b"WAVE":
         raise Unreadable("empty file" if not data else "it does not begin like a WAV file")
@@ -39,7 +41,7 @@ def read_wav(data: bytes, longest: float | None = None) -> Sound:
         if name == b"fmt ":
             form = _format(data[here : here + size])
         elif name == b"data":
-            streamed = size in (0, 0xFFFFFFFF)
+            streamed = size == 0 or size >= STREAMED
             body = memoryview(data)[here : None if streamed else here + size]
             if not streamed and len(body) < size:
                 raise Unreadable(f"cut off: {len(body):,} of {size:,} bytes of sound are there")

@@ -31,6 +31,7 @@ def folder(tmp_path):
     put("b/long.wav", wav(sine(700, 8000, 3.4), kind="u8"))
     put("b/slow.wav", wav(sine(100, 1000, 1.0), 1000))
     put("b/one sample.wav", wav([0.7]))
+    put("b/click.wav", wav([0.7, -0.7, 0.2]))
     put("b/no sample.wav", wav(np.zeros(0)))
     put("b/silence.wav", wav(np.full(8000, 0.25)))
     put("b/cut off.wav", wav(sine(400))[:1000])
@@ -47,6 +48,7 @@ def test_everything_is_read_or_listed(folder):
     assert sounds.classes == ["a", "b"]
     assert sounds.labels.tolist() == [0] * 4 + [1] * 6
     assert dict(sounds.skipped) == {
+        "b/click.wav": "it is 0.38 ms long",
         "b/cut off.wav": "cut off: 956 of 8,000 bytes of sound are there",
         "b/nan.wav": "it holds NaN or infinite numbers",
         "b/no sample.wav": "it holds no samples",
@@ -105,6 +107,8 @@ def test_what_cannot_be_asked_for_is_refused(folder, tmp_path_factory):
     ):
         with pytest.raises(ValueError, match=message):
             load(folder, **given)
+    with pytest.raises(ValueError, match="for a folder of sounds or a named set"):
+        load("digits", rate=8000)
     with pytest.raises(ValueError, match="is not there"):
         load("nowhere", rate=8000)
     with pytest.raises(ValueError, match="has its rate and length"):

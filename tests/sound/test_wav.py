@@ -61,7 +61,13 @@ def test_other_chunks_odd_sizes_and_streams():
     x = sine(300)
     expected = read_wav(wav(x)).samples
     odd = b"LIST" + struct.pack("<I", 3) + b"abc\0"
-    for data in (wav(x, extra=odd), wav(x, size=0xFFFFFFFF), wav(x, size=0), wav(x) + b"trailing rubbish"):
+    for data in (
+        wav(x, extra=odd),
+        wav(x, size=0xFFFFFFFF),
+        wav(x, size=0),
+        wav(x, size=0x7FFFF000),
+        wav(x) + b"trailing rubbish",
+    ):
         assert np.array_equal(read_wav(data).samples[:4000], expected)
     assert len(read_wav(wav(x), longest=0.1).samples) == 800
 

@@ -161,7 +161,7 @@ def run(count: int, seed: int) -> dict:
 
     pytorch.contents(Bytes(archive_bytes(pickled({}), {})), "file")  # whatever is imported once is imported now
     for encoding in ("raw-unicode-escape", "unicode-escape", "latin-1", "ascii", "cp437"):  # genops' and zipfile's
-        b"".decode(encoding)
+        b"x".decode(encoding)
     sys.addaudithook(hook)
     for _ in range(count):
         data = case(bases, rng)

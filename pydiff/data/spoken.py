@@ -1,0 +1,143 @@
+"""Speech from programs and recordings that are installed, never copied: named sets, read at use.
+
+    spoken-digits      0 to 9 in some thirty voices and twenty languages: recordings of Debian's tuxpaint-stamps-default
+                       (GPL-2) and of the asterisk-core-sounds packages (CC-BY-SA-3.0); needs pydiff[audio]
+    spoken-captions    sentences that describe drawings, read in French: tuxpaint-stamps-default
+    spoken-prompts     what a telephone exchange says, at 8 kHz: asterisk-core-sounds-en-wav
+    synthetic-digits   0 to 9 in English by espeak-ng and flite, called as programs: the same bits every time
+
+Nothing of the recordings is in pydiff, and nothing made from them may be shipped. Voices tell training from test; no
+option asks for a person.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from pydiff.data.sounds import Sounds, check_sound, load_files, printable
+from pydiff.sound.wav import Unreadable, read_wav
+
+STAMPS = Path("/usr/share/tuxpaint/stamps")  # where Debian's packages put them
+PROMPTS = Path("/usr/share/asterisk/sounds")
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+SECONDS = 0.75
+# Accents and variants of espeak-ng, and voices of flite, in English.
+ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
+VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
+FLITE = ("kal16", "awb", "rms", "slt")
+
+
+class Recording(NamedTuple):
+    """A file, the digit that is said, and by whom: the language and the number of the reader, "fr 2" say."""
+
+    path: Path
+    digit: int
+    voice: str
+
+
+def digit_recordings(stamps: Path = STAMPS, prompts: Path = PROMPTS) -> list[Recording]:
+    """The recordings of digits that are installed, in order of voice and digit."""
+    found = []
+    for path in (stamps / "symbols/math").glob("[0-9]*.ogg"):
+        parts = re.fullmatch(r"(\d)(_desc)?(?:_(\w+))?", path.stem)
+        if parts:
+            found.append(Recording(path, int(parts[1]), f"{parts[3] or 'en_US'} {2 if parts[2] else 1}"))
+    for folder in sorted(prompts.glob("*/digits")):
+        voice = f"{folder.parent.name[:5]} prompts"
+        found += [Recording(path, int(path.stem), voice) for path in folder.glob("[0-9].wav")]
+    return sorted(found, key=lambda one: (one.voice, one.digit))
+
+
+def load_spoken_digits(rate: int | None = None, seconds: float = SECONDS, recordings=None) -> Sounds:
+    """The recorded digits as Sounds with the classes zero to nine. FileNotFoundError where none are installed."""
+    recordings = digit_recordings() if recordings is None else recordings
+    if not recordings:
+        raise FileNotFoundError(
+            f"there are no recordings of digits in {STAMPS} or {PROMPTS}; install Debian's packages "
+            "tuxpaint-stamps-default or asterisk-core-sounds-en-wav"
+        )
+    sources = {f"{one.voice}/{one.digit}": one.path for one in recordings}
+    labels = {name: one.digit for name, one in zip(sources, recordings, strict=True)}
+    return load_files("spoken-digits", sources, rate, seconds, labels=labels, classes=DIGITS)
+
+
+def load_captions(rate: int | None = None, seconds: float = 1.0) -> Sounds:
+    """Sentences read in French, cut into pieces."""
+    paths = sorted(STAMPS.rglob("*_desc_fr.ogg"))
+    return _installed("spoken-captions", paths, STAMPS, "tuxpaint-stamps-default", rate, seconds)
+
+
+def load_prompts(rate: int | None = None, seconds: float = 1.0) -> Sounds:
+    """What a telephone exchange says in English, cut into pieces."""
+    paths = sorted(PROMPTS.glob("en_US*/**/*.wav"))
+    return _installed("spoken-prompts", paths, PROMPTS, "asterisk-core-sounds-en-wav", rate, seconds)
+
+
+def _installed(name, paths, root, package, rate, seconds):
+    if not paths:
+        raise FileNotFoundError(f"there are no recordings for {name} in {root}; install Debian's package {package}")
+    return load_files(name, {str(path.relative_to(root)): path for path in paths}, rate, seconds)
+
+
+# ---- voices that are nobody's ----------------------------------------------------------------------------------------
+
+
+def synthetic_voices() -> list[str]:
+    """Names of the voices at hand: "espeak-ng en-us+m3 pitch 40 speed 150", "flite slt stretch 1.1"."""
+    voices = []
+    if shutil.which("espeak-ng"):
+        for i, accent in enumerate(ACCENTS):
+            for j, variant in enumerate(VARIANTS):
+                pitch, speed = 30 + (17 * i + 11 * j) % 40, 130 + (29 * i + 23 * j) % 60
+                voices.append(f"espeak-ng {accent}+{variant} {pitch} {speed}")
+    if shutil.which("flite"):
+        voices += [f"flite {voice} {stretch}" for voice in FLITE for stretch in ("0.9", "1.0", "1.15")]
+    return voices
+
+
+def say(voice: str, words: str):
+    """A text spoken by one of `synthetic_voices`: a Sound. The same voice and words give the same bits.
+
+    RuntimeError, in one sentence, where the program fails.
+    """
+    program, name, *how = voice.split()
+    if program == "espeak-ng":
+        command = ["espeak-ng", "-v", name, "-p", how[0], "-s", how[1], "--stdout", words]
+    else:
+        command = ["flite", "-voice", name, "--setf", f"duration_stretch={how[0]}", "-t", words, "-o", "/dev/stdout"]
+    made = subprocess.run(command, capture_output=True, check=False)
+    said = printable(made.stderr.decode(errors="replace").strip())[:100]
+    try:
+        if made.returncode:
+            raise Unreadable(f"it ended with status {made.returncode}")
+        sound = read_wav(made.stdout)
+        if not sound.samples.size:
+            raise Unreadable("it is empty")
+        return sound
+    except Unreadable as error:
+        raise RuntimeError(f"{program} made no sound of {words!r} ({said or error}); is it installed?") from None
+
+
+def load_synthetic_digits(rate: int | None = None, seconds: float = SECONDS, voices=None) -> Sounds:
+    """Digits in English by every synthetic voice at hand, or by these; classes zero to nine.
+
+    FileNotFoundError where neither program is installed.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pydiff.sound.wav import wav_bytes
+
+    voices = synthetic_voices() if voices is None else list(voices)
+    if not voices:
+        raise FileNotFoundError(
+            "synthetic voices need the program espeak-ng or flite; install Debian's packages of these names"
+        )
+    check_sound(rate, seconds, None)
+    jobs = [(voice, digit) for voice in voices for digit in range(10)]
+    with ThreadPoolExecutor(4) as pool:
+        spoken = pool.map(lambda job: wav_bytes(*say(job[0], DIGITS[job[1]])), jobs)
+        sources = {f"{voice}/{digit}": data for (voice, digit), data in zip(jobs, spoken, strict=True)}
+    labels = {name: job[1] for name, job in zip(sources, jobs, strict=True)}
+    return load_files("synthetic-digits", sources, rate, seconds, labels=labels, classes=DIGITS)
