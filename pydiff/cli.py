@@ -116,9 +116,9 @@ class Sample:
     """Draw new pictures, or make new sounds, with a trained model."""
 
     run_folder: Path
-    """Folder of a run or of a model."""
+    """Folder of a run or of a model, or Stable Diffusion in one file."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """How many, of each prompt if there are any; left out, 16, or 1 of each prompt."""
+    """How many, of each prompt if there are any; left out, 16, or 1 of each prompt and of Stable Diffusion."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to draw, in words, for a model that was trained with captions; may be given several times. A sum such as
     "[man firefighter] - [man] + [woman]" is calculated."""
@@ -142,8 +142,17 @@ class Sample:
     """Fresh noise in every step of ddim or dpm2, 0 to 1."""
     label: str | None = None
     """Class for all pictures, by name or number; left out, the classes take turns."""
-    guidance: float = 1.0
-    """How much more than it would by itself the model follows the class."""
+    guidance: float | None = None
+    """How much more than it would by itself the model follows the class or the prompt; left out, 1, or 7.5 for Stable
+    Diffusion."""
+    image: Path | None = None
+    """An image to draw anew from."""
+    mask: Path | None = None
+    """White where that image shall be drawn anew, black where it is kept."""
+    strength: float | None = None
+    """How far from the image, 0 to 1; left out, 0.5, or 1 with a mask."""
+    embedding: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A file with a word of one's own (textual inversion), for Stable Diffusion; may be given several times."""
     interval: tuple[float, float] | None = None
     """Noise levels sigma / alpha, low and high, between which guidance works; left out, all."""
     rescale: float = 0.0
@@ -160,6 +169,8 @@ class Sample:
     """Side of the pictures, or height and width, for a model that does not say."""
     variant: str | None = None
     """Which weights to take where there are several: fp16, ema."""
+    config: Path | None = None
+    """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -178,12 +189,16 @@ class Sample:
 
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
-        run = load(self.run_folder, **said)
+        run = load(self.run_folder, **said, embedding=self.embedding, config=self.config)
         out = (self.out or default_name(run.codec)).expanduser()
         check_name(out, run.codec)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
-        n = (16 if prompts is None else 1) if self.n is None else self.n
+        given = self.image is not None or self.mask is not None
+        many = prompts is None and not given and not run.pipeline.edits_by_scheduler
+        n = (16 if many else 1) if self.n is None else self.n
+        if given:
+            return self.redraw(run, out, n, prompts)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
@@ -197,6 +212,50 @@ class Sample:
         kept = f", {done.kept} of them from before" if done.kept else ""
         if group.first:
             say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
+
+    def redraw(self, run, out, n, prompts):
+        """Draws anew from the image that is given, n of each prompt."""
+        import numpy as np
+
+        from pydiff.data.given import image_from, mask_from
+        from pydiff.drawing import check_place
+        from pydiff.report.files import save_samples
+
+        unused = {"interval": None, "rescale": 0.0, "threshold": None, "eta": 0.0, "spacing": None}
+        for name, value in unused.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"--{name} is for images without a given one; leave it out, or --image")
+        if self.image is None:
+            raise ValueError("a mask says where an image is to be drawn anew; give that too, --image")
+        if self.mask is not None and self.sampler is not None:
+            raise ValueError("filling in has its own way back from noise; leave out --sampler, or --mask")
+        check_place(out, run.codec)
+        *size, channels = run.codec.image_shape
+        own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion draws images of any size
+        image = image_from(self.image, None if own else size, channels)
+        numbers = np.tile(np.arange(n), len(prompts or [""]))
+        guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
+        chosen = {
+            "prompts": prompts and [prompt for prompt in prompts for _ in range(n)],
+            "negative_prompt": self.negative_prompt,
+            "labels": None if self.label is None else np.full(len(numbers), self.label),
+            "guidance": self.guidance,
+            "steps": self.steps,
+            "strength": self.strength,
+            "sampler": self.sampler,
+        }
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        chosen |= {"seed": self.seed, "numbers": numbers, "progress": True}
+        images, run = np.repeat(image[None], len(numbers), axis=0), run.to(self.device)
+        if self.mask is None:
+            made = run.image_to_image(images, **chosen)
+        else:
+            made = run.inpaint(images, mask_from(self.mask, image.shape[:2]), **chosen)
+        said = {"Software": "pydiff", "seed": self.seed, "guidance": guidance, "image": self.image.name}
+        said |= {"strength": self.strength, "negative_prompt": self.negative_prompt, "label": self.label}
+        said = {name: str(value) for name, value in said.items() if value is not None}
+        save_samples(out, made, run.codec, n, prompts, said)
+        say(f"{len(made)} {run.codec.noun}s in {out}")
 
 
 @dataclass

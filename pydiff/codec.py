@@ -55,6 +55,15 @@ class Codec:
         """Of one x, without the axis of samples."""
         raise NotImplementedError
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of the images that are given and shown, where x is no image."""
+        return self.shape
+
+    def shape_of(self, samples) -> tuple[int, ...]:  # noqa: ARG002
+        """Of the x of these samples, for codecs that take several sizes."""
+        return self.shape
+
     def encode(self, samples) -> np.ndarray:
         """Samples to x: float32 (N, *shape). ValueError, in one sentence, for samples that do not fit."""
         raise NotImplementedError

@@ -153,11 +153,12 @@ def _batches(pipeline, order, wanted, progress):
     steps = pipeline.default_steps(sampler) if steps is None else steps
     options = {**order.options, "steps": steps}
     with tqdm(total=len(wanted) * steps, unit="step", unit_scale=True, disable=not progress, delay=1) as bar:
-        for first in range(0, len(wanted), BATCH):
-            chosen = wanted[first : first + BATCH]
+        size = min(BATCH, pipeline.batch_size)
+        for first in range(0, len(wanted), size):
+            chosen = wanted[first : first + size]
             numbers, asked = order.rows(pipeline.conditioning, chosen)
             for state in pipeline.sample_states(numbers, order.seed, asked=asked, **options):
-                x = state.x
+                x, bar.total = state.x, len(wanted) * state.steps  # some schedulers take a step more than was asked for
                 with contextlib.suppress(OSError, ValueError):  # a terminal that is gone costs the bar alone
                     bar.update(len(chosen))
             yield chosen, pipeline.codec.decode(x)
@@ -177,13 +178,16 @@ def _write(out, names, samples, codec, order, chosen, said):
 
 def recipe(pipeline, order: Order) -> dict[str, str]:
     """What all samples of an order have in common, as texts: the model's weights, the seed, the way they are drawn."""
-    digest = hashlib.sha256()
-    for name, array in pipeline.model.state_dict().items():
-        digest.update(name.encode() + array.tobytes())
+    digest = hashlib.blake2b()  # quick: a model may have gigabytes, of which no second copy is made
+    for name, p in pipeline.model.named_parameters():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(p.numpy()).reshape(-1).view(np.uint8))
     sampler, steps = order.options.get("sampler"), order.options.get("steps")
     steps = pipeline.default_steps(sampler) if steps is None else steps
     told = {"Software": "pydiff", "model": digest.hexdigest()[:16], "seed": order.seed}
-    told |= {"guidance": 1.0, **order.options, "sampler": sampler or _own(pipeline), "steps": steps}
+    guidance = order.options.get("guidance")
+    guidance = pipeline.default_guidance if guidance is None else guidance
+    told |= {**order.options, "guidance": guidance, "sampler": sampler or _own(pipeline), "steps": steps}
     told |= {"negative_prompt": order.negative_prompt, "label": order.label}
     return {name: str(value) for name, value in told.items() if value is not None}
 

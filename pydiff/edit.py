@@ -11,14 +11,29 @@ from pydiff.diffusion import editing, path, samplers
 from pydiff.diffusion.samplers import SAMPLERS
 
 
-def inpaint(pipeline, images, mask, *, resample=5, steps=50, spacing="trailing", **common):
-    """Draws anew where `mask` is 1 or True and keeps the pictures where it is 0: RePaint.
+def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trailing", strength=1.0, **common):
+    """Draws anew where `mask` is 1 or True and keeps the pictures where it is 0.
 
     mask: (H, W), (N, H, W) or (N, H, W, 1 or C), bool or 0 .. 1; of clips (F,), whole frames, (H, W) or (F, H, W); of
-    points (D,) or (N, D). resample: times each step is taken, so that the new part comes to fit the rest. `common`: see
-    `edited`.
+    points (D,) or (N, D). resample: RePaint, with each step taken so many times, so that the new part comes to fit the
+    rest; 0 for the model's own scheduler, with what is known put in after every step. None is 5, or 0 for models of
+    Stable Diffusion; those that were trained to fill in do that, whatever is said. steps: 50 if None, or what suits the
+    scheduler. strength: for the latter two, see `image_to_image`. `common`: see `edited`.
     """
     given, mask = _mask(mask, pipeline.codec, images)
+    resample = (0 if pipeline.edits_by_scheduler else 5) if resample is None else resample
+    beside = pipeline.beside(images, given)
+    steps = pipeline.default_steps() if steps is None else steps
+    if beside is not None or resample == 0:
+        made, begin = _own_scheduler(pipeline, steps, strength)
+
+        def draw(model, x0, here, **more):
+            part = None if beside is not None else mask[here]
+            return editing.scheduled(model, x0, made, begin > 0, part, **_without_clip(more))
+
+        return edited(pipeline, images, draw, beside=beside, **common)
+    if strength != 1:
+        raise ValueError("strength is for resample=0, where the model's own scheduler fills in; leave it out")
     way = path(pipeline.process.schedule, steps, spacing)
 
     def draw(model, x0, here, **more):
@@ -28,14 +43,24 @@ def inpaint(pipeline, images, mask, *, resample=5, steps=50, spacing="trailing",
 
 
 def image_to_image(
-    pipeline, images, strength=0.5, *, sampler="ddim", steps=50, spacing="trailing", options=None, **common
+    pipeline, images, strength=0.5, *, sampler=None, steps=None, spacing="trailing", options=None, **common
 ):
     """Draws the pictures anew from `strength` of the way to noise: small values keep much, 1 keeps nothing.
 
-    options: of the sampler, a dict. `common`: see `edited`.
+    sampler: None is the scheduler that a model of Stable Diffusion came with, or ddim. steps: of the whole way, 50 if
+    None, or what suits the scheduler. options: of the sampler, a dict. `common`: see `edited`.
     """
+    if sampler is None and pipeline.edits_by_scheduler:
+        steps = pipeline.default_steps() if steps is None else steps
+        made, _ = _own_scheduler(pipeline, steps, strength)
+
+        def draw(model, x0, _here, **more):
+            return editing.scheduled(model, x0, made, True, **_without_clip(more), **(options or {}))
+
+        return edited(pipeline, images, draw, **common)
+    sampler = sampler or "ddim"
     pipeline.check_sampler(sampler, options or {})
-    way = path(pipeline.process.schedule, steps, spacing)
+    way = path(pipeline.process.schedule, pipeline.default_steps(sampler) if steps is None else steps, spacing)
     editing.shortened(way, strength)
 
     def draw(model, x0, _here, **more):
@@ -93,34 +118,62 @@ def interpolate(pipeline, seed_a, seed_b, shares, *, asked=None, steps=50, spaci
     return codec.decode(x)
 
 
-def edited(pipeline, images, draw, *, seed=0, asked=None, guidance=1.0, numbers=None, batch_size=64):
+def edited(
+    pipeline, images, draw, *, seed=0, asked=None, guidance=None, numbers=None, batch_size=None, beside=None,
+    progress=False,
+):  # fmt: skip
     """draw(model, x0, here, seed=, sample=, guidance=, clip=) for batch after batch: N samples.
 
     images: N samples as the codec takes them. asked: their Condition; left out, the model is asked for nothing.
-    numbers: of the pictures, 0 .. N-1 if None; here: the slice of the batch.
+    numbers: of the pictures, 0 .. N-1 if None; here: the slice of the batch. guidance, batch_size: None for what suits
+    the model. beside: what the network sees beside x, (N, ..), or None. progress: True shows a bar.
     """
+    from tqdm import tqdm
+
     pipeline.check_free()
+    if asked is None and guidance not in (None, 1):
+        raise ValueError("guidance needs labels, the class wanted for each picture; give labels or leave guidance out")
+    guidance = (pipeline.default_guidance if asked is not None else 1.0) if guidance is None else guidance
+    batch_size = pipeline.batch_size if batch_size is None else batch_size
     x0 = pipeline.codec.encode_given(images)
     numbers = np.arange(len(x0)) if numbers is None else np.asarray(numbers)
     if numbers.shape != (len(x0),) or batch_size < 1:
         raise ValueError(f"{len(x0)} pictures need as many numbers and a batch_size of at least 1, got {numbers}")
-    if asked is None and guidance != 1:
-        raise ValueError("guidance needs labels, the class wanted for each picture; give labels or leave guidance out")
     asked = pipeline.conditioning.nothing_asked(len(x0)) if asked is None else asked
+    pipeline.check_memory(x0.shape[1:3], min(batch_size, len(x0)))
     parts = []
     with backend.trimmed(), backend.use_device(pipeline.device) as xp:
         for first in range(0, len(x0), batch_size):
             here = slice(first, first + batch_size)
-            model, left = pipeline.denoiser(asked.take(here).to(xp), guidance)
+            extra = {} if beside is None else {"beside": xp.asarray(beside[here])}
+            model, left = pipeline.denoiser(asked.take(here).to(xp), guidance, **extra)
             more = {"seed": seed, "sample": numbers[here], "guidance": left, "clip": pipeline.codec.limits}
-            for state in draw(model, xp.asarray(x0[here]), here, **more):
+            states = draw(model, xp.asarray(x0[here]), here, **more)
+            for state in tqdm(states, unit="step", disable=not progress, delay=1):
                 x = state.x
             parts.append(pipeline.codec.decode(x))
     return np.concatenate(parts)
 
 
+def _own_scheduler(pipeline, steps, strength):
+    """(the model's scheduler for the last `strength` of the steps, how many are left out), as diffusers counts."""
+    if pipeline.scheduler is None:
+        raise ValueError("this model came without a scheduler that could fill in; leave out resample=0")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength is {strength}, expected above 0 (nothing is changed) up to 1 (all is drawn anew)")
+    begin = steps - min(int(steps * strength), steps)
+    if begin == steps:
+        raise ValueError(f"strength {strength} of {steps} steps is less than one step; use more of either")
+    return pipeline.scheduler(steps, begin=begin), begin
+
+
+def _without_clip(more):
+    """The scheduler's configuration says what is clipped."""
+    return {name: value for name, value in more.items() if name != "clip"}
+
+
 def _mask(mask, codec, images):
-    """A mask over samples, checked and with all axes, and as one over x, (N, *codec.shape)."""
+    """A mask over samples, checked and with all axes, and as one over x, (N, ..)."""
     given, shape = np.asarray(mask), np.shape(images)
     mask = codec.mask_axes(given)
     fits = mask.ndim == len(shape) > 0 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
@@ -129,4 +182,4 @@ def _mask(mask, codec, images):
     mask = mask.astype(np.float32)
     if not ((mask >= 0) & (mask <= 1)).all():
         raise ValueError(f"mask goes from {mask.min()} to {mask.max()}, expected 0 (keep) .. 1 (draw); divide by 255?")
-    return mask, np.broadcast_to(codec.encode_mask(mask), (len(images), *codec.shape))
+    return mask, np.broadcast_to(codec.encode_mask(mask), (len(images), *codec.shape_of(images)))

@@ -32,6 +32,15 @@ class Latents(Codec):
         """(h, w, C) of latents."""
         return (*(n // self.factor for n in self.size), self.autoencoder.config["latent_channels"])
 
+    @property
+    def image_shape(self):
+        """(H, W, C) of images."""
+        return (*self.size, self.autoencoder.config["in_channels"])
+
+    def shape_of(self, samples):
+        """As `shape`, for images of any size."""
+        return (*(n // self.factor for n in np.shape(samples)[1:3]), self.shape[-1])
+
     def encode(self, samples):
         """uint8 (N, H, W, C), of any size that the factor divides -> the most likely latents, scaled: float32."""
         samples = np.asarray(samples)
@@ -40,6 +49,12 @@ class Latents(Codec):
             raise ValueError(f"images are {samples.dtype} {samples.shape}, expected uint8 (N, H, W, {channels})")
         check_size(samples.shape[1:3], self.factor)
         return np.concatenate([self.encode_floats(from_uint8(image[None])) for image in samples])
+
+    def encode_with_holes(self, samples, holes):
+        """The same with mid grey where holes (N, H, W, 1) are 1, for networks that fill in."""
+        check_size(np.shape(samples)[1:3], self.factor)
+        x = from_uint8(samples) * (1 - np.asarray(holes, np.float32))
+        return np.concatenate([self.encode_floats(one[None]) for one in x])
 
     def encode_floats(self, x):
         """The same of images (N, H, W, C) in [-1, 1]."""

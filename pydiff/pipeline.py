@@ -26,6 +26,9 @@ class Pipeline:
     where no sampler is named, for a model that came with one, see formats.diffusers.scheduler.stored; or None.
     """
 
+    default_guidance, batch_size = 1.0, 64  # where nobody says otherwise
+    edits_by_scheduler = False  # whether edits are done by the scheduler it came with, where nobody names a way
+
     def __init__(
         self,
         model,
@@ -62,10 +65,10 @@ class Pipeline:
         sampler=None,
         steps=None,
         asked=None,
-        guidance=1.0,
+        guidance=None,
         eta=0.0,
         *,
-        batch_size=64,
+        batch_size=None,
         progress=False,
         **more,
     ):
@@ -76,7 +79,7 @@ class Pipeline:
         from tqdm import tqdm
 
         all_numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
-        n = len(all_numbers)
+        n, batch_size = len(all_numbers), self.batch_size if batch_size is None else batch_size
         if n < 1 or batch_size < 1:
             raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
         asked, parts = self.conditioning.rows(all_numbers) if asked is None else asked, []
@@ -99,7 +102,7 @@ class Pipeline:
         sampler=None,
         steps=None,
         asked=None,
-        guidance=1.0,
+        guidance=None,
         eta=0.0,
         *,
         spacing=None,
@@ -115,6 +118,7 @@ class Pipeline:
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
         steps = self.default_steps(sampler) if steps is None else steps
         asked = self.conditioning.rows(numbers) if asked is None else asked
+        guidance = self.default_guidance if guidance is None else guidance
         if sampler is None and self.scheduler is not None:
             options |= {"spacing": spacing} if spacing else {}
             options |= {"eta": eta} if eta else {}
@@ -163,6 +167,13 @@ class Pipeline:
         channels, limits = self.codec.shape[-1], self.codec.limits
         more = {"self_conditioning": self.self_conditioning, "limits": limits, "learned": learned}
         return denoiser(self.model, self.process, channels, condition, guidance, interval, rescale, **more)
+
+    def beside(self, images, mask):  # noqa: ARG002
+        """What the network sees of given images beside x when it fills in a mask, (N, ..): nothing, None."""
+        return None
+
+    def check_memory(self, size, n=1):
+        """MemoryError where n samples of this size at a time need more than is free, as far as that is known."""
 
     def check_free(self):
         """ValueError for a model that nothing but its own scheduler knows how to ask."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pydiff.data.dataset import Dataset
 from pydiff.data.origin import Origin, from_files, to_files
+from pydiff.formats import opened as model_files
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.pipeline import Pipeline
@@ -41,13 +42,13 @@ def is_run(directory: Path) -> bool:
 
 
 def open_folder(directory: Path, wishes=pipeline_folder.NOTHING) -> Opened:
-    """The model in a folder, with what is known of its training.
+    """The model in a folder or file, with what is known of its training.
 
     FileNotFoundError or CheckpointError, in one sentence, if there is none or it is damaged.
     """
     if is_run(directory):
         return _open_run(RunDirectory(directory), wishes)
-    pipeline, history, notes = pipeline_folder.load(directory, wishes)
+    pipeline, history, notes = model_files.load(directory, wishes)
     try:
         origin = Origin.from_config(history.get("origin", {"name": history.get("data", "")}))
     except ValueError as error:

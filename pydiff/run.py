@@ -119,7 +119,7 @@ class Run:
         sampler=None,
         steps=None,
         labels=None,
-        guidance=1.0,
+        guidance=None,
         eta=0.0,
         *,
         prompts=None,
@@ -139,8 +139,9 @@ class Run:
         model with a text encoder: n pictures of each (1 if None), one prompt after the other, number k of each with the
         noise of number k; "[a] - [b] + [c]" is calculated. negative_prompt: what guidance leads away from. condition:
         other arrays that the model was trained with, by name, or what `embed` gives. guidance: how much more than the
-        network says to follow all that (Ho & Salimans 2022), 1 for plain; interval: (low, high), noise levels sigma /
-        alpha where that is done; rescale: 0 to 1, how far contrast is brought back. batch_size: drawn at a time, 64.
+        network says to follow all that (Ho & Salimans 2022), 1 for plain, None for what suits the model; interval:
+        (low, high), noise levels sigma / alpha where that is done; rescale: 0 to 1, how far contrast is brought back.
+        batch_size: drawn at a time.
         progress: True shows a bar.
         device: None for where the model is; "cpu", "cuda" or "simt" move it there first, to stay.
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
@@ -161,7 +162,7 @@ class Run:
         sampler=None,
         steps=None,
         labels=None,
-        guidance=1.0,
+        guidance=None,
         eta=0.0,
         *,
         prompts=None,
@@ -273,7 +274,7 @@ def load(directory, **wishes):
     FileNotFoundError or CheckpointError, in one sentence, if it is none or damaged. docs/folders.md lists what opens.
     """
     directory = Path(directory).expanduser()
-    if not directory.is_dir():
+    if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
     if holds_autoencoder(directory):
         return load_autoencoder(directory)

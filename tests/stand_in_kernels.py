@@ -9,8 +9,9 @@ from pydiff import ops
 from pydiff import random as philox
 
 # the modules, whose names the functions in them have taken
-attention, conv2d, denoise, group_norm, shape = (
-    importlib.import_module(f"pydiff.ops.{op}") for op in ("attention", "conv2d", "denoise", "group_norm", "shape")
+attention, conv2d, denoise, gelu, group_norm, layer_norm, shape = (
+    importlib.import_module(f"pydiff.ops.{op}")
+    for op in ("attention", "conv2d", "denoise", "gelu", "group_norm", "layer_norm", "shape")
 )
 
 
@@ -97,6 +98,28 @@ class StandIns:
         for out, value in zip((dq, dk, dv), attention.backward_arrays(dout, q, k, v, p, heads, scale), strict=True):
             write(out, value)
 
+    def layer_norm_forward(self, x, gamma, beta, eps, y, mean, rstd):
+        values = layer_norm.forward_arrays(*wide(x, gamma, beta), eps)
+        for out, value in zip((y, mean, rstd), (values[0], values[1][:, 0], values[2][:, 0]), strict=True):
+            write(out, value)
+
+    def layer_norm_backward(self, dy, x, gamma, mean, rstd, dx, dgamma, dbeta):
+        values = layer_norm.backward_arrays(*wide(dy, x, gamma), column(mean), column(rstd))
+        for out, value in zip((dx, dgamma, dbeta), values, strict=True):
+            write(out, value)
+
+    def gelu_forward(self, x, y):
+        write(y, gelu.GELU().forward(*wide(x)))
+
+    def gelu_backward(self, dy, x, dx):
+        write(dx, backward_of(gelu.GELU(), dy, x))
+
+    def geglu_forward(self, x, y):
+        write(y, gelu.GEGLU().forward(*wide(x)))
+
+    def geglu_backward(self, dy, x, dx):
+        write(dx, backward_of(gelu.GEGLU(), dy, x))
+
     def normal(self, seed, purpose, sample, step, eps):
         write(eps, eps_of(eps.shape[1], (seed, purpose, sample, step)))
 
@@ -139,6 +162,12 @@ class StandIns:
 
     def squared_norm(self, g, norm2):
         write(norm2, [np.sum(wide(g)[0] ** 2)])
+
+
+def backward_of(function, dy, x):
+    """The gradient of a function of one array; float64 has no kernels."""
+    function.forward(*wide(x))
+    return function.backward(*wide(dy))
 
 
 def padding(x, w, y, stride, pad):

@@ -103,8 +103,8 @@ def test_every_peer_computes_what_the_kernels_do(device):
         json.dumps(rows, allow_nan=False)
     assert set(names) == {
         "pydiff", "diffusers' formula, eager", "torch.compile", "mse_loss, eager", "torch fused", "torch fused, flat",
-        "torch vector_norm", "torch eager, NCHW", "torch eager, channels_last", "torch.compile, channels_last",
-        "Triton", "SDPA flash", "SDPA cuDNN", "SDPA efficient", "SDPA math", "cuDNN",
+        "torch vector_norm", "torch eager", "torch eager, NCHW", "torch eager, channels_last",
+        "torch.compile, channels_last", "Triton", "SDPA flash", "SDPA cuDNN", "SDPA efficient", "SDPA math", "cuDNN",
     }  # fmt: skip
 
 
@@ -143,12 +143,13 @@ def spoil(position, value):
 @pytest.mark.parametrize("value", [0.5, math.nan], ids=["wrong", "nan"])
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_a_wrong_element_is_noticed(device, monkeypatch, name, value):
-    op = next(op for op in worker.OPS if name.startswith(op)) if name not in ("normal", "squared_norm") else (
-        {"normal": "noise", "squared_norm": "adamw"}[name]
-    )  # fmt: skip
+    elsewhere = {"normal": "noise", "squared_norm": "adamw", "geglu_forward": "gelu", "geglu_backward": "gelu"}
+    op = elsewhere.get(name) or next(op for op in worker.OPS if name.startswith(op))
     position = {"adamw": 0, "conv2d_backward_weight": 4}.get(name, -1)
     if name == "group_norm_backward":
         position = 8  # dx: the last argument is not always there
+    if name == "layer_norm_backward":
+        position = 5
     if name == "noise_forward":
         position = 7
     kernels = StandIns((name, spoil(position, value)))

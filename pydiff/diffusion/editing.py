@@ -43,6 +43,33 @@ def image_to_image(
     return sampler(model, x, process, part, seed=seed, sample=numbers, **more)
 
 
+def scheduled(model, pictures, scheduler, late=True, mask=None, seed=0, sample=None, **more) -> Iterator[SamplerState]:
+    """Image to image, and filling in, by a scheduler of a published model: formats.diffusers.scheduler's.
+
+    late: whether to begin with the pictures, noised to the first level of the scheduler, instead of with noise alone.
+    mask: None, or where to draw (1) and where to put in the pictures after every step, noised to the level reached by
+    the noise that it began with ("blended diffusion": Avrahami et al. 2022, algorithm 1).
+    """
+    numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
+    z = _normal(random.key(seed, random.SAMPLE, numbers), pictures)
+
+    def known(alpha, sigma):
+        return z.dtype.type(alpha) * pictures + z.dtype.type(sigma) * z
+
+    def mend(x, alpha, sigma):
+        return part * x + (1.0 - part) * known(alpha, sigma)
+
+    if mask is not None:
+        part = array_module(pictures).asarray(mask, pictures.dtype)
+        more["mend"] = mend
+    x = (
+        known(*scheduler.plan.level_of(scheduler.timesteps[0]))
+        if late
+        else z * z.dtype.type(scheduler.init_noise_sigma)
+    )
+    return scheduler.sample(model, x, seed=seed, sample=numbers, **more)
+
+
 def variations(model, pictures, process: Process, path: Path, amount=0.3, seed=0, sample=None, **more):
     """Pictures like these: inverted to their noise by DDIM, mixed with fresh noise, and drawn again.
 

@@ -24,6 +24,7 @@ from pydiff.formats.files import RegularFile
 from pydiff.formats.safetensors import MAX_DIMS, CheckpointError, Weight, damaged
 
 MAX_PICKLE = 16 << 20  # bytes; the largest published U-Net's has 0.2 million
+MAX_DEPTH = 16  # of dicts in dicts
 MAGIC = 0x1950A86A20F9469CFC6C  # what a file of PyTorch before 1.6 begins with, as a pickle
 LEGACY = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."
 LEGACY_VERSION = 1001
@@ -83,6 +84,13 @@ ORDERED_DICT = Name("collections", "OrderedDict")
 REBUILD = Name("torch._utils", "_rebuild_tensor_v2")
 REBUILD_OLD = Name("torch._utils", "_rebuild_tensor")  # PyTorch 0.1 to 0.3
 PARAMETER = Name("torch._utils", "_rebuild_parameter")
+OPAQUE = {  # what training programs leave beside the weights: neither called nor read
+    Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+    Name("numpy.core.multiarray", "scalar"),
+    Name("numpy._core.multiarray", "scalar"),
+    Name("numpy", "dtype"),
+    Name("_codecs", "encode"),
+}
 
 
 def is_archive(file: RegularFile) -> bool:
@@ -96,6 +104,21 @@ def contents(file: RegularFile, source: object) -> dict[str, Weight]:
     CheckpointError, in one sentence, for what is not a state dict, for a damaged one, and for one that would call
     anything. Memory: the pickle's, at most MAX_PICKLE, and the archive's table of contents.
     """
+    found = tree(file, source)
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(n, str) for n in found):
+        raise CheckpointError(f"{source} holds a {type(found).__name__}, expected a state dict: use another.")
+    other = next((name for name, value in found.items() if not isinstance(value, Weight)), None)
+    if other is not None:
+        raise CheckpointError(f"{source} holds {other!a:.60}, which is no tensor, expected a state dict: use another.")
+    return found
+
+
+def tree(file: RegularFile, source: object) -> object:
+    """What is in the file, dicts, lists, numbers and text as they are, with a Weight for every tensor.
+
+    Other things that training programs put beside the weights are a Name. Errors: as those of `contents`.
+    """
     if is_archive(file):
         found, blocks = _zipped(file, source)
     elif file.read(0, min(len(LEGACY), file.size)).tobytes() == LEGACY:
@@ -106,13 +129,23 @@ def contents(file: RegularFile, source: object) -> dict[str, Weight]:
         )
     else:
         raise CheckpointError(f"{source} is no file that PyTorch writes, or damaged: download it again or use another.")
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(n, str) for n in found):
-        raise CheckpointError(f"{source} holds a {type(found).__name__}, expected a state dict: use another.")
-    other = next((name for name, value in found.items() if not isinstance(value, Tensor)), None)
-    if other is not None:
-        raise CheckpointError(f"{source} holds {other!a:.60}, which is no tensor, expected a state dict: use another.")
-    return {name: _weight(file, source, name, tensor, blocks) for name, tensor in found.items()}
+    made = {}  # by id: what a pickle names many times is made once
+
+    def weights(value, name, depth=0):
+        if depth > MAX_DEPTH:
+            raise damaged(source, "it is nested too deeply")
+        if isinstance(value, Tensor):
+            return _weight(file, source, name, value, blocks)
+        if not isinstance(value, dict | list):
+            return value
+        if id(value) not in made:
+            if isinstance(value, dict):
+                made[id(value)] = {key: weights(inner, key, depth + 1) for key, inner in value.items()}
+            else:
+                made[id(value)] = [weights(inner, name, depth + 1) for inner in value]
+        return made[id(value)]
+
+    return weights(found, "the root")
 
 
 def _zipped(file: RegularFile, source: object) -> tuple[object, dict[str, Block]]:
@@ -357,7 +390,7 @@ class Machine:
     def _named(self, module, name):
         found = Name(module, name)
         is_storage = module == "torch" and name in STORAGES
-        if not is_storage and found not in (ORDERED_DICT, REBUILD, REBUILD_OLD, PARAMETER):
+        if not is_storage and found not in (ORDERED_DICT, REBUILD, REBUILD_OLD, PARAMETER, *OPAQUE):
             raise CheckpointError(
                 f"{self.source} names {module!a:.40} {name!a:.40}, which no state dict needs and which is not called: "
                 "do not trust this file."
@@ -386,6 +419,8 @@ class Machine:
             self.stack.append(self._tensor(*arguments[:4]))
         elif called == PARAMETER and isinstance(arguments[0], Tensor):
             self.stack.append(arguments[0])
+        elif called in OPAQUE:
+            self.stack.append(called)  # its name alone
         else:
             raise ValueError("it calls what cannot be called")
 
@@ -398,9 +433,10 @@ class Machine:
         return Tensor(storage, offset, shape, strides)
 
     def _build(self, _):
-        """What is set on an OrderedDict (PyTorch's `_metadata`) says nothing about numbers."""
+        """What is set on an OrderedDict (PyTorch's `_metadata`) or on a Name says nothing about numbers."""
         self._pop()
-        self._top(dict)
+        if not isinstance(self.stack[-1], Name):
+            self._top(dict)
 
 
 def _is_size(value) -> bool:

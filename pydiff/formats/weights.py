@@ -12,7 +12,7 @@ with weights.open_folder("unet") as found:
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +24,6 @@ STEM = "diffusion_pytorch_model"
 OLD = "diffusion_model.pt"  # diffusers before 0.1
 MAX_SHARDS = 1000
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}(\.[\w-]+)?\.(safetensors|bin)", re.ASCII)
-_INDEX = re.compile(rf"{STEM}\.(safetensors|bin)\.index(?:\.([\w-]+))?\.json", re.ASCII)
-_SINGLE = re.compile(rf"{STEM}(?:\.([\w-]+))?\.(safetensors|bin)", re.ASCII)
 
 
 class Found(NamedTuple):
@@ -38,17 +36,19 @@ class Found(NamedTuple):
     others: list[str]
 
 
-def candidates(names, variant: str | None = None) -> list[str]:
+def candidates(names, variant: str | None = None, stems: Sequence[str] = (STEM,)) -> list[str]:
     """The names among these that are weights or an index of shards, best first.
 
     Without a variant before those with one, safetensors before PyTorch's own, one file before shards. variant: only
-    those of it.
+    those of it. stems: what the names of weights begin with.
     """
-    ranked = []
+    ranked, stem = [], "|".join(stems)
+    index_name = re.compile(rf"(?:{stem})\.(safetensors|bin)\.index(?:\.([\w-]+))?\.json", re.ASCII)
+    single_name = re.compile(rf"(?:{stem})(?:\.([\w-]+))?\.(safetensors|bin)", re.ASCII)
     for name in names:
-        if index := _INDEX.fullmatch(name):
+        if index := index_name.fullmatch(name):
             kind, of, sharded = index[1], index[2], True
-        elif (single := _SINGLE.fullmatch(name)) and not _SHARD.fullmatch(name):
+        elif (single := single_name.fullmatch(name)) and not _SHARD.fullmatch(name):
             kind, of, sharded = single[2], single[1], False
         elif name == OLD:
             kind, of, sharded = "pt", None, False
@@ -60,14 +60,14 @@ def candidates(names, variant: str | None = None) -> list[str]:
 
 
 @contextlib.contextmanager
-def open_folder(folder: Path, names, variant: str | None = None) -> Iterator[Found]:
-    """The best weights among the files with these names in a folder, open while inside.
+def open_folder(folder: Path, names, variant: str | None = None, stems: Sequence[str] = (STEM,)) -> Iterator[Found]:
+    """The best weights among the files with these names in a folder, open while inside. stems: see `candidates`.
 
     CheckpointError, in one sentence, where there are none, or damaged ones.
     """
-    found = candidates(names, variant)
+    found = candidates(names, variant, stems)
     if not found:
-        kind = f"{STEM}.safetensors" if variant is None else f"{STEM}.{variant}.safetensors"
+        kind = f"{stems[0]}.safetensors" if variant is None else f"{stems[0]}.{variant}.safetensors"
         shards = any(map(_SHARD.fullmatch, names))
         lacks = "; it has shards, and their index is missing" if shards else ""
         raise CheckpointError(f"{folder} holds {sorted(names)!a:.200}, expected {kind}{lacks}: complete the folder.")

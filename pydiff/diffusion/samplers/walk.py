@@ -80,6 +80,7 @@ def walk(
     threshold_max: float = math.inf,
     guidance: float = 1.0,
     noise: Callable | None = None,
+    mend: Callable | None = None,
 ) -> Iterator[SamplerState]:
     """Takes the stages one after the other and yields a SamplerState after every step. The keywords of every sampler:
 
@@ -90,6 +91,7 @@ def walk(
     as they are, e.g. 0.995; a picture whose quantile s of |x0-hat| is above 1 is cut at s and divided by it.
     threshold_max: the largest s. guidance: f_uncond + guidance (f - f_uncond) takes the place of f (Ho and Salimans
     2022, eq. 6, with 1 + w). noise: k -> array like x, replaces the seed: noise drawn at the k-th evaluation, from 0.
+    mend: (x, alpha, sigma) -> x, applied after every step, at the level that x then has: to put in what is known.
     """
     stages = [_plain(stage) for stage in stages]
     last_use = {j: i for i, stage in enumerate(stages) for j, _, _ in stage.past}
@@ -115,6 +117,8 @@ def walk(
             kept[i] = {"x": x, "x0": x0, "eps": eps, "f": _guided(answer) if answer.f_raw is None else answer.f_raw}
         kept = {j: arrays for j, arrays in kept.items() if last_use[j] > i}
         x = x_next
+        if stage.last and mend is not None:
+            x = mend(x, *(stages[i + 1][1:3] if i + 1 < len(stages) else (1.0, 0.0)))
         if stage.last:
             step += 1
             yield SamplerState(step, steps, first[0], x, first[1], first[2])

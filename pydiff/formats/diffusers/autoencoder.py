@@ -14,7 +14,7 @@ from pathlib import Path
 from pydiff.formats import safetensors
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, read_json
-from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, ways_to_write
+from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, reshaped, ways_to_write
 from pydiff.formats.files import RegularFile, disk
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
@@ -100,7 +100,7 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: P
         full = {name: p.default for name, p in inspect.signature(MODELS[class_name]).parameters.items()} | config
         _compare(_EXPECTED[class_name](full), weights, source)
         model = build(class_name, config)
-        fill(model, _flattened(weights, model))
+        fill(model, reshaped(weights, model))
     except (ValueError, TypeError, MemoryError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
     return model
@@ -251,14 +251,3 @@ def _compare(expected, weights, source):
             raise CheckpointError(f"{beginning}: {name} is missing.")
         if tuple(weights[name].shape) != shape:
             raise CheckpointError(f"{beginning}: {name} has shape {tuple(weights[name].shape)}, not {shape}.")
-
-
-def _flattened(weights: Mapping[str, Weight], model: Autoencoder) -> dict[str, Weight]:
-    """The weights of linear layers as matrices, where a file has them as 1 x 1 convolutions (o, i, 1, 1)."""
-    matrices = {name for name, p in model.named_parameters() if p.ndim == 2}
-    made = dict(weights)
-    for name in matrices & weights.keys():
-        shape = tuple(weights[name].shape)
-        if len(shape) == 4 and shape[2:] == (1, 1):
-            made[name] = Weight(shape[:2], lambda read=weights[name].read, shape=shape: read().reshape(shape[:2]))
-    return made

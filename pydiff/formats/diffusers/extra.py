@@ -42,7 +42,8 @@ RULES = {
     "withheld": TRUTH,
 }
 SCHEDULE = {"name": TEXT, "T": whole(2, MAX_T)}
-CODEC = {"kind": TEXT, "shape": listed(whole(1, 65536), 1, 8), "size": listed(whole(1, 65536), 2, 2)}
+_SIZE = either(whole(1, 65536), listed(whole(1, 65536), 2, 2))
+CODEC = {"kind": TEXT, "shape": listed(whole(1, 1 << 31), 1, 8), "size": _SIZE}
 NULL_ROW = {"dtype": one_of("bool", "int32", "int64", "float16", "float32", "float64"), "row": ANYTHING}
 
 

@@ -51,6 +51,25 @@ def fill(model: Module, weights: Mapping[str, Weight]):
         p.data[...] = array.transpose(tuple(np.argsort(p.file_axes)))
 
 
+def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
+    """The weights of linear layers as matrices where a file has them as 1 x 1 convolutions (o, i, 1, 1), and the other
+    way round.
+    """
+    made = dict(weights)
+    for name, p in model.named_parameters():
+        if name not in weights:
+            continue
+        shape, expected = tuple(weights[name].shape), tuple(p.shape[i] for i in p.file_axes)
+        longer = shape if len(shape) > len(expected) else expected
+        if (
+            {len(shape), len(expected)} == {2, 4}
+            and longer[2:] == (1, 1)
+            and longer[:2] == min(shape, expected, key=len)
+        ):
+            made[name] = Weight(expected, lambda read=weights[name].read, shape=expected: read().reshape(shape))
+    return made
+
+
 def ways_to_write(model: Module) -> dict:
     """The parameters as checkpoint.save_model takes them: made one by one, in the layout of the file."""
 

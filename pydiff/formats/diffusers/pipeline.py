@@ -57,7 +57,9 @@ class Wishes(NamedTuple):
 
     scheduler: a configuration, a file or folder of one, or the name of a class, which takes over the numbers that are
     there. prediction: eps, x0, v or flow, or as diffusers calls them. size: of images, a side or (H, W). variant: of
-    weights, "fp16". classes: names. self_conditioning: that half of the input channels are for the last x0-hat.
+    weights, "fp16", "ema". classes: names. self_conditioning: that half of the input channels are for the last x0-hat.
+    Of Stable Diffusion alone: config: a folder that has the configuration of a single file. embedding: files of words
+    of one's own (textual inversion). skip_layers: how many of the text encoder's last layers to leave out.
     """
 
     scheduler: Mapping | str | Path | None = None
@@ -66,6 +68,9 @@ class Wishes(NamedTuple):
     variant: str | None = None
     classes: Sequence[str] | None = None
     self_conditioning: bool = False
+    config: str | Path | None = None
+    embedding: Sequence[str | Path] = ()
+    skip_layers: int = 0
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -168,8 +173,8 @@ def _load_theirs(directory, wishes) -> Loaded:
     checked = read_unet_config(*parts.config, known_class=parts.unet_class)
     if checked.class_name == CONTEXT_CLASS:
         raise CheckpointError(
-            f"{parts.config[1]} is a {CONTEXT_CLASS}, which is told the states of a text encoder, and this folder does "
-            "not say of which: use a folder that pydiff wrote, or a UNet2DModel."
+            f"{parts.config[1]} is a {CONTEXT_CLASS} alone, which draws nothing without a text encoder, its tokenizer, "
+            "an autoencoder and a scheduler: give the folder of the whole model, which has model_index.json."
         )
     with weights.open_folder(parts.unet, parts.names, wishes.variant) as found:
         if found.others:
@@ -178,7 +183,7 @@ def _load_theirs(directory, wishes) -> Loaded:
         shape, kind = _shape(checked, wishes, parts.config[1])
         model = read_model(checked, found.weights, parts.config[1])
     model.config["sample_size"] = _size(shape)
-    scheduler, said = _scheduler(parts.scheduler, parts.scheduler_class, wishes, directory)
+    scheduler, said = scheduler_for(parts.scheduler, parts.scheduler_class, wishes, directory)
     conditioning, about = _conditioning(model, parts.class_names, wishes, parts.config[1])
     process = Process(schedule_from_config(ASSUMED), "eps") if scheduler is None else scheduler.process
     pipeline = Pipeline(model, process, Pixels(shape), conditioning, scheduler=scheduler, **kind)
@@ -208,7 +213,7 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             if stored is None:
                 stored = scheduler_of(_process(extra), extra.get("variance", "fixed")).config
             stored = None if stored is None else (stored, directory)
-            scheduler, said = _scheduler(stored, None, wishes, directory)
+            scheduler, said = scheduler_for(stored, None, wishes, directory)
         process = _process(extra) if scheduler is None else scheduler.process
         conditioning = Conditioning.from_config(extra, reader)
         if wishes.classes is not None:
@@ -266,7 +271,7 @@ def _size(shape):
     return shape[0] if shape[0] == shape[1] else list(shape[:2])
 
 
-def _scheduler(stored, known_class, wishes, directory) -> tuple[StoredScheduler | None, list[str]]:
+def scheduler_for(stored, known_class, wishes, directory) -> tuple[StoredScheduler | None, list[str]]:
     """The scheduler that is there or asked for; None where neither is. stored: (configuration, path), or None."""
     config, source, notes = None, "the scheduler", []
     if stored is not None:

@@ -67,6 +67,11 @@ class DiffusersScheduler:
         return (alpha.reshape(column) * x0 + sigma.reshape(column) * eps).astype(x0.dtype)
 
 
+# The classes that can leave out the first steps, for images that are given.
+BEGINS_LATE = ("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler",
+               "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
+               "LMSDiscreteScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler",
+               "UniPCMultistepScheduler", "LCMScheduler")  # fmt: skip
 # The classes whose `set_timesteps` takes these in place of a number of steps, as far as pydiff follows them.
 TAKES = {
     "timesteps": ("DDPMScheduler", "DDPMParallelScheduler", "EulerDiscreteScheduler", "LCMScheduler", "TCDScheduler",
@@ -82,11 +87,13 @@ def from_diffusers(
     mu: float | None = None,
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
+    begin: int = 0,
 ) -> DiffusersScheduler:
     """The scheduler that diffusers would make from `config` (its scheduler_config.json) for this many steps.
 
     literal: False repairs what docs/samplers.md lists. mu: for `use_dynamic_shifting`, as in diffusers' set_timesteps.
     timesteps, sigmas: falling, of one's own in place of steps, for the classes in TAKES and as diffusers takes them.
+    begin: how many of the steps are left out at the noisy end, for the classes in BEGINS_LATE.
     ValueError, in one sentence, for a class or an option that is not supported.
     """
     name = config.get("_class_name")
@@ -100,7 +107,11 @@ def from_diffusers(
         steps = len(values) - (what == "sigmas" and name == "EulerDiscreteScheduler")  # which names the last level too
     if steps is None or not 1 <= steps <= config["num_train_timesteps"]:
         raise ValueError(f"got {steps} steps, expected 1 .. {config['num_train_timesteps']}; use fewer")
-    plan = build(config, steps, literal=literal, mu=mu, **own)
+    if begin and name not in BEGINS_LATE:
+        raise ValueError(f"{name} cannot begin half way; name a sampler, such as ddim or dpm_solver")
+    if not 0 <= begin < steps:
+        raise ValueError(f"{begin} of {steps} steps are left out, and none would be done; use more strength, or steps")
+    plan = build(config, steps, literal=literal, mu=mu, **own, **({"begin": begin} if begin else {}))
     return DiffusersScheduler(plan.process, plan, plan.timesteps, plan.sigmas, plan.init_noise_sigma)
 
 

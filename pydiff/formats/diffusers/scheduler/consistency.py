@@ -77,11 +77,11 @@ def _distilled_timesteps(config, steps, timesteps) -> np.ndarray:
     return asked[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(np.int64)]
 
 
-def lcm(config, steps, timesteps=None, **_):
+def lcm(config, steps, timesteps=None, begin=0, **_):
     """LCMScheduler (Luo et al. 2023): x0-hat mixed with x by c_skip and c_out of t, noised to the next t."""
     alpha_bar = alpha_bar_of(config, floor=False)
     level = stages.Levels(alpha_bar, 1.0 if config["set_alpha_to_one"] else alpha_bar[0])
-    t = _distilled_timesteps(config, steps, timesteps)
+    t = _distilled_timesteps(config, steps, timesteps)[begin:]
     made = []
     for i, step in enumerate(t.tolist()):
         scaled = step * config["timestep_scaling"]

@@ -36,8 +36,9 @@ def _float32(values):
 def _scheduler(sampler, asked, rounded=False, **fixed):
     """asked: ("t", sigma table) of every evaluation from the process, t and sigma."""
 
-    def build(config, steps, timesteps=None, sigmas=None, **_):
+    def build(config, steps, timesteps=None, sigmas=None, begin=0, **_):
         process, t, sigma = _levels(config, steps, rounded, timesteps, sigmas)
+        t, sigma, steps = t[begin:], sigma[begin:], steps - begin
         if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
             t = np.log(sigma[:steps]) / 4.0
         path = Path(t, np.ones(steps + 1), sigma[: steps + 1])

@@ -28,8 +28,10 @@ KINDS = {
 }
 
 
-def _path(config, steps, literal, mu, repeated=False):
-    """(process, path, sigmas). repeated: respaced levels end with their own last one twice, not the table's first."""
+def _path(config, steps, literal, mu, repeated=False, begin=0):
+    """(process, path, sigmas) without the first `begin` steps. repeated: respaced levels end with their own last one
+    twice, not the table's first.
+    """
     if config["use_flow_sigmas"]:
         t, sigma, process = _flow_levels(config, steps, mu)
         first = math.sqrt(1.0 / alpha_bar_of(config, floor=True)[0] - 1.0)
@@ -50,6 +52,7 @@ def _path(config, steps, literal, mu, repeated=False):
     end = sigma[-1] if repeats else first
     sigma = np.append(sigma, 0.0 if config["final_sigmas_type"] == "zero" else end)
     sigma = sigma.astype(np.float32).astype(np.float64)
+    t, sigma = t[begin:], sigma[begin:]
     alpha = 1.0 - sigma if config["use_flow_sigmas"] else 1.0 / np.hypot(sigma, 1.0)
     return process, Path(t, alpha, sigma if config["use_flow_sigmas"] else sigma * alpha), sigma
 
@@ -83,11 +86,14 @@ def _form(config):
     return "taylor" if config["solver_type"] == "heun" else "midpoint"
 
 
-def multistep_orders(config, steps) -> list[int]:
-    """diffusers' rule: lower orders at the end with fewer than 15 steps, order 1 to a clean end."""
+def multistep_orders(config, steps, begin=0) -> list[int]:
+    """diffusers' rule: lower orders at the end with fewer than 15 steps, order 1 to a clean end.
+
+    begin: how many of the steps are left out.
+    """
     few, order = config["lower_order_final"] and steps < 15, config["solver_order"]
-    orders = [min(order, i + 1) for i in range(steps)]
-    if few and steps > 1:
+    orders = [min(order, i + 1) for i in range(steps - begin)]
+    if few and len(orders) > 1:
         orders[-2] = min(orders[-2], 2)
     if few or config.get("euler_at_final") or config["final_sigmas_type"] == "zero":
         orders[-1] = 1
@@ -119,23 +125,23 @@ def _third(config, kind, singlestep):
     return None if singlestep else halved
 
 
-def dpm_multistep_sampler(config, steps, path, literal):
+def dpm_multistep_sampler(config, steps, path, literal, begin=0):
     """What draws in multistep DPM-Solver++ along a path, whatever the schedule it was made from."""
     kind = KINDS[config["algorithm_type"]]
-    fixed = {"kind": kind, "form": _form(config), "orders": multistep_orders(config, steps)}
+    fixed = {"kind": kind, "form": _form(config), "orders": multistep_orders(config, steps, begin)}
     fixed |= {"order": config["solver_order"], "adjust": _third(config, kind, singlestep=False) if literal else None}
     return lambda model, x, process, **options: samplers.dpm_solver(model, x, process, path, **fixed, **options)
 
 
-def dpm_multistep(config, steps, literal=True, mu=None):
+def dpm_multistep(config, steps, literal=True, mu=None, begin=0):
     """DPMSolverMultistepScheduler."""
-    process, path, sigmas = _path(config, steps, literal, mu)
+    process, path, sigmas = _path(config, steps, literal, mu, begin=begin)
     kind = KINDS[config["algorithm_type"]]
     if "learned" in config.get("variance_type", ""):
         raise ValueError("variance_type is not supported for solvers; cut the network's answer to its first half")
     if kind == "noise sde" and config["solver_order"] == 3:
         raise ValueError("sde-dpmsolver has no order 3, neither here nor in diffusers; use order 2")
-    return _plan(process, path, sigmas, dpm_multistep_sampler(config, steps, path, literal), config)
+    return _plan(process, path, sigmas, dpm_multistep_sampler(config, steps, path, literal, begin), config)
 
 
 def dpm_singlestep(config, steps, literal=True, mu=None):
@@ -153,9 +159,10 @@ def dpm_singlestep(config, steps, literal=True, mu=None):
     return _plan(process, path, sigmas, sample, config)
 
 
-def deis(config, steps, literal=True, mu=None):
+def deis(config, steps, literal=True, mu=None, begin=0):
     """DEISMultistepScheduler."""
-    process, path, sigmas = _path({**config, "final_sigmas_type": "sigma_min"}, steps, literal, mu, repeated=True)
+    config = {**config, "final_sigmas_type": "sigma_min"}
+    process, path, sigmas = _path(config, steps, literal, mu, repeated=True, begin=begin)
     few = config["lower_order_final"] and steps < 15
 
     def sample(model, x, process, **options):
@@ -164,9 +171,9 @@ def deis(config, steps, literal=True, mu=None):
     return _plan(process, path, sigmas, sample, config)
 
 
-def unipc(config, steps, literal=True, mu=None):
+def unipc(config, steps, literal=True, mu=None, begin=0):
     """UniPCMultistepScheduler."""
-    process, path, sigmas = _path(config, steps, literal, mu, repeated=True)
+    process, path, sigmas = _path(config, steps, literal, mu, repeated=True, begin=begin)
     corrector = config["disable_corrector"] or True
 
     def sample(model, x, process, **options):

@@ -55,9 +55,11 @@ class StoredScheduler:
         few = 4 if self.name in ("LCMScheduler", "TCDScheduler") else 50
         return min(few, self.config.get("num_train_timesteps", 1000))
 
-    def __call__(self, steps: int, timesteps=None, sigmas=None) -> DiffusersScheduler:
-        """The scheduler for this many steps, or for these. ValueError for what it does not take."""
-        return from_diffusers(self._used, steps, timesteps=timesteps, sigmas=sigmas)
+    def __call__(self, steps: int, timesteps=None, sigmas=None, begin=0) -> DiffusersScheduler:
+        """The scheduler for this many steps, or for these. begin: how many are left out at the noisy end. ValueError
+        for what it does not take.
+        """
+        return from_diffusers(self._used, steps, timesteps=timesteps, sigmas=sigmas, begin=begin)
 
 
 def with_class(config: dict, name: str) -> dict:

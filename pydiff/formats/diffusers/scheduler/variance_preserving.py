@@ -24,13 +24,13 @@ def _plan(config, alpha_bar, timesteps, sample):
     return Plan(process_of(config, alpha_bar), timesteps, None, 1.0, sample, clipping(config), level)
 
 
-def ddpm(config, steps, literal=True, timesteps=None, **_):
+def ddpm(config, steps, literal=True, timesteps=None, begin=0, **_):
     """DDPMScheduler."""
     kind = config["variance_type"].removesuffix("_log").removeprefix("fixed_")
     if kind == "learned":
         raise ValueError("variance_type 'learned' is not supported; learned_range is what published networks use")
     alpha_bar = alpha_bar_of(config, floor=False)
-    t = _whole_t(config, steps) if timesteps is None else timesteps.astype(np.int64)
+    t = (_whole_t(config, steps) if timesteps is None else timesteps.astype(np.int64))[begin:]
     made = stages.ddpm_stages(t.tolist(), stages.Levels(alpha_bar, 1.0), kind, noisy_end=literal)
 
     def sample(model, x, process, **options):
@@ -39,9 +39,9 @@ def ddpm(config, steps, literal=True, timesteps=None, **_):
     return _plan(config, alpha_bar, t, sample)
 
 
-def ddim(config, steps, literal=True, **_):
+def ddim(config, steps, literal=True, begin=0, **_):
     """DDIMScheduler."""
-    alpha_bar, t = alpha_bar_of(config, floor=False), _whole_t(config, steps)
+    alpha_bar, t = alpha_bar_of(config, floor=False), _whole_t(config, steps)[begin:]
     level = stages.Levels(alpha_bar, 1.0 if config["set_alpha_to_one"] else alpha_bar[0])
     stride = config["num_train_timesteps"] // steps
 
@@ -67,7 +67,7 @@ def ddim_inverse(config, steps, literal=True, **_):
     return _plan(config, alpha_bar, t, sample)
 
 
-def pndm(config, steps, literal=True, **_):
+def pndm(config, steps, literal=True, begin=0, **_):
     """PNDMScheduler."""
     if config["prediction_type"] not in ("epsilon", "v_prediction"):
         raise ValueError(f"PNDM takes epsilon or v_prediction, got prediction_type {config['prediction_type']!r}")
@@ -75,6 +75,9 @@ def pndm(config, steps, literal=True, **_):
     level = stages.Levels(alpha_bar, 1.0 if config["set_alpha_to_one"] else alpha_bar[0])
     t = _whole_t(config, steps)
     asked, warmup = stages.pndm_timesteps(t[::-1].tolist(), T, config["skip_prk_steps"])
+    if begin and warmup:
+        raise ValueError("PNDM with its Runge-Kutta warm-up cannot begin half way; name a sampler, such as ddim")
+    asked, t = asked[begin:], t[begin:]
     prediction = "eps" if config["prediction_type"] == "epsilon" else "v"
     made = stages.pndm_stages(asked, warmup, level, T // steps, prediction)
 

@@ -1,0 +1,26 @@
+"""Whatever a model lies in, opened: a folder of ours, a pipeline folder of diffusers, Stable Diffusion in one file."""
+
+from pathlib import Path
+
+from pydiff.formats import single_file
+from pydiff.formats.diffusers import pipeline, stable_diffusion
+from pydiff.formats.diffusers.pipeline import NOTHING, Loaded, Wishes
+from pydiff.formats.safetensors import CheckpointError
+from pydiff.store import checkpoint
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+
+
+def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
+    """What is there; its notes are logged too. CheckpointError, in one sentence, for what cannot be opened."""
+    try:
+        if path.is_file():
+            if path.suffix not in SUFFIXES:
+                raise CheckpointError(f"{path} is no file of a model, expected {', '.join(SUFFIXES)}, or a folder.")
+            return single_file.load(path, wishes)
+        if not checkpoint.is_ours(path) and stable_diffusion.is_one(path):
+            return stable_diffusion.load(path, wishes)
+        stable_diffusion.check_not_alone(path)
+        return pipeline.load(path, wishes)
+    except OSError as error:
+        raise CheckpointError(f"Could not read {path}: {error.strerror or error}; check the disk.") from error

@@ -1,0 +1,154 @@
+"""Stable Diffusion as a Pipeline: a U-Net that is told a prompt's states, in the latents of an autoencoder.
+
+What differs from any other pipeline, and nothing else, stands here: guidance that the network is told as a number
+instead of being asked twice (latent consistency models: Luo et al. 2023, section 4.1), networks that see an image with
+a hole beside x (inpainting models), and memory, which is predicted before it is used. formats/ opens the files.
+"""
+
+import os
+
+import numpy as np
+
+from pydiff import backend
+from pydiff.arrays import array_module
+from pydiff.condition import Condition
+from pydiff.diffusion.denoiser import denoiser
+from pydiff.latents import Latents
+from pydiff.models.unet import sinusoids
+from pydiff.ops import concatenate
+from pydiff.pipeline import Pipeline
+from pydiff.tensor import Tensor
+
+GUIDANCE, TOLD_GUIDANCE = 7.5, 8.5  # diffusers' defaults, without and with a network that is told
+SHARPEST = 10000  # of the sinusoids of a told guidance scale
+
+
+class StableDiffusion(Pipeline):
+    """model: UNet2DCondition; codec: Latents; conditioning: with a text encoder as wide as the U-Net's context.
+
+    few_steps: whether the model was distilled to draw in a few steps, without guidance (turbo). The rest: see Pipeline.
+    """
+
+    batch_size, edits_by_scheduler = 1, True
+
+    def __init__(self, model, process, codec: Latents, conditioning, *, few_steps=False, **kind):
+        super().__init__(model, process, codec, conditioning, **kind)
+        self.told = model.config["time_cond_proj_dim"]
+        self.few_steps = few_steps
+        self.default_guidance = 1.0 if few_steps else TOLD_GUIDANCE if self.told else GUIDANCE
+        self.seen_beside = model.config["in_channels"] - codec.shape[-1]
+
+    def to(self, device):
+        """Moves network and autoencoder; prompts are read on the CPU."""
+        super().to(device)
+        with backend.use_device(device) as xp:
+            self.codec.autoencoder.to(xp)
+        return self
+
+    def sample_states(self, n=16, *args, **more):
+        """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in, MemoryError before there
+        is none left.
+        """
+        if self.seen_beside:
+            raise ValueError(
+                "this model fills in what a mask says and draws nothing else; give image and mask (--image, --mask)"
+            )
+        self.check_memory(self.codec.shape[:2], n if np.ndim(n) == 0 else len(n))
+        return super().sample_states(n, *args, **more)
+
+    def default_steps(self, sampler=None) -> int:
+        """A single one for turbo models, else as other pipelines."""
+        return 1 if sampler is None and self.few_steps else super().default_steps(sampler)
+
+    def beside(self, images, mask):
+        """(N, h, w, 1 + C): the mask and the latents of the images with grey where it is 1, for inpainting models."""
+        if not self.seen_beside:
+            return None
+        holes = np.broadcast_to(mask[..., :1] >= 0.5, (len(images), *mask.shape[1:3], 1)).astype(np.float32)
+        seen = self.codec.encode_with_holes(images, holes)
+        small = self.codec.encode_mask(holes)
+        return np.concatenate([small, seen], axis=-1)
+
+    def denoiser(self, condition, guidance=1.0, interval=None, rescale=0.0, learned=False, beside=None):
+        """See Pipeline.denoiser. A scale of at most 1 means no guidance, as in diffusers. beside: from `beside`."""
+        if self.seen_beside and beside is None:
+            raise ValueError("this model fills in what a mask says; use inpaint, with a mask")
+        if self.told:
+            condition, guidance = self._told(condition, guidance), 1.0
+        network = self.model if beside is None else Beside(self.model, beside)
+        more = {"limits": self.codec.limits, "learned": learned}
+        channels = self.codec.shape[-1]
+        return denoiser(network, self.process, channels, condition, max(guidance, 1.0), interval, rescale, **more)
+
+    def _told(self, condition, guidance):
+        """With the sinusoids of guidance - 1, by which the network knows how much to follow."""
+        vector = sinusoids(np.array([1000.0 * (guidance - 1)]), self.told, False, 1, SHARPEST)[0].astype(np.float32)
+        rows = np.broadcast_to(vector, (condition.rows, len(vector)))
+        like = next(iter(condition.values()))
+        return Condition({**condition, "timestep_cond": array_module(like).asarray(rows)}, rows=condition.rows)
+
+    def check_memory(self, size, n=1):
+        """MemoryError, in one sentence, where n images of this size (h, w) in latents need more than is free."""
+        free = free_memory() if self.device == "cpu" else None
+        if free is None or (needed := self.memory(size, n)) <= free:
+            return
+        factor, side = self.codec.factor, 8
+        while side and self.memory((side + 8, side + 8), 1) <= free:
+            side += 8
+        fits = (
+            f"{side * factor} x {side * factor} would fit" if self.memory((side, side), 1) <= free else "nothing fits"
+        )
+        shown = " x ".join(str(n * factor) for n in size)
+        raise MemoryError(
+            f"drawing {shown} needs about {needed / 2**30:.1f} GB besides the model, and {free / 2**30:.1f} GB are "
+            f"free; {fits}"
+        )
+
+    def memory(self, size, n=1) -> float:
+        """Bytes that drawing n images of this size (h, w) takes besides the weights, about: the larger of the U-Net's
+        share, which grows with the images, and the autoencoder's, which decodes one at a time.
+        """
+        pixels = size[0] * size[1]
+        channels = self.model.config["block_out_channels"][0]
+        config = self.codec.autoencoder.config
+        width = config.get("block_out_channels") or config["decoder_block_out_channels"]
+        decoded = pixels * self.codec.factor**2 * width[0]
+        return 4.0 * max(UNET_ARRAYS * n * pixels * channels, VAE_ARRAYS * decoded) + SPARE
+
+
+# Arrays of the first level that are held at once, and bytes besides: at most what the full-size networks took from
+# 16 x 16 to 64 x 64 latents (38 to 50, and 7 to 12 of which 4 are the bytes besides).
+UNET_ARRAYS, VAE_ARRAYS, SPARE = 50, 8, 100 << 20
+
+
+class Beside:
+    """A network that sees `beside` (N, h, w, K) as further channels of x, in every step the same."""
+
+    def __init__(self, network, beside):
+        self.network, self.beside = network, beside
+        self.encoded, self.body, self.fixed = network.encoded, network.body, network.fixed
+
+    def checked(self, x):
+        """x and what is beside it, as the network takes it."""
+        return self.network.checked(concatenate(Tensor(x), Tensor(self.beside)))
+
+
+def free_memory() -> int | None:
+    """Bytes that a process can still have: the system's and its control group's; None where nobody says."""
+    found = []
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    found.append(1024 * int(line.split()[1]))
+    except OSError:
+        pass
+    try:
+        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
+            limit = most.read().strip()
+            found += [int(limit) - int(used.read())] if limit != "max" else []
+    except (OSError, ValueError):
+        pass
+    if not found and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        found = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    return max(min(found), 0) if found else None

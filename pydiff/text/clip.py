@@ -1,0 +1,101 @@
+"""Prompts as the states of CLIP's text tower: what Stable Diffusion is told.
+
+    a prompt -> 77 token numbers (bpe.py) -> the tower (models/clip.py) -> encoder_hidden_states (77, C)
+
+No padding mask: a network that was trained with the states of the padding has to be given them. A word of one's own
+(textual inversion: Gal et al. 2022, "An image is worth one word") is one or several vectors more in the table of
+tokens, see `learn`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
+from pydiff.tensor import no_grad
+from pydiff.text.bpe import Tokenizer
+from pydiff.text.encoder import HIDDEN_STATES, TextEncoder
+
+CACHED = 64  # captions whose states are remembered
+
+
+class Clip(TextEncoder):
+    """network: the tower. tokenizer: made for its table of tokens. tokens: how long a row of numbers is, start and end
+    included. skip: how many of the last layers are left out, before the last normalisation.
+    """
+
+    kind = "clip"
+    languages = ("en",)
+
+    def __init__(
+        self, network: CLIPTextModel | CLIPTextModelWithProjection, tokenizer: Tokenizer, tokens: int = 77, skip=0
+    ):
+        self.network, self.tokenizer, self.skip = network, tokenizer, skip
+        self.tokens = min(tokens, network.config["max_position_embeddings"])
+        self.width = network.config["hidden_size"]
+        self._states = {}
+
+    def encode(self, captions: Sequence[str]):
+        """encoder_hidden_states (N, tokens, width) float32, as long for every caption."""
+        return {HIDDEN_STATES: np.stack([self._encoded(caption) for caption in captions])}
+
+    def _encoded(self, caption):
+        if caption not in self._states:
+            while len(self._states) >= CACHED:
+                del self._states[next(iter(self._states))]
+            ids = np.array([self.tokenizer.row(caption, self.tokens)])
+            with no_grad():
+                self._states[caption] = self.network(ids, skip=self.skip).last_hidden_state.numpy()[0]
+        return self._states[caption]
+
+    def remarks(self, prompt: str):
+        """What is beyond the limit."""
+        numbers, most = self.tokenizer.numbers(prompt), self.tokens - 2
+        if len(numbers) <= most:
+            return []
+        lost = self.tokenizer.text(numbers[most:])
+        return [f"a prompt has at most {most} tokens; {len(numbers) - most} more are not used: {lost!r:.80}"]
+
+    def understands(self, caption: str):
+        """Any text is read, whatever is made of it."""
+        return bool(caption.strip())
+
+    def unknown(self, captions: Sequence[str]):  # noqa: ARG002
+        """None: unknown words are spelled."""
+        return []
+
+    def fingerprint(self):
+        """SHA-256 of weights and vocabulary, and the limits."""
+        digest = hashlib.sha256("\n".join(self.tokenizer.vocabulary).encode())
+        for parameter in self.network.parameters():
+            digest.update(np.ascontiguousarray(parameter.numpy(), "<f4"))
+        return f"{digest.hexdigest()[:32]}-{self.tokens}-{self.skip}"
+
+    @property
+    def table(self):
+        """The parameter that holds a vector for every token (tokens, width)."""
+        tower = getattr(self.network, "text_model", self.network)
+        return tower.embeddings.token_embedding.weight
+
+    def learn(self, word: str, vectors):
+        """From now on `word`, wherever it stands in a prompt, in any case, is these vectors (k, width) or (width,).
+
+        ValueError, in one sentence, for vectors of another width, and for an empty word.
+        """
+        vectors = np.atleast_2d(np.asarray(vectors))
+        if vectors.ndim != 2 or vectors.shape[1] != self.width or not len(vectors) or vectors.dtype.kind != "f":
+            raise ValueError(
+                f"the word {word!r:.60} has vectors of shape {vectors.shape}, and this model's have {self.width} "
+                "numbers: it was made for another model"
+            )
+        if not word.strip():
+            raise ValueError("a word of one's own needs a name, such as '<mine>'")
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"the word {word!r:.60} has numbers that are not finite")
+        table, first = self.table, len(self.table)
+        table.data = np.concatenate([table.data, vectors.astype(table.data.dtype)])
+        table.grad = table.grad_buffer = None
+        self.network.config["vocab_size"] = first + len(vectors)
+        self.tokenizer = self.tokenizer.with_special(word, range(first, first + len(vectors)))
+        self._states.clear()
