@@ -220,7 +220,7 @@ def _facts(pipeline, dataset, log, step, count):
         facts["Training time"] = duration(seconds)
     rates = [row["images_per_second"] for row in log if row.get("images_per_second")]
     if rates:
-        facts["Speed"] = f"{np.median(rates):,.0f} {dataset.noun}s a second"
+        facts["Speed"] = f"{np.median(rates):,.0f} {'sample' if dataset is None else dataset.noun}s a second"
     return facts
 
 
