@@ -44,11 +44,13 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train on pictures or sounds. Ctrl-C and the same command again goes on where it stopped, to the same bits."""
+    """Train on pictures, sounds, clips or points. Ctrl-C and the same command again goes on, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds (class = subfolder), an archive of pictures,
-    an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
+    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of pictures, sounds or films (class =
+    subfolder), an archive of pictures, an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
+    images: str | None = None
+    """Of clips: data of images to learn beside them, or frames for the clips' own; left out, none."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
@@ -87,7 +89,7 @@ class Train:
 
             say(dry_run(self.data, device=self.device, **training.to_config()))
             return
-        run = train_command(self.data, self.out, training, self.device, latent=self.latent)
+        run = train_command(self.data, self.out, training, self.device, images=self.images, latent=self.latent)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
@@ -322,6 +324,10 @@ class Data:
     """Of sounds: samples a second."""
     seconds: float | None = None
     """Of sounds: how long each is made."""
+    frames: int | None = None
+    """Of clips: frames of each; a folder is then read for its clips."""
+    frame_rate: float | None = None
+    """Of clips: frames a second."""
 
     def run(self):
         from pydiff.data import describe, load

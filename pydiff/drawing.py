@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pydiff.codecs import Frames
 from pydiff.report import files
 from pydiff.report.grid import save_png
+from pydiff.report.video import save_clip
 from pydiff.sound.codec import SoundCodec
 from pydiff.sound.wav import wav_bytes
 from pydiff.store.files import write_atomic
@@ -167,6 +169,9 @@ def _write(out, names, samples, codec, order, chosen, said):
         for name, sound in zip(names, samples, strict=True):
             write_atomic(out / f"{name}.wav", wav_bytes(sound[0], codec.rate))
         return
+    if isinstance(codec, Frames):
+        for name, clip in zip(names, samples, strict=True):
+            save_clip(out / f"{name}.gif", clip, codec.rate)
     for name, image, i in zip(names, codec.show(samples), chosen, strict=True):
         save_png(out / f"{name}.png", image, said | order.told(i))
 

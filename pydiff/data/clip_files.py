@@ -213,7 +213,7 @@ def _read_folder(paths) -> Reel | str:
 
 def at_rate(reel: Reel, rate: float) -> list[int]:
     """Which of its frames are seen in the middle of every 1 / rate seconds: numbers, some of them several times."""
-    count = int(np.floor(float(reel.starts[-1]) * rate + 0.01))
+    count = int(np.ceil(float(reel.starts[-1]) * rate - 0.501))  # whose middle lies in the clip
     middles = (np.arange(max(count, 1)) + 0.5) / rate - 1e-6  # of two frames that meet there, the earlier one
     return np.clip(np.searchsorted(reel.starts, middles, "right") - 1, 0, len(reel.frames) - 1).tolist()
 

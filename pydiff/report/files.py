@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pydiff.codecs import Frames
 from pydiff.report.grid import grid, save_png
+from pydiff.report.video import SUFFIXES as FILMS
+from pydiff.report.video import save_clips
 from pydiff.sound.codec import SoundCodec
 from pydiff.sound.wav import wav_bytes
 from pydiff.store.files import write_atomic
@@ -18,7 +21,8 @@ def default_name(codec) -> Path:
 
 
 def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
-    """Writes samples as a .png (all in one), a .npz (the array), a .wav (sounds, one after the other) or a folder.
+    """Writes samples as a .png (all in one), a .npz (the array), a .wav (sounds, one after the other), a
+    .gif, .webp or .mp4 (clips, side by side) or a folder.
 
     n: samples of each prompt. said: {keyword: text} for PNG files. ValueError for another suffix.
     """
@@ -34,6 +38,8 @@ def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
         pause = np.zeros((round(PAUSE * codec.rate), codec.channels), np.float32)
         parts = [part for sound in samples for part in (sound[0], pause)][:-1]
         write_atomic(out, wav_bytes(np.concatenate(parts), codec.rate))
+    elif suffix in FILMS:
+        save_clips(out, samples, codec.rate, n if prompts else None)
     elif sounds:
         for i, sound in enumerate(samples):
             write_atomic(out / f"{i:06d}.wav", wav_bytes(sound[0], codec.rate))
@@ -45,7 +51,10 @@ def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
 
 def check_name(out: Path, codec):
     """ValueError for a file that samples cannot be written to, before they are drawn."""
-    sounds = isinstance(codec, SoundCodec)
-    if out.suffix.lower() not in ("", ".png", ".npz", *([".wav"] if sounds else [])):
-        what = "sounds are written to a .wav, a .png" if sounds else "pictures are written to a .png"
+    more, what = (), "pictures are written to a .png"
+    if isinstance(codec, SoundCodec):
+        more, what = (".wav",), "sounds are written to a .wav, a .png"
+    elif isinstance(codec, Frames):
+        more, what = FILMS, "clips are written to a .gif, a .webp, a .mp4, a .png"
+    if out.suffix.lower() not in ("", ".png", ".npz", *more):
         raise ValueError(f"{what}, a .npz or a folder, not to {out}")

@@ -25,6 +25,12 @@ def write_story(path, name, lead, sections):
     return Path(path)
 
 
+def embedded(heading, html):
+    """A section with players for a page that is no story: with the styles and the script that they need."""
+    style, script = _asset("story.css"), _asset("story.js")
+    return f"<section><style>{style}</style><h2>{text(heading)}</h2>{html}<script>{{{script}}}</script></section>"
+
+
 def player(panels, said=(), across="time", down="step of the noise", scale=1, wait=WAIT):
     """Panels that move together, as HTML. panels: (caption, frames) with frames (T, H, W, C) or (S, T, H, W, C) uint8.
 

@@ -9,6 +9,7 @@ import numpy as np
 from pydiff import random
 from pydiff.report import attributes as patterns
 from pydiff.report import listen, words
+from pydiff.report.clips_page import CLIPS, clips_section, oversee
 from pydiff.report.film import save_film
 from pydiff.report.forward import add_noise
 from pydiff.report.grid import grid, save_png
@@ -71,11 +72,15 @@ def write_report(
         training, captions = codec.show(dataset.samples(shown)), _short(dataset.titles(shown))
     heard = listen.Heard([], [], []) if isinstance(codec, SoundCodec) else None
     states = states if heard is None else listen.overhear(states, codec, heard)
+    overseen, kept = [], codec.kind == "frames"
+    states = oversee(states, overseen) if kept else states
     trace, x = record(states, codec, schedule=schedule, **budget(n, training.shape[1:]))
     drawn = codec.decode(x)
     samples = codec.show(drawn)
     save_png(directory / "samples.png", grid(samples))
     save_film(directory / "film", [grid(frame) for frame in trace.x])
+    more = _in_time(codec, dataset, overseen) if kept else ""
+    more = more if heard is None else _listen(pipeline, drawn, asked, dataset, heard)
     page = Page(
         name=name,
         facts=_facts(pipeline, dataset, log, step, count),
@@ -93,11 +98,16 @@ def write_report(
         note=note,
         prediction=pipeline.process.prediction,
         attributes=_grid(pipeline, attributes, seed, taken, guidance),
-        looks=[] if prompts is None else words.looks(pipeline, prompts, seed, taken, guidance),
+        looks=[] if prompts is None or kept else words.looks(pipeline, prompts, seed, taken, guidance),
         noun=codec.noun,
-        listen="" if heard is None else _listen(pipeline, drawn, asked, dataset, heard),
+        listen=more,
     )
     return write_page(directory / "report.html", page)
+
+
+def _in_time(codec, dataset, overseen):
+    data = None if dataset is None else dataset.samples(spread(len(dataset), CLIPS))
+    return clips_section(overseen, codec, data)
 
 
 def _listen(pipeline, drawn, asked, dataset, heard):

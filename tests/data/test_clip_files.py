@@ -161,6 +161,7 @@ def test_untimed_frames_and_odd_rates():
     assert at_rate(reel, 30) == [0, 1, 2, 3, 4]
     assert at_rate(reel, 15) == [0, 2]
     assert at_rate(reel, 60) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert at_rate(Reel([0] * 4, np.arange(5) * 0.12, (1, 1)), 8) == [0, 1, 2, 3]  # a GIF counts in hundredths
     assert at_rate(Reel([0], np.array([0.0, 0.01]), (1, 1)), 1) == [0]
 
 
