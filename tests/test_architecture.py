@@ -156,7 +156,6 @@ MAY_IMPORT = {
     "text": "arrays tensor models",
     "text.learned": "arrays tensor nn models text",
     "text.bert": "tensor nn models formats.safetensors formats.files text",
-    "text.folder": "models formats.safetensors formats.files store text",
     "condition": "arrays text",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
@@ -180,6 +179,7 @@ MAY_IMPORT = {
     "formats.diffusers.unet_condition": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
     "formats.diffusers.text_encoder": "models nn text formats.safetensors formats.files formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.parameters",
+    "text.folder": "models formats.safetensors formats.files formats.diffusers.text_encoder store text",
     "formats.embeddings": "formats.safetensors formats.files formats.pytorch",
     "formats.ldm": "formats.safetensors",
     "formats.diffusers.extra": "codec condition nn formats.safetensors formats.schema formats.diffusers.scheduler",

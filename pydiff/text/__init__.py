@@ -7,6 +7,7 @@ encoder.remarks("ein rotes Herz")       sentences: what was not understood, what
 """
 
 from pydiff.text.bert import Bert, MiniLM
+from pydiff.text.clip import Clip
 from pydiff.text.encoder import ENCODERS, PromptWarning, TextEncoder, from_config, kinds, named, register
 from pydiff.text.glove import Glove
 from pydiff.text.learned import Learned
@@ -15,6 +16,7 @@ from pydiff.text.prompt import arithmetic
 __all__ = [
     "ENCODERS",
     "Bert",
+    "Clip",
     "Glove",
     "Learned",
     "MiniLM",

@@ -2,7 +2,8 @@
 
     a prompt -> 77 token numbers (bpe.py) -> the tower (models/clip.py) -> encoder_hidden_states (77, C)
 
-No padding mask: a network that was trained with the states of the padding has to be given them. A word of one's own
+No padding mask: a network that was trained with the states of the padding has to be given them. A network that is
+trained from the beginning, `pydiff train .. --text FOLDER`, is told the first 32 only. A word of one's own
 (textual inversion: Gal et al. 2022, "An image is worth one word") is one or several vectors more in the table of
 tokens, see `learn`.
 """
@@ -12,14 +13,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pydiff.models import build
 from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from pydiff.tensor import no_grad
-from pydiff.text.bpe import Tokenizer
-from pydiff.text.encoder import HIDDEN_STATES, TextEncoder
+from pydiff.text import bpe
+from pydiff.text.bpe import Special, Tokenizer
+from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, register
 
-CACHED = 64  # captions whose states are remembered
+CACHED = 256 << 20  # bytes of states that are remembered, caption by caption
+TOKENS = 32  # of a prompt, start and end included, in trainings
 
 
+@register
 class Clip(TextEncoder):
     """network: the tower. tokenizer: made for its table of tokens. tokens: how long a row of numbers is, start and end
     included. skip: how many of the last layers are left out, before the last normalisation.
@@ -27,6 +32,7 @@ class Clip(TextEncoder):
 
     kind = "clip"
     languages = ("en",)
+    by_name = False
 
     def __init__(
         self, network: CLIPTextModel | CLIPTextModelWithProjection, tokenizer: Tokenizer, tokens: int = 77, skip=0
@@ -42,7 +48,8 @@ class Clip(TextEncoder):
 
     def _encoded(self, caption):
         if caption not in self._states:
-            while len(self._states) >= CACHED:
+            most = max(1, CACHED // (4 * self.tokens * self.width))
+            while len(self._states) >= most:
                 del self._states[next(iter(self._states))]
             ids = np.array([self.tokenizer.row(caption, self.tokens)])
             with no_grad():
@@ -64,6 +71,29 @@ class Clip(TextEncoder):
     def unknown(self, captions: Sequence[str]):  # noqa: ARG002
         """None: unknown words are spelled."""
         return []
+
+    def rows(self, prompt: str):
+        """The start, its tokens that fit, the end."""
+        numbers = self.tokenizer.numbers(prompt)[: self.tokens - 2]
+        return ["<start>", *(self.tokenizer.text([number]) for number in numbers), "<end>"]
+
+    def to_config(self):
+        """With the tokenizer, unless it is OpenAI's; the network stands beside it."""
+        limits = {"tokens": self.tokens, "skip": self.skip}
+        return {**self.identity(), **limits, "tokenizer": tokenizer_config(self.tokenizer)}
+
+    @classmethod
+    def from_config(cls, config, network=None):
+        """The encoder that `to_config` described. network: (its configuration, its state dict)."""
+        if network is None:
+            raise ValueError("the network that reads the captions is not beside the model")
+        options, weights = network
+        name = options.get("_class_name", CLIPTextModel.__name__)
+        if name not in (CLIPTextModel.__name__, CLIPTextModelWithProjection.__name__):
+            raise ValueError(f"the network that reads the captions is a {name!r:.60}, expected CLIP's")
+        made = build(name, {key: value for key, value in options.items() if not key.startswith("_")})
+        tokenizer = tokenizer_from(config["tokenizer"])
+        return cls(made.load_state_dict(weights), tokenizer, config["tokens"], config["skip"]).checked(config)
 
     def fingerprint(self):
         """SHA-256 of weights and vocabulary, and the limits."""
@@ -99,3 +129,29 @@ class Clip(TextEncoder):
         self.network.config["vocab_size"] = first + len(vectors)
         self.tokenizer = self.tokenizer.with_special(word, range(first, first + len(vectors)))
         self._states.clear()
+
+
+def tokenizer_config(tokenizer: Tokenizer) -> dict:
+    """For JSON; `tokenizer_from` of it is an equal tokenizer. OpenAI's, which is shipped, is named only."""
+    told = {
+        "vocabulary": tokenizer.vocabulary,
+        "merges": [" ".join(pair) for pair in tokenizer.ranks],
+        "specials": [[text, list(numbers), normalized] for text, numbers, normalized in tokenizer.specials],
+        "ends": [tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.unknown],
+    }
+    for pad in (bpe.END, "!"):
+        shipped = bpe.clip(pad)
+        if told["vocabulary"] == shipped.vocabulary and tokenizer.ranks == shipped.ranks and (
+            tokenizer.specials == shipped.specials and tokenizer.pad == shipped.pad
+        ):  # fmt: skip
+            return {"openai": pad}
+    return told
+
+
+def tokenizer_from(config: dict) -> Tokenizer:
+    """The tokenizer that `tokenizer_config` described."""
+    if "openai" in config:
+        return bpe.clip(config["openai"])
+    specials = [Special(text, tuple(numbers), normalized) for text, numbers, normalized in config["specials"]]
+    merges = [tuple(pair.split(" ")) for pair in config["merges"]]
+    return Tokenizer(config["vocabulary"], merges, specials, *config["ends"])

@@ -1,7 +1,7 @@
 """A text encoder from a folder: of a run, of a model with captions, or of a text model as transformers writes it.
 
 text.named("runs/emoji")                     what that run was told its captions by
-text.named("stable-diffusion/text_encoder")  its kind stands in config.json
+text.named("stable-diffusion")               its text_encoder/ and tokenizer/; a BERT has both in one folder
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from pydiff.formats.safetensors import CheckpointError
 from pydiff.models import MODELS
 from pydiff.store import checkpoint
 from pydiff.text import bert
+from pydiff.text.clip import TOKENS, Clip
 from pydiff.text.encoder import TextEncoder, from_config
 
 
@@ -25,7 +26,7 @@ def read(folder: Path) -> TextEncoder:
             return _of_transformers((folder / name).parent)
     raise CheckpointError(
         f"{folder} holds no text encoder: expected the folder of a run that has learned from captions, or of a text "
-        "model with config.json, model.safetensors and tokenizer.json"
+        "model with config.json, weights and a tokenizer"
     )
 
 
@@ -46,4 +47,20 @@ def _of_transformers(folder):
     kind = safetensors.parse_json(read_file(path, limit=bert.MAX_JSON).tobytes(), path).get("model_type")
     if kind == "bert":
         return bert.read_folder(folder)
-    raise CheckpointError(f"{folder} is a text model of the kind {kind!a:.40}, and pydiff reads bert")
+    if kind == "clip_text_model":
+        return _of_clip(folder)
+    raise CheckpointError(
+        f"{folder} is a text model of the kind {kind!a:.40}, and pydiff reads bert and clip_text_model"
+    )
+
+
+def _of_clip(folder):
+    """The tokenizer's files are beside the network's, or in the folder tokenizer/ of a pipeline."""
+    from pydiff.formats.diffusers import text_encoder
+
+    network, _ = text_encoder.open_folder(folder)
+    apart = folder.resolve().parent / "tokenizer"
+    tokenizer, most = text_encoder.open_tokenizer(apart if apart.is_dir() else folder)
+    if max(tokenizer.vocabulary.values()) >= network.config["vocab_size"]:
+        raise CheckpointError(f"{folder} and its tokenizer do not belong together: it has more tokens than vectors")
+    return Clip(network, tokenizer, min(most, TOKENS))
