@@ -8,6 +8,8 @@ codec of image models. A codec of another kind (latents of an autoencoder, a spe
 which `register` makes known to folders on disk.
 """
 
+import functools
+
 import numpy as np
 
 from pydiff.arrays import to_host
@@ -55,7 +57,7 @@ class Codec:
         """Of one x, without the axis of samples."""
         raise NotImplementedError
 
-    @property
+    @functools.cached_property  # and no property, so that a codec may have an attribute of this name
     def image_shape(self) -> tuple[int, ...]:
         """(H, W, C) of the images that are given and shown, where x is no image."""
         return self.shape

@@ -10,6 +10,7 @@ import numpy as np
 
 from pydiff import random
 from pydiff.codec import from_uint8
+from pydiff.data.asked import asked
 from pydiff.data.dataset import colours, plural, printable, some
 from pydiff.data.folder import find_files, read_pictures
 from pydiff.data.moving import SHAPES, coverage
@@ -155,7 +156,7 @@ def _load_folder(root, size) -> Masked:
         else []
     )
     sources = {path: places[0] / path for path, mask in pairs.items() if mask is not None}
-    names, images, image_notes = read_pictures(root, sources, size, None, skipped)
+    names, images, image_notes = read_pictures(root, sources, asked(size), skipped)
     values, kept = [], []
     for i, name in enumerate(names):
         read = _read_mask(places[0] / name, places[1] / pairs[name], images.shape[1:3])
