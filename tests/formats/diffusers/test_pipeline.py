@@ -367,7 +367,7 @@ REFUSED = [
         r"needs .*vqvae \(VQModel\).*, which pydiff does not have",
     ),
     ({"model_index.json": {"unet": [None, None]}}, "names no unet"),
-    ({"unet/config.json": {"_class_name": "UNet2DConditionModel"}}, "draws nothing without a text encoder, its tokenizer"),
+    ({"unet/config.json": {"_class_name": "UNet2DConditionModel"}}, "draws nothing without a text encoder"),
     (
         {"scheduler/scheduler_config.json": {"_class_name": "ScoreSdeVeScheduler"}},
         "'ScoreSdeVeScheduler', which pydiff",
