@@ -63,7 +63,7 @@ class Codec:
         return self.shape
 
     def shape_of(self, samples) -> tuple[int, ...]:  # noqa: ARG002
-        """Of the x of these samples, for codecs that take several sizes."""
+        """Of the x of these samples, for codecs that take plural sizes."""
         return self.shape
 
     def encode(self, samples) -> np.ndarray:
@@ -143,25 +143,27 @@ class Codec:
         return cls(tuple(config["shape"]))
 
 
-class Pixels(Codec):
-    """Images as they are: uint8 (N, H, W, C), or floats in [-1, 1] where the source is finer than 8 bits."""
+class Levels(Codec):
+    """Base of codecs of 256 levels that are diffused as they are: uint8 (N, *shape), or floats in [-1, 1] where the
+    source is finer than 8 bits.
+    """
 
-    kind = "pixels"
     limits = PIXEL_RANGE
     bits = (0.0, True)
+    called = "images"  # its samples, in messages
 
     def __init__(self, shape):
         self._shape = tuple(shape)
 
     @property
     def shape(self):
-        """(H, W, C) of an image."""
+        """Of a sample."""
         return self._shape
 
     def encode(self, samples):
-        """uint8 or float32 (N, H, W, C) -> float32 in [-1, 1]."""
+        """uint8 or float32 (N, *shape) -> float32 in [-1, 1]."""
         samples = np.asarray(samples)
-        if samples.dtype not in (np.uint8, np.float32) or samples.ndim != 4 or samples.shape[1:] != self.shape:
+        if samples.dtype not in (np.uint8, np.float32) or not samples.ndim or samples.shape[1:] != self.shape:
             raise self._unfit(samples)
         return from_uint8(samples) if samples.dtype == np.uint8 else samples
 
@@ -175,16 +177,22 @@ class Pixels(Codec):
     def _unfit(self, samples):
         expected = ", ".join(map(str, self.shape))
         return ValueError(
-            f"images are {samples.dtype} {samples.shape}, expected uint8 (N, {expected}); resize them first"
+            f"{self.called} are {samples.dtype} {samples.shape}, expected uint8 (N, {expected}); resize them first"
         )
 
     def decode(self, x):
-        """(N, H, W, C) floats -> uint8."""
+        """(N, *shape) floats -> uint8."""
         return to_uint8(to_host(x).clip(*PIXEL_RANGE))  # an overflow is white, or black; NaN is an error
 
     def show(self, samples):
-        """uint8 images are shown as they are."""
+        """uint8 is shown as it is."""
         return samples if samples.dtype == np.uint8 else to_uint8(samples)
+
+
+class Pixels(Levels):
+    """Images as they are, (N, H, W, C)."""
+
+    kind = "pixels"
 
 
 CODECS: dict[str, type[Codec]] = {Pixels.kind: Pixels}

@@ -96,11 +96,6 @@ class LatentSpace(Latents):
         mixed = mask * drawn.astype(np.float32) + (1 - mask) * np.asarray(samples).astype(np.float32)
         return np.rint(mixed).astype(np.uint8)
 
-    def to(self, xp):
-        """Moves the autoencoder to the device of this array library. Returns the codec."""
-        self.autoencoder.to(xp)
-        return self
-
     # ---- in files ----
 
     def digest(self) -> str:
@@ -115,22 +110,9 @@ class LatentSpace(Latents):
             self._digest = made.hexdigest()
         return self._digest
 
-    @property
-    def beside(self):
-        """The autoencoder, for the folder of a model."""
-        return {"vae": self.autoencoder}
-
     def to_config(self):
         """The size and the autoencoder's digest; the autoencoder itself is beside the network."""
         return {**super().to_config(), "autoencoder": self.digest()}
-
-    @classmethod
-    def from_config(cls, config, beside=None):
-        """With the autoencoder that is beside the network. ValueError where there is none, or another one."""
-        autoencoder = (beside or {}).get("vae")
-        if autoencoder is None:
-            raise ValueError("its latents need an autoencoder, and there is no vae/ beside the network")
-        return cls(autoencoder, config["size"])
 
     def keep_in(self, folder):
         """Copies the autoencoder into the folder of a run, where the encoded data are kept from then on, too."""

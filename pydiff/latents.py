@@ -90,15 +90,26 @@ class Latents(Codec):
         """(N, H, W, 1) over pixels -> (N, h, w, 1): that of the first pixel of each latent."""
         return mask[:, :: self.factor, :: self.factor, :1]
 
+    def to(self, xp):
+        """Moves the autoencoder to the device of this array library. Returns the codec."""
+        self.autoencoder.to(xp)
+        return self
+
+    @property
+    def beside(self):
+        """The autoencoder, for the folder of a model."""
+        return {"vae": self.autoencoder}
+
     def to_config(self):
         """Without the autoencoder, which is saved beside the network."""
         return {"kind": self.kind, "size": list(self.size)}
 
     @classmethod
-    def from_config(cls, config, autoencoder=None):
-        """With the autoencoder that was saved beside the network."""
+    def from_config(cls, config, beside=None):
+        """With the autoencoder that is beside the network. ValueError where there is none."""
+        autoencoder = (beside or {}).get("vae")
         if autoencoder is None:
-            raise ValueError("this model is drawn in latents, and its autoencoder is missing")
+            raise ValueError("its latents need an autoencoder, and there is no vae/ beside the network")
         return cls(autoencoder, config["size"])
 
 

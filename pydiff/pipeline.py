@@ -27,6 +27,7 @@ class Pipeline:
     """
 
     default_guidance, batch_size = 1.0, 64  # where nobody says otherwise
+    kept_elsewhere = ""  # why `Run.save` does not write it, in one sentence
     edits_by_scheduler = False  # whether edits are done by the scheduler it came with, where nobody names a way
 
     def __init__(

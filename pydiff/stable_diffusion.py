@@ -9,7 +9,6 @@ import os
 
 import numpy as np
 
-from pydiff import backend
 from pydiff.arrays import array_module
 from pydiff.condition import Condition
 from pydiff.diffusion.denoiser import denoiser
@@ -30,6 +29,7 @@ class StableDiffusion(Pipeline):
     """
 
     batch_size, edits_by_scheduler = 1, True
+    kept_elsewhere = "a model of Stable Diffusion is not written anew; keep the folder or file that it was opened from"
 
     def __init__(self, model, process, codec: Latents, conditioning, *, few_steps=False, **kind):
         super().__init__(model, process, codec, conditioning, **kind)
@@ -37,13 +37,6 @@ class StableDiffusion(Pipeline):
         self.few_steps = few_steps
         self.default_guidance = 1.0 if few_steps else TOLD_GUIDANCE if self.told else GUIDANCE
         self.seen_beside = model.config["in_channels"] - codec.shape[-1]
-
-    def to(self, device):
-        """Moves network and autoencoder; prompts are read on the CPU."""
-        super().to(device)
-        with backend.use_device(device) as xp:
-            self.codec.autoencoder.to(xp)
-        return self
 
     def sample_states(self, n=16, *args, **more):
         """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in, MemoryError before there

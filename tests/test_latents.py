@@ -65,7 +65,7 @@ def test_masks_and_noise(codec):
 
 
 def test_its_configuration_needs_the_autoencoder(codec):
-    again = Latents.from_config(codec.to_config(), codec.autoencoder)
+    again = Latents.from_config(codec.to_config(), codec.beside)
     assert again.shape == codec.shape
-    with pytest.raises(ValueError, match="autoencoder is missing"):
+    with pytest.raises(ValueError, match="there is no vae/ beside the network"):
         Latents.from_config(codec.to_config())

@@ -15,7 +15,7 @@ class Points(Codec):
     number in the x of the data, where samplers cut their x0-hat, or None: what is said of it from noise alone is wild.
     """
 
-    kind = "points"
+    kind, noun = "points", "point"
 
     def __init__(self, dim, mean=None, scale=1.0, reach=None):
         self.mean = np.zeros(dim, np.float32) if mean is None else np.asarray(mean, np.float32)

@@ -82,8 +82,11 @@ def save(directory, pipeline: Pipeline, history, dtype: str | None = None, train
     history: JSON, comes back from `load`. dtype: of the weights in the file, float32, float16, bfloat16 or float64;
     None keeps what the network has. trained: the parameters of which a training's checkpoints have the weights, in
     their order; those are left out here, and `load` is told them. CheckpointError where the disk refuses or the folder
-    holds something else; ValueError for a network whose class has no registered name.
+    holds something else; ValueError for a network whose class has no registered name, and for a pipeline that is kept
+    elsewhere.
     """
+    if pipeline.kept_elsewhere:
+        raise ValueError(pipeline.kept_elsewhere)
     model, written, class_name = pipeline.model, _scheduler_to_write(pipeline), name_of(pipeline.model)
     extra = {
         "schema": SCHEMA,

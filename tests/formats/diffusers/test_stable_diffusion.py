@@ -507,3 +507,11 @@ def test_mistakes_on_the_command_line_are_one_sentence(tmp_path, capsys, monkeyp
     assert status == 1
     assert words in said.replace("\n", " ")
     assert "Traceback" not in said
+
+
+def test_it_is_not_written_without_its_parts(copy, tmp_path):
+    """A folder without autoencoder, tokenizer and process would open as nothing."""
+    run = pydiff.load(copy)
+    with pytest.raises(ValueError, match="is not written anew; keep the folder or file that it was opened from"):
+        run.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
