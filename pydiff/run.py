@@ -23,6 +23,7 @@ from pydiff.store.log import Log
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 from pydiff.training.changes import heard
 from pydiff.training.forecast import check_room
+from pydiff.training.precision import low_precision
 from pydiff.warm import warm
 
 
@@ -317,6 +318,7 @@ def train(
         announce, tell = heard(announce, group.first)
         named = {"codec": codec} if isinstance(codec, str) else {}
         options = settled(Options.from_keywords(options | named), out, group)
+        low_precision(options, device)  # is refused before data are read
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
             dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")

@@ -135,6 +135,8 @@ class LoopOptions:
 class Options(LoopOptions):
     """What a training run of a diffusion model computes."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; bfloat16 keeps float32 weights beside it, and needs device cuda."""
     cache_gb: float = 0.0
     """GB of decoded pictures to keep, where they are decoded when they are needed; 0: all of them, from the start."""
     size: int | tuple[int, int] | None = None
