@@ -12,7 +12,16 @@ from pydiff.arrays import array_module, to_host
 from pydiff.models.blocks import Downsample, ResnetBlock
 from pydiff.models.registry import register
 from pydiff.models.unet import TimestepEmbedding, check_told, for_each, sinusoids
-from pydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module, MultiHeadAttention, Transformer2DModel, once_for_each
+from pydiff.nn import (
+    Conv2d,
+    Embedding,
+    GroupNorm,
+    Linear,
+    Module,
+    MultiHeadAttention,
+    Transformer2DModel,
+    once_for_each,
+)
 from pydiff.tensor import Tensor, as_tensor
 
 # For every block name: does it attend to the context, and does a residual block change the resolution?
