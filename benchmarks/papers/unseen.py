@@ -177,8 +177,9 @@ def main(arguments=None):
     parser.add_argument("--docs", type=Path)
     chosen = parser.parse_args(arguments)
     options, sampling = {"channels": tuple(chosen.channels)}, {"steps": chosen.sampling_steps}
-    plan = [(f"best: {chosen.text}", chosen.text, False, chosen.steps), ("control", chosen.text, True, chosen.steps)]
+    plan = [(f"best: {chosen.text}", chosen.text, False, chosen.steps)]
     plan += [(f"shorter: {text}", text, False, chosen.encoder_steps) for text in chosen.encoders]
+    plan += [("control", chosen.text, True, chosen.steps)]
     runs, guidance = [], chosen.guidance
     for name, text, control, steps in plan:
         folder = chosen.out / name.replace(": ", "-")
