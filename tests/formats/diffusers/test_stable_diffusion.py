@@ -406,7 +406,7 @@ def test_little_memory_gives_the_same_bits(copy, monkeypatch):
         small.image_to_image(expected[:1], 0.5, prompts=["a cat"]),
         run.image_to_image(expected[:1], 0.5, prompts=["a cat"]),
     )
-    monkeypatch.setattr(run.pipeline, "decoder_memory", lambda size: 2.0**60)  # does not fit beside the U-Net
+    monkeypatch.setattr(run.pipeline, "decoder_memory", lambda _: 2.0**60)  # does not fit beside the U-Net
     monkeypatch.setattr(run.pipeline, "check_memory", lambda *_: None)
     np.testing.assert_array_equal(run.sample(1, **asked), expected)
     assert deferred.releasable(run.model) == 0
