@@ -38,6 +38,7 @@ class Deferred(Parameter):
 
     @data.setter
     def data(self, values):
+        """Values in place of the file's."""
         self._values, self._set = values, True
 
     shape = property(lambda self: self._shape if self._values is None else self._values.shape)
