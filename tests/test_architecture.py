@@ -219,6 +219,7 @@ MAY_IMPORT = {
     "training.changes training.keeping training.distributed training.gradient",
     "training.autoencoder": "arrays random tensor ops models codec data training.config training.task",
     "training.forecast": "backend memory nn models training.task training.loop",
+    "training.inversion": "arrays random ops nn text condition data diffusion training.config training.task",
     "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
     "report.looks": "backend arrays ops tensor",
@@ -234,9 +235,11 @@ MAY_IMPORT = {
     "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats store training "
     "report reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
+    "invert": "memory data formats store text training",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report drawing dry_run pydiff training run segment bench info text",
+    "cli": "backend codec data diffusion store report drawing dry_run pydiff training run segment invert bench info "
+    "text",
     "__main__": "cli",
 }
 

@@ -130,6 +130,12 @@ class Clip(TextEncoder):
         self.tokenizer = self.tokenizer.with_special(word, range(first, first + len(vectors)))
         self._states.clear()
 
+    def relearn(self, word: str, vectors):
+        """Other vectors (k, width) for a word that was learned."""
+        numbers = next(list(s.numbers) for s in reversed(self.tokenizer.specials) if s.text == word)
+        self.table.data[numbers] = vectors
+        self._states.clear()
+
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict:
     """For JSON; `tokenizer_from` of it is an equal tokenizer. OpenAI's, which is shipped, is named only."""
