@@ -198,7 +198,7 @@ def test_the_gradient_is_that_of_torch(images):
         ({}, " ", {}, "cannot be written"),
         ({}, "<a\nb>", {}, "cannot be written"),
         ({}, WORD, {"vectors": 76}, "too few for a word of 76"),
-        ({}, WORD, {"vectors": 0}, "vectors must be at least 1"),
+        ({}, WORD, {"vectors": 0}, "vectors must"),
         ({}, WORD, {"start": " "}, "a word that is near"),
         ({}, WORD, {"sentences": ("a photo",)}, "needs one {}"),
         ({}, WORD, {"sentences": ("very " * 80 + "{}",)}, "the word is cut off"),
