@@ -8,8 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from pydiff.data.asked import Asked
-from pydiff.data.dataset import Dataset, first_line, printable
+from pydiff.data.dataset import Dataset
 from pydiff.data.limits import Limit
+from pydiff.printed import first_line, printable
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MOST = 2_000_000  # members

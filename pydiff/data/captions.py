@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydiff.data.dataset import plural, printable, some
+from pydiff.data.dataset import plural, some
+from pydiff.printed import printable
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_NAME = ("file_name", "filename", "file", "image")

@@ -8,9 +8,10 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
-from pydiff.data.dataset import Dataset, first_line, plural, printable
+from pydiff.data.dataset import Dataset, plural
 from pydiff.data.folder import files_in, path_of, read_pictures
 from pydiff.data.limits import GIB
+from pydiff.printed import first_line, printable
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label")

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.data.dataset import printable
-from pydiff.data.folder import find_files
+from pydiff.data.asked import NOTHING_ASKED
+from pydiff.data.classes import divided
+from pydiff.data.dataset import plural
+from pydiff.data.folder import files_in
+from pydiff.data.limits import USUAL
 from pydiff.data.parquet import IMAGE_COLUMNS
 from pydiff.data.picture import SUFFIXES
+from pydiff.data.unreadable import FOLDERS, is_thumbnail, notes_on
+from pydiff.printed import printable
 
 ARCHIVES = (".tar", ".zip")
 BESIDE = (".txt", ".cls", ".json")  # what a member of the same name may say of an image
@@ -24,12 +29,12 @@ BESIDE = (".txt", ".cls", ".json")  # what a member of the same name may say of 
 class Places:
     """names: of all images, in order. sizes: (N,) int64, bytes of each. skipped: (name, reason) of what is no image.
 
-    beside: {name: {suffix: bytes}} of what lies beside an image in an archive.
+    beside: {name: {suffix: bytes}} of what lies beside an image in an archive. notes: sentences on what was left out.
     """
 
-    def __init__(self, names, sizes, skipped=(), beside=None):
+    def __init__(self, names, sizes, skipped=(), beside=None, notes=()):
         self.names, self.sizes, self.skipped = names, np.asarray(sizes, np.int64), list(skipped)
-        self.beside = {} if beside is None else beside
+        self.beside, self.notes = {} if beside is None else beside, list(notes)
 
     def __len__(self):
         return len(self.names)
@@ -40,12 +45,15 @@ class Places:
 
 
 class Files(Places):
-    """The images in a folder, as `load_folder` finds them."""
+    """The images in a folder, as `load_folder` finds them. split: which part, where there are train, val and test."""
 
-    def __init__(self, root):
-        paths, self.texts, skipped = find_files(root)
-        self.root = root
-        super().__init__(paths, np.fromiter((_length(root / path) for path in paths), np.int64, len(paths)), skipped)
+    def __init__(self, root, split=None):
+        found = files_in(root)
+        paths, notes = divided(found.pictures, split, printable(str(root))) if found.pictures else ([], [])
+        self.root, self.texts = root, found.texts
+        sizes = np.fromiter((_length(root / path) for path in paths), np.int64, len(paths))
+        notes = [*notes, *notes_on(found.others, found.thumbnails)]
+        super().__init__(paths, sizes, found.skipped, notes=notes)
 
     def read(self, number):
         """The file."""
@@ -53,30 +61,46 @@ class Files(Places):
 
 
 class Members(Places):
-    """The images in archives, one archive after the other. What lies packed is unpacked one member at a time."""
+    """The images in archives, one archive after the other. What lies packed is unpacked one member at a time.
 
-    def __init__(self, archives):
+    split: as for a folder. limit: of what one member may unfold to.
+    """
+
+    def __init__(self, archives, split=None, limit=USUAL):
         names, sizes, skipped, beside, self.at = [], [], [], {}, []
-        self.archives = list(archives)
+        self.archives, self.limit, others, thumbnails = list(archives), limit, [], 0
         for number, path in enumerate(self.archives):
             found = _in_zip(path) if path.suffix.lower() == ".zip" else _in_tar(path, skipped)
             before = "" if len(self.archives) == 1 else f"{path.name}/"
+            stems = {os.path.splitext(name)[0] for name, _, _ in found}
             for name, size, place in found:
                 stem, suffix = os.path.splitext(name)
-                if os.path.basename(name).startswith(".") or "__MACOSX" in name:
+                if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
                     continue
-                if suffix.lower() in SUFFIXES:
+                folders = name.lower().split("/")[:-1]
+                if suffix.lower() in SUFFIXES and (not FOLDERS.isdisjoint(folders) or is_thumbnail(name, stems)):
+                    thumbnails += 1
+                elif suffix.lower() in SUFFIXES:
                     names.append(before + name)
                     sizes.append(size)
                     self.at.append((number, place))
-                elif suffix.lower() in BESIDE and size <= 1 << 20:
+                elif suffix.lower() not in BESIDE:
+                    others.append(name)
+                elif size <= 1 << 20:
                     beside.setdefault(before + stem, {})[suffix.lower()] = _bytes(path, place, size)
-        self.handles = threading.local()
-        super().__init__(names, sizes, skipped, {n: b for n in names if (b := beside.get(os.path.splitext(n)[0]))})
+        kept, notes = divided(names, split, "the archive") if names else ([], [])
+        if len(kept) < len(names):
+            chosen = set(kept)
+            rows = [i for i, name in enumerate(names) if name in chosen]
+            names, sizes, self.at = ([column[i] for i in rows] for column in (names, sizes, self.at))
+        self.handles, notes = threading.local(), [*notes, *notes_on(others, thumbnails)]
+        said = {name: b for name in names if (b := beside.get(os.path.splitext(name)[0]))}
+        super().__init__(names, sizes, skipped, said, notes)
 
     def read(self, number):
         """The contents."""
         archive, place = self.at[number]
+        self.limit.check(int(self.sizes[number]), printable(self.names[number]))
         return _bytes(self.archives[archive], place, int(self.sizes[number]), self.handles)
 
 
@@ -88,7 +112,7 @@ class Rows(Places):
 
     KEPT = 4
 
-    def __init__(self, files):
+    def __init__(self, files, limit=USUAL):
         try:
             import pyarrow.parquet as pq
         except ImportError as error:
@@ -105,6 +129,8 @@ class Rows(Places):
                 raise ValueError(f"{path} cannot be read ({reason}); download it again") from error
             facts, row = self.opened[-1].metadata, 0
             for group in range(facts.num_row_groups):
+                what = f"{plural(facts.row_group(group).num_rows, 'row')} of {printable(str(path))}, read at a time,"
+                limit.check(self.KEPT * facts.row_group(group).total_byte_size, what)
                 for inside in range(facts.row_group(group).num_rows):
                     names.append(f"row {row}" if len(self.files) == 1 else f"{path.name}/row {row}")
                     self.at.append((number, group, inside))
@@ -142,28 +168,34 @@ class Rows(Places):
         return data
 
 
-def places_of(path) -> Places:
+def places_of(path, asked=NOTHING_ASKED) -> Places:
     """The images in a folder, an archive, a parquet file, or a folder of archives or parquet files.
 
-    ValueError, in one sentence, where nothing can be found piece by piece.
+    asked: data.asked.Asked, of which split and limit count here. ValueError, in one sentence, where nothing can be
+    found piece by piece.
     """
+    split, limit = asked.split, asked.limit
     suffix = path.suffix.lower()
     if path.is_dir():
-        found = Files(path)
+        found = Files(path, split)
         if found.names:
             return found
-        for kind, make in ((ARCHIVES, Members), ((".parquet",), Rows)):
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in kind and file.is_file())
-            if files:
-                return make(files)
-        return found
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        archives = [file for file in files if file.suffix.lower() in ARCHIVES]
+        rows = [file for file in files if file.suffix.lower() == ".parquet"]
+        return Members(archives, split, limit) if archives else _rows(rows, asked) if rows else found
     if suffix in ARCHIVES and path.is_file():
-        return Members([path])
+        return Members([path], split, limit)
     if suffix == ".parquet" and path.is_file():
-        return Rows([path])
+        return _rows([path], asked)
     if not path.exists():
         raise FileNotFoundError(f"there is no {str(path)!r}")
     raise ValueError(f"{path} cannot be read piece by piece: that takes a folder, a .zip, .tar or .parquet file")
+
+
+def _rows(files, asked):
+    asked.only(f"{printable(str(files[0]))} (.parquet)", "pages", "bits")
+    return Rows(files, asked.limit)
 
 
 def told_beside(places):

@@ -11,18 +11,22 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pydiff.data import captions as words
 from pydiff.data.arrays import class_labels
-from pydiff.data.dataset import Dataset, plural, printable
+from pydiff.data.asked import BITS, Asked
+from pydiff.data.dataset import Dataset, plural
 from pydiff.data.folder import labels_of
+from pydiff.data.limits import USUAL
 from pydiff.data.parquet import _captions, _labels
-from pydiff.data.picture import Picture, read_picture, read_size
+from pydiff.data.picture import Picture, look, read_picture
 from pydiff.data.pixels import to_channels
 from pydiff.data.places import Files, Rows, places_of, told_beside
+from pydiff.printed import printable
 
 THREADS = min(4, os.cpu_count() or 1)
 LOOKED_AT = 64  # images that are decoded at the start, and whose contents are in the fingerprint
@@ -34,7 +38,7 @@ class StreamedImages:
     """(N, H, W, C) uint8, decoded when asked for. A stand-in for the array in a Dataset.
 
     places: data.places.Places. size: (H, W). channels: 1, 3 or 4. cache: bytes of pixels that are kept. part: (N,)
-    numbers of the places that count, None for all.
+    numbers of the places that count, None for all. decode: of a number, what `decoded` gives.
     Attributes: failed, {name: reason} of what could not be decoded so far; waited, seconds that were spent on waiting
     for images that nobody had decoded ahead.
     """
@@ -42,8 +46,9 @@ class StreamedImages:
     streamed = True
     dtype, ndim = np.dtype(np.uint8), 4
 
-    def __init__(self, places, size, channels, cache, part=None):
+    def __init__(self, places, size, channels, cache, part=None, decode=None):
         self.places, self.cache = places, cache
+        self.decode = partial(decoded, places, size=size) if decode is None else decode
         self.numbers = np.arange(len(places)) if part is None else np.asarray(part)
         self.shape = (len(self.numbers), *size, channels)
         self.failed, self.waited = {}, 0.0
@@ -73,7 +78,8 @@ class StreamedImages:
 
     def part(self, indices):
         """Those with these indices, still undecoded."""
-        return StreamedImages(self.places, self.shape[1:3], self.shape[3], self.cache, self.numbers[indices])
+        numbers = self.numbers[indices]
+        return StreamedImages(self.places, self.shape[1:3], self.shape[3], self.cache, numbers, self.decode)
 
     def usable(self, indices):
         """The indices with those that cannot be decoded replaced: by the next after them that can, the first following
@@ -143,14 +149,14 @@ class StreamedImages:
 
     def _decode(self, place):
         """Pixels, or the reason why there are none."""
-        picture = decoded(self.places, place, self.shape[1:3])
+        picture = self.decode(place)
         return picture if isinstance(picture, str) else to_channels(picture.pixels, self.shape[3])
 
 
-def decoded(places, number, size) -> Picture | str:
-    """One image, or the reason why it cannot be used."""
+def decoded(places, number, size, top=65535, limit=USUAL) -> Picture | str:
+    """One image, or the reason why it cannot be used. top, limit: as for `read_picture`."""
     try:
-        return read_picture(places.read(number), size)
+        return read_picture(places.read(number), size, top, limit)
     except (OSError, ValueError) as error:
         return f"cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
@@ -161,46 +167,72 @@ def spread(numbers):
     return [numbers[i] for i in np.unique(np.linspace(0, len(numbers) - 1, count).round().astype(int))] if count else []
 
 
-def load_streamed(path: Path, size, channels, cache_gb) -> Dataset:
+def load_streamed(path: Path, asked: Asked, cache_gb) -> Dataset:
     """A Dataset whose images stay where they are: a folder, .zip, .tar or .parquet file, or a folder of these files.
 
-    size: (height, width); None: the size that the images looked at have in common. channels: None: what the images
-    looked at need. ValueError, in one sentence, for data that cannot be used so.
+    asked.size: (height, width); None: the size that the images looked at have in common. asked.channels: None: what the
+    images looked at need. asked.bits: of deep grey, has to be given, since it cannot be looked up in them all.
+    ValueError, in one sentence, for data that cannot be used so.
     """
-    places = places_of(path)
+    asked.only("what is streamed (cache_gb)", "pages", "split", "bits")
+    if asked.pages == "all":
+        raise ValueError("streamed pictures are the first page of every file; leave out pages, or cache_gb")
+    places, shown = places_of(path, asked), printable(str(path))
     if not len(places):
-        raise ValueError(f"{path} holds no pictures")
+        raise ValueError(f"{shown} holds no pictures")
     looked = spread(np.arange(len(places)))
-    size = _common_size(places, looked, path) if size is None else size
-    found = [decoded(places, number, size) for number in looked]
+    looks = [found for number in looked if (found := _look(places, number, asked.limit)) is not None]
+    size = _common_size({found.size for found in looks}, shown) if asked.size is None else asked.size
+    top, depth_notes = _depth(looks, asked.bits)
+    decode = partial(decoded, places, size=size, top=top, limit=asked.limit)
+    found = [decode(number) for number in looked]
     broken = [(places.names[n], reason) for n, reason in zip(looked, found, strict=True) if isinstance(reason, str)]
     if 2 * len(broken) > len(looked):
         name, reason = broken[0]
         raise ValueError(
-            f"{len(broken)} of {len(looked)} pictures looked at in {path} cannot be used (first: "
+            f"{len(broken)} of {len(looked)} pictures looked at in {shown} cannot be used (first: "
             f"{printable(name)}: {reason}); remove or repair them"
         )
-    channels = channels or max(picture.pixels.shape[-1] for picture in found if isinstance(picture, Picture))
+    channels = asked.channels or max(picture.pixels.shape[-1] for picture in found if isinstance(picture, Picture))
     notes = [
         f"streamed: at most {cache_gb:g} GB of decoded pictures are kept; size and channels were read from "
         f"{plural(len(looked), 'picture')}, and a resumed run compares names, lengths and the contents of those"
     ]
+    notes += places.notes + depth_notes
     labels, classes, more = _told(places, notes)
-    images = StreamedImages(places, size, channels, cache_gb * GB)
-    return Dataset(path.name or str(path), images, labels, classes, places.skipped, notes, **more)
+    images = StreamedImages(places, size, channels, cache_gb * GB, decode=decode)
+    return Dataset(printable(path.name or str(path)), images, labels, classes, places.skipped, notes, **more)
 
 
-def _common_size(places, looked, path):
-    sizes = set()
-    for number in looked:
-        try:
-            sizes.add(read_size(places.read(number)))
-        except (OSError, ValueError):
-            continue
-    sizes.discard(None)
+def _look(places, number, limit):
+    try:
+        return look(places.read(number), limit)
+    except (OSError, ValueError):
+        return None
+
+
+def _depth(looks, bits):
+    """(what white is in grey deeper than 8 bits, notes on depths and pages), from the pictures looked at."""
+    highest = max((found.top for found in looks), default=0)
+    if highest and bits is None:
+        fit = next((n for n in BITS if highest < 2**n), 16)
+        raise ValueError(
+            f"some of these pictures have grey deeper than 8 bits, those looked at up to {highest}; streamed data "
+            f"have to be told how many bits are used, for example bits={fit} (--bits {fit})"
+        )
+    notes = [f"deep grey read as {bits} bits, as asked for"] if highest else []
+    if any(found.deep_colour for found in looks):
+        notes.append("some pictures have colours of more than 8 bits a channel, which are reduced to 8 bits")
+    if any(found.frames > 1 for found in looks):
+        notes.append("of files with several pages or frames the first is taken")
+    return (2**bits - 1 if bits else 65535), notes
+
+
+def _common_size(sizes, shown):
+    """The one size of the pictures looked at. ValueError where there is none, or where it is large."""
     if len(sizes) != 1 or max(next(iter(sizes))) > LARGEST_UNASKED:
         found = "of several sizes" if len(sizes) > 1 else "too large to be taken as they are" if sizes else "unreadable"
-        raise ValueError(f"the pictures in {path} are {found}; streamed data need a size, for example size=64")
+        raise ValueError(f"the pictures in {shown} are {found}; streamed data need a size, for example size=64")
     return sizes.pop()
 
 

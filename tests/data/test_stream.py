@@ -13,7 +13,7 @@ from PIL import Image
 import pydiff
 from pydiff.data import load
 from pydiff.data.places import places_of
-from pydiff.data.stream import LOOKED_AT, StreamedImages, load_streamed
+from pydiff.data.stream import LOOKED_AT, StreamedImages
 from pydiff.training import DiffusionTask, Options, Trainer, training_steps
 from tests.bits import assert_same_bits
 
@@ -236,7 +236,7 @@ def test_streams_are_of_folders_and_files(tmp_path):
 
 
 def test_the_array_it_stands_for(folder):
-    images = load_streamed(folder, None, None, 1).images
+    images = load(folder, cache_gb=1).images
     assert isinstance(images, StreamedImages)
     assert (images.ndim, images.dtype, images.size) == (4, np.uint8, N * 8 * 8 * 3)
     assert images[3].shape == (8, 8, 3)
