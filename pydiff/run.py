@@ -12,6 +12,7 @@ import numpy as np
 
 from pydiff import backend, edit
 from pydiff.autoencoding import holds_autoencoder, load_autoencoder, train_named
+from pydiff.classifying import holds_classifier, load_classifier, opened_classifier, train_classifier
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
 from pydiff.data.origin import Origin
@@ -19,6 +20,7 @@ from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.latent_space import opened_in
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.reopen import all_or_some, describe, finish, open_folder
+from pydiff.steering import SteeredPipeline
 from pydiff.store.log import Log
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 from pydiff.training.changes import heard
@@ -203,6 +205,14 @@ class Run:
         given |= {} if label is None else {"labels": np.full(n, label)}
         return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **_asked(self.conditioning, n, given), **options)
 
+    def steered(self, classifier, by="noise"):
+        """This model as a Run with the classes of a ClassifierRun, which steers what it draws; see steering.py.
+
+        classifier: one, or its folder. by: "noise" or "gradient", how the push is measured; guidance is its strength.
+        """
+        steered = SteeredPipeline(self.pipeline, opened_classifier(classifier), by)
+        return Run.of_pipeline(steered, self.options, step=self.step, origin=self.origin)
+
     def save(self, directory, dtype=None):
         """Writes the model as a folder that pydiff.load and diffusers' DDPMPipeline.from_pretrained open.
 
@@ -262,7 +272,7 @@ def _asked(conditioning, n, options):
 
 def load(directory, **wishes):
     """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run, of an autoencoder an
-    AutoencoderRun.
+    AutoencoderRun, of a classifier a ClassifierRun.
 
     Without naming a sampler, the scheduler in the folder draws. wishes: what the folder does not say, or should have
     said: scheduler (a configuration, a path to one, or a class's name, "DDIMScheduler"), prediction ("eps", "x0", "v"),
@@ -278,6 +288,8 @@ def load(directory, **wishes):
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
     if holds_autoencoder(directory):
         return load_autoencoder(directory)
+    if holds_classifier(directory):
+        return load_classifier(directory)
     pipeline, options, step, origin, log, notes = open_folder(directory, pipeline_folder.Wishes(**wishes))
     beside = {} if log is None else {"directory": directory, "log": log}
     run = Run.of_pipeline(pipeline, options, step=step, origin=origin, **beside)
@@ -302,6 +314,7 @@ def train(
     codec may also be a name, see Options.
     model="autoencoder" learns an autoencoder instead and returns an AutoencoderRun; its options are those of
     AutoencoderOptions. latent: the folder of one, or one at hand, in whose latents to diffuse.
+    model="classifier" learns one of noisy samples and returns a ClassifierRun, see `Run.steered`.
     announce: called with a few lines on the data before the first step. distributed: "auto" shares the work with the
     other processes that mpiexec started, "mpi" insists on that, "off" works alone; docs/distributed.md. Every other
     keyword is a field of pydiff.Options.
@@ -309,6 +322,9 @@ def train(
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
+    if model == "classifier" and latent is None:
+        return train_classifier(data, out=out, progress=progress, device=device, announce=announce,
+                                distributed=distributed, codec=codec or "auto", **options)  # fmt: skip
     if isinstance(model, str):
         return train_named(model, data, latent, codec, out=out, progress=progress, device=device, announce=announce,
                            distributed=distributed, **options)  # fmt: skip
