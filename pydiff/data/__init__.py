@@ -107,9 +107,10 @@ def load(
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
-    if rate is not None or seconds is not None or _is_sound(source):
-        if cache_gb:
-            raise ValueError("cache_gb is for pictures; leave it out for sounds")
+    sound = rate is not None or seconds is not None or isinstance(source, Sounds)
+    if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
+        raise ValueError("cache_gb is for pictures; leave it out for sounds")
+    if not cache_gb and (sound or _is_sound(source)):
         wanted = asked(layout=layout, pages=pages, split=split, bits=bits, limit=limit).only("a set of sounds")
         return _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted.limit)
     wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
@@ -117,8 +118,8 @@ def load(
         if labels is not None or captions is not None or not _is_path(source) or source in NAMED:
             raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
         if frames is not None or frame_rate is not None:
-            raise ValueError("cache_gb is for pictures, and frames and frame_rate are for clips; leave one of them out")
-        return load_streamed(Path(source).expanduser(), wanted, cache_gb)
+            raise ValueError("frames and frame_rate are for clips, and cache_gb is for images; leave one of them out")
+        return load_streamed(Path(source).expanduser(), cache_gb, wanted)
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
         wanted.only("'moving-shapes'")
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)

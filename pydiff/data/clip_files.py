@@ -15,8 +15,9 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import plural, some
-from pydiff.data.folder import _choose_size, find_files, labels_of
+from pydiff.data.folder import _choose_size, labels_of
 from pydiff.data.limits import USUAL, Limit
+from pydiff.data.listing import find_files
 from pydiff.data.picture import MAX_PIXELS, look, not_a_file, read_picture, read_size
 from pydiff.data.pixels import resize_picture, to_channels
 from pydiff.printed import printable

@@ -110,7 +110,7 @@ def load_sounds(
     that take more memory than the limit while they are read.
     ValueError if no sound is left, or if more than half are broken, or if all together take more than the limit.
     """
-    from pydiff.data.folder import find_files
+    from pydiff.data.listing import find_files
 
     check_sound(rate, seconds, channels)
     paths, _, skipped = find_files(root, SUFFIXES)
@@ -166,7 +166,7 @@ def load_files(
 
 def holds_sounds(root: Path) -> bool:
     """Whether a folder holds more sounds than pictures: an album with its cover is one of sounds."""
-    from pydiff.data.folder import find_files
+    from pydiff.data.listing import find_files
     from pydiff.data.picture import SUFFIXES as PICTURES
 
     if not root.is_dir():

@@ -30,6 +30,7 @@ TREES = [
     Kind("MNIST's IDX files", idx.holds_idx, idx.load_idx, ("split",)),
     Kind("CIFAR's batches", cifar.holds_cifar, cifar.load_cifar, ("split",)),
     Kind(".parquet files", parquet.holds_parquet, parquet.load_parquet, ("pages", "bits")),
+    Kind("archives", archives.holds_archives, archives.load_archives, ("pages", "split", "bits")),
     Kind("pictures", lambda _: True, folder.load_folder, ("pages", "split", "bits")),
 ]
 # How the name of a file ends -> its reader, and the wishes that concern it; an archive goes by what is in it.

@@ -62,7 +62,7 @@ ASKED = {"layout": "NHWC", "pages": "all", "split": "train", "bits": 16}
 # What is loaded -> which of ASKED concern it. `layout` is not tried on what has one.
 SOURCES = {
     "a folder": (lambda path: pictures(path / "p"), {}, {"pages", "bits"}),
-    "a folder, streamed": (lambda path: pictures(path / "p"), {"cache_gb": 1}, {"bits"}),
+    "a folder, streamed": (lambda path: pictures(path / "p"), {"cache_gb": 1}, {"pages", "bits"}),
     "an array": (lambda _: np.zeros((4, 8, 8, 3), np.uint8), {}, {"layout", "bits"}),
     "a dict": (lambda _: {"images": np.zeros((4, 8, 8, 3), np.uint8)}, {}, {"layout", "bits"}),
     "a pair": (lambda _: (np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)), {}, {"layout", "bits"}),
@@ -129,7 +129,7 @@ def test_streamed_data_leave_out_thumbnails_and_say_what_else(tmp_path):
 
 def test_deep_grey_that_is_streamed_has_to_be_told_its_bits(tmp_path):
     folder = deep_grey(tmp_path / "p")
-    with pytest.raises(ValueError, match=r"up to 4095; .* for example bits=12 \(--bits 12\)"):
+    with pytest.raises(ValueError, match=r"up to 4095; streamed data need bits, for example bits=12 \(--bits 12\)"):
         load(folder, cache_gb=1)
     streamed = load(folder, cache_gb=1, bits=12)  # as the message says
     assert np.array_equal(streamed.samples(range(3)), load(folder).images)
@@ -137,13 +137,12 @@ def test_deep_grey_that_is_streamed_has_to_be_told_its_bits(tmp_path):
     assert streamed.subset([2]).samples([0]).max() == 255, "a part of them knows it too"
 
 
-def test_pages_that_are_not_streamed_are_said_or_refused(tmp_path):
+def test_pages_are_streamed_or_said(tmp_path):
     (tmp_path / "p").mkdir()
     made = [Image.new("L", (8, 8), i) for i in range(5)]
     made[0].save(tmp_path / "p" / "a.tif", save_all=True, append_images=made[1:])
     assert any("first is taken" in note for note in load(tmp_path / "p", cache_gb=1).notes)
-    with pytest.raises(ValueError, match="leave out pages, or cache_gb"):
-        load(tmp_path / "p", cache_gb=1, pages="all")
+    assert len(load(tmp_path / "p", cache_gb=1, pages="all")) == 5
     assert len(load(tmp_path / "p", pages="all")) == 5
 
 
@@ -237,7 +236,7 @@ def test_members_and_rows_that_are_streamed_ask_the_limit(tmp_path):
 
     rows = arrow.table({"image": [buffer.getvalue() * 1000] * 8, "label": list(range(8))})
     pq.write_table(rows, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"8 rows of .*, read at a time, would take .* above the limit"):
+    with pytest.raises(ValueError, match=r"4 groups of rows of .*, as many as are kept, would take .* above the limit"):
         load(tmp_path / "a.parquet", cache_gb=1, size=8, limit=1e-4)
 
 
