@@ -194,6 +194,8 @@ class Sample:
     """Which weights to take where there are several: fp16, ema."""
     config: Path | None = None
     """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
+    low_memory: bool = False
+    """Of Stable Diffusion: read weights when they are used and give them up again, which takes longer."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -212,7 +214,7 @@ class Sample:
 
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
-        run = load(self.run_folder, **said, embedding=self.embedding, config=self.config)
+        run = load(self.run_folder, **said, embedding=self.embedding, config=self.config, low_memory=self.low_memory)
         if self.classifier is not None:
             run = run.steered(self.classifier, self.steer_by or "noise")
         elif self.steer_by is not None:

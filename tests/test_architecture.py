@@ -166,7 +166,7 @@ MAY_IMPORT = {
     "data": "memory random codec codecs sound condition printed formats.safetensors formats.pytorch",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
-    "stable_diffusion": "backend arrays tensor ops models condition diffusion latents pipeline",
+    "stable_diffusion": "backend arrays tensor ops nn models condition diffusion latents pipeline",
     "edit": "backend diffusion",
     "likelihood": "arrays backend tensor random diffusion",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
