@@ -203,7 +203,8 @@ MAY_IMPORT = {
     "training.changes": "training.rate",
     "training.health": "",
     "training.keeping": "formats.safetensors training.health",
-    "training.config": "data diffusion models store text",
+    "training.reading": "data",
+    "training.config": "data diffusion models store text training.reading",
     "training.networks": "codec models training.config",
     "training.captions": "text data",
     "training.task": (
@@ -224,15 +225,20 @@ MAY_IMPORT = {
     "report": "arrays random codec codecs sound data store text",
     "report.words": "arrays backend report",
     "drawing": "codecs report sound store",
+    "preview": "report",
+    "trained": "",
+    "trained.make_digits": "trained pydiff",
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen",
-    "autoencoding": "backend data latent_space formats store training report reopen",
+    "autoencoding": "backend data latent_space formats store training report preview reopen",
     "dry_run": "backend data training warm",
-    "run": "autoencoding latent_space backend condition data pipeline edit formats store training report reopen warm",
+    "run": "autoencoding latent_space backend condition data pipeline edit formats store trained training "
+    "report preview reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
     "bench": "",
+    "demo": "data report store trained training run",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report drawing dry_run pydiff training run segment bench info text",
+    "cli": "backend codec data demo diffusion store report drawing dry_run pydiff training run segment bench info text",
     "__main__": "cli",
 }
 

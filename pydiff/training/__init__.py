@@ -2,10 +2,11 @@
 
 from pydiff.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from pydiff.training.clip_task import JointTask, task_for
-from pydiff.training.config import LoopOptions, Options, reading
+from pydiff.training.config import LoopOptions, Options
 from pydiff.training.distributed import join, settled
 from pydiff.training.interrupt import Interrupted
 from pydiff.training.loop import StepState, Trainer, fit, opened, train_task, training_steps
+from pydiff.training.reading import ReadingOptions, reading
 from pydiff.training.task import DiffusionTask, Task
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "JointTask",
     "LoopOptions",
     "Options",
+    "ReadingOptions",
     "StepState",
     "Task",
     "Trainer",
