@@ -8,16 +8,19 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
-from pydiff.backend import DEVICES
-from pydiff.diffusion.path import ALL_SPACINGS
-from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.training import Options, ReadingOptions
 
-Device = Literal[DEVICES]
+# Written out for type checkers and editors; tests/test_types.py compares them with the tables.
+Device: TypeAlias = Literal["cpu", "cuda", "simt"]
+Sampler: TypeAlias = Literal[
+    "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpm2", "lms", "pndm", "deis", "dpm_solver",
+    "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "flow_euler", "flow_heun", "adaptive",
+]  # fmt: skip
+Spacing: TypeAlias = Literal["leading", "linspace", "trailing", "leading_stride", "karras", "exponential", "continuous"]
 DESCRIPTION = "Diffusion models from scratch: train on your pictures, draw, edit, look at what was learned."
 
 
@@ -136,12 +139,12 @@ class Sample:
     out: Path | None = None
     """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
     file each, which several processes can fill; left out, samples.png, or the folder samples for sounds."""
-    sampler: Literal[tuple(SAMPLERS)] | None = None
+    sampler: Sampler | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
     steps: int | None = None
     """Steps of the way back; left out, 50 or what suits the model's own scheduler."""
-    spacing: Literal[ALL_SPACINGS] | None = None
+    spacing: Spacing | None = None
     """Which noise levels the steps visit; left out, trailing."""
     seed: int = 0
     """Picture i depends on the seed and i alone."""

@@ -139,6 +139,7 @@ MAY_IMPORT = {
     "arrays": "backend",
     "random": "",
     "reference": "",
+    "signatures": "",
     "tensor": "backend arrays",
     "recompute": "tensor",
     "graph": "arrays tensor",

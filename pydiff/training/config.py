@@ -12,10 +12,6 @@ from typing import Literal
 import numpy as np
 
 from pydiff.diffusion import Process, schedule
-from pydiff.diffusion.loss import WEIGHTS
-from pydiff.diffusion.prediction import PREDICTIONS
-from pydiff.diffusion.schedule import BUILDERS
-from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
@@ -120,15 +116,17 @@ class Options(ReadingOptions, LoopOptions):
     """What sounds are diffused as: their samples (auto), or the image of their spectrum, from which the sound is
     made.
     """
-    prediction: Literal[tuple(PREDICTIONS)] = "eps"
+    prediction: Literal["eps", "x0", "v", "flow", "edm", "edm_v"] = "eps"
     """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
-    schedule: Literal[tuple(BUILDERS)] = "cosine"
+    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "edm", "exponential", "flow"] = (
+        "cosine"
+    )
     """How the noise grows with the step number t."""
     zero_snr: bool = False
     """Rescale the schedule so that the last x_t is noise alone; needs prediction v, x0 or flow."""
-    loss_weight: Literal[tuple(WEIGHTS)] = "simple"
+    loss_weight: Literal["simple", "min_snr", "edm"] = "simple"
     """How much each noise level counts."""
-    timestep_sampling: Literal[(*TIMESTEPS, "loss_aware")] = "uniform"
+    timestep_sampling: Literal["uniform", "stratified", "lognormal", "logit_normal", "loss_aware"] = "uniform"
     """Which t are drawn: all alike, evenly in every batch, more of the middle, or more where the loss is large."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Also learn the variance of a step back, by the variational bound; sampler ddpm then uses it."""
