@@ -135,7 +135,10 @@ class AutoencoderRun:
 def train_named(model, data, latent, codec, **arguments):
     """What pydiff.train learns in place of a diffusion model, by its name: an autoencoder."""
     if model != "autoencoder" or latent is not None or codec is not None:
-        raise ValueError(f"model is {model!r}, expected a network or 'autoencoder', which has no latent and no codec")
+        raise ValueError(
+            f"model is {model!r}, expected a network, 'classifier' without a latent, or 'autoencoder', "
+            "which has no latent and no codec"
+        )
     return train_autoencoder(data, **arguments)
 
 

@@ -65,8 +65,9 @@ class Train:
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
-    model: Literal["unet", "autoencoder"] = "unet"
-    """What to train: a diffusion model, or an autoencoder, in whose latents one can be trained afterwards."""
+    model: Literal["unet", "autoencoder", "classifier"] = "unet"
+    """What to train: a diffusion model; an autoencoder, in whose latents one can be trained afterwards; a classifier of
+    noisy samples, which steers models that were trained without classes."""
     latent: Path | None = None
     """Folder of an autoencoder's run, or of one of diffusers: the diffusion model draws its latents."""
     latent_channels: int | None = None
@@ -84,7 +85,7 @@ class Train:
 
         announce()
         training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
-        if self.dry_run and (self.model == "autoencoder" or self.latent is not None):
+        if self.dry_run and (self.model != "unet" or self.latent is not None):
             raise ValueError(
                 "a dry run is for diffusion models of pixels; leave out --dry-run, or --model and --latent"
             )
@@ -99,10 +100,23 @@ class Train:
 
             say(dry_run(self.data, device=self.device, **training.to_config()))
             return
+        if self.model == "classifier":
+            self.run_classifier(training)
+            return
         run = train_command(self.data, self.out, training, self.device, images=self.images, latent=self.latent)
         if is_first():
             show(run)
             say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+
+    def run_classifier(self, options):
+        """The same for a classifier."""
+        if self.latent is not None or self.images is not None:
+            raise ValueError("a classifier is trained on its data alone; leave out --latent and --images")
+        run = train_command(self.data, self.out, replace(options, sample_every=0), self.device, model="classifier")
+        say(
+            f"classifier of {', '.join(run.classes[:8])}{', ..' * (len(run.classes) > 8)} in {self.out / 'model'}; "
+            f"next: pydiff sample RUN --classifier {self.out} --label {run.classes[0]}"
+        )
 
     def run_autoencoder(self, options):
         """The same for an autoencoder."""
@@ -150,11 +164,16 @@ class Sample:
     """Picture i depends on the seed and i alone."""
     eta: float = 0.0
     """Fresh noise in every step of ddim or dpm2, 0 to 1."""
-    label: str | None = None
+    label: Annotated[str | None, tyro.conf.arg(aliases=["--say"])] = None
     """Class for all pictures, by name or number; left out, the classes take turns."""
     guidance: float | None = None
     """How much more than it would by itself the model follows the class or the prompt; left out, 1, or 7.5 for Stable
-    Diffusion."""
+    Diffusion, or 0.5 with a classifier."""
+    classifier: Path | None = None
+    """Folder of a classifier's run, which steers a model that was trained without classes to its own."""
+    steer_by: Literal["noise", "gradient"] | None = None
+    """What guidance is a multiple of with a classifier: the length of the noise, or the classifier's gradient; left
+    out, the noise."""
     image: Path | None = None
     """An image to draw anew from."""
     mask: Path | None = None
@@ -200,6 +219,10 @@ class Sample:
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
         run = load(self.run_folder, **said, embedding=self.embedding, config=self.config)
+        if self.classifier is not None:
+            run = run.steered(self.classifier, self.steer_by or "noise")
+        elif self.steer_by is not None:
+            raise ValueError("--steer-by says how a classifier steers; give that too, --classifier")
         out = (self.out or default_name(run.codec)).expanduser()
         check_name(out, run.codec)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}

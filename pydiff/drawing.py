@@ -7,6 +7,7 @@ of them already gets the others.
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import tempfile
@@ -179,7 +180,7 @@ def _write(out, names, samples, codec, order, chosen, said):
 def recipe(pipeline, order: Order) -> dict[str, str]:
     """What all samples of an order have in common, as texts: the model's weights, the seed, the way they are drawn."""
     digest = hashlib.blake2b()  # quick: a model may have gigabytes, of which no second copy is made
-    for name, p in pipeline.model.named_parameters():
+    for name, p in itertools.chain.from_iterable(network.named_parameters() for network in pipeline.networks):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(p.numpy()).reshape(-1).view(np.uint8))
     sampler, steps = order.options.get("sampler"), order.options.get("steps")
@@ -188,7 +189,7 @@ def recipe(pipeline, order: Order) -> dict[str, str]:
     guidance = order.options.get("guidance")
     guidance = pipeline.default_guidance if guidance is None else guidance
     told |= {**order.options, "guidance": guidance, "sampler": sampler or _own(pipeline), "steps": steps}
-    told |= {"negative_prompt": order.negative_prompt, "label": order.label}
+    told |= {"negative_prompt": order.negative_prompt, "label": order.label, **pipeline.described}
     return {name: str(value) for name, value in told.items() if value is not None}
 
 

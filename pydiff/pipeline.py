@@ -28,6 +28,7 @@ class Pipeline:
 
     default_guidance, batch_size = 1.0, 64  # where nobody says otherwise
     kept_elsewhere = ""  # why `Run.save` does not write it, in one sentence
+    described: dict = {}  # noqa: RUF012 - never written to; what a sample's file says besides the recipe
     edits_by_scheduler = False  # whether edits are done by the scheduler it came with, where nobody names a way
 
     def __init__(
@@ -187,6 +188,11 @@ class Pipeline:
         """ValueError or TypeError, in one sentence, for a sampler or options that do not go with this network."""
         kind = {"self_conditioning": self.self_conditioning, "learned_variance": self.variance == "learned"}
         check_sampler(sampler, options, interval, rescale, **kind)
+
+    @property
+    def networks(self):
+        """All that have a say in what is drawn."""
+        return (self.model,)
 
     @property
     def parameters(self) -> int:

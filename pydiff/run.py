@@ -11,6 +11,7 @@ import numpy as np
 
 from pydiff import backend, edit
 from pydiff.autoencoding import holds_autoencoder, load_autoencoder, train_named
+from pydiff.classifying import holds_classifier, load_classifier, opened_classifier, train_classifier
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
 from pydiff.data.origin import Origin
@@ -19,6 +20,7 @@ from pydiff.latent_space import opened_in
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.preview import preview_png
 from pydiff.reopen import all_or_some, describe, finish, open_folder
+from pydiff.steering import SteeredPipeline
 from pydiff.store.log import Log
 from pydiff.trained import place as shipped
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
@@ -204,6 +206,14 @@ class Run:
         given |= {} if label is None else {"labels": np.full(n, label)}
         return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **_asked(self.conditioning, n, given), **options)
 
+    def steered(self, classifier, by="noise"):
+        """This model as a Run with the classes of a ClassifierRun, which steers what it draws; see steering.py.
+
+        classifier: one, or its folder. by: "noise" or "gradient", how the push is measured; guidance is its strength.
+        """
+        steered = SteeredPipeline(self.pipeline, opened_classifier(classifier), by)
+        return Run.of_pipeline(steered, self.options, step=self.step, origin=self.origin)
+
     def save(self, directory, dtype=None):
         """Writes the model as a folder that pydiff.load and diffusers' DDPMPipeline.from_pretrained open.
 
@@ -263,7 +273,8 @@ def _asked(conditioning, n, options):
 
 def load(directory, **wishes):
     """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run, of an autoencoder an
-    AutoencoderRun. "digits", where nothing of that name lies, is the model that comes with pydiff.
+    AutoencoderRun, of a classifier a ClassifierRun. "digits", where nothing of that name lies, is the model that comes
+    with pydiff.
 
     Without naming a sampler, the scheduler in the folder draws. wishes: what the folder does not say, or should have
     said: scheduler (a configuration, a path to one, or a class's name, "DDIMScheduler"), prediction ("eps", "x0", "v"),
@@ -279,6 +290,8 @@ def load(directory, **wishes):
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
     if holds_autoencoder(directory):
         return load_autoencoder(directory)
+    if holds_classifier(directory):
+        return load_classifier(directory)
     pipeline, options, step, origin, log, notes = open_folder(directory, pipeline_folder.Wishes(**wishes))
     beside = {} if log is None else {"directory": directory, "log": log}
     run = Run.of_pipeline(pipeline, options, step=step, origin=origin, **beside)
@@ -303,6 +316,7 @@ def train(
     codec may also be a name, see Options.
     model="autoencoder" learns an autoencoder instead and returns an AutoencoderRun; its options are those of
     AutoencoderOptions. latent: the folder of one, or one at hand, in whose latents to diffuse.
+    model="classifier" learns one of noisy samples and returns a ClassifierRun, see `Run.steered`.
     announce: called with a few lines on the data before the first step. watch: called with the number of the step and
     a few images (N, H, W, C) uint8 whenever samples are drawn on the way, which needs `out`. distributed: "auto" shares
     the work with the other processes that mpiexec started, "mpi" insists on that, "off" works alone;
@@ -311,6 +325,9 @@ def train(
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
+    if model == "classifier" and latent is None:
+        return train_classifier(data, out=out, progress=progress, device=device, announce=announce,
+                                distributed=distributed, codec=codec or "auto", **options)  # fmt: skip
     if isinstance(model, str):
         return train_named(model, data, latent, codec, out=out, progress=progress, device=device, announce=announce,
                            watch=watch, distributed=distributed, **options)  # fmt: skip

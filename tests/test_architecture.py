@@ -213,6 +213,7 @@ MAY_IMPORT = {
         "training.config training.networks training.captions"
     ),
     "training.clip_task": "codec data training.task",
+    "training.classify": "random tensor models ops condition data diffusion training.config training.task",
     "training.shards": "",
     "training.distributed": "backend store pydiff",
     "training.gradient": "arrays nn ops training.shards training.distributed",
@@ -232,9 +233,11 @@ MAY_IMPORT = {
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen",
     "autoencoding": "backend data latent_space formats store training report preview reopen",
+    "classifying": "backend arrays tensor codec condition data formats models ops random reopen store training",
+    "steering": "backend arrays tensor ops condition diffusion pipeline",
     "dry_run": "backend data training warm",
-    "run": "autoencoding latent_space backend condition data pipeline edit formats store trained training "
-    "report preview reopen warm",
+    "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats store trained "
+    "training report preview reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
     "bench": "",
     "demo": "data report store trained training run",
@@ -315,11 +318,12 @@ FLOORS = {
         900,
     ),
     # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
-    # processes; 30 for runs that are gone on with and come back to; 5 for models that have ways of their own
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 660),
+    # processes; 30 for runs that are gone on with and come back to; 5 for models that have ways of their own; 20 for
+    # classifiers and what they steer
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 680),
 }  # fmt: skip
 # run.py is the longest: every argument of sampling and training is documented there.
-FILE_LINES, FUNCTION_LINES = 375, 45
+FILE_LINES, FUNCTION_LINES = 390, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "_run_backward": "the chain rule in one loop, and when the gradient of each leaf is final",
@@ -381,7 +385,7 @@ def test_every_floor_is_short(floor):
 def test_a_run_is_a_facade():
     """It holds a pipeline and a folder, and hands on; what it can do is done below, where nobody knows a run."""
     (run,) = (n for n in TREES["pydiff.run"].body if isinstance(n, ast.ClassDef) and n.name == "Run")
-    assert run.end_lineno - run.lineno < 220
+    assert run.end_lineno - run.lineno < 225
     for module, tree in TREES.items():
         if module in ("pydiff.run", "pydiff.cli", "pydiff"):
             continue

@@ -27,7 +27,13 @@ from pydiff.data.pixels import from_uint8, to_uint8
 from pydiff.data.points import Points, swiss_roll
 from pydiff.data.sounds import Sounds, check_sound, holds_sounds, load_sounds
 from pydiff.data.sources import EXPECTED, load_path
-from pydiff.data.spoken import load_captions, load_prompts, load_spoken_digits, load_synthetic_digits
+from pydiff.data.spoken import (
+    load_captions,
+    load_prompts,
+    load_spoken_digits,
+    load_synthetic_digits,
+    load_synthetic_speech,
+)
 from pydiff.data.stream import load_streamed
 from pydiff.data.tones import load_tones
 
@@ -53,6 +59,7 @@ NAMED_SOUNDS = {
     "spoken-captions": load_captions,
     "spoken-prompts": load_prompts,
     "synthetic-digits": load_synthetic_digits,
+    "synthetic-speech": load_synthetic_speech,
 }
 _NAMES = ", ".join(map(repr, NAMED))
 

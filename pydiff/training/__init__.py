@@ -1,6 +1,7 @@
 """Training: options (config), what is learned (task), and the loop that learns it."""
 
 from pydiff.training.autoencoder import AutoencoderOptions, AutoencoderTask
+from pydiff.training.classify import ClassifyTask
 from pydiff.training.clip_task import JointTask, task_for
 from pydiff.training.config import LoopOptions, Options
 from pydiff.training.distributed import join, settled
@@ -12,6 +13,7 @@ from pydiff.training.task import DiffusionTask, Task
 __all__ = [
     "AutoencoderOptions",
     "AutoencoderTask",
+    "ClassifyTask",
     "DiffusionTask",
     "Interrupted",
     "JointTask",

@@ -38,6 +38,17 @@ def test_espeak_says_the_same_bits_twice():
     assert first.shape != second.shape or not np.array_equal(first, second)
 
 
+@pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
+def test_speech_without_words_is_by_a_voice_of_its_own():
+    speaker = spoken.speaker_voices()
+    assert not {v.rsplit(" ", 2)[0] for v in speaker} & {v.rsplit(" ", 2)[0] for v in spoken.synthetic_voices()}
+    made = spoken.load_synthetic_speech(voices=speaker[:2], words=("seven", "tree"))
+    assert made.labels is None
+    assert made.classes is None
+    assert made.shape == (1, 6000, 1)
+    assert made.fingerprint() == spoken.load_synthetic_speech(voices=speaker[:2], words=("seven", "tree")).fingerprint()
+
+
 @programs
 def test_every_program_speaks():
     programs = {voice.split()[0]: voice for voice in spoken.synthetic_voices()}
@@ -75,6 +86,7 @@ def test_names_of_files_are_understood(tmp_path, monkeypatch):
         ("spoken-captions", "tuxpaint-stamps-default"),
         ("spoken-prompts", "asterisk-core-sounds-en-wav"),
         ("synthetic-digits", "espeak-ng or flite"),
+        ("synthetic-speech", "espeak-ng or flite"),
     ):
         with pytest.raises(FileNotFoundError, match=package):
             load(name)
