@@ -37,7 +37,7 @@ class Demo:
     """Within a minute: fewer steps of training and a shorter film, for digits that are not as good."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
-    training: Options = field(default_factory=lambda: Options(steps=1600, lr=2e-3, sample_every=200))
+    training: Options = field(default_factory=lambda: Options(steps=1500, lr=2e-3, conditional=True, sample_every=250))
 
     def run(self):
         from pydiff.demo import demo

@@ -65,7 +65,7 @@ def key(seed: int, purpose: int, sample, step=0) -> Key:
 
 def numbers_of(n, count: int | None = None) -> np.ndarray:
     """The numbers (N,) of samples: 0 .. n-1 for a whole number, n itself for an array, 0 .. count-1 for None."""
-    n = count if n is None else n
+    n = (count or 0) if n is None else n
     return np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
 
 

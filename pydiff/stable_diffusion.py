@@ -6,6 +6,7 @@ a hole beside x (inpainting models), and memory, which is predicted before it is
 """
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class StableDiffusion(Pipeline):
         self.default_guidance = 1.0 if few_steps else TOLD_GUIDANCE if self.told else GUIDANCE
         self.seen_beside = model.config["in_channels"] - codec.shape[-1]
 
-    def sample_states(self, n=16, *args, **more):
+    def sample_states(self, n: Any = 16, *args, **more):
         """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in, MemoryError before there
         is none left.
         """

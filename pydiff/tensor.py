@@ -283,7 +283,7 @@ def _run_backward(root, grad, finished=None):
     give(root, grad)
     while queue:
         while pending and pending[-1][0] > -queue[0][0]:  # all that used this leaf are done, or were never reached
-            finished(pending.pop()[1])
+            finished(pending.pop()[1])  # pyright: ignore[reportOptionalCall]
         _, function = heapq.heappop(queue)
         inputs, gradients, needs = function.inputs, waiting.pop(function), function.needs
         if function.replay:
@@ -306,7 +306,7 @@ def _run_backward(root, grad, finished=None):
                 # e.g. a loss in float64 of a network in float32
                 give(tensor, gradient.astype(tensor.dtype, copy=False))
     for _, leaf in reversed(pending):
-        finished(leaf)
+        finished(leaf)  # pyright: ignore[reportOptionalCall]
 
 
 def _leaves(root):

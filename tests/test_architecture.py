@@ -140,7 +140,7 @@ MAY_IMPORT = {
     "random": "",
     "reference": "",
     "signatures": "",
-    "tensor": "backend arrays",
+    "tensor": "signatures backend arrays",
     "recompute": "tensor",
     "graph": "arrays tensor",
     "ops": "backend arrays tensor random",

@@ -148,7 +148,7 @@ def _read_tar(path, files, skipped, room):
     with (
         open(path, "rb") as raw,
         _unpacked(raw) as stream,
-        tarfile.open(fileobj=_Counted(stream, room), mode="r|") as archive,
+        tarfile.open(fileobj=_Counted(stream, room), mode="r|") as archive,  # pyright: ignore[reportCallIssue, reportArgumentType]
     ):
         for info in archive:
             if not info.isdir() and not info.isreg():

@@ -6,6 +6,7 @@ it, and `root / path`, which can be read.
 
 import os
 import warnings
+from collections.abc import Set
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -98,12 +99,12 @@ def read_pictures(where, sources: dict, asked: Asked, skipped: list[tuple[str, s
     return list(pictures), images, notes + channel_notes
 
 
-def find_files(root, suffixes=SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+def find_files(root, suffixes: Set[str] = SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
     """(files, texts, skipped) of `files_in`, for those with other suffixes."""
     return files_in(root, suffixes)[:3]
 
 
-def files_in(root, suffixes=SUFFIXES) -> Found:
+def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
     """What is below `root`, a folder or an archive; pictures are files with these suffixes. Hidden files and folders of
     thumbnails are left out.
 
@@ -128,7 +129,7 @@ def files_in(root, suffixes=SUFFIXES) -> Found:
     stems = {os.path.splitext(path)[0] for path in pictures}
     whole = [path for path in pictures if not is_thumbnail(path, stems)]
     thumbnails += len(pictures) - len(whole)
-    return Found(*(sorted(p, key=lambda path: path.split("/")) for p in (whole, texts)), skipped, others, thumbnails)
+    return Found(*(sorted(p, key=lambda path: path.split("/")) for p in (whole, texts)), skipped, others, thumbnails)  # pyright: ignore[reportCallIssue]
 
 
 def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:

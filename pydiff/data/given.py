@@ -17,7 +17,7 @@ def image_from(path: Path, size: Sequence[int] | None, channels: int) -> np.ndar
     found = read_size(path) if size is None else tuple(size)
     if found is None:
         raise ValueError(f"{path} is no image that can be read")
-    read = read_picture(path, found)
+    read = read_picture(path, found)  # pyright: ignore[reportArgumentType]
     if size is None and not isinstance(read, str) and read.size != found:  # the file says that it lies on its side
         read = read_picture(path, read.size)
     if isinstance(read, str):

@@ -201,7 +201,7 @@ def _in_tar(path, skipped):
     try:
         with tarfile.open(path, "r:") as archive:
             while (info := archive.next()) is not None:
-                archive.members = []  # or it would remember them all
+                archive.members = []  # or it would remember them all  # pyright: ignore[reportAttributeAccessIssue]
                 if not info.isreg():
                     continue
                 if info.offset_data + info.size > length:
@@ -245,4 +245,4 @@ def _bytes(path, place, size, handles=None):
             if handles is None:
                 opened[str(path)].close()
     with path.open("rb") as file:
-        return os.pread(file.fileno(), size, place)
+        return os.pread(file.fileno(), size, place)  # pyright: ignore[reportArgumentType]

@@ -19,8 +19,8 @@ class Kind(NamedTuple):
     """holds: whether a folder (or archive) is of this kind. load: reads it."""
 
     name: str
-    holds: Callable[[object], bool]
-    load: Callable[[object, Asked], Dataset]
+    holds: Callable[..., bool]
+    load: Callable[..., Dataset]
 
 
 # What a folder or an archive may be, the first that fits.

@@ -57,7 +57,7 @@ class RegularFile:
         data, done = np.empty(count, np.uint8), 0
         with disk(f"read {self.path}"):
             while done < count:
-                got = os.preadv(self._descriptor, [memoryview(data)[done : done + CHUNK]], begin + done)
+                got = os.preadv(self._descriptor, [memoryview(data)[done : done + CHUNK]], begin + done)  # pyright: ignore[reportArgumentType]
                 if not got:
                     raise damaged(self.path, f"it ended at byte {begin + done} of {self.size} while being read")
                 done += got

@@ -93,7 +93,7 @@ class LoopOptions:
                     raise TypeError(f"{name} belong to the data: train(pydiff.data.load(images, {name}={name}), ..)")
                 near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
                 raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-        return cls(**keywords).check()
+        return cls(**keywords).check()  # pyright: ignore[reportCallIssue]
 
     def to_config(self):
         """A dict for JSON: from_keywords(to_config()) gives equal options."""
