@@ -22,7 +22,7 @@ from pydiff.report import files
 from pydiff.report.grid import save_png
 from pydiff.report.video import save_clip
 from pydiff.sound.codec import SoundCodec
-from pydiff.sound.wav import wav_bytes
+from pydiff.sound.wav import told_in, wav_bytes
 from pydiff.store.files import write_atomic
 
 BATCH, LONG = 64, 40  # samples drawn at a time; characters of a class or prompt in a file's name
@@ -109,7 +109,8 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
             raise ValueError(f"several processes draw into a folder, not into {out}; give --out FOLDER")
         group.compare(said)
     if folder and first:
-        missing = [i for i in range(order.total) if not there(out / f"{names[i]}.png", said | order.told(i))]
+        suffix = suffix_of(pipeline.codec)
+        missing = [i for i in range(order.total) if not there(out / f"{names[i]}{suffix}", said | order.told(i))]
     missing = np.array(
         missing if group is None else group.agree([int(i) for i in missing] if first else None), np.int64
     )
@@ -126,8 +127,7 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
             done += len(chosen)
     except KeyboardInterrupt:
         if folder:
-            suffix = ".wav" if isinstance(pipeline.codec, SoundCodec) else ".png"
-            done = sum((out / f"{name}{suffix}").exists() for name in names)
+            done = sum((out / f"{name}{suffix_of(pipeline.codec)}").exists() for name in names)
         left = "; the same command draws the others" if folder else ""
         raise Stopped(f"stopped; {done:,} of {order.total:,} are in {out}{left}") from None
     finally:
@@ -167,8 +167,8 @@ def _batches(pipeline, order, wanted, progress):
 
 def _write(out, names, samples, codec, order, chosen, said):
     if isinstance(codec, SoundCodec):
-        for name, sound in zip(names, samples, strict=True):
-            write_atomic(out / f"{name}.wav", wav_bytes(sound[0], codec.rate))
+        for name, sound, i in zip(names, samples, chosen, strict=True):
+            write_atomic(out / f"{name}.wav", wav_bytes(sound[0], codec.rate, said | order.told(i)))
         return
     if isinstance(codec, Frames):
         for name, clip in zip(names, samples, strict=True):
@@ -199,14 +199,10 @@ def _own(pipeline):
 
 def there(path: Path, said: dict[str, str]) -> bool:
     """Whether this very sample is in a file already. ValueError, in one sentence, where another one is."""
-    from PIL import Image
-
     if not os.path.lexists(path):
         return False
     try:
-        with Image.open(path) as image:
-            image.load()
-            found = dict(getattr(image, "text", {}))
+        found = told_in(path.read_bytes()) if path.suffix == ".wav" else _told_in_image(path)
     except (OSError, ValueError, SyntaxError):
         return False  # damaged: it is drawn again
     for name in {**said, **found}:
@@ -216,6 +212,19 @@ def there(path: Path, said: dict[str, str]) -> bool:
                 f"{said.get(name, 'given')}); choose another folder, or remove it"
             )
     return True
+
+
+def _told_in_image(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+        return dict(getattr(image, "text", {}))
+
+
+def suffix_of(codec) -> str:
+    """Of the file that is written last of each sample, and says what it is."""
+    return ".wav" if isinstance(codec, SoundCodec) else ".png"
 
 
 def check_place(out: Path, codec):

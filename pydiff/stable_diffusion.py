@@ -120,7 +120,8 @@ class Beside:
 
     def __init__(self, network, beside):
         self.network, self.beside = network, beside
-        self.encoded, self.body, self.fixed = network.encoded, network.body, network.fixed
+        self.encoded, self.body = network.encoded, network.body
+        self.fixed, self.several = network.fixed, network.several
 
     def checked(self, x):
         """x and what is beside it, as the network takes it."""

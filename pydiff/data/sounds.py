@@ -2,7 +2,7 @@
 
 In this order: read; channels mixed to one (or as many as asked for); the mean (DC) taken away; other rates resampled;
 silence at both ends trimmed; loudness set; cut or padded to the length asked for. wav is read by pydiff itself, flac,
-ogg, opus, mp3, aiff and au with the extra `audio` (soundfile).
+ogg, opus, mp3, aiff, au and gsm with the extra `audio` (soundfile).
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from pydiff.sound import Spectrogram, Waveform, resample
 from pydiff.sound.wav import Sound, Unreadable, read_wav
 
 WAV = {".wav", ".wave"}
-WITH_LIBRARY = {".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd"}
+WITH_LIBRARY = {".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd", ".gsm"}
+TELEPHONE = {"format": "RAW", "subtype": "GSM610", "samplerate": 8000, "channels": 1}  # a .gsm says nothing of itself
 SUFFIXES = WAV | WITH_LIBRARY
 RATE, SECONDS = 8000, 1.0  # where nobody asks for others
 LOUDNESS = -20.0  # dB: root of the mean square, 0 dB is a square wave of full scale
@@ -222,8 +223,9 @@ def decoded(source: Path | bytes) -> Sound:
         import soundfile
     except ImportError:
         raise Unreadable("needs the library soundfile: pip install 'pydiff[audio]'") from None
+    telephone = isinstance(source, Path) and source.suffix.lower() == ".gsm"
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(io.BytesIO(data), **(TELEPHONE if telephone else {})) as file:
             samples = file.read(int(LONGEST * file.samplerate), dtype="float32", always_2d=True)
             return Sound(samples, file.samplerate)
     except (soundfile.SoundFileError, ValueError, TypeError) as error:

@@ -16,6 +16,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,9 +55,13 @@ def digit_recordings(stamps: Path = STAMPS, prompts: Path = PROMPTS) -> list[Rec
         parts = re.fullmatch(r"(\d)(_desc)?(?:_(\w+))?", path.stem)
         if parts:
             found.append(Recording(path, int(parts[1]), f"{parts[3] or 'en_US'} {2 if parts[2] else 1}"))
+    heard = Counter()
     for folder in sorted(prompts.glob("*/digits")):
-        voice = f"{folder.parent.name[:5]} prompts"
-        found += [Recording(path, int(path.stem), voice) for path in folder.glob("[0-9].wav")]
+        files = sorted(folder.glob("[0-9].wav")) or sorted(folder.glob("[0-9].gsm"))
+        language = folder.parent.name[:5]  # behind it stands what the voice is called, which is nobody's matter
+        heard[language] += bool(files)
+        voice = f"{language} prompts{f' {heard[language]}' if heard[language] > 1 else ''}"
+        found += [Recording(path, int(path.stem), voice) for path in files]
     return sorted(found, key=lambda one: (one.voice, one.digit))
 
 

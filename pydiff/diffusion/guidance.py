@@ -33,8 +33,7 @@ def classifier_free(
     rescale: 0 .. 1, how far each picture's x0-hat is brought back to the standard deviation that the conditional one
     has (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", eq. 15 and 16).
     """
-    if not 0.0 <= rescale <= 1.0 or not interval[0] <= interval[1]:
-        raise ValueError(f"got rescale {rescale} and interval {interval}, expected 0 .. 1 and (low, high)")
+    check_limits(interval, rescale)
 
     def model(x, t):
         f = conditional(x, t)
@@ -45,6 +44,12 @@ def classifier_free(
         return _rescaled(process, x, t, guided, f, rescale) if rescale else guided
 
     return model
+
+
+def check_limits(interval: tuple[float, float], rescale: float):
+    """ValueError, in one sentence, for an interval or a rescaling that cannot be."""
+    if not 0.0 <= rescale <= 1.0 or not interval[0] <= interval[1]:
+        raise ValueError(f"got rescale {rescale} and interval {interval}, expected 0 .. 1 and (low, high)")
 
 
 def autoguidance(model: Callable, bad_model: Callable, process: Process, scale: float, interval=(0.0, math.inf)):

@@ -33,8 +33,8 @@ def section(images, took, moments) -> str:
     )
     return f"""<section id="acts">
 <h2>Two models</h2>
-<p>The first came with pydiff, already trained. These digits nobody wrote; it was told which digit to draw, and drew all of
-them in {text(took)}:</p>
+<p>The first came with pydiff, already trained. These digits nobody wrote; it was told which digit to draw,
+and drew them all in {text(took)}:</p>
 <div class="gallery tens {kind(images)}">{drawn}</div>
 {learned if moments else ""}
 </section>"""
