@@ -107,15 +107,18 @@ def load(
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
-    if rate is not None or seconds is not None or _is_sound(source):
-        if cache_gb:
-            raise ValueError("cache_gb is for pictures; leave it out for sounds")
+    sound = rate is not None or seconds is not None or isinstance(source, Sounds)
+    if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
+        raise ValueError("cache_gb is for pictures; leave it out for sounds")
+    if not cache_gb and (sound or _is_sound(source)):
         return _load_sounds(source, size, channels, labels, captions, rate, seconds)
     wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
     if cache_gb:
         if labels is not None or captions is not None or not _is_path(source) or source in NAMED:
             raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
-        return load_streamed(Path(source).expanduser(), wanted.size, wanted.channels, cache_gb)
+        if frames is not None or frame_rate is not None:
+            raise ValueError("frames and frame_rate are for clips, and cache_gb is for images; leave one of them out")
+        return load_streamed(Path(source).expanduser(), cache_gb, wanted)
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
     path = Path(source).expanduser() if _is_path(source) and source not in NAMED else None

@@ -15,7 +15,8 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import plural, printable, some
-from pydiff.data.folder import _choose_size, find_files, labels_of
+from pydiff.data.folder import _choose_size, labels_of
+from pydiff.data.listing import find_files
 from pydiff.data.picture import MAX_PIXELS, read_picture
 from pydiff.data.pixels import resize_picture, to_channels
 

@@ -78,14 +78,14 @@ class Dataset:
         return self.images.shape[1:]
 
     @property
-    def streamed(self) -> bool:
-        """Whether the pictures are decoded when they are needed, see stream.py."""
-        return getattr(self.images, "streamed", False)
+    def stream(self):
+        """What decodes the pictures when they are needed (stream.py); None if all are in memory."""
+        return self.images if getattr(self.images, "streamed", False) else None
 
     @property
-    def waited(self) -> float | None:
-        """Seconds spent so far on waiting for pictures to be decoded; None if all are in memory."""
-        return self.images.waited if self.streamed else None
+    def streamed(self) -> bool:
+        """Whether the pictures are decoded when they are needed."""
+        return self.stream is not None
 
     def usable(self, indices) -> np.ndarray:
         """The indices with those of pictures that cannot be decoded, which a stream finds out late, replaced."""

@@ -1,41 +1,31 @@
-"""A folder of pictures: finds them, chooses size and channel count from the data, and skips what is broken.
-
-What is called a folder here may be an archive, see archives.py: all that is asked of one is its `name`, the files in
-it, and `root / path`, which can be read.
+"""A folder of pictures, or an archive, as listing.py finds them: chooses size and channel count from the data, and
+skips what is broken.
 """
 
 import os
 import warnings
+<<<<<<< HEAD
 from collections.abc import Set
+=======
+from collections import Counter
+>>>>>>> main
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
-from pydiff.data.classes import divided, natural, renumbered
-from pydiff.data.dataset import Dataset, plural, printable
-from pydiff.data.picture import SUFFIXES, Picture, look, read_frames
+from pydiff.data.classes import class_labels, divided, natural, renumbered
+from pydiff.data.dataset import Dataset, first_line, plural, printable
+from pydiff.data.listing import Found, files_in
+from pydiff.data.picture import Picture, look, read_frames
 from pydiff.data.pixels import check_room, to_channels
-from pydiff.data.unreadable import FOLDERS, is_thumbnail, notes_on, readable
+from pydiff.data.unreadable import notes_on
 
 THREADS = min(4, os.cpu_count() or 1)  # decoders run outside the interpreter lock; each may hold one large picture
 LARGEST_UNASKED = 256  # a common size above this is reduced unless size= asks for it
 REDUCED = (8, 64)  # bounds of the side that is chosen for pictures of mixed or large size
-
-
-class Found(NamedTuple):
-    """Paths below a folder, each list sorted: pictures, files that may hold captions, and others; the (path, reason) of
-    folders that cannot be listed; how many thumbnails were left out.
-    """
-
-    pictures: list[str]
-    texts: list[str]
-    skipped: list[tuple[str, str]]
-    others: list[str]
-    thumbnails: int
 
 
 def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
@@ -58,15 +48,50 @@ def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
         )
     paths, split_notes = divided(found.pictures, asked.split, printable(str(root)))
     skipped = found.skipped
-    names, images, notes = read_pictures(root, {path: root / path for path in paths}, asked, skipped)
-    labels, classes, class_notes = labels_of(names)
-    notes = [*split_notes, *notes, *class_notes, *notes_on(found.others, found.thumbnails)]
-    more, captions = {}, words.find_captions(root, paths, found.texts)
-    if captions is not None:
-        more, caption_notes = words.columns([captions.of[path_of(name)] for name in names], names)
-        notes += caption_notes + captions.notes
-        skipped = sorted(skipped + captions.skipped)
-    return Dataset(printable(root.name or str(root)), images, labels, classes, skipped, notes, **more)
+    names, images, notes = read_pictures(root, _sources(root, paths, skipped), asked, skipped)
+    said = said_of(root, names, paths, found)
+    notes = [*split_notes, *notes, *said.notes]
+    skipped = sorted(skipped + said.skipped)
+    return Dataset(printable(root.name or str(root)), images, said.labels, said.classes, skipped, notes, **said.words)
+
+
+def _sources(root, paths, skipped) -> dict:
+    """{path: what can be read}; members of an archive that are damaged are added to `skipped`."""
+    sources = {}
+    for path in paths:
+        try:
+            sources[path] = root / path
+        except (OSError, ValueError) as error:
+            skipped.append((printable(path), f"damaged ({first_line(error)})"))
+    return sources
+
+
+class Said(NamedTuple):
+    """What folders and files say of N pictures. labels: (N,), or None. words: captions as keywords of a Dataset."""
+
+    labels: np.ndarray | None
+    classes: list[str] | None
+    words: dict
+    notes: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def said_of(root, names: list[str], paths: list[str], found: Found) -> Said:
+    """See Said. names: of the pictures that are used. paths: of all that were found, which a text may be about."""
+    told = words.find_captions(root, paths, found.texts)
+    of_file = [path_of(name) for name in names] if told is not None else []
+    if told is not None and all(path in told.classes for path in of_file):
+        labels, classes = class_labels(np.array([told.classes[path] for path in of_file]), len(names))
+        class_notes = renumbered(classes)
+    else:
+        labels, classes, class_notes = labels_of([root.inside(n) for n in names] if hasattr(root, "inside") else names)
+        if told is not None and told.classes:
+            class_notes.append(f"{plural(len(told.classes), 'picture')} with a class in a file beside it, not all")
+    notes = [*class_notes, *notes_on(found.others, found.thumbnails)]
+    if told is None:
+        return Said(labels, classes, {}, notes, [])
+    more, caption_notes = words.columns([told.of[path] for path in of_file], names)
+    return Said(labels, classes, more, notes + caption_notes + told.notes, told.skipped)
 
 
 FRAME = "\0frame "  # between the path of a file and the number of a frame: no path holds a NUL
@@ -99,6 +124,7 @@ def read_pictures(where, sources: dict, asked: Asked, skipped: list[tuple[str, s
     return list(pictures), images, notes + channel_notes
 
 
+<<<<<<< HEAD
 def find_files(root, suffixes: Set[str] = SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
     """(files, texts, skipped) of `files_in`, for those with other suffixes."""
     return files_in(root, suffixes)[:3]
@@ -154,6 +180,8 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     return paths, skipped
 
 
+=======
+>>>>>>> main
 def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
     """The usable pictures by name, their size and notes; adds the others to `skipped`."""
     looks = dict(zip(sources, each(partial(look, limit=asked.limit), sources, "looking"), strict=True))
@@ -255,19 +283,23 @@ def _stack(pictures: list[np.ndarray], channels: int | None) -> tuple[np.ndarray
 
 def labels_of(paths: list[str], noun: str = "picture") -> tuple[np.ndarray | None, list[str] | None, list[str]]:
     """Labels (N,), class names and notes. Pictures beside the class folders, or a single folder, mean no classes."""
-    folders = [path.split("/")[:-1] for path in paths]
-    levels = zip(*folders, strict=False)
-    shared = next((depth for depth, names in enumerate(levels) if len(set(names)) > 1), min(map(len, folders)))
-    if all(len(folder) == shared for folder in folders):
+    within = [path.rpartition("/")[0] for path in paths]
+    counts = Counter(within)
+    folders = {folder: folder.split("/") if folder else [] for folder in counts}
+    levels = zip(*folders.values(), strict=False)
+    deepest = min(map(len, folders.values()))
+    shared = next((depth for depth, names in enumerate(levels) if len(set(names)) > 1), deepest)
+    if all(len(parts) == shared for parts in folders.values()):
         return None, None, []
-    loose = sum(len(folder) == shared for folder in folders)
+    loose = sum(counts[folder] for folder, parts in folders.items() if len(parts) == shared)
     if loose:
         return None, None, [f"no classes: {plural(loose, noun)} beside the subfolders, not in one"]
-    names = [folder[shared] for folder in folders]
-    classes = sorted(set(names), key=natural)
+    names = {folder: parts[shared] for folder, parts in folders.items()}
+    classes = sorted(set(names.values()), key=natural)
     ranks = {name: rank for rank, name in enumerate(classes)}
+    ranks = {folder: ranks[name] for folder, name in names.items()}
     return (
-        np.array([ranks[name] for name in names], np.int64),
+        np.fromiter((ranks[folder] for folder in within), np.int64, len(within)),
         [printable(name) for name in classes],
         renumbered(classes),
     )

@@ -13,7 +13,8 @@ from pydiff import random
 from pydiff.codec import from_uint8
 from pydiff.data.asked import asked
 from pydiff.data.dataset import colours, plural, printable, some
-from pydiff.data.folder import find_files, read_pictures
+from pydiff.data.folder import read_pictures
+from pydiff.data.listing import find_files
 from pydiff.data.moving import SHAPES, coverage
 from pydiff.data.pixels import check_size, crop_box
 

@@ -77,19 +77,22 @@ def _top(picture, packed, limit) -> int:
         return int(np.asarray(picture).max())
 
 
-def read_picture(source, size: tuple[int, int], top: int = 65535, limit: Limit = USUAL) -> Picture | str:
-    """The first frame of a picture, upright, at (height, width) `size`; or the reason why it cannot be used.
+def read_picture(
+    source, size: tuple[int, int], top: int | None = 65535, limit: Limit = USUAL, frame: int = 0
+) -> Picture | str:
+    """One frame of a picture, upright, at (height, width) `size`; or the reason why it cannot be used.
 
-    source: a file, the contents of one, or a Pillow image. top: what white is, in grey deeper than 8 bits.
+    source: a file, the contents of one, or a Pillow image. top: what white is, in grey deeper than 8 bits; None if
+    nobody knows, and such a picture cannot be used.
     """
-    frames = read_frames(source, size, top, limit, most=1)
+    frames = read_frames(source, size, top, limit, most=1, first=frame)
     return frames if isinstance(frames, str) else frames[0]
 
 
 def read_frames(
-    source, size: tuple[int, int], top: int = 65535, limit: Limit = USUAL, most: int | None = None
+    source, size: tuple[int, int], top: int | None = 65535, limit: Limit = USUAL, most: int | None = None, first=0
 ) -> list[Picture] | str:
-    """All frames, or the first `most` of them; otherwise as `read_picture`."""
+    """All frames from `first` on, or `most` of them; otherwise as `read_picture`."""
     from PIL import Image
 
     try:
@@ -99,9 +102,12 @@ def read_frames(
         if packed == 0:
             return "empty file"
         with _open(source) as picture:
-            count = getattr(picture, "n_frames", 1) if most != 1 and picture.format in SEVERAL else 1
+            several = (most != 1 or first) and picture.format in SEVERAL
+            count = getattr(picture, "n_frames", 1) if several else 1
+            if first >= count:
+                return f"{count} frames, and frame {first} was there before"
             found = []
-            for frame in range(count if most is None else min(count, most)):
+            for frame in range(first, count if most is None else min(count, first + most)):
                 if count > 1:
                     picture.seek(frame)
                 _check(picture, packed, limit)
@@ -116,26 +122,26 @@ def read_frames(
     except Image.DecompressionBombError:
         return f"more pixels than the limit of {MAX_PIXELS:,}"
     except Exception as error:  # decoders raise a dozen types for damaged files; one bad file must not end the run
-        if isinstance(error, TooMuch):
+        if isinstance(error, Refused):
             return str(error)
         return f"damaged ({first_line(error)})"
 
 
-class TooMuch(ValueError):
-    """A picture that takes more memory than it may."""
+class Refused(ValueError):
+    """A picture that is not damaged, and yet is not read."""
 
 
 def _check(picture, packed: int | None, limit: Limit):
     pixels = picture.width * picture.height
     if pixels > MAX_PIXELS:
-        raise TooMuch(f"{picture.width} x {picture.height} pixels, above the limit of {MAX_PIXELS:,}")
+        raise Refused(f"{picture.width} x {picture.height} pixels, above the limit of {MAX_PIXELS:,}")
     try:
         what = f"{picture.width} x {picture.height} pixels"
         limit.check(pixels * BYTES, what)
         if packed is not None:
             limit.check_unfolding(pixels * len(picture.getbands()), packed, what)
     except ValueError as error:
-        raise TooMuch(str(error)) from None
+        raise Refused(str(error)) from None
 
 
 def _packed(source) -> int | None:
@@ -176,6 +182,8 @@ def _deep_grey(picture, top):
     if "transparency" in picture.info:
         raise ValueError("16-bit grey with a transparent grey value is not supported")
     values = np.asarray(picture)
+    if top is None and values.dtype.kind != "f":
+        raise Refused("grey of more than 8 bits, and nobody has said how many count: bits=16, say")
     top = 1 if values.dtype.kind == "f" else top
     if not (values.min() >= 0 and values.max() <= top):
         raise ValueError(f"grey values run from {values.min()} to {values.max()}, expected 0 .. {top}")

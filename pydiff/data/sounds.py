@@ -100,7 +100,7 @@ def load_sounds(
     Files with the suffix of a sound that cannot be read, or hold silence alone, are skipped and listed.
     ValueError if no sound is left, or if more than half are broken.
     """
-    from pydiff.data.folder import find_files
+    from pydiff.data.listing import find_files
 
     check_sound(rate, seconds, channels)
     paths, _, skipped = find_files(root, SUFFIXES)
@@ -152,7 +152,7 @@ def load_files(
 
 def holds_sounds(root: Path) -> bool:
     """Whether a folder holds more sounds than pictures: an album with its cover is one of sounds."""
-    from pydiff.data.folder import find_files
+    from pydiff.data.listing import find_files
     from pydiff.data.picture import SUFFIXES as PICTURES
 
     if not root.is_dir():

@@ -28,6 +28,7 @@ TREES = [
     Kind("MNIST's IDX files", idx.holds_idx, idx.load_idx),
     Kind("CIFAR's batches", cifar.holds_cifar, cifar.load_cifar),
     Kind(".parquet files", parquet.holds_parquet, parquet.load_parquet),
+    Kind("archives", archives.holds_archives, archives.load_archives),
     Kind("pictures", lambda _: True, folder.load_folder),
 ]
 # How the name of a file ends -> its reader.

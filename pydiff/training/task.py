@@ -61,8 +61,9 @@ class Task:
         The batch may have been computed in parts, by several processes: what changes here must follow from `seen`.
         """
 
-    def waited(self) -> float | None:
-        """Seconds spent so far on waiting for data, for the log; None where nothing is waited for."""
+    @property
+    def stream(self):
+        """What decodes samples when they are needed (data.stream.StreamedImages); None if all are in memory."""
         return None
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
@@ -178,9 +179,10 @@ class DiffusionTask(Task):
         if self.history is not None:
             self.history.update(**seen)
 
-    def waited(self):
-        """Seconds, where the pictures are decoded when they are needed."""
-        return self.dataset.waited
+    @property
+    def stream(self):
+        """Of the data set."""
+        return self.dataset.stream
 
     def state(self):
         """The losses seen, where the draw of t goes by them."""
