@@ -214,63 +214,8 @@ class PackedTar(Members):
         return self.contents[number]
 
 
-<<<<<<< HEAD
-def _hold(files, skipped, name, read, size, room):
-    path = _proper(name)
-    if path is None:
-        skipped.append((printable(name), "its name leads out of the archive"))
-        return
-    if path in files:
-        skipped.append((printable(name), "there twice, the first is taken"))
-        return
-    room.take(size)
-    data = read()
-    if len(data) != size:
-        raise ValueError(f"{name!a:.80} has {len(data):,} bytes, and {size:,} are promised")
-    files[path] = Held(data)
-
-
-def _read_zip(path, files, skipped, room):
-    import zipfile
-
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if info.is_dir():
-                continue
-            if info.flag_bits & 1:
-                skipped.append((printable(info.filename), "encrypted"))
-                continue
-
-            def read(info=info):
-                with archive.open(info) as stream:
-                    return stream.read(info.file_size + 1)
-
-            _hold(files, skipped, info.filename, read, info.file_size, room)
-
-
-def _read_tar(path, files, skipped, room):
-    import tarfile
-
-    with (
-        open(path, "rb") as raw,
-        _unpacked(raw) as stream,
-        tarfile.open(fileobj=_Counted(stream, room), mode="r|") as archive,  # pyright: ignore[reportCallIssue, reportArgumentType]
-    ):
-        for info in archive:
-            if not info.isdir() and not info.isreg():
-                skipped.append((printable(info.name), "no regular file in the archive"))
-            elif info.isreg():
-                member = archive.extractfile(info)
-                _hold(files, skipped, info.name, lambda m=member, n=info.size: m.read(n + 1), info.size, room)
-            archive.members = []  # or it would remember them all
-
-
-def _unpacked(raw):
-    """What is packed by gzip, bzip2 or xz, whatever the file is called."""
-=======
 def _packing(path):
     """How what gzip, bzip2 or xz packed is opened, whatever the file is called; None for all others."""
->>>>>>> main
     import bz2
     import gzip
     import lzma

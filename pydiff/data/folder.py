@@ -4,11 +4,7 @@ skips what is broken.
 
 import os
 import warnings
-<<<<<<< HEAD
-from collections.abc import Set
-=======
 from collections import Counter
->>>>>>> main
 from functools import partial
 from typing import NamedTuple
 
@@ -124,64 +120,6 @@ def read_pictures(where, sources: dict, asked: Asked, skipped: list[tuple[str, s
     return list(pictures), images, notes + channel_notes
 
 
-<<<<<<< HEAD
-def find_files(root, suffixes: Set[str] = SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """(files, texts, skipped) of `files_in`, for those with other suffixes."""
-    return files_in(root, suffixes)[:3]
-
-
-def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
-    """What is below `root`, a folder or an archive; pictures are files with these suffixes. Hidden files and folders of
-    thumbnails are left out.
-
-    Follows links to folders, but enters each folder once, so that a loop of links ends.
-    """
-    paths, skipped = root.paths() if hasattr(root, "paths") else _walk(root)
-    suffixes = SUFFIXES | readable()[0] if suffixes is SUFFIXES else suffixes
-    pictures, texts, others, thumbnails = [], [], [], 0
-    for path in paths:
-        *folders, name = path.split("/")
-        suffix = os.path.splitext(name)[1].lower()
-        if any(part.startswith(".") for part in (*folders, name)):
-            continue
-        if any(folder.lower() in FOLDERS for folder in folders):
-            thumbnails += suffix in suffixes
-        elif suffix in suffixes:
-            pictures.append(path)
-        elif name.lower() in words.METADATA or suffix == ".txt":
-            texts.append(path)
-        elif name.lower() not in ("thumbs.db", "desktop.ini"):
-            others.append(path)
-    stems = {os.path.splitext(path)[0] for path in pictures}
-    whole = [path for path in pictures if not is_thumbnail(path, stems)]
-    thumbnails += len(pictures) - len(whole)
-    return Found(*(sorted(p, key=lambda path: path.split("/")) for p in (whole, texts)), skipped, others, thumbnails)  # pyright: ignore[reportCallIssue]
-
-
-def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """(paths of all files below a folder, (path, reason) of folders that cannot be listed)."""
-    paths, skipped, entered, waiting = [], [], set(), [""]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            status = os.stat(root / folder)
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            names = sorted(os.listdir(root / folder), reverse=True)  # popped from the end: first name first
-        except OSError as error:
-            skipped.append((printable(folder) or ".", f"folder cannot be listed ({error.strerror})"))
-            continue
-        for name in names:
-            path = f"{folder}/{name}" if folder else name
-            if name.startswith(".") or name == "__MACOSX":  # hidden, or the droppings of an archiver
-                continue
-            (waiting if os.path.isdir(root / path) else paths).append(path)
-    return paths, skipped
-
-
-=======
->>>>>>> main
 def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
     """The usable pictures by name, their size and notes; adds the others to `skipped`."""
     looks = dict(zip(sources, each(partial(look, limit=asked.limit), sources, "looking"), strict=True))
