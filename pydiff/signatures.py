@@ -45,23 +45,52 @@ class Methods:
     def __array__(self, *_arguments: Any, **_options: Any) -> Any: ...
 
     # Element by element.
-    def abs(self) -> Any: ...
-    def exp(self) -> Any: ...
-    def log(self) -> Any: ...
-    def sqrt(self) -> Any: ...
-    def clip(self, low: Any, high: Any) -> Any: ...
+    def abs(self) -> Any:
+        """The absolute value of every element."""
+
+    def exp(self) -> Any:
+        """e to the power of every element."""
+
+    def log(self) -> Any:
+        """The natural logarithm of every element."""
+
+    def sqrt(self) -> Any:
+        """The square root of every element."""
+
+    def clip(self, low: Any, high: Any) -> Any:
+        """Every element, cut off to [low, high]."""
 
     # Along axes.
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> Any: ...
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> Any: ...
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Any: ...
-    def min(self, axis: Axis = None, keepdims: bool = False) -> Any: ...
-    def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Any: ...
-    def std(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Any: ...
-    def argmax(self, axis: int | None = None) -> Any: ...
-    def argmin(self, axis: int | None = None) -> Any: ...
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The sum along axes, or of everything."""
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The mean along axes, or of everything."""
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The largest element along axes, or of all."""
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The smallest element along axes, or of all."""
+
+    def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Any:
+        """The variance along axes; ddof is taken from the count."""
+
+    def std(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Any:
+        """The square root of the variance."""
+
+    def argmax(self, axis: int | None = None) -> Any:
+        """The index of the largest element: an array, no Tensor."""
+
+    def argmin(self, axis: int | None = None) -> Any:
+        """The index of the smallest element: an array, no Tensor."""
 
     # Of shape.
-    def flatten(self) -> Any: ...
-    def reshape(self, *shape: Any, **named: Any) -> Any: ...
-    def transpose(self, *axes: Any, **named: Any) -> Any: ...
+    def flatten(self) -> Any:
+        """All elements in one row."""
+
+    def reshape(self, *shape: Any, **named: Any) -> Any:
+        """The same elements in another shape, given as numbers or as a tuple."""
+
+    def transpose(self, *axes: Any, **named: Any) -> Any:
+        """The axes in another order; reversed if none is given."""
