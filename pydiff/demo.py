@@ -14,6 +14,7 @@ import numpy as np
 
 from pydiff import trained
 from pydiff.data import load as load_data
+from pydiff.printed import typed
 from pydiff.report.acts import Moment, section
 from pydiff.report.grid import grid, save_png
 from pydiff.report.terminal import show
@@ -63,7 +64,7 @@ def demo(out, options, device="cpu", page_steps=None, say=print):
     try:
         return own.report(steps=page_steps, n=PAGE_SAMPLES, opening=opening)
     except KeyboardInterrupt:
-        left = f"the model is in {out / 'model'}, and pydiff report {out} writes its page"
+        left = f"the model is in {out / 'model'}, and pydiff report {typed(out)} writes its page"
         raise KeyboardInterrupt(f"stopped; {left}") from None
 
 

@@ -8,7 +8,8 @@ import re
 
 import numpy as np
 
-from pydiff.data.dataset import plural, printable
+from pydiff.data.dataset import plural
+from pydiff.printed import printable
 
 _SPLIT = re.compile(
     r"(?:(?P<train>train|training)|(?P<val>val|valid|validation|dev|eval)|(?P<test>test|testing))"

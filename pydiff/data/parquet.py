@@ -9,10 +9,11 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
-from pydiff.data.dataset import Dataset, first_line, plural, printable
+from pydiff.data.dataset import Dataset, plural
 from pydiff.data.folder import path_of, read_pictures
 from pydiff.data.limits import GIB
 from pydiff.data.listing import Found, files_in, in_order
+from pydiff.printed import first_line, printable
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 

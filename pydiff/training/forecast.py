@@ -161,6 +161,7 @@ def pace(trainer, steps=3) -> float | None:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in words: "2.4 minutes"."""
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
