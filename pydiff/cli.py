@@ -405,14 +405,17 @@ class Segment:
     def run(self):
         from pydiff import segment
         from pydiff.data.masks import load_masked
+        from pydiff.training.distributed import is_first
 
         data = load_masked(self.data, self.size)
-        say(data.summary())
+        if is_first():
+            say(data.summary())
         names = ("steps", "batch_size", "lr", "dice", "mirror", "seed", "device")
         result = segment.train(data, out=self.out.expanduser(), **{name: getattr(self, name) for name in names})
         own, other = (result.scores[name]["mean iou"] for name in ("network", "threshold"))
         held = f"on {len(result.held_out)} held-out images"
-        say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
+        if result.page is not None:  # this is the first process
+            say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
 
 
 @dataclass

@@ -64,7 +64,7 @@ class Task:
     @property
     def stream(self):
         """What decodes samples when they are needed (data.stream.StreamedImages); None if all are in memory."""
-        return None
+        return getattr(getattr(self, "dataset", None), "stream", None)
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Arrays, besides the optimiser's, that change in training: {group: {name: array}}, to be written into."""
@@ -178,11 +178,6 @@ class DiffusionTask(Task):
         """Takes note of the losses where the draw of t goes by them."""
         if self.history is not None:
             self.history.update(**seen)
-
-    @property
-    def stream(self):
-        """Of the data set."""
-        return self.dataset.stream
 
     def state(self):
         """The losses seen, where the draw of t goes by them."""
