@@ -85,6 +85,12 @@ class Methods:
     def argmin(self, axis: int | None = None) -> Any:
         """The index of the smallest element: an array, no Tensor."""
 
+    def dot(self, y: Any) -> Any:
+        """The matrix product, as NumPy has it."""
+
+    def matmul(self, y: Any) -> Any:
+        """The matrix product, as NumPy has it."""
+
     # Of shape.
     def flatten(self) -> Any:
         """All elements in one row."""
