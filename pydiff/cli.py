@@ -8,38 +8,49 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
-from pydiff.backend import DEVICES
-from pydiff.diffusion.path import ALL_SPACINGS
-from pydiff.diffusion.samplers import SAMPLERS
-from pydiff.training import Options
+from pydiff.printed import printable, typed
+from pydiff.training import Options, ReadingOptions
 
-Device = Literal[DEVICES]
+# Written out for type checkers and editors; tests/test_types.py compares them with the tables.
+Device: TypeAlias = Literal["cpu", "cuda", "simt"]
+Sampler: TypeAlias = Literal[
+    "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpm2", "lms", "pndm", "deis", "dpm_solver",
+    "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "flow_euler", "flow_heun", "adaptive",
+]  # fmt: skip
+Spacing: TypeAlias = Literal["leading", "linspace", "trailing", "leading_stride", "karras", "exponential", "continuous"]
 DESCRIPTION = "Diffusion models from scratch: train on your pictures, draw, edit, look at what was learned."
 
 
 @dataclass
 class Demo:
-    """Train on handwritten digits on this machine (about a minute), then draw, film and explain what happened."""
+    """Draw digits at once with the model that comes with pydiff, then train one on this machine and explain it all.
 
-    out: Path = Path("demo")
-    """Folder for samples.png, film, report.html and model/. The same command again goes on where it stopped."""
+    How long that takes here is said beforehand. Ctrl-C leaves what there is; the same command goes on.
+    """
+
+    out: Path | None = None
+    """Folder for shipped.png, samples.png, film, report.html and model/; left out, demo, or demo-quick."""
+    quick: bool = False
+    """Within a minute: fewer steps of training and a shorter film, for digits that are not as good."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
-    training: Options = field(default_factory=lambda: Options(steps=2500, lr=2e-3))
+    training: Options = field(default_factory=lambda: Options(steps=1500, lr=2e-3, conditional=True, sample_every=250))
 
     def run(self):
+        from pydiff.demo import demo
+
         announce()
-        self.out = self.out.expanduser()
-        run = train_command("digits", self.out, self.training, self.device)
-        say(f"writing {self.out / 'report.html'}")
-        page = run.report(steps=run.process.schedule.T)  # every step, as in the lecture
-        show(run)
-        say(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
-        say(f"model     {self.out / 'model'}   (pydiff sample {self.out} -n 64)")
+        training, out = self.training, self.out or Path("demo-quick" if self.quick else "demo")
+        if self.quick:
+            training = replace(training, steps=min(training.steps, 500), sample_every=100)
+        page = demo(out, training, self.device, 250 if self.quick else None, say)
+        folder = page.parent
+        say(f"images    {folder / 'shipped.png'}, {folder / 'samples.png'}\nfilm      {next(folder.glob('film.*'))}")
+        say(f"page      {page}\nmodel     {folder / 'model'}   (pydiff sample {typed(folder)} -n 64)")
 
 
 @dataclass
@@ -96,7 +107,8 @@ class Train:
         run = train_command(self.data, self.out, training, self.device, images=self.images, latent=self.latent)
         if is_first():
             show(run)
-            say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+            shown = typed(self.out)
+            say(f"model in {self.out / 'model'}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
 
     def run_classifier(self, options):
         """The same for a classifier."""
@@ -120,8 +132,8 @@ class Train:
         run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
         show(run)
         say(
-            f"autoencoder in {self.out / 'model'}; next: pydiff report {self.out}, "
-            f"pydiff train {self.data} --latent {self.out} --out {self.out}-diffusion"
+            f"autoencoder in {self.out / 'model'}; next: pydiff report {typed(self.out)}, "
+            f"pydiff train {typed(self.data)} --latent {typed(self.out)} --out {typed(f'{self.out}-diffusion')}"
         )
 
 
@@ -143,12 +155,12 @@ class Sample:
     out: Path | None = None
     """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
     file each, which several processes can fill; left out, samples.png, or the folder samples for sounds."""
-    sampler: Literal[tuple(SAMPLERS)] | None = None
+    sampler: Sampler | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
     steps: int | None = None
     """Steps of the way back; left out, 50 or what suits the model's own scheduler."""
-    spacing: Literal[ALL_SPACINGS] | None = None
+    spacing: Spacing | None = None
     """Which noise levels the steps visit; left out, trailing."""
     seed: int = 0
     """Picture i depends on the seed and i alone."""
@@ -170,6 +182,8 @@ class Sample:
     """White where that image shall be drawn anew, black where it is kept."""
     strength: float | None = None
     """How far from the image, 0 to 1; left out, 0.5, or 1 with a mask."""
+    limit: float | None = None
+    """GiB of memory that reading the image may take; left out, 4."""
     embedding: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A file with a word of one's own (textual inversion), for Stable Diffusion; may be given several times."""
     interval: tuple[float, float] | None = None
@@ -227,6 +241,9 @@ class Sample:
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
+        for name in ("strength", "limit"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for a given image; leave it out, or give one, --image")
         order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
         done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
@@ -246,10 +263,11 @@ class Sample:
         from pydiff.drawing import check_place
         from pydiff.report.files import save_samples
 
-        unused = {"interval": None, "rescale": 0.0, "threshold": None, "eta": 0.0, "spacing": None}
+        unused = {"interval": None, "rescale": 0.0, "threshold": None, "eta": 0.0, "spacing": None, "clip": True}
         for name, value in unused.items():
             if getattr(self, name) != value:
-                raise ValueError(f"--{name} is for images without a given one; leave it out, or --image")
+                flag = "no-clip" if name == "clip" else name
+                raise ValueError(f"--{flag} is for images without a given one; leave it out, or --image")
         if self.image is None:
             raise ValueError("a mask says where an image is to be drawn anew; give that too, --image")
         if self.mask is not None and self.sampler is not None:
@@ -257,7 +275,7 @@ class Sample:
         check_place(out, run.codec)
         *size, channels = run.codec.image_shape
         own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion draws images of any size
-        image = image_from(self.image, None if own else size, channels)
+        image = image_from(self.image, None if own else size, channels, self.limit)
         numbers = np.tile(np.arange(n), len(prompts or [""]))
         guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
         chosen = {
@@ -275,7 +293,7 @@ class Sample:
         if self.mask is None:
             made = run.image_to_image(images, **chosen)
         else:
-            made = run.inpaint(images, mask_from(self.mask, image.shape[:2]), **chosen)
+            made = run.inpaint(images, mask_from(self.mask, image.shape[:2], self.limit), **chosen)
         said = {"Software": "pydiff", "seed": self.seed, "guidance": guidance, "image": self.image.name}
         said |= {"strength": self.strength, "negative_prompt": self.negative_prompt, "label": self.label}
         said = {name: str(value) for name, value in said.items() if value is not None}
@@ -331,36 +349,14 @@ class Data:
     data: str
     """digits, emoji, faces, fashion, tones, a folder of pictures or sounds, an archive of pictures, an .npz, .npy or
     .parquet file, or files of MNIST or CIFAR."""
-    size: int | tuple[int, int] | None = None
-    """Side length to resize to, or height and width."""
-    image_channels: int | None = None
-    """1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
-    layout: Literal["NHWC", "NCHW", "NHW"] | None = None
-    """How the axes of an array are to be read; left out, by their lengths."""
-    pages: Literal["first", "all"] | None = None
-    """Which pages or frames of files that hold several; left out, the first."""
-    split: Literal["train", "val", "test", "all"] | None = None
-    """Which part of data that come in several; left out, train."""
-    bits: int | None = None
-    """How many bits of grey deeper than 8 bits are used; left out, as few as hold the values."""
-    limit: float | None = None
-    """GiB of memory that the data may take; left out, 4."""
-    rate: int | None = None
-    """Of sounds: samples a second."""
-    seconds: float | None = None
-    """Of sounds: how long each is made."""
-    frames: int | None = None
-    """Of clips: frames of each; a folder is then read for its clips."""
-    frame_rate: float | None = None
-    """Of clips: frames a second."""
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
 
     def run(self):
         from pydiff.data import describe, load
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
-        from pydiff.training import reading
 
-        dataset = load(self.data, **reading(vars(self)))
+        dataset = load(self.data, **self.reading.reading())
         say(describe(dataset))
         first = dataset.codec.show(dataset.samples(range(min(16, len(dataset)))))
         say(picture(grid(first, columns=8, scale=1)), picture=True)
@@ -409,14 +405,17 @@ class Segment:
     def run(self):
         from pydiff import segment
         from pydiff.data.masks import load_masked
+        from pydiff.training.distributed import is_first
 
         data = load_masked(self.data, self.size)
-        say(data.summary())
+        if is_first():
+            say(data.summary())
         names = ("steps", "batch_size", "lr", "dice", "mirror", "seed", "device")
         result = segment.train(data, out=self.out.expanduser(), **{name: getattr(self, name) for name in names})
         own, other = (result.scores[name]["mean iou"] for name in ("network", "threshold"))
         held = f"on {len(result.held_out)} held-out images"
-        say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
+        if result.page is not None:  # this is the first process
+            say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
 
 
 @dataclass
@@ -566,8 +565,6 @@ def say(*lines, to="stdout", picture=False):
 
 def tame(lines):
     """Text with everything in it written out that would do something to a terminal, but for ends of lines."""
-    from pydiff.data.dataset import printable
-
     return "\n".join(map(printable, str(lines).split("\n")))
 
 

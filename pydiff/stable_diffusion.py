@@ -6,6 +6,7 @@ a hole beside x (inpainting models), and memory, which is predicted before it is
 """
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,6 @@ class StableDiffusion(Pipeline):
     """
 
     batch_size, edits_by_scheduler = 1, True
-    kept_elsewhere = "a model of Stable Diffusion is not written anew; keep the folder or file that it was opened from"
 
     def __init__(self, model, process, codec: Latents, conditioning, *, few_steps=False, low_memory=False, **kind):
         super().__init__(model, process, codec, conditioning, **kind)
@@ -43,7 +43,7 @@ class StableDiffusion(Pipeline):
         for network in (model, codec.autoencoder, conditioning.encoder.network):
             deferred.keep(network, not low_memory)
 
-    def sample_states(self, n=16, *args, **more):
+    def sample_states(self, n: Any = 16, *args, **more):
         """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in, MemoryError before there
         is none left.
         """

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from pydiff.data.asked import Asked
-from pydiff.data.dataset import Dataset, first_line, printable
+from pydiff.data.dataset import Dataset
 from pydiff.data.limits import Limit
 from pydiff.data.listing import Found, files_in, in_order
 from pydiff.data.members import Members, TarMembers, ZipMembers
+from pydiff.printed import first_line, printable
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 SUFFIXES = (".zip", ".tar", *PACKED)
@@ -46,7 +47,9 @@ class Archive:
         return str(self.path)
 
     def __truediv__(self, path: str) -> Held:
-        return Held(self.members.read(self.members.numbers[path]))
+        number = self.members.numbers[path]
+        self.limit.check(self.members.sizes[number], printable(path))
+        return Held(self.members.read(number))
 
     def paths(self) -> tuple[list[str], list[tuple[str, str]]]:
         """(all paths, what was skipped), as a folder gives them."""

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydiff.data.dataset import first_line, plural, printable, some
+from pydiff.data.dataset import plural, some
+from pydiff.printed import first_line, printable
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 BESIDE = (".json", ".cls")  # besides .txt

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Dataset:
     """
 
     name: str
-    images: np.ndarray
+    images: Any  # ndarray, or StreamedImages
     labels: np.ndarray | None = None
     classes: list[str] | None = None
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
@@ -273,21 +274,6 @@ class Dataset:
         return indices.astype(np.int64)
 
 
-def printable(path: str) -> str:
-    """File names need not be valid text, nor one line; this form can be printed and stored anywhere."""
-    try:
-        text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character that stands for no byte: not from a file system
-        text = path.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of others says, in one short line that can be printed."""
-    lines = str(error).splitlines()
-    return printable(lines[0][:160]) if lines and lines[0] else type(error).__name__
-
-
 def some(items: Sequence[str], separator: str, shown: int) -> str:
     """The first of these, and how many more there are."""
     rest = [f"and {len(items) - shown:,} more"] if len(items) > shown else []
@@ -315,7 +301,7 @@ def _checked_images(images) -> np.ndarray:
     return images
 
 
-def _checked_labels(labels, n: int, classes: list[str]) -> np.ndarray:
+def _checked_labels(labels, n: int, classes) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}, expected integers of shape ({n},)")

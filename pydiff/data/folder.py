@@ -13,11 +13,12 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, divided, natural, renumbered
-from pydiff.data.dataset import Dataset, first_line, plural, printable
+from pydiff.data.dataset import Dataset, plural
 from pydiff.data.listing import Found, files_in
 from pydiff.data.picture import Picture, look, read_frames
 from pydiff.data.pixels import check_room, to_channels
 from pydiff.data.unreadable import notes_on
+from pydiff.printed import first_line, printable
 
 THREADS = min(4, os.cpu_count() or 1)  # decoders run outside the interpreter lock; each may hold one large picture
 LARGEST_UNASKED = 256  # a common size above this is reduced unless size= asks for it
@@ -123,7 +124,7 @@ def read_pictures(where, sources: dict, asked: Asked, skipped: list[tuple[str, s
 def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
     """The usable pictures by name, their size and notes; adds the others to `skipped`."""
     looks = dict(zip(sources, each(partial(look, limit=asked.limit), sources, "looking"), strict=True))
-    top, deep_notes = _depth([found.top for found in looks.values() if found and found.top], asked.bits)
+    top, deep_notes = read_depth([found.top for found in looks.values() if found and found.top], asked.bits)
     several = {name: found.frames for name, found in looks.items() if found and found.frames > 1}
     most = None if asked.pages == "all" else 1
     notes: list[str] = []
@@ -150,6 +151,8 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, i
         sources = {path: source for path, source in sources.items() if not isinstance(results[path], str)}
         target = better
     notes += deep_notes
+    if deep := sum(found.deep_colour for found in looks.values() if found):
+        notes.append(f"{plural(deep, 'picture')} with colours of more than 8 bits a channel reduced to 8 bits")
     if asked.size and (other := sum(picture.size != target for picture in pictures.values())):
         notes.append(f"{plural(other, 'picture')} of another size resized and cropped to {target[0]} x {target[1]}")
     if several:
@@ -159,7 +162,7 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, i
     return pictures, target, notes
 
 
-def _depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
+def read_depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
     """(what white is in grey deeper than 8 bits, a note): the fewest bits that hold the largest value of them all."""
     if not tops:
         return 65535, []

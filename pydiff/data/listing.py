@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydiff.data.captions import BESIDE, METADATA
-from pydiff.data.dataset import printable
 from pydiff.data.picture import SUFFIXES
 from pydiff.data.unreadable import FOLDERS, THUMBNAIL, is_thumbnail, readable
+from pydiff.printed import printable
 
 DROPPINGS = ("thumbs.db", "desktop.ini")
 

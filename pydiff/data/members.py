@@ -16,7 +16,7 @@ import zlib
 from array import array
 from pathlib import Path
 
-from pydiff.data.dataset import first_line, printable
+from pydiff.printed import first_line, printable
 
 BLOCK = 512  # a .tar file consists of such
 END, DIRECTORY, MEMBER = struct.Struct("<4s4H2LH"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")

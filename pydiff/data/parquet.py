@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
-from pydiff.data.dataset import Dataset, first_line, plural, printable
+from pydiff.data.dataset import Dataset, plural
 from pydiff.data.folder import path_of, read_pictures
 from pydiff.data.limits import GIB
 from pydiff.data.listing import Found, files_in, in_order
+from pydiff.printed import first_line, printable
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 
@@ -45,7 +47,7 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     try:
         unpacked = sum(_unpacked(pq.ParquetFile(file).metadata) for file in files)
         fits = unpacked <= asked.limit.gib * GIB
-        table = arrow.concat_tables([pq.read_table(file) for file in files]) if fits else None
+        table: Any = arrow.concat_tables([pq.read_table(file) for file in files]) if fits else None
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{where} cannot be read ({first_line(error)}); download it again") from error
     asked.limit.check(max(unpacked, packed), where)

@@ -12,7 +12,6 @@ from pydiff.data.archives import archives_among, is_archive, open_archive, open_
 from pydiff.data.asked import Asked
 from pydiff.data.classes import divided
 from pydiff.data.clip_files import FILMS
-from pydiff.data.dataset import first_line, printable
 from pydiff.data.folder import FRAME, Said, path_of, said_of
 from pydiff.data.listing import Found, files_in
 from pydiff.data.parquet import IMAGE_COLUMNS, column_of, parquets_among, said_in
@@ -20,6 +19,7 @@ from pydiff.data.picture import look
 from pydiff.data.sounds import SUFFIXES as SOUNDS
 from pydiff.data.sources import TREES
 from pydiff.data.unreadable import notes_on
+from pydiff.printed import first_line, printable
 
 
 class Places:
@@ -89,7 +89,7 @@ class Rows(Places):
 
     KEPT = 4
 
-    def __init__(self, path, files):
+    def __init__(self, path, files, limit):
         try:
             import pyarrow as arrow
             import pyarrow.parquet as pq
@@ -105,6 +105,9 @@ class Rows(Places):
                 ) from error
             facts = self.opened[-1].metadata
             rows = [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
+            largest = max((facts.row_group(group).total_byte_size for group in range(len(rows))), default=0)
+            what = f"{self.KEPT} groups of rows of {printable(str(file))}, as many as are kept,"
+            limit.check(self.KEPT * largest, what)
             self.at += [(number, group, inside) for group, count in enumerate(rows) for inside in range(count)]
             sizes += [os.stat(file).st_size] * sum(rows)
         columns = self.opened[0].schema_arrow.names
@@ -168,7 +171,7 @@ def _rows(path, files, asked):
     if asked.split is not None or asked.pages == "all":
         what = "split is for folders called train, val and test" if asked.split else "pages is for files of images"
         raise ValueError(f"{what}, and {printable(str(path))} holds rows of parquet files; leave it out")
-    return Rows(path, files)
+    return Rows(path, files, asked.limit)
 
 
 def _only_pictures(root, found: Found) -> Found:

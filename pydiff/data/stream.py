@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.data.asked import NOTHING_ASKED, Asked
-from pydiff.data.dataset import Dataset, first_line, plural, printable
+from pydiff.data.asked import BITS, NOTHING_ASKED, Asked
+from pydiff.data.dataset import Dataset, plural
 from pydiff.data.folder import LARGEST_UNASKED
 from pydiff.data.picture import Look, Picture, look, read_picture
 from pydiff.data.pixels import to_channels
 from pydiff.data.places import places_of
+from pydiff.printed import first_line, printable
 
 THREADS = min(4, os.cpu_count() or 1)
 LOOKED_AT = 64  # images that are decoded at the start, and whose contents are in the fingerprint
@@ -175,13 +176,15 @@ def load_streamed(path: Path, cache_gb: float, asked: Asked = NOTHING_ASKED) -> 
     deep grey needs its bits. ValueError, in one sentence, for data that cannot be used so.
     """
     where = printable(str(path))
-    if asked.layout is not None:
-        raise ValueError(f"layout is for arrays, and {where} holds images; leave it out")
+    asked.only(where, "pages", "split", "bits")
     places = places_of(path, asked)
     looked = spread(np.arange(len(places)))
     headers = [_header(places, number, asked.limit) for number in looked]
     if asked.bits is None and (deep := max((seen.top for seen in headers if seen), default=0)):
-        raise ValueError(f"{where} holds grey levels up to {deep}; streamed data need bits, for example bits=16")
+        fit = next((n for n in BITS if deep < 2**n), 16)
+        raise ValueError(
+            f"{where} holds grey levels up to {deep}; streamed data need bits, for example bits={fit} (--bits {fit})"
+        )
     asked = asked._replace(size=asked.size or _common_size(headers, where))
     found = [decoded(places, number, asked) for number in looked]
     broken = [(places.names[n], reason) for n, reason in zip(looked, found, strict=True) if isinstance(reason, str)]
@@ -197,6 +200,10 @@ def load_streamed(path: Path, cache_gb: float, asked: Asked = NOTHING_ASKED) -> 
         f"streamed: at most {cache_gb:g} GB of decoded pictures are kept; size and channels were read from "
         f"{plural(len(looked), 'picture')}, and a resumed run compares names, lengths and the contents of those"
     ]
+    if any(seen.deep_colour for seen in headers if seen):
+        notes.append("some pictures have colours of more than 8 bits a channel, which are reduced to 8 bits")
+    if asked.pages != "all" and any(seen.frames > 1 for seen in headers if seen):
+        notes.append("of files with several pages or frames the first is taken (pages='all' takes all)")
     said = places.said()
     skipped = sorted(places.skipped + said.skipped)
     images = StreamedImages(places, asked, cache_gb * GB)

@@ -6,7 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
-from pydiff.data.dataset import plural, printable, some
+from pydiff.data.dataset import plural, some
+from pydiff.printed import printable
 
 # Suffix -> what to do. Where a library is named, pictures are read as soon as it is installed.
 LIBRARIES = {"heic": "pillow-heif", "heif": "pillow-heif", "hif": "pillow-heif", "jxl": "pillow-jxl-plugin"}

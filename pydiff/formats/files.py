@@ -1,6 +1,7 @@
 """Files of unknown origin, read by plain reads: nothing is mapped, followed into a pipe, or allocated on its word."""
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -108,5 +109,15 @@ def disk(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"Could not {action}: {reason}; check the disk.") from error
+        raise CheckpointError(f"Could not {action}: {error.strerror or error}; {advice_on(error)}.") from error
+
+
+def advice_on(error: OSError) -> str:
+    """What to do about an error of the operating system, in a few words."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return "something else has this name, choose another"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "change its permissions, or choose another place"
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP, errno.EINVAL):
+        return "choose another place"
+    return "check the disk"

@@ -341,7 +341,7 @@ def test_what_cannot_be_streamed_is_refused_in_one_sentence(make, message, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "NHWC"}, "layout is for arrays"),
+        ({"layout": "NHWC"}, "layout='NHWC' is for arrays"),
         ({"frames": 4}, "frames and frame_rate are for clips"),
         ({"rate": 8000}, "cache_gb is for pictures"),
         ({"split": "val"}, "no folders called train, val or test"),
@@ -367,7 +367,7 @@ def test_what_is_no_data_for_a_stream_is_refused_in_one_sentence(tmp_path):
         pass
     (places["rows"] / "a.parquet").write_bytes(b"x")
     for name, message, options in (
-        ("deep", "holds grey levels up to 3882; streamed data need bits, for example bits=16", {}),
+        ("deep", "holds grey levels up to 3882; streamed data need bits, for example bits=12", {}),
         ("sounds", "holds sounds, and cache_gb is for images", {}),
         ("films", "holds films, and cache_gb is for images", {}),
         ("digits", "holds MNIST's IDX files, which are read as a whole; leave cache_gb out", {}),
