@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pydiff.backend import DEVICES
+from pydiff.data.dataset import plural
 from pydiff.diffusion.path import ALL_SPACINGS
 from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.printed import printable, typed
@@ -75,6 +76,8 @@ class Train:
         from pydiff.training.distributed import is_first
 
         announce()
+        if self.accumulate is not None and self.accumulate < 0:
+            raise ValueError(f"accumulate must be a whole number of at least 0, got {self.accumulate}")
         training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
         if self.dry_run and (self.model != "unet" or self.latent is not None):
             raise ValueError(
@@ -243,7 +246,7 @@ class Sample:
             kind += f" (number {number} inside)" if run.conditioning.named_by_numbers else ""
         kept = f", {done.kept} of them from before" if done.kept else ""
         if group.first:
-            say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
+            say(f"{plural(done.wanted, run.codec.noun)}{kind} in {out}{kept}")
 
     def redraw(self, run, out, n, prompts):
         """Draws anew from the image that is given, n of each prompt."""
@@ -288,7 +291,7 @@ class Sample:
         said |= {"strength": self.strength, "negative_prompt": self.negative_prompt, "label": self.label}
         said = {name: str(value) for name, value in said.items() if value is not None}
         save_samples(out, made, run.codec, n, prompts, said)
-        say(f"{len(made)} {run.codec.noun}s in {out}")
+        say(f"{plural(len(made), run.codec.noun)} in {out}")
 
 
 @dataclass
