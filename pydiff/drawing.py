@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff.codecs import Frames
-from pydiff.formats.files import disk
+from pydiff.formats.files import advice_on
 from pydiff.printed import printable
 from pydiff.report import files
 from pydiff.report.grid import save_png
@@ -235,7 +235,10 @@ def check_place(out: Path, codec):
     folder = out if out.suffix == "" else out.parent
     if folder is not out and out.is_dir():
         raise ValueError(f"{printable(str(out))} is a folder, and would have to be a file of that name; choose another")
-    with disk(f"write into {printable(str(folder))}"):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass  # it can be written to
+    except OSError as error:
+        where = printable(str(folder))
+        raise ValueError(f"Could not write into {where}: {error.strerror}; {advice_on(error)}") from error

@@ -225,7 +225,7 @@ MAY_IMPORT = {
     "report.looks": "backend arrays ops tensor",
     "report": "arrays random codec codecs sound data store text",
     "report.words": "arrays backend report",
-    "drawing": "codecs report sound store",
+    "drawing": "codecs formats.files printed report sound store",
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen",
     "autoencoding": "backend data latent_space formats store training report reopen",
