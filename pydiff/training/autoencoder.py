@@ -124,11 +124,6 @@ class AutoencoderTask(Task):
         noise = random.normal(random.key(seed, random.NOISE, numbers, step), shape, np.float32)
         return self.xp.asarray(x), self.xp.asarray(noise)
 
-    @property
-    def stream(self):
-        """Of the data set."""
-        return self.dataset.stream
-
     def losses(self, batch):
         """Mean absolute error of a number in the image, and kl_weight of the divergence for each of these, (N,)."""
         x, noise = batch
