@@ -192,12 +192,14 @@ MAY_IMPORT = {
     "formats.diffusers.stable_diffusion": "condition nn text latents stable_diffusion formats.safetensors "
     "formats.weights formats.embeddings formats.diffusers.folder formats.diffusers.autoencoder "
     "formats.diffusers.text_encoder formats.diffusers.unet_condition formats.diffusers.pipeline",
+    "formats.diffusers.stable_diffusion_write": "models store text stable_diffusion formats.safetensors "
+    "formats.diffusers.autoencoder formats.diffusers.folder formats.diffusers.parameters",
     "formats.single_file": "text stable_diffusion formats.safetensors formats.files formats.pytorch formats.ldm "
     "formats.diffusers.folder formats.diffusers.autoencoder formats.diffusers.text_encoder "
     "formats.diffusers.unet_condition formats.diffusers.parameters formats.diffusers.pipeline "
     "formats.diffusers.stable_diffusion",
-    "formats.opened": "store formats.safetensors formats.files formats.single_file formats.diffusers.pipeline "
-    "formats.diffusers.stable_diffusion",
+    "formats.opened": "store pipeline stable_diffusion formats.safetensors formats.files formats.single_file "
+    "formats.diffusers.pipeline formats.diffusers.stable_diffusion formats.diffusers.stable_diffusion_write",
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
