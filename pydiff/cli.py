@@ -8,7 +8,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
@@ -114,7 +114,7 @@ class Train:
         """The same for a classifier."""
         if self.latent is not None or self.images is not None:
             raise ValueError("a classifier is trained on its data alone; leave out --latent and --images")
-        run = train_command(self.data, self.out, replace(options, sample_every=0), self.device, model="classifier")
+        run: Any = train_command(self.data, self.out, replace(options, sample_every=0), self.device, model="classifier")
         say(
             f"classifier of {', '.join(run.classes[:8])}{', ..' * (len(run.classes) > 8)} in {self.out / 'model'}; "
             f"next: pydiff sample RUN --classifier {self.out} --label {run.classes[0]}"
@@ -128,7 +128,7 @@ class Train:
         if self.latent is not None:
             raise ValueError("latent belongs to a diffusion model; an autoencoder makes latents of images")
         more = {"latent_channels": self.latent_channels, "kl_weight": self.kl_weight}
-        options = AutoencoderOptions.of_diffusion(options, **more).to_config()
+        options: Any = AutoencoderOptions.of_diffusion(options, **more).to_config()
         run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
         show(run)
         say(
@@ -222,9 +222,11 @@ class Sample:
         from pydiff.report.files import check_name, default_name
         from pydiff.run import load
 
-        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        size: Any = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
-        run = load(self.run_folder, **said, embedding=self.embedding, config=self.config, low_memory=self.low_memory)
+        run: Any = load(
+            self.run_folder, **said, embedding=self.embedding, config=self.config, low_memory=self.low_memory
+        )
         if self.classifier is not None:
             run = run.steered(self.classifier, self.steer_by or "noise")
         elif self.steer_by is not None:
@@ -434,7 +436,7 @@ class Ink:
         from pydiff.report.ink import write_ink_page
 
         data = load("emoji", channels=3)
-        words = [" ".join(row) for row in data.captions]
+        words = [" ".join(row) for row in data.captions or ()]
         found = [i for i, told in enumerate(words) if self.emoji.lower() in told.lower()]
         if not found:
             raise ValueError(f"no emoji's caption contains {self.emoji!r}; try heart, apple or firefighter")
@@ -549,7 +551,7 @@ def main(arguments=None):
         say(f"pydiff {__version__}")
         return 0
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
-    union = annotated[0]
+    union: Any = annotated[0]
     for other in annotated[1:]:
         union = union | other
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class LoopOptions:
     @classmethod
     def from_keywords(cls, keywords):
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
-        keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
+        keywords: dict[str, Any] = {ALSO_CALLED.get(str(name), str(name)): value for name, value in keywords.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 import difflib
@@ -93,7 +93,7 @@ class LoopOptions:
                     raise TypeError(f"{name} belong to the data: train(pydiff.data.load(images, {name}={name}), ..)")
                 near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
                 raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-        return cls(**keywords).check()  # pyright: ignore[reportCallIssue]
+        return cls(**keywords).check()
 
     def to_config(self):
         """A dict for JSON: from_keywords(to_config()) gives equal options."""
