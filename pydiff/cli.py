@@ -55,11 +55,11 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train on pictures, sounds, clips or points. Ctrl-C and the same command again goes on, to the same bits."""
+    """Train on images, sounds, clips or points. Ctrl-C and the same command again goes on, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of pictures, sounds or films (class =
-    subfolder), an archive of pictures, an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
+    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of images, sounds or films (class =
+    subfolder), an archive of images, an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
     images: str | None = None
     """Of clips: data of images to learn beside them, or frames for the clips' own; left out, none."""
     out: Path = Path("runs/latest")
@@ -139,7 +139,7 @@ class Train:
 
 @dataclass
 class Sample:
-    """Draw new pictures, or make new sounds, with a trained model."""
+    """Draw new images, or make new sounds, with a trained model."""
 
     run_folder: Path
     """Folder of a run or of a model, or Stable Diffusion in one file."""
@@ -163,11 +163,11 @@ class Sample:
     spacing: Spacing | None = None
     """Which noise levels the steps visit; left out, trailing."""
     seed: int = 0
-    """Picture i depends on the seed and i alone."""
+    """Image i depends on the seed and i alone."""
     eta: float = 0.0
     """Fresh noise in every step of ddim or dpm2, 0 to 1."""
     label: Annotated[str | None, tyro.conf.arg(aliases=["--say"])] = None
-    """Class for all pictures, by name or number; left out, the classes take turns."""
+    """Class for all images, by name or number; left out, the classes take turns."""
     guidance: float | None = None
     """How much more than it would by itself the model follows the class or the prompt; left out, 1, or 7.5 for Stable
     Diffusion, or 0.5 with a classifier."""
@@ -193,13 +193,13 @@ class Sample:
     threshold: float | None = None
     """Dynamic thresholding: share of pixels that stay as they are, e.g. 0.995; left out, plain clipping."""
     clip: bool = True
-    """Cut every predicted clean picture to what a picture can be."""
+    """Cut every predicted clean image to what an image can be."""
     scheduler: str | None = None
     """Of a model that came without, or in place of its own: a class of diffusers, or a file."""
     prediction: str | None = None
     """What a model that came without a scheduler predicts: eps, x0, v or flow."""
     size: tuple[int, ...] | None = None
-    """Side of the pictures, or height and width, for a model that does not say."""
+    """Side of the images, or height and width, for a model that does not say."""
     variant: str | None = None
     """Which weights to take where there are several: fp16, ema."""
     config: Path | None = None
@@ -305,7 +305,7 @@ class Sample:
 
 @dataclass
 class Report:
-    """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real pictures."""
+    """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real images."""
 
     run_folder: Path
     """Folder of a run, finished or not, or of a model."""
