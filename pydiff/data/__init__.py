@@ -120,11 +120,11 @@ def load(
             raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
         if frames is not None or frame_rate is not None:
             raise ValueError("frames and frame_rate are for clips, and cache_gb is for images; leave one of them out")
-        return load_streamed(Path(source).expanduser(), cache_gb, wanted)
+        return load_streamed(Path(source).expanduser(), cache_gb, wanted)  # pyright: ignore[reportArgumentType]
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
         wanted.only("'moving-shapes'")
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
-    path = Path(source).expanduser() if _is_path(source) and source not in NAMED else None
+    path = Path(source).expanduser() if isinstance(source, str | os.PathLike) and source not in NAMED else None
     if path is not None and path.is_dir() and (frames is not None or frame_rate is not None or holds_clips(path)):
         wanted.only(f"{printable(str(path))} (clips)")
         return load_clips(path, frames, frame_rate, wanted.size, wanted.channels, wanted.limit)

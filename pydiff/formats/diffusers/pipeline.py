@@ -119,7 +119,7 @@ def save(directory, pipeline: Pipeline, history, dtype: str | None = None, train
     if trained is not None:
         arrays, extra["parameters"] = None, {checkpoint.WEIGHTS: places(model, trained)}
         if reader is not None and any(p is reader.parameters()[0] for p in trained):
-            parts["beside"]["text_encoder"] = config, None  # pyright: ignore[reportPossiblyUnbound]
+            parts["beside"]["text_encoder"] = config, None  # pyright: ignore[reportPossiblyUnbound, reportArgumentType]
             extra["parameters"][checkpoint.BESIDE_WEIGHTS["text_encoder"]] = places(reader, trained)
     checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, **parts)
     notes = [written.note] if written.note else []
