@@ -103,14 +103,14 @@ def ink():
 
 
 def smaller(film, out):
-    """Every other frame of a film, at half the size and with some loss: for a page of many."""
+    """Every other frame of a film, with some loss: for a page of many."""
     from PIL import Image
 
     with Image.open(film) as opened:
         frames = []
         for number in range(0, opened.n_frames, 2):
             opened.seek(number)
-            frames.append(opened.convert("RGB").resize((opened.width // 2, opened.height // 2)))
+            frames.append(opened.convert("RGB"))
     frames[0].save(out, save_all=True, append_images=frames[1:], duration=100, loop=0, quality=60)
 
 
