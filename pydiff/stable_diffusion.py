@@ -92,7 +92,7 @@ class StableDiffusion(Pipeline):
         free = free_memory()
         if free is not None and self.decoder_memory(x.shape[1:3]) > free:
             deferred.release(self.model)
-            deferred.release(self.conditioning.encoder.network)
+            deferred.release(self.conditioning.encoder.network)  # pyright: ignore[reportOptionalMemberAccess]
         return super().decoded(x)
 
     def check_memory(self, size, n=1):

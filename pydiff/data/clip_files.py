@@ -240,7 +240,7 @@ def _read_folder(paths, room) -> Reel | str:
         if isinstance(found, str):
             return f"{printable(path.name)}: {found}"
         frames.append(found.pixels)
-    return Reel(frames, np.arange(len(frames) + 1) / RATE, size)
+    return Reel(frames, np.arange(len(frames) + 1) / RATE, size)  # pyright: ignore[reportArgumentType]
 
 
 def at_rate(reel: Reel, rate: float) -> list[int]:

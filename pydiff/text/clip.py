@@ -10,6 +10,7 @@ tokens, see `learn`.
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,9 +35,7 @@ class Clip(TextEncoder):
     languages = ("en",)
     by_name = False
 
-    def __init__(
-        self, network: CLIPTextModel | CLIPTextModelWithProjection, tokenizer: Tokenizer, tokens: int = 77, skip=0
-    ):
+    def __init__(self, network: Any, tokenizer: Tokenizer, tokens: int = 77, skip=0):
         self.network, self.tokenizer, self.skip = network, tokenizer, skip
         self.tokens = min(tokens, network.config["max_position_embeddings"])
         self.width = network.config["hidden_size"]
