@@ -1,4 +1,5 @@
-"""Stable Diffusion 1.5 at its full size with random weights: U-Net forward and decoding, ours against diffusers.
+"""Stable Diffusion 1.5 at its full size with random weights: U-Net forward, guided step and decoding, ours against
+diffusers.
 
     python -m benchmarks.stable_diffusion                 writes benchmarks/results/stable_diffusion.json
     python -m benchmarks.stable_diffusion --quick         a small model, to try the script
@@ -39,6 +40,7 @@ JUDGED = 32  # side of the latents that torch in float64 answers for, too
 # its convolutions in a row.
 FACTOR, FLOOR = 8.0, 1e-6
 TOKENS = 77
+WAYS = {"unet": ("step", "guided"), "vae": ("step",)}
 
 
 def inputs(quick, side):
@@ -73,11 +75,12 @@ class Ours:
             shape = tuple(p.shape[i] for i in p.file_axes)
             p.data[...] = values(name, shape).transpose(tuple(np.argsort(p.file_axes)))
         self.played = Played(self.network) if part == "unet" else None
+        self.inputs = {}  # as a sampler gives the same context to every step
 
     def answer(self, side):
         from pydiff.tensor import no_grad
 
-        latents, context = inputs(self.quick, side)
+        latents, context = self.inputs.setdefault(side, inputs(self.quick, side))
         with no_grad():
             if self.part == "unet":
                 return self.played(latents, np.array([500]), encoder_hidden_states=context)
@@ -85,6 +88,12 @@ class Ours:
 
     def step(self):
         self.answer(self.side)
+
+    def guided(self):
+        """What a guided step asks the network: both answers, one after the other, in one pass."""
+        latents, context = self.inputs.setdefault(self.side, inputs(self.quick, self.side))
+        both = self.inputs.setdefault("both", np.concatenate([context, context[:, ::-1]]))
+        return self.played(latents, np.array([500]), encoder_hidden_states=both)
 
 
 class Torch:
@@ -119,17 +128,24 @@ class Torch:
     def step(self):
         self.answer(self.side)
 
+    def guided(self):
+        """The same as ours: two samples."""
+        latents, context = (self.torch.from_numpy(a).to(self.dtype) for a in inputs(self.quick, self.side))
+        latents = latents.permute(0, 3, 1, 2).repeat(2, 1, 1, 1).contiguous()
+        with self.torch.inference_mode():
+            return self.network(latents, self.torch.tensor([500]), self.torch.cat([context, context.flip(1)])).sample
+
 
 class Timed:
-    """A contender with a clock: `turn` gives (seconds, processor seconds)."""
+    """A contender with a clock: `turn` gives (seconds, processor seconds) of one of its ways to work."""
 
     def __init__(self, factory):
         self.inner = factory()
         self.answer = self.inner.answer
 
-    def turn(self):
+    def turn(self, way="step"):
         start, spent = time.perf_counter(), time.process_time()
-        self.inner.step()
+        getattr(self.inner, way)()
         return time.perf_counter() - start, time.process_time() - spent
 
 
@@ -155,21 +171,30 @@ def measure(part, options):
         errors = {name: distance(worker.ask("answer", judged), exact) for name, worker in running.items()}
         if not errors["pydiff"] <= FACTOR * errors["torch"] + FLOOR:
             raise RuntimeError(f"{part}: pydiff is {errors['pydiff']:.2g} from float64, torch {errors['torch']:.2g}")
-        turns = {name: [] for name in running}
+        turns = {(name, way): [] for name in running for way in WAYS[part]}
         for turn in range(options.rounds + 1):
-            for name, worker in running.items():
-                found = worker.ask("turn")
-                turns[name] += [found] if turn else []  # the first one makes plans and warms up
-                print(f"{part} {name}: {found[0]:.1f} s, {found[1]:.1f} processor seconds", flush=True)
+            for (name, way), found in turns.items():
+                took = running[name].ask("turn", way)
+                found += [took] if turn else []  # the first one makes plans and warms up
+                print(f"{part} {name} {way}: {took[0]:.1f} s, {took[1]:.1f} processor seconds", flush=True)
         for name, worker in running.items():
-            figures[name] = {
-                "seconds": median(t[0] for t in turns[name]),
-                "fastest": min(t[0] for t in turns[name]),
-                "processor_seconds": median(t[1] for t in turns[name]),
-                "peak_mb": worker.ask("peak_memory"),
-                "error": errors[name],
-            }
+            figures[name] = summary(turns[name, "step"])
+            figures[name] |= {"peak_mb": worker.ask("peak_memory"), "error": errors[name]}
+            if part == "unet":
+                figures[name]["guided"] = guided_step(turns[name, "step"], turns[name, "guided"])
     return figures
+
+
+def summary(turns):
+    """Of [(seconds, processor seconds), ..]."""
+    seconds, spent = zip(*turns, strict=True)
+    return {"seconds": median(seconds), "fastest": min(seconds), "processor_seconds": median(spent)}
+
+
+def guided_step(forwards, guided):
+    """The figures of a guided step, and how many forward passes its time is, turn by turn."""
+    ratios = [[g[i] / f[i] for f, g in zip(forwards, guided, strict=True)] for i in (0, 1)]
+    return {**summary(guided), "forwards": median(ratios[0]), "forwards_by_processor_seconds": median(ratios[1])}
 
 
 def main():
@@ -203,6 +228,8 @@ def main():
     }
     for name, value in ratio.items():
         print(f"{name}: torch's time over ours {value:.2f}, of processor seconds {spent[name]:.2f}")
+    for name, figures in parts.get("unet", {}).items():
+        print(f"a guided step of {name} takes {figures['guided']['forwards_by_processor_seconds']:.2f} forward passes")
     if loaded:
         print("the machine was loaded by others: believe the processor seconds")
     options.json.parent.mkdir(parents=True, exist_ok=True)

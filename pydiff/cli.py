@@ -1,4 +1,4 @@
-"""The command line: pydiff demo | train | sample | report | data | words | segment | ink | bench | info.
+"""The command line: pydiff demo | train | sample | report | data | words | segment | invert | ink | bench | info.
 
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
@@ -8,55 +8,68 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from pydiff.backend import DEVICES
-from pydiff.diffusion.path import ALL_SPACINGS
-from pydiff.diffusion.samplers import SAMPLERS
-from pydiff.training import Options
+from pydiff.data.dataset import plural
+from pydiff.printed import printable, typed
+from pydiff.training import Options, ReadingOptions
 
-Device = Literal[DEVICES]
+# Written out for type checkers and editors; tests/test_types.py compares them with the tables.
+Device: TypeAlias = Literal["cpu", "cuda", "simt"]
+Sampler: TypeAlias = Literal[
+    "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpm2", "lms", "pndm", "deis", "dpm_solver",
+    "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "flow_euler", "flow_heun", "adaptive",
+]  # fmt: skip
+Spacing: TypeAlias = Literal["leading", "linspace", "trailing", "leading_stride", "karras", "exponential", "continuous"]
 DESCRIPTION = "Diffusion models from scratch: train on your pictures, draw, edit, look at what was learned."
 
 
 @dataclass
 class Demo:
-    """Train on handwritten digits on this machine (about a minute), then draw, film and explain what happened."""
+    """Draw digits at once with the model that comes with pydiff, then train one on this machine and explain it all.
 
-    out: Path = Path("demo")
-    """Folder for samples.png, film, report.html and model/. The same command again goes on where it stopped."""
+    How long that takes here is said beforehand. Ctrl-C leaves what there is; the same command goes on.
+    """
+
+    out: Path | None = None
+    """Folder for shipped.png, samples.png, film, report.html and model/; left out, demo, or demo-quick."""
+    quick: bool = False
+    """Within a minute: fewer steps of training and a shorter film, for digits that are not as good."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
-    training: Options = field(default_factory=lambda: Options(steps=2500, lr=2e-3))
+    training: Options = field(default_factory=lambda: Options(steps=1500, lr=2e-3, conditional=True, sample_every=250))
 
     def run(self):
+        from pydiff.demo import demo
+
         announce()
-        self.out = self.out.expanduser()
-        run = train_command("digits", self.out, self.training, self.device)
-        say(f"writing {self.out / 'report.html'}")
-        page = run.report(steps=run.process.schedule.T)  # every step, as in the lecture
-        show(run)
-        say(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
-        say(f"model     {self.out / 'model'}   (pydiff sample {self.out} -n 64)")
+        training, out = self.training, self.out or Path("demo-quick" if self.quick else "demo")
+        if self.quick:
+            training = replace(training, steps=min(training.steps, 500), sample_every=100)
+        page = demo(out, training, self.device, 250 if self.quick else None, say)
+        folder = page.parent
+        say(f"images    {folder / 'shipped.png'}, {folder / 'samples.png'}\nfilm      {next(folder.glob('film.*'))}")
+        say(f"page      {page}\nmodel     {folder / 'model'}   (pydiff sample {typed(folder)} -n 64)")
 
 
 @dataclass
 class Train:
-    """Train on pictures, sounds, clips or points. Ctrl-C and the same command again goes on, to the same bits."""
+    """Train on images, sounds, clips or points. Ctrl-C and the same command again goes on, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of pictures, sounds or films (class =
-    subfolder), an archive of pictures, an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
+    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of images, sounds or films (class =
+    subfolder), an archive of images, an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
     images: str | None = None
     """Of clips: data of images to learn beside them, or frames for the clips' own; left out, none."""
     out: Path = Path("runs/latest")
     """Folder of the run; the finished model goes to OUT/model."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
-    model: Literal["unet", "autoencoder"] = "unet"
-    """What to train: a diffusion model, or an autoencoder, in whose latents one can be trained afterwards."""
+    model: Literal["unet", "autoencoder", "classifier"] = "unet"
+    """What to train: a diffusion model; an autoencoder, in whose latents one can be trained afterwards; a classifier of
+    noisy samples, which steers models that were trained without classes."""
     latent: Path | None = None
     """Folder of an autoencoder's run, or of one of diffusers: the diffusion model draws its latents."""
     latent_channels: int | None = None
@@ -73,8 +86,10 @@ class Train:
         from pydiff.training.distributed import is_first
 
         announce()
+        if self.accumulate is not None and self.accumulate < 0:
+            raise ValueError(f"accumulate must be a whole number of at least 0, got {self.accumulate}")
         training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
-        if self.dry_run and (self.model == "autoencoder" or self.latent is not None):
+        if self.dry_run and (self.model != "unet" or self.latent is not None):
             raise ValueError(
                 "a dry run is for diffusion models of pixels; leave out --dry-run, or --model and --latent"
             )
@@ -89,10 +104,24 @@ class Train:
 
             say(dry_run(self.data, device=self.device, **training.to_config()))
             return
+        if self.model == "classifier":
+            self.run_classifier(training)
+            return
         run = train_command(self.data, self.out, training, self.device, images=self.images, latent=self.latent)
         if is_first():
             show(run)
-            say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+            shown = typed(self.out)
+            say(f"model in {self.out / 'model'}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
+
+    def run_classifier(self, options):
+        """The same for a classifier."""
+        if self.latent is not None or self.images is not None:
+            raise ValueError("a classifier is trained on its data alone; leave out --latent and --images")
+        run: Any = train_command(self.data, self.out, replace(options, sample_every=0), self.device, model="classifier")
+        say(
+            f"classifier of {', '.join(run.classes[:8])}{', ..' * (len(run.classes) > 8)} in {self.out / 'model'}; "
+            f"next: pydiff sample RUN --classifier {self.out} --label {run.classes[0]}"
+        )
 
     def run_autoencoder(self, options):
         """The same for an autoencoder."""
@@ -102,18 +131,18 @@ class Train:
         if self.latent is not None:
             raise ValueError("latent belongs to a diffusion model; an autoencoder makes latents of images")
         more = {"latent_channels": self.latent_channels, "kl_weight": self.kl_weight}
-        options = AutoencoderOptions.of_diffusion(options, **more).to_config()
+        options: Any = AutoencoderOptions.of_diffusion(options, **more).to_config()
         run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
         show(run)
         say(
-            f"autoencoder in {self.out / 'model'}; next: pydiff report {self.out}, "
-            f"pydiff train {self.data} --latent {self.out} --out {self.out}-diffusion"
+            f"autoencoder in {self.out / 'model'}; next: pydiff report {typed(self.out)}, "
+            f"pydiff train {typed(self.data)} --latent {typed(self.out)} --out {typed(f'{self.out}-diffusion')}"
         )
 
 
 @dataclass
 class Sample:
-    """Draw new pictures, or make new sounds, with a trained model."""
+    """Draw new images, or make new sounds, with a trained model."""
 
     run_folder: Path
     """Folder of a run or of a model, or Stable Diffusion in one file."""
@@ -129,28 +158,35 @@ class Sample:
     out: Path | None = None
     """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
     file each, which several processes can fill; left out, samples.png, or the folder samples for sounds."""
-    sampler: Literal[tuple(SAMPLERS)] | None = None
+    sampler: Sampler | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
     steps: int | None = None
     """Steps of the way back; left out, 50 or what suits the model's own scheduler."""
-    spacing: Literal[ALL_SPACINGS] | None = None
+    spacing: Spacing | None = None
     """Which noise levels the steps visit; left out, trailing."""
     seed: int = 0
-    """Picture i depends on the seed and i alone."""
+    """Image i depends on the seed and i alone."""
     eta: float = 0.0
     """Fresh noise in every step of ddim or dpm2, 0 to 1."""
-    label: str | None = None
-    """Class for all pictures, by name or number; left out, the classes take turns."""
+    label: Annotated[str | None, tyro.conf.arg(aliases=["--say"])] = None
+    """Class for all images, by name or number; left out, the classes take turns."""
     guidance: float | None = None
     """How much more than it would by itself the model follows the class or the prompt; left out, 1, or 7.5 for Stable
-    Diffusion."""
+    Diffusion, or 0.5 with a classifier."""
+    classifier: Path | None = None
+    """Folder of a classifier's run, which steers a model that was trained without classes to its own."""
+    steer_by: Literal["noise", "gradient"] | None = None
+    """What guidance is a multiple of with a classifier: the length of the noise, or the classifier's gradient; left
+    out, the noise."""
     image: Path | None = None
     """An image to draw anew from."""
     mask: Path | None = None
     """White where that image shall be drawn anew, black where it is kept."""
     strength: float | None = None
     """How far from the image, 0 to 1; left out, 0.5, or 1 with a mask."""
+    limit: float | None = None
+    """GiB of memory that reading the image may take; left out, 4."""
     embedding: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A file with a word of one's own (textual inversion), for Stable Diffusion; may be given several times."""
     interval: tuple[float, float] | None = None
@@ -160,17 +196,19 @@ class Sample:
     threshold: float | None = None
     """Dynamic thresholding: share of pixels that stay as they are, e.g. 0.995; left out, plain clipping."""
     clip: bool = True
-    """Cut every predicted clean picture to what a picture can be."""
+    """Cut every predicted clean image to what an image can be."""
     scheduler: str | None = None
     """Of a model that came without, or in place of its own: a class of diffusers, or a file."""
     prediction: str | None = None
     """What a model that came without a scheduler predicts: eps, x0, v or flow."""
     size: tuple[int, ...] | None = None
-    """Side of the pictures, or height and width, for a model that does not say."""
+    """Side of the images, or height and width, for a model that does not say."""
     variant: str | None = None
     """Which weights to take where there are several: fp16, ema."""
     config: Path | None = None
     """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
+    low_memory: bool = False
+    """Of Stable Diffusion: read weights when they are used and give them up again, which takes longer."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -187,9 +225,15 @@ class Sample:
         from pydiff.report.files import check_name, default_name
         from pydiff.run import load
 
-        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        size: Any = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
-        run = load(self.run_folder, **said, embedding=self.embedding, config=self.config)
+        run: Any = load(
+            self.run_folder, **said, embedding=self.embedding, config=self.config, low_memory=self.low_memory
+        )
+        if self.classifier is not None:
+            run = run.steered(self.classifier, self.steer_by or "noise")
+        elif self.steer_by is not None:
+            raise ValueError("--steer-by says how a classifier steers; give that too, --classifier")
         out = (self.out or default_name(run.codec)).expanduser()
         check_name(out, run.codec)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
@@ -202,6 +246,9 @@ class Sample:
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
+        for name in ("strength", "limit"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for a given image; leave it out, or give one, --image")
         order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
         done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
@@ -211,7 +258,7 @@ class Sample:
             kind += f" (number {number} inside)" if run.conditioning.named_by_numbers else ""
         kept = f", {done.kept} of them from before" if done.kept else ""
         if group.first:
-            say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
+            say(f"{plural(done.wanted, run.codec.noun)}{kind} in {out}{kept}")
 
     def redraw(self, run, out, n, prompts):
         """Draws anew from the image that is given, n of each prompt."""
@@ -221,10 +268,11 @@ class Sample:
         from pydiff.drawing import check_place
         from pydiff.report.files import save_samples
 
-        unused = {"interval": None, "rescale": 0.0, "threshold": None, "eta": 0.0, "spacing": None}
+        unused = {"interval": None, "rescale": 0.0, "threshold": None, "eta": 0.0, "spacing": None, "clip": True}
         for name, value in unused.items():
             if getattr(self, name) != value:
-                raise ValueError(f"--{name} is for images without a given one; leave it out, or --image")
+                flag = "no-clip" if name == "clip" else name
+                raise ValueError(f"--{flag} is for images without a given one; leave it out, or --image")
         if self.image is None:
             raise ValueError("a mask says where an image is to be drawn anew; give that too, --image")
         if self.mask is not None and self.sampler is not None:
@@ -232,7 +280,7 @@ class Sample:
         check_place(out, run.codec)
         *size, channels = run.codec.image_shape
         own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion draws images of any size
-        image = image_from(self.image, None if own else size, channels)
+        image = image_from(self.image, None if own else size, channels, self.limit)
         numbers = np.tile(np.arange(n), len(prompts or [""]))
         guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
         chosen = {
@@ -250,17 +298,17 @@ class Sample:
         if self.mask is None:
             made = run.image_to_image(images, **chosen)
         else:
-            made = run.inpaint(images, mask_from(self.mask, image.shape[:2]), **chosen)
+            made = run.inpaint(images, mask_from(self.mask, image.shape[:2], self.limit), **chosen)
         said = {"Software": "pydiff", "seed": self.seed, "guidance": guidance, "image": self.image.name}
         said |= {"strength": self.strength, "negative_prompt": self.negative_prompt, "label": self.label}
         said = {name: str(value) for name, value in said.items() if value is not None}
         save_samples(out, made, run.codec, n, prompts, said)
-        say(f"{len(made)} {run.codec.noun}s in {out}")
+        say(f"{plural(len(made), run.codec.noun)} in {out}")
 
 
 @dataclass
 class Report:
-    """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real pictures."""
+    """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real images."""
 
     run_folder: Path
     """Folder of a run, finished or not, or of a model."""
@@ -306,36 +354,14 @@ class Data:
     data: str
     """digits, emoji, faces, fashion, tones, a folder of pictures or sounds, an archive of pictures, an .npz, .npy or
     .parquet file, or files of MNIST or CIFAR."""
-    size: int | tuple[int, int] | None = None
-    """Side length to resize to, or height and width."""
-    image_channels: int | None = None
-    """1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
-    layout: Literal["NHWC", "NCHW", "NHW"] | None = None
-    """How the axes of an array are to be read; left out, by their lengths."""
-    pages: Literal["first", "all"] | None = None
-    """Which pages or frames of files that hold several; left out, the first."""
-    split: Literal["train", "val", "test", "all"] | None = None
-    """Which part of data that come in several; left out, train."""
-    bits: int | None = None
-    """How many bits of grey deeper than 8 bits are used; left out, as few as hold the values."""
-    limit: float | None = None
-    """GiB of memory that the data may take; left out, 4."""
-    rate: int | None = None
-    """Of sounds: samples a second."""
-    seconds: float | None = None
-    """Of sounds: how long each is made."""
-    frames: int | None = None
-    """Of clips: frames of each; a folder is then read for its clips."""
-    frame_rate: float | None = None
-    """Of clips: frames a second."""
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
 
     def run(self):
         from pydiff.data import describe, load
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
-        from pydiff.training import reading
 
-        dataset = load(self.data, **reading(vars(self)))
+        dataset = load(self.data, **self.reading.reading())
         say(describe(dataset))
         first = dataset.codec.show(dataset.samples(range(min(16, len(dataset)))))
         say(picture(grid(first, columns=8, scale=1)), picture=True)
@@ -384,14 +410,80 @@ class Segment:
     def run(self):
         from pydiff import segment
         from pydiff.data.masks import load_masked
+        from pydiff.training.distributed import is_first
 
         data = load_masked(self.data, self.size)
-        say(data.summary())
+        if is_first():
+            say(data.summary())
         names = ("steps", "batch_size", "lr", "dice", "mirror", "seed", "device")
         result = segment.train(data, out=self.out.expanduser(), **{name: getattr(self, name) for name in names})
         own, other = (result.scores[name]["mean iou"] for name in ("network", "threshold"))
         held = f"on {len(result.held_out)} held-out images"
-        say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
+        if result.page is not None:  # this is the first process
+            say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
+
+
+@dataclass
+class Invert:
+    """Learn a word for what words do not name, from a few images, for Stable Diffusion as it is: textual inversion."""
+
+    model: Path
+    """Folder or file of Stable Diffusion."""
+    images: str
+    """A folder of a few images, or whatever else data can be."""
+    word: str = "<mine>"
+    """The new word, as it is to be written in prompts."""
+    out: Path = Path("runs/invert")
+    """Folder of the training and of the word's file. The same command again goes on where it stopped."""
+    start: str = "thing"
+    """A word that is near, where the vectors begin."""
+    vectors: int = 1
+    """How many vectors the word has."""
+    sentence: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What the images are told by, {} for the word; may be given several times; left out, "a photo of {}" and such."""
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 1
+    """Images per step."""
+    lr: float = 5e-3
+    """Learning rate."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    recompute: bool = True
+    """Compute inner values again for the gradient instead of keeping them: less memory, more time."""
+    seed: int = 0
+    """Seed of everything random."""
+    size: tuple[int, ...] | None = None
+    """Side of the images, or height and width; left out, the model's."""
+    variant: str | None = None
+    """Which weights to take where there are several: fp16, ema."""
+    prediction: str | None = None
+    """What a model in one file predicts, where it does not say: eps or v."""
+    config: Path | None = None
+    """A folder that has the configuration of a model in one file, where its sizes are unknown."""
+    low_memory: bool = False
+    """Read weights when they are used and give them up again, which takes longer."""
+    dry_run: bool = False
+    """Say what it will take, and do not begin."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
+
+    def run(self):
+        from pydiff import invert
+        from pydiff.run import load
+
+        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        said = {"variant": self.variant, "prediction": self.prediction, "config": self.config}
+        model = load(self.model, size=size, low_memory=self.low_memory, **said)
+        names = ("start", "vectors", "steps", "batch_size", "lr", "flip", "recompute", "seed")
+        options = {name: getattr(self, name) for name in names}
+        options |= {"sentences": self.sentence} if self.sentence else {}
+        pipeline = model.pipeline if getattr(model, "draws", True) else None
+        how = {"out": self.out, "device": self.device, "announce": say, "dry_run": self.dry_run}
+        made = invert.learn(pipeline, self.images, self.word, **how, **options)
+        if made is not None:
+            said = f'pydiff sample {self.model} --embedding {made.file} --prompt "a photo of {self.word}"'
+            say(f"{self.word} in {made.file}, after {made.steps} steps; draw with", said)
 
 
 @dataclass
@@ -410,7 +502,7 @@ class Ink:
         from pydiff.report.ink import write_ink_page
 
         data = load("emoji", channels=3)
-        words = [" ".join(row) for row in data.captions]
+        words = [" ".join(row) for row in data.captions or ()]
         found = [i for i, told in enumerate(words) if self.emoji.lower() in told.lower()]
         if not found:
             raise ValueError(f"no emoji's caption contains {self.emoji!r}; try heart, apple or firefighter")
@@ -454,6 +546,7 @@ COMMANDS = {
     "data": Data,
     "words": Words,
     "segment": Segment,
+    "invert": Invert,
     "ink": Ink,
     "bench": Bench,
     "info": Info,
@@ -477,8 +570,6 @@ def say(*lines, to="stdout", picture=False):
 
 def tame(lines):
     """Text with everything in it written out that would do something to a terminal, but for ends of lines."""
-    from pydiff.data.dataset import printable
-
     return "\n".join(map(printable, str(lines).split("\n")))
 
 
@@ -527,7 +618,7 @@ def main(arguments=None):
         say(f"pydiff {__version__}")
         return 0
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
-    union = annotated[0]
+    union: Any = annotated[0]
     for other in annotated[1:]:
         union = union | other
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)

@@ -19,9 +19,13 @@ import numpy as np
 
 from pydiff import text
 from pydiff.arrays import array_module
+from pydiff.printed import printable
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")  # a name that looks like a number
 LABELS = "class_labels"  # the name under which diffusers' networks take classes
+
+
+NONE: Mapping = {}  # never written to
 
 
 class Condition(Mapping):
@@ -34,7 +38,7 @@ class Condition(Mapping):
 
     __slots__ = ("_arrays", "_nothing", "rows")
 
-    def __init__(self, arrays: Mapping = (), nothing: Mapping = (), rows: int | None = None):
+    def __init__(self, arrays: Mapping = NONE, nothing: Mapping = NONE, rows: int | None = None):
         self._arrays, self._nothing = dict(arrays), dict(nothing)
         counts = {len(a) for a in self._arrays.values()} | ({rows} if rows is not None else set())
         if len(counts) > 1:
@@ -151,7 +155,7 @@ class Conditioning:
     """
 
     def __init__(
-        self, classes: Sequence[str] | None = None, nothing: Mapping = (), encoder=None, withheld: bool = True
+        self, classes: Sequence[str] | None = None, nothing: Mapping = NONE, encoder=None, withheld: bool = True
     ):
         self.classes = None if classes is None else list(classes)
         self.encoder, self.withheld = encoder, withheld
@@ -235,7 +239,7 @@ class Conditioning:
 
     def _null_rows(self, nothing):
         has_row = self.classes is not None and self.withheld
-        return ({LABELS: np.int64(len(self.classes))} if has_row else {}) | nothing
+        return ({LABELS: np.int64(len(self.classes or ()))} if has_row else {}) | nothing
 
     def _label_rows(self, numbers, labels):
         if self.classes is None:
@@ -267,16 +271,17 @@ class Conditioning:
     def number_of(self, name: str) -> int:
         """The class with this name; where no name looks like a number, also the one with this number.
 
-        ValueError for neither.
+        ValueError for neither. Classes are called as they are printed, with control characters written out.
         """
-        classes = self.classes or []
-        if name in classes:
-            return classes.index(name)
+        classes, printed = self.classes or [], printable(name)
+        for known in (name, printed):
+            if known in classes:
+                return classes.index(known)
         if _NUMBER.fullmatch(name) and not self.named_by_numbers and 0 <= int(name) < len(classes):
             return int(name)
         known = ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
         number = "" if self.named_by_numbers else f" or a number below {len(classes)}"
-        raise ValueError(f"there is no class {name!r}; choose one of {known}{number}")
+        raise ValueError(f"there is no class '{printed}'; choose one of {known}{number}")
 
     def to_config(self) -> dict:
         """For JSON; `from_config` of it is an equal conditioning."""

@@ -7,6 +7,7 @@ of them already gets the others.
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import tempfile
@@ -17,11 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff.codecs import Frames
+from pydiff.formats.files import advice_on
+from pydiff.printed import printable
 from pydiff.report import files
 from pydiff.report.grid import save_png
 from pydiff.report.video import save_clip
 from pydiff.sound.codec import SoundCodec
-from pydiff.sound.wav import wav_bytes
+from pydiff.sound.wav import told_in, wav_bytes
 from pydiff.store.files import write_atomic
 
 BATCH, LONG = 64, 40  # samples drawn at a time; characters of a class or prompt in a file's name
@@ -96,7 +99,7 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
     """
     first = group is None or group.first
     if order.n < 1:
-        raise ValueError(f"n and batch_size must be at least 1, got {order.n} and {BATCH}")
+        raise ValueError(f"n must be at least 1, got {order.n}")
     names = order.names(pipeline.conditioning)
     if order.prompts is None:
         order.rows(pipeline.conditioning, np.arange(1))  # a label that the model does not know is no reason for folders
@@ -108,7 +111,8 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
             raise ValueError(f"several processes draw into a folder, not into {out}; give --out FOLDER")
         group.compare(said)
     if folder and first:
-        missing = [i for i in range(order.total) if not there(out / f"{names[i]}.png", said | order.told(i))]
+        suffix = suffix_of(pipeline.codec)
+        missing = [i for i in range(order.total) if not there(out / f"{names[i]}{suffix}", said | order.told(i))]
     missing = np.array(
         missing if group is None else group.agree([int(i) for i in missing] if first else None), np.int64
     )
@@ -125,8 +129,7 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
             done += len(chosen)
     except KeyboardInterrupt:
         if folder:
-            suffix = ".wav" if isinstance(pipeline.codec, SoundCodec) else ".png"
-            done = sum((out / f"{name}{suffix}").exists() for name in names)
+            done = sum((out / f"{name}{suffix_of(pipeline.codec)}").exists() for name in names)
         left = "; the same command draws the others" if folder else ""
         raise Stopped(f"stopped; {done:,} of {order.total:,} are in {out}{left}") from None
     finally:
@@ -161,13 +164,13 @@ def _batches(pipeline, order, wanted, progress):
                 x, bar.total = state.x, len(wanted) * state.steps  # some schedulers take a step more than was asked for
                 with contextlib.suppress(OSError, ValueError):  # a terminal that is gone costs the bar alone
                     bar.update(len(chosen))
-            yield chosen, pipeline.codec.decode(x)
+            yield chosen, pipeline.decoded(x)
 
 
 def _write(out, names, samples, codec, order, chosen, said):
     if isinstance(codec, SoundCodec):
-        for name, sound in zip(names, samples, strict=True):
-            write_atomic(out / f"{name}.wav", wav_bytes(sound[0], codec.rate))
+        for name, sound, i in zip(names, samples, chosen, strict=True):
+            write_atomic(out / f"{name}.wav", wav_bytes(sound[0], codec.rate, said | order.told(i)))
         return
     if isinstance(codec, Frames):
         for name, clip in zip(names, samples, strict=True):
@@ -179,7 +182,7 @@ def _write(out, names, samples, codec, order, chosen, said):
 def recipe(pipeline, order: Order) -> dict[str, str]:
     """What all samples of an order have in common, as texts: the model's weights, the seed, the way they are drawn."""
     digest = hashlib.blake2b()  # quick: a model may have gigabytes, of which no second copy is made
-    for name, p in pipeline.model.named_parameters():
+    for name, p in itertools.chain.from_iterable(network.named_parameters() for network in pipeline.networks):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(p.numpy()).reshape(-1).view(np.uint8))
     sampler, steps = order.options.get("sampler"), order.options.get("steps")
@@ -188,7 +191,7 @@ def recipe(pipeline, order: Order) -> dict[str, str]:
     guidance = order.options.get("guidance")
     guidance = pipeline.default_guidance if guidance is None else guidance
     told |= {**order.options, "guidance": guidance, "sampler": sampler or _own(pipeline), "steps": steps}
-    told |= {"negative_prompt": order.negative_prompt, "label": order.label}
+    told |= {"negative_prompt": order.negative_prompt, "label": order.label, **pipeline.described}
     return {name: str(value) for name, value in told.items() if value is not None}
 
 
@@ -198,14 +201,10 @@ def _own(pipeline):
 
 def there(path: Path, said: dict[str, str]) -> bool:
     """Whether this very sample is in a file already. ValueError, in one sentence, where another one is."""
-    from PIL import Image
-
     if not os.path.lexists(path):
         return False
     try:
-        with Image.open(path) as image:
-            image.load()
-            found = dict(getattr(image, "text", {}))
+        found = told_in(path.read_bytes()) if path.suffix == ".wav" else _told_in_image(path)
     except (OSError, ValueError, SyntaxError):
         return False  # damaged: it is drawn again
     for name in {**said, **found}:
@@ -217,12 +216,29 @@ def there(path: Path, said: dict[str, str]) -> bool:
     return True
 
 
+def _told_in_image(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+        return dict(getattr(image, "text", {}))
+
+
+def suffix_of(codec) -> str:
+    """Of the file that is written last of each sample, and says what it is."""
+    return ".wav" if isinstance(codec, SoundCodec) else ".png"
+
+
 def check_place(out: Path, codec):
     """ValueError or OSError, in one sentence, for a place where samples cannot be written; makes the folders."""
     files.check_name(out, codec)
     folder = out if out.suffix == "" else out.parent
-    folder.mkdir(parents=True, exist_ok=True)
     if folder is not out and out.is_dir():
-        raise ValueError(f"{out} is a folder, and would have to be a file of that name; choose another name")
-    with tempfile.TemporaryFile(dir=folder):
-        pass  # it can be written to
+        raise ValueError(f"{printable(str(out))} is a folder, and would have to be a file of that name; choose another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # it can be written to
+    except OSError as error:
+        where = printable(str(folder))
+        raise ValueError(f"Could not write into {where}: {error.strerror}; {advice_on(error)}") from error

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def _cuda():
 
     try:
         with backend.use_device("cuda") as cupy:
-            runtime = cupy.cuda.runtime
+            runtime = cupy.cuda.runtime  # pyright: ignore[reportAttributeAccessIssue]
             gpus = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
     except RuntimeError as error:
         return f"cannot be used: {error}"
@@ -96,7 +97,7 @@ def _package(name, purpose):
         return f"not installed ({purpose})"
     from importlib import metadata
 
-    distribution = {"skimage": "scikit-image"}.get(name, name)
+    distribution: Any = {"skimage": "scikit-image"}.get(name, name)
     try:
         return f"{metadata.version(distribution)} installed ({purpose})"
     except metadata.PackageNotFoundError:

@@ -7,10 +7,12 @@ From words to samples without a return: conditioning -> denoiser -> sampler -> c
 samples.
 """
 
+from typing import Any
+
 import numpy as np
 
 from pydiff import backend
-from pydiff.codec import Codec, Pixels
+from pydiff.codec import Pixels
 from pydiff.condition import Conditioning
 from pydiff.diffusion import path, samplers
 from pydiff.diffusion.denoiser import check_sampler, denoiser
@@ -28,19 +30,20 @@ class Pipeline:
 
     default_guidance, batch_size = 1.0, 64  # where nobody says otherwise
     kept_elsewhere = ""  # why `Run.save` does not write it, in one sentence
+    described: dict = {}  # noqa: RUF012 - never written to; what a sample's file says besides the recipe
     edits_by_scheduler = False  # whether edits are done by the scheduler it came with, where nobody names a way
 
     def __init__(
         self,
         model,
         process,
-        codec: Codec,
+        codec: Any,
         conditioning: Conditioning | None = None,
         *,
         variance="fixed",
         self_conditioning=False,
         device="cpu",
-        scheduler=None,
+        scheduler: Any = None,
     ):
         self.model, self.process, self.codec = model, process, codec
         self.conditioning = Conditioning() if conditioning is None else conditioning
@@ -61,7 +64,7 @@ class Pipeline:
 
     def sample(
         self,
-        n=16,
+        n: Any = 16,
         seed=0,
         sampler=None,
         steps=None,
@@ -82,7 +85,8 @@ class Pipeline:
         all_numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
         n, batch_size = len(all_numbers), self.batch_size if batch_size is None else batch_size
         if n < 1 or batch_size < 1:
-            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+            name, value = ("n", n) if n < 1 else ("batch_size", batch_size)
+            raise ValueError(f"{name} must be at least 1, got {value}")
         asked, parts = self.conditioning.rows(all_numbers) if asked is None else asked, []
         steps = self.default_steps(sampler) if steps is None else steps
         with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:
@@ -93,12 +97,12 @@ class Pipeline:
                 for state in states:
                     x = state.x
                     bar.update(len(numbers))
-                parts.append(self.codec.decode(x))
+                parts.append(self.decoded(x))
         return np.concatenate(parts)
 
     def sample_states(
         self,
-        n=16,
+        n: Any = 16,
         seed=0,
         sampler=None,
         steps=None,
@@ -153,6 +157,10 @@ class Pipeline:
         arguments = {"seed": seed, "sample": numbers, "guidance": guidance, **options}
         return backend.on_device(self.device, made.sample(model, x, **arguments))
 
+    def decoded(self, x):
+        """Samples of x, when the last step is done."""
+        return self.codec.decode(x)
+
     def preview(self):
         """A few samples, drawn quickly."""
         return self.sample(16, steps=min(25, self.process.schedule.T))
@@ -187,6 +195,11 @@ class Pipeline:
         """ValueError or TypeError, in one sentence, for a sampler or options that do not go with this network."""
         kind = {"self_conditioning": self.self_conditioning, "learned_variance": self.variance == "learned"}
         check_sampler(sampler, options, interval, rescale, **kind)
+
+    @property
+    def networks(self):
+        """All that have a say in what is drawn."""
+        return (self.model,)
 
     @property
     def parameters(self) -> int:

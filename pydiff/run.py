@@ -6,20 +6,24 @@ by a module below that knows no Run.
 """
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
 from pydiff import backend, edit
 from pydiff.autoencoding import holds_autoencoder, load_autoencoder, train_named
+from pydiff.classifying import holds_classifier, load_classifier, opened_classifier, train_classifier
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
 from pydiff.data.origin import Origin
+from pydiff.formats import opened as opened_model
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.latent_space import opened_in
 from pydiff.pipeline import Pipeline, pixels_of
+from pydiff.preview import preview_png
 from pydiff.reopen import all_or_some, describe, finish, open_folder
+from pydiff.steering import SteeredPipeline
 from pydiff.store.log import Log
+from pydiff.trained import place as shipped
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 from pydiff.training.changes import heard
 from pydiff.training.forecast import check_room
@@ -129,7 +133,7 @@ class Run:
         device=None,
         **more,
     ):
-        """Draws n new pictures, 16 if None: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or
+        """Draws n new images, 16 if None: (n, H, W, C) uint8. Image i depends on (seed, i) alone, not on n or
         batch_size.
 
         sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; None is the scheduler
@@ -137,7 +141,7 @@ class Run:
         spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential", "continuous").
         eta: fresh noise in ddim and dpm2, 0 to 1.
         labels: class numbers or names (n,), for a conditional model; left out, the classes take turns. prompts: for a
-        model with a text encoder: n pictures of each (1 if None), one prompt after the other, number k of each with the
+        model with a text encoder: n images of each (1 if None), one prompt after the other, number k of each with the
         noise of number k; "[a] - [b] + [c]" is calculated. negative_prompt: what guidance leads away from. condition:
         other arrays that the model was trained with, by name, or what `embed` gives. guidance: how much more than the
         network says to follow all that (Ho & Salimans 2022), 1 for plain, None for what suits the model; interval:
@@ -173,7 +177,7 @@ class Run:
         **more,
     ):
         """The reverse process as a generator of SamplerState, one a step, arrays where the model is. n: number of
-        pictures, or their numbers. prompts: one for each of them, or one for all. The other arguments are those of
+        images, or their numbers. prompts: one for each of them, or one for all. The other arguments are those of
         `sample`, apart from batch_size and progress.
         """
         self.to(device or self.device)
@@ -182,37 +186,46 @@ class Run:
         return self.pipeline.sample_states(numbers, seed, sampler, steps, asked, guidance, eta, **more)
 
     def inpaint(self, images, mask, **options):
-        """Draws anew where mask is 1, keeps the pictures where it is 0: (N, H, W, C) uint8. See `edit.inpaint`.
+        """Draws anew where mask is 1, keeps the images where it is 0: (N, H, W, C) uint8. See `edit.inpaint`.
 
-        This and the other edits: labels, condition as for `sample`, prompts one for each picture or one for all,
+        This and the other edits: labels, condition as for `sample`, prompts one for each image or one for all,
         negative_prompt; left out, nothing is asked for.
         """
         return edit.inpaint(self.pipeline, images, mask, **_asked(self.conditioning, len(images), options))
 
     def image_to_image(self, images, strength=0.5, **options):
-        """Draws pictures anew from some way to noise: (N, H, W, C) uint8. See `edit.image_to_image`."""
+        """Draws images anew from some way to noise: (N, H, W, C) uint8. See `edit.image_to_image`."""
         return edit.image_to_image(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
 
     def variations(self, images, strength=0.3, **options):
-        """Pictures like these: (N, H, W, C) uint8. See `edit.variations`."""
+        """Images like these: (N, H, W, C) uint8. See `edit.variations`."""
         return edit.variations(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
 
     def interpolate(self, seed_a, seed_b, shares, *, label=None, condition=None, **options):
-        """Pictures between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all."""
+        """Images between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all."""
         n, words = np.size(shares), ("prompts", "negative_prompt")
         given = {"condition": condition} | {name: options.pop(name) for name in words if name in options}
         given |= {} if label is None else {"labels": np.full(n, label)}
         return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **_asked(self.conditioning, n, given), **options)
 
+    def steered(self, classifier, by="noise"):
+        """This model as a Run with the classes of a ClassifierRun, which steers what it draws; see steering.py.
+
+        classifier: one, or its folder. by: "noise" or "gradient", how the push is measured; guidance is its strength.
+        """
+        steered = SteeredPipeline(self.pipeline, opened_classifier(classifier), by)
+        return Run.of_pipeline(steered, self.options, step=self.step, origin=self.origin)
+
     def save(self, directory, dtype=None):
         """Writes the model as a folder that pydiff.load and diffusers' DDPMPipeline.from_pretrained open.
 
         dtype: of the weights in the file, "float16" or "bfloat16" for half the size; None keeps them as they are.
-        Returns a list of sentences on what diffusers cannot do with it, which is mostly empty; docs/folders.md.
+        Returns a list of sentences on what diffusers cannot do with it, or what is not in it; mostly empty.
+        A model of Stable Diffusion becomes a folder of diffusers' StableDiffusionPipeline. docs/folders.md.
         """
         origin = self.origin.to_config(place=False)  # the folder may be given to others
         history = {"options": self.options, "data": self.data_name, "step": self.step, "origin": origin}
-        return pipeline_folder.save(directory, self.pipeline, history, dtype)
+        return opened_model.save(directory, self.pipeline, history, dtype)
 
     def report(self, directory=None, data=None, **options):
         """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path.
@@ -263,7 +276,8 @@ def _asked(conditioning, n, options):
 
 def load(directory, **wishes):
     """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run, of an autoencoder an
-    AutoencoderRun.
+    AutoencoderRun, of a classifier a ClassifierRun. "digits", where nothing of that name lies, is the model that comes
+    with pydiff.
 
     Without naming a sampler, the scheduler in the folder draws. wishes: what the folder does not say, or should have
     said: scheduler (a configuration, a path to one, or a class's name, "DDIMScheduler"), prediction ("eps", "x0", "v"),
@@ -274,11 +288,13 @@ def load(directory, **wishes):
 
     FileNotFoundError or CheckpointError, in one sentence, if it is none or damaged. docs/folders.md lists what opens.
     """
-    directory = Path(directory).expanduser()
+    directory = shipped(directory)
     if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
     if holds_autoencoder(directory):
         return load_autoencoder(directory)
+    if holds_classifier(directory):
+        return load_classifier(directory)
     pipeline, options, step, origin, log, notes = open_folder(directory, pipeline_folder.Wishes(**wishes))
     beside = {} if log is None else {"directory": directory, "log": log}
     run = Run.of_pipeline(pipeline, options, step=step, origin=origin, **beside)
@@ -289,11 +305,11 @@ def load(directory, **wishes):
 @backend.trimmed()
 def train(
     data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, latent=None,
-    announce=None, distributed="auto", **options,
+    announce=None, watch=None, distributed="auto", **options,
 ):  # fmt: skip
-    """Trains a diffusion model on pictures or sounds and returns the finished `Run`.
+    """Trains a diffusion model on images or sounds and returns the finished `Run`.
 
-    data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
+    data: "digits", "emoji", "faces", "fashion", a folder of images, an .npz, .npy or .parquet file, an array
     (N, H, W, C), or a Dataset; "tones" or a folder of sounds; "swiss-roll" or an array (N, D) of points;
     "moving-shapes", a folder of films or an array (N, F, H, W, C) of clips. images: to be learned beside clips.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
@@ -303,16 +319,21 @@ def train(
     codec may also be a name, see Options.
     model="autoencoder" learns an autoencoder instead and returns an AutoencoderRun; its options are those of
     AutoencoderOptions. latent: the folder of one, or one at hand, in whose latents to diffuse.
-    announce: called with a few lines on the data before the first step. distributed: "auto" shares the work with the
-    other processes that mpiexec started, "mpi" insists on that, "off" works alone; docs/distributed.md. Every other
-    keyword is a field of pydiff.Options.
+    model="classifier" learns one of noisy samples and returns a ClassifierRun, see `Run.steered`.
+    announce: called with a few lines on the data before the first step. watch: called with the number of the step and
+    a few images (N, H, W, C) uint8 whenever samples are drawn on the way, which needs `out`. distributed: "auto" shares
+    the work with the other processes that mpiexec started, "mpi" insists on that, "off" works alone;
+    docs/distributed.md. Every other keyword is a field of pydiff.Options.
 
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
+    if model == "classifier" and latent is None:
+        return train_classifier(data, out=out, progress=progress, device=device, announce=announce,
+                                distributed=distributed, codec=codec or "auto", **options)  # fmt: skip
     if isinstance(model, str):
         return train_named(model, data, latent, codec, out=out, progress=progress, device=device, announce=announce,
-                           distributed=distributed, **options)  # fmt: skip
+                           watch=watch, distributed=distributed, **options)  # fmt: skip
     group = join(distributed)
     with group.together(), group.own_threads():
         announce, tell = heard(announce, group.first)
@@ -337,7 +358,7 @@ def train(
             tell(trainer.notes)
             check_room(trainer)
             try:
-                told = fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
+                told = fit(trainer, run._log, folder, lambda: preview_png(run, watch), progress and group.first)
             except Interrupted as interrupted:
                 interrupted.run = run
                 raise
@@ -362,10 +383,3 @@ def _run_of(trainer, average, folder, origin):
         dataset=task.dataset,
         log=() if folder is None else folder.log,
     )
-
-
-def _preview(pipeline):
-    """A few samples as a PNG."""
-    from pydiff.report.grid import grid, png_bytes
-
-    return png_bytes(grid(pipeline.codec.show(pipeline.preview())))

@@ -200,7 +200,7 @@ def test_options_of_diffusion_models_are_refused(digits):
         AutoencoderOptions.of_diffusion(Options(prediction="v"))
     made = AutoencoderOptions.of_diffusion(Options(steps=5, channels=(4,), flip=True), kl_weight=1e-5)
     assert made == AutoencoderOptions(steps=5, channels=(4,), flip=True, kl_weight=1e-5)
-    with pytest.raises(ValueError, match="model is 'vae', expected a network or 'autoencoder'"):
+    with pytest.raises(ValueError, match="model is 'vae', expected a network, 'classifier'"):
         pydiff.train(digits, model="vae")
     with pytest.raises(ValueError, match="which has no latent and no codec"):
         pydiff.train(digits, model="autoencoder", codec=Pixels((8, 8, 1)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import pydiff
+from pydiff import drawing
 from pydiff.cli import main
 from pydiff.data.tones import load_tones
 from pydiff.diffusion.samplers import SAMPLERS
@@ -49,6 +50,41 @@ def test_it_is_trained_opened_and_makes_sounds(runs, codec):
     *_, last = alone
     assert np.allclose(run.codec.decode(last.x), sounds[2:], atol=1e-5)
     assert (run.directory / "samples.png").stat().st_size > 100
+
+
+def test_a_folder_that_has_some_sounds_gets_the_others(runs, tmp_path, monkeypatch, capsys):
+    run, out = runs["waveform"], tmp_path / "many"
+    monkeypatch.setattr(drawing, "BATCH", 2)
+    order = drawing.Order(n=5, label="a", options={"steps": 2})
+    batches = drawing._batches
+
+    def stopping(*arguments):
+        yield next(iter(batches(*arguments)))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "_batches", stopping)
+        with pytest.raises(drawing.Stopped, match=r"stopped; 2 of 5 are in .*many; the same command draws the others"):
+            drawing.draw(run.pipeline, out, order)
+    kept = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert set(kept) == {"000000-a.wav", "000001-a.wav"}
+    (out / "000001-a.wav").write_bytes((out / "000001-a.wav").read_bytes()[:-3])  # damaged
+    assert drawing.draw(run.pipeline, out, order) == (4, 1, 5)
+    assert (out / "000000-a.wav").stat().st_mtime_ns == kept["000000-a.wav"]
+    expected = run.sample(5, labels=["a"] * 5, steps=2)
+    for i, sound in enumerate(expected):
+        read = read_wav((out / f"00000{i}-a.wav").read_bytes()).samples
+        assert np.abs(read - sound[0].clip(-1, 1)).max() < 1e-4
+    command = ["sample", str(run.directory), "--label", "a", "--steps", "2", "--out", str(tmp_path / "said"), "-n"]
+    assert main([*command, "2"]) == main([*command, "3"]) == 0
+    said = capsys.readouterr().out
+    assert "3 sounds of class 'a'" in said
+    assert "2 of them from before" in said
+    assert main([*command, "3", "--seed", "1"]) == 1
+    assert "000000-a.wav is there already, and is another sample (seed 0, not 1)" in capsys.readouterr().err
+    (tmp_path / "000000-a.wav").write_bytes(wav(sine(440)))
+    with pytest.raises(ValueError, match=r"is another sample \(Software unknown, not pydiff\)"):
+        drawing.draw(run.pipeline, tmp_path, order)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -35,6 +35,7 @@ RECIPE = {
     "image_share": 0.5, "sample_every": 0, "checkpoint_every": 50,
 }  # fmt: skip
 GUIDANCE = (1.0, 2.0, 4.0)
+WAY = {"sampler": "dpm_solver", "steps": 20}
 
 
 def score(clips, wanted):
@@ -47,10 +48,10 @@ def score(clips, wanted):
     return result
 
 
-def drawn(run, combinations, each, seed, guidance, steps=50):
+def drawn(run, combinations, each, seed, guidance):
     """(clips, their combinations): `each` of every combination."""
     prompts = [caption(*c) for c in combinations]
-    clips = run.sample(each, seed=seed, steps=steps, prompts=prompts, guidance=guidance)
+    clips = run.sample(each, seed=seed, prompts=prompts, guidance=guidance, **WAY)
     return clips, [c for c in combinations for _ in range(each)]
 
 
@@ -61,7 +62,7 @@ def edits(run, clips, wanted, guidance):
     for name, known in (("continuation", range(frames // 2)), ("interpolation", (0, frames - 1))):
         mask = np.ones(frames)
         mask[list(known)] = 0
-        made = run.inpaint(clips, mask, steps=25, resample=3, prompts=prompts, guidance=guidance)
+        made = run.inpaint(clips, mask, steps=25, resample=2, prompts=prompts, guidance=guidance)
         assert all(np.array_equal(made[:, f], clips[:, f]) for f in known)
         result[name] = score(made, wanted)
     return result
@@ -94,7 +95,7 @@ def main(arguments=None):
             best = share, guidance, clips, wanted
     _, guidance, clips, wanted = best
     rows["held out, frames shuffled"] = score([shuffled(c, i) for i, c in enumerate(clips)], wanted)
-    free = run.sample(len(wanted), seed=3, condition=None)
+    free = run.sample(len(wanted), seed=3, condition=None, **WAY)
     rows["no caption"] = score(free, wanted)
     some = moving_shapes(32, seed=9, combinations=seen[::2][:32])
     rows |= edits(run, some.images, (seen[::2][:32]), guidance)
@@ -105,7 +106,7 @@ def main(arguments=None):
     found = {
         "machine": describe(available_threads()), "steps": options.steps, "recipe": RECIPE,
         "parameters": run.parameters, "training_cpu_seconds_of_this_call": round(trained, 1),
-        "best_guidance": guidance, "chance": CHANCE, "rows": rows,
+        "sampling": WAY, "best_guidance": guidance, "chance": CHANCE, "rows": rows,
     }  # fmt: skip
     print(table(found))
     if options.json:

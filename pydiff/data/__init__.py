@@ -1,5 +1,5 @@
-"""Training data: shipped sets, folders and archives of pictures, folders of sounds, files of arrays, and what somebody
-holds in Python all become a Dataset: (N, H, W, C) pictures, (N, 1, L, C) sounds, with their classes and captions.
+"""Training data: shipped sets, folders and archives of images, folders of sounds, files of arrays, and what somebody
+holds in Python all become a Dataset: (N, H, W, C) images, (N, 1, L, C) sounds, with their classes and captions.
 
 `load` recognises the source; each kind has its own small module, in the tables of sources.py. The rest of pydiff sees
 only `Dataset`, `batch_indices`, `flip` and the two functions at the edge between uint8 and [-1, 1].
@@ -9,6 +9,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydiff.data.arrays import from_array
 from pydiff.data.asked import Asked, asked
@@ -27,9 +28,16 @@ from pydiff.data.pixels import from_uint8, to_uint8
 from pydiff.data.points import Points, swiss_roll
 from pydiff.data.sounds import Sounds, check_sound, holds_sounds, load_sounds
 from pydiff.data.sources import EXPECTED, load_path
-from pydiff.data.spoken import load_captions, load_prompts, load_spoken_digits, load_synthetic_digits
+from pydiff.data.spoken import (
+    load_captions,
+    load_prompts,
+    load_spoken_digits,
+    load_synthetic_digits,
+    load_synthetic_speech,
+)
 from pydiff.data.stream import load_streamed
 from pydiff.data.tones import load_tones
+from pydiff.printed import printable
 
 __all__ = [
     "Clips",
@@ -53,6 +61,7 @@ NAMED_SOUNDS = {
     "spoken-captions": load_captions,
     "spoken-prompts": load_prompts,
     "synthetic-digits": load_synthetic_digits,
+    "synthetic-speech": load_synthetic_speech,
 }
 _NAMES = ", ".join(map(repr, NAMED))
 
@@ -79,11 +88,11 @@ def load(
 
     source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
               scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), "tones" (sounds, made by
-              formula; docs/sound.md has the other named sounds); a folder of pictures, of sounds, of MNIST's IDX files,
+              formula; docs/sound.md has the other named sounds); a folder of images, of sounds, of MNIST's IDX files,
               of CIFAR's batches or of .parquet files, or a .zip or .tar of one; a .npz, .npy or .parquet file; an array
               (N, H, W), (N, H, W, C) or (N, C, H, W); a list of arrays, Pillow images, paths or (image, label); a pair
               (x, y); a dict of arrays; or a Dataset. "./digits" is a folder of that name
-    size      an integer or (height, width): pictures are resized by their shorter side and cropped in the middle
+    size      an integer or (height, width): images are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
     labels    (N,) integers or strings, for arrays and lists only: folders and files bring their own
     captions  N strings or sequences of strings, or {language: those}, for arrays only
@@ -94,25 +103,31 @@ def load(
     limit     GiB of memory that the data may take, 4 if None
     rate, seconds   of sounds: samples a second, and how long each is made; a folder is then read for its sounds
     frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
-    cache_gb  above 0, pictures of a folder, a .zip, .tar or .parquet file are decoded when they are needed, and this
+    cache_gb  above 0, images of a folder, a .zip, .tar or .parquet file are decoded when they are needed, and this
               many GB of them are kept: for data larger than memory, see stream.py
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
-    if rate is not None or seconds is not None or _is_sound(source):
-        if cache_gb:
-            raise ValueError("cache_gb is for pictures; leave it out for sounds")
-        return _load_sounds(source, size, channels, labels, captions, rate, seconds)
+    sound = rate is not None or seconds is not None or isinstance(source, Sounds)
+    if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
+        raise ValueError("cache_gb is for images; leave it out for sounds")
+    if not cache_gb and (sound or _is_sound(source)):
+        wanted = asked(layout=layout, pages=pages, split=split, bits=bits, limit=limit).only("a set of sounds")
+        return _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted.limit)
     wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
     if cache_gb:
         if labels is not None or captions is not None or not _is_path(source) or source in NAMED:
             raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
-        return load_streamed(Path(source).expanduser(), wanted.size, wanted.channels, cache_gb)
+        if frames is not None or frame_rate is not None:
+            raise ValueError("frames and frame_rate are for clips, and cache_gb is for images; leave one of them out")
+        return load_streamed(Path(source).expanduser(), cache_gb, wanted)  # pyright: ignore[reportArgumentType]
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
+        wanted.only("'moving-shapes'")
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
-    path = Path(source).expanduser() if _is_path(source) and source not in NAMED else None
+    path = Path(source).expanduser() if isinstance(source, str | os.PathLike) and source not in NAMED else None
     if path is not None and path.is_dir() and (frames is not None or frame_rate is not None or holds_clips(path)):
-        return load_clips(path, frames, frame_rate, wanted.size, wanted.channels)
+        wanted.only(f"{printable(str(path))} (clips)")
+        return load_clips(path, frames, frame_rate, wanted.size, wanted.channels, wanted.limit)
     dataset = _of_length(_loaded(source, labels, captions, wanted), frames, frame_rate)
     return _fitted(dataset, wanted)
 
@@ -140,18 +155,20 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
         if given:
             raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
         if isinstance(source, str) and source in NAMED:
+            wanted.only(repr(source))
             return NAMED[source]()
         return load_path(Path(source).expanduser(), wanted, _NAMES)
     if isinstance(source, Dataset):
         if given:
             raise ValueError(f"{given} were given with a Dataset, which brings its own; {given}= belongs to arrays")
+        wanted.only("a Dataset")
         return source
     if is_pair(source) or isinstance(source, Mapping):
         if given:
             raise ValueError(f"{given} were given with data that bring their own; {given}= belongs to arrays")
-        return (load_mapping if isinstance(source, Mapping) else load_pair)(source, wanted)
+        return load_mapping(source, wanted) if isinstance(source, Mapping) else load_pair(source, wanted)
     if hasattr(source, "__array__") and not _is_pillow(source):
-        return from_array(source, labels, captions, asked=wanted)
+        return from_array(source, labels, captions, asked=wanted.only("an array", "layout", "bits"))
     if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
         return load_list(source, labels, captions, wanted)
     hint = "; give a list of images, [image]" if _is_pillow(source) else ""
@@ -159,7 +176,7 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
 
 
 def _is_sound(source) -> bool:
-    """Whether a source is one of sounds: by its name, by its class, or a folder with more sounds than pictures."""
+    """Whether a source is one of sounds: by its name, by its class, or a folder with more sounds than images."""
     if isinstance(source, str) and (source in NAMED or source in NAMED_SOUNDS):
         return source in NAMED_SOUNDS
     if isinstance(source, (str, os.PathLike)):
@@ -167,7 +184,7 @@ def _is_sound(source) -> bool:
     return isinstance(source, Sounds)
 
 
-def _load_sounds(source, size, channels, labels, captions, rate, seconds) -> Sounds:
+def _load_sounds(source, size, channels, labels, captions, rate, seconds, limit) -> Sounds:
     if size is not None or labels is not None or captions is not None:
         given = "size" if size is not None else "labels" if labels is not None else "captions"
         raise ValueError(
@@ -187,7 +204,7 @@ def _load_sounds(source, size, channels, labels, captions, rate, seconds) -> Sou
     if not path.is_dir():
         reason = "is not a folder of sounds" if path.exists() else "is not there"
         raise ValueError(f"{str(source)!r} {reason}; rate and seconds are for sounds")
-    return load_sounds(path, rate, seconds, channels)
+    return load_sounds(path, rate, seconds, channels, limit)
 
 
 def _is_pillow(source) -> bool:
@@ -196,7 +213,7 @@ def _is_pillow(source) -> bool:
 
 def _fitted(dataset: Dataset, wanted: Asked) -> Dataset:
     """With the size and the number of channels that are asked for; what that changes is noted."""
-    before = dataset.shape
+    before: Any = dataset.shape
     if wanted.size is not None and len(before) >= 3:
         pixels = dataset.images.size // (before[-3] * before[-2]) * wanted.size[0] * wanted.size[1]
         wanted.limit.check(pixels * dataset.images.itemsize, dataset.name)

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
 from pydiff.data.clips import RATE, Clips
-from pydiff.data.dataset import Dataset, first_line, printable, some
+from pydiff.data.dataset import Dataset, some
 from pydiff.data.limits import USUAL, Limit
 from pydiff.data.points import Points
+from pydiff.printed import first_line, printable
 
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "targets", "label", "target", "arr_1")
@@ -92,7 +94,7 @@ def from_array(
         kind, layout = Points, f"array {images.shape} read as points (N, D)"
     elif images.ndim == 5 and images.size:
         kind, layout = Clips, f"array {images.shape} read as clips (N, F, H, W, C)"
-        more = {"rate": RATE if asked.rate is None else float(asked.rate)}
+        more: dict[str, Any] = {"rate": RATE if asked.rate is None else float(asked.rate)}
         images, values = _standard_values(images, asked.bits)
     else:
         images, layout = _channels_last(images, asked.layout)
@@ -196,7 +198,7 @@ def _deep(images, bits):
         return images.astype(np.uint8), told
     out = np.empty(images.shape, np.float32)
     for image, target in zip(images, out, strict=True):
-        target[...] = image.astype(np.float64) * (2 / (2**bits - 1)) - 1
+        target[...] = image.astype(np.float64) * (2 / (2**bits - 1)) - 1  # pyright: ignore[reportIndexIssue]
     return out, told
 
 

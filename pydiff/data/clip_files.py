@@ -14,10 +14,13 @@ import numpy as np
 
 from pydiff.data import captions as words
 from pydiff.data.clips import RATE, Clips
-from pydiff.data.dataset import plural, printable, some
-from pydiff.data.folder import _choose_size, find_files, labels_of
-from pydiff.data.picture import MAX_PIXELS, read_picture
+from pydiff.data.dataset import plural, some
+from pydiff.data.folder import _choose_size, labels_of
+from pydiff.data.limits import USUAL, Limit
+from pydiff.data.listing import find_files
+from pydiff.data.picture import MAX_PIXELS, look, not_a_file, read_picture, read_size
 from pydiff.data.pixels import resize_picture, to_channels
+from pydiff.printed import printable
 
 FRAMES = 8  # of a clip, where nobody says
 ANIMATED = frozenset((".gif", ".webp", ".apng", ".png"))
@@ -54,15 +57,20 @@ def holds_clips(root: Path) -> bool:
 
 
 def load_clips(
-    root: Path, frames: int | None = None, rate: float | None = None, size=None, channels: int | None = None
+    root: Path,
+    frames: int | None = None,
+    rate: float | None = None,
+    size=None,
+    channels: int | None = None,
+    limit: Limit = USUAL,
 ) -> Clips:
     """All clips under `root`, in order of path; the class is the first folder below the one that all share.
 
     frames: of each, 8 if None; a longer one gives several, a shorter one is left out and listed. rate: frames a second;
     None takes the middle of what the files have. size: (height, width). channels: 1 or 3 (what is transparent lies on
     white), or 4; None: 1 if all is grey, else 3. Captions as for pictures. Where there are no animated files and films,
-    every folder of pictures is a clip, its frames in the order of their names.
-    ValueError if nothing is left, or if more than half are broken.
+    every folder of pictures is a clip, its frames in the order of their names. limit: of memory, for all frames at the
+    size that they are stored in. ValueError if nothing is left, if more than half are broken, or above the limit.
     """
     frames = FRAMES if frames is None else frames
     paths, texts, skipped = find_files(root, ANIMATED | FILMS)
@@ -78,9 +86,9 @@ def load_clips(
         }
     elif still:
         notes.append(f"{plural(len(still), 'picture')} beside the clips left out")
-    reels = {}
+    reels, room = {}, Room(limit, printable(str(root)))
     for path, source in sources.items():
-        found = _read_folder(source) if isinstance(source, list) else read_reel(source)
+        found = _read_folder(source, room) if isinstance(source, list) else read_reel(source, room)
         if isinstance(found, Reel):
             reels[path] = found
         else:
@@ -108,6 +116,7 @@ def load_clips(
             f"no clip in {root} has {frames} frames at {rate:g} a second (first: {skipped[0][0]}: {skipped[0][1]}); "
             "use fewer frames or a higher frame_rate"
         )
+    limit.check(len(pieces) * frames * target[0] * target[1] * 8, f"{plural(len(pieces), 'clip')} of {root}")
     if len(pieces) > len(set(names)):
         notes.append(f"{plural(len(set(names)), 'file')} cut into {plural(len(pieces), 'clip')} of {frames} frames")
     return _dataset(root, names, pieces, rate, target, channels, list(sources), texts, skipped, notes)
@@ -131,23 +140,49 @@ def _dataset(root, names, pieces, rate, target, channels, paths, texts, skipped,
     return Clips(root.name or str(root), clips, labels, classes, sorted(skipped), notes, rate=rate, **more)
 
 
-def read_reel(path: Path) -> Reel | str:
+class Room:
+    """Memory for the frames of all clips, at the size that they are stored in: taken before they are unpacked."""
+
+    def __init__(self, limit: Limit, name: str):
+        self.limit, self.name, self.taken = limit, name, 0
+
+    def take(self, count: int, size: tuple[int, int], path: Path | None = None):
+        """So many frames more. path: the file that all of them are in, which may be a bomb. TooLarge for too many."""
+        more = count * size[0] * size[1] * 4
+        try:
+            if path is not None:
+                told = f"{printable(path.name)}, {plural(count, 'frame')} of {size[0]} x {size[1]},"
+                self.limit.check_unfolding(more, path.stat().st_size, told)
+            self.limit.check(self.taken + more, f"all frames of {self.name}")
+        except ValueError as error:
+            raise TooLarge(str(error)) from None
+        self.taken += more
+
+
+class TooLarge(ValueError):
+    """More than the limit allows: no file is skipped for that."""
+
+
+def read_reel(path: Path, room: Room | None = None) -> Reel | str:
     """A file with moving pictures, composed to whole frames; or the reason why it cannot be used."""
+    room = Room(USUAL, printable(path.name)) if room is None else room
     try:
         if not path.is_file():
-            return "not a file" if path.exists() else "link to a file that is not there"
+            return not_a_file(path)
         if path.stat().st_size == 0:
             return "empty file"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read_film(path) if _suffix(path.name) in FILMS else _read_animation(path)
+            return _read_film(path, room) if _suffix(path.name) in FILMS else _read_animation(path, room)
+    except TooLarge:
+        raise
     except ImportError:
         return "a film needs the library av (pip install 'pydiff[video]')"
     except Exception as error:  # decoders raise a dozen types for damaged files
         return f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
-def _read_animation(path) -> Reel | str:
+def _read_animation(path, room) -> Reel | str:
     """GIF, WebP and PNG by Pillow, which lays partial frames over what is there and disposes of them as they say."""
     from PIL import Image
 
@@ -160,6 +195,7 @@ def _read_animation(path) -> Reel | str:
         count = getattr(picture, "n_frames", 1)
         if picture.width * picture.height > MAX_PIXELS or count > MAX_FRAMES:
             return f"{count} frames of {picture.width} x {picture.height} pixels, above the limit"
+        room.take(count, (picture.height, picture.width), path)
         frames, starts = [], [0.0]
         for i in range(count):
             picture.seek(i)
@@ -169,7 +205,7 @@ def _read_animation(path) -> Reel | str:
         return Reel(frames, np.array(starts), (picture.height, picture.width))
 
 
-def _read_film(path) -> Reel | str:
+def _read_film(path, room) -> Reel | str:
     """MP4 and the like by PyAV, with the time of every frame."""
     import av
 
@@ -181,6 +217,7 @@ def _read_film(path) -> Reel | str:
         for frame in container.decode(stream):
             if frame.width * frame.height > MAX_PIXELS or len(frames) == MAX_FRAMES:
                 return f"more than {MAX_FRAMES:,} frames or {MAX_PIXELS:,} pixels, above the limit"
+            room.take(1, (frame.height, frame.width))
             frames.append(_fewest(frame.to_ndarray(format="rgb24")))
             starts.append(
                 float(frame.time) if frame.time is not None else len(starts) / float(stream.average_rate or 25)
@@ -192,23 +229,18 @@ def _read_film(path) -> Reel | str:
     return Reel(frames, np.array([*starts, starts[-1] + last]) - starts[0], frames[0].shape[:2])
 
 
-def _read_folder(paths) -> Reel | str:
+def _read_folder(paths, room) -> Reel | str:
     """Pictures as frames, at RATE; the size is that of the first."""
-    from PIL import Image
-
     frames, size = [], None
     for path in paths:
-        if size is None:
-            try:
-                with Image.open(path) as picture:
-                    size = picture.height, picture.width
-            except OSError:
-                return f"{printable(path.name)} cannot be read"
-        found = read_picture(path, size)
+        if size is None and (size := read_size(path)) is None:
+            return f"{printable(path.name)} cannot be read"
+        room.take(1, size)
+        found = read_picture(path, size, limit=room.limit)
         if isinstance(found, str):
             return f"{printable(path.name)}: {found}"
         frames.append(found.pixels)
-    return Reel(frames, np.arange(len(frames) + 1) / RATE, size)
+    return Reel(frames, np.arange(len(frames) + 1) / RATE, size)  # pyright: ignore[reportArgumentType]
 
 
 def at_rate(reel: Reel, rate: float) -> list[int]:
@@ -253,13 +285,8 @@ def _fewest(pixels):
 
 
 def _is_animated(path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return getattr(picture, "n_frames", 1) > 1
-    except Exception:
-        return False
+    found = look(path)
+    return found is not None and found.frames > 1
 
 
 def _suffix(path) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Dataset:
     """
 
     name: str
-    images: np.ndarray
+    images: Any  # ndarray, or StreamedImages
     labels: np.ndarray | None = None
     classes: list[str] | None = None
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
@@ -77,14 +78,14 @@ class Dataset:
         return self.images.shape[1:]
 
     @property
-    def streamed(self) -> bool:
-        """Whether the pictures are decoded when they are needed, see stream.py."""
-        return getattr(self.images, "streamed", False)
+    def stream(self):
+        """What decodes the pictures when they are needed (stream.py); None if all are in memory."""
+        return self.images if getattr(self.images, "streamed", False) else None
 
     @property
-    def waited(self) -> float | None:
-        """Seconds spent so far on waiting for pictures to be decoded; None if all are in memory."""
-        return self.images.waited if self.streamed else None
+    def streamed(self) -> bool:
+        """Whether the pictures are decoded when they are needed."""
+        return self.stream is not None
 
     def usable(self, indices) -> np.ndarray:
         """The indices with those of pictures that cannot be decoded, which a stream finds out late, replaced."""
@@ -143,12 +144,12 @@ class Dataset:
         if self.captions is None and self.classes is None:
             return None
         indices = self._checked_indices(indices)
-        classes = (
-            [""] * len(indices) if self.classes is None else [self.classes[label] for label in self.labels[indices]]
-        )
+        classes: list[str] = [""] * len(indices)
+        if self.classes is not None and self.labels is not None:
+            classes = [self.classes[label] for label in self.labels[indices]]
         if self.captions is None:
             return classes
-        return [(*self.captions[i], c)[0] for i, c in zip(indices, classes, strict=True)]
+        return [(*self.captions[i], c)[0] for i, c in zip(indices, classes, strict=True)]  # pyright: ignore[reportReturnType]
 
     def in_languages(self, languages: Sequence[str]) -> "Dataset":
         """The same pictures with the captions in these languages alone, and those whose language nobody gives.
@@ -273,21 +274,6 @@ class Dataset:
         return indices.astype(np.int64)
 
 
-def printable(path: str) -> str:
-    """File names need not be valid text, nor one line; this form can be printed and stored anywhere."""
-    try:
-        text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character that stands for no byte: not from a file system
-        text = path.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of others says, in one short line that can be printed."""
-    lines = str(error).splitlines()
-    return printable(lines[0][:160]) if lines and lines[0] else type(error).__name__
-
-
 def some(items: Sequence[str], separator: str, shown: int) -> str:
     """The first of these, and how many more there are."""
     rest = [f"and {len(items) - shown:,} more"] if len(items) > shown else []
@@ -315,7 +301,7 @@ def _checked_images(images) -> np.ndarray:
     return images
 
 
-def _checked_labels(labels, n: int, classes: list[str]) -> np.ndarray:
+def _checked_labels(labels, n: int, classes) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}, expected integers of shape ({n},)")

@@ -5,16 +5,20 @@ FOLDER/images/a.jpg   FOLDER/masks/a.png        the same names; every value or c
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pydiff import random
 from pydiff.codec import from_uint8
 from pydiff.data.asked import asked
-from pydiff.data.dataset import colours, plural, printable, some
-from pydiff.data.folder import find_files, read_pictures
+from pydiff.data.dataset import colours, plural, some
+from pydiff.data.folder import read_pictures
+from pydiff.data.listing import find_files
 from pydiff.data.moving import SHAPES, coverage
+from pydiff.data.picture import opened, read_size
 from pydiff.data.pixels import check_size, crop_box
+from pydiff.printed import printable
 
 IMAGES, MASKS = ("images", "image", "imgs"), ("masks", "mask", "labels", "annotations", "segmentations")
 MOST = 64  # classes; more values than that are edges that were smoothed, not classes
@@ -140,12 +144,14 @@ def load_masked(source, size=None) -> Masked:
 
 
 def _load_folder(root, size) -> Masked:
-    places = [next((root / name for name in names if (root / name).is_dir()), None) for names in (IMAGES, MASKS)]
+    places: list[Any] = [
+        next((root / name for name in names if (root / name).is_dir()), None) for names in (IMAGES, MASKS)
+    ]
     if None in places:
         raise ValueError(f"{root} needs the subfolders images and masks, with files of the same names")
     (found, _, skipped), (masks, _, more) = (find_files(place) for place in places)
     by_stem = {str(Path(path).with_suffix("")): path for path in masks}
-    pairs = {path: by_stem.get(str(Path(path).with_suffix(""))) for path in found}
+    pairs: dict[str, Any] = {path: by_stem.get(str(Path(path).with_suffix(""))) for path in found}
     skipped = (
         skipped + more + [(printable(path), "no mask of that name") for path, mask in pairs.items() if mask is None]
     )
@@ -183,11 +189,10 @@ def _read_mask(image, mask, size):
     from PIL import Image
 
     try:
-        with Image.open(image) as picture:
-            expected = picture.size
-        with Image.open(mask) as picture:
-            if picture.size != expected:
-                return f"{picture.width} x {picture.height} pixels, and its image {expected[0]} x {expected[1]}"
+        expected: Any = read_size(image)
+        with opened(mask) as picture:
+            if (picture.height, picture.width) != expected:
+                return f"{picture.width} x {picture.height} pixels, and its image {expected[1]} x {expected[0]}"
             plain = (
                 picture if picture.mode in ("L", "P", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
             )

@@ -11,10 +11,12 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pydiff.data.dataset import Dataset, plural, printable
+from pydiff.data.dataset import Dataset, plural
+from pydiff.printed import printable
 
 LONG, FEW = 500, 8  # characters of a name or caption kept with them, captions of one sample
 KEPT, KEPT_BYTES = 36, 4 << 20  # samples kept with a run: as many as the page shows, and no more than that of memory
@@ -95,7 +97,7 @@ class Origin:
     @classmethod
     def from_config(cls, config: Mapping, samples: Dataset | None = None) -> "Origin":
         """What `to_config` described. ValueError, in one sentence, for what it never says."""
-        given = {}
+        given: dict[str, Any] = {}
         for name, (kind, expected) in _RULES.items():
             value = config.get(name) if isinstance(config, Mapping) else config
             if value is not None and not kind(value):
@@ -103,7 +105,8 @@ class Origin:
             given |= {} if value is None else {name: value}
         if "path_bytes" in given:
             given["path"] = os.fsdecode(bytes.fromhex(given.pop("path_bytes")))
-        return cls(**given | {"shape": None if given.get("shape") is None else tuple(given["shape"])}, samples=samples)
+        given["shape"] = None if given.get("shape") is None else tuple(given["shape"])
+        return cls(**given, samples=samples)
 
 
 def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:
@@ -111,7 +114,7 @@ def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:
     arrays, classes = {"images": samples.images}, None
     if samples.labels is not None:
         used, arrays["labels"] = np.unique(samples.labels, return_inverse=True)
-        classes = [samples.classes[label][:LONG] for label in used]
+        classes = [samples.classes[label][:LONG] for label in used]  # pyright: ignore[reportOptionalSubscript]
     words = {"name": printable(samples.name), "classes": classes, "kind": samples.noun}
     words["more"] = {name: getattr(samples, name) for name in _further(type(samples))}
     for name in _WORDS:

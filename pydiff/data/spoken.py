@@ -5,14 +5,18 @@
     spoken-captions    sentences that describe drawings, read in French: tuxpaint-stamps-default
     spoken-prompts     what a telephone exchange says, at 8 kHz: asterisk-core-sounds-en-wav
     synthetic-digits   0 to 9 in English by espeak-ng and flite, called as programs: the same bits every time
+    synthetic-speech   forty English words, digits among them, by one voice of espeak-ng that says no digit in
+                       synthetic-digits, at many pitches and speeds; without a word on what is said
 
 Nothing of the recordings is in pydiff, and nothing made from them may be shipped. Voices tell training from test; no
 option asks for a person.
 """
 
+import dataclasses
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +31,13 @@ SECONDS = 0.75
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
 FLITE = ("kal16", "awb", "rms", "slt")
+# What synthetic-speech says, in which voice: accent and variant of espeak-ng, its pitches and words a minute.
+WORDS = (
+    *DIGITS, "yes", "no", "stop", "go", "left", "right", "up", "down", "on", "off", "red", "green", "blue", "yellow",
+    "dog", "cat", "bird", "tree", "house", "water", "day", "night", "sun", "moon", "good", "bad", "old", "new", "hand",
+    "foot",
+)  # fmt: skip
+SPEAKER, PITCHES, SPEEDS = "en-us+Annie", (42, 50, 58), (135, 150, 165, 180)
 
 
 class Recording(NamedTuple):
@@ -44,9 +55,13 @@ def digit_recordings(stamps: Path = STAMPS, prompts: Path = PROMPTS) -> list[Rec
         parts = re.fullmatch(r"(\d)(_desc)?(?:_(\w+))?", path.stem)
         if parts:
             found.append(Recording(path, int(parts[1]), f"{parts[3] or 'en_US'} {2 if parts[2] else 1}"))
+    heard = Counter()
     for folder in sorted(prompts.glob("*/digits")):
-        voice = f"{folder.parent.name[:5]} prompts"
-        found += [Recording(path, int(path.stem), voice) for path in folder.glob("[0-9].wav")]
+        files = sorted(folder.glob("[0-9].wav")) or sorted(folder.glob("[0-9].gsm"))
+        language = folder.parent.name[:5]  # behind it stands what the voice is called, which is nobody's matter
+        heard[language] += bool(files)
+        voice = f"{language} prompts{f' {heard[language]}' if heard[language] > 1 else ''}"
+        found += [Recording(path, int(path.stem), voice) for path in files]
     return sorted(found, key=lambda one: (one.voice, one.digit))
 
 
@@ -125,19 +140,42 @@ def load_synthetic_digits(rate: int | None = None, seconds: float = SECONDS, voi
 
     FileNotFoundError where neither program is installed.
     """
+    voices = synthetic_voices() if voices is None else list(voices)
+    check_sound(rate, seconds, None)
+    sources = said(voices, DIGITS)
+    labels = {name: i % len(DIGITS) for i, name in enumerate(sources)}
+    return load_files("synthetic-digits", sources, rate, seconds, labels=labels, classes=DIGITS)
+
+
+def speaker_voices() -> list[str]:
+    """The one voice of synthetic-speech, at each pitch and speed."""
+    return [f"espeak-ng {SPEAKER} {pitch} {speed}" for pitch in PITCHES for speed in SPEEDS]
+
+
+def load_synthetic_speech(rate: int | None = None, seconds: float = SECONDS, voices=None, words=WORDS) -> Sounds:
+    """Words by one synthetic voice, or by these, without classes: speech of which nobody wrote down what is said.
+
+    FileNotFoundError where espeak-ng is not installed.
+    """
+    check_sound(rate, seconds, None)
+    voices = (speaker_voices() if shutil.which("espeak-ng") else []) if voices is None else list(voices)
+    sources = said(voices, words)
+    one = dict.fromkeys(sources, 0)
+    made = load_files("synthetic-speech", sources, rate, seconds, labels=one, classes=["speech"])
+    return dataclasses.replace(made, labels=None, classes=None)
+
+
+def said(voices, words) -> dict[str, bytes]:
+    """Each word by each voice, as the contents of a .wav file: {"voice/word": bytes}. FileNotFoundError for none."""
     from concurrent.futures import ThreadPoolExecutor
 
     from pydiff.sound.wav import wav_bytes
 
-    voices = synthetic_voices() if voices is None else list(voices)
     if not voices:
         raise FileNotFoundError(
             "synthetic voices need the program espeak-ng or flite; install Debian's packages of these names"
         )
-    check_sound(rate, seconds, None)
-    jobs = [(voice, digit) for voice in voices for digit in range(10)]
+    jobs = [(voice, word) for voice in voices for word in words]
     with ThreadPoolExecutor(4) as pool:
-        spoken = pool.map(lambda job: wav_bytes(*say(job[0], DIGITS[job[1]])), jobs)
-        sources = {f"{voice}/{digit}": data for (voice, digit), data in zip(jobs, spoken, strict=True)}
-    labels = {name: job[1] for name, job in zip(sources, jobs, strict=True)}
-    return load_files("synthetic-digits", sources, rate, seconds, labels=labels, classes=DIGITS)
+        spoken = pool.map(lambda job: wav_bytes(*say(*job)), jobs)
+        return {f"{voice}/{word}": data for (voice, word), data in zip(jobs, spoken, strict=True)}

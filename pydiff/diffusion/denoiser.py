@@ -4,7 +4,7 @@ import inspect
 import math
 
 from pydiff.arrays import array_module, contiguous
-from pydiff.diffusion.guidance import classifier_free
+from pydiff.diffusion.guidance import check_limits, classifier_free, level_of
 from pydiff.diffusion.samplers import SAMPLERS, walk
 from pydiff.diffusion.self_conditioning import SelfConditioned
 from pydiff.graph import Played
@@ -40,34 +40,56 @@ def denoiser(
         raise ValueError("interval and rescale say how guidance works, and guidance is 1; give another guidance")
     if guidance != 1 and not len(condition):
         raise ValueError("guidance needs a model with classes or another condition (train with conditional=True)")
+    interval = (0.0, math.inf) if interval is None and rescale else interval
+    if interval is not None:
+        check_limits(interval, rescale)
     withheld = condition.null() if guidance != 1 else None
+    both = None if withheld is None else together(network, condition, withheld)
 
     def ask(given, t, condition):
         f = played(given, t, **condition)
         return f if learned or f.shape[-1] == channels else contiguous(f[..., :channels])
 
+    def ask_both(given, t):
+        """(f, f_uncond), in one pass where the network can."""
+        if both is None:
+            return ask(given, t, condition), ask(given, t, withheld)
+        f = ask(given, t, both)
+        return f[: len(given)], f[len(given) :]
+
     def guided(given, t):
         """Guidance worked out here: `given` may hold x0-hat beside x."""
-        answer = ask(given, t, condition)
-        if guidance == 1:
-            return answer
-        f = classifier_free(
-            lambda *_: answer[..., :channels],
-            lambda *_: ask(given, t, withheld)[..., :channels],
-            process,
-            guidance,
-            (0.0, math.inf) if interval is None else interval,
-            rescale,
-        )(given[..., :channels], t)
+        if guidance == 1 or (interval and not interval[0] < level_of(process, t[0]) <= interval[1]):
+            return ask(given, t, condition)
+        answer, other = ask_both(given, t)
+        answers = (lambda *_: answer[..., :channels]), (lambda *_: other[..., :channels])
+        f = classifier_free(*answers, process, guidance, rescale=rescale)(given[..., :channels], t)
         return array_module(f).concatenate([f, answer[..., channels:]], axis=-1)
 
     if self_conditioning:
         return no_grad()(SelfConditioned(guided, process, limits).__call__), 1.0
-    if interval is not None or rescale:
+    if interval is not None:
         return no_grad()(guided), 1.0
     if guidance == 1:
         return no_grad()(lambda x, t: ask(x, t, condition)), 1.0
-    return no_grad()(lambda x, t: (ask(x, t, condition), ask(x, t, withheld))), guidance
+    return no_grad()(ask_both), guidance
+
+
+def together(network, *conditions):
+    """Conditions of N rows each as one that asks the network for all answers to x (N, ..) at once, one after the other;
+    None where it cannot: where they differ in more than its `several` arguments, or in their lengths.
+    """
+    several, joined = getattr(network, "several", ()), {}
+    for name in conditions[0]:
+        arrays = [condition[name] for condition in conditions]
+        xp = array_module(arrays[0])
+        if name in several and len({a.shape for a in arrays}) == 1:
+            joined[name] = xp.concatenate(arrays)
+        elif any(a.shape != arrays[0].shape or not xp.array_equal(a, arrays[0]) for a in arrays):
+            return None
+        else:
+            joined[name] = arrays[0]
+    return joined if several else None
 
 
 def sampler_options(name) -> list[str]:

@@ -33,8 +33,7 @@ def classifier_free(
     rescale: 0 .. 1, how far each picture's x0-hat is brought back to the standard deviation that the conditional one
     has (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", eq. 15 and 16).
     """
-    if not 0.0 <= rescale <= 1.0 or not interval[0] <= interval[1]:
-        raise ValueError(f"got rescale {rescale} and interval {interval}, expected 0 .. 1 and (low, high)")
+    check_limits(interval, rescale)
 
     def model(x, t):
         f = conditional(x, t)
@@ -45,6 +44,12 @@ def classifier_free(
         return _rescaled(process, x, t, guided, f, rescale) if rescale else guided
 
     return model
+
+
+def check_limits(interval: tuple[float, float], rescale: float):
+    """ValueError, in one sentence, for an interval or a rescaling that cannot be."""
+    if not 0.0 <= rescale <= 1.0 or not interval[0] <= interval[1]:
+        raise ValueError(f"got rescale {rescale} and interval {interval}, expected 0 .. 1 and (low, high)")
 
 
 def autoguidance(model: Callable, bad_model: Callable, process: Process, scale: float, interval=(0.0, math.inf)):
@@ -62,6 +67,7 @@ def classifier_guided(
     process: Process,
     scale: float = 1.0,
     norm_based: bool = False,
+    interval: tuple[float, float] = (0.0, math.inf),
 ) -> Callable:
     """An unconditional network, steered by a classifier of noisy pictures: no condition was ever trained in.
 
@@ -69,12 +75,16 @@ def classifier_guided(
     the principle of Guided-TTS, Kim et al. 2022, where a phoneme classifier steers an unconditional speech model).
     log_probability: (Tensor x (N, ...), t (N,)) -> Tensor (N,), log p(y | x_t) of the class wanted for each; its
     gradient is taken by our autograd, sample by sample. norm_based: the gradient is first scaled to
-    |eps| / |sigma grad|, so that `scale` means the same at all noise levels (Guided-TTS, eq. 10).
-    The network sees x in its own scale, and so does the classifier.
+    |eps| / |sigma grad|, so that `scale` means the same at all noise levels (Guided-TTS, eq. 10). interval: as
+    `classifier_free`. The network sees x in its own scale, and so does the classifier; what it answers besides f in
+    further channels, a learned variance, stays as it is.
     """
 
     def guided(x, t):
-        f = model(x, t)
+        answer = model(x, t)
+        if scale == 0.0 or not interval[0] < level_of(process, t[0]) <= interval[1]:
+            return answer
+        f = answer[..., : x.shape[-1]]
         variable = Tensor(x, requires_grad=True)
         log_probability(variable, t).sum().backward()
         alpha, sigma = process.schedule.at(t)
@@ -84,7 +94,8 @@ def classifier_guided(
             push = push * _norm(eps) / _norm(push).clip(np.finfo(x.dtype).tiny)
         # f = p x0 + q eps with x held fixed: d x0 = -(sigma / alpha) d eps, so that d f = (q - p sigma / alpha) d eps
         p, q = process.mixing_weights(alpha, sigma)
-        return f - f.dtype.type(scale) * column(q - p * sigma / alpha, x) * push
+        f = f - f.dtype.type(scale) * column(q - p * sigma / alpha, x) * push
+        return array_module(x).concatenate([f, answer[..., x.shape[-1] :]], axis=-1)
 
     if process.preconditioned:
         raise ValueError("classifier guidance needs a network that is told t; use another prediction than edm")

@@ -12,7 +12,7 @@ so, which the package cannot.
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,14 +36,19 @@ EXACT = {
 # These are read, from others' files, and widened to float32; bfloat16 as raw bits, because NumPy has no such type.
 HALF = {"F16": "<f2", "BF16": "<u2"}
 ORDER = ["BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64"]  # the package's
+FLOATING = ("F16", "BF16", "F32", "F64")
 KNOWN = {**EXACT, **HALF, "U16": "<u2", "U64": "<u8"}  # the last two are read as they are, and never written
 
 
 class Weight(NamedTuple):
-    """An array in a file that is not read yet. read: gives it, writable; what is narrower than float32 as float32."""
+    """An array in a file that is not read yet. read: gives it, writable; what is narrower than float32 as float32.
+
+    floating: whether it will be of floating numbers.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    floating: bool = True
 
 
 class Made(NamedTuple):
@@ -80,7 +85,7 @@ def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = N
 
 
 def pieces(
-    arrays: Mapping[str, np.ndarray | Made], dtype: str | None = None, metadata: Mapping[str, str] = ()
+    arrays: Mapping[str, np.ndarray | Made], dtype: str | None = None, metadata: Mapping[str, str] | None = None
 ) -> Iterator[bytes]:
     """The safetensors file holding these arrays, piece by piece: the bytes that `encode` would give.
 
@@ -88,7 +93,8 @@ def pieces(
     is held at a time. Errors as those of `encode`; and ValueError, when its turn comes, for an array whose shape is not
     the promised one, or with numbers that F16 cannot hold.
     """
-    header, position = ({"__metadata__": dict(metadata)} if metadata else {}), 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
     kinds = {name: dtype or _kind(name, array) for name, array in arrays.items()}
     order = sorted(arrays, key=lambda name: (-ORDER.index(kinds[name]), _checked_name(name)))
     for name in order:
@@ -105,10 +111,10 @@ def pieces(
         raise ValueError(f"the names of {len(arrays)} arrays need more than {MAX_HEADER} bytes: use groups.")
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        array = np.asarray(arrays[name].make() if isinstance(arrays[name], Made) else arrays[name])
+        array = np.asarray(arrays[name].make() if isinstance(arrays[name], Made) else arrays[name])  # pyright: ignore[reportAttributeAccessIssue]
         if array.shape != tuple(arrays[name].shape):
             raise ValueError(f"{name} has shape {array.shape}, and {arrays[name].shape} was promised: give that.")
-        yield _narrowed(name, array, kinds[name]).reshape(-1).view(np.uint8).data
+        yield _narrowed(name, array, kinds[name]).reshape(-1).view(np.uint8).data  # pyright: ignore[reportReturnType]
 
 
 def _kind(name: str, array: np.ndarray | Made) -> str:
@@ -144,7 +150,7 @@ def _narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 def contents(file, source: object) -> dict[str, Weight]:
     """The arrays of a safetensors file, in the order of their bytes, each to be read on its own.
 
-    file: with `size` and `read(begin, count)`, see files.RegularFile; it has to stay open. source: for messages.
+    file: with `size` and `read(begin, count)`, see files.RegularFile. source: for messages.
     CheckpointError for anything but a well-formed file, of which the header alone is read here.
     """
     head = file.read(0, min(8, file.size))
@@ -153,7 +159,8 @@ def contents(file, source: object) -> dict[str, Weight]:
     header, start = _header(head, source, file.size)
 
     def weight(name, dtype, shape, begin, end):
-        return Weight(tuple(shape), lambda: _array(file.read(start + begin, end - begin), name, dtype, shape, source))
+        read = lambda: _array(file.read(start + begin, end - begin), name, dtype, shape, source)  # noqa: E731
+        return Weight(tuple(shape), read, dtype in FLOATING)
 
     return {entry[0]: weight(*entry) for entry in _in_order(header, file.size - start, source)}
 

@@ -3,6 +3,7 @@
 from pydiff.models.autoencoder import Autoencoder, AutoencoderKL, Posterior
 from pydiff.models.autoencoder_tiny import AutoencoderTiny
 from pydiff.models.bert import BertModel
+from pydiff.models.classifier import NoisyClassifier
 from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from pydiff.models.points import PointsMLP
 from pydiff.models.registry import MODELS, build, name_of, register, twin
@@ -21,6 +22,7 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "ClipUNet",
+    "NoisyClassifier",
     "PointsMLP",
     "Posterior",
     "ReadingUNet",

@@ -10,6 +10,8 @@ Structure, option names and parameter names are those of diffusers' UNet3DCondit
 and ours are its; ClipUNet is the same with choices that diffusers does not have.
 """
 
+from typing import Any
+
 import numpy as np
 
 from pydiff import ops
@@ -18,7 +20,7 @@ from pydiff.models.blocks import Downsample, ResnetBlock
 from pydiff.models.registry import register
 from pydiff.models.unet import UNet2D, check_told, for_each, sinusoids
 from pydiff.models.unet_condition import ConditionedTimestepEmbedding, UNet2DCondition, Upsample
-from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Module, MultiHeadAttention, Transformer2DModel
+from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module, MultiHeadAttention, Transformer2DModel
 from pydiff.nn.temporal import TemporalConvLayer, TransformerTemporalModel
 from pydiff.tensor import Tensor, as_tensor
 
@@ -37,8 +39,8 @@ class ClipBlock(Module):
         self.resnets = [ResnetBlock(*pair, **resnet) for pair in widths]
         self.temp_convs = [TemporalConvLayer(cout, groups, dropout) for _ in widths]
         count = 0 if make is None else len(widths) - behind_first
-        self.attentions = [make(cout)[0] for _ in range(count)]
-        self.temp_attentions = [make(cout)[1] for _ in range(count)]
+        self.attentions = [make(cout)[0] for _ in range(count)]  # pyright: ignore[reportOptionalCall]
+        self.temp_attentions = [make(cout)[1] for _ in range(count)]  # pyright: ignore[reportOptionalCall]
 
     def layer(self, i, x, temb, frames):
         """The i-th residual block and its temporal convolution; frames None: of images."""
@@ -109,7 +111,8 @@ class ClipUNet(Module):
     for a network without one, whose frames attend as UNet2D's images do. num_class_embeds: rows of a table of classes,
     added to the step number. use_linear_projection: see UNet2DCondition. transformer_in: whether attention in time
     comes first of all. activation: of the transformers' inner layers. temporal_dropout: in the temporal convolutions.
-    seed: of the initial weights. ValueError, in one sentence, for options that cannot be built.
+    frame_positions: whether every frame is told its number beside the step number; nothing else tells frames apart but
+    the ends of the clip. seed: of the initial weights. ValueError, in one sentence, for options that cannot be built.
     """
 
     fixed = ("context",)  # see graph.py
@@ -136,6 +139,7 @@ class ClipUNet(Module):
         transformer_in=False,
         activation="gelu-approximate",
         temporal_dropout=0.0,
+        frame_positions=False,
         seed=0,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "seed", "__class__")}
@@ -155,7 +159,12 @@ class ClipUNet(Module):
         self.conv_in = Conv2d(config["in_channels"], channels[0], 3, padding=1)
         self.time_embedding = ConditionedTimestepEmbedding(channels[0], temb_dim, config["time_cond_proj_dim"])
         classes = config["num_class_embeds"]
-        self.class_embedding = None if classes is None else Embedding(classes, temb_dim)
+        self.class_embedding: Any = None if classes is None else Embedding(classes, temb_dim)
+        self.frame_embedding: Any = None
+        if config["frame_positions"]:
+            self.frame_embedding = Linear(channels[0], temb_dim)
+            for p in self.frame_embedding.parameters():
+                p.bound = 0.0  # it begins as nothing, like every layer of time
         self.transformer_in = None
         if config["transformer_in"]:
             self.transformer_in = TransformerTemporalModel(channels[0], 8, heads[0], groups, config["activation"])
@@ -233,6 +242,9 @@ class ClipUNet(Module):
             if mask.shape != made["context"].shape[:2]:
                 raise ValueError(f"encoder_attention_mask must be {made['context'].shape[:2]}, got {mask.shape}")
             made["mask"] = Tensor(xp.asarray(mask))
+        if like.ndim == 5 and self.frame_embedding is not None:
+            places = sinusoids(np.arange(like.shape[1]), self.options["block_out_channels"][0])
+            made["places"] = Tensor(xp.asarray(places.astype(like.dtype)))
         check_told(self.class_embedding is not None, class_labels)
         if class_labels is not None:
             made["label"] = self.class_embedding(for_each(to_host(class_labels), n, "class labels"))
@@ -244,15 +256,21 @@ class ClipUNet(Module):
             )
         return made
 
-    def body(self, x, step, context=None, mask=None, label=None, timestep_cond=None):
+    def body(self, x, step, context=None, mask=None, label=None, timestep_cond=None, places=None):
         """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""
         temb = self.time_embedding(step, timestep_cond)
-        temb = ops.silu(temb if label is None else temb + label)
+        temb = temb if label is None else temb + label
         frames, shape = None, x.shape
         if x.ndim == 5:
             frames = shape[1]
             x = x.reshape((shape[0] * frames, *shape[2:]))
-            temb, context, mask = (each_frame(a, frames) for a in (temb, context, mask))
+            if places is not None:  # (N, 1, D) + (F, D)
+                temb = temb.reshape((len(temb), 1, temb.shape[1])) + self.frame_embedding(places)
+                temb = temb.reshape((len(x), temb.shape[2]))
+            else:
+                temb = each_frame(temb, frames)
+            context, mask = (each_frame(a, frames) for a in (context, mask))
+        temb = ops.silu(temb)
         h = self.conv_in(x)
         h = h if frames is None or self.transformer_in is None else self.transformer_in(h, frames)
         skips = [h]
@@ -275,7 +293,7 @@ class ClipUNet(Module):
 
 DIFFUSERS = {  # what UNet3DConditionModel cannot choose
     "num_class_embeds": None, "use_linear_projection": True, "transformer_in": True, "activation": "geglu",
-    "temporal_dropout": 0.1,
+    "temporal_dropout": 0.1, "frame_positions": False,
 }  # fmt: skip
 
 
@@ -326,6 +344,9 @@ def each_frame(a, frames):
     return wide.reshape((len(a) * frames, *rest))
 
 
+OF_TIME = ("temp_", "transformer_in", "frame_embedding")  # in names of parameters that no image network has
+
+
 def widened(image_model, temporal_dropout=0.0, seed=0) -> ClipUNet:
     """The clip network with the weights of an image network, a UNet2D or UNet2DCondition: each of its frames is, to
     begin with, what the image network makes of it. seed: of the temporal layers' inner weights.
@@ -335,12 +356,11 @@ def widened(image_model, temporal_dropout=0.0, seed=0) -> ClipUNet:
     theirs = image_model.config
     if not isinstance(image_model, UNet2D | UNet2DCondition):
         raise ValueError(f"a {type(image_model).__name__} cannot be widened to clips; use a UNet2D or UNet2DCondition")
-    model = ClipUNet(**_widened_config(image_model, theirs), temporal_dropout=temporal_dropout, seed=seed)
+    more = {"temporal_dropout": temporal_dropout, "frame_positions": True, "seed": seed}
+    model = ClipUNet(**_widened_config(image_model, theirs), **more)
     own, given = dict(model.named_parameters()), dict(image_model.named_parameters())
     strange = sorted(name for name in given if name not in own or own[name].shape != given[name].shape)
-    left_out = sorted(
-        name for name in own if name not in given and "temp_" not in name and "transformer_in" not in name
-    )
+    left_out = sorted(name for name in own if name not in given and not any(part in name for part in OF_TIME))
     if strange or left_out:
         raise ValueError(f"this image model cannot be widened to clips: {(strange + left_out)[0]} has no counterpart")
     for name, p in given.items():

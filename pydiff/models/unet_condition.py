@@ -5,6 +5,8 @@ Structure, option names and parameter names are those of diffusers' UNet2DCondit
 and ours are its. What UNet2D has in common with it stands in blocks.py; attention to the context in nn/transformer.py.
 """
 
+from typing import Any
+
 import numpy as np
 
 from pydiff import ops
@@ -12,7 +14,16 @@ from pydiff.arrays import array_module, to_host
 from pydiff.models.blocks import Downsample, ResnetBlock
 from pydiff.models.registry import register
 from pydiff.models.unet import TimestepEmbedding, check_told, for_each, sinusoids
-from pydiff.nn import Conv2d, Embedding, GroupNorm, Linear, Module, MultiHeadAttention, Transformer2DModel
+from pydiff.nn import (
+    Conv2d,
+    Embedding,
+    GroupNorm,
+    Linear,
+    Module,
+    MultiHeadAttention,
+    Transformer2DModel,
+    once_for_each,
+)
 from pydiff.tensor import Tensor, as_tensor
 
 # For every block name: does it attend to the context, and does a residual block change the resolution?
@@ -40,7 +51,7 @@ class ContextDownBlock(Module):
     resolution. Returns x and the list of everything the ascent will want to see again.
     """
 
-    def __init__(self, cin, cout, layers, transformer, downsample, padding, resnet):
+    def __init__(self, cin, cout, layers, transformer, downsample, padding, resnet: dict[str, Any]):
         self.resnets = [ResnetBlock(cin if i == 0 else cout, cout, **resnet) for i in range(layers)]
         self.attentions = [transformer(cout, i) for i in range(layers)] if transformer else []
         if downsample == "resnet":
@@ -51,11 +62,11 @@ class ContextDownBlock(Module):
     def forward(self, x, temb, context, mask):
         skips = []
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
+            x = resnet(x, once_for_each(temb, x))
             x = self.attentions[i](x, context, mask) if self.attentions else x
             skips.append(x)
         for downsampler in self.downsamplers:
-            x = downsampler(x, temb)
+            x = downsampler(x, once_for_each(temb, x))
             skips.append(x)
         return x, skips
 
@@ -63,21 +74,22 @@ class ContextDownBlock(Module):
 class ContextMidBlock(Module):
     """The bottom of the U: a residual block, and a transformer and another residual block if it attends."""
 
-    def __init__(self, channels, transformer, resnet):
+    def __init__(self, channels, transformer, resnet: dict[str, Any]):
         self.resnets = [ResnetBlock(channels, channels, **resnet) for _ in range(2 if transformer else 1)]
         self.attentions = [transformer(channels, 0)] if transformer else []
 
     def forward(self, x, temb, context, mask):
-        x = self.resnets[0](x, temb)
+        x = self.resnets[0](x, once_for_each(temb, x))
         if not self.attentions:
             return x
-        return self.resnets[1](self.attentions[0](x, context, mask), temb)
+        x = self.attentions[0](x, context, mask)
+        return self.resnets[1](x, once_for_each(temb, x))
 
 
 class ContextUpBlock(Module):
     """One level of the ascent: each residual block first sees its picture from the descent, as more channels."""
 
-    def __init__(self, cin, cout, skip_channels, transformer, upsample, resnet):
+    def __init__(self, cin, cout, skip_channels, transformer, upsample, resnet: dict[str, Any]):
         widths = [(cin if i == 0 else cout) + skip for i, skip in enumerate(skip_channels)]
         self.resnets = [ResnetBlock(width, cout, **resnet) for width in widths]
         self.attentions = [transformer(cout, i) for i in range(len(widths))] if transformer else []
@@ -89,10 +101,13 @@ class ContextUpBlock(Module):
 
     def forward(self, x, skips, temb, context, mask):
         for i, resnet in enumerate(self.resnets):
-            x = resnet(ops.concatenate(x, skips.pop()), temb)
+            skip = skips.pop()
+            rows = max(x, skip, key=len)
+            x = ops.concatenate(once_for_each(x, rows), once_for_each(skip, rows))
+            x = resnet(x, once_for_each(temb, x))
             x = self.attentions[i](x, context, mask) if self.attentions else x
         for upsampler in self.upsamplers:
-            x = upsampler(x, temb) if self.by_resnet else upsampler(x, skips[-1].shape[1:3])
+            x = upsampler(x, once_for_each(temb, x)) if self.by_resnet else upsampler(x, skips[-1].shape[1:3])
         return x
 
 
@@ -101,7 +116,7 @@ class ConditionedTimestepEmbedding(TimestepEmbedding):
 
     def __init__(self, cin, dim, cond_dim=None):
         super().__init__(cin, dim)
-        self.cond_proj = None if cond_dim is None else Linear(cond_dim, cin, bias=False)
+        self.cond_proj: Any = None if cond_dim is None else Linear(cond_dim, cin, bias=False)
 
     def forward(self, x, condition=None):
         return super().forward(x if condition is None else self.cond_proj(condition, add=x))
@@ -123,6 +138,7 @@ class UNet2DCondition(Module):
     """
 
     fixed = ("context",)  # what stays the same from step to step: its keys and values are computed once, see graph.py
+    several = ("encoder_hidden_states", "encoder_attention_mask")  # of which there may be more than one for every x
 
     def __init__(
         self,
@@ -188,12 +204,12 @@ class UNet2DCondition(Module):
         self.encoder_hid_proj = None
         if encoder_hid_dim is not None:
             self.encoder_hid_proj = Linear(encoder_hid_dim, cross_attention_dim)
-        self.class_embedding = _class_embedding(self.config, channels[0], temb_dim)
-        self.add_embedding = None
+        self.class_embedding: Any = _class_embedding(self.config, channels[0], temb_dim)
+        self.add_embedding: Any = None
         if addition_embed_type == "text_time":
             self.add_embedding = TimestepEmbedding(projection_class_embeddings_input_dim, temb_dim)
 
-        resnet = {
+        resnet: dict[str, Any] = {
             "temb_dim": 2 * temb_dim if class_embeddings_concat else temb_dim,
             "groups": norm_num_groups,
             "eps": norm_eps,
@@ -266,7 +282,7 @@ class UNet2DCondition(Module):
     def forward(self, x, t, **condition):
         """x: (N, H, W, in_channels) array or Tensor; t: step numbers (N,) or one for all; condition: see `encoded`.
 
-        Returns a Tensor (N, H, W, out_channels).
+        Returns a Tensor (N, H, W, out_channels), or (k N, ..) of k contexts for every x, one after the other.
         """
         x = self.checked(x)
         return self.body(x, **self.encoded(x.data, t, **condition))
@@ -284,8 +300,9 @@ class UNet2DCondition(Module):
     ):  # fmt: skip
         """What a user gives for the body: Tensors by name for samples `like` (N, ..), as floating as they.
 
-        encoder_hidden_states: (N, T, cross_attention_dim), the context. encoder_attention_mask: (N, T), 0 for what
-        nobody shall see. class_labels: (N,) or vectors (N, D), as class_embed_type says. timestep_cond: (N,
+        encoder_hidden_states: (N, T, cross_attention_dim), the context; or (k N, ..), k of them for every x: what does
+        not depend on the context is then computed once. encoder_attention_mask: (N or k N, T), 0 for what nobody shall
+        see. class_labels: (N,) or vectors (N, D), as class_embed_type says. timestep_cond: (N,
         time_cond_proj_dim). text_embeds (N, D) and time_ids (N, K): for addition_embed_type "text_time". Arrays, or
         Tensors where a gradient is wanted.
         """
@@ -293,8 +310,9 @@ class UNet2DCondition(Module):
 
         def vectors(name, value, *shape):
             made = value if isinstance(value, Tensor) else Tensor(array_module(like).asarray(value, like.dtype))
+            rows = _times(made, n) * n if name in self.several else n
             fits = made.ndim == len(shape) + 1 and all(
-                s in (None, m) for s, m in zip((n, *shape), made.shape, strict=True)
+                s in (None, m) for s, m in zip((rows, *shape), made.shape, strict=True)
             )
             if not fits:
                 expected = ", ".join("T" if s is None else str(s) for s in (n, *shape))
@@ -370,7 +388,7 @@ class UNet2DCondition(Module):
         h = self.mid_block(h, temb, context, mask) if self.mid_block else h
         for block in self.up_blocks:
             h = block(h, skips, temb, context, mask)
-        return self.conv_out(self.conv_norm_out(h))
+        return self.conv_out(self.conv_norm_out(once_for_each(h, context)))
 
     def recompute_blocks(self, on=True):
         """Whether residual blocks and attention keep nothing for backward and compute it again there. Returns self."""
@@ -385,6 +403,11 @@ class UNet2DCondition(Module):
     def _sinusoids(self, values, like, dim, name):
         encoded = self._sines(for_each(values, len(like), name), dim)
         return Tensor(array_module(like).asarray(encoded.astype(like.dtype)))
+
+
+def _times(contexts, n):
+    """How many contexts there are for each of n samples, at least 1."""
+    return max(1, len(contexts) // max(1, n)) if contexts.ndim else 1
 
 
 def _class_embedding(config, sinusoid_dim, temb_dim):

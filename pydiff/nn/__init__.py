@@ -18,7 +18,7 @@ from pydiff.nn.layers import (
 )
 from pydiff.nn.module import Module, Parameter, _state, _with_the_same_dropout, blank, observe, training
 from pydiff.nn.temporal import TemporalConvLayer, TransformerTemporalModel
-from pydiff.nn.transformer import BasicTransformerBlock, FeedForward, Transformer2DModel
+from pydiff.nn.transformer import BasicTransformerBlock, FeedForward, Transformer2DModel, once_for_each
 
 __all__ = [
     "Attention",
@@ -42,5 +42,6 @@ __all__ = [
     "_with_the_same_dropout",
     "blank",
     "observe",
+    "once_for_each",
     "training",
 ]

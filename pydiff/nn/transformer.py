@@ -3,6 +3,8 @@ a prompt's states into a U-Net (Rombach et al. 2022, "High-Resolution Image Synt
 section 3.3 and appendix E.2.1).
 """
 
+from typing import Any
+
 from pydiff import ops
 from pydiff.nn.attention import MultiHeadAttention
 from pydiff.nn.layers import Conv2d, Dropout, GroupNorm, LayerNorm, Linear
@@ -14,6 +16,13 @@ ACTIVATIONS = {
     "gelu-approximate": lambda x: ops.gelu(x, approximate="tanh"),
     "geglu-approximate": ops.quick_gelu,  # diffusers' name, though it has no gate
 }
+
+
+def once_for_each(x, contexts):
+    """x (N, ..) once for every context of contexts (k N, ..), which come one after the other: (k N, ..)."""
+    if len(x) == len(contexts):
+        return x
+    return ops.concatenate(*[x] * (len(contexts) // len(x)), axis=0)
 
 
 class ProjectedActivation(Module):
@@ -46,6 +55,7 @@ class BasicTransformerBlock(Module):
         x = x + attn1(norm1(x));   x = x + attn2(norm2(x), context);   x = x + ff(norm3(x))
 
     x: (N, T, C) -> (N, T, C); context: (N, Tk, context_channels), key_mask: truth values (N, Tk) for it, or None.
+    Of k contexts for every x, (k N, ..), there are k results; what comes before the first context is computed once.
     context_channels None leaves attn2 out. only_cross_attention: attn1 looks at the context, too.
     bias: whether q, k and v have one.
     """
@@ -58,7 +68,8 @@ class BasicTransformerBlock(Module):
         self.norm1 = LayerNorm(channels)
         first = context_channels if only_cross_attention else None
         self.attn1 = MultiHeadAttention(channels, heads, head_dim, first, **options)
-        self.norm2 = self.attn2 = None
+        self.norm2: Any = None
+        self.attn2: Any = None
         if context_channels is not None:
             self.norm2 = LayerNorm(channels)
             self.attn2 = MultiHeadAttention(channels, heads, head_dim, context_channels, **options)
@@ -70,8 +81,10 @@ class BasicTransformerBlock(Module):
         if self.attn2 is not None and context is None:
             raise ValueError("this transformer block attends to a context, such as a prompt's states, and got none")
         first = context if self.only_cross_attention else None  # unmasked, as in diffusers, whose checkpoints these are
+        x = x if first is None else once_for_each(x, first)
         x = self.attn1(self.norm1(x), first, add=x)
         if self.attn2 is not None:
+            x = once_for_each(x, context)
             x = self.attn2(self.norm2(x), context, add=x, key_mask=key_mask)
         return self.ff(self.norm3(x), add=x)
 
@@ -105,4 +118,4 @@ class Transformer2DModel(Module):
         h = h.reshape(n, height * width, h.shape[3])
         for block in self.transformer_blocks:
             h = block(h, context=context, key_mask=key_mask)
-        return self.proj_out(h.reshape(n, height, width, h.shape[2]), add=x)
+        return self.proj_out(h.reshape(len(h), height, width, h.shape[2]), add=once_for_each(x, h))

@@ -65,12 +65,12 @@ class Attention(Function):
     def backward(self, dout):
         kernel = native(dout, "attention_backward")
         if kernel:
-            q, k, v, key_mask, out, lse = self.saved
+            q, k, v, key_mask, out, lse = self.saved  # pyright: ignore[reportAssignmentType]
             dq, dk, dv = empty(q, q.shape), empty(k, k.shape), empty(v, v.shape)
             kernel(contiguous(dout), q, k, v, out, lse, *self.options, key_mask, dq, dk, dv)
             return dq, dk, dv, None
         heads, scale, _ = self.options
-        return *backward_arrays(dout.astype(self.saved[0].dtype, copy=False), *self.saved, heads, scale), None
+        return *backward_arrays(dout.astype(self.saved[0].dtype, copy=False), *self.saved, heads, scale), None  # pyright: ignore[reportCallIssue]
 
 
 def _rows(x):

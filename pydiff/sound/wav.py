@@ -4,7 +4,10 @@ PCM of 8 (unsigned), 16, 24 and 32 bits and floats of 32 and 64, any number of c
 (Microsoft, "Multiple channel audio data and WAVE files", 2001). Python's own `wave` knows no floats.
 """
 
+import contextlib
+import json
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +29,10 @@ class Unreadable(ValueError):
     """A file that is no sound, or none that is understood; the message is half a sentence."""
 
 
-def read_wav(data: bytes, longest: float | None = None) -> Sound:
+def read_wav(data: bytes, longest: float | None = None, check: Callable[[int], None] | None = None) -> Sound:
     """The sound in the bytes of a WAV file; at most `longest` seconds of it. Unreadable for anything else.
+
+    check: told how many numbers it has, before there is room for them, and may raise.
 
     A data chunk without a length (0, or about the largest), as programs that write into a pipe leave it, goes to the
     end.
@@ -51,6 +56,8 @@ def read_wav(data: bytes, longest: float | None = None) -> Sound:
     kind, channels, rate, width = form
     count = len(body) // (width * channels)
     count = count if longest is None else min(count, int(longest * rate))
+    if check is not None:
+        check(count * channels)
     return Sound(_samples(body[: count * width * channels], kind, width).reshape(count, channels), rate)
 
 
@@ -85,8 +92,9 @@ def _samples(body, kind, width):
     return (np.frombuffer(body, f"<i{width}") / 2.0 ** (8 * width - 1)).astype(np.float32)
 
 
-def wav_bytes(samples, rate: int) -> bytes:
-    """A WAV file of 16-bit PCM. samples: (L,) or (L, C) floats; what lies beyond [-1, 1] is cut.
+def wav_bytes(samples, rate: int, told: dict[str, str] | None = None) -> bytes:
+    """A WAV file of 16-bit PCM. samples: (L,) or (L, C) floats; what lies beyond [-1, 1] is cut. told: what `told_in`
+    gives back; players show it as a comment.
 
     ValueError for NaN and infinity, which no loudspeaker can play.
     """
@@ -99,5 +107,37 @@ def wav_bytes(samples, rate: int) -> bytes:
     numbers = np.rint(samples.astype(np.float64).clip(-1, 1) * 32767).astype("<i2").tobytes()
     channels = samples.shape[1]
     form = struct.pack("<HHIIHH", PCM, channels, rate, rate * 2 * channels, 2 * channels, 16)
-    chunks = b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + struct.pack("<I", len(numbers)) + numbers
+    chunks = b"WAVE" + _chunk(b"fmt ", form)
+    if told:
+        chunks += _chunk(b"LIST", b"INFO" + _chunk(b"ICMT", json.dumps(told).encode() + b"\0"))
+    chunks += _chunk(b"data", numbers)
     return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+def told_in(data: bytes) -> dict[str, str]:
+    """What `wav_bytes` was told to write beside the sound; nothing, {}, for files of others. Unreadable for a damaged
+    one.
+    """
+    read_wav(data)
+    with contextlib.suppress(ValueError):
+        found = _chunk_of(_chunk_of(data[12:], b"LIST").removeprefix(b"INFO"), b"ICMT")
+        told = json.loads(found.rstrip(b"\0"))
+        if isinstance(told, dict):
+            return {str(name): str(value) for name, value in told.items()}
+    return {}
+
+
+def _chunk(name, content):
+    """A RIFF chunk: its name, its length, its content, filled up to an even length."""
+    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def _chunk_of(data, wanted):
+    """The content of the first chunk of this name, b"" where there is none."""
+    here = 0
+    while here + 8 <= len(data):
+        name, size = data[here : here + 4], int.from_bytes(data[here + 4 : here + 8], "little")
+        if name == wanted:
+            return data[here + 8 : here + 8 + size]
+        here += 8 + size + size % 2
+    return b""

@@ -5,44 +5,20 @@
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from pydiff.data.asked import asked
 from pydiff.diffusion import Process, schedule
-from pydiff.diffusion.loss import WEIGHTS
-from pydiff.diffusion.prediction import PREDICTIONS
-from pydiff.diffusion.schedule import BUILDERS
-from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
+from pydiff.training.reading import ReadingOptions
 
 ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient accumulation
-# Options that say how data are read -> keywords of `pydiff.data.load`.
-READING = {
-    "size": "size",
-    "image_channels": "channels",
-    "layout": "layout",
-    "pages": "pages",
-    "split": "split",
-    "bits": "bits",
-    "limit": "limit",
-    "cache_gb": "cache_gb",
-    "frames": "frames",
-    "frame_rate": "frame_rate",
-    "rate": "rate",
-    "seconds": "seconds",
-}
-NOT_OF_IMAGES = ("cache_gb", "frames", "frame_rate", "rate", "seconds")
-
-
-def reading(options) -> dict:
-    """The keywords of `pydiff.data.load` among options by name, those that are not left out."""
-    return {keyword: options[name] for name, keyword in READING.items() if options.get(name) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +28,7 @@ class LoopOptions:
     steps: int = 2000
     """Optimiser steps."""
     batch_size: int = 64
-    """Pictures per step."""
+    """Images per step."""
     seed: int = 0
     """Seed of everything random: weights, data order, noise. Same seed, same bits."""
     lr: float = 1e-3
@@ -64,13 +40,13 @@ class LoopOptions:
     weight_decay: float = 1e-2
     """Decoupled weight decay of AdamW."""
     clip: float = 1.0
-    """Largest global norm of the gradient."""
+    """Largest global norm of the gradient; 0 for any."""
     ema: float = 0.9995
     """Longest memory of the average of the weights, which is what the finished model is made of."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
     sample_every: int = 500
-    """Steps between pictures of samples; 0 for none."""
+    """Steps between images of samples; 0 for none."""
     keep: int = 2
     """Checkpoints kept on disk."""
     shards: int = 0
@@ -100,7 +76,11 @@ class LoopOptions:
         for name in ("lr", "clip", "weight_decay"):
             _between(self, name, 0, math.inf)
         _between(self, "ema", 0, 1)
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be below 2**64, got {self.seed}")
         for name, field in self.__dataclass_fields__.items():
+            if field.type is bool and not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
             allowed = getattr(field.type, "__args__", ())
             if getattr(field.type, "__origin__", None) is Literal and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
@@ -109,7 +89,14 @@ class LoopOptions:
     @classmethod
     def from_keywords(cls, keywords):
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
-        keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
+        for name, other in ALSO_CALLED.items():
+            if name in keywords:
+                count = _plain(keywords[name])
+                if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                    raise ValueError(f"{name} must be a whole number of at least 0, got {count!r}")
+                if other in keywords:
+                    raise TypeError(f"{name} and {other} are the same option; give one of them")
+        keywords = {ALSO_CALLED.get(str(name), str(name)): value for name, value in keywords.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 import difflib
@@ -132,67 +119,49 @@ class LoopOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(LoopOptions):
+class Options(ReadingOptions, LoopOptions):
     """What a training run of a diffusion model computes."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; bfloat16 keeps float32 weights beside it, and needs device cuda."""
-    cache_gb: float = 0.0
-    """GB of decoded pictures to keep, where they are decoded when they are needed; 0: all of them, from the start."""
-    size: int | tuple[int, int] | None = None
-    """Side length of the pictures in pixels, or height and width; left out, what the data has."""
     init_from: str | None = None
     """Folder of a run or of a model to begin with the weights of; left out, they are drawn."""
-    image_channels: int | None = None
-    """Of the pictures: 1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
-    layout: Literal["NHWC", "NCHW", "NHW"] | None = None
-    """How the axes of an array of pictures are to be read; left out, by their lengths."""
-    pages: Literal["first", "all"] | None = None
-    """Which pages or frames of files that hold several are taken; left out, the first."""
-    split: Literal["train", "val", "test", "all"] | None = None
-    """Which part of data that come in folders of that name, or in several files; left out, train."""
-    bits: int | None = None
-    """How many bits of grey deeper than 8 bits are used; left out, as few as hold the values."""
-    limit: float | None = None
-    """GiB of memory that the data may take; left out, 4."""
-    rate: int | None = None
-    """Of sounds: samples a second; left out, 8000."""
-    seconds: float | None = None
-    """Of sounds: how long each is; left out, 1, or what the named set has."""
     codec: Literal["auto", "waveform", "spectrogram"] = "auto"
     """What sounds are diffused as: their samples (auto), or the image of their spectrum, from which the sound is
     made.
     """
-    prediction: Literal[tuple(PREDICTIONS)] = "eps"
-    """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
-    schedule: Literal[tuple(BUILDERS)] = "cosine"
+    prediction: Literal["eps", "x0", "v", "flow", "edm", "edm_v"] = "eps"
+    """What the network learns to say: the noise, the clean image, v = alpha eps - sigma x0, flow = eps - x0, ..."""
+    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "edm", "exponential", "flow"] = (
+        "cosine"
+    )
     """How the noise grows with the step number t."""
     zero_snr: bool = False
     """Rescale the schedule so that the last x_t is noise alone; needs prediction v, x0 or flow."""
-    loss_weight: Literal[tuple(WEIGHTS)] = "simple"
+    loss_weight: Literal["simple", "min_snr", "edm"] = "simple"
     """How much each noise level counts."""
-    timestep_sampling: Literal[(*TIMESTEPS, "loss_aware")] = "uniform"
+    timestep_sampling: Literal["uniform", "stratified", "lognormal", "logit_normal", "loss_aware"] = "uniform"
     """Which t are drawn: all alike, evenly in every batch, more of the middle, or more where the loss is large."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Also learn the variance of a step back, by the variational bound; sampler ddpm then uses it."""
     self_conditioning: bool = False
-    """Show the network its last guess of the clean picture beside the noisy one; training takes half as long again."""
+    """Show the network its last guess of the clean image beside the noisy one; training takes half as long again."""
     offset_noise: float = 0.0
-    """Noise that all pixels of a channel share, which teaches very dark and very bright pictures; 0.1 is usual."""
+    """Noise that all pixels of a channel share, which teaches very dark and very bright images; 0.1 is usual."""
     timesteps: int = 1000
     """Number of noise levels T."""
     conditional: bool = False
-    """Also tell the network the class of each picture; needs data with classes."""
+    """Also tell the network the class of each image; needs data with classes."""
     text: str = "auto"
-    """Also tell the network each picture's caption, by this text encoder: glove; learned, which is trained along and
+    """Also tell the network each image's caption, by this text encoder: glove; learned, which is trained along and
     reads any language; minilm; the folder of a run or of a text model; none; or auto, which is glove where the data
     have captions that it understands."""
     label_drop: float = 0.1
-    """Share of pictures whose class and caption are withheld, so that guidance can compare with and without."""
+    """Share of images whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False
-    """Mirror half of the pictures left to right."""
+    """Mirror half of the images left to right."""
     channels: tuple[int, ...] = ()
-    """Channels of every level of the U-Net, from the top; left out, chosen by picture size."""
+    """Channels of every level of the U-Net, from the top; left out, chosen by image size."""
     layers: int = 1
     """Residual blocks per level."""
     attention: tuple[int, ...] | None = None
@@ -203,10 +172,6 @@ class Options(LoopOptions):
     """Groups of every normalisation; must divide all channels."""
     dropout: float = 0.0
     """Share of activations dropped in every residual block."""
-    frames: int | None = None
-    """Of clips: frames of each; left out, 8, or what the data have."""
-    frame_rate: float | None = None
-    """Of clips: frames a second to read them at; left out, 8, or what the data have."""
     image_share: float | None = None
     """Of clips that are learned together with images: the share of the steps that show images; left out, 0.5."""
     recompute: bool = False
@@ -218,16 +183,12 @@ class Options(LoopOptions):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
-    def reading(self):
-        """The keywords of `pydiff.data.load` among these options."""
-        return reading(vars(self))
-
     def check(self):
         """These options again, or ValueError, in one sentence, for values that cannot work."""
         super().check()
         for name, value in {"timesteps": 2, "layers": 1, "head_dim": 1, "groups": 1}.items():
             _at_least(self, name, value)
-        asked(**{name: value for name, value in self.reading().items() if name not in NOT_OF_IMAGES})
+        self.check_reading()
         if self.frames is not None:
             _at_least(self, "frames", 1)
         if self.frame_rate is not None:
@@ -238,6 +199,8 @@ class Options(LoopOptions):
             _several(self, name, 1 if name == "channels" else 0)
         _between(self, "offset_noise", 0, math.inf)
         _between(self, "cache_gb", 0, math.inf)
+        if not isinstance(self.text, str | os.PathLike):
+            raise ValueError(f"text must be a name or a folder, got {self.text!r}; 'none' for no captions")
         if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
             raise ValueError(f"text must be one of {', '.join(known)}, or the folder of an encoder; got {self.text!r}")
         for name in ("dropout", "label_drop"):
@@ -245,7 +208,7 @@ class Options(LoopOptions):
         if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):
             raise ValueError(
                 f"schedule {self.schedule!r} ends in noise alone, where prediction {self.prediction!r} tells nothing "
-                "of the picture; use prediction v, x0 or flow"
+                "of the image; use prediction v, x0 or flow"
             )
         for name, used in (("self_conditioning", self.self_conditioning), ("variance", self.variance == "learned")):
             if used and self.prediction in ("edm", "edm_v"):
@@ -275,7 +238,9 @@ def _several(options, name, least):
 
 
 def _plain(value):
-    """NumPy's numbers as Python's, also in a list or a tuple."""
+    """NumPy's numbers as Python's, also in a list or a tuple; an array as a tuple of them."""
+    if isinstance(value, np.ndarray):
+        value = tuple(value.tolist()) if value.ndim else value[()]
     if isinstance(value, list | tuple):
         return type(value)(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
@@ -299,6 +264,10 @@ def build_unet(options, shape, embeddings=None, context=None):
     """
     height, width, c = shape
     channels = options.channels or default_channels(min(height, width))
+    if odd := [n for n in channels if n % options.groups]:
+        raise ValueError(
+            f"groups={options.groups} does not divide {odd[0]} channels; choose groups or channels that fit"
+        )
     attention = levels_with_attention(options, channels, min(height, width))
     kind = "Attn" if context is None else "CrossAttn"
     common = {
@@ -336,7 +305,7 @@ def levels_with_attention(options, channels, size):
 
 
 def default_channels(size):
-    """Channels per level for pictures of this side length: about as much work as a CPU can do in reasonable time."""
+    """Channels per level for images of this side length: about as much work as a CPU can do in reasonable time."""
     if size <= 16:
         return (32, 64)
     return (32, 64, 128) if size <= 32 else (32, 64, 128, 256)

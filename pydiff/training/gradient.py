@@ -19,6 +19,7 @@ from pydiff.arrays import array_module, to_host
 from pydiff.training.shards import Node, TreeSum, cut, is_root, whole_nodes
 
 LEAST, MOST = 1 << 14, 500  # elements of a piece; pieces
+OFTEN = 1e-3  # seconds between looks at what has arrived
 SLOTS = 64  # tags of a piece's messages: one for each node that a process may send, the last for the total
 
 
@@ -65,14 +66,16 @@ class Gradient:
     def of_step(self, step):
         """Outcome of this step."""
         parts, numbers, group = [], np.arange(self.options.batch_size), self.group
-        began, seconds, sent, waited = time.monotonic(), group.seconds, group.sent, self.task.waited()
+        began, seconds, sent, stream = time.monotonic(), group.seconds, group.sent, self.task.stream
+        waited, failed = (0.0, {}) if stream is None else (stream.waited, dict(stream.failed))
         self.sum.begin()
         for shard in range(*self.owned[self.group.rank]):
             self.optimizer.zero_grad()
             parts.append(self._part(step, shard, numbers[slice(*self.shards[shard])]))
         self.sum.finish()
         dtypes = [(name, rows.dtype) for name, rows in parts[0].seen.items()]
-        parts = self._all_parts(step, parts)
+        lost = {} if stream is None else {name: why for name, why in stream.failed.items() if name not in failed}
+        parts, lost = self._all_parts(step, parts, lost)
         bad = next((part.bad for part in parts if part.bad), None)
         loss, norm2 = tree_of_numbers([part.loss for part in parts]), None
         if bad is None and not math.isfinite(loss):
@@ -87,23 +90,28 @@ class Gradient:
         if group.size > 1:
             share = (group.seconds - seconds) / max(time.monotonic() - began, 1e-9)
             traffic = {"processes": group.size, "sent_bytes": group.sent - sent, "communication": round(share, 3)}
-        if waited is not None:
-            traffic["waited_for_data"] = round(self.task.waited() - waited, 4)
+        if stream is not None:
+            traffic["waited_for_data"] = round(stream.waited - waited, 4)
+        if lost:
+            traffic["replaced"] = stream.give_up(lost)  # what one process could not read, none reads from now on  # pyright: ignore[reportOptionalMemberAccess]
         return Outcome(loss, norm2, bad, seen, traffic)
 
-    def _all_parts(self, step, parts):
-        """Those of all processes; RuntimeError if they came to different results in the step before."""
+    def _all_parts(self, step, parts, lost):
+        """(parts, samples that could not be read) of all processes; RuntimeError if they came to different results in
+        the step before.
+        """
         if self.group.size == 1:
-            return parts
+            return parts, lost
         mine = [[loss, bad, {name: rows.tolist() for name, rows in seen.items()}] for loss, bad, seen in parts]
-        told = self.group.everyone([mine, self.before])
-        strangers = [rank for rank, (_, before) in enumerate(told) if before != self.before]
-        if any(before != told[0][1] for _, before in told):
+        told = self.group.everyone([mine, self.before, lost])
+        strangers = [rank for rank, (_, before, _) in enumerate(told) if before != self.before]
+        if any(before != told[0][1] for _, before, _ in told):
             raise RuntimeError(
                 f"the processes came to different results in step {step - 1} (process {strangers or 0} is not like "
                 f"process {self.group.rank}); the machines' memory or arithmetic cannot be relied on"
             )
-        return [Part(*part) for those, _ in told for part in those]
+        all_lost = {name: why for *_, theirs in told for name, why in theirs.items()}
+        return [Part(*part) for those, *_ in told for part in those], all_lost
 
     def _part(self, step, shard, numbers):
         task, options = self.task, self.options
@@ -115,6 +123,12 @@ class Gradient:
                 bad = f"the loss is {value}; {self.explain(task, batch)}"
             self.sum.add(shard, loss, bad)
         return Part(value, bad, task.seen(batch))
+
+
+def pieces_of(elements, processes):
+    """Into how many pieces so many processes cut a gradient."""
+    wanted = 1 if processes == 1 else min(MOST, max(64, 2 * processes))
+    return max(1, min(wanted, elements // LEAST))
 
 
 def tree_of_numbers(numbers):
@@ -180,9 +194,8 @@ class ExactSum(PlainSum):
     def __init__(self, optimizer, group, shards, owned):
         super().__init__(optimizer)
         self.group, self.shards, self.last = group, shards, owned[group.rank][1] - 1
-        self.nodes = [whole_nodes(*some, shards) for some in owned]  # which every rank can add up by itself
-        wanted = 1 if group.size == 1 else min(MOST, max(64, 2 * group.size))
-        self.pieces = cut(optimizer.g.size, max(1, min(wanted, optimizer.g.size // LEAST)))
+        self.nodes = [whole_nodes(*some, shards) for some in owned]  # which every rank can add up by itself  # pyright: ignore[reportCallIssue]
+        self.pieces = cut(optimizer.g.size, pieces_of(optimizer.g.size, group.size))
         self.views = [optimizer.g[first:end] for first, end in self.pieces]
         self.spare = {end - first: [] for first, end in self.pieces}  # buffers by length
         self.touched = self._touched(optimizer.parameters)
@@ -204,7 +217,7 @@ class ExactSum(PlainSum):
     def begin(self):
         """Makes room for what will arrive."""
         self.sums = [TreeSum(self.shards, self._copy, self._free) for _ in self.pieces]
-        self.incoming, self.outgoing, self.missing = [], [], len(self.pieces)
+        self.incoming, self.outgoing, self.missing, self.polled = [], [], len(self.pieces), time.monotonic()
         for rank, nodes in enumerate(self.nodes):
             for piece in range(self.group.rank, len(self.pieces), self.group.size) if rank != self.group.rank else ():
                 for slot, node in enumerate(nodes):
@@ -227,6 +240,9 @@ class ExactSum(PlainSum):
                     if not unknown[piece]:
                         self.group.listen()
                         self._arrived(piece, shard)
+                if time.monotonic() - self.polled > OFTEN:  # MPI moves data only when it is asked for something
+                    with self.group.clock():
+                        self._poll()
 
         loss.backward(finished=finished if self.overlap else None)
         self.optimizer.gather()  # zeros for what had no part in the loss
@@ -288,6 +304,7 @@ class ExactSum(PlainSum):
         """Adds what has arrived, and sends on what that completes."""
         if self.group.size == 1:
             return
+        self.polled = time.monotonic()
         arrived, self.incoming = self.group.finished(self.incoming)
         for _, piece, node, buffer in arrived:
             if node is None:

@@ -54,6 +54,7 @@ def build_clip_unet(options, shape, embeddings, context):
         up_block_types=[f"{'CrossAttn' * (i in attends)}UpBlock3D" for i in reversed(range(len(channels)))],
         norm_num_groups=options.groups,
         temporal_dropout=options.dropout,
+        frame_positions=True,
         cross_attention_dim=context,
         attention_head_dim=head_dim[0] if len(set(head_dim)) == 1 else head_dim,
         num_class_embeds=embeddings,

@@ -40,7 +40,7 @@ class Cast(Function):
 
 
 def in_bfloat16(model):
-    """model(x, t, **condition), float32 outside and bfloat16 inside: what goes in is rounded, what comes out not."""
+    """model(x, t, **condition), float32 outside and bfloat16 inside: rounded on its way in, widened on its way out."""
     low = bfloat16()
 
     def answer(x, t, **condition):

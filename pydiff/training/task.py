@@ -34,7 +34,7 @@ class Task:
     model: the nn.Module whose parameters are learned. unit: what a sample is called on the progress bar.
     """
 
-    model: Module
+    model: Any  # nn.Module
     unit = "samples"
     xp = np
 
@@ -62,9 +62,10 @@ class Task:
         The batch may have been computed in parts, by several processes: what changes here must follow from `seen`.
         """
 
-    def waited(self) -> float | None:
-        """Seconds spent so far on waiting for data, for the log; None where nothing is waited for."""
-        return None
+    @property
+    def stream(self):
+        """What decodes samples when they are needed (data.stream.StreamedImages); None if all are in memory."""
+        return getattr(getattr(self, "dataset", None), "stream", None)
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Arrays, besides the optimiser's, that change in training: {group: {name: array}}, to be written into."""
@@ -108,15 +109,17 @@ class DiffusionTask(Task):
         if options.flip and not dataset.mirrors:
             raise ValueError(f"flip mirrors images, and {dataset.name} holds {dataset.noun}s; leave it out")
         encoder, self.captions, self.notes = captions_for(dataset, options.text, options.seed, model is not None)
-        self.encoder, self.reads = encoder, encoder is not None and encoder.trained_along
-        self.conditioning = Conditioning(known.classes, known.nothing, encoder.told() if self.reads else encoder)
+        self.encoder: Any = encoder
+        self.reads = encoder is not None and encoder.trained_along
+        self.conditioning = Conditioning(known.classes, known.nothing, self.encoder.told() if self.reads else encoder)
         self.codec = dataset.coded(options.codec) if codec is None else codec
         self.read = self.codec.reader(dataset, options.flip)
         self.process = build_process(options)
         if model is None:
             width = None if encoder is None else encoder.width
             model = build_network(options, self.codec, self.conditioning.embeddings, width)
-        self.network, self.model = model, ReadingUNet(model, encoder.network) if self.reads else model
+        self.network: Any = model
+        self.model: Any = ReadingUNet(model, self.encoder.network) if self.reads else model
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
 
     def batch(self, step, numbers):
@@ -144,7 +147,7 @@ class DiffusionTask(Task):
         """A second network, with a second text encoder if that is trained along."""
         return self.model.twin() if self.reads else super().twin()
 
-    def parts(self, model: Module) -> tuple[Module, Conditioning]:
+    def parts(self, model: Any) -> tuple[Module, Conditioning]:
         """(network, conditioning) to draw with, of a model such as `twin` gives."""
         if not self.reads:
             return model, self.conditioning
@@ -178,10 +181,6 @@ class DiffusionTask(Task):
         """Takes note of the losses where the draw of t goes by them."""
         if self.history is not None:
             self.history.update(**seen)
-
-    def waited(self):
-        """Seconds, where the pictures are decoded when they are needed."""
-        return self.dataset.waited
 
     def state(self):
         """The losses seen, where the draw of t goes by them."""

@@ -194,3 +194,12 @@ def test_tones_are_what_their_formula_says():
     assert load_tones(22).fingerprint() == tones.subset(range(22)).fingerprint()
     assert load_tones(11, rate=4000, seconds=0.25).shape == (1, 1000, 1)
     assert not np.array_equal(load_tones(11, seed=1).images, load_tones(11).images)
+
+
+def test_telephone_files_are_read(tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="gsm needs soundfile: not installed")
+    x = sine(400, 8000)
+    soundfile.write(tmp_path / "one.gsm", x, 8000, format="RAW", subtype="GSM610")
+    data = load(tmp_path, seconds=0.25)
+    found = np.abs(np.fft.rfft(data.images[0, 0, :, 0]))
+    assert abs(int(found.argmax()) - 100) <= 1  # of a quarter second: 4 Hz a place

@@ -38,6 +38,17 @@ def test_espeak_says_the_same_bits_twice():
     assert first.shape != second.shape or not np.array_equal(first, second)
 
 
+@pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
+def test_speech_without_words_is_by_a_voice_of_its_own():
+    speaker = spoken.speaker_voices()
+    assert not {v.rsplit(" ", 2)[0] for v in speaker} & {v.rsplit(" ", 2)[0] for v in spoken.synthetic_voices()}
+    made = spoken.load_synthetic_speech(voices=speaker[:2], words=("seven", "tree"))
+    assert made.labels is None
+    assert made.classes is None
+    assert made.shape == (1, 6000, 1)
+    assert made.fingerprint() == spoken.load_synthetic_speech(voices=speaker[:2], words=("seven", "tree")).fingerprint()
+
+
 @programs
 def test_every_program_speaks():
     programs = {voice.split()[0]: voice for voice in spoken.synthetic_voices()}
@@ -59,13 +70,18 @@ def test_a_program_that_fails_is_told_in_one_sentence(monkeypatch, status, sound
 def test_names_of_files_are_understood(tmp_path, monkeypatch):
     stamps, prompts = tmp_path / "stamps", tmp_path / "asterisk"
     (stamps / "symbols/math").mkdir(parents=True)
-    (prompts / "xx_YY_f_Nobody/digits").mkdir(parents=True)
+    for folder in ("xx_YY_f_Nobody", "xx_YY_m_Noone", "zz"):
+        (prompts / folder / "digits").mkdir(parents=True)
     for name in ("3.ogg", "3_de.ogg", "3_desc_fr.ogg", "10.ogg", "x.ogg"):
         (stamps / "symbols/math" / name).write_bytes(wav(sine(400)))
     for name in ("7.wav", "h-7.wav", "17.wav"):
         (prompts / "xx_YY_f_Nobody/digits" / name).write_bytes(wav(sine(500)))
+    (prompts / "xx_YY_m_Noone/digits/2.wav").write_bytes(wav(sine(500)))
+    (prompts / "zz/digits/4.gsm").write_bytes(bytes(33))
+    voices = ["de 1", "en_US 1", "fr 2", "xx_YY prompts", "xx_YY prompts 2", "zz prompts"]
     found = spoken.digit_recordings(stamps, prompts)
-    assert [(one.voice, one.digit) for one in found] == [("de 1", 3), ("en_US 1", 3), ("fr 2", 3), ("xx_YY prompts", 7)]
+    assert [(one.voice, one.digit) for one in found] == list(zip(voices, (3, 3, 3, 7, 2, 4), strict=True))
+    found = found[:4]
     sounds = spoken.load_spoken_digits(recordings=found)
     assert sounds.labels.tolist() == [3, 3, 3, 7]
     monkeypatch.setattr(spoken, "STAMPS", tmp_path / "none")
@@ -75,6 +91,7 @@ def test_names_of_files_are_understood(tmp_path, monkeypatch):
         ("spoken-captions", "tuxpaint-stamps-default"),
         ("spoken-prompts", "asterisk-core-sounds-en-wav"),
         ("synthetic-digits", "espeak-ng or flite"),
+        ("synthetic-speech", "espeak-ng or flite"),
     ):
         with pytest.raises(FileNotFoundError, match=package):
             load(name)

@@ -187,7 +187,7 @@ CLIP = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim
 def test_the_gradient_is_the_slope(frames, height, width, told):
     rng = np.random.default_rng(7 * frames + height)
     more = {"cross_attention_dim": 3} if told else {"num_class_embeds": 4, "transformer_in": True}
-    model = shaken(ClipUNet(**CLIP, **more))
+    model = shaken(ClipUNet(**CLIP, **more, frame_positions=told))
     t = np.array([5, 600])
     given = {"encoder_hidden_states": rng.standard_normal((2, 4, 3))} if told else {"class_labels": np.array([0, 3])}
     names = ["conv_in.weight", "mid_block.temp_convs.0.conv4.3.weight", "mid_block.temp_attentions.0.proj_out.weight"]
@@ -213,7 +213,7 @@ def test_the_gradient_is_the_slope(frames, height, width, told):
 
 @pytest.mark.parametrize("shape", [(2, 5, 7, 6, 3), (2, 1, 8, 8, 3), (2, 8, 8, 3)])
 def test_a_played_network_answers_the_same(shape):
-    model = shaken(ClipUNet(**CLIP, cross_attention_dim=6), dtype=np.float32)
+    model = shaken(ClipUNet(**CLIP, cross_attention_dim=6, frame_positions=True), dtype=np.float32)
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape).astype(np.float32)
     told = {
@@ -224,6 +224,21 @@ def test_a_played_network_answers_the_same(shape):
     with no_grad():
         for t in (3, 700, 5):
             assert np.array_equal(played(x, np.array([t, t]), **told), model(x, np.array([t, t]), **told).data)
+
+
+def test_frames_that_are_told_their_numbers_are_told_apart():
+    x = np.tile(np.random.default_rng(0).standard_normal((1, 1, 4, 4, 3)), (1, 9, 1, 1, 1))
+    for positions in (False, True):
+        model = shaken(ClipUNet(**CLIP, frame_positions=positions))
+        for name, p in model.named_parameters():
+            if "temp_" in name:
+                p.data = np.zeros_like(p.data)  # nothing but the numbers is left to tell them apart
+        with no_grad():
+            made = model(x, 5).data
+            image = model(x[:, 0], 5).data
+        differ = np.abs(made[:, 1:] - made[:, :-1]).max(axis=(0, 2, 3, 4))
+        assert (differ > 1e-4).all() if positions else (differ == 0).all()
+        assert positions or np.allclose(made[:, 0], image, rtol=1e-12)
 
 
 @pytest.mark.parametrize("cls", [ClipUNet, UNet3D])

@@ -14,6 +14,7 @@ from pydiff.tensor import Tensor, no_grad
 from tests.bits import assert_same_bits
 from tests.compare import assert_close
 from tests.peers import import_diffusers
+from tests.strategies import kernels  # noqa: F401
 
 SMALL = {
     "block_out_channels": (8, 16),
@@ -272,6 +273,55 @@ def test_what_is_recorded_serves_other_contexts_and_masks():
     assert len(played.plans) == 3
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", ["attention everywhere", "classes", "only cross attention above"])
+def test_several_contexts_have_the_bits_of_as_many_passes(name):
+    compare_several(name, masked=True)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_several_contexts_go_with_every_option(name):
+    compare_several(name, masked=False)
+
+
+def compare_several(name, masked):
+    """k contexts for every x in one pass against k passes, recorded too."""
+    model, rng = UNet2DCondition(**{**SMALL, **OPTIONS[name]}), np.random.default_rng(0)
+    x = rng.standard_normal((2, 8, 8, model.config["in_channels"])).astype(np.float32)
+    told = {name: value.astype(np.float32) for name, value in conditions(model, rng).items()}
+    if "class_labels" in told and told["class_labels"].ndim == 1:
+        told["class_labels"] = told["class_labels"].astype(int)
+    asked = [{**told, "encoder_hidden_states": told["encoder_hidden_states"] + i} for i in range(3)]
+    if masked:
+        asked = [{**one, "encoder_attention_mask": rng.random((2, 5)) < 0.7} for one in asked]
+    joined = {**told, **{key: np.concatenate([one[key] for one in asked]) for key in model.several if key in asked[0]}}
+    played = Played(model)
+    with no_grad():
+        expected = np.concatenate([model(x, 7, **one).data for one in asked])
+        assert_same_bits([model(x, 7, **joined).data, played(x, 7, **joined), played(x, 7, **joined)], [expected] * 3)
+
+
+def test_the_gradient_of_several_contexts_is_the_sum():
+    model, rng = UNet2DCondition(**{**SMALL, **BOTH}).astype(np.float64), np.random.default_rng(0)
+    x, contexts = rng.standard_normal((2, 8, 8, 3)), rng.standard_normal((3, 2, 5, 6))
+    dy = rng.standard_normal((3, 2, 8, 8, 3))
+
+    def gradients(pairs):
+        given, found = Tensor(x, True), []
+        for context, g in pairs:
+            seen = Tensor(context, True)
+            model(given, 7, encoder_hidden_states=seen).backward(g)
+            found.append(seen.grad)
+        weights = [p.grad for p in model.parameters()]
+        for p in model.parameters():
+            p.grad = None
+        return [given.grad, np.concatenate(found), *weights]
+
+    one = gradients([(contexts.reshape(6, 5, 6), dy.reshape(6, 8, 8, 3))])
+    for got, expected in zip(one, gradients(zip(contexts, dy, strict=True)), strict=True):
+        assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
 def test_padding_that_is_masked_changes_nothing():
     model, rng = UNet2DCondition(**{**SMALL, **BOTH}).astype(np.float64), np.random.default_rng(0)
     x, context = rng.standard_normal((1, 8, 8, 3)), rng.standard_normal((1, 3, 6))
@@ -321,6 +371,8 @@ def test_what_is_not_built_is_one_sentence(options, message):
         ({}, "needs encoder_hidden_states"),
         ({"encoder_hidden_states": np.zeros((2, 3, 5))}, r"must have shape \(2, T, 6\), got \(2, 3, 5\)"),
         ({"encoder_hidden_states": np.zeros((1, 3, 6))}, "must have shape"),
+        ({"encoder_hidden_states": np.zeros((3, 3, 6))}, r"must have shape \(2, T, 6\), got \(3, 3, 6\)"),
+        ({"encoder_hidden_states": np.zeros((0, 3, 6))}, "must have shape"),
         ({"encoder_hidden_states": np.zeros((2, 3, 6)), "class_labels": [0, 1]}, "has no class embedding"),
         ({"encoder_hidden_states": np.zeros((2, 3, 6)), "text_embeds": np.zeros((2, 5))}, "takes no text_embeds"),
         (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pydiff.sound.wav import Unreadable, read_wav, wav_bytes
+from pydiff.sound.wav import Unreadable, read_wav, told_in, wav_bytes
 from tests.sound.make import sine, wav
 
 STEP = {"u8": 1 / 128, "i16": 2**-15, "i24": 2**-23, "i32": 2**-31, "f32": 0.0, "f64": 0.0}
@@ -55,6 +55,23 @@ def test_what_is_written_is_read(length, channels, seed):
     sound = read_wav(wav_bytes(x, 16000))
     assert sound.samples.shape == x.shape
     assert np.abs(sound.samples - x.clip(-1, 1)).max(initial=0) < 1.6 / 32768
+
+
+@given(st.dictionaries(st.text(max_size=5), st.text(max_size=9), max_size=3), st.integers(0, 5))
+def test_what_a_file_was_told_it_says_again(told, length):
+    data = wav_bytes(np.zeros(length, np.float32), 8000, told)
+    assert told_in(data) == told
+    assert read_wav(data).samples.shape == (length, 1)
+    with wave.open(io.BytesIO(data)) as file:  # other readers pass it over
+        assert file.getnframes() == length
+
+
+def test_files_of_others_say_nothing():
+    assert told_in(wav(sine(300))) == {}
+    assert told_in(wav(sine(300), extra=b"LIST" + struct.pack("<I", 12) + b"INFOICMT\xff\0\0\0")) == {}
+    assert told_in(wav_bytes(sine(300), 8000, {"a": "b"}).replace(b'"b"', b"[b]")) == {}
+    with pytest.raises(Unreadable, match="cut off"):
+        told_in(wav_bytes(sine(300), 8000, {"a": "b"})[:-1])
 
 
 def test_other_chunks_odd_sizes_and_streams():

@@ -9,7 +9,7 @@ without a word. docs/folders.md lists what opens and what is refused.
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Wishes(NamedTuple):
     weights, "fp16", "ema". classes: names. self_conditioning: that half of the input channels are for the last x0-hat.
     Of Stable Diffusion alone: config: a folder that has the configuration of a single file. embedding: files of words
     of one's own (textual inversion). skip_layers: how many of the text encoder's last layers to leave out.
+    low_memory: weights are read when they are used, and given up.
     """
 
     scheduler: Mapping | str | Path | None = None
@@ -71,6 +72,7 @@ class Wishes(NamedTuple):
     config: str | Path | None = None
     embedding: Sequence[str | Path] = ()
     skip_layers: int = 0
+    low_memory: bool = False
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -104,10 +106,11 @@ def save(directory, pipeline: Pipeline, history, dtype: str | None = None, train
     if written.pipeline is not None:
         index = {
             "_class_name": written.pipeline,
-            "scheduler": ["diffusers", written.config["_class_name"]],
+            "scheduler": ["diffusers", written.config["_class_name"]],  # pyright: ignore[reportOptionalSubscript]
             "unet": ["diffusers", class_name],
         }
-    arrays, parts = ways_to_write(model), {"index": index, "scheduler": written.config}
+    arrays: Any = ways_to_write(model)
+    parts: dict[str, Any] = {"index": index, "scheduler": written.config}
     parts["beside"] = {name: autoencoder.beside(part) for name, part in pipeline.codec.beside.items()}
     reader = None if pipeline.conditioning.encoder is None else pipeline.conditioning.encoder.network
     if reader is not None:
@@ -116,7 +119,7 @@ def save(directory, pipeline: Pipeline, history, dtype: str | None = None, train
     if trained is not None:
         arrays, extra["parameters"] = None, {checkpoint.WEIGHTS: places(model, trained)}
         if reader is not None and any(p is reader.parameters()[0] for p in trained):
-            parts["beside"]["text_encoder"] = config, None
+            parts["beside"]["text_encoder"] = config, None  # pyright: ignore[reportPossiblyUnbound, reportArgumentType]
             extra["parameters"][checkpoint.BESIDE_WEIGHTS["text_encoder"]] = places(reader, trained)
     checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, **parts)
     notes = [written.note] if written.note else []
@@ -171,6 +174,7 @@ def load(directory, wishes: Wishes = NOTHING, weights: np.ndarray | None = None)
 
 
 def _load_theirs(directory, wishes) -> Loaded:
+    _refuse_unused(directory, wishes, "config", "embedding", "skip_layers")
     parts = folder.read_parts(directory)
     notes = list(parts.notes)
     checked = read_unet_config(*parts.config, known_class=parts.unet_class)
@@ -193,7 +197,25 @@ def _load_theirs(directory, wishes) -> Loaded:
     return Loaded(pipeline, {}, [*checked.notes, *notes, *said, *about])
 
 
+def _refuse_unused(directory, wishes, *names):
+    """CheckpointError for a wish that this folder has no use for: nothing is ignored in silence."""
+    for name in names:
+        if getattr(wishes, name) != getattr(NOTHING, name):
+            raise CheckpointError(f"{name} is nothing that {directory} could be told: {UNUSED[name]}; leave it out.")
+
+
+UNUSED = {
+    "size": "it says how large its images are",
+    "variant": "it has its weights once",
+    "self_conditioning": "it says whether it is told its last guess",
+    "config": "that is for Stable Diffusion in one file",
+    "embedding": "that is for Stable Diffusion",
+    "skip_layers": "that is for Stable Diffusion",
+}
+
+
 def _load_ours(directory, wishes, weights=None) -> Loaded:
+    _refuse_unused(directory, wishes, *UNUSED)
     with checkpoint.open_model(directory, MODELS, weights) as found:
         extra = found.extra
         if extra.get("schema", 1) not in range(1, SCHEMA + 1):
@@ -216,7 +238,7 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             if stored is None:
                 stored = scheduler_of(_process(extra), extra.get("variance", "fixed")).config
             stored = None if stored is None else (stored, directory)
-            scheduler, said = scheduler_for(stored, None, wishes, directory)
+            scheduler, said = _asked_scheduler(stored, wishes, directory)
         process = _process(extra) if scheduler is None else scheduler.process
         conditioning = Conditioning.from_config(extra, reader)
         if wishes.classes is not None:
@@ -232,6 +254,8 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             scheduler=scheduler,
         )
         check_together(model, pipeline.codec, conditioning, beside, directory / checkpoint.SEAL)
+    except CheckpointError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{directory / checkpoint.SEAL} cannot be followed ({error!a:.200}).") from error
     history = {name: extra[name] for name in HISTORY if name in extra}
@@ -263,7 +287,7 @@ def _shape(checked: Checked, wishes: Wishes, source) -> tuple[tuple[int, int, in
     size = config.get("sample_size") if wishes.size is None else wishes.size
     if size is None:
         raise CheckpointError(f"{source} does not say how large its images are: give size=, or --size, in pixels.")
-    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    sides: Any = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(isinstance(n, int | np.integer) and 1 <= n <= 65536 for n in sides):
         raise CheckpointError(f"got size {size!a:.60}, expected a side length or (height, width) in pixels.")
     kind = {"variance": "fixed" if cout == channels else "learned", "self_conditioning": wishes.self_conditioning}
@@ -302,6 +326,16 @@ def scheduler_for(stored, known_class, wishes, directory) -> tuple[StoredSchedul
     if wishes.prediction is not None:
         config = with_prediction(config, wishes.prediction)
     return StoredScheduler(config, source), notes
+
+
+def _asked_scheduler(stored, wishes, directory):
+    """The same; what is wrong with a wish is said as it is, and not laid to the folder's charge."""
+    try:
+        return scheduler_for(stored, None, wishes, directory)
+    except ValueError as error:
+        if wishes.scheduler is None and wishes.prediction is None:
+            raise
+        raise CheckpointError(str(error)) from error
 
 
 def _is_path(value) -> bool:

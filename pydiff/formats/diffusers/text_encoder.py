@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, read_json
@@ -58,8 +59,13 @@ def read_config(config: Mapping, source: object, known_class: str | None = None)
     return Checked(str(found), known, [])
 
 
-def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: object) -> Module:
-    """The tower with these weights. CheckpointError where configuration and weights do not go together."""
+def read_model(
+    checked_config: Checked, weights: Mapping[str, Weight], source: object, deferred: bool = False
+) -> Module:
+    """The tower with these weights; deferred: see parameters.fill.
+
+    CheckpointError where configuration and weights do not go together.
+    """
     class_name, config, _ = checked_config
     bare = renamed(dict(weights))
     try:
@@ -67,10 +73,10 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: o
         _compare(full, bare, source)
         model = build(class_name, config)
         if class_name == CLASSES[0]:
-            fill(model, bare)
+            fill(model, bare, deferred)
         else:
             projection = {"text_projection.weight": weights["text_projection.weight"]}
-            fill(model, {f"text_model.{name}": weight for name, weight in bare.items()} | projection)
+            fill(model, {f"text_model.{name}": weight for name, weight in bare.items()} | projection, deferred)
     except (ValueError, TypeError, KeyError, MemoryError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
     return model
@@ -94,7 +100,9 @@ def _compare(config, weights, source):
             raise CheckpointError(f"{beginning}: {name} has shape {tuple(weights[name].shape)}, not {shape}.")
 
 
-def open_folder(folder: Path, variant: str | None = None, known_class: str | None = None) -> tuple[Module, list[str]]:
+def open_folder(
+    folder: Path, variant: str | None = None, known_class: str | None = None, deferred: bool = False
+) -> tuple[Module, list[str]]:
     """(tower, notes) of a folder with config.json and weights. CheckpointError where it is damaged or incomplete."""
     names = _names(folder)
     if CONFIG not in names:
@@ -103,7 +111,7 @@ def open_folder(folder: Path, variant: str | None = None, known_class: str | Non
         )
     checked_config = read_config(read_json(folder / CONFIG), folder / CONFIG, known_class)
     with weight_files.open_folder(folder, names, variant, STEMS) as found:
-        return read_model(checked_config, found.weights, folder / CONFIG), checked_config.notes
+        return read_model(checked_config, found.weights, folder / CONFIG, deferred), checked_config.notes
 
 
 def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
@@ -145,7 +153,7 @@ def _tokenizer(vocabulary, merges, said, added, source) -> Tokenizer:
     entries = {name: said.get(name) or default for name, default in defaults.items()}
     specials, numbers = {}, {}
     for name, entry in entries.items():
-        text = entry.get("content") if isinstance(entry, dict) else entry
+        text: Any = entry.get("content") if isinstance(entry, dict) else entry
         if text not in vocabulary:
             raise damaged(source, f"its {name} {text!a:.40} is not in its vocabulary")
         numbers[name] = vocabulary[text]
@@ -175,7 +183,7 @@ def _tokenizer_json(path: Path):
     model = found.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(f"{path} is of another tokenizer than CLIP's byte pairs: use another.")
-    pairs = model.get("merges")
+    pairs: Any = model.get("merges")
     pairs = [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in pairs or () if isinstance(p, str | list)]
     if any(len(pair) != 2 or not all(isinstance(part, str) for part in pair) for pair in pairs):
         raise damaged(path, "its merges are not pairs of tokens")
@@ -193,7 +201,7 @@ def _lines(data: bytes, source) -> list[tuple[str, str]]:
     pairs = [tuple(line.split()) for line in lines if line.strip()]
     if any(len(pair) != 2 for pair in pairs):
         raise damaged(source, "its lines are not pairs of tokens")
-    return pairs
+    return pairs  # pyright: ignore[reportReturnType]
 
 
 def _json(path: Path) -> dict:

@@ -1,0 +1,103 @@
+"""A classifier learns to tell the classes of noisy samples, at every noise level: what steers a network that was
+trained without classes (Dhariwal & Nichol 2021, section 4.1).
+"""
+
+import numpy as np
+
+from pydiff import ops, random
+from pydiff.condition import LABELS, Conditioning
+from pydiff.data.order import batch_indices, mirrored
+from pydiff.diffusion.timesteps import draw_timesteps
+from pydiff.models import NoisyClassifier, name_of
+from pydiff.tensor import Tensor
+from pydiff.training.config import Options, build_process, default_channels, levels_with_attention
+from pydiff.training.task import Batch, Task
+
+# Options of diffusion models that mean nothing to a classifier.
+UNUSED = (
+    "init_from", "prediction", "loss_weight", "variance", "self_conditioning", "offset_noise", "conditional", "text",
+    "label_drop", "frames", "frame_rate", "image_share", "recompute",
+)  # fmt: skip
+
+
+class ClassifyTask(Task):
+    """A NoisyClassifier learns the classes of a data set of images or sounds, noised by the options' schedule.
+
+    dataset: data.Dataset with classes. options: Options. ValueError, in one sentence, for data without classes, of
+    another kind, and for options that belong to diffusion models alone.
+    """
+
+    unit = "samples"
+
+    def __init__(self, dataset, options):
+        self.dataset, self.options = dataset, checked(options)
+        self.conditioning = Conditioning(dataset.classes)
+        count = len(dataset.classes or ())
+        if count < 2:
+            raise ValueError(f"a classifier needs classes, at least 2, and {dataset.name} has {count or 'none'}")
+        if options.flip and not dataset.mirrors:
+            raise ValueError(f"flip mirrors images, and {dataset.name} holds {dataset.noun}s; leave it out")
+        self.codec = dataset.coded(options.codec)
+        if len(self.codec.shape) != 3:
+            raise ValueError(f"classifiers are for images and sounds, and {dataset.name} holds {dataset.noun}s")
+        self.read, self.process = self.codec.reader(dataset, options.flip), build_process(options)
+        self.model = build_classifier(options, self.codec, count)
+
+    def batch(self, step, numbers):
+        """x0 in the data's order at drawn t, as those of a diffusion model; the condition is what is to be found."""
+        options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
+        chosen, later = (
+            batch_indices(len(self.dataset), options.batch_size, s, seed)[numbers] for s in (step - 1, step)
+        )
+        chosen = self.dataset.usable(chosen)
+        self.dataset.ahead(later)
+        x0 = self.read(chosen, mirrored(step, seed, numbers) if options.flip else None)
+        t = draw_timesteps(options.timestep_sampling, self.process.schedule, seed, step, numbers, options.batch_size)
+        wanted = self.dataset.condition(chosen, self.conditioning)
+        return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), wanted)
+
+    def losses(self, batch):
+        """-log p(class | x_t), one a sample."""
+        x_t, _ = self.process.q_sample(batch.x0, batch.t, batch.key, keep=False)
+        return -ops.log_softmax(self.model(Tensor(x_t), batch.t))[np.arange(len(x_t)), batch.condition[LABELS]]  # pyright: ignore[reportArgumentType]
+
+    def identity(self):
+        """The data, the codec and the network."""
+        return {
+            "data": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint(),
+            "samples": [len(self.dataset), *self.dataset.shape],
+            "codec": self.codec.to_config(),
+            "model": name_of(self.model),
+        }
+
+
+def checked(options) -> Options:
+    """The options again; ValueError for one that a classifier is trained without, and for samplings of t it has not."""
+    plain = Options()
+    for name in UNUSED:
+        if getattr(options, name) != getattr(plain, name):
+            raise ValueError(f"{name} is an option of diffusion models; a classifier is trained without it")
+    if options.timestep_sampling == "loss_aware":
+        raise ValueError("timestep_sampling='loss_aware' is for diffusion models; choose another for a classifier")
+    return options.check()
+
+
+def build_classifier(options, codec, classes) -> NoisyClassifier:
+    """The classifier of samples of this codec, with the widths and the attention that a U-Net of the run would have."""
+    height, width, c = codec.shape
+    line = height == 1
+    shortest = max(2, round(width / 64)) if line else min(height, width)
+    channels = options.channels or default_channels(shortest)[:3]
+    return NoisyClassifier(
+        classes=classes,
+        in_channels=c,
+        line=line,
+        block_out_channels=list(channels),
+        layers_per_block=options.layers,
+        attention=list(levels_with_attention(options, channels, shortest)),
+        attention_head_dim=options.head_dim,
+        norm_num_groups=options.groups,
+        dropout=options.dropout,
+        seed=options.seed,
+    )
