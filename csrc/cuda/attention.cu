@@ -256,7 +256,7 @@ void forward(const Run& r, const bfloat16* q, const bfloat16* k, const bfloat16*
                                                              r.key_mask, out, lse);
         };
         if constexpr (D <= 128)
-            if (r.s.tq > 64 && places(r.s.tq, 128, r.s.heads, r.s.n).x >= enough_blocks)
+            if (!r.s.causal && !r.key_mask && r.s.tq > 64 && places(r.s.tq, 128, r.s.heads, r.s.n).x >= enough_blocks)
                 return run(std::integral_constant<int, 2>());
         run(std::integral_constant<int, 1>());
     };

@@ -304,8 +304,10 @@ __global__ void __launch_bounds__(threads, 2)
     float o[tiles][D / 8][4] = {};
     Softmax<tiles> softmax(s.scale);
     int parity = 0;
-    const bool* mask = mask_of(s, key_mask, at.sample);
-    const int64_t end = keys_end(s, at.first, queries);
+    // Two tiles of queries leave no registers for what hides keys; the launcher takes one then.
+    const bool* mask = tiles == 1 ? mask_of(s, key_mask, at.sample) : nullptr;
+    const bool causal = tiles == 1 && s.causal;
+    const int64_t end = causal ? keys_end(s, at.first, queries) : s.tk;
     for (int64_t key = 0; key < end; key += keys, parity ^= 1) {
         wait_copies<0>();
         __syncthreads();  // this tile has landed, and nobody reads the one before any more
@@ -314,7 +316,7 @@ __global__ void __launch_bounds__(threads, 2)
         float p[tiles][keys / 8][4];
         multiply_transposed<D, tiles, keys>(p, q_rows, tile);
         const int valid = rows_left(s.tk, key, keys);
-        if (s.causal || mask) set_where(p, softmax.nothing, hidden(s, mask, at.first + first, key, valid));
+        if (causal || mask) set_where(p, softmax.nothing, hidden(s, mask, at.first + first, key, valid));
         softmax.template add<keys>(p, o, valid);
         multiply_add<D, tiles, keys>(o, p, tile + keys * pitch<D>);
     }

@@ -24,7 +24,7 @@ TINY = {
 
 def images(n=6):
     rng = np.random.default_rng(0)
-    return Dataset("noise", rng.integers(0, 256, (n, 8, 8, 1), np.uint8), labels=np.arange(n) % 3)
+    return Dataset("noise", rng.integers(0, 256, (n, 8, 8, 1), np.uint8), labels=np.arange(n) % 3, classes=list("abc"))
 
 
 def options(**more):
