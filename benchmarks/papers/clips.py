@@ -32,9 +32,9 @@ CHANCE = {
 }  # fmt: skip
 RECIPE = {
     "batch_size": 8, "channels": (16, 32, 64), "lr": 2e-3, "warmup": 50, "ema": 0.995, "prediction": "v",
-    "image_share": 0.5, "sample_every": 0, "checkpoint_every": 50,
+    "image_share": 0.25, "sample_every": 0, "checkpoint_every": 50,
 }  # fmt: skip
-GUIDANCE = (1.0, 2.0, 4.0)
+GUIDANCE = (1.0, 3.0)
 WAY = {"sampler": "dpm_solver", "steps": 20}
 
 

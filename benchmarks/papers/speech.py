@@ -30,7 +30,7 @@ import pydiff
 from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
 from benchmarks.papers.sound import distances, features, variety
-from benchmarks.papers.spoken import recognised, recogniser
+from benchmarks.papers.spoken import kept, recognised, recogniser
 from benchmarks.papers.unseen import wilson
 from pydiff.data import Sounds, spoken
 from pydiff.report.write import training_time
@@ -44,18 +44,6 @@ SCALES = {"noise": (0.1, 0.2, 0.4, 0.8), "gradient": (1.0, 4.0)}
 LEVELS = (0, 250, 500, 750)  # of noise, at which the classifier is judged
 OTHERS = [word for word in spoken.WORDS if word not in spoken.DIGITS]
 DRAWN = {"sampler": "dpm_solver", "steps": 30}
-
-
-def kept(path, make) -> Sounds:
-    """The Sounds that `make` makes, from a file where it has been made before: programs take their time to speak."""
-    if not path.exists():
-        made = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = {} if made.labels is None else {"labels": made.labels, "classes": made.classes}
-        np.savez(path, name=made.name, images=made.images, rate=made.rate, **known)
-    with np.load(path) as file:
-        more = {"labels": file["labels"], "classes": file["classes"].tolist()} if "labels" in file else {}
-        return Sounds(str(file["name"]), file["images"], rate=int(file["rate"]), **more)
 
 
 def voices_of_three():

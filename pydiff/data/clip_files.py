@@ -109,7 +109,8 @@ def load_clips(
             "use fewer frames or a higher frame_rate"
         )
     if len(pieces) > len(set(names)):
-        notes.append(f"{plural(len(set(names)), 'file')} cut into {plural(len(pieces), 'clip')} of {frames} frames")
+        made = f"{plural(len(pieces), 'clip')} of {plural(frames, 'frame')}"
+        notes.append(f"{plural(len(set(names)), 'file')} cut into {made}")
     return _dataset(root, names, pieces, rate, target, channels, list(sources), texts, skipped, notes)
 
 
@@ -144,7 +145,8 @@ def read_reel(path: Path) -> Reel | str:
     except ImportError:
         return "a film needs the library av (pip install 'pydiff[video]')"
     except Exception as error:  # decoders raise a dozen types for damaged files
-        return f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        said = getattr(error, "strerror", None) or str(error) or type(error).__name__  # av's messages repeat the path
+        return f"damaged ({said.splitlines()[0]})"
 
 
 def _read_animation(path) -> Reel | str:
