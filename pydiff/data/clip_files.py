@@ -28,12 +28,13 @@ UNTIMED = 0.1  # seconds a frame of a GIF that says 0, as browsers show it
 
 
 class Reel(NamedTuple):
-    """One clip as it is stored. frames: (n, h, w, C) uint8 with C 1, 3 or 4. starts: (n + 1,) seconds at which they are
-    shown, and the end. size: (H, W) in the file."""
+    """One clip. frames: n of (h, w, C) uint8. starts: (n + 1,) seconds at which they are shown, and the end. kinds: of
+    the frames in the file, whether grey (1), coloured (3) or partly transparent (4).
+    """
 
     frames: list
     starts: np.ndarray
-    size: tuple[int, int]
+    kinds: frozenset
 
     @property
     def rate(self) -> float:
@@ -45,6 +46,24 @@ class Reel(NamedTuple):
         """Whether all frames are shown for the same time."""
         waits = np.diff(self.starts)
         return bool(len(waits) < 2 or np.ptp(waits) <= STEADY * waits.mean())
+
+
+class Fit(NamedTuple):
+    """What becomes of a frame as soon as it is read, so that no clip is ever held at its own size. size: (H, W).
+
+    channels: 1, 3 or 4; None is for those it has, on white.
+    """
+
+    size: tuple[int, int]
+    channels: int | None = None
+
+    def __call__(self, pixels, kinds: set):
+        """(h, w, 3 or 4) uint8 -> (H, W, C), of which kind it was added to `kinds`."""
+        frame = _fewest(pixels)
+        kinds.add(frame.shape[-1])
+        if self.channels is not None or frame.shape[-1] == 4:
+            frame = to_channels(frame, self.channels or 3)
+        return _sized(frame, self.size)
 
 
 def holds_clips(root: Path) -> bool:
@@ -78,9 +97,10 @@ def load_clips(
         }
     elif still:
         notes.append(f"{plural(len(still), 'picture')} beside the clips left out")
-    reels = {}
+    sizes = [found for found in map(_size_of, sources.values()) if found is not None]
+    fit, reels = Fit(size or _choose_size(sizes or [(1, 1)], notes), channels), {}
     for path, source in sources.items():
-        found = _read_folder(source) if isinstance(source, list) else read_reel(source)
+        found = _read_folder(source, fit) if isinstance(source, list) else read_reel(source, fit)
         if isinstance(found, Reel):
             reels[path] = found
         else:
@@ -93,7 +113,10 @@ def load_clips(
             f"{root} holds no clips; expected animated .gif or .webp files, films, or folders of frames"
         )  # fmt: skip
     rate = _rate(reels, rate, notes)
-    target = size or _choose_size([reel.size for reel in reels.values()], notes)
+    if channels is None:
+        kinds = frozenset().union(*(reel.kinds for reel in reels.values()))
+        channels = 1 if kinds == {1} else 3
+        notes += ["what is transparent lies on white; pass channels=4 to keep it"] * (4 in kinds)
     names, pieces = [], []
     for path, reel in reels.items():
         taken = at_rate(reel, rate)
@@ -111,17 +134,12 @@ def load_clips(
     if len(pieces) > len(set(names)):
         made = f"{plural(len(pieces), 'clip')} of {plural(frames, 'frame')}"
         notes.append(f"{plural(len(set(names)), 'file')} cut into {made}")
-    return _dataset(root, names, pieces, rate, target, channels, list(sources), texts, skipped, notes)
+    return _dataset(root, names, pieces, rate, channels, list(sources), texts, skipped, notes)
 
 
-def _dataset(root, names, pieces, rate, target, channels, paths, texts, skipped, notes) -> Clips:
+def _dataset(root, names, pieces, rate, channels, paths, texts, skipped, notes) -> Clips:
     """The Clips of these pieces, lists of frames, with labels and captions by the files they come from."""
-    counts = {frame.shape[-1] for piece in pieces for frame in piece}
-    if channels is None:
-        channels = 1 if counts == {1} else 3
-        if 4 in counts:
-            notes.append("what is transparent lies on white; pass channels=4 to keep it")
-    clips = np.stack([np.stack([_sized(to_channels(f, channels), target) for f in piece]) for piece in pieces])
+    clips = np.stack([np.stack([to_channels(frame, channels) for frame in piece]) for piece in pieces])
     labels, classes, class_notes = labels_of(names, "clip")
     more, captions = {}, words.find_captions(root, paths, texts)
     if captions is not None:
@@ -132,7 +150,25 @@ def _dataset(root, names, pieces, rate, target, channels, paths, texts, skipped,
     return Clips(root.name or str(root), clips, labels, classes, sorted(skipped), notes, rate=rate, **more)
 
 
-def read_reel(path: Path) -> Reel | str:
+def _size_of(source):
+    """(height, width) of a file's frames, or of the first of a folder's; None where they cannot be read."""
+    from PIL import Image
+
+    path = source[0] if isinstance(source, list) else source
+    try:
+        if _suffix(path.name) in FILMS:
+            import av
+
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                return stream.height, stream.width
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except Exception:  # whoever reads it will say why
+        return None
+
+
+def read_reel(path: Path, fit: Fit) -> Reel | str:
     """A file with moving pictures, composed to whole frames; or the reason why it cannot be used."""
     try:
         if not path.is_file():
@@ -141,7 +177,7 @@ def read_reel(path: Path) -> Reel | str:
             return "empty file"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read_film(path) if _suffix(path.name) in FILMS else _read_animation(path)
+            return (_read_film if _suffix(path.name) in FILMS else _read_animation)(path, fit)
     except ImportError:
         return "a film needs the library av (pip install 'pydiff[video]')"
     except Exception as error:  # decoders raise a dozen types for damaged files
@@ -149,7 +185,7 @@ def read_reel(path: Path) -> Reel | str:
         return f"damaged ({said.splitlines()[0]})"
 
 
-def _read_animation(path) -> Reel | str:
+def _read_animation(path, fit) -> Reel | str:
     """GIF, WebP and PNG by Pillow, which lays partial frames over what is there and disposes of them as they say."""
     from PIL import Image
 
@@ -162,20 +198,20 @@ def _read_animation(path) -> Reel | str:
         count = getattr(picture, "n_frames", 1)
         if picture.width * picture.height > MAX_PIXELS or count > MAX_FRAMES:
             return f"{count} frames of {picture.width} x {picture.height} pixels, above the limit"
-        frames, starts = [], [0.0]
+        frames, starts, kinds = [], [0.0], set()
         for i in range(count):
             picture.seek(i)
-            frames.append(_fewest(np.asarray(picture.convert("RGBA"))))
+            frames.append(fit(np.asarray(picture.convert("RGBA")), kinds))
             wait = float(picture.info.get("duration") or 0) / 1000
             starts.append(starts[-1] + (wait if wait > 0 else UNTIMED))
-        return Reel(frames, np.array(starts), (picture.height, picture.width))
+        return Reel(frames, np.array(starts), frozenset(kinds))
 
 
-def _read_film(path) -> Reel | str:
+def _read_film(path, fit) -> Reel | str:
     """MP4 and the like by PyAV, with the time of every frame."""
     import av
 
-    frames, starts = [], []
+    frames, starts, kinds = [], [], set()
     with av.open(str(path)) as container:
         if not container.streams.video:
             return "a film without pictures"
@@ -183,7 +219,7 @@ def _read_film(path) -> Reel | str:
         for frame in container.decode(stream):
             if frame.width * frame.height > MAX_PIXELS or len(frames) == MAX_FRAMES:
                 return f"more than {MAX_FRAMES:,} frames or {MAX_PIXELS:,} pixels, above the limit"
-            frames.append(_fewest(frame.to_ndarray(format="rgb24")))
+            frames.append(fit(frame.to_ndarray(format="rgb24"), kinds))
             starts.append(
                 float(frame.time) if frame.time is not None else len(starts) / float(stream.average_rate or 25)
             )
@@ -191,26 +227,21 @@ def _read_film(path) -> Reel | str:
         return "no frame can be read"
     waits = np.diff(starts)
     last = float(np.median(waits)) if len(waits) else 1 / float(stream.average_rate or 25)
-    return Reel(frames, np.array([*starts, starts[-1] + last]) - starts[0], frames[0].shape[:2])
+    return Reel(frames, np.array([*starts, starts[-1] + last]) - starts[0], frozenset(kinds))
 
 
-def _read_folder(paths) -> Reel | str:
-    """Pictures as frames, at RATE; the size is that of the first."""
-    from PIL import Image
-
-    frames, size = [], None
+def _read_folder(paths, fit) -> Reel | str:
+    """Pictures as frames, at RATE; those of another size are made as large as the first."""
+    size = _size_of(paths)
+    if size is None:
+        return f"{printable(paths[0].name)} cannot be read"
+    frames, kinds = [], set()
     for path in paths:
-        if size is None:
-            try:
-                with Image.open(path) as picture:
-                    size = picture.height, picture.width
-            except OSError:
-                return f"{printable(path.name)} cannot be read"
         found = read_picture(path, size)
         if isinstance(found, str):
             return f"{printable(path.name)}: {found}"
-        frames.append(found.pixels)
-    return Reel(frames, np.arange(len(frames) + 1) / RATE, size)
+        frames.append(fit(found.pixels, kinds))
+    return Reel(frames, np.arange(len(frames) + 1) / RATE, frozenset(kinds))
 
 
 def at_rate(reel: Reel, rate: float) -> list[int]:
@@ -246,7 +277,7 @@ def _sized(frame, target):
 
 
 def _fewest(pixels):
-    """(h, w, 3 or 4) to (h, w, 1), (h, w, 3) or (h, w, 4): drops what carries nothing."""
+    """(h, w, 1, 3 or 4) to (h, w, 1), (h, w, 3) or (h, w, 4): drops what carries nothing."""
     if pixels.shape[-1] == 4:
         if not (pixels[..., 3] == 255).all():
             return pixels.copy()
