@@ -1,6 +1,6 @@
 """Speech steered by a classifier: does a model of untranscribed speech say the digit that is asked for?
 
-    python -m benchmarks.papers.speech --out DIR [--steps 1200] [--json FILE]
+    python -m benchmarks.papers.speech --out DIR [--steps 600] [--json FILE]
 
 The principle of Guided-TTS 2 (Kim et al. 2022), with voices that are nobody's (pydiff.data.spoken):
 
@@ -43,7 +43,7 @@ JUDGE |= {"channels": (16, 32, 48), "attention": (), "dropout": 0.1}
 SCALES = {"noise": (0.1, 0.2, 0.4, 0.8), "gradient": (1.0, 4.0)}
 LEVELS = (0, 250, 500, 750)  # of noise, at which the classifier is judged
 OTHERS = [word for word in spoken.WORDS if word not in spoken.DIGITS]
-DRAWN = {"sampler": "dpm_solver", "steps": 30}
+DRAWN = {"sampler": "dpm_solver", "steps": 25}
 
 
 def voices_of_three():
@@ -108,8 +108,8 @@ def main(arguments=None):
     """Trains, steers, judges, prints, writes the JSON. Returns the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--classifier-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--classifier-steps", type=int, default=350)
     parser.add_argument("--recogniser-steps", type=int, default=300)
     parser.add_argument("--count", type=int, default=10, help="samples of each digit, for each scale")
     parser.add_argument("--json", type=Path)

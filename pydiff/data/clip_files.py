@@ -73,18 +73,27 @@ def holds_clips(root: Path) -> bool:
 
 
 def load_clips(
-    root: Path, frames: int | None = None, rate: float | None = None, size=None, channels: int | None = None
+    root: Path,
+    frames: int | None = None,
+    rate: float | None = None,
+    size=None,
+    channels: int | None = None,
+    *,
+    only=None,
+    told=None,
 ) -> Clips:
     """All clips under `root`, in order of path; the class is the first folder below the one that all share.
 
     frames: of each, 8 if None; a longer one gives several, a shorter one is left out and listed. rate: frames a second;
     None takes the middle of what the files have. size: (height, width). channels: 1 or 3 (what is transparent lies on
     white), or 4; None: 1 if all is grey, else 3. Captions as for pictures. Where there are no animated files and films,
-    every folder of pictures is a clip, its frames in the order of their names.
+    every folder of pictures is a clip, its frames in the order of their names. only: which files count, Path -> bool.
+    told: the caption of a file, path -> str, in place of those that are found.
     ValueError if nothing is left, or if more than half are broken.
     """
     frames = FRAMES if frames is None else frames
     paths, texts, skipped = find_files(root, ANIMATED | FILMS)
+    paths = paths if only is None else [path for path in paths if only(root / path)]
     still = [path for path in paths if _suffix(path) == ".png" and not _is_animated(root / path)]
     paths, notes = [path for path in paths if path not in set(still)], []
     sources = {path: root / path for path in paths}
@@ -134,14 +143,16 @@ def load_clips(
     if len(pieces) > len(set(names)):
         made = f"{plural(len(pieces), 'clip')} of {plural(frames, 'frame')}"
         notes.append(f"{plural(len(set(names)), 'file')} cut into {made}")
-    return _dataset(root, names, pieces, rate, channels, list(sources), texts, skipped, notes)
+    return _dataset(root, names, pieces, rate, channels, list(sources), texts, told, skipped, notes)
 
 
-def _dataset(root, names, pieces, rate, channels, paths, texts, skipped, notes) -> Clips:
+def _dataset(root, names, pieces, rate, channels, paths, texts, told, skipped, notes) -> Clips:
     """The Clips of these pieces, lists of frames, with labels and captions by the files they come from."""
     clips = np.stack([np.stack([to_channels(frame, channels) for frame in piece]) for piece in pieces])
     labels, classes, class_notes = labels_of(names, "clip")
-    more, captions = {}, words.find_captions(root, paths, texts)
+    more, captions = {}, None if told else words.find_captions(root, paths, texts)
+    if told:
+        more = {"captions": tuple((told(name),) for name in names), "languages": (("en",),) * len(names)}
     if captions is not None:
         more, caption_notes = words.columns([captions.of[path] for path in names], names)
         notes += caption_notes + captions.notes
