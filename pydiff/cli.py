@@ -15,6 +15,7 @@ import tyro
 from pydiff.backend import DEVICES
 from pydiff.diffusion.path import ALL_SPACINGS
 from pydiff.diffusion.samplers import SAMPLERS
+from pydiff.printed import printable, typed
 from pydiff.training import Options
 
 Device = Literal[DEVICES]
@@ -39,7 +40,7 @@ class Demo:
         page = run.report(steps=run.process.schedule.T)  # every step, as in the lecture
         show(run)
         say(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
-        say(f"model     {self.out / 'model'}   (pydiff sample {self.out} -n 64)")
+        say(f"model     {self.out / 'model'}   (pydiff sample {typed(self.out)} -n 64)")
 
 
 @dataclass
@@ -96,7 +97,8 @@ class Train:
         run = train_command(self.data, self.out, training, self.device, images=self.images, latent=self.latent)
         if is_first():
             show(run)
-            say(f"model in {self.out / 'model'}; next: pydiff sample {self.out} -n 64, pydiff report {self.out}")
+            shown = typed(self.out)
+            say(f"model in {self.out / 'model'}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
 
     def run_classifier(self, options):
         """The same for a classifier."""
@@ -120,8 +122,8 @@ class Train:
         run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
         show(run)
         say(
-            f"autoencoder in {self.out / 'model'}; next: pydiff report {self.out}, "
-            f"pydiff train {self.data} --latent {self.out} --out {self.out}-diffusion"
+            f"autoencoder in {self.out / 'model'}; next: pydiff report {typed(self.out)}, "
+            f"pydiff train {typed(self.data)} --latent {typed(self.out)} --out {typed(f'{self.out}-diffusion')}"
         )
 
 
@@ -170,6 +172,8 @@ class Sample:
     """White where that image shall be drawn anew, black where it is kept."""
     strength: float | None = None
     """How far from the image, 0 to 1; left out, 0.5, or 1 with a mask."""
+    limit: float | None = None
+    """GiB of memory that reading the image may take; left out, 4."""
     embedding: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A file with a word of one's own (textual inversion), for Stable Diffusion; may be given several times."""
     interval: tuple[float, float] | None = None
@@ -190,6 +194,8 @@ class Sample:
     """Which weights to take where there are several: fp16, ema."""
     config: Path | None = None
     """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
+    low_memory: bool = False
+    """Of Stable Diffusion: read weights when they are used and give them up again, which takes longer."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -208,7 +214,7 @@ class Sample:
 
         size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
-        run = load(self.run_folder, **said, embedding=self.embedding, config=self.config)
+        run = load(self.run_folder, **said, embedding=self.embedding, config=self.config, low_memory=self.low_memory)
         if self.classifier is not None:
             run = run.steered(self.classifier, self.steer_by or "noise")
         elif self.steer_by is not None:
@@ -225,6 +231,9 @@ class Sample:
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
         more |= {} if self.clip else {"clip": None}
+        for name in ("strength", "limit"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for a given image; leave it out, or give one, --image")
         order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
         done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
@@ -244,10 +253,11 @@ class Sample:
         from pydiff.drawing import check_place
         from pydiff.report.files import save_samples
 
-        unused = {"interval": None, "rescale": 0.0, "threshold": None, "eta": 0.0, "spacing": None}
+        unused = {"interval": None, "rescale": 0.0, "threshold": None, "eta": 0.0, "spacing": None, "clip": True}
         for name, value in unused.items():
             if getattr(self, name) != value:
-                raise ValueError(f"--{name} is for images without a given one; leave it out, or --image")
+                flag = "no-clip" if name == "clip" else name
+                raise ValueError(f"--{flag} is for images without a given one; leave it out, or --image")
         if self.image is None:
             raise ValueError("a mask says where an image is to be drawn anew; give that too, --image")
         if self.mask is not None and self.sampler is not None:
@@ -255,7 +265,7 @@ class Sample:
         check_place(out, run.codec)
         *size, channels = run.codec.image_shape
         own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion draws images of any size
-        image = image_from(self.image, None if own else size, channels)
+        image = image_from(self.image, None if own else size, channels, self.limit)
         numbers = np.tile(np.arange(n), len(prompts or [""]))
         guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
         chosen = {
@@ -273,7 +283,7 @@ class Sample:
         if self.mask is None:
             made = run.image_to_image(images, **chosen)
         else:
-            made = run.inpaint(images, mask_from(self.mask, image.shape[:2]), **chosen)
+            made = run.inpaint(images, mask_from(self.mask, image.shape[:2], self.limit), **chosen)
         said = {"Software": "pydiff", "seed": self.seed, "guidance": guidance, "image": self.image.name}
         said |= {"strength": self.strength, "negative_prompt": self.negative_prompt, "label": self.label}
         said = {name: str(value) for name, value in said.items() if value is not None}
@@ -407,14 +417,17 @@ class Segment:
     def run(self):
         from pydiff import segment
         from pydiff.data.masks import load_masked
+        from pydiff.training.distributed import is_first
 
         data = load_masked(self.data, self.size)
-        say(data.summary())
+        if is_first():
+            say(data.summary())
         names = ("steps", "batch_size", "lr", "dice", "mirror", "seed", "device")
         result = segment.train(data, out=self.out.expanduser(), **{name: getattr(self, name) for name in names})
         own, other = (result.scores[name]["mean iou"] for name in ("network", "threshold"))
         held = f"on {len(result.held_out)} held-out images"
-        say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
+        if result.page is not None:  # this is the first process
+            say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
 
 
 @dataclass
@@ -500,8 +513,6 @@ def say(*lines, to="stdout", picture=False):
 
 def tame(lines):
     """Text with everything in it written out that would do something to a terminal, but for ends of lines."""
-    from pydiff.data.dataset import printable
-
     return "\n".join(map(printable, str(lines).split("\n")))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from pydiff import text
 from pydiff.arrays import array_module
+from pydiff.printed import printable
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")  # a name that looks like a number
 LABELS = "class_labels"  # the name under which diffusers' networks take classes
@@ -267,16 +268,17 @@ class Conditioning:
     def number_of(self, name: str) -> int:
         """The class with this name; where no name looks like a number, also the one with this number.
 
-        ValueError for neither.
+        ValueError for neither. Classes are called as they are printed, with control characters written out.
         """
-        classes = self.classes or []
-        if name in classes:
-            return classes.index(name)
+        classes, printed = self.classes or [], printable(name)
+        for known in (name, printed):
+            if known in classes:
+                return classes.index(known)
         if _NUMBER.fullmatch(name) and not self.named_by_numbers and 0 <= int(name) < len(classes):
             return int(name)
         known = ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
         number = "" if self.named_by_numbers else f" or a number below {len(classes)}"
-        raise ValueError(f"there is no class {name!r}; choose one of {known}{number}")
+        raise ValueError(f"there is no class '{printed}'; choose one of {known}{number}")
 
     def to_config(self) -> dict:
         """For JSON; `from_config` of it is an equal conditioning."""

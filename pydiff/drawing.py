@@ -162,7 +162,7 @@ def _batches(pipeline, order, wanted, progress):
                 x, bar.total = state.x, len(wanted) * state.steps  # some schedulers take a step more than was asked for
                 with contextlib.suppress(OSError, ValueError):  # a terminal that is gone costs the bar alone
                     bar.update(len(chosen))
-            yield chosen, pipeline.codec.decode(x)
+            yield chosen, pipeline.decoded(x)
 
 
 def _write(out, names, samples, codec, order, chosen, said):

@@ -115,7 +115,7 @@ def interpolate(pipeline, seed_a, seed_b, shares, *, asked=None, steps=50, spaci
     states = samplers.ddim(model, x, process, way, guidance=left, clip=codec.limits)
     for state in backend.on_device(pipeline.device, states):
         x = state.x
-    return codec.decode(x)
+    return pipeline.decoded(x)
 
 
 def edited(
@@ -151,7 +151,7 @@ def edited(
             states = draw(model, xp.asarray(x0[here]), here, **more)
             for state in tqdm(states, unit="step", disable=not progress, delay=1):
                 x = state.x
-            parts.append(pipeline.codec.decode(x))
+            parts.append(pipeline.decoded(x))
     return np.concatenate(parts)
 
 

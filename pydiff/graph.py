@@ -45,7 +45,7 @@ class Plan:
 
     def __init__(self, function, *arrays, fixed=()):
         self.signature = [(a.shape, a.dtype) for a in arrays]
-        self.values, self.parameters, self.steps = [None] * len(arrays), [], []
+        self.values, self.steps = [None] * len(arrays), []
         self._places = {}  # id of a tensor -> the tensor (weakly: recording shall not keep results) and its place
         arguments = [Tensor(a) for a in arrays]
         for place, argument in enumerate(arguments):
@@ -64,8 +64,7 @@ class Plan:
         if not isinstance(value, Tensor):
             self.values.append(value)  # a constant
         elif parameter or value.requires_grad or value.size == 1:  # of one element: a number in the program's text
-            self.parameters.append((len(self.values), value))
-            self.values.append(None)
+            self.values.append(value)
             self._places[id(value)] = weakref.ref(value), len(self.values) - 1
         else:
             raise ValueError(f"a plan cannot tell where a tensor of shape {value.shape} comes from")
@@ -93,10 +92,10 @@ class Plan:
         self.steps = late
 
     def _find_last_uses(self):
-        kept = {place for place, _ in self.parameters} | {self.result, *self.handed_on}
+        kept = {self.result, *self.handed_on}
         for step in reversed(self.steps):
             for place in {step.result, *step.sources} - kept:
-                if self.values[place] is None:  # constants stay
+                if self.values[place] is None:  # constants and parameters stay
                     step.done.append(place)
                     kept.add(place)
 
@@ -120,8 +119,6 @@ class Plan:
             raise ValueError(f"the plan is for {self.signature}, got {[(a.shape, a.dtype) for a in arrays]}")
         values = self.values.copy()
         values[: len(arrays)] = arrays
-        for place, parameter in self.parameters:
-            values[place] = parameter.data
         return values
 
     @staticmethod
@@ -129,7 +126,8 @@ class Plan:
         for operation, options, sources, result, _, done in steps:
             function = operation()
             function.needs = [False] * len(sources)
-            made = function.forward(*[values[i] for i in sources], **options)
+            arrays = [values[i] for i in sources]  # a parameter's is looked up now: it may still be in its file
+            made = function.forward(*[a.data if isinstance(a, Tensor) else a for a in arrays], **options)
             if isinstance(made, tuple):
                 values[result : result + len(made)] = made
             else:

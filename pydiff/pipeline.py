@@ -94,7 +94,7 @@ class Pipeline:
                 for state in states:
                     x = state.x
                     bar.update(len(numbers))
-                parts.append(self.codec.decode(x))
+                parts.append(self.decoded(x))
         return np.concatenate(parts)
 
     def sample_states(
@@ -153,6 +153,10 @@ class Pipeline:
             x = x if made.init_noise_sigma == 1.0 else x * x.dtype.type(made.init_noise_sigma)
         arguments = {"seed": seed, "sample": numbers, "guidance": guidance, **options}
         return backend.on_device(self.device, made.sample(model, x, **arguments))
+
+    def decoded(self, x):
+        """Samples of x, when the last step is done."""
+        return self.codec.decode(x)
 
     def preview(self):
         """A few samples, drawn quickly."""

@@ -22,6 +22,7 @@ from pydiff.store import checkpoint
 from pydiff.store.log import Log
 from pydiff.tensor import Tensor, no_grad
 from pydiff.training.config import LoopOptions
+from pydiff.training.distributed import join, settled
 from pydiff.training.loop import fit, opened
 from pydiff.training.segment import SegmentTask
 
@@ -78,30 +79,36 @@ class Segmented(NamedTuple):
     page: Path | None
 
 
-def train(data, *, out=None, size=None, dice=1.0, mirror=True, channels=None, device="cpu", progress=True, **options):
+def train(
+    data, *, out=None, size=None, dice=1.0, mirror=True, channels=None, device="cpu", progress=True,
+    distributed="auto", **options,
+):  # fmt: skip
     """Trains a U-Net to say what every pixel shows, on four fifths of the data, and judges it on the rest: Segmented.
 
     data: "shapes", a folder with images/ and masks/, or a Masked. out: folder for checkpoints, log, page and model; the
-    same call goes on where the last one stopped. dice: weight of the Dice loss beside cross-entropy. options: those of
-    LoopOptions. ValueError, in one sentence, for data and options that cannot work.
+    same call goes on where the last one stopped. dice: weight of the Dice loss beside cross-entropy. distributed: see
+    `pydiff.train`. options: those of LoopOptions. ValueError, in one sentence, for data and options that cannot work.
     """
-    options = LoopOptions.from_keywords({"steps": 600, "batch_size": 32, "lr": 2e-3, "ema": 0.995, **options})
-    with backend.use_device(device):
-        masked = load_masked(data, size)
-        kept, held_out = masked.split(HELD_OUT, options.seed)
-        task = SegmentTask(kept, options, dice=dice, mirror=mirror, channels=channels)
-    with opened(task, options, out, device) as (trainer, folder):
-        log = Log() if folder is None else folder.log
-        fit(trainer, log, folder, progress=progress)
-        segmenter = Segmenter(trainer.ema_model(), masked.classes, device)
-        if folder is not None:
-            segmenter.save(folder.path / "model")
-        predicted, threshold = segmenter.predict(held_out.images), threshold_baseline(kept, held_out.images)
-        found = evaluated(predicted, threshold, held_out)
-        result, page = (segmenter, found, held_out, predicted, threshold, list(log.entries)), None
-        if folder is not None:
-            page = write_masks_page(folder.path / "segmentation.html", *result[1:])
-        return Segmented(*result, page)
+    group = join(distributed)
+    with group.together(), group.own_threads():
+        options = {"steps": 600, "batch_size": 32, "lr": 2e-3, "ema": 0.995, **options}
+        options = settled(LoopOptions.from_keywords(options), out, group)
+        with backend.use_device(device):
+            masked = load_masked(data, size)
+            kept, held_out = masked.split(HELD_OUT, options.seed)
+            task = SegmentTask(kept, options, dice=dice, mirror=mirror, channels=channels)
+        with opened(task, options, out, device, group) as (trainer, folder):
+            log = Log() if folder is None else folder.log
+            fit(trainer, log, folder, progress=progress and group.first)
+            segmenter = Segmenter(trainer.ema_model(), masked.classes, device)
+            if folder is not None:
+                segmenter.save(folder.path / "model")
+            predicted, threshold = segmenter.predict(held_out.images), threshold_baseline(kept, held_out.images)
+            found = evaluated(predicted, threshold, held_out)
+            result, page = (segmenter, found, held_out, predicted, threshold, list(log.entries)), None
+            if folder is not None:
+                page = write_masks_page(folder.path / "segmentation.html", *result[1:])
+    return Segmented(*result, page)
 
 
 def load(directory, device="cpu") -> Segmenter:

@@ -14,6 +14,7 @@ from pydiff.condition import Condition
 from pydiff.diffusion.denoiser import denoiser
 from pydiff.latents import Latents
 from pydiff.models.unet import sinusoids
+from pydiff.nn import deferred
 from pydiff.ops import concatenate
 from pydiff.pipeline import Pipeline
 from pydiff.tensor import Tensor
@@ -25,18 +26,22 @@ SHARPEST = 10000  # of the sinusoids of a told guidance scale
 class StableDiffusion(Pipeline):
     """model: UNet2DCondition; codec: Latents; conditioning: with a text encoder as wide as the U-Net's context.
 
-    few_steps: whether the model was distilled to draw in a few steps, without guidance (turbo). The rest: see Pipeline.
+    few_steps: whether the model was distilled to draw in a few steps, without guidance (turbo). low_memory: parameters
+    that are in a file are read whenever they are used, and not kept. The rest: see Pipeline.
     """
 
     batch_size, edits_by_scheduler = 1, True
     kept_elsewhere = "a model of Stable Diffusion is not written anew; keep the folder or file that it was opened from"
 
-    def __init__(self, model, process, codec: Latents, conditioning, *, few_steps=False, **kind):
+    def __init__(self, model, process, codec: Latents, conditioning, *, few_steps=False, low_memory=False, **kind):
         super().__init__(model, process, codec, conditioning, **kind)
         self.told = model.config["time_cond_proj_dim"]
         self.few_steps = few_steps
         self.default_guidance = 1.0 if few_steps else TOLD_GUIDANCE if self.told else GUIDANCE
         self.seen_beside = model.config["in_channels"] - codec.shape[-1]
+        self.low_memory = low_memory
+        for network in (model, codec.autoencoder, conditioning.encoder.network):
+            deferred.keep(network, not low_memory)
 
     def sample_states(self, n=16, *args, **more):
         """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in, MemoryError before there
@@ -80,6 +85,16 @@ class StableDiffusion(Pipeline):
         like = next(iter(condition.values()))
         return Condition({**condition, "timestep_cond": array_module(like).asarray(rows)}, rows=condition.rows)
 
+    def decoded(self, x):
+        """See Pipeline.decoded. Where the decoder does not fit beside the U-Net, that is given up and read anew for the
+        next image.
+        """
+        free = free_memory()
+        if free is not None and self.decoder_memory(x.shape[1:3]) > free:
+            deferred.release(self.model)
+            deferred.release(self.conditioning.encoder.network)
+        return super().decoded(x)
+
     def check_memory(self, size, n=1):
         """MemoryError, in one sentence, where n images of this size (h, w) in latents need more than is free."""
         free = free_memory() if self.device == "cpu" else None
@@ -93,20 +108,25 @@ class StableDiffusion(Pipeline):
         )
         shown = " x ".join(str(n * factor) for n in size)
         raise MemoryError(
-            f"drawing {shown} needs about {needed / 2**30:.1f} GB besides the model, and {free / 2**30:.1f} GB are "
-            f"free; {fits}"
+            f"drawing {shown} needs about {needed / 2**30:.1f} GB more, and {free / 2**30:.1f} GB are free; {fits}"
         )
 
     def memory(self, size, n=1) -> float:
-        """Bytes that drawing n images of this size (h, w) takes besides the weights, about: the larger of the U-Net's
-        share, which grows with the images, and the autoencoder's, which decodes one at a time.
+        """Bytes that drawing n images of this size (h, w) takes besides what is held, about: the larger of the U-Net's
+        share, which grows with the images, and the autoencoder's, which decodes one at a time, when the U-Net may be
+        given up.
         """
-        pixels = size[0] * size[1]
-        channels = self.model.config["block_out_channels"][0]
+        answers = n if self.told or self.few_steps else 2 * n  # with guidance
+        drawing = 4.0 * UNET_ARRAYS * answers * size[0] * size[1] * self.model.config["block_out_channels"][0]
+        drawing += SPARE + deferred.waiting(self.model)
+        return max(drawing, self.decoder_memory(size) - deferred.releasable(self.model))
+
+    def decoder_memory(self, size) -> float:
+        """Bytes that decoding an image of this size (h, w) takes, about."""
         config = self.codec.autoencoder.config
         width = config.get("block_out_channels") or config["decoder_block_out_channels"]
-        decoded = pixels * self.codec.factor**2 * width[0]
-        return 4.0 * max(UNET_ARRAYS * n * pixels * channels, VAE_ARRAYS * decoded) + SPARE
+        decoded = size[0] * size[1] * self.codec.factor**2 * width[0]
+        return 4.0 * VAE_ARRAYS * decoded + SPARE + deferred.waiting(self.codec.autoencoder)
 
 
 # Arrays of the first level that are held at once, and bytes besides: at most what the full-size networks took from

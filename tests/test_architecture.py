@@ -156,16 +156,17 @@ MAY_IMPORT = {
     "text": "arrays tensor models",
     "text.learned": "arrays tensor nn models text",
     "text.bert": "tensor nn models formats.safetensors formats.files text",
-    "condition": "arrays text",
+    "printed": "",
+    "condition": "arrays text printed",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec",
     "sound": "arrays codec",
-    "data": "memory random codec codecs sound condition formats.safetensors formats.pytorch",
+    "data": "memory random codec codecs sound condition printed formats.safetensors formats.pytorch",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
-    "stable_diffusion": "backend arrays tensor ops models condition diffusion latents pipeline",
+    "stable_diffusion": "backend arrays tensor ops nn models condition diffusion latents pipeline",
     "edit": "backend diffusion",
     "likelihood": "arrays backend tensor random diffusion",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
@@ -194,7 +195,7 @@ MAY_IMPORT = {
     "formats.diffusers.folder formats.diffusers.autoencoder formats.diffusers.text_encoder "
     "formats.diffusers.unet_condition formats.diffusers.parameters formats.diffusers.pipeline "
     "formats.diffusers.stable_diffusion",
-    "formats.opened": "store formats.safetensors formats.single_file formats.diffusers.pipeline "
+    "formats.opened": "store formats.safetensors formats.files formats.single_file formats.diffusers.pipeline "
     "formats.diffusers.stable_diffusion",
     "formats": "",
     "training.interrupt": "",
@@ -236,7 +237,8 @@ MAY_IMPORT = {
     "segment": "backend arrays tensor codec data formats models report store training",
     "bench": "",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data diffusion store report drawing dry_run pydiff training run segment bench info text",
+    "cli": "backend codec data diffusion store report drawing dry_run pydiff training run segment bench info text "
+    "printed",
     "__main__": "cli",
 }
 

@@ -263,6 +263,62 @@ def test_products_with_vectors_are_numpys(shapes):
     assert (x.grad * d).sum() == pytest.approx(slope, rel=1e-6)
 
 
+def test_methods_that_pytorch_users_expect():
+    values = np.array([[[0.5, -2.0, 1.25]], [[3.0, 0.75, -1.5]]])  # (2, 1, 3)
+    x, y = Tensor(values, requires_grad=True), values
+    softmax = np.exp(y) / np.exp(y).sum(-1, keepdims=True)
+    same = {
+        "sum": (x.sum(dim=0, keepdim=True), y.sum(0, keepdims=True)), "mean": (x.mean(dim=(0, 2)), y.mean((0, 2))),
+        "clamp": (x.clamp(0, 1), y.clip(0, 1)), "from below": (x.clamp(min=0.6), np.maximum(y, 0.6)),
+        "np.clip": (np.clip(x, -1, 1), y.clip(-1, 1)), "pow": (x.pow(2), y**2), "square": (x.square(), y**2),
+        "plus": (+x, y), "clone": (x.clone(), y), "copy": (x.copy(), y), "tanh": (x.tanh(), np.tanh(y)),
+        "relu": (x.relu(), np.maximum(y, 0)), "sigmoid": (x.sigmoid(), 1 / (1 + np.exp(-y))),
+        "softmax": (x.softmax(dim=-1), softmax), "log_softmax": (x.log_softmax(-1), np.log(softmax)),
+        "view": (x.view(3, 2), y.reshape(3, 2)), "ravel": (x.ravel(), y.ravel()),
+        "dot": (x[0, 0].dot(x[1, 0]), y[0, 0] @ y[1, 0]),
+        "permute": (x.permute(2, 0, 1), y.transpose(2, 0, 1)), "in one": (x.permute((1, 2, 0)), y.transpose(1, 2, 0)),
+        "swapaxes": (x.swapaxes(0, -1), y.swapaxes(0, -1)), "mT": (x.mT, y.swapaxes(-1, -2)),
+        "squeeze": (x.squeeze(), y[:, 0]), "of one axis": (x.squeeze(dim=1), y[:, 0]),
+        "np.squeeze": (np.squeeze(x, 1), y[:, 0]),
+        "unsqueeze": (x.unsqueeze(-1), y[..., None]), "at the front": (x.unsqueeze(dim=0), y[None]),
+        "expand": (x.expand(2, 4, 3), np.broadcast_to(y, (2, 4, 3))),
+        "matmul": (x.matmul(x.mT), y @ y.swapaxes(-1, -2)),
+        "norm": (x.norm(), np.linalg.norm(y)),
+        "norms": (x.norm(dim=-1, keepdim=True), np.linalg.norm(y, axis=-1, keepdims=True)),
+    }  # fmt: skip
+    for name, (got, expected) in same.items():
+        assert got.shape == np.shape(expected), name
+        assert_close(got.data, expected, rtol=1e-12, what=name)
+        assert got.requires_grad, name
+        assert not np.shares_memory(got.data, values) or name not in ("plus", "clone", "copy"), name
+        x.grad = None
+        got.sum().backward()
+        assert np.isfinite(x.grad).all(), name
+    assert x.argmax(dim=-1).tolist() == [[2], [0]]
+    assert (x.dim(), x.numel(), x.nbytes, x.tolist()) == (3, 6, 48, values.tolist())
+    assert bool((x > -9).all())
+    assert not bool((x > 9).any())
+    for refused in (x.max, x.min, x.std, x.var):
+        with pytest.raises(TypeError, match="write axis= for dim="):
+            refused(dim=0)
+        assert refused(axis=0).shape == (1, 3)
+    with pytest.raises(TypeError, match="keeps its dtype"):
+        x.astype(np.float32)
+    with pytest.raises(ValueError, match="longer than 1"):
+        x.squeeze(0)
+    with pytest.raises(ValueError, match="needs min or max"):
+        x.clamp()
+    with pytest.raises(ValueError, match=r"expected -4 \.\. 3"):
+        x.unsqueeze(5)
+
+
+def test_small_integers_are_converted_as_the_message_says():
+    x = Tensor(np.array([200, 100], np.uint8))
+    with pytest.raises(TypeError, match=r"use \.astype\(np\.float32\)"):
+        x * x
+    assert (x.astype(np.float32) * x.astype(np.float32)).tolist() == [40000, 10000]
+
+
 def test_slopes_of_methods():
     values = np.array([0.5, 2.0, -1.25, 3.0])
     for name, f, slope in (

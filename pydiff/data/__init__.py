@@ -37,6 +37,7 @@ from pydiff.data.spoken import (
 )
 from pydiff.data.stream import load_streamed
 from pydiff.data.tones import load_tones
+from pydiff.printed import printable
 
 __all__ = [
     "Clips",
@@ -107,22 +108,28 @@ def load(
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
-    if rate is not None or seconds is not None or _is_sound(source):
-        if cache_gb:
-            raise ValueError("cache_gb is for pictures; leave it out for sounds")
-        return _load_sounds(source, size, channels, labels, captions, rate, seconds)
+    sound = rate is not None or seconds is not None or isinstance(source, Sounds)
+    if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
+        raise ValueError("cache_gb is for pictures; leave it out for sounds")
+    if not cache_gb and (sound or _is_sound(source)):
+        wanted = asked(layout=layout, pages=pages, split=split, bits=bits, limit=limit).only("a set of sounds")
+        return _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted.limit)
     wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
     if cache_gb:
         if labels is not None or captions is not None or not _is_path(source) or source in NAMED:
             raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
-        return load_streamed(Path(source).expanduser(), wanted.size, wanted.channels, cache_gb)
+        if frames is not None or frame_rate is not None:
+            raise ValueError("frames and frame_rate are for clips, and cache_gb is for images; leave one of them out")
+        return load_streamed(Path(source).expanduser(), cache_gb, wanted)
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
+        wanted.only("'moving-shapes'")
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
     if isinstance(source, str) and source == "animated-emoji":
         return animated_emoji(frames, frame_rate, wanted.size, wanted.channels)
     path = Path(source).expanduser() if _is_path(source) and source not in NAMED else None
     if path is not None and path.is_dir() and (frames is not None or frame_rate is not None or holds_clips(path)):
-        return load_clips(path, frames, frame_rate, wanted.size, wanted.channels)
+        wanted.only(f"{printable(str(path))} (clips)")
+        return load_clips(path, frames, frame_rate, wanted.size, wanted.channels, wanted.limit)
     dataset = _of_length(_loaded(source, labels, captions, wanted), frames, frame_rate)
     return _fitted(dataset, wanted)
 
@@ -150,18 +157,20 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
         if given:
             raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
         if isinstance(source, str) and source in NAMED:
+            wanted.only(repr(source))
             return NAMED[source]()
         return load_path(Path(source).expanduser(), wanted, _NAMES)
     if isinstance(source, Dataset):
         if given:
             raise ValueError(f"{given} were given with a Dataset, which brings its own; {given}= belongs to arrays")
+        wanted.only("a Dataset")
         return source
     if is_pair(source) or isinstance(source, Mapping):
         if given:
             raise ValueError(f"{given} were given with data that bring their own; {given}= belongs to arrays")
         return (load_mapping if isinstance(source, Mapping) else load_pair)(source, wanted)
     if hasattr(source, "__array__") and not _is_pillow(source):
-        return from_array(source, labels, captions, asked=wanted)
+        return from_array(source, labels, captions, asked=wanted.only("an array", "layout", "bits"))
     if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
         return load_list(source, labels, captions, wanted)
     hint = "; give a list of images, [image]" if _is_pillow(source) else ""
@@ -177,7 +186,7 @@ def _is_sound(source) -> bool:
     return isinstance(source, Sounds)
 
 
-def _load_sounds(source, size, channels, labels, captions, rate, seconds) -> Sounds:
+def _load_sounds(source, size, channels, labels, captions, rate, seconds, limit) -> Sounds:
     if size is not None or labels is not None or captions is not None:
         given = "size" if size is not None else "labels" if labels is not None else "captions"
         raise ValueError(
@@ -197,7 +206,7 @@ def _load_sounds(source, size, channels, labels, captions, rate, seconds) -> Sou
     if not path.is_dir():
         reason = "is not a folder of sounds" if path.exists() else "is not there"
         raise ValueError(f"{str(source)!r} {reason}; rate and seconds are for sounds")
-    return load_sounds(path, rate, seconds, channels)
+    return load_sounds(path, rate, seconds, channels, limit)
 
 
 def _is_pillow(source) -> bool:

@@ -1,17 +1,21 @@
-"""Archives of pictures, zip and tar: read in memory as if they were folders. Nothing is written, and no name is opened.
+"""Archives, zip and tar: read as if they were folders. Nothing is written, and no name is opened.
 
-What a member would take is compared with the limit before it is unpacked; links, devices and encrypted members are
-listed as skipped.
+What a member would take is compared with the limit before it is unpacked; what cannot be used is listed as skipped.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 from pydiff.data.asked import Asked
-from pydiff.data.dataset import Dataset, first_line, printable
+from pydiff.data.dataset import Dataset
 from pydiff.data.limits import Limit
+from pydiff.data.listing import Found, files_in, in_order
+from pydiff.data.members import Members, TarMembers, ZipMembers
+from pydiff.printed import first_line, printable
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+SUFFIXES = (".zip", ".tar", *PACKED)
 MOST = 2_000_000  # members
 
 
@@ -32,25 +36,82 @@ class Held(bytes):
 
 
 class Archive:
-    """The files of an archive by path, and the (path, reason) of what was skipped."""
+    """An archive as a folder: its paths, and `/`, which reads a member. ValueError or OSError for one that is damaged,
+    or that unfolds to more than the limit.
+    """
 
-    def __init__(self, path: Path, files: dict[str, Held], skipped: list[tuple[str, str]]):
-        self.path, self.name, self._files, self._skipped = path, path.name, files, skipped
+    def __init__(self, path: Path, members: Members, limit: Limit):
+        self.path, self.name, self.members, self.limit = path, path.name, members, limit
 
     def __str__(self):
         return str(self.path)
 
     def __truediv__(self, path: str) -> Held:
-        return self._files[path]
+        number = self.members.numbers[path]
+        self.limit.check(self.members.sizes[number], printable(path))
+        return Held(self.members.read(number))
 
     def paths(self) -> tuple[list[str], list[tuple[str, str]]]:
         """(all paths, what was skipped), as a folder gives them."""
-        return list(self._files), list(self._skipped)
+        return list(self.members.numbers), list(self.members.skipped)
+
+    def length(self, path: str) -> int:
+        """Bytes of a member."""
+        return self.members.sizes[self.members.numbers[path]]
 
 
-def is_archive(path: Path) -> bool:
+class Archives:
+    """Several archives in a folder as one: the paths of each are below its own name, `0.tar/a.png`."""
+
+    def __init__(self, folder: Path, parts: dict[str, Archive]):
+        self.folder, self.name, self.parts = folder, folder.name, parts
+
+    def __str__(self):
+        return str(self.folder)
+
+    def __truediv__(self, path: str) -> Held:
+        part, inside = self._part(path)
+        return part / inside
+
+    def paths(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """Those of all, and what was skipped."""
+        paths, skipped = [], []
+        for name, part in self.parts.items():
+            inside, left = part.paths()
+            paths += [f"{name}/{path}" for path in inside]
+            skipped += [(f"{printable(name)}/{path}", reason) for path, reason in left]
+        return paths, skipped
+
+    def length(self, path: str) -> int:
+        """Bytes of a member."""
+        part, inside = self._part(path)
+        return part.length(inside)
+
+    def inside(self, path: str) -> str:
+        """The path of a member without the name of its archive, which is no class."""
+        return self._part(path)[1]
+
+    def _part(self, path):
+        at = path.find("/")
+        while path[:at] not in self.parts:
+            at = path.index("/", at + 1)
+        return self.parts[path[:at]], path[at + 1 :]
+
+
+def holds_archives(root) -> bool:
+    """Whether a folder holds archives, and no picture as a file of its own."""
+    found = files_in(root) if isinstance(root, Path) else None
+    return found is not None and not found.pictures and bool(archives_among(found))
+
+
+def archives_among(found: Found) -> list[str]:
+    """The paths of archives among the files of a folder, in order."""
+    return in_order([path for path in found.others if is_archive(path)])
+
+
+def is_archive(path: str) -> bool:
     """Whether a file is called like an archive."""
-    return path.name.lower().endswith(SUFFIXES)
+    return path.lower().endswith(SUFFIXES)
 
 
 def load_archive(path: Path, asked: Asked) -> Dataset:
@@ -60,25 +121,49 @@ def load_archive(path: Path, asked: Asked) -> Dataset:
     return load_tree(open_archive(path, asked.limit), asked)
 
 
-def open_archive(path: Path, limit: Limit) -> Archive:
-    """What is in a .zip or .tar file. ValueError, in one sentence, for damaged, encrypted or too large ones."""
-    files: dict[str, Held] = {}
-    skipped: list[tuple[str, str]] = []
-    room = _Room(limit, path)
+def load_archives(root: Path, asked: Asked) -> Dataset:
+    """The data in the archives of a folder, taken together."""
+    from pydiff.data.folder import load_folder
+
+    return load_folder(open_archives(root, archives_among(files_in(root)), asked.limit), asked)
+
+
+def open_archives(root: Path, paths: Sequence[str], limit: Limit, whole: bool = True) -> Archives:
+    """These archives below a folder as one; see `open_archive`."""
+    return Archives(root, {path: open_archive(root / path, limit, whole) for path in paths})
+
+
+def open_archive(path: Path, limit: Limit, whole: bool = True) -> Archive:
+    """What is in a .zip or .tar file. ValueError, in one sentence, for damaged, encrypted or too large ones.
+
+    whole: whether all of it will be in memory, and must fit; else members are read one by one, which cannot be done
+    where all are packed together.
+    """
+    name, where = path.name.lower(), printable(str(path))
     try:
-        (_read_zip if path.name.lower().endswith(".zip") else _read_tar)(path, files, skipped, room)
-    except _TooLarge as error:
+        packed = _packing(path)
+        if packed and not whole:
+            raise _Refused(f"{where} is packed as a whole and cannot be read piece by piece; unpack it to a .tar file")
+        room = _Room(limit, path)
+        if name.endswith(".zip"):
+            members = ZipMembers(path)
+        else:
+            members = PackedTar(path, packed, room) if packed else TarMembers(path)
+        if whole and not packed:
+            for size in members.sizes:
+                room.take(size)
+    except _Refused as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # zipfile, tarfile, zlib, lzma and bz2 raise a dozen types for damaged files
-        raise ValueError(f"{printable(str(path))} cannot be read ({first_line(error)}); fetch it again") from error
-    if not files and skipped:
-        name, reason = skipped[0]
-        raise ValueError(f"{printable(str(path))} holds nothing that can be used (first: {name}: {reason}); unpack it")
-    return Archive(path, files, skipped)
+        raise ValueError(f"{where} cannot be read ({first_line(error)}); fetch it again") from error
+    if not members.numbers and members.skipped:
+        member, reason = members.skipped[0]
+        raise ValueError(f"{where} holds nothing that can be used (first: {member}: {reason}); unpack it")
+    return Archive(path, members, limit)
 
 
-class _TooLarge(ValueError):
-    """More than the limit allows."""
+class _Refused(ValueError):
+    """Sound, and yet not read."""
 
 
 class _Room:
@@ -92,7 +177,7 @@ class _Room:
         """One member more, of so many bytes."""
         self.taken, self.members = self.taken + size, self.members + 1
         if self.members > MOST:
-            raise _TooLarge(f"{printable(str(self.path))} has more than {MOST:,} members; unpack it, give the folder")
+            raise _Refused(f"{printable(str(self.path))} has more than {MOST:,} members; unpack it, give the folder")
         self.passed(self.taken)
 
     def passed(self, size: int):
@@ -100,77 +185,48 @@ class _Room:
         try:
             self.limit.check_unfolding(size, self.packed, printable(str(self.path)))
         except ValueError as error:
-            raise _TooLarge(f"{error}, or unpack it and give the folder") from None
+            raise _Refused(f"{error}, or unpack it and give the folder") from None
 
 
-def _proper(name: str) -> str | None:
-    """The path of a member in our spelling; None for a name that leads out of the archive."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    return None if ".." in parts or not parts or "\0" in name else "/".join(parts)
+class PackedTar(Members):
+    """Of a .tar file that is packed as a whole: all of them are unpacked at once, and kept."""
+
+    def __init__(self, path, unpacked, room):
+        import tarfile
+
+        super().__init__(path)
+        self.contents = []
+        with (
+            open(path, "rb") as raw,
+            unpacked(raw) as stream,
+            tarfile.open(fileobj=_Counted(stream, room), mode="r|") as archive,
+        ):
+            for info in archive:
+                if not info.isdir() and not info.isreg():
+                    self.skipped.append((printable(info.name), "no regular file in the archive"))
+                elif info.isreg() and self.add(info.name, info.size):
+                    room.take(info.size)
+                    data = archive.extractfile(info).read(info.size + 1)
+                    if len(data) != info.size:
+                        raise ValueError(f"{info.name!a:.80} has {len(data):,} bytes, and {info.size:,} are promised")
+                    self.contents.append(data)
+                archive.members = []  # or it would remember them all
+
+    def read(self, number):
+        """The contents of one."""
+        return self.contents[number]
 
 
-def _hold(files, skipped, name, read, size, room):
-    path = _proper(name)
-    if path is None:
-        skipped.append((printable(name), "its name leads out of the archive"))
-        return
-    if path in files:
-        skipped.append((printable(name), "there twice, the first is taken"))
-        return
-    room.take(size)
-    data = read()
-    if len(data) != size:
-        raise ValueError(f"{name!a:.80} has {len(data):,} bytes, and {size:,} are promised")
-    files[path] = Held(data)
-
-
-def _read_zip(path, files, skipped, room):
-    import zipfile
-
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if info.is_dir():
-                continue
-            if info.flag_bits & 1:
-                skipped.append((printable(info.filename), "encrypted"))
-                continue
-
-            def read(info=info):
-                with archive.open(info) as stream:
-                    return stream.read(info.file_size + 1)
-
-            _hold(files, skipped, info.filename, read, info.file_size, room)
-
-
-def _read_tar(path, files, skipped, room):
-    import tarfile
-
-    with (
-        open(path, "rb") as raw,
-        _unpacked(raw) as stream,
-        tarfile.open(fileobj=_Counted(stream, room), mode="r|") as archive,
-    ):
-        for info in archive:
-            if not info.isdir() and not info.isreg():
-                skipped.append((printable(info.name), "no regular file in the archive"))
-            elif info.isreg():
-                member = archive.extractfile(info)
-                _hold(files, skipped, info.name, lambda m=member, n=info.size: m.read(n + 1), info.size, room)
-            archive.members = []  # or it would remember them all
-
-
-def _unpacked(raw):
-    """What is packed by gzip, bzip2 or xz, whatever the file is called."""
+def _packing(path):
+    """How what gzip, bzip2 or xz packed is opened, whatever the file is called; None for all others."""
     import bz2
     import gzip
     import lzma
 
-    magic = raw.read(6)
-    raw.seek(0)
-    for begins, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
-        if magic.startswith(begins):
-            return opened(raw)
-    return raw
+    with open(path, "rb") as raw:
+        magic = raw.read(6)
+    opened = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
+    return next((open_ for begins, open_ in opened if magic.startswith(begins)), None)
 
 
 class _Counted:

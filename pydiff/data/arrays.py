@@ -15,9 +15,10 @@ from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
 from pydiff.data.clips import RATE, Clips
-from pydiff.data.dataset import Dataset, first_line, printable, some
+from pydiff.data.dataset import Dataset, some
 from pydiff.data.limits import USUAL, Limit
 from pydiff.data.points import Points
+from pydiff.printed import first_line, printable
 
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "targets", "label", "target", "arr_1")

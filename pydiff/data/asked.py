@@ -9,6 +9,13 @@ LAYOUTS = ("NHWC", "NCHW", "NHW")
 PAGES = ("first", "all")
 SPLITS = ("train", "val", "test", "all")
 BITS = (8, 10, 12, 14, 16)
+# Wishes that not all data know -> the data that do.
+CONCERNS = {
+    "layout": "arrays and .npz and .npy files",
+    "pages": "pictures in folders, archives, lists and .parquet files",
+    "split": "folders and archives of pictures, and files of MNIST or CIFAR",
+    "bits": "grey deeper than 8 bits, in arrays or pictures",
+}
 
 
 class Asked(NamedTuple):
@@ -24,6 +31,17 @@ class Asked(NamedTuple):
     bits: int | None = None
     limit: Limit = USUAL
     rate: float | None = None  # of arrays of clips, frames a second
+
+    def only(self, what: str, *served: str) -> "Asked":
+        """These wishes again. ValueError for one that does not concern such data: nothing is ignored in silence.
+
+        what: the data, in a few words. served: which of the wishes in CONCERNS do concern them.
+        """
+        for name, about in CONCERNS.items():
+            value = getattr(self, name)
+            if value is not None and name not in served:
+                raise ValueError(f"{name}={value!r} is for {about}, and {what} is none of these; leave {name} out")
+        return self
 
 
 NOTHING_ASKED = Asked()

@@ -1,8 +1,11 @@
-"""Captions that lie in a folder of pictures: metadata.jsonl, metadata.csv, and a .txt beside a picture.
+"""What lies in a folder of pictures and says something of them: captions in metadata.jsonl, metadata.csv, and a .txt
+beside a picture; WebDataset's .json and .cls beside it, which may say its class, too.
 
     metadata.jsonl   {"file_name": "a.png", "text": "a red circle"}                  one JSON object a line
     metadata.csv     file_name,text_en,text_de                                       separated by , ; or tabs
     a.txt, a.de.txt  one caption a line for a.png; the second in German
+    a.json           {"caption": "a red circle", "label": 3} for a.png
+    a.cls            3
 
 The first two are what Hugging Face's ImageFolder reads, the third is what trainers of Stable Diffusion read. Captions
 stand under `text`, `caption`, `captions` or `prompt`, with or without `_` and a language; a value may be a string, a
@@ -19,9 +22,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydiff.data.dataset import plural, printable, some
+from pydiff.data.dataset import plural, some
+from pydiff.printed import first_line, printable
 
 METADATA = ("metadata.jsonl", "metadata.csv")
+BESIDE = (".json", ".cls")  # besides .txt
+LABEL = ("label", "labels", "class", "fine_label")
 FILE_NAME = ("file_name", "filename", "file", "image")
 TEXT = re.compile(r"(?:text|caption|prompt)s?(?:[_-]([a-z]{2}(?:[_-][a-z]{2,4})?))?", re.IGNORECASE)
 LARGEST_TXT = 2**20  # bytes; a larger .txt is no caption
@@ -36,10 +42,13 @@ class Caption(NamedTuple):
 
 
 class Captions:
-    """What is found: `of` {path of a picture: its captions}, `skipped` (path, reason), and `notes`."""
+    """What is found: `of` {path of a picture: its captions}, `classes` {path: the name of its class} where a file
+    beside it gives one, `skipped` (path, reason), and `notes`.
+    """
 
     def __init__(self, pictures: Iterable[str]):
         self.of: dict[str, list[Caption]] = {path: [] for path in pictures}
+        self.classes: dict[str, str] = {}
         self.skipped: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self._composed = {unicodedata.normalize("NFC", path): path for path in self.of}  # macOS takes umlauts apart
@@ -66,10 +75,12 @@ class Captions:
 
 
 def find_captions(root: Path, pictures: Sequence[str], texts: Sequence[str]) -> Captions | None:
-    """The captions of these pictures; None where no file holds any.
+    """The captions and classes of these pictures; None where no file holds any.
 
-    pictures, texts: paths below root, of the pictures and of all files called .txt or as in METADATA.
+    pictures, texts: paths below root, of the pictures and of all files called .txt, as in METADATA, or as in BESIDE.
     """
+    if not texts:
+        return None
     found = Captions(pictures)
     for path in texts:
         if posixpath.basename(path).lower() in METADATA:
@@ -77,10 +88,13 @@ def find_captions(root: Path, pictures: Sequence[str], texts: Sequence[str]) -> 
     stems: dict[str, list[str]] = {}
     for path in pictures:
         stems.setdefault(posixpath.splitext(path)[0], []).append(path)
+    for path in texts:
+        if path.lower().endswith(BESIDE):
+            _read_beside(root, path, stems, found)
     plain = [path for path in texts if path.lower().endswith(".txt")]
     lonely = [path for path in plain if not _read_txt(root, path, stems, found)]
     if not any(found.of.values()):
-        return found if found.notes or found.skipped else None
+        return found if found.notes or found.skipped or found.classes else None
     if lonely:
         names = some([printable(path) for path in lonely], ", ", LISTED)
         found.notes.append(f"{plural(len(lonely), '.txt file')} without a picture of that name: {names}")
@@ -157,10 +171,34 @@ def _read_txt(root: Path, path: str, stems: dict[str, list[str]], found: Caption
     return True
 
 
+def _read_beside(root: Path, path: str, stems: dict[str, list[str]], found: Captions):
+    """Adds what a .json or a .cls says of the pictures of its name."""
+    pictures, text = stems.get(posixpath.splitext(path)[0], ()), _read_text(root, path, found, LARGEST_TXT)
+    if path.lower().endswith(".cls"):
+        facts = {LABEL[0]: " ".join(text.split()) or None}
+    else:
+        row = next((row for _, row in _json_rows(" ".join(text.split("\n")))), None)
+        if not isinstance(row, dict):
+            found.skipped.append((printable(path), "not a JSON object"))
+            return
+        facts = row
+    label = next((facts[key] for key in LABEL if isinstance(facts.get(key), int | str)), None)
+    try:
+        texts = {key: language_of(key) for key in facts}
+        captions = [c for key, lang in texts.items() if lang is not None for c in captions_in(facts[key], lang)]
+    except ValueError as error:
+        found.notes.append(f"{printable(path)}: {error}")
+        captions = []
+    for picture in pictures:
+        found.add(picture, captions)
+        if label is not None:
+            found.classes[picture] = str(label)
+
+
 def _read_text(root: Path, path: str, found: Captions, largest: int | None = None) -> str:
     """The text of a file; "" and a line in `skipped` if it cannot be read."""
-    file = root / path
     try:
+        file = root / path
         if not file.is_file():  # opening a pipe would wait for ever
             raise ValueError("not a file")
         if largest is not None and file.stat().st_size > largest:
@@ -168,7 +206,7 @@ def _read_text(root: Path, path: str, found: Captions, largest: int | None = Non
         text, note = decode(file.read_bytes())
     except OSError as error:
         text, note = "", None
-        found.skipped.append((printable(path), f"cannot be read ({error.strerror})"))
+        found.skipped.append((printable(path), f"cannot be read ({error.strerror or first_line(error)})"))
     except ValueError as error:
         text, note = "", None
         reason = "damaged UTF-16" if isinstance(error, UnicodeDecodeError) else str(error)

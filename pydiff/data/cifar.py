@@ -10,9 +10,10 @@ are carried out here on plain values, and what a batch needs beyond that are two
 import numpy as np
 
 from pydiff.data.asked import NOTHING_ASKED, Asked
-from pydiff.data.dataset import Dataset, printable
+from pydiff.data.dataset import Dataset
 from pydiff.formats.pytorch import Machine, Name
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.printed import printable
 
 ROW = 3072  # bytes of an image: 3 x 32 x 32
 LARGEST = 400 << 20  # bytes of one file; CIFAR-100's train has 155 million

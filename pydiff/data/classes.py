@@ -8,7 +8,8 @@ import re
 
 import numpy as np
 
-from pydiff.data.dataset import plural, printable
+from pydiff.data.dataset import plural
+from pydiff.printed import printable
 
 _SPLIT = re.compile(
     r"(?:(?P<train>train|training)|(?P<val>val|valid|validation|dev|eval)|(?P<test>test|testing))"
@@ -74,7 +75,7 @@ def divided(paths: list[str], split: str | None, where: object) -> tuple[list[st
         raise ValueError(f"{where} has folders for {', '.join(found)}, and none for {wanted}; use split={found[0]!r}")
     depth = len(next(iter(kinds)).split("/"))
     counts = _counted(paths, kinds, depth)
-    kept = [path for path in paths if kinds["/".join(path.split("/")[:depth])] == wanted]
+    kept = [path for path in paths if kinds[_upto(path, depth)] == wanted]
     left = {folder: count for folder, count in counts.items() if kinds[folder] != wanted}
     taken = _told({folder: count for folder, count in counts.items() if kinds[folder] == wanted})
     return kept, [f"{taken} taken; left out: {_told(left)} (split='all' takes all)"] if left else []
@@ -82,7 +83,7 @@ def divided(paths: list[str], split: str | None, where: object) -> tuple[list[st
 
 def _kinds(paths: list[str]) -> dict[str, str] | None:
     """{folder: "train", "val" or "test"} of all folders at the first level where there are several."""
-    folders = [path.split("/")[:-1] for path in paths]
+    folders = [folder.split("/") if folder else [] for folder in {path.rpartition("/")[0] for path in paths}]
     shared = 0
     while all(len(f) > shared for f in folders) and len({f[shared] for f in folders}) == 1:
         shared += 1
@@ -100,8 +101,13 @@ def _kind(name: str) -> str | None:
 def _counted(paths, kinds, depth) -> dict[str, int]:
     counts = dict.fromkeys(kinds, 0)
     for path in paths:
-        counts["/".join(path.split("/")[:depth])] += 1
+        counts[_upto(path, depth)] += 1
     return counts
+
+
+def _upto(path, depth) -> str:
+    """The folders of a path down to this depth."""
+    return "/".join(path.split("/", depth)[:depth])
 
 
 def _told(counts: dict[str, int]) -> str:

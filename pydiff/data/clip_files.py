@@ -14,10 +14,13 @@ import numpy as np
 
 from pydiff.data import captions as words
 from pydiff.data.clips import RATE, Clips
-from pydiff.data.dataset import plural, printable, some
-from pydiff.data.folder import _choose_size, find_files, labels_of
-from pydiff.data.picture import MAX_PIXELS, read_picture
+from pydiff.data.dataset import plural, some
+from pydiff.data.folder import _choose_size, labels_of
+from pydiff.data.limits import USUAL, Limit
+from pydiff.data.listing import find_files
+from pydiff.data.picture import MAX_PIXELS, look, not_a_file, read_picture, read_size
 from pydiff.data.pixels import resize_picture, to_channels
+from pydiff.printed import printable
 
 FRAMES = 8  # of a clip, where nobody says
 ANIMATED = frozenset((".gif", ".webp", ".apng", ".png"))
@@ -48,14 +51,15 @@ class Reel(NamedTuple):
         return bool(len(waits) < 2 or np.ptp(waits) <= STEADY * waits.mean())
 
 
-class Fit(NamedTuple):
-    """What becomes of a frame as soon as it is read, so that no clip is ever held at its own size. size: (H, W).
+class Fit:
+    """What becomes of a frame as soon as it is read, so that no clip is ever held at its own size; and how much memory
+    all frames may take then.
 
-    channels: 1, 3 or 4; None is for those it has, on white.
+    size: (H, W). channels: 1, 3 or 4; None is for those it has, on white. name: of the folder, in messages.
     """
 
-    size: tuple[int, int]
-    channels: int | None = None
+    def __init__(self, size, channels: int | None = None, limit: Limit = USUAL, name: str = ""):
+        self.size, self.channels, self.limit, self.name, self.taken = size, channels, limit, name, 0
 
     def __call__(self, pixels, kinds: set):
         """(h, w, 3 or 4) uint8 -> (H, W, C), of which kind it was added to `kinds`."""
@@ -64,6 +68,26 @@ class Fit(NamedTuple):
         if self.channels is not None or frame.shape[-1] == 4:
             frame = to_channels(frame, self.channels or 3)
         return _sized(frame, self.size)
+
+    def take(self, count: int):
+        """So many frames more; TooLarge for too many."""
+        self.taken += count * self.size[0] * self.size[1] * 8  # and once more when all of them become one array
+        self._check(self.limit.check, self.taken, f"all frames of {self.name}")
+
+    def check_file(self, path: Path, count: int, size: tuple[int, int]):
+        """TooLarge for a file that may be a bomb: tiny, with `count` frames of this (height, width)."""
+        told = f"{printable(path.name)}, {plural(count, 'frame')} of {size[0]} x {size[1]},"
+        self._check(self.limit.check_unfolding, count * size[0] * size[1] * 4, path.stat().st_size, told)
+
+    def _check(self, check, *arguments):
+        try:
+            check(*arguments)
+        except ValueError as error:
+            raise TooLarge(str(error)) from None
+
+
+class TooLarge(ValueError):
+    """More than the limit allows: no file is skipped for that."""
 
 
 def holds_clips(root: Path) -> bool:
@@ -78,6 +102,7 @@ def load_clips(
     rate: float | None = None,
     size=None,
     channels: int | None = None,
+    limit: Limit = USUAL,
     *,
     only=None,
     told=None,
@@ -87,9 +112,9 @@ def load_clips(
     frames: of each, 8 if None; a longer one gives several, a shorter one is left out and listed. rate: frames a second;
     None takes the middle of what the files have. size: (height, width). channels: 1 or 3 (what is transparent lies on
     white), or 4; None: 1 if all is grey, else 3. Captions as for pictures. Where there are no animated files and films,
-    every folder of pictures is a clip, its frames in the order of their names. only: which files count, Path -> bool.
-    told: the caption of a file, path -> str, in place of those that are found.
-    ValueError if nothing is left, or if more than half are broken.
+    every folder of pictures is a clip, its frames in the order of their names. limit: of memory, for all frames at the
+    size that they are given. only: which files count, Path -> bool. told: the caption of a file, path -> str, in place
+    of those that are found. ValueError if nothing is left, if more than half are broken, or above the limit.
     """
     frames = FRAMES if frames is None else frames
     paths, texts, skipped = find_files(root, ANIMATED | FILMS)
@@ -107,7 +132,7 @@ def load_clips(
     elif still:
         notes.append(f"{plural(len(still), 'picture')} beside the clips left out")
     sizes = [found for found in map(_size_of, sources.values()) if found is not None]
-    fit, reels = Fit(size or _choose_size(sizes or [(1, 1)], notes), channels), {}
+    fit, reels = Fit(size or _choose_size(sizes, notes), channels, limit, printable(str(root))), {}
     for path, source in sources.items():
         found = _read_folder(source, fit) if isinstance(source, list) else read_reel(source, fit)
         if isinstance(found, Reel):
@@ -163,18 +188,15 @@ def _dataset(root, names, pieces, rate, channels, paths, texts, told, skipped, n
 
 def _size_of(source):
     """(height, width) of a file's frames, or of the first of a folder's; None where they cannot be read."""
-    from PIL import Image
-
     path = source[0] if isinstance(source, list) else source
+    if _suffix(path.name) not in FILMS:
+        return read_size(path)
     try:
-        if _suffix(path.name) in FILMS:
-            import av
+        import av
 
-            with av.open(str(path)) as container:
-                stream = container.streams.video[0]
-                return stream.height, stream.width
-        with Image.open(path) as picture:
-            return picture.height, picture.width
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return stream.height, stream.width
     except Exception:  # whoever reads it will say why
         return None
 
@@ -183,12 +205,14 @@ def read_reel(path: Path, fit: Fit) -> Reel | str:
     """A file with moving pictures, composed to whole frames; or the reason why it cannot be used."""
     try:
         if not path.is_file():
-            return "not a file" if path.exists() else "link to a file that is not there"
+            return not_a_file(path)
         if path.stat().st_size == 0:
             return "empty file"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return (_read_film if _suffix(path.name) in FILMS else _read_animation)(path, fit)
+    except TooLarge:
+        raise
     except ImportError:
         return "a film needs the library av (pip install 'pydiff[video]')"
     except Exception as error:  # decoders raise a dozen types for damaged files
@@ -209,6 +233,8 @@ def _read_animation(path, fit) -> Reel | str:
         count = getattr(picture, "n_frames", 1)
         if picture.width * picture.height > MAX_PIXELS or count > MAX_FRAMES:
             return f"{count} frames of {picture.width} x {picture.height} pixels, above the limit"
+        fit.check_file(path, count, (picture.height, picture.width))
+        fit.take(count)
         frames, starts, kinds = [], [0.0], set()
         for i in range(count):
             picture.seek(i)
@@ -230,6 +256,7 @@ def _read_film(path, fit) -> Reel | str:
         for frame in container.decode(stream):
             if frame.width * frame.height > MAX_PIXELS or len(frames) == MAX_FRAMES:
                 return f"more than {MAX_FRAMES:,} frames or {MAX_PIXELS:,} pixels, above the limit"
+            fit.take(1)
             frames.append(fit(frame.to_ndarray(format="rgb24"), kinds))
             starts.append(
                 float(frame.time) if frame.time is not None else len(starts) / float(stream.average_rate or 25)
@@ -243,12 +270,13 @@ def _read_film(path, fit) -> Reel | str:
 
 def _read_folder(paths, fit) -> Reel | str:
     """Pictures as frames, at RATE; those of another size are made as large as the first."""
-    size = _size_of(paths)
+    size = read_size(paths[0])
     if size is None:
         return f"{printable(paths[0].name)} cannot be read"
     frames, kinds = [], set()
     for path in paths:
-        found = read_picture(path, size)
+        fit.take(1)
+        found = read_picture(path, size, limit=fit.limit)
         if isinstance(found, str):
             return f"{printable(path.name)}: {found}"
         frames.append(fit(found.pixels, kinds))
@@ -297,13 +325,8 @@ def _fewest(pixels):
 
 
 def _is_animated(path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return getattr(picture, "n_frames", 1) > 1
-    except Exception:
-        return False
+    found = look(path)
+    return found is not None and found.frames > 1
 
 
 def _suffix(path) -> str:

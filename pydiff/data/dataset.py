@@ -77,14 +77,14 @@ class Dataset:
         return self.images.shape[1:]
 
     @property
-    def streamed(self) -> bool:
-        """Whether the pictures are decoded when they are needed, see stream.py."""
-        return getattr(self.images, "streamed", False)
+    def stream(self):
+        """What decodes the pictures when they are needed (stream.py); None if all are in memory."""
+        return self.images if getattr(self.images, "streamed", False) else None
 
     @property
-    def waited(self) -> float | None:
-        """Seconds spent so far on waiting for pictures to be decoded; None if all are in memory."""
-        return self.images.waited if self.streamed else None
+    def streamed(self) -> bool:
+        """Whether the pictures are decoded when they are needed."""
+        return self.stream is not None
 
     def usable(self, indices) -> np.ndarray:
         """The indices with those of pictures that cannot be decoded, which a stream finds out late, replaced."""
@@ -271,21 +271,6 @@ class Dataset:
         if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(f"indices run from {indices.min()} to {indices.max()}, expected 0 .. {len(self) - 1}")
         return indices.astype(np.int64)
-
-
-def printable(path: str) -> str:
-    """File names need not be valid text, nor one line; this form can be printed and stored anywhere."""
-    try:
-        text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character that stands for no byte: not from a file system
-        text = path.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of others says, in one short line that can be printed."""
-    lines = str(error).splitlines()
-    return printable(lines[0][:160]) if lines and lines[0] else type(error).__name__
 
 
 def some(items: Sequence[str], separator: str, shown: int) -> str:

@@ -1,40 +1,28 @@
-"""A folder of pictures: finds them, chooses size and channel count from the data, and skips what is broken.
-
-What is called a folder here may be an archive, see archives.py: all that is asked of one is its `name`, the files in
-it, and `root / path`, which can be read.
+"""A folder of pictures, or an archive, as listing.py finds them: chooses size and channel count from the data, and
+skips what is broken.
 """
 
 import os
 import warnings
+from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
-from pydiff.data.classes import divided, natural, renumbered
-from pydiff.data.dataset import Dataset, plural, printable
-from pydiff.data.picture import SUFFIXES, Picture, look, read_frames
+from pydiff.data.classes import class_labels, divided, natural, renumbered
+from pydiff.data.dataset import Dataset, plural
+from pydiff.data.listing import Found, files_in
+from pydiff.data.picture import Picture, look, read_frames
 from pydiff.data.pixels import check_room, to_channels
-from pydiff.data.unreadable import FOLDERS, is_thumbnail, notes_on, readable
+from pydiff.data.unreadable import notes_on
+from pydiff.printed import first_line, printable
 
 THREADS = min(4, os.cpu_count() or 1)  # decoders run outside the interpreter lock; each may hold one large picture
 LARGEST_UNASKED = 256  # a common size above this is reduced unless size= asks for it
 REDUCED = (8, 64)  # bounds of the side that is chosen for pictures of mixed or large size
-
-
-class Found(NamedTuple):
-    """Paths below a folder, each list sorted: pictures, files that may hold captions, and others; the (path, reason) of
-    folders that cannot be listed; how many thumbnails were left out.
-    """
-
-    pictures: list[str]
-    texts: list[str]
-    skipped: list[tuple[str, str]]
-    others: list[str]
-    thumbnails: int
 
 
 def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
@@ -57,15 +45,50 @@ def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
         )
     paths, split_notes = divided(found.pictures, asked.split, printable(str(root)))
     skipped = found.skipped
-    names, images, notes = read_pictures(root, {path: root / path for path in paths}, asked, skipped)
-    labels, classes, class_notes = labels_of(names)
-    notes = [*split_notes, *notes, *class_notes, *notes_on(found.others, found.thumbnails)]
-    more, captions = {}, words.find_captions(root, paths, found.texts)
-    if captions is not None:
-        more, caption_notes = words.columns([captions.of[path_of(name)] for name in names], names)
-        notes += caption_notes + captions.notes
-        skipped = sorted(skipped + captions.skipped)
-    return Dataset(printable(root.name or str(root)), images, labels, classes, skipped, notes, **more)
+    names, images, notes = read_pictures(root, _sources(root, paths, skipped), asked, skipped)
+    said = said_of(root, names, paths, found)
+    notes = [*split_notes, *notes, *said.notes]
+    skipped = sorted(skipped + said.skipped)
+    return Dataset(printable(root.name or str(root)), images, said.labels, said.classes, skipped, notes, **said.words)
+
+
+def _sources(root, paths, skipped) -> dict:
+    """{path: what can be read}; members of an archive that are damaged are added to `skipped`."""
+    sources = {}
+    for path in paths:
+        try:
+            sources[path] = root / path
+        except (OSError, ValueError) as error:
+            skipped.append((printable(path), f"damaged ({first_line(error)})"))
+    return sources
+
+
+class Said(NamedTuple):
+    """What folders and files say of N pictures. labels: (N,), or None. words: captions as keywords of a Dataset."""
+
+    labels: np.ndarray | None
+    classes: list[str] | None
+    words: dict
+    notes: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def said_of(root, names: list[str], paths: list[str], found: Found) -> Said:
+    """See Said. names: of the pictures that are used. paths: of all that were found, which a text may be about."""
+    told = words.find_captions(root, paths, found.texts)
+    of_file = [path_of(name) for name in names] if told is not None else []
+    if told is not None and all(path in told.classes for path in of_file):
+        labels, classes = class_labels(np.array([told.classes[path] for path in of_file]), len(names))
+        class_notes = renumbered(classes)
+    else:
+        labels, classes, class_notes = labels_of([root.inside(n) for n in names] if hasattr(root, "inside") else names)
+        if told is not None and told.classes:
+            class_notes.append(f"{plural(len(told.classes), 'picture')} with a class in a file beside it, not all")
+    notes = [*class_notes, *notes_on(found.others, found.thumbnails)]
+    if told is None:
+        return Said(labels, classes, {}, notes, [])
+    more, caption_notes = words.columns([told.of[path] for path in of_file], names)
+    return Said(labels, classes, more, notes + caption_notes + told.notes, told.skipped)
 
 
 FRAME = "\0frame "  # between the path of a file and the number of a frame: no path holds a NUL
@@ -98,65 +121,10 @@ def read_pictures(where, sources: dict, asked: Asked, skipped: list[tuple[str, s
     return list(pictures), images, notes + channel_notes
 
 
-def find_files(root, suffixes=SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """(files, texts, skipped) of `files_in`, for those with other suffixes."""
-    return files_in(root, suffixes)[:3]
-
-
-def files_in(root, suffixes=SUFFIXES) -> Found:
-    """What is below `root`, a folder or an archive; pictures are files with these suffixes. Hidden files and folders of
-    thumbnails are left out.
-
-    Follows links to folders, but enters each folder once, so that a loop of links ends.
-    """
-    paths, skipped = root.paths() if hasattr(root, "paths") else _walk(root)
-    suffixes = SUFFIXES | readable()[0] if suffixes is SUFFIXES else suffixes
-    pictures, texts, others, thumbnails = [], [], [], 0
-    for path in paths:
-        *folders, name = path.split("/")
-        suffix = os.path.splitext(name)[1].lower()
-        if any(part.startswith(".") for part in (*folders, name)):
-            continue
-        if any(folder.lower() in FOLDERS for folder in folders):
-            thumbnails += suffix in suffixes
-        elif suffix in suffixes:
-            pictures.append(path)
-        elif name.lower() in words.METADATA or suffix == ".txt":
-            texts.append(path)
-        elif name.lower() not in ("thumbs.db", "desktop.ini"):
-            others.append(path)
-    stems = {os.path.splitext(path)[0] for path in pictures}
-    whole = [path for path in pictures if not is_thumbnail(path, stems)]
-    thumbnails += len(pictures) - len(whole)
-    return Found(*(sorted(p, key=lambda path: path.split("/")) for p in (whole, texts)), skipped, others, thumbnails)
-
-
-def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """(paths of all files below a folder, (path, reason) of folders that cannot be listed)."""
-    paths, skipped, entered, waiting = [], [], set(), [""]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            status = os.stat(root / folder)
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            names = sorted(os.listdir(root / folder), reverse=True)  # popped from the end: first name first
-        except OSError as error:
-            skipped.append((printable(folder) or ".", f"folder cannot be listed ({error.strerror})"))
-            continue
-        for name in names:
-            path = f"{folder}/{name}" if folder else name
-            if name.startswith(".") or name == "__MACOSX":  # hidden, or the droppings of an archiver
-                continue
-            (waiting if os.path.isdir(root / path) else paths).append(path)
-    return paths, skipped
-
-
 def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, int], list[str]]:
     """The usable pictures by name, their size and notes; adds the others to `skipped`."""
     looks = dict(zip(sources, each(partial(look, limit=asked.limit), sources, "looking"), strict=True))
-    top, deep_notes = _depth([found.top for found in looks.values() if found and found.top], asked.bits)
+    top, deep_notes = read_depth([found.top for found in looks.values() if found and found.top], asked.bits)
     several = {name: found.frames for name, found in looks.items() if found and found.frames > 1}
     most = None if asked.pages == "all" else 1
     notes: list[str] = []
@@ -183,6 +151,8 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, i
         sources = {path: source for path, source in sources.items() if not isinstance(results[path], str)}
         target = better
     notes += deep_notes
+    if deep := sum(found.deep_colour for found in looks.values() if found):
+        notes.append(f"{plural(deep, 'picture')} with colours of more than 8 bits a channel reduced to 8 bits")
     if asked.size and (other := sum(picture.size != target for picture in pictures.values())):
         notes.append(f"{plural(other, 'picture')} of another size resized and cropped to {target[0]} x {target[1]}")
     if several:
@@ -192,7 +162,7 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Picture], tuple[int, i
     return pictures, target, notes
 
 
-def _depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
+def read_depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
     """(what white is in grey deeper than 8 bits, a note): the fewest bits that hold the largest value of them all."""
     if not tops:
         return 65535, []
@@ -254,19 +224,23 @@ def _stack(pictures: list[np.ndarray], channels: int | None) -> tuple[np.ndarray
 
 def labels_of(paths: list[str], noun: str = "picture") -> tuple[np.ndarray | None, list[str] | None, list[str]]:
     """Labels (N,), class names and notes. Pictures beside the class folders, or a single folder, mean no classes."""
-    folders = [path.split("/")[:-1] for path in paths]
-    levels = zip(*folders, strict=False)
-    shared = next((depth for depth, names in enumerate(levels) if len(set(names)) > 1), min(map(len, folders)))
-    if all(len(folder) == shared for folder in folders):
+    within = [path.rpartition("/")[0] for path in paths]
+    counts = Counter(within)
+    folders = {folder: folder.split("/") if folder else [] for folder in counts}
+    levels = zip(*folders.values(), strict=False)
+    deepest = min(map(len, folders.values()))
+    shared = next((depth for depth, names in enumerate(levels) if len(set(names)) > 1), deepest)
+    if all(len(parts) == shared for parts in folders.values()):
         return None, None, []
-    loose = sum(len(folder) == shared for folder in folders)
+    loose = sum(counts[folder] for folder, parts in folders.items() if len(parts) == shared)
     if loose:
         return None, None, [f"no classes: {plural(loose, noun)} beside the subfolders, not in one"]
-    names = [folder[shared] for folder in folders]
-    classes = sorted(set(names), key=natural)
+    names = {folder: parts[shared] for folder, parts in folders.items()}
+    classes = sorted(set(names.values()), key=natural)
     ranks = {name: rank for rank, name in enumerate(classes)}
+    ranks = {folder: ranks[name] for folder, name in names.items()}
     return (
-        np.array([ranks[name] for name in names], np.int64),
+        np.fromiter((ranks[folder] for folder in within), np.int64, len(within)),
         [printable(name) for name in classes],
         renumbered(classes),
     )

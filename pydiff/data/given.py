@@ -5,23 +5,28 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.data.picture import read_picture, read_size
+from pydiff.data.folder import read_depth
+from pydiff.data.limits import limit_of
+from pydiff.data.picture import look, read_picture
+from pydiff.printed import printable
 
 
-def image_from(path: Path, size: Sequence[int] | None, channels: int) -> np.ndarray:
+def image_from(path: Path, size: Sequence[int] | None, channels: int, limit: float | None = None) -> np.ndarray:
     """(H, W, channels) uint8. size: (H, W), to which it is cut in the middle and resized; None for its own.
 
-    Transparency becomes white where the model has none. ValueError, in one sentence, for what is no image.
+    Transparency becomes white where the model has none; grey deeper than 8 bits is read over the bits that it uses.
+    limit: GiB of memory that it may take while it is read, 4 if None. ValueError, in one sentence, for what is no
+    image.
     """
-    path = Path(path).expanduser()
-    found = read_size(path) if size is None else tuple(size)
-    if found is None:
-        raise ValueError(f"{path} is no image that can be read")
-    read = read_picture(path, found)
+    path, most = Path(path).expanduser(), limit_of(limit)
+    seen = look(path, most)
+    found = tuple(size) if size is not None else None if seen is None else seen.size
+    top = read_depth([seen.top] if seen and seen.top else [], None)[0]
+    read = read_picture(path, found or (1, 1), top, most)
     if size is None and not isinstance(read, str) and read.size != found:  # the file says that it lies on its side
-        read = read_picture(path, read.size)
+        read = read_picture(path, read.size, top, most)
     if isinstance(read, str):
-        raise ValueError(f"{path} cannot be used: {read}")
+        raise ValueError(f"{printable(str(path))} cannot be used: {read}")
     pixels = read.pixels
     if pixels.shape[2] == 4 and channels < 4:
         pixels = np.rint(pixels[..., :3] * (pixels[..., 3:] / 255.0) + 255.0 - pixels[..., 3:]).astype(np.uint8)
@@ -34,7 +39,7 @@ def image_from(path: Path, size: Sequence[int] | None, channels: int) -> np.ndar
     return pixels
 
 
-def mask_from(path: Path, size: Sequence[int] | None) -> np.ndarray:
+def mask_from(path: Path, size: Sequence[int] | None, limit: float | None = None) -> np.ndarray:
     """(H, W) float32 from a black and white image: 1, where is to be drawn, for white. Errors: as `image_from`."""
-    grey = image_from(path, size, 1)[..., 0]
+    grey = image_from(path, size, 1, limit)[..., 0]
     return (grey >= 128).astype(np.float32)

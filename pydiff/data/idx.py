@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from pydiff.data.asked import NOTHING_ASKED, Asked
-from pydiff.data.dataset import Dataset, printable
+from pydiff.data.dataset import Dataset
 from pydiff.data.limits import USUAL, Limit
+from pydiff.printed import printable
 
 PARTS = {"train": "train", "test": "t10k"}
 

@@ -12,8 +12,9 @@ import numpy as np
 from pydiff.data.arrays import from_array, from_named
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
-from pydiff.data.dataset import Dataset, printable
+from pydiff.data.dataset import Dataset
 from pydiff.data.folder import path_of, read_pictures
+from pydiff.printed import printable
 
 
 def is_pair(source) -> bool:
@@ -45,10 +46,10 @@ def load_list(source: Sequence, labels=None, captions=None, asked: Asked = NOTHI
         )
     arrays = [np.asarray(item) for item in items if not _is_file(item) and not _is_pillow(item)]
     if len(arrays) == len(items) and len({(a.shape, a.dtype) for a in arrays}) == 1:
-        return from_array(np.stack(arrays), labels, captions, "list", asked)
+        return from_array(np.stack(arrays), labels, captions, "list", asked.only("a list of arrays", "layout", "bits"))
     if captions is not None:
         raise ValueError("captions= belongs to arrays of one shape; put images of several into a folder with captions")
-    return _of_several_kinds(items, labels, asked)
+    return _of_several_kinds(items, labels, asked.only("a list of pictures", "pages", "bits"))
 
 
 def _of_several_kinds(items, labels, asked) -> Dataset:
@@ -89,13 +90,13 @@ def load_pair(source: tuple, asked: Asked = NOTHING_ASKED) -> Dataset:
     """(x, y): images and labels."""
     images, labels = source
     if hasattr(images, "__array__"):
-        return from_array(np.asarray(images), labels, asked=asked)
+        return from_array(np.asarray(images), labels, asked=asked.only("an array", "layout", "bits"))
     return load_list(images, labels, asked=asked)
 
 
 def load_mapping(source: Mapping, asked: Asked = NOTHING_ASKED) -> Dataset:
     """{"images": .., "labels": ..}, named as in a .npz file."""
-    return from_named(dict(source), "the dict", "dict", asked)
+    return from_named(dict(source), "the dict", "dict", asked.only("a dict of arrays", "layout", "bits"))
 
 
 def _is_file(item) -> bool:

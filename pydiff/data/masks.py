@@ -11,10 +11,13 @@ import numpy as np
 from pydiff import random
 from pydiff.codec import from_uint8
 from pydiff.data.asked import asked
-from pydiff.data.dataset import colours, plural, printable, some
-from pydiff.data.folder import find_files, read_pictures
+from pydiff.data.dataset import colours, plural, some
+from pydiff.data.folder import read_pictures
+from pydiff.data.listing import find_files
 from pydiff.data.moving import SHAPES, coverage
+from pydiff.data.picture import opened, read_size
 from pydiff.data.pixels import check_size, crop_box
+from pydiff.printed import printable
 
 IMAGES, MASKS = ("images", "image", "imgs"), ("masks", "mask", "labels", "annotations", "segmentations")
 MOST = 64  # classes; more values than that are edges that were smoothed, not classes
@@ -183,11 +186,10 @@ def _read_mask(image, mask, size):
     from PIL import Image
 
     try:
-        with Image.open(image) as picture:
-            expected = picture.size
-        with Image.open(mask) as picture:
-            if picture.size != expected:
-                return f"{picture.width} x {picture.height} pixels, and its image {expected[0]} x {expected[1]}"
+        expected = read_size(image)
+        with opened(mask) as picture:
+            if (picture.height, picture.width) != expected:
+                return f"{picture.width} x {picture.height} pixels, and its image {expected[1]} x {expected[0]}"
             plain = (
                 picture if picture.mode in ("L", "P", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
             )

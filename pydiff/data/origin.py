@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.data.dataset import Dataset, plural, printable
+from pydiff.data.dataset import Dataset, plural
+from pydiff.printed import printable
 
 LONG, FEW = 500, 8  # characters of a name or caption kept with them, captions of one sample
 KEPT, KEPT_BYTES = 36, 4 << 20  # samples kept with a run: as many as the page shows, and no more than that of memory

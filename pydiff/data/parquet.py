@@ -8,24 +8,31 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
-from pydiff.data.dataset import Dataset, first_line, plural, printable
-from pydiff.data.folder import files_in, path_of, read_pictures
+from pydiff.data.dataset import Dataset, plural
+from pydiff.data.folder import path_of, read_pictures
 from pydiff.data.limits import GIB
+from pydiff.data.listing import Found, files_in, in_order
+from pydiff.printed import first_line, printable
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
-LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
 
 
-def holds_parquet(root: Path) -> bool:
+def holds_parquet(root) -> bool:
     """Whether a folder holds .parquet files, and no picture as a file of its own."""
-    return hasattr(root, "rglob") and any(root.rglob("*.parquet")) and not files_in(root).pictures
+    found = files_in(root) if isinstance(root, Path) else None
+    return found is not None and not found.pictures and bool(parquets_among(found))
+
+
+def parquets_among(found: Found) -> list[str]:
+    """The paths of .parquet files among the files of a folder, in order."""
+    return in_order([path for path in found.others if path.lower().endswith(".parquet")])
 
 
 def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     """A .parquet file, or all of them in a folder, in order of path.
 
     Pictures stand in one of IMAGE_COLUMNS, as encoded bytes or as the struct {bytes, path}, labels in one of
-    LABEL_COLUMNS; captions as in captions.py. Other columns are said. Raises ImportError without pyarrow,
+    words.LABEL; captions as in captions.py. Other columns are said. Raises ImportError without pyarrow,
     ValueError for files that cannot be used.
     """
     try:
@@ -34,7 +41,7 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     except ImportError as error:
         raise ImportError(f"{path} needs pyarrow, which is missing; run: pip install 'pydiff[parquet]'") from error
     where = printable(str(path))
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = [path / file for file in parquets_among(files_in(path))] if path.is_dir() else [path]
     packed = sum(file.stat().st_size for file in files)
     try:
         unpacked = sum(_unpacked(pq.ParquetFile(file).metadata) for file in files)
@@ -43,7 +50,7 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{where} cannot be read ({first_line(error)}); download it again") from error
     asked.limit.check(max(unpacked, packed), where)
-    column = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
+    column = column_of(table.column_names)
     if column is None:
         raise ValueError(
             f"{where} has the columns {', '.join(map(printable, table.column_names))}, "
@@ -60,15 +67,8 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
             skipped.append((name, "no picture in the file"))
     kept, images, notes = read_pictures(path, sources, asked, skipped)
     rows = [int(path_of(name).removeprefix("row ")) for name in kept]
-    labels, classes = _labels(table, rows)
-    captions, problems = _captions(table, rows)
-    more, caption_notes = words.columns(captions, kept)
-    notes += caption_notes + problems + renumbered(classes)
-    label = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
-    rest = [name for name in table.column_names if name not in (column, label) and words.language_of(name) is None]
-    if rest:
-        notes.append(f"{plural(len(rest), 'column')} not used: {', '.join(map(printable, rest[:8]))}")
-    return Dataset(printable(path.name), images, labels, classes, skipped, notes, **more)
+    labels, classes, more, told = said_in(table, rows, kept)
+    return Dataset(printable(path.name), images, labels, classes, skipped, notes + told, **more)
 
 
 def _unpacked(metadata) -> int:
@@ -76,9 +76,30 @@ def _unpacked(metadata) -> int:
     return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
+def said_in(table, rows, names):
+    """(labels, classes, captions as keywords of a Dataset, notes) of these rows. table: with or without the pictures.
+
+    names: of the pictures in these rows.
+    """
+    labels, classes = _labels(table, rows)
+    captions, problems = _captions(table, rows)
+    more, notes = words.columns(captions, names)
+    notes += problems + renumbered(classes)
+    used = {next((name for name in words.LABEL if name in table.column_names), None), column_of(table.column_names)}
+    rest = [name for name in table.column_names if name not in used and words.language_of(name) is None]
+    if rest:
+        notes.append(f"{plural(len(rest), 'column')} not used: {', '.join(map(printable, rest[:8]))}")
+    return labels, classes, more, notes
+
+
+def column_of(columns) -> str | None:
+    """Which of the columns holds the pictures."""
+    return next((name for name in IMAGE_COLUMNS if name in columns), None)
+
+
 def _labels(table, rows):
     """(labels, classes) of these rows; the names are those that Hugging Face wrote beside the columns, if any."""
-    column = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
+    column = next((name for name in words.LABEL if name in table.column_names), None)
     if column is None:
         return None, None
     values = table[column].to_pylist()

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pydiff.data.dataset import first_line
 from pydiff.data.limits import USUAL, Limit
 from pydiff.data.pixels import resize_picture
 from pydiff.data.unreadable import readable
+from pydiff.printed import first_line
 
 # Only these decoders are ever tried: others start programs (EPS) or are rare and less tested.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
@@ -37,13 +37,14 @@ class Picture(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What can be said of a picture before it is resized: size as stored, number of frames, and of grey levels deeper
-    than 8 bits the largest, 0 for all others.
+    """What can be said of a picture before it is resized: size as stored, number of frames, of grey levels deeper than
+    8 bits the largest, 0 for all others, and whether it has colours that deep, which are read as 8 bits.
     """
 
     size: tuple[int, int]
     frames: int
     top: int
+    deep_colour: bool = False
 
 
 def look(source, limit: Limit = USUAL) -> Look | None:
@@ -51,9 +52,10 @@ def look(source, limit: Limit = USUAL) -> Look | None:
     try:
         if isinstance(source, Path) and not source.is_file():  # opening a pipe would wait for ever
             return None
-        with _open(source) as picture:
+        with opened(source) as picture:
             frames = getattr(picture, "n_frames", 1) if picture.format in SEVERAL else 1
-            return Look((picture.height, picture.width), frames, _top(picture, _packed(source), limit))
+            deep = _has_deep_colour(picture)  # Pillow forgets it when it decodes
+            return Look((picture.height, picture.width), frames, _top(picture, _packed(source), limit), deep)
     except Exception:  # `read_picture` reports the reason
         return None
 
@@ -62,6 +64,21 @@ def read_size(source) -> tuple[int, int] | None:
     """(height, width) from the header, before any rotation, or None if there is no readable header."""
     found = look(source)
     return None if found is None else found.size
+
+
+def _has_deep_colour(picture) -> bool:
+    """Whether the file has more than 8 bits a channel, of which Pillow keeps the upper 8."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return False
+    if picture.info.get("bit_depth", 8) > 8:  # as pillow-heif tells
+        return True
+    for decoder, _, _, how in getattr(picture, "tile", ()):
+        how = how if isinstance(how, tuple) else (how,)
+        if decoder.startswith("ppm") and any(isinstance(n, int) and n > 255 for n in how):
+            return True  # the largest value, which a PPM file says
+        if any(isinstance(word, str) and ";16" in word for word in how):
+            return True
+    return False
 
 
 def _top(picture, packed, limit) -> int:
@@ -77,31 +94,37 @@ def _top(picture, packed, limit) -> int:
         return int(np.asarray(picture).max())
 
 
-def read_picture(source, size: tuple[int, int], top: int = 65535, limit: Limit = USUAL) -> Picture | str:
-    """The first frame of a picture, upright, at (height, width) `size`; or the reason why it cannot be used.
+def read_picture(
+    source, size: tuple[int, int], top: int | None = 65535, limit: Limit = USUAL, frame: int = 0
+) -> Picture | str:
+    """One frame of a picture, upright, at (height, width) `size`; or the reason why it cannot be used.
 
-    source: a file, the contents of one, or a Pillow image. top: what white is, in grey deeper than 8 bits.
+    source: a file, the contents of one, or a Pillow image. top: what white is, in grey deeper than 8 bits; None if
+    nobody knows, and such a picture cannot be used.
     """
-    frames = read_frames(source, size, top, limit, most=1)
+    frames = read_frames(source, size, top, limit, most=1, first=frame)
     return frames if isinstance(frames, str) else frames[0]
 
 
 def read_frames(
-    source, size: tuple[int, int], top: int = 65535, limit: Limit = USUAL, most: int | None = None
+    source, size: tuple[int, int], top: int | None = 65535, limit: Limit = USUAL, most: int | None = None, first=0
 ) -> list[Picture] | str:
-    """All frames, or the first `most` of them; otherwise as `read_picture`."""
+    """All frames from `first` on, or `most` of them; otherwise as `read_picture`."""
     from PIL import Image
 
     try:
         if isinstance(source, Path) and not source.is_file():
-            return "not a file" if source.exists() else "link to a file that is not there"
+            return not_a_file(source)
         packed = _packed(source)
         if packed == 0:
             return "empty file"
-        with _open(source) as picture:
-            count = getattr(picture, "n_frames", 1) if most != 1 and picture.format in SEVERAL else 1
+        with opened(source) as picture:
+            several = (most != 1 or first) and picture.format in SEVERAL
+            count = getattr(picture, "n_frames", 1) if several else 1
+            if first >= count:
+                return f"{count} frames, and frame {first} was there before"
             found = []
-            for frame in range(count if most is None else min(count, most)):
+            for frame in range(first, count if most is None else min(count, first + most)):
                 if count > 1:
                     picture.seek(frame)
                 _check(picture, packed, limit)
@@ -114,28 +137,38 @@ def read_frames(
     except Image.UnidentifiedImageError:
         return "not a picture in any known format"
     except Image.DecompressionBombError:
-        return f"more pixels than the limit of {MAX_PIXELS:,}"
+        return f"more pixels than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS:,}; make it smaller"
     except Exception as error:  # decoders raise a dozen types for damaged files; one bad file must not end the run
-        if isinstance(error, TooMuch):
+        if isinstance(error, Refused):
             return str(error)
         return f"damaged ({first_line(error)})"
 
 
-class TooMuch(ValueError):
-    """A picture that takes more memory than it may."""
+class Refused(ValueError):
+    """A picture that is not damaged, and yet is not read."""
+
+
+def not_a_file(path: Path) -> str:
+    """Half a sentence on a path where there is none."""
+    if path.exists():
+        return "not a file"
+    return "link to a file that is not there" if path.is_symlink() else "no such file"
 
 
 def _check(picture, packed: int | None, limit: Limit):
     pixels = picture.width * picture.height
-    if pixels > MAX_PIXELS:
-        raise TooMuch(f"{picture.width} x {picture.height} pixels, above the limit of {MAX_PIXELS:,}")
+    if pixels > MAX_PIXELS and not limit.raised:
+        raise Refused(
+            f"{picture.width} x {picture.height} pixels, above the limit of {MAX_PIXELS:,}; "
+            "if it is what it seems, say limit=4 (--limit 4)"
+        )
     try:
         what = f"{picture.width} x {picture.height} pixels"
         limit.check(pixels * BYTES, what)
         if packed is not None:
             limit.check_unfolding(pixels * len(picture.getbands()), packed, what)
     except ValueError as error:
-        raise TooMuch(str(error)) from None
+        raise Refused(str(error)) from None
 
 
 def _packed(source) -> int | None:
@@ -150,7 +183,8 @@ def _room(picture):
     return _one_at_a_time if picture.width * picture.height > LARGE else contextlib.nullcontext()
 
 
-def _open(source):
+def opened(source):
+    """A file, the contents of one, or a copy of a Pillow image, for `with`; of no format beside those in FORMATS."""
     from PIL import Image
 
     if isinstance(source, Image.Image):
@@ -176,6 +210,8 @@ def _deep_grey(picture, top):
     if "transparency" in picture.info:
         raise ValueError("16-bit grey with a transparent grey value is not supported")
     values = np.asarray(picture)
+    if top is None and values.dtype.kind != "f":
+        raise Refused("grey of more than 8 bits, and nobody has said how many count: bits=16, say")
     top = 1 if values.dtype.kind == "f" else top
     if not (values.min() >= 0 and values.max() <= top):
         raise ValueError(f"grey values run from {values.min()} to {values.max()}, expected 0 .. {top}")

@@ -1,35 +1,34 @@
-"""Where encoded images lie: files of a folder, members of .zip and .tar files, rows of .parquet files. Each kind knows
-how to find one by its number without reading the others, and holds little more than its name, place and length.
-
-A .tar file may have the layout of WebDataset: 000017.jpg, 000017.txt (a caption), 000017.cls (a class) or 000017.json
-(both) belong together.
+"""Where encoded images lie that are read one by one: in a folder or in archives, which listing.py lists, or in rows of
+.parquet files. Little more is kept of each than its name and its length.
 """
 
-import json
 import os
 import threading
 from pathlib import Path
 
 import numpy as np
 
-from pydiff.data.dataset import printable
-from pydiff.data.folder import find_files
-from pydiff.data.parquet import IMAGE_COLUMNS
-from pydiff.data.picture import SUFFIXES
-
-ARCHIVES = (".tar", ".zip")
-BESIDE = (".txt", ".cls", ".json")  # what a member of the same name may say of an image
+from pydiff.data.archives import archives_among, is_archive, open_archive, open_archives
+from pydiff.data.asked import Asked
+from pydiff.data.classes import divided
+from pydiff.data.clip_files import FILMS
+from pydiff.data.folder import FRAME, Said, path_of, said_of
+from pydiff.data.listing import Found, files_in
+from pydiff.data.parquet import IMAGE_COLUMNS, column_of, parquets_among, said_in
+from pydiff.data.picture import look
+from pydiff.data.sounds import SUFFIXES as SOUNDS
+from pydiff.data.sources import TREES
+from pydiff.data.unreadable import notes_on
+from pydiff.printed import first_line, printable
 
 
 class Places:
     """names: of all images, in order. sizes: (N,) int64, bytes of each. skipped: (name, reason) of what is no image.
-
-    beside: {name: {suffix: bytes}} of what lies beside an image in an archive.
+    notes: on what was left out.
     """
 
-    def __init__(self, names, sizes, skipped=(), beside=None):
-        self.names, self.sizes, self.skipped = names, np.asarray(sizes, np.int64), list(skipped)
-        self.beside = {} if beside is None else beside
+    def __init__(self, names, sizes, skipped=(), notes=()):
+        self.names, self.sizes, self.skipped, self.notes = names, np.asarray(sizes, np.int64), list(skipped), [*notes]
 
     def __len__(self):
         return len(self.names)
@@ -38,46 +37,48 @@ class Places:
         """The encoded image: a file, or its contents. OSError or ValueError where it cannot be had any more."""
         raise NotImplementedError
 
+    def frame(self, _number) -> int:
+        """Which frame of the file it is."""
+        return 0
+
+    def said(self) -> Said:
+        """What is known of the images besides: classes and captions."""
+        raise NotImplementedError
+
 
 class Files(Places):
-    """The images in a folder, as `load_folder` finds them."""
+    """The images below a root, a folder or what stands for one, as `folder.load_folder` takes them."""
 
-    def __init__(self, root):
-        paths, self.texts, skipped = find_files(root)
-        self.root = root
-        super().__init__(paths, np.fromiter((_length(root / path) for path in paths), np.int64, len(paths)), skipped)
+    def __init__(self, root, asked: Asked, found: Found):
+        self.root, self.found = root, found
+        self.paths, notes = divided(self.found.pictures, asked.split, printable(str(root)))
+        names = self.paths if asked.pages != "all" else self._frames(asked.limit)
+        length = root.length if hasattr(root, "length") else _length_below(root)
+        sizes = np.fromiter((length(path_of(name)) for name in names), np.int64, len(names))
+        super().__init__(names, sizes, self.found.skipped, notes)
 
-    def read(self, number):
-        """The file."""
-        return self.root / self.names[number]
-
-
-class Members(Places):
-    """The images in archives, one archive after the other. What lies packed is unpacked one member at a time."""
-
-    def __init__(self, archives):
-        names, sizes, skipped, beside, self.at = [], [], [], {}, []
-        self.archives = list(archives)
-        for number, path in enumerate(self.archives):
-            found = _in_zip(path) if path.suffix.lower() == ".zip" else _in_tar(path, skipped)
-            before = "" if len(self.archives) == 1 else f"{path.name}/"
-            for name, size, place in found:
-                stem, suffix = os.path.splitext(name)
-                if os.path.basename(name).startswith(".") or "__MACOSX" in name:
-                    continue
-                if suffix.lower() in SUFFIXES:
-                    names.append(before + name)
-                    sizes.append(size)
-                    self.at.append((number, place))
-                elif suffix.lower() in BESIDE and size <= 1 << 20:
-                    beside.setdefault(before + stem, {})[suffix.lower()] = _bytes(path, place, size)
-        self.handles = threading.local()
-        super().__init__(names, sizes, skipped, {n: b for n in names if (b := beside.get(os.path.splitext(n)[0]))})
+    def _frames(self, limit):
+        """Names of all frames of all files, each of which is opened for that."""
+        names = []
+        for path in self.paths:
+            try:
+                seen = look(self.root / path, limit)
+            except (OSError, ValueError):
+                seen = None
+            names += [f"{path}{FRAME}{i}" if i else path for i in range(seen.frames if seen else 1)]
+        return names
 
     def read(self, number):
-        """The contents."""
-        archive, place = self.at[number]
-        return _bytes(self.archives[archive], place, int(self.sizes[number]), self.handles)
+        """The file, or the contents of the member."""
+        return self.root / path_of(self.names[number])
+
+    def frame(self, number):
+        """As its name says."""
+        return int(self.names[number].partition(FRAME)[2] or 0)
+
+    def said(self):
+        """By folders and by files beside them."""
+        return said_of(self.root, self.names, self.paths, self.found)
 
 
 class Rows(Places):
@@ -88,43 +89,43 @@ class Rows(Places):
 
     KEPT = 4
 
-    def __init__(self, files):
+    def __init__(self, path, files, limit):
         try:
+            import pyarrow as arrow
             import pyarrow.parquet as pq
         except ImportError as error:
-            raise ImportError(
-                f"{files[0]} needs pyarrow, which is missing; run: pip install 'pydiff[parquet]'"
-            ) from error
-        self.files, names, sizes, self.at = list(files), [], [], []
-        self.groups, self.lock, self.opened = {}, threading.Lock(), []
-        for number, path in enumerate(self.files):
+            raise ImportError(f"{path} needs pyarrow, which is missing; run: pip install 'pydiff[parquet]'") from error
+        self.at, self.groups, self.lock, self.opened, sizes = [], {}, threading.Lock(), [], []
+        for number, file in enumerate(files):
             try:
-                self.opened.append(pq.ParquetFile(path))
-            except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"{path} cannot be read ({reason}); download it again") from error
-            facts, row = self.opened[-1].metadata, 0
-            for group in range(facts.num_row_groups):
-                for inside in range(facts.row_group(group).num_rows):
-                    names.append(f"row {row}" if len(self.files) == 1 else f"{path.name}/row {row}")
-                    self.at.append((number, group, inside))
-                    row += 1
-            sizes += [_length(path)] * row
+                self.opened.append(pq.ParquetFile(file))
+            except (arrow.ArrowException, OSError) as error:
+                raise ValueError(
+                    f"{printable(str(file))} cannot be read ({first_line(error)}); fetch it again"
+                ) from error
+            facts = self.opened[-1].metadata
+            rows = [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
+            largest = max((facts.row_group(group).total_byte_size for group in range(len(rows))), default=0)
+            what = f"{self.KEPT} groups of rows of {printable(str(file))}, as many as are kept,"
+            limit.check(self.KEPT * largest, what)
+            self.at += [(number, group, inside) for group, count in enumerate(rows) for inside in range(count)]
+            sizes += [os.stat(file).st_size] * sum(rows)
         columns = self.opened[0].schema_arrow.names
-        self.column = next((name for name in IMAGE_COLUMNS if name in columns), None)
+        self.column = column_of(columns)
         if self.column is None:
             raise ValueError(
-                f"{self.files[0]} has the columns {', '.join(map(printable, columns))}, "
+                f"{printable(str(files[0]))} has the columns {', '.join(map(printable, columns))}, "
                 f"expected pictures in one of {', '.join(IMAGE_COLUMNS)}"
             )
-        super().__init__(names, sizes)
+        super().__init__([f"row {i}" for i in range(len(self.at))], sizes)
 
-    def facts(self):
-        """A table of everything but the images."""
+    def said(self):
+        """By columns of their own."""
         import pyarrow as arrow
 
-        names = [name for name in self.opened[0].schema_arrow.names if name != self.column]
-        return arrow.concat_tables([file.read(columns=names) for file in self.opened])
+        columns = [name for name in self.opened[0].schema_arrow.names if name != self.column]
+        table = arrow.concat_tables([file.read(columns=columns) for file in self.opened])
+        return Said(*said_in(table, list(range(len(self))), self.names), [])
 
     def read(self, number):
         """The contents."""
@@ -142,107 +143,60 @@ class Rows(Places):
         return data
 
 
-def places_of(path) -> Places:
+def places_of(path: Path, asked: Asked) -> Places:
     """The images in a folder, an archive, a parquet file, or a folder of archives or parquet files.
 
     ValueError, in one sentence, where nothing can be found piece by piece.
     """
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        found = Files(path)
-        if found.names:
-            return found
-        for kind, make in ((ARCHIVES, Members), ((".parquet",), Rows)):
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in kind and file.is_file())
-            if files:
-                return make(files)
-        return found
-    if suffix in ARCHIVES and path.is_file():
-        return Members([path])
-    if suffix == ".parquet" and path.is_file():
-        return Rows([path])
+    where = printable(str(path))
     if not path.exists():
-        raise FileNotFoundError(f"there is no {str(path)!r}")
-    raise ValueError(f"{path} cannot be read piece by piece: that takes a folder, a .zip, .tar or .parquet file")
+        raise FileNotFoundError(f"there is no {where!r}")
+    if path.is_dir():
+        found = files_in(path)
+        if files := [] if found.pictures else parquets_among(found):
+            return _rows(path, [path / file for file in files], asked)
+        if not found.pictures and archives_among(found):
+            root = open_archives(path, archives_among(found), asked.limit, whole=False)
+            return Files(root, asked, files_in(root))
+        return Files(path, asked, _only_pictures(path, found))
+    if path.suffix.lower() == ".parquet":
+        return _rows(path, [path], asked)
+    if is_archive(path.name):
+        root = open_archive(path, asked.limit, whole=False)
+        return Files(root, asked, _only_pictures(root, files_in(root)))
+    raise ValueError(f"{where} cannot be read piece by piece: that takes a folder, a .zip, .tar or .parquet file")
 
 
-def told_beside(places):
-    """(class names by image or None, captions by image or None) of what lies beside images in archives."""
-    classes, captions = [], []
-    for name in places.names:
-        said = places.beside.get(name, {})
-        facts = {}
-        if ".json" in said:
-            try:
-                facts = json.loads(said[".json"])
-            except ValueError:
-                facts = {}
-            facts = facts if isinstance(facts, dict) else {}
-        text = said[".txt"].decode("utf-8", "replace") if ".txt" in said else facts.get("caption", facts.get("text"))
-        label = said[".cls"].decode("utf-8", "replace").strip() if ".cls" in said else facts.get("label")
-        captions.append(" ".join(text.split()) if isinstance(text, str) else "")
-        classes.append(None if label is None or isinstance(label, dict | list) else str(label))
-    all_classes = None if not classes or any(label is None for label in classes) else classes
-    return all_classes, captions if any(captions) else None
+def _rows(path, files, asked):
+    if asked.split is not None or asked.pages == "all":
+        what = "split is for folders called train, val and test" if asked.split else "pages is for files of images"
+        raise ValueError(f"{what}, and {printable(str(path))} holds rows of parquet files; leave it out")
+    return Rows(path, files, asked.limit)
 
 
-def _length(path):
-    try:
-        return os.stat(path).st_size
-    except OSError:  # gone, or a link to nowhere; it is told of when it is read
-        return -1
-
-
-def _in_tar(path, skipped):
-    """(name, size, offset) of the regular files of a .tar file; what is behind a damaged header is lost, and listed."""
-    import tarfile
-
-    found, length = [], path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as archive:
-            while (info := archive.next()) is not None:
-                archive.members = []  # or it would remember them all
-                if not info.isreg():
-                    continue
-                if info.offset_data + info.size > length:
-                    skipped.append((printable(info.name), "the archive ends before it does"))
-                    break
-                found.append((info.name.removeprefix("./"), info.size, info.offset_data))
-    except (tarfile.TarError, OSError, EOFError) as error:
-        if not found:
-            raise ValueError(
-                f"{path} cannot be read as a .tar file ({error}); one that is packed (.tar.gz) has to be unpacked"
-            ) from error
-        skipped.append((printable(path.name), f"damaged after {found[-1][0]!a}: {error}"))
+def _only_pictures(root, found: Found) -> Found:
+    """What was found, if these are images. ValueError, in one sentence, for what is read as a whole or is none."""
+    where = printable(str(root))
+    for kind in TREES[:2]:
+        if not found.pictures and kind.holds(root):
+            raise ValueError(f"{where} holds {kind.name}, which are read as a whole; leave cache_gb out")
+    for noun, suffixes in (("sounds", SOUNDS), ("films", FILMS)):
+        if sum(os.path.splitext(path)[1].lower() in suffixes for path in found.others) > len(found.pictures):
+            raise ValueError(f"{where} holds {noun}, and cache_gb is for images; leave it out")
+    if not found.pictures:
+        told = "".join(f"; {note}" for note in notes_on(found.others, found.thumbnails))
+        raise ValueError(f"{where} holds no pictures{told}")
     return found
 
 
-def _in_zip(path):
-    """(name, size, name again) of the files of a .zip file."""
-    import zipfile
+def _length_below(root):
+    """A function from paths below a folder to bytes; -1 for what is gone, and is told of when it is read."""
+    before = f"{root}/"
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [(i.filename, i.file_size, i.filename) for i in archive.infolist() if not i.is_dir()]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a .zip file ({error})") from error
-
-
-def _bytes(path, place, size, handles=None):
-    """A member's contents. handles: a thread's open .zip files."""
-    if isinstance(place, str):
-        import zipfile
-
-        opened = {} if handles is None else handles.__dict__
-        if str(path) not in opened:
-            opened[str(path)] = zipfile.ZipFile(path)
+    def length(path):
         try:
-            with opened[str(path)].open(place) as stream:
-                return stream.read(size + 1)[:size]
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-            raise ValueError(str(error)) from error
-        finally:
-            if handles is None:
-                opened[str(path)].close()
-    with path.open("rb") as file:
-        return os.pread(file.fileno(), size, place)
+            return os.stat(before + path).st_size
+        except OSError:
+            return -1
+
+    return length

@@ -8,6 +8,7 @@ ogg, opus, mp3, aiff, au and gsm with the extra `audio` (soundfile).
 import dataclasses
 import io
 import math
+import threading
 import warnings
 from collections import Counter
 from functools import partial
@@ -15,7 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.data.dataset import Dataset, plural, printable
+from pydiff.data.dataset import Dataset, plural
+from pydiff.data.limits import USUAL, Limit
+from pydiff.data.picture import not_a_file
+from pydiff.printed import printable
 from pydiff.sound import Spectrogram, Waveform, resample
 from pydiff.sound.wav import Sound, Unreadable, read_wav
 
@@ -33,6 +37,7 @@ SHORTEST = 0.005  # seconds; what is shorter is a click
 LONGEST = 600.0  # seconds read of one file
 MOST_PIECES = 600  # taken of one file
 GRID = 2.0**15  # samples are whole numbers over this: the last bits, which differ from machine to machine, are gone
+BYTES = 24  # that a number of a sound may take while it is read and made ready: one float32, and float64s beside it
 OFFSET, FLAT = 0.01, 0.001  # shares of full scale and of samples from which DC and clipping are told
 
 
@@ -92,21 +97,27 @@ def fitting(rate: int, length: int) -> dict:
 
 
 def load_sounds(
-    root: Path, rate: int | None = None, seconds: float | None = None, channels: int | None = None
+    root: Path,
+    rate: int | None = None,
+    seconds: float | None = None,
+    channels: int | None = None,
+    limit: Limit = USUAL,
 ) -> Sounds:
     """All sounds under a folder, in order of path; classes as for images: the first folder that they do not all share.
 
     rate: samples a second, 8000 if None. seconds: of every sound, 1 if None. channels: 1 (mixed), which is None, or 2.
-    Files with the suffix of a sound that cannot be read, or hold silence alone, are skipped and listed.
-    ValueError if no sound is left, or if more than half are broken.
+    Files with the suffix of a sound that cannot be read, or hold silence alone, are skipped and listed; so are those
+    that take more memory than the limit while they are read.
+    ValueError if no sound is left, or if more than half are broken, or if all together take more than the limit.
     """
-    from pydiff.data.folder import find_files
+    from pydiff.data.listing import find_files
 
     check_sound(rate, seconds, channels)
     paths, _, skipped = find_files(root, SUFFIXES)
     if not paths:
         raise ValueError(f"{root} holds no sounds; expected files such as .wav in it or in its subfolders")
-    return load_files(str(root), {path: root / path for path in paths}, rate, seconds, channels, skipped=skipped)
+    files = {path: root / path for path in paths}
+    return load_files(printable(str(root)), files, rate, seconds, channels, skipped=skipped, limit=limit)
 
 
 def load_files(
@@ -119,6 +130,7 @@ def load_files(
     skipped=(),
     labels=None,
     classes=None,
+    limit: Limit = USUAL,
 ) -> Sounds:
     """Files of sound by name, or their contents, as Sounds. labels: {name: number of its class}, with classes, their
     names; None reads classes from the names, which are paths. skipped: what is known to be unusable already.
@@ -129,7 +141,9 @@ def load_files(
 
     rate, seconds, channels = check_sound(rate, seconds, channels)
     length = max(1, round(rate * seconds))
-    read = partial(read_sound, rate=rate, length=length, channels=channels)
+    limit.check(len(sources) * length * channels * 8, f"{plural(len(sources), 'sound')} of {seconds:g} s")
+    room = _Room(limit, name)
+    read = partial(read_sound, rate=rate, length=length, channels=channels, room=room)
     results = dict(zip(sources, each(read, sources, "reading", "sound"), strict=True))
     usable = {path: found for path, found in results.items() if isinstance(found, Prepared)}
     skipped = sorted([*skipped, *((printable(path), why) for path, why in results.items() if isinstance(why, str))])
@@ -152,7 +166,7 @@ def load_files(
 
 def holds_sounds(root: Path) -> bool:
     """Whether a folder holds more sounds than pictures: an album with its cover is one of sounds."""
-    from pydiff.data.folder import find_files
+    from pydiff.data.listing import find_files
     from pydiff.data.picture import SUFFIXES as PICTURES
 
     if not root.is_dir():
@@ -193,13 +207,41 @@ class Prepared:
     shortened: bool
 
 
-def read_sound(source: Path | bytes, rate: int, length: int, channels: int) -> Prepared | str:
-    """A file, or its contents, ready to be learned from; or half a sentence on why it cannot be used."""
+class _Room:
+    """Memory for the pieces of all sounds. A long file gives many of them."""
+
+    def __init__(self, limit: Limit, name: str):
+        self.limit, self.name, self.taken, self.lock = limit, name, 0, threading.Lock()
+
+    def take(self, size: int):
+        """So many bytes more, and as many again when all are put into one array. TooLarge for too many."""
+        with self.lock:
+            self.taken += size
+            try:
+                self.limit.check(2 * self.taken, f"the sounds of {self.name}, cut to pieces,")
+            except ValueError as error:
+                raise TooLarge(str(error)) from None
+
+
+class TooLarge(ValueError):
+    """More than the limit allows: no file is skipped for that."""
+
+
+def read_sound(source: Path | bytes, rate: int, length: int, channels: int, room: _Room | None = None):
+    """A file, or its contents, ready to be learned from: Prepared; or half a sentence on why it cannot be used."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sound = decoded(source)
-        return prepared(sound, rate, length, channels)
+            limit = USUAL if room is None else room.limit
+            sound = decoded(source, limit)
+        if sound.rate < rate:  # a few samples at 1 Hz are minutes
+            grown = -(-len(sound.samples) * rate // sound.rate) * channels
+            _fits(limit, grown * BYTES)
+            _fits(limit, grown * 4, len(source) if isinstance(source, bytes) else source.stat().st_size)
+        found = prepared(sound, rate, length, channels)
+        if room is not None:
+            room.take(sum(piece.nbytes for piece in found.pieces))
+        return found
     except Unreadable as error:
         return str(error)
     except OSError as error:
@@ -208,11 +250,15 @@ def read_sound(source: Path | bytes, rate: int, length: int, channels: int) -> P
         return "too large for the memory"
 
 
-def decoded(source: Path | bytes) -> Sound:
-    """The samples of a sound file. Unreadable, in half a sentence, for what is none."""
+def decoded(source: Path | bytes, limit: Limit = USUAL) -> Sound:
+    """The samples of a sound file. Unreadable, in half a sentence, for what is none, or takes too much memory."""
+    if not isinstance(source, bytes):
+        if not source.is_file():  # reading a pipe would wait for ever
+            raise Unreadable(not_a_file(source))
+        _fits(limit, source.stat().st_size)
     data = source if isinstance(source, bytes) else source.read_bytes()
     try:
-        return read_wav(data, LONGEST)
+        return read_wav(data, LONGEST, lambda count: _fits(limit, count * BYTES))
     except Unreadable as error:
         if data[:4] in (b"RIFF", b"RF64") and "compressed" not in str(error):
             raise
@@ -226,10 +272,21 @@ def decoded(source: Path | bytes) -> Sound:
     telephone = isinstance(source, Path) and source.suffix.lower() == ".gsm"
     try:
         with soundfile.SoundFile(io.BytesIO(data), **(TELEPHONE if telephone else {})) as file:
+            _fits(limit, min(file.frames, int(LONGEST * file.samplerate)) * file.channels * BYTES)
             samples = file.read(int(LONGEST * file.samplerate), dtype="float32", always_2d=True)
             return Sound(samples, file.samplerate)
+    except Unreadable:
+        raise
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
         raise Unreadable(f"cannot be decoded ({str(error).split(': ')[-1].strip().rstrip('.')[:80]})") from None
+
+
+def _fits(limit: Limit, size: int, packed: int | None = None):
+    """Unreadable, in half a sentence, for so many bytes, or for so many out of a file of `packed` bytes."""
+    try:
+        limit.check(size, "it") if packed is None else limit.check_unfolding(size, packed, "it")
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
 
 
 def prepared(sound: Sound, rate: int, length: int, channels: int) -> Prepared:

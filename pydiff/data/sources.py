@@ -9,35 +9,38 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydiff.data import archives, arrays, cifar, folder, idx, parquet
-from pydiff.data.asked import Asked
-from pydiff.data.dataset import Dataset, printable
+from pydiff.data.asked import CONCERNS, Asked
+from pydiff.data.dataset import Dataset
 from pydiff.data.picture import SUFFIXES
 from pydiff.data.unreadable import advice_on, readable
+from pydiff.printed import printable
 
 
 class Kind(NamedTuple):
-    """holds: whether a folder (or archive) is of this kind. load: reads it."""
+    """holds: whether a folder (or archive) is of this kind. load: reads it. serves: wishes that concern it."""
 
     name: str
     holds: Callable[[object], bool]
     load: Callable[[object, Asked], Dataset]
+    serves: tuple[str, ...]
 
 
 # What a folder or an archive may be, the first that fits.
 TREES = [
-    Kind("MNIST's IDX files", idx.holds_idx, idx.load_idx),
-    Kind("CIFAR's batches", cifar.holds_cifar, cifar.load_cifar),
-    Kind(".parquet files", parquet.holds_parquet, parquet.load_parquet),
-    Kind("pictures", lambda _: True, folder.load_folder),
+    Kind("MNIST's IDX files", idx.holds_idx, idx.load_idx, ("split",)),
+    Kind("CIFAR's batches", cifar.holds_cifar, cifar.load_cifar, ("split",)),
+    Kind(".parquet files", parquet.holds_parquet, parquet.load_parquet, ("pages", "bits")),
+    Kind("archives", archives.holds_archives, archives.load_archives, ("pages", "split", "bits")),
+    Kind("pictures", lambda _: True, folder.load_folder, ("pages", "split", "bits")),
 ]
-# How the name of a file ends -> its reader.
-FILES: dict[str, Callable[[Path, Asked], Dataset]] = {
-    ".npz": arrays.load_npz,
-    ".npy": arrays.load_npy,
-    ".parquet": parquet.load_parquet,
-    "-ubyte": idx.load_idx_file,
-    "-ubyte.gz": idx.load_idx_file,
-    **dict.fromkeys(archives.SUFFIXES, archives.load_archive),
+# How the name of a file ends -> its reader, and the wishes that concern it; an archive goes by what is in it.
+FILES: dict[str, tuple[Callable[[Path, Asked], Dataset], tuple[str, ...]]] = {
+    ".npz": (arrays.load_npz, ("layout", "bits")),
+    ".npy": (arrays.load_npy, ("layout", "bits")),
+    ".parquet": (parquet.load_parquet, ("pages", "bits")),
+    "-ubyte": (idx.load_idx_file, ()),
+    "-ubyte.gz": (idx.load_idx_file, ()),
+    **dict.fromkeys(archives.SUFFIXES, (archives.load_archive, tuple(CONCERNS))),
 }
 BATCHES = ("data_batch_", "test_batch")  # how names of CIFAR's begin
 EXPECTED = (
@@ -47,7 +50,8 @@ EXPECTED = (
 
 def load_tree(root, asked: Asked) -> Dataset:
     """What is in a folder or an archive."""
-    return next(kind for kind in TREES if kind.holds(root)).load(root, asked)
+    kind = next(kind for kind in TREES if kind.holds(root))
+    return kind.load(root, asked.only(f"{printable(str(root))} ({kind.name})", *kind.serves))
 
 
 def load_path(path: Path, asked: Asked, known: str) -> Dataset:
@@ -60,11 +64,11 @@ def load_path(path: Path, asked: Asked, known: str) -> Dataset:
     if not path.is_file():
         raise ValueError(f"{shown} is neither a file nor a folder; expected {EXPECTED}")
     name = path.name.lower()
-    reader = next((read for end, read in FILES.items() if name.endswith(end)), None)
+    reader, serves = next((found for end, found in FILES.items() if name.endswith(end)), (None, ()))
     if reader is None and name.startswith(BATCHES):
         reader = cifar.load_batch
     if reader is not None:
-        return reader(path, asked)
+        return reader(path, asked.only(shown, *serves))
     suffix = path.suffix.lower()
     if suffix in SUFFIXES | readable()[0]:
         raise ValueError(f"{shown} is one picture; give the folder that it is in, or a list of pictures in Python")

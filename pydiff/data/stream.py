@@ -8,6 +8,7 @@ resumed run follows alike. docs/distributed.md, "Data larger than memory".
 
 import hashlib
 import logging
+import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,26 +16,25 @@ from pathlib import Path
 
 import numpy as np
 
-from pydiff.data import captions as words
-from pydiff.data.arrays import class_labels
-from pydiff.data.dataset import Dataset, plural, printable
-from pydiff.data.folder import labels_of
-from pydiff.data.parquet import _captions, _labels
-from pydiff.data.picture import Picture, read_picture, read_size
+from pydiff.data.asked import BITS, NOTHING_ASKED, Asked
+from pydiff.data.dataset import Dataset, plural
+from pydiff.data.folder import LARGEST_UNASKED
+from pydiff.data.picture import Look, Picture, look, read_picture
 from pydiff.data.pixels import to_channels
-from pydiff.data.places import Files, Rows, places_of, told_beside
+from pydiff.data.places import places_of
+from pydiff.printed import first_line, printable
 
 THREADS = min(4, os.cpu_count() or 1)
 LOOKED_AT = 64  # images that are decoded at the start, and whose contents are in the fingerprint
-LARGEST_UNASKED = 256  # pixels of a side
 GB = 1_000_000_000
+MANY = 4096  # names that are looked at at once
 
 
 class StreamedImages:
     """(N, H, W, C) uint8, decoded when asked for. A stand-in for the array in a Dataset.
 
-    places: data.places.Places. size: (H, W). channels: 1, 3 or 4. cache: bytes of pixels that are kept. part: (N,)
-    numbers of the places that count, None for all.
+    places: data.places.Places. asked: with the size and the channels that all of them get. cache: bytes of pixels that
+    are kept. part: (N,) numbers of the places that count, None for all.
     Attributes: failed, {name: reason} of what could not be decoded so far; waited, seconds that were spent on waiting
     for images that nobody had decoded ahead.
     """
@@ -42,13 +42,13 @@ class StreamedImages:
     streamed = True
     dtype, ndim = np.dtype(np.uint8), 4
 
-    def __init__(self, places, size, channels, cache, part=None):
-        self.places, self.cache = places, cache
+    def __init__(self, places, asked: Asked, cache, part=None):
+        self.places, self.asked, self.cache = places, asked, cache
         self.numbers = np.arange(len(places)) if part is None else np.asarray(part)
-        self.shape = (len(self.numbers), *size, channels)
+        self.shape = (len(self.numbers), *asked.size, asked.channels)
         self.failed, self.waited = {}, 0.0
         self.kept, self.ahead_of, self.recent = {}, {}, {}  # place -> pixels, a future, pixels of the last request
-        self.room = int(cache // max(1, size[0] * size[1] * channels))
+        self.room = int(cache // max(1, math.prod(self.shape[1:])))
         self.pool = None
 
     size = property(lambda self: int(np.prod(self.shape)))
@@ -73,7 +73,7 @@ class StreamedImages:
 
     def part(self, indices):
         """Those with these indices, still undecoded."""
-        return StreamedImages(self.places, self.shape[1:3], self.shape[3], self.cache, self.numbers[indices])
+        return StreamedImages(self.places, self.asked, self.cache, self.numbers[indices])
 
     def usable(self, indices):
         """The indices with those that cannot be decoded replaced: by the next after them that can, the first following
@@ -97,13 +97,19 @@ class StreamedImages:
         """Begins to decode images that will soon be asked for."""
         self._begin(self.numbers[np.unique(indices)])
 
+    def give_up(self, failed):
+        """Takes no image that failed here or elsewhere, {name: reason}, from now on. The same, in order, for people."""
+        self.failed |= failed
+        return {printable(name): failed[name] for name in sorted(failed)}
+
     def fingerprint(self):
         """SHA-256 of names and sizes, and of the contents of up to LOOKED_AT images, evenly spread."""
         digest = hashlib.sha256()
-        for number in self.numbers:
-            digest.update(
-                f"{self.places.names[number]}\0{self.places.sizes[number]}\n".encode("utf-8", "surrogateescape")
-            )
+        names, sizes = self.places.names, self.places.sizes
+        for first in range(0, len(self), MANY):
+            some = self.numbers[first : first + MANY].tolist()
+            lines = "".join([f"{names[i]}\0{size}\n" for i, size in zip(some, sizes[some].tolist(), strict=True)])
+            digest.update(lines.encode("utf-8", "surrogateescape"))
         for number in spread(self.numbers):
             try:
                 data = self.places.read(number)
@@ -122,11 +128,11 @@ class StreamedImages:
 
     def _pixels(self, place, found):
         """The pixels at a place, None if they cannot be had."""
+        if self.places.names[place] in self.failed:
+            return None
         for known in (self.kept, self.recent, found):
             if place in known:
                 return known[place]
-        if self.places.names[place] in self.failed:
-            return None
         self._begin(np.array([place]))
         future = self.ahead_of.pop(place)
         began = time.perf_counter()
@@ -143,16 +149,17 @@ class StreamedImages:
 
     def _decode(self, place):
         """Pixels, or the reason why there are none."""
-        picture = decoded(self.places, place, self.shape[1:3])
+        picture = decoded(self.places, place, self.asked)
         return picture if isinstance(picture, str) else to_channels(picture.pixels, self.shape[3])
 
 
-def decoded(places, number, size) -> Picture | str:
+def decoded(places, number, asked: Asked) -> Picture | str:
     """One image, or the reason why it cannot be used."""
+    top = None if asked.bits is None else 2**asked.bits - 1
     try:
-        return read_picture(places.read(number), size)
+        return read_picture(places.read(number), asked.size, top, asked.limit, places.frame(number))
     except (OSError, ValueError) as error:
-        return f"cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        return f"cannot be read ({first_line(error)})"
 
 
 def spread(numbers):
@@ -161,72 +168,59 @@ def spread(numbers):
     return [numbers[i] for i in np.unique(np.linspace(0, len(numbers) - 1, count).round().astype(int))] if count else []
 
 
-def load_streamed(path: Path, size, channels, cache_gb) -> Dataset:
+def load_streamed(path: Path, cache_gb: float, asked: Asked = NOTHING_ASKED) -> Dataset:
     """A Dataset whose images stay where they are: a folder, .zip, .tar or .parquet file, or a folder of these files.
 
-    size: (height, width); None: the size that the images looked at have in common. channels: None: what the images
-    looked at need. ValueError, in one sentence, for data that cannot be used so.
+    The images and all that is said of them are those of data in memory, as far as that can be known without reading
+    everything: without a size, the size that the images looked at have in common; without channels, what these need;
+    deep grey needs its bits. ValueError, in one sentence, for data that cannot be used so.
     """
-    places = places_of(path)
-    if not len(places):
-        raise ValueError(f"{path} holds no pictures")
+    where = printable(str(path))
+    asked.only(where, "pages", "split", "bits")
+    places = places_of(path, asked)
     looked = spread(np.arange(len(places)))
-    size = _common_size(places, looked, path) if size is None else size
-    found = [decoded(places, number, size) for number in looked]
+    headers = [_header(places, number, asked.limit) for number in looked]
+    if asked.bits is None and (deep := max((seen.top for seen in headers if seen), default=0)):
+        fit = next((n for n in BITS if deep < 2**n), 16)
+        raise ValueError(
+            f"{where} holds grey levels up to {deep}; streamed data need bits, for example bits={fit} (--bits {fit})"
+        )
+    asked = asked._replace(size=asked.size or _common_size(headers, where))
+    found = [decoded(places, number, asked) for number in looked]
     broken = [(places.names[n], reason) for n, reason in zip(looked, found, strict=True) if isinstance(reason, str)]
     if 2 * len(broken) > len(looked):
         name, reason = broken[0]
         raise ValueError(
-            f"{len(broken)} of {len(looked)} pictures looked at in {path} cannot be used (first: "
+            f"{len(broken)} of {len(looked)} pictures looked at in {where} cannot be used (first: "
             f"{printable(name)}: {reason}); remove or repair them"
         )
-    channels = channels or max(picture.pixels.shape[-1] for picture in found if isinstance(picture, Picture))
+    needed = max(picture.pixels.shape[-1] for picture in found if isinstance(picture, Picture))
+    asked = asked._replace(channels=asked.channels or needed)
     notes = [
         f"streamed: at most {cache_gb:g} GB of decoded pictures are kept; size and channels were read from "
         f"{plural(len(looked), 'picture')}, and a resumed run compares names, lengths and the contents of those"
     ]
-    labels, classes, more = _told(places, notes)
-    images = StreamedImages(places, size, channels, cache_gb * GB)
-    return Dataset(path.name or str(path), images, labels, classes, places.skipped, notes, **more)
+    if any(seen.deep_colour for seen in headers if seen):
+        notes.append("some pictures have colours of more than 8 bits a channel, which are reduced to 8 bits")
+    if asked.pages != "all" and any(seen.frames > 1 for seen in headers if seen):
+        notes.append("of files with several pages or frames the first is taken (pages='all' takes all)")
+    said = places.said()
+    skipped = sorted(places.skipped + said.skipped)
+    images = StreamedImages(places, asked, cache_gb * GB)
+    notes += [*places.notes, *said.notes]
+    return Dataset(printable(path.name or str(path)), images, said.labels, said.classes, skipped, notes, **said.words)
 
 
-def _common_size(places, looked, path):
-    sizes = set()
-    for number in looked:
-        try:
-            sizes.add(read_size(places.read(number)))
-        except (OSError, ValueError):
-            continue
-    sizes.discard(None)
+def _header(places, number, limit) -> Look | None:
+    try:
+        return look(places.read(number), limit)
+    except (OSError, ValueError):
+        return None
+
+
+def _common_size(headers, where):
+    sizes = {seen.size for seen in headers if seen}
     if len(sizes) != 1 or max(next(iter(sizes))) > LARGEST_UNASKED:
         found = "of several sizes" if len(sizes) > 1 else "too large to be taken as they are" if sizes else "unreadable"
-        raise ValueError(f"the pictures in {path} are {found}; streamed data need a size, for example size=64")
+        raise ValueError(f"the pictures in {where} are {found}; streamed data need a size, for example size=64")
     return sizes.pop()
-
-
-def _told(places, notes):
-    """(labels, classes, captions as keywords of a Dataset) of images in folders or with files beside them."""
-    more = {}
-    if isinstance(places, Files):
-        labels, classes, class_notes = labels_of(places.names)
-        notes += class_notes
-        captions = words.find_captions(places.root, places.names, places.texts)
-        if captions is not None:
-            more, caption_notes = words.columns([captions.of[path] for path in places.names], places.names)
-            notes += caption_notes + captions.notes
-        return labels, classes, more
-    if isinstance(places, Rows):
-        table, rows = places.facts(), list(range(len(places)))
-        labels, classes = _labels(table, rows)
-        captions, problems = _captions(table, rows)
-        more, caption_notes = words.columns(captions, places.names)
-        notes += caption_notes + problems
-        return labels, classes, more
-    names, captions = told_beside(places)
-    if captions is not None:
-        more = {"captions": [(caption,) if caption else () for caption in captions]}
-    if names is not None:
-        labels, classes = class_labels(np.array(names), len(names))
-        return labels, classes, more
-    labels, classes, _ = labels_of(places.names) if not places.beside and "/" in places.names[0] else (None, None, [])
-    return labels, classes, more

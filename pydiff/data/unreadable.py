@@ -6,7 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
-from pydiff.data.dataset import plural, printable, some
+from pydiff.data.dataset import plural, some
+from pydiff.printed import printable
 
 # Suffix -> what to do. Where a library is named, pictures are read as soon as it is installed.
 LIBRARIES = {"heic": "pillow-heif", "heif": "pillow-heif", "hif": "pillow-heif", "jxl": "pillow-jxl-plugin"}
@@ -28,7 +29,7 @@ SHOWN = 6
 # Folders of thumbnails and droppings; names in lower case.
 FOLDERS = frozenset(["__macosx", "@eadir", "thumbs", "thumbnails", "#recycle", "$recycle.bin", "lost+found",
                      "__pycache__", "system volume information"])  # fmt: skip
-_THUMB = ("_thumb", "-thumb", ".thumb", "_thumbnail", "-thumbnail", ".thumbnail")
+THUMBNAIL = ("_thumb", "-thumb", ".thumb", "_thumbnail", "-thumbnail", ".thumbnail")
 
 
 @functools.cache
@@ -50,7 +51,7 @@ def readable() -> tuple[frozenset[str], tuple[str, ...]]:
 def is_thumbnail(path: str, others: frozenset[str] | set[str]) -> bool:
     """Whether a picture is a small copy of another that lies beside it. others: paths without their suffixes."""
     stem = os.path.splitext(path)[0]
-    return any(stem.lower().endswith(end) and stem[: -len(end)] in others for end in _THUMB)
+    return any(stem.lower().endswith(end) and stem[: -len(end)] in others for end in THUMBNAIL)
 
 
 def notes_on(others: Sequence[str], thumbnails: int) -> list[str]:

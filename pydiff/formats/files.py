@@ -1,6 +1,7 @@
 """Files of unknown origin, read by plain reads: nothing is mapped, followed into a pipe, or allocated on its word."""
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -16,26 +17,16 @@ CHUNK = 64 << 20  # bytes given to one write or read
 class RegularFile:
     """An open file that is one, not a folder or a pipe: its `size`, and any of its bytes.
 
-    By plain reads: a mapped file that shrinks would kill the process. Close it, or use it in a `with`.
+    By plain reads: a mapped file that shrinks would kill the process. Close it, or use it in a `with`. What is read
+    after that opens it again each time, and is refused where it is another by then.
     CheckpointError, in one sentence, wherever the system refuses.
     """
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        with disk(f"read {path}"):
-            # Without O_NONBLOCK, opening a pipe of that name would wait for ever.
-            try:
-                self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except ValueError as error:  # a NUL in the name
-                raise CheckpointError(f"{str(path)!a:.80} is no name of a file: {error}.") from error
-            try:
-                found = os.fstat(self._descriptor)
-                if not stat.S_ISREG(found.st_mode):
-                    raise CheckpointError(f"{path} is not a regular file, expected one: put the file itself there.")
-            except BaseException:
-                os.close(self._descriptor)
-                raise
-        self.size = found.st_size
+        self._descriptor, found = _opened(path)
+        self.size, self._found = found.st_size, _identity(found)
+        self._place = self.path.absolute()
 
     def __enter__(self):
         return self
@@ -54,10 +45,21 @@ class RegularFile:
         """`count` bytes from `begin`, (count,) uint8. CheckpointError where the file does not have them."""
         if begin + count > self.size:
             raise damaged(self.path, f"it has {self.size} bytes, and byte {begin + count} was asked for")
+        if self._descriptor is not None:
+            return self._read(self._descriptor, begin, count)
+        descriptor, found = _opened(self._place)
+        try:
+            if _identity(found) != self._found:
+                raise CheckpointError(f"{self.path} has been changed since it was opened: open the model again.")
+            return self._read(descriptor, begin, count)
+        finally:
+            os.close(descriptor)
+
+    def _read(self, descriptor, begin, count):
         data, done = np.empty(count, np.uint8), 0
         with disk(f"read {self.path}"):
             while done < count:
-                got = os.preadv(self._descriptor, [memoryview(data)[done : done + CHUNK]], begin + done)
+                got = os.preadv(descriptor, [memoryview(data)[done : done + CHUNK]], begin + done)
                 if not got:
                     raise damaged(self.path, f"it ended at byte {begin + done} of {self.size} while being read")
                 done += got
@@ -67,6 +69,28 @@ class RegularFile:
         """All of it, a piece at a time."""
         for begin in range(0, self.size, size):
             yield self.read(begin, min(size, self.size - begin))
+
+
+def _opened(path) -> tuple[int, os.stat_result]:
+    """(descriptor, what the system says of it) of a regular file."""
+    with disk(f"read {path}"):
+        try:
+            # Without O_NONBLOCK, opening a pipe of that name would wait for ever.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except ValueError as error:  # a NUL in the name
+            raise CheckpointError(f"{str(path)!a:.80} is no name of a file: {error}.") from error
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise CheckpointError(f"{path} is not a regular file, expected one: put the file itself there.")
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor, found
+
+
+def _identity(found: os.stat_result):
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_file(path: Path, size: int | None = None, limit: int | None = None) -> np.ndarray:
@@ -85,5 +109,15 @@ def disk(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"Could not {action}: {reason}; check the disk.") from error
+        raise CheckpointError(f"Could not {action}: {error.strerror or error}; {advice_on(error)}.") from error
+
+
+def advice_on(error: OSError) -> str:
+    """What to do about an error of the operating system, in a few words."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return "something else has this name, choose another"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "change its permissions, or choose another place"
+    if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP, errno.EINVAL):
+        return "choose another place"
+    return "check the disk"

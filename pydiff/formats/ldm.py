@@ -311,7 +311,8 @@ def _openclip(weights, source):
 def _third(weight: Weight, i: int) -> Weight:
     """The i-th third of the rows."""
     rows = weight.shape[0] // 3
-    return Weight((rows, *weight.shape[1:]), lambda: weight.read()[i * rows : (i + 1) * rows])
+    third = slice(i * rows, (i + 1) * rows)
+    return weight._replace(shape=(rows, *weight.shape[1:]), read=lambda: weight.read()[third])
 
 
 def _clip_config(weights, version, source) -> dict:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydiff.formats import single_file
 from pydiff.formats.diffusers import pipeline, stable_diffusion
 from pydiff.formats.diffusers.pipeline import NOTHING, Loaded, Wishes
+from pydiff.formats.files import advice_on
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.store import checkpoint
 
@@ -23,4 +24,4 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
         stable_diffusion.check_not_alone(path)
         return pipeline.load(path, wishes)
     except OSError as error:
-        raise CheckpointError(f"Could not read {path}: {error.strerror or error}; check the disk.") from error
+        raise CheckpointError(f"Could not read {path}: {error.strerror or error}; {advice_on(error)}.") from error

@@ -280,7 +280,7 @@ def _weight(file, source, name, tensor, blocks: Mapping[str, Block]) -> Weight:
             return (array.astype(np.uint32) << 16).view(np.float32)
         return array.astype(np.float32 if dtype.char == "e" else dtype.newbyteorder("="))
 
-    return Weight(tensor.shape, read)
+    return Weight(tensor.shape, read, dtype.kind == "f" or storage.kind == "BFloat16Storage")
 
 
 class Machine:

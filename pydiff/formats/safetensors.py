@@ -36,14 +36,19 @@ EXACT = {
 # These are read, from others' files, and widened to float32; bfloat16 as raw bits, because NumPy has no such type.
 HALF = {"F16": "<f2", "BF16": "<u2"}
 ORDER = ["BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64"]  # the package's
+FLOATING = ("F16", "BF16", "F32", "F64")
 KNOWN = {**EXACT, **HALF, "U16": "<u2", "U64": "<u8"}  # the last two are read as they are, and never written
 
 
 class Weight(NamedTuple):
-    """An array in a file that is not read yet. read: gives it, writable; what is narrower than float32 as float32."""
+    """An array in a file that is not read yet. read: gives it, writable; what is narrower than float32 as float32.
+
+    floating: whether it will be of floating numbers.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+    floating: bool = True
 
 
 class Made(NamedTuple):
@@ -144,7 +149,7 @@ def _narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 def contents(file, source: object) -> dict[str, Weight]:
     """The arrays of a safetensors file, in the order of their bytes, each to be read on its own.
 
-    file: with `size` and `read(begin, count)`, see files.RegularFile; it has to stay open. source: for messages.
+    file: with `size` and `read(begin, count)`, see files.RegularFile. source: for messages.
     CheckpointError for anything but a well-formed file, of which the header alone is read here.
     """
     head = file.read(0, min(8, file.size))
@@ -153,7 +158,8 @@ def contents(file, source: object) -> dict[str, Weight]:
     header, start = _header(head, source, file.size)
 
     def weight(name, dtype, shape, begin, end):
-        return Weight(tuple(shape), lambda: _array(file.read(start + begin, end - begin), name, dtype, shape, source))
+        read = lambda: _array(file.read(start + begin, end - begin), name, dtype, shape, source)  # noqa: E731
+        return Weight(tuple(shape), read, dtype in FLOATING)
 
     return {entry[0]: weight(*entry) for entry in _in_order(header, file.size - start, source)}
 

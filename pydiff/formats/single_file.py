@@ -67,11 +67,11 @@ def _by_folder(found, folder: Path, path) -> Parts:
         raise CheckpointError(f"{folder} has no {INDEX}, expected the folder of a whole model: give another as config.")
     check_family(read_json(folder / INDEX), folder)
     config = unet_condition.read_config(read_json(folder / "unet" / CONFIG), folder / "unet" / CONFIG)
-    unet = unet_condition.read_model(config, found.unet[1], path)
+    unet = unet_condition.read_model(config, found.unet[1], path, deferred=True)
     config = autoencoder.read_config(read_json(folder / "vae" / CONFIG), folder / "vae" / CONFIG)
-    vae = autoencoder.read_model(config, found.vae[1], path)
+    vae = autoencoder.read_model(config, found.vae[1], path, deferred=True)
     config = text_encoder.read_config(read_json(folder / "text_encoder" / CONFIG), folder / "text_encoder" / CONFIG)
-    text = text_encoder.read_model(_bare(config), found.text[1], path)
+    text = text_encoder.read_model(_bare(config), found.text[1], path, deferred=True)
     tokenizer, tokens = text_encoder.open_tokenizer(folder / "tokenizer")
     source = folder / "scheduler" / SCHEDULER
     return Parts(unet, vae, text, tokenizer, tokens, (read_json(source), source), None, [])
@@ -87,9 +87,9 @@ def _by_itself(found, wishes, told, path) -> Parts:
     config, weights = found.unet
     prediction, notes = _prediction(found, wishes, told, path)
     config["sample_size"] = V_SIDE if found.version == 2 and prediction == "v" else EPS_SIDE
-    unet = unet_condition.read_model(Checked(unet_condition.CLASS, config, []), weights, path)
-    vae = autoencoder.read_model(Checked("AutoencoderKL", found.vae[0], []), found.vae[1], path)
-    text = text_encoder.read_model(Checked("CLIPTextModel", found.text[0], []), found.text[1], path)
+    unet = unet_condition.read_model(Checked(unet_condition.CLASS, config, []), weights, path, deferred=True)
+    vae = autoencoder.read_model(Checked("AutoencoderKL", found.vae[0], []), found.vae[1], path, deferred=True)
+    text = text_encoder.read_model(Checked("CLIPTextModel", found.text[0], []), found.text[1], path, deferred=True)
     tokenizer = bpe.clip(PADDING[found.version])
     schedule = dict(LCM_SCHEDULE if config.get("time_cond_proj_dim") else SCHEDULE)
     schedule["prediction_type"] = {"v": "v_prediction"}.get(prediction, "epsilon")

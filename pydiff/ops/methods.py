@@ -20,6 +20,7 @@ from pydiff.ops.elementwise import (
     subtract,
     tanh,
 )
+from pydiff.ops.names import METHODS, PROPERTIES, axis_called_dim, listed
 from pydiff.ops.reduction import matmul, maximum, mean, summation
 from pydiff.ops.shape import index, reshape, transpose
 from pydiff.tensor import Tensor, as_tensor
@@ -59,16 +60,12 @@ def exponential(base, x):
     return exp(multiply(x, np.log(base)))
 
 
-def _shape_arguments(shape):
-    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-
-
 def _reshape_method(x, *shape, **named):
-    return reshape(x, *(() if named and not shape else (_shape_arguments(shape),)), **named)
+    return reshape(x, *(() if named and not shape else (listed(shape),)), **named)
 
 
 def _transpose_method(x, *axes, **named):
-    return transpose(x, *((_shape_arguments(axes) or None,) if axes else ()), **named)
+    return transpose(x, *((listed(axes) or None,) if axes else ()), **named)
 
 
 def _compared(name):
@@ -158,15 +155,17 @@ _METHODS = {
     "exp": exp,
     "log": log,
     "sqrt": sqrt,
-    "clip": clip,
-    "sum": _without_out(summation),
-    "mean": _without_out(mean),
-    "max": _without_out(maximum),
-    "min": _without_out(minimum),
-    "var": _without_out(variance),
-    "std": _without_out(standard_deviation),
-    "argmax": lambda x, axis=None: x.data.argmax(axis),
-    "argmin": lambda x, axis=None: x.data.argmin(axis),
+    "clip": _without_out(clip),
+    "dot": product,
+    "matmul": product,
+    "sum": axis_called_dim(_without_out(summation)),
+    "mean": axis_called_dim(_without_out(mean)),
+    "max": axis_called_dim(_without_out(maximum), same=False),
+    "min": axis_called_dim(_without_out(minimum), same=False),
+    "var": axis_called_dim(_without_out(variance), same=False),
+    "std": axis_called_dim(_without_out(standard_deviation), same=False),
+    "argmax": axis_called_dim(lambda x, axis=None: x.data.argmax(axis)),
+    "argmin": axis_called_dim(lambda x, axis=None: x.data.argmin(axis)),
     "flatten": lambda x: reshape(x, (x.size,)),
     "reshape": _reshape_method,
     "transpose": _transpose_method,
@@ -180,6 +179,7 @@ def _method(operation):
 
 def attach():
     """Gives Tensor its operators and methods."""
-    for name, operation in _METHODS.items():
+    for name, operation in (_METHODS | METHODS).items():
         setattr(Tensor, name, _method(operation))
-    Tensor.T = property(transpose)
+    for name, operation in ({"T": transpose} | PROPERTIES).items():
+        setattr(Tensor, name, property(operation))

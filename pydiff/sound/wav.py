@@ -7,6 +7,7 @@ PCM of 8 (unsigned), 16, 24 and 32 bits and floats of 32 and 64, any number of c
 import contextlib
 import json
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +29,10 @@ class Unreadable(ValueError):
     """A file that is no sound, or none that is understood; the message is half a sentence."""
 
 
-def read_wav(data: bytes, longest: float | None = None) -> Sound:
+def read_wav(data: bytes, longest: float | None = None, check: Callable[[int], None] | None = None) -> Sound:
     """The sound in the bytes of a WAV file; at most `longest` seconds of it. Unreadable for anything else.
+
+    check: told how many numbers it has, before there is room for them, and may raise.
 
     A data chunk without a length (0, or about the largest), as programs that write into a pipe leave it, goes to the
     end.
@@ -53,6 +56,8 @@ def read_wav(data: bytes, longest: float | None = None) -> Sound:
     kind, channels, rate, width = form
     count = len(body) // (width * channels)
     count = count if longest is None else min(count, int(longest * rate))
+    if check is not None:
+        check(count * channels)
     return Sound(_samples(body[: count * width * channels], kind, width).reshape(count, channels), rate)
 
 

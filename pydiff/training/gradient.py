@@ -65,14 +65,16 @@ class Gradient:
     def of_step(self, step):
         """Outcome of this step."""
         parts, numbers, group = [], np.arange(self.options.batch_size), self.group
-        began, seconds, sent, waited = time.monotonic(), group.seconds, group.sent, self.task.waited()
+        began, seconds, sent, stream = time.monotonic(), group.seconds, group.sent, self.task.stream
+        waited, failed = (0.0, {}) if stream is None else (stream.waited, dict(stream.failed))
         self.sum.begin()
         for shard in range(*self.owned[self.group.rank]):
             self.optimizer.zero_grad()
             parts.append(self._part(step, shard, numbers[slice(*self.shards[shard])]))
         self.sum.finish()
         dtypes = [(name, rows.dtype) for name, rows in parts[0].seen.items()]
-        parts = self._all_parts(step, parts)
+        lost = {} if stream is None else {name: why for name, why in stream.failed.items() if name not in failed}
+        parts, lost = self._all_parts(step, parts, lost)
         bad = next((part.bad for part in parts if part.bad), None)
         loss, norm2 = tree_of_numbers([part.loss for part in parts]), None
         if bad is None and not math.isfinite(loss):
@@ -87,23 +89,28 @@ class Gradient:
         if group.size > 1:
             share = (group.seconds - seconds) / max(time.monotonic() - began, 1e-9)
             traffic = {"processes": group.size, "sent_bytes": group.sent - sent, "communication": round(share, 3)}
-        if waited is not None:
-            traffic["waited_for_data"] = round(self.task.waited() - waited, 4)
+        if stream is not None:
+            traffic["waited_for_data"] = round(stream.waited - waited, 4)
+        if lost:
+            traffic["replaced"] = stream.give_up(lost)  # what one process could not read, none reads from now on
         return Outcome(loss, norm2, bad, seen, traffic)
 
-    def _all_parts(self, step, parts):
-        """Those of all processes; RuntimeError if they came to different results in the step before."""
+    def _all_parts(self, step, parts, lost):
+        """(parts, samples that could not be read) of all processes; RuntimeError if they came to different results in
+        the step before.
+        """
         if self.group.size == 1:
-            return parts
+            return parts, lost
         mine = [[loss, bad, {name: rows.tolist() for name, rows in seen.items()}] for loss, bad, seen in parts]
-        told = self.group.everyone([mine, self.before])
-        strangers = [rank for rank, (_, before) in enumerate(told) if before != self.before]
-        if any(before != told[0][1] for _, before in told):
+        told = self.group.everyone([mine, self.before, lost])
+        strangers = [rank for rank, (_, before, _) in enumerate(told) if before != self.before]
+        if any(before != told[0][1] for _, before, _ in told):
             raise RuntimeError(
                 f"the processes came to different results in step {step - 1} (process {strangers or 0} is not like "
                 f"process {self.group.rank}); the machines' memory or arithmetic cannot be relied on"
             )
-        return [Part(*part) for those, _ in told for part in those]
+        all_lost = {name: why for *_, theirs in told for name, why in theirs.items()}
+        return [Part(*part) for those, *_ in told for part in those], all_lost
 
     def _part(self, step, shard, numbers):
         task, options = self.task, self.options

@@ -61,9 +61,10 @@ class Task:
         The batch may have been computed in parts, by several processes: what changes here must follow from `seen`.
         """
 
-    def waited(self) -> float | None:
-        """Seconds spent so far on waiting for data, for the log; None where nothing is waited for."""
-        return None
+    @property
+    def stream(self):
+        """What decodes samples when they are needed (data.stream.StreamedImages); None if all are in memory."""
+        return getattr(getattr(self, "dataset", None), "stream", None)
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Arrays, besides the optimiser's, that change in training: {group: {name: array}}, to be written into."""
@@ -175,10 +176,6 @@ class DiffusionTask(Task):
         """Takes note of the losses where the draw of t goes by them."""
         if self.history is not None:
             self.history.update(**seen)
-
-    def waited(self):
-        """Seconds, where the pictures are decoded when they are needed."""
-        return self.dataset.waited
 
     def state(self):
         """The losses seen, where the draw of t goes by them."""

@@ -3,15 +3,19 @@
 import io
 import json
 import logging
+import re
 import tarfile
 import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import pydiff
 from pydiff.data import load
+from pydiff.data.asked import NOTHING_ASKED
 from pydiff.data.places import places_of
 from pydiff.data.stream import LOOKED_AT, StreamedImages, load_streamed
 from pydiff.training import DiffusionTask, Options, Trainer, training_steps
@@ -55,10 +59,7 @@ def source(request, folder, tmp_path):
     if request.param == "folder":
         return folder
     if request.param == "zip":
-        with zipfile.ZipFile(tmp_path / "photos.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in members:
-                archive.writestr(name, data)
-        return tmp_path / "photos.zip"
+        return in_zip(tmp_path / "photos.zip", members)
     if request.param == "tar":
         return in_tar(tmp_path / "photos.tar", members)
     if request.param == "tars":
@@ -86,11 +87,116 @@ def test_the_pixels_are_those_in_memory(source, folder):
         streamed.ahead(rng.integers(0, N, 9))
         np.testing.assert_array_equal(streamed.samples(chosen), inside.samples(indices))
         assert len(streamed.images.kept) <= 5
-        if source.name != "parts":
-            assert streamed.labels[indices].tolist() == inside.labels[indices].tolist()
-    assert streamed.waited > 0
-    assert inside.waited is None
+        assert streamed.labels[indices].tolist() == inside.labels[indices].tolist()
+    assert streamed.stream.waited > 0
+    assert inside.stream is None
     assert inside.usable(indices).tolist() == indices.tolist()
+
+
+def in_zip(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
+
+
+def picture(kind, number):
+    """(suffix, contents) of a picture of this kind, 9 x 8 or 8 x 9, and of its own."""
+    rng = np.random.default_rng(number)
+    side = (9, 8) if number % 2 else (8, 9)
+    modes = {"rgb": ((*side, 3), np.uint8), "rgba": ((*side, 4), np.uint8), "deep": (side, np.uint16)}
+    shape, dtype = modes.get(kind, (side, np.uint8))
+    pixels = [rng.integers(0, 256 if dtype is np.uint8 else 4000, shape, dtype) for _ in range(3)]
+    first, *others = map(Image.fromarray, pixels)
+    file = io.BytesIO()
+    if kind == "pages":
+        first.save(file, "tiff", save_all=True, append_images=others[: number % 3])
+        return ".tif", file.getvalue()
+    first.save(file, "png")
+    return ".png", file.getvalue()
+
+
+@st.composite
+def trees(draw):
+    """(members of a tree of pictures, by path, with what is said of them; options)."""
+    split = draw(st.sampled_from([None, "train", "val", "all"]))
+    kinds = draw(st.sampled_from([("rgb", "grey"), ("rgba", "rgb"), ("deep", "grey"), ("pages", "grey"), ("grey",)]))
+    said = draw(st.sampled_from(["", ".txt", ".de.txt", ".json", ".cls", "metadata.jsonl", "some"]))
+    files, rows = {}, []
+    for number in range(draw(st.integers(2, 9))):
+        folder = "" if split is None else ("train/", "train/", "val/")[number % 3 if number > 2 else number]
+        folder += draw(st.sampled_from(["", "cat/", "dog/deep/", ".hidden/", "thumbs/"])) if number > 2 else "cat/"
+        suffix, data = picture(kinds[number % len(kinds)], number)
+        stem = f"{folder}{draw(st.sampled_from(['b', 'a', 'x y', 'é']))}{number}"
+        files[stem + suffix] = data
+        text = f"picture {number}"
+        if said in (".txt", ".de.txt") or (said == "some" and number % 2):
+            files[stem + (said if said != "some" else ".txt")] = f"{text}\nand {number}".encode()
+        elif said == ".json":
+            facts = {"caption": text, "label": number % 2, "prompt_de": [f"Bild {number}"], "width": 8}
+            files[stem + said] = json.dumps(facts).encode()
+        elif said == ".cls":
+            files[stem + said] = f"{number % 3}\n".encode()
+        rows.append({"file_name": stem + suffix, "text": [text, "a picture"]})
+    if said == "metadata.jsonl":
+        files[said] = "\n".join(map(json.dumps, rows)).encode()
+    options = {
+        "size": draw(st.sampled_from([8, (6, 10)])),
+        "channels": draw(st.sampled_from([None, 1, 3, 4])),
+        "split": split,
+        "pages": draw(st.sampled_from([None, "first", "all"])),
+        "bits": draw(st.sampled_from([12, 16])) if "deep" in kinds else None,
+    }
+    return files, options
+
+
+def told(dataset):
+    """Everything but the pixels."""
+    labels = None if dataset.labels is None else dataset.labels.tolist()
+    return len(dataset), dataset.shape, labels, dataset.classes, dataset.captions, dataset.languages, dataset.skipped
+
+
+@settings(max_examples=25, deadline=None)
+@given(tree=trees(), kind=st.sampled_from(["folder", "zip", "tar", "tars", "zips"]), shuffled=st.randoms())
+def test_streamed_data_are_the_data_in_memory(tmp_path_factory, tree, kind, shuffled):
+    """Whatever lies where, and whatever is asked for: pixels, classes, captions, and what is skipped."""
+    (files, options), root = tree, tmp_path_factory.mktemp("tree")
+    members = list(files.items())
+    shuffled.shuffle(members)  # an archive may have them in any order
+    if kind == "folder":
+        for name, data in members:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+    elif kind in ("zip", "tar"):
+        root = (in_zip if kind == "zip" else in_tar)(root / f"a.{kind}", members)
+    else:  # what belongs together is in one of two archives
+        for half in "01":
+            some = [m for m in members if str(sum(m[0].partition(".")[0].encode()) % 2) == half]
+            (in_zip if kind == "zips" else in_tar)(root / f"{half}.{kind[:3]}", some)
+    try:
+        expected = load(root, **options)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error)[:40])):
+            load(root, cache_gb=1, **options)
+        return
+    streamed = load(root, cache_gb=1e-6, **options)
+    assert told(streamed) == told(expected)
+    np.testing.assert_array_equal(streamed.images[:], expected.images)
+
+
+@pytest.mark.parametrize("pages", [None, "first"])
+def test_rows_of_parquet_are_the_rows_in_memory(tmp_path, pages):
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for half in (0, 1):
+        rows = {"image": [{"bytes": png(i), "path": None} for i in range(half, 12, 2)]}
+        rows |= {"label": [i % 3 for i in range(6)], "text_de": [f"Bild {i}" for i in range(6)], "odd": [1.0] * 6}
+        pq.write_table(arrow.table(rows), tmp_path / f"{half}.parquet", row_group_size=4)
+    expected, streamed = (load(tmp_path, 6, 1, pages=pages, cache_gb=gb) for gb in (0, 1))
+    assert told(streamed) == told(expected)
+    assert streamed.notes[1:] == [note for note in expected.notes if "made 1" not in note and "resized" not in note]
+    np.testing.assert_array_equal(streamed.images[:], expected.images)
 
 
 def test_what_is_kept_has_a_bound(folder):
@@ -129,6 +235,19 @@ def test_a_file_that_fails_later_is_replaced_by_the_next(folder, caplog):
     assert len(caplog.records) == 4  # each once
     assert "not a picture" in caplog.text
     np.testing.assert_array_equal(dataset.samples(chosen)[1], dataset.samples(np.array([6]))[0])
+
+
+def test_what_another_process_could_not_read_is_not_read_here(folder):
+    """Whichever process meets a file that fails, all replace it from the next step on; the log names it."""
+    dataset, names = load(folder, cache_gb=1), sorted(NAMES)
+    assert dataset.usable(np.array([3])).tolist() == [3]
+    assert dataset.stream.give_up({names[3]: "gone", names[2]: "empty"}) == {names[2]: "empty", names[3]: "gone"}
+    assert dataset.usable(np.array([1, 2, 3])).tolist() == [1, 4, 4]
+    options = Options(channels=(8,), groups=4, steps=10, batch_size=8, timesteps=20)
+    (folder / names[7]).write_bytes(b"no picture")
+    steps = list(training_steps(Trainer(DiffusionTask(dataset, options), options)))
+    replaced = [step.traffic["replaced"] for step in steps if "replaced" in step.traffic]
+    assert replaced == [{names[7]: "not a picture in any known format"}]
 
 
 def test_where_nothing_can_be_read_that_is_said(folder):
@@ -209,14 +328,64 @@ def test_a_broken_member_in_the_middle_is_replaced(tmp_path):
     ("make", "message"),
     [
         (lambda path: (path / "a.gz").write_bytes(b"x"), "holds no pictures"),
-        (lambda path: (path / "a.tar").write_bytes(b"no tar"), "cannot be read as a .tar file"),
-        (lambda path: (path / "a.zip").write_bytes(b"no zip"), "cannot be read as a .zip file"),
+        (lambda path: (path / "a.tar").write_bytes(b"no tar"), r"a\.tar cannot be read"),
+        (lambda path: (path / "a.zip").write_bytes(b"no zip"), r"a\.zip cannot be read"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused_in_one_sentence(make, message, tmp_path):
     make(tmp_path)
     with pytest.raises(ValueError, match=message):
         load(tmp_path, cache_gb=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "NHWC"}, "layout='NHWC' is for arrays"),
+        ({"frames": 4}, "frames and frame_rate are for clips"),
+        ({"rate": 8000}, "cache_gb is for pictures"),
+        ({"split": "val"}, "no folders called train, val or test"),
+        ({"labels": [0] * N}, "cache_gb is for a folder"),
+    ],
+)
+def test_what_streams_cannot_honour_is_refused_in_one_sentence(folder, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder, cache_gb=1, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_data_for_a_stream_is_refused_in_one_sentence(tmp_path):
+    places = {name: tmp_path / name for name in ("deep", "sounds", "films", "digits", "packed", "rows")}
+    for place in places.values():
+        place.mkdir()
+    (places["deep"] / "a.png").write_bytes(picture("deep", 0)[1])
+    (places["sounds"] / "a.wav").write_bytes(b"x")
+    (places["films"] / "a.mp4").write_bytes(b"x")
+    for kind, axes in (("images", b"\3"), ("labels", b"\1")):
+        (places["digits"] / f"train-{kind}-idx{axes[0]}-ubyte").write_bytes(b"\0\0\x08" + axes + bytes(4 * axes[0]))
+    with tarfile.open(places["packed"] / "a.tar.gz", "w:gz"):
+        pass
+    (places["rows"] / "a.parquet").write_bytes(b"x")
+    for name, message, options in (
+        ("deep", "holds grey levels up to 3882; streamed data need bits, for example bits=12", {}),
+        ("sounds", "holds sounds, and cache_gb is for images", {}),
+        ("films", "holds films, and cache_gb is for images", {}),
+        ("digits", "holds MNIST's IDX files, which are read as a whole; leave cache_gb out", {}),
+        ("packed", "is packed as a whole and cannot be read piece by piece; unpack it", {}),
+        ("rows", "split is for folders called train, val and test", {"split": "val"}),
+        ("rows", "pages is for files of images", {"pages": "all"}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(places[name], cache_gb=1, **options)
+    assert load(places["deep"], cache_gb=1, bits=16).shape == (8, 9, 1)
+
+
+def test_deep_grey_that_comes_late_is_not_guessed_at(folder):
+    """Of 30 files all were looked at; the one that changes afterwards is left out, as its white is unknown."""
+    dataset = load(folder, cache_gb=1)
+    (folder / sorted(NAMES)[3]).write_bytes(picture("deep", 0)[1])
+    assert dataset.usable(np.array([3])).tolist() == [4]
+    assert "nobody has said how many" in dataset.stream.failed[sorted(NAMES)[3]]
 
 
 def test_streams_are_of_folders_and_files(tmp_path):
@@ -236,13 +405,13 @@ def test_streams_are_of_folders_and_files(tmp_path):
 
 
 def test_the_array_it_stands_for(folder):
-    images = load_streamed(folder, None, None, 1).images
+    images = load_streamed(folder, 1).images
     assert isinstance(images, StreamedImages)
     assert (images.ndim, images.dtype, images.size) == (4, np.uint8, N * 8 * 8 * 3)
     assert images[3].shape == (8, 8, 3)
     assert images[2:5].shape == (3, 8, 8, 3)
     assert images[np.array([], int)].shape == (0, 8, 8, 3)
-    assert len(list(places_of(folder).names)) == N
+    assert len(list(places_of(folder, NOTHING_ASKED).names)) == N
 
 
 def test_a_run_on_streamed_data_ends_and_goes_on(folder, tmp_path):

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
+import pydiff.segment
+from pydiff.data import Sounds, load
+from pydiff.data.masks import Masked
 from pydiff.training import DiffusionTask, Options, Trainer, join, settled, training_steps
 from tests.training.pictures import dataset
 
@@ -67,6 +70,50 @@ def bits(group):
     return result
 
 
+def told_of(shape, n=12):
+    """n images of this shape, (H, W, C), that say nothing."""
+    return np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
+
+
+def tasks(latent):
+    """{name: a training of three steps, as a user calls it}. latent: folder of an autoencoder for 8 x 8 x 3."""
+    images, words = told_of((8, 8, 3)), [f"{'red' if i % 2 else 'green'} circle {i % 3}" for i in range(12)]
+    labels, rng = np.arange(12) % 3, np.random.default_rng(0)
+    captioned, labelled = load(images, captions=words), load(images, labels=labels)
+    clips = load(rng.integers(0, 256, (10, 3, 8, 8, 3), np.uint8), labels=np.arange(10) % 3)
+    waves = Sounds("waves", rng.uniform(-1, 1, (12, 1, 256, 1)).astype(np.float32), rate=800)
+    masked = Masked("masked", images, (images[..., 0] > 128).astype(int), ["dark", "bright"])
+    points = load(rng.standard_normal((20, 3)), labels=np.arange(20) % 2)
+    given = {"progress": False, "steps": 3, "batch_size": 6, "warmup": 1, "shards": 4, "groups": 4}
+    small = given | {"channels": (8, 8), "timesteps": 10, "sample_every": 0, "dropout": 0.1}
+    few = {name: given[name] for name in ("progress", "steps", "batch_size", "warmup", "shards")}
+    some = {"conditional": True, "timestep_sampling": "loss_aware", "label_drop": 0.4}
+    return {
+        "learned words": lambda: pydiff.train(captioned, text="learned", **small, label_drop=0.4),
+        "glove": lambda: pydiff.train(captioned, text="glove", **small, timestep_sampling="loss_aware"),
+        "autoencoder": lambda: pydiff.train(images, model="autoencoder", **given, channels=(8, 8)),
+        "latent": lambda: pydiff.train(labelled, latent=latent, **small, **some),
+        "classifier": lambda: pydiff.train(labelled, model="classifier", **small, flip=True),
+        "sound": lambda: pydiff.train(waves, codec="waveform", **small, self_conditioning=True),
+        "points": lambda: pydiff.train(points, **few, channels=(16,), timesteps=10, sample_every=0, **some),
+        "clips": lambda: pydiff.train(clips, images=labelled, **small, conditional=True),
+        "segmentation": lambda: pydiff.segment.train(masked, **few, channels=(8, 8)),
+        "learned variance": lambda: pydiff.train(labelled, **small, **some, variance="learned", recompute=True),
+    }
+
+
+def of_task(train):
+    """What must be the same: losses and norms of all steps, and a digest of the weights and of what they draw."""
+    made, digest = train(), hashlib.sha256()
+    model = made.segmenter.model if hasattr(made, "segmenter") else made.model
+    log = made.log if isinstance(made.log, list) else made.log()
+    for name, array in sorted(model.state_dict().items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    if hasattr(made, "sample_states"):
+        digest.update(np.ascontiguousarray(made.sample(2, steps=2)).tobytes())
+    return [[entry["step"], entry["loss"], entry["grad_norm"]] for entry in log], digest.hexdigest()
+
+
 def before_every_batch(hook):
     """hook(step) is called whenever a diffusion task, of whatever kind, is asked for a batch."""
     batch = DiffusionTask.batch
@@ -97,6 +144,10 @@ def main(what, *arguments):
             result = bits(group)
         if group.first:
             print(json.dumps(result), flush=True)
+    elif what == "tasks":
+        found = {name: of_task(train) for name, train in tasks(arguments[0]).items()}
+        if join().first:
+            print(json.dumps(found), flush=True)
     elif what == "folder":  # a run, stopped by a signal that one process gets; `pydiff.train` as a user calls it
         out, at, step, name = arguments
         if join().rank == int(at):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import pydiff
 from pydiff.store import checkpoint
 from pydiff.store.log import Log
 from pydiff.training import distributed, join
@@ -59,6 +60,22 @@ def alone():
     assert "is not finite" in result["faulty"]["states"][3][3]
     assert len({json.dumps(r["states"]) for r in result.values()}) == 3
     return result
+
+
+@needs_mpi
+def test_every_task_gives_the_same_bits_on_any_number_of_processes(tmp_path):
+    """Captions, autoencoders and what diffuses in their latents, classifiers, sounds, points, clips, masks."""
+    images = mpi_worker.told_of((8, 8, 3))
+    options = {"steps": 3, "batch_size": 6, "channels": (8, 8), "groups": 4, "progress": False}
+    pydiff.train(images, model="autoencoder", out=tmp_path / "latent", **options)
+    trainings = mpi_worker.tasks(tmp_path / "latent")
+    alone = {name: json.loads(json.dumps(mpi_worker.of_task(train))) for name, train in trainings.items()}
+    for n in (2, 3):
+        status, said, error = mpiexec(n, "tasks", tmp_path / "latent")
+        assert status == 0, error
+        assert json.loads(said) == alone
+    assert all(len(states) == 3 for states, _ in alone.values())
+    assert len({digest for _, digest in alone.values()}) == len(alone)
 
 
 @needs_mpi

@@ -89,8 +89,11 @@ def read_config(config: Mapping, source: Path, known_class: str | None = None) -
     return Checked(found, config, notes)
 
 
-def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: Path) -> Autoencoder:
-    """The autoencoder with these weights. One array of the file is held at a time, besides the autoencoder.
+def read_model(
+    checked_config: Checked, weights: Mapping[str, Weight], source: Path, deferred: bool = False
+) -> Autoencoder:
+    """The autoencoder with these weights; deferred: see parameters.fill. One array of the file is held at a time,
+    besides the autoencoder.
 
     CheckpointError, in one sentence, where configuration and weights do not go together.
     """
@@ -100,7 +103,7 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: P
         full = {name: p.default for name, p in inspect.signature(MODELS[class_name]).parameters.items()} | config
         _compare(_EXPECTED[class_name](full), weights, source)
         model = build(class_name, config)
-        fill(model, reshaped(weights, model))
+        fill(model, reshaped(weights, model), deferred)
     except (ValueError, TypeError, MemoryError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
     return model
@@ -136,7 +139,9 @@ def of_beside(found: tuple[dict, Mapping[str, Weight]], source: Path) -> Autoenc
     return read_model(read_config(config, source), weights, source)
 
 
-def open_folder(folder: Path, variant: str | None = None, known_class: str | None = None) -> tuple[Autoencoder, list]:
+def open_folder(
+    folder: Path, variant: str | None = None, known_class: str | None = None, deferred: bool = False
+) -> tuple[Autoencoder, list]:
     """(autoencoder, notes) of a folder that has a vae/ or is one, of whichever version. variant: "fp16".
 
     What pydiff saved is checked byte for byte. CheckpointError, in one sentence, where it is damaged or incomplete.
@@ -158,7 +163,7 @@ def open_folder(folder: Path, variant: str | None = None, known_class: str | Non
         )
     checked_config = read_config(read_json(folder / CONFIG), folder / CONFIG, known_class)
     with weight_files.open_folder(folder, names, variant) as found:
-        return read_model(checked_config, found.weights, folder / CONFIG), checked_config.notes
+        return read_model(checked_config, found.weights, folder / CONFIG, deferred), checked_config.notes
 
 
 def _open_ours(folder: Path) -> Autoencoder:

@@ -3,14 +3,16 @@ and the way back.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from pydiff.formats.safetensors import CheckpointError, Made, Weight
 from pydiff.nn import Module
+from pydiff.nn.deferred import defer
 
+TILE = 64  # rows and columns of a matrix that is transposed by tiles
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # inside an attention
 
 
@@ -32,8 +34,11 @@ def attention_renamed(name: str) -> str:
     return ".".join(parts)
 
 
-def fill(model: Module, weights: Mapping[str, Weight]):
-    """Reads every array into its parameter; names and shapes are compared before the first is read."""
+def fill(model: Module, weights: Mapping[str, Weight], deferred: bool = False):
+    """Reads every array into its parameter; names and shapes are compared before the first is read.
+
+    deferred: each is read when it is used, see nn/deferred.py.
+    """
     parameters = dict(model.named_parameters())
     missing, extra = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
     if missing or extra:
@@ -44,11 +49,30 @@ def fill(model: Module, weights: Mapping[str, Weight]):
         expected = tuple(p.shape[i] for i in p.file_axes)
         if tuple(weights[name].shape) != expected:
             raise ValueError(f"{name} must have shape {expected}, got {tuple(weights[name].shape)}")
+        if not weights[name].floating:
+            raise ValueError(f"{name} holds no fractions, expected floating numbers")
+    if deferred:
+        defer(model, {name: reader(weights[name], p.file_axes) for name, p in parameters.items()})
+        return
     for name, p in parameters.items():
-        array = weights[name].read()
-        if array.dtype.kind != "f":
-            raise ValueError(f"{name} is {array.dtype}, expected floating numbers")
-        p.data[...] = array.transpose(tuple(np.argsort(p.file_axes)))
+        p.data[...] = weights[name].read().transpose(tuple(np.argsort(p.file_axes)))
+
+
+def reader(weight: Weight, file_axes) -> Callable[[], np.ndarray]:
+    """A function that reads an array of a file into the layout of a parameter: float32, contiguous."""
+    axes = tuple(np.argsort(file_axes))
+
+    def read():
+        array = weight.read().transpose(axes)
+        made = np.empty(array.shape, np.float32)
+        if array.ndim < 2 or array.flags.c_contiguous:
+            made[...] = array
+        for i in range(0, array.shape[-1], TILE) if array.ndim > 1 and not array.flags.c_contiguous else ():
+            for j in range(0, array.shape[-2], TILE):  # tile by tile, which is faster where axes change places
+                made[..., j : j + TILE, i : i + TILE] = array[..., j : j + TILE, i : i + TILE]
+        return made
+
+    return read
 
 
 def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
@@ -66,7 +90,8 @@ def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
             and longer[2:] == (1, 1)
             and longer[:2] == min(shape, expected, key=len)
         ):
-            made[name] = Weight(expected, lambda read=weights[name].read, shape=expected: read().reshape(shape))
+            read = lambda read=weights[name].read, shape=expected: read().reshape(shape)  # noqa: E731
+            made[name] = weights[name]._replace(shape=expected, read=read)
     return made
 
 

@@ -60,6 +60,7 @@ class Wishes(NamedTuple):
     weights, "fp16", "ema". classes: names. self_conditioning: that half of the input channels are for the last x0-hat.
     Of Stable Diffusion alone: config: a folder that has the configuration of a single file. embedding: files of words
     of one's own (textual inversion). skip_layers: how many of the text encoder's last layers to leave out.
+    low_memory: weights are read when they are used, and given up.
     """
 
     scheduler: Mapping | str | Path | None = None
@@ -71,6 +72,7 @@ class Wishes(NamedTuple):
     config: str | Path | None = None
     embedding: Sequence[str | Path] = ()
     skip_layers: int = 0
+    low_memory: bool = False
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -99,10 +99,11 @@ def load(directory: Path, wishes: Wishes = NOTHING) -> Loaded:
     unet, said = _unet(directory / "unet", _variant(directory / "unet", wishes, weights.STEM, notes, needed=True))
     notes += said
     variant = _variant(directory / "vae", wishes, weights.STEM, notes)
-    vae, said = autoencoder.open_folder(directory / "vae", variant, _class_of(index, "vae"))
+    vae, said = autoencoder.open_folder(directory / "vae", variant, _class_of(index, "vae"), deferred=True)
     notes += said
     variant = _variant(directory / "text_encoder", wishes, text_encoder.STEMS, notes)
-    text, said = text_encoder.open_folder(directory / "text_encoder", variant, _class_of(index, "text_encoder"))
+    kind = _class_of(index, "text_encoder")
+    text, said = text_encoder.open_folder(directory / "text_encoder", variant, kind, deferred=True)
     notes += said
     tokenizer, tokens = text_encoder.open_tokenizer(directory / "tokenizer")
     path = directory / "scheduler" / SCHEDULER
@@ -125,7 +126,7 @@ def assembled(parts: Parts, wishes: Wishes, source: object) -> Loaded:
                 encoder.learn(word, vectors)
         pipeline = StableDiffusion(
             parts.unet, scheduler.process, codec, Conditioning(encoder=encoder), scheduler=scheduler,
-            few_steps=_is_turbo(scheduler.config),
+            few_steps=_is_turbo(scheduler.config), low_memory=wishes.low_memory,
         )  # fmt: skip
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}.") from error
@@ -214,7 +215,7 @@ def _unet(path: Path, variant) -> tuple[Module, list[str]]:
         raise CheckpointError(f"{path / CONFIG} is for the class {kind!a:.60}, expected {expected}: use another.")
     checked = unet_condition.read_config(config, path / CONFIG)
     with weights.open_folder(path, names, variant) as found:
-        return unet_condition.read_model(checked, found.weights, path / CONFIG), checked.notes
+        return unet_condition.read_model(checked, found.weights, path / CONFIG, deferred=True), checked.notes
 
 
 def _variant(path: Path, wishes, stems, notes, needed=False):

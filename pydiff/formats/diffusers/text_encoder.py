@@ -58,8 +58,13 @@ def read_config(config: Mapping, source: object, known_class: str | None = None)
     return Checked(str(found), known, [])
 
 
-def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: object) -> Module:
-    """The tower with these weights. CheckpointError where configuration and weights do not go together."""
+def read_model(
+    checked_config: Checked, weights: Mapping[str, Weight], source: object, deferred: bool = False
+) -> Module:
+    """The tower with these weights; deferred: see parameters.fill.
+
+    CheckpointError where configuration and weights do not go together.
+    """
     class_name, config, _ = checked_config
     bare = renamed(dict(weights))
     try:
@@ -67,10 +72,10 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: o
         _compare(full, bare, source)
         model = build(class_name, config)
         if class_name == CLASSES[0]:
-            fill(model, bare)
+            fill(model, bare, deferred)
         else:
             projection = {"text_projection.weight": weights["text_projection.weight"]}
-            fill(model, {f"text_model.{name}": weight for name, weight in bare.items()} | projection)
+            fill(model, {f"text_model.{name}": weight for name, weight in bare.items()} | projection, deferred)
     except (ValueError, TypeError, KeyError, MemoryError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
     return model
@@ -94,7 +99,9 @@ def _compare(config, weights, source):
             raise CheckpointError(f"{beginning}: {name} has shape {tuple(weights[name].shape)}, not {shape}.")
 
 
-def open_folder(folder: Path, variant: str | None = None, known_class: str | None = None) -> tuple[Module, list[str]]:
+def open_folder(
+    folder: Path, variant: str | None = None, known_class: str | None = None, deferred: bool = False
+) -> tuple[Module, list[str]]:
     """(tower, notes) of a folder with config.json and weights. CheckpointError where it is damaged or incomplete."""
     names = _names(folder)
     if CONFIG not in names:
@@ -103,7 +110,7 @@ def open_folder(folder: Path, variant: str | None = None, known_class: str | Non
         )
     checked_config = read_config(read_json(folder / CONFIG), folder / CONFIG, known_class)
     with weight_files.open_folder(folder, names, variant, STEMS) as found:
-        return read_model(checked_config, found.weights, folder / CONFIG), checked_config.notes
+        return read_model(checked_config, found.weights, folder / CONFIG, deferred), checked_config.notes
 
 
 def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:

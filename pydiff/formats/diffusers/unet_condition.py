@@ -78,15 +78,20 @@ def read_config(config: Mapping, source: object) -> Checked:
     return Checked(CLASS, known, notes)
 
 
-def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: object) -> Module:
-    """The network with these weights. CheckpointError where configuration and weights do not go together."""
+def read_model(
+    checked_config: Checked, weights: Mapping[str, Weight], source: object, deferred: bool = False
+) -> Module:
+    """The network with these weights; deferred: see parameters.fill.
+
+    CheckpointError where configuration and weights do not go together.
+    """
     config = checked_config.config
     weights = {attention_renamed(name): weight for name, weight in weights.items()}
     try:
         full = {name: p.default for name, p in inspect.signature(MODELS[CLASS]).parameters.items()} | config
         _compare(full, weights, source)
         model = build(CLASS, config)
-        fill(model, reshaped(weights, model))
+        fill(model, reshaped(weights, model), deferred)
     except (ValueError, TypeError, KeyError, MemoryError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
     return model

@@ -14,6 +14,7 @@ from pydiff import text
 from pydiff.cli import main
 from pydiff.formats import embeddings
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.nn import deferred
 from tests.compare import assert_close
 from tests.formats.diffusers import tiny
 from tests.peers import import_diffusers, import_transformers
@@ -391,6 +392,24 @@ def test_too_little_memory_is_said_before(copy, monkeypatch):
     monkeypatch.setattr("pydiff.stable_diffusion.free_memory", lambda: 1 << 20)
     with pytest.raises(CheckpointError, match="GB of memory for its weights"):
         pydiff.load(copy)
+
+
+def test_little_memory_gives_the_same_bits(copy, monkeypatch):
+    run, small = pydiff.load(copy), pydiff.load(copy, low_memory=True)
+    assert deferred.waiting(run.model) > 0
+    asked = {"prompts": ["a cat", "a dog"], "steps": 2}
+    expected = run.sample(1, **asked)
+    assert deferred.waiting(run.model) == 0
+    np.testing.assert_array_equal(small.sample(1, **asked), expected)
+    assert deferred.releasable(small.model) == deferred.releasable(small.codec.autoencoder) == 0
+    np.testing.assert_array_equal(
+        small.image_to_image(expected[:1], 0.5, prompts=["a cat"]),
+        run.image_to_image(expected[:1], 0.5, prompts=["a cat"]),
+    )
+    monkeypatch.setattr(run.pipeline, "decoder_memory", lambda _: 2.0**60)  # does not fit beside the U-Net
+    monkeypatch.setattr(run.pipeline, "check_memory", lambda *_: None)
+    np.testing.assert_array_equal(run.sample(1, **asked), expected)
+    assert deferred.releasable(run.model) == 0
 
 
 def test_images_do_not_depend_on_those_beside_them(copy):

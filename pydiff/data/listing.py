@@ -1,0 +1,115 @@
+"""Which files below a folder, or in an archive, count as samples, and which of the others say something about them.
+
+What is called a folder here may be an archive, see archives.py: all that is asked of one is its `name`, its `paths()`,
+and `root / path`, which can be read. Made for a million files: no object a file but its path, and what depends on its
+folder is found out once.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from pydiff.data.captions import BESIDE, METADATA
+from pydiff.data.picture import SUFFIXES
+from pydiff.data.unreadable import FOLDERS, THUMBNAIL, is_thumbnail, readable
+from pydiff.printed import printable
+
+DROPPINGS = ("thumbs.db", "desktop.ini")
+
+
+class Found(NamedTuple):
+    """Paths below a folder, in order: pictures, files that may say something of them (captions.py), and others; the
+    (path, reason) of folders that cannot be listed; how many thumbnails were left out.
+    """
+
+    pictures: list[str]
+    texts: list[str]
+    skipped: list[tuple[str, str]]
+    others: list[str]
+    thumbnails: int
+
+
+def find_files(root, suffixes=SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """(files, texts, skipped) of `files_in`, for those with other suffixes."""
+    return files_in(root, suffixes)[:3]
+
+
+def files_in(root, suffixes=SUFFIXES) -> Found:
+    """What is below `root`, a folder or an archive; pictures are files with these suffixes. Hidden files and folders of
+    thumbnails are left out.
+
+    Follows links to folders, but enters each folder once, so that a loop of links ends.
+    """
+    paths, skipped = root.paths() if hasattr(root, "paths") else _walk(root)
+    suffixes = SUFFIXES | readable()[0] if suffixes is SUFFIXES else suffixes
+    pictures, texts, beside, others, small, thumbnails = [], [], [], [], set(), 0
+    folders = {"": (False, False)}  # path -> whether it is hidden, and whether one of thumbnails
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        hidden, of_thumbnails = folders.get(folder) or folders.setdefault(folder, _kind(folder))
+        if hidden or name.startswith("."):
+            continue
+        name = name.lower()
+        dot = name.rfind(".")
+        suffix = name[dot:] if dot > 0 else ""
+        if of_thumbnails:
+            thumbnails += suffix in suffixes
+        elif suffix in suffixes:
+            pictures.append(path)
+            if name.endswith(THUMBNAIL, 0, dot):
+                small.add(path)
+        elif suffix == ".txt" or name in METADATA:
+            texts.append(path)
+        elif suffix in BESIDE:
+            beside.append(path)
+        elif name not in DROPPINGS:
+            others.append(path)
+    if small or beside:
+        stems = {os.path.splitext(path)[0] for path in pictures}
+        small = {path for path in small if is_thumbnail(path, stems)}
+        pictures, thumbnails = [path for path in pictures if path not in small], thumbnails + len(small)
+        for path in beside:
+            (texts if os.path.splitext(path)[0] in stems else others).append(path)
+    return Found(in_order(pictures), in_order(texts), skipped, others, thumbnails)
+
+
+def in_order(paths: list[str]) -> list[str]:
+    """Sorted by folder, then by name: as a person goes through them, who compares one name after the other."""
+    return sorted(paths, key=lambda path: path.replace("/", "\0"))  # which is before all that a name may hold
+
+
+def _kind(folder: str) -> tuple[bool, bool]:
+    """(whether a folder, or one that it is in, is hidden; whether one is for thumbnails)."""
+    parts = folder.split("/")
+    return any(part.startswith(".") for part in parts), any(part.lower() in FOLDERS for part in parts)
+
+
+def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """(paths of all files below a folder, (path, reason) of folders that cannot be listed)."""
+    paths, skipped, entered, waiting = [], [], set(), [""]
+    while waiting:
+        folder = waiting.pop()
+        before, inner = f"{folder}/" if folder else "", []
+        try:
+            status = os.stat(root / folder)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(root / folder) as entries:
+                found = sorted((entry.name, _is_folder(entry)) for entry in entries)
+        except OSError as error:
+            skipped.append((printable(folder) or ".", f"folder cannot be listed ({error.strerror})"))
+            continue
+        for name, is_folder in found:
+            if name.startswith(".") or name == "__MACOSX":  # hidden, or the droppings of an archiver
+                continue
+            (inner if is_folder else paths).append(before + name)
+        waiting += reversed(inner)  # popped from the end: first name first
+    return paths, skipped
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False

@@ -1,0 +1,104 @@
+"""Parameters that stay in their file until they are used, for networks that are large and only asked.
+
+defer(network, {name: read})     nothing is read yet
+network(x, ..)                   every parameter is read when its turn comes, and kept
+keep(network, False)             .. or given up again after use: less memory, read anew at every use
+release(network)                 what was kept is given up
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from pydiff.nn.module import Module, Parameter
+
+
+class Deferred(Parameter):
+    """Takes the place of the parameter `like`. read: gives its values, in like's layout, as float32.
+
+    kept: whether values that were read stay. Values that are set stay in any case.
+    """
+
+    __slots__ = ("_read", "_set", "_shape", "_values", "kept")
+
+    def __init__(self, like: Parameter, read: Callable[[], np.ndarray]):
+        super().__init__(np.empty(0, np.float32), like.bound, like.file_axes)
+        self._shape, self._read, self.kept = like.shape, read, True
+        self._values, self._set = None, False
+
+    @property
+    def data(self):
+        """The values, read now if they are not at hand."""
+        if self._values is not None:
+            return self._values
+        values = self._read()
+        if self.kept:
+            self._values = values
+        return values
+
+    @data.setter
+    def data(self, values):
+        """Values in place of the file's."""
+        self._values, self._set = values, True
+
+    shape = property(lambda self: self._shape if self._values is None else self._values.shape)
+    dtype = property(lambda self: np.dtype(np.float32) if self._values is None else self._values.dtype)
+    ndim = property(lambda self: len(self.shape))
+    size = property(lambda self: int(np.prod(self.shape)))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def release(self):
+        """Gives up values that can be read again."""
+        if not self._set:
+            self._values = None
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that reading it will take."""
+        return 4 * self.size if self._values is None else 0
+
+
+def defer(model: Module, reads: Mapping[str, Callable[[], np.ndarray]]):
+    """Puts a Deferred in the place of every parameter that has a name there."""
+    made = {}  # by the parameter, which several modules may share
+    for prefix, module in model.named_modules():
+        for name, child in list(module.children()):
+            full = f"{prefix}.{name}" if prefix else name
+            if not isinstance(child, Parameter) or full not in reads:
+                continue
+            deferred = made.setdefault(id(child), Deferred(child, reads[full]))
+            place, _, i = name.partition(".")
+            if i:
+                getattr(module, place)[int(i)] = deferred
+            else:
+                setattr(module, place, deferred)
+
+
+def _deferred(model: Module):
+    return [p for p in model.parameters() if isinstance(p, Deferred)]
+
+
+def keep(model: Module, on: bool):
+    """Whether values that are read from now on stay in memory; those that are there are released for False."""
+    for p in _deferred(model):
+        p.kept = on
+        if not on:
+            p.release()
+
+
+def release(model: Module):
+    """Gives up all values that can be read again."""
+    for p in _deferred(model):
+        p.release()
+
+
+def waiting(model: Module) -> int:
+    """Bytes of memory that the parameters will take which are not read yet, if they stay."""
+    return sum(p.waiting for p in _deferred(model) if p.kept)
+
+
+def releasable(model: Module) -> int:
+    """Bytes of memory that `release` would give back."""
+    return sum(4 * p.size - p.waiting for p in _deferred(model) if not p._set)

@@ -1,0 +1,118 @@
+"""What else NumPy's and PyTorch's users call the operations, and what they ask of an array beside them.
+
+Nothing here has a derivative of its own. Where both libraries mean different things by one name, NumPy's counts, and a
+keyword of PyTorch's (`dim`) is refused in a sentence that says what to write.
+"""
+
+from pydiff.ops.elementwise import clip, multiply, power, relu, sigmoid, sqrt, tanh
+from pydiff.ops.reduction import log_softmax, softmax, summation
+from pydiff.ops.shape import broadcast_to, reshape, transpose
+from pydiff.tensor import Tensor
+
+
+def listed(arguments):
+    """The shape or the axes that are given one by one, or as one tuple or list."""
+    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
+
+
+def axis_called_dim(operation, same=True):
+    """The same method, which also knows `dim` and `keepdim`.
+
+    same: whether PyTorch's method of that name gives the same; otherwise those are refused.
+    """
+
+    def method(x, *options, **named):
+        theirs = {"dim": "axis", "keepdim": "keepdims"}
+        if not same and not theirs.keys().isdisjoint(named):
+            raise TypeError(
+                "this method is NumPy's: max and min give no places (argmax does), and var and std divide by the "
+                "count; write axis= for dim=, and ddof=1 for PyTorch's var and std"
+            )
+        return operation(x, *options, **{theirs.get(name, name): value for name, value in named.items()})
+
+    return method
+
+
+def clamp(x, min=None, max=None):
+    """x limited to [min, max], of which one may be left out; see `clip`."""
+    if min is None and max is None:
+        raise ValueError("clamp needs min or max")
+    return clip(x, -float("inf") if min is None else min, float("inf") if max is None else max)
+
+
+def swapaxes(x, first, second):
+    """x with two of its axes exchanged."""
+    order = list(range(x.ndim))
+    order[first], order[second] = order[second], order[first]
+    return transpose(x, tuple(order))
+
+
+def squeeze(x, axis=None):
+    """x without its axes of length 1, or without these."""
+    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    gone = {a % x.ndim for a in axes if axis is not None or x.shape[a] == 1}
+    if any(x.shape[a] != 1 for a in gone):
+        raise ValueError(f"an axis of {x.shape} that is longer than 1 cannot be taken away, axis={axis}")
+    return reshape(x, tuple(n for a, n in enumerate(x.shape) if a not in gone))
+
+
+def unsqueeze(x, axis):
+    """x with another axis of length 1, at this place."""
+    if not -x.ndim - 1 <= axis <= x.ndim:
+        raise ValueError(f"axis {axis} is none that {x.shape} can get, expected {-x.ndim - 1} .. {x.ndim}")
+    at = axis % (x.ndim + 1)
+    return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
+
+
+def copied(x):
+    """The same values in memory of their own; the gradient passes."""
+    return multiply(x, 1) if x.requires_grad else Tensor(x.data.copy())
+
+
+def norm(x, axis=None, keepdims=False):
+    """Root of the sum of the squares."""
+    return sqrt(summation(multiply(x, x), axis, keepdims))
+
+
+def astype(x, dtype):
+    """The values in another type, of a Tensor that wants no gradient."""
+    if x.requires_grad:
+        raise TypeError("a Tensor that wants a gradient keeps its dtype; convert the array that it was made of")
+    return Tensor(x.data.astype(dtype))
+
+
+def _array_method(name):
+    return lambda x, *arguments, **options: Tensor(getattr(x.data, name)(*arguments, **options))
+
+
+METHODS = {
+    "__pos__": copied,
+    "all": _array_method("all"),
+    "any": _array_method("any"),
+    "astype": astype,
+    "clamp": clamp,
+    "clone": copied,
+    "copy": copied,
+    "dim": lambda x: x.ndim,
+    "expand": lambda x, *shape: broadcast_to(x, listed(shape)),
+    "log_softmax": axis_called_dim(log_softmax),
+    "norm": axis_called_dim(norm),
+    "numel": lambda x: x.size,
+    "permute": lambda x, *axes: transpose(x, listed(axes)),
+    "pow": power,
+    "ravel": lambda x: reshape(x, (x.size,)),
+    "relu": relu,
+    "sigmoid": sigmoid,
+    "softmax": axis_called_dim(softmax),
+    "square": lambda x: multiply(x, x),
+    "squeeze": axis_called_dim(squeeze),
+    "swapaxes": swapaxes,
+    "tanh": tanh,
+    "tolist": lambda x: x.numpy().tolist(),
+    "unsqueeze": axis_called_dim(unsqueeze),
+    "view": lambda x, *shape: reshape(x, listed(shape)),
+}
+PROPERTIES = {
+    "mT": lambda x: swapaxes(x, -1, -2),
+    "nbytes": lambda x: x.data.nbytes,
+}

@@ -1,0 +1,111 @@
+"""nn/deferred.py: parameters that are read when they are used, and are the same ones."""
+
+import numpy as np
+import pytest
+
+from pydiff.formats import safetensors
+from pydiff.formats.diffusers.parameters import fill
+from pydiff.formats.files import RegularFile
+from pydiff.formats.safetensors import CheckpointError
+from pydiff.graph import Played
+from pydiff.models import AutoencoderKL, UNet2DCondition
+from pydiff.nn import deferred
+from pydiff.tensor import no_grad
+from tests.bits import assert_same_bits
+from tests.models.test_unet_condition import BOTH, SMALL
+
+VAE = {
+    "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2, "latent_channels": 3, "norm_num_groups": 4,
+}  # fmt: skip
+
+
+def reopened(model, path, dtype=None):
+    """(the same network with its parameters in a file, how often each was read)."""
+    with path.open("wb") as file:
+        file.writelines(safetensors.pieces(model.state_dict(), dtype))
+    with RegularFile(path) as file:
+        weights, reads = safetensors.contents(file, path), dict.fromkeys(model.state_dict(), 0)
+
+        def counted(name):
+            def read():
+                reads[name] += 1
+                return weights[name].read()
+
+            return weights[name]._replace(read=read)
+
+        other = type(model)(**model.config, seed=9)
+        fill(other, {name: counted(name) for name in weights}, deferred=True)
+    return other, reads
+
+
+@pytest.fixture
+def unet():
+    return UNet2DCondition(**{**SMALL, **BOTH}, seed=1)
+
+
+def answers(model, calls=2):
+    rng = np.random.default_rng(0)
+    x, context = (rng.standard_normal(s).astype(np.float32) for s in ((2, 8, 8, 3), (2, 5, 6)))
+    played = Played(model)
+    with no_grad():
+        plain = model(x, 7, encoder_hidden_states=context).data
+    return [plain, *(played(x, 7, encoder_hidden_states=context) for _ in range(calls))]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("dtype", [None, "F16"])
+def test_the_same_bits_and_nothing_is_read_before(unet, tmp_path, kept, dtype):
+    if dtype:
+        for p in unet.parameters():
+            p.data = p.data.astype(np.float16).astype(np.float32)
+    other, reads = reopened(unet, tmp_path / "weights.safetensors", dtype)
+    size = 4 * sum(p.size for p in unet.parameters())
+    assert set(reads.values()) == {0}
+    assert (deferred.waiting(other), deferred.releasable(other)) == (size, 0)
+    assert [(n, p.shape, len(p), p.ndim, p.size, p.dtype) for n, p in other.named_parameters()] == [
+        (n, p.shape, len(p), p.ndim, p.size, p.dtype) for n, p in unet.named_parameters()
+    ]
+    deferred.keep(other, kept)
+    assert_same_bits(answers(other), answers(unet))
+    if kept:
+        assert set(reads.values()) == {1}
+        assert (deferred.waiting(other), deferred.releasable(other)) == (0, size)
+        deferred.release(other)
+        assert (deferred.waiting(other), deferred.releasable(other)) == (size, 0)
+        assert_same_bits(answers(other, 0), answers(unet, 0))
+        assert set(reads.values()) == {2}
+    else:
+        assert min(reads.values()) >= 2
+        assert (deferred.waiting(other), deferred.releasable(other)) == (0, 0)
+
+
+def test_an_autoencoder_too_and_only_the_half_that_is_used(tmp_path):
+    model = AutoencoderKL(**VAE, seed=2)
+    other, reads = reopened(model, tmp_path / "weights.safetensors")
+    z = np.random.default_rng(0).standard_normal((1, 4, 4, 3)).astype(np.float32)
+    with no_grad():
+        assert_same_bits([other.decode(z).data], [model.decode(z).data])
+    assert {name.split(".")[0] for name, count in reads.items() if count} == {"decoder", "post_quant_conv"}
+
+
+def test_values_that_are_set_stay(unet, tmp_path):
+    other, _ = reopened(unet, tmp_path / "weights.safetensors")
+    p = other.conv_in.weight
+    p.data = np.zeros_like(p.data)
+    deferred.keep(other, False)
+    assert not p.data.any()
+    assert other.astype(np.float64).conv_out.weight.dtype == np.float64
+    np.testing.assert_array_equal(other.state_dict()["conv_out.bias"], unet.state_dict()["conv_out.bias"])
+
+
+@pytest.mark.parametrize("change", ["rewritten", "shorter", "gone"])
+def test_a_file_that_changes_is_one_sentence(unet, tmp_path, change):
+    path = tmp_path / "weights.safetensors"
+    other, _ = reopened(unet, path)
+    content = path.read_bytes()
+    path.unlink()
+    if change != "gone":
+        path.write_bytes(content if change == "rewritten" else content[:-8])
+    with pytest.raises(CheckpointError, match="No such file" if change == "gone" else "changed since it was opened"):
+        answers(other)
