@@ -92,6 +92,8 @@ def main(arguments=None):
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    finished = (options.out / "model").is_dir()  # by an earlier call, which wrote how long it took
+    earlier = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     began, cpu = time.perf_counter(), time.process_time()
     run = pydiff.train("swiss-roll", out=options.out, steps=options.steps, **RECIPE)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -108,7 +110,8 @@ def main(arguments=None):
             exactly[name] = of_a_normal_distribution(run.process, sampler, steps, spacing)
     found = {
         "machine": describe(available_threads()), "steps": options.steps, "recipe": RECIPE,
-        "parameters": run.parameters, "training": {"wall_s": round(seconds, 1), "cpu_s": round(cpu, 1)},
+        "parameters": run.parameters,
+        "training": earlier.get("training") if finished else {"wall_s": round(seconds, 1), "cpu_s": round(cpu, 1)},
         "bits": {
             "bound": bound, "standard error": error, "exact": float(exact.mean()), "normal distribution": entropy,
             "points": HELD_OUT,
