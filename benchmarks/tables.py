@@ -1,4 +1,4 @@
-"""Writes the tables of the READMEs from results/*.json, between their markers: python -m benchmarks.tables
+"""Writes the tables of README.md and of docs/ from results/*.json, between their markers: python -m benchmarks.tables
 
 A marker names a file: what stands between <!-- table: conv2d --> and the next <!-- end --> comes from conv2d.json. The
 marker gpu stands for every gpu-*.json, the reports of benchmarks.gpu.
@@ -290,10 +290,9 @@ def times(ratio):
 
 
 def main():
-    """Rewrites the READMEs of the benchmarks and of the project, and the pages that have tables."""
+    """Rewrites the README of the benchmarks, and the pages that have tables."""
     for readme in (
         HERE / "README.md",
-        HERE.parent / "README.md",
         HERE.parent / "docs/winograd.md",
         HERE.parent / "docs/sound.md",
         HERE.parent / "docs/distributed.md",

@@ -18,6 +18,7 @@ from pydiff.data.origin import Origin
 from pydiff.formats.diffusers import autoencoder as autoencoder_folder
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.latent_space import LatentSpace, open_autoencoder
+from pydiff.preview import preview_png
 from pydiff.reopen import finish, is_run
 from pydiff.store import sealed
 from pydiff.store.folder import RunDirectory
@@ -142,7 +143,7 @@ def train_named(model, data, latent, codec, **arguments):
 
 
 def train_autoencoder(
-    data, *, out=None, progress=True, device="cpu", announce=None, distributed="auto", **options
+    data, *, out=None, progress=True, device="cpu", announce=None, watch=None, distributed="auto", **options
 ):  # fmt: skip
     """Trains an autoencoder and returns the finished AutoencoderRun; arguments and errors as those of pydiff.train.
 
@@ -163,7 +164,7 @@ def train_autoencoder(
             live = AutoencoderRun(average, dataset.shape, options.to_config(), **history, step=trainer.step)
             tell(trainer.notes)
             try:
-                tell(fit(trainer, log, folder, lambda: _preview(live), progress and group.first))
+                tell(fit(trainer, log, folder, lambda: preview_png(live, watch), progress and group.first))
             except Interrupted as interrupted:
                 interrupted.run = live
                 raise
@@ -173,14 +174,6 @@ def train_autoencoder(
             if folder is not None:
                 finish(folder, made.save)
     return made
-
-
-def _preview(shown):
-    """What an AutoencoderRun previews, as a PNG: originals above what becomes of them."""
-    from pydiff.report.grid import grid, png_bytes
-
-    images = shown.preview()
-    return png_bytes(grid(images, columns=len(images) // 2))
 
 
 def holds_autoencoder(directory) -> bool:

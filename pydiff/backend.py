@@ -16,6 +16,7 @@ device of its own: a new one begins on the CPU, whatever the thread that started
 import contextlib
 import os
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ def _setting(name, allowed, default):
 
 NATIVE = _setting("PYDIFF_NATIVE", ("auto", "require", "off"), "auto")
 
+cpu: Any
 cpu, cpu_reason = compiled.load_cpu(NATIVE, _setting("PYDIFF_SIMD", ("", *compiled.LEVELS), ""))
 cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
 DEVICES = ("cpu", "cuda", "simt")

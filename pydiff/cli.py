@@ -8,39 +8,49 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
-from pydiff.backend import DEVICES
-from pydiff.diffusion.path import ALL_SPACINGS
-from pydiff.diffusion.samplers import SAMPLERS
 from pydiff.printed import printable, typed
-from pydiff.training import Options
+from pydiff.training import Options, ReadingOptions
 
-Device = Literal[DEVICES]
+# Written out for type checkers and editors; tests/test_types.py compares them with the tables.
+Device: TypeAlias = Literal["cpu", "cuda", "simt"]
+Sampler: TypeAlias = Literal[
+    "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpm2", "lms", "pndm", "deis", "dpm_solver",
+    "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "flow_euler", "flow_heun", "adaptive",
+]  # fmt: skip
+Spacing: TypeAlias = Literal["leading", "linspace", "trailing", "leading_stride", "karras", "exponential", "continuous"]
 DESCRIPTION = "Diffusion models from scratch: train on your pictures, draw, edit, look at what was learned."
 
 
 @dataclass
 class Demo:
-    """Train on handwritten digits on this machine (about a minute), then draw, film and explain what happened."""
+    """Draw digits at once with the model that comes with pydiff, then train one on this machine and explain it all.
 
-    out: Path = Path("demo")
-    """Folder for samples.png, film, report.html and model/. The same command again goes on where it stopped."""
+    How long that takes here is said beforehand. Ctrl-C leaves what there is; the same command goes on.
+    """
+
+    out: Path | None = None
+    """Folder for shipped.png, samples.png, film, report.html and model/; left out, demo, or demo-quick."""
+    quick: bool = False
+    """Within a minute: fewer steps of training and a shorter film, for digits that are not as good."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
-    training: Options = field(default_factory=lambda: Options(steps=2500, lr=2e-3))
+    training: Options = field(default_factory=lambda: Options(steps=1500, lr=2e-3, conditional=True, sample_every=250))
 
     def run(self):
+        from pydiff.demo import demo
+
         announce()
-        self.out = self.out.expanduser()
-        run = train_command("digits", self.out, self.training, self.device)
-        say(f"writing {self.out / 'report.html'}")
-        page = run.report(steps=run.process.schedule.T)  # every step, as in the lecture
-        show(run)
-        say(f"pictures  {self.out / 'samples.png'}\nfilm      {next(self.out.glob('film.*'))}\nreport    {page}")
-        say(f"model     {self.out / 'model'}   (pydiff sample {typed(self.out)} -n 64)")
+        training, out = self.training, self.out or Path("demo-quick" if self.quick else "demo")
+        if self.quick:
+            training = replace(training, steps=min(training.steps, 500), sample_every=100)
+        page = demo(out, training, self.device, 250 if self.quick else None, say)
+        folder = page.parent
+        say(f"images    {folder / 'shipped.png'}, {folder / 'samples.png'}\nfilm      {next(folder.glob('film.*'))}")
+        say(f"page      {page}\nmodel     {folder / 'model'}   (pydiff sample {typed(folder)} -n 64)")
 
 
 @dataclass
@@ -145,12 +155,12 @@ class Sample:
     out: Path | None = None
     """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
     file each, which several processes can fill; left out, samples.png, or the folder samples for sounds."""
-    sampler: Literal[tuple(SAMPLERS)] | None = None
+    sampler: Sampler | None = None
     """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
     came with, or ddim."""
     steps: int | None = None
     """Steps of the way back; left out, 50 or what suits the model's own scheduler."""
-    spacing: Literal[ALL_SPACINGS] | None = None
+    spacing: Spacing | None = None
     """Which noise levels the steps visit; left out, trailing."""
     seed: int = 0
     """Picture i depends on the seed and i alone."""
@@ -339,36 +349,14 @@ class Data:
     data: str
     """digits, emoji, faces, fashion, tones, a folder of pictures or sounds, an archive of pictures, an .npz, .npy or
     .parquet file, or files of MNIST or CIFAR."""
-    size: int | tuple[int, int] | None = None
-    """Side length to resize to, or height and width."""
-    image_channels: int | None = None
-    """1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
-    layout: Literal["NHWC", "NCHW", "NHW"] | None = None
-    """How the axes of an array are to be read; left out, by their lengths."""
-    pages: Literal["first", "all"] | None = None
-    """Which pages or frames of files that hold several; left out, the first."""
-    split: Literal["train", "val", "test", "all"] | None = None
-    """Which part of data that come in several; left out, train."""
-    bits: int | None = None
-    """How many bits of grey deeper than 8 bits are used; left out, as few as hold the values."""
-    limit: float | None = None
-    """GiB of memory that the data may take; left out, 4."""
-    rate: int | None = None
-    """Of sounds: samples a second."""
-    seconds: float | None = None
-    """Of sounds: how long each is made."""
-    frames: int | None = None
-    """Of clips: frames of each; a folder is then read for its clips."""
-    frame_rate: float | None = None
-    """Of clips: frames a second."""
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
 
     def run(self):
         from pydiff.data import describe, load
         from pydiff.report.grid import grid
         from pydiff.report.terminal import show as picture
-        from pydiff.training import reading
 
-        dataset = load(self.data, **reading(vars(self)))
+        dataset = load(self.data, **self.reading.reading())
         say(describe(dataset))
         first = dataset.codec.show(dataset.samples(range(min(16, len(dataset)))))
         say(picture(grid(first, columns=8, scale=1)), picture=True)

@@ -9,6 +9,7 @@ which `register` makes known to folders on disk.
 """
 
 import functools
+from typing import TypeVar
 
 import numpy as np
 
@@ -140,7 +141,7 @@ class Codec:
     @classmethod
     def from_config(cls, config):
         """The codec that `to_config` described."""
-        return cls(tuple(config["shape"]))
+        return cls(tuple(config["shape"]))  # pyright: ignore[reportCallIssue]
 
 
 class Levels(Codec):
@@ -198,7 +199,10 @@ class Pixels(Levels):
 CODECS: dict[str, type[Codec]] = {Pixels.kind: Pixels}
 
 
-def register(codec: type[Codec]) -> type[Codec]:
+Kind = TypeVar("Kind", bound=Codec)
+
+
+def register(codec: type[Kind]) -> type[Kind]:
     """Makes a codec known by its `kind`, so that a saved model that uses it can be opened. Also a class decorator."""
     CODECS[codec.kind] = codec
     return codec

@@ -25,6 +25,9 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")  # a name that looks like a number
 LABELS = "class_labels"  # the name under which diffusers' networks take classes
 
 
+NONE: Mapping = {}  # never written to
+
+
 class Condition(Mapping):
     """Named arrays with N rows each, one row a sample; a mapping, so that `**condition` gives them to a network.
 
@@ -35,7 +38,7 @@ class Condition(Mapping):
 
     __slots__ = ("_arrays", "_nothing", "rows")
 
-    def __init__(self, arrays: Mapping = (), nothing: Mapping = (), rows: int | None = None):
+    def __init__(self, arrays: Mapping = NONE, nothing: Mapping = NONE, rows: int | None = None):
         self._arrays, self._nothing = dict(arrays), dict(nothing)
         counts = {len(a) for a in self._arrays.values()} | ({rows} if rows is not None else set())
         if len(counts) > 1:
@@ -152,7 +155,7 @@ class Conditioning:
     """
 
     def __init__(
-        self, classes: Sequence[str] | None = None, nothing: Mapping = (), encoder=None, withheld: bool = True
+        self, classes: Sequence[str] | None = None, nothing: Mapping = NONE, encoder=None, withheld: bool = True
     ):
         self.classes = None if classes is None else list(classes)
         self.encoder, self.withheld = encoder, withheld
@@ -236,7 +239,7 @@ class Conditioning:
 
     def _null_rows(self, nothing):
         has_row = self.classes is not None and self.withheld
-        return ({LABELS: np.int64(len(self.classes))} if has_row else {}) | nothing
+        return ({LABELS: np.int64(len(self.classes or ()))} if has_row else {}) | nothing
 
     def _label_rows(self, numbers, labels):
         if self.classes is None:

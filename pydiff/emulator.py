@@ -38,9 +38,9 @@ def load():
     with _alone:
         if NAME not in sys.modules:
             spec = importlib.util.spec_from_file_location(NAME, build())
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            sys.modules[NAME] = pydiff._simt = module
+            module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
+            spec.loader.exec_module(module)  # pyright: ignore[reportOptionalMemberAccess]
+            sys.modules[NAME] = pydiff._simt = module  # pyright: ignore[reportAttributeAccessIssue]
         return sys.modules[NAME]
 
 

@@ -83,7 +83,7 @@ def _cuda():
 
     try:
         with backend.use_device("cuda") as cupy:
-            runtime = cupy.cuda.runtime
+            runtime = cupy.cuda.runtime  # pyright: ignore[reportAttributeAccessIssue]
             gpus = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
     except RuntimeError as error:
         return f"cannot be used: {error}"
@@ -96,7 +96,7 @@ def _package(name, purpose):
         return f"not installed ({purpose})"
     from importlib import metadata
 
-    distribution = {"skimage": "scikit-image"}.get(name, name)
+    distribution: str = {"skimage": "scikit-image"}.get(name, name)
     try:
         return f"{metadata.version(distribution)} installed ({purpose})"
     except metadata.PackageNotFoundError:

@@ -7,10 +7,12 @@ From words to samples without a return: conditioning -> denoiser -> sampler -> c
 samples.
 """
 
+from typing import Any
+
 import numpy as np
 
 from pydiff import backend
-from pydiff.codec import Codec, Pixels
+from pydiff.codec import Pixels
 from pydiff.condition import Conditioning
 from pydiff.diffusion import path, samplers
 from pydiff.diffusion.denoiser import check_sampler, denoiser
@@ -35,13 +37,13 @@ class Pipeline:
         self,
         model,
         process,
-        codec: Codec,
+        codec: Any,
         conditioning: Conditioning | None = None,
         *,
         variance="fixed",
         self_conditioning=False,
         device="cpu",
-        scheduler=None,
+        scheduler: Any = None,
     ):
         self.model, self.process, self.codec = model, process, codec
         self.conditioning = Conditioning() if conditioning is None else conditioning
@@ -62,7 +64,7 @@ class Pipeline:
 
     def sample(
         self,
-        n=16,
+        n: Any = 16,
         seed=0,
         sampler=None,
         steps=None,
@@ -99,7 +101,7 @@ class Pipeline:
 
     def sample_states(
         self,
-        n=16,
+        n: Any = 16,
         seed=0,
         sampler=None,
         steps=None,

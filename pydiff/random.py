@@ -15,6 +15,7 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 # What a number is for. Streams with different purposes never share a counter.
 INIT = 0  # initial weights
@@ -64,7 +65,7 @@ def key(seed: int, purpose: int, sample, step=0) -> Key:
 
 def numbers_of(n, count: int | None = None) -> np.ndarray:
     """The numbers (N,) of samples: 0 .. n-1 for a whole number, n itself for an array, 0 .. count-1 for None."""
-    n = count if n is None else n
+    n = (count or 0) if n is None else n
     return np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
 
 
@@ -115,7 +116,7 @@ def _blocks(key: Key, size: int) -> np.ndarray:
     return np.stack(philox4x32(counter, key.seed), axis=-1).reshape(len(key.sample), 4 * blocks)
 
 
-def uniform(key: Key, shape: Sequence[int] = (), dtype=np.float32) -> np.ndarray:
+def uniform(key: Key, shape: Sequence[int] = (), dtype: DTypeLike = np.float32) -> np.ndarray:
     """Uniform numbers in [0, 1) with 24 random bits, exact in float32 and float64: (N, *shape)."""
     w = words(key, prod(shape))
     return ((w >> 8) * 2.0**-24).astype(dtype).reshape(len(w), *shape)
@@ -128,7 +129,7 @@ def integers(key: Key, high: int) -> np.ndarray:
     return (words(key, 1)[:, 0].astype(np.uint64) * np.uint64(high) >> np.uint64(32)).astype(np.int64)
 
 
-def normal(key: Key, shape: Sequence[int] = (), dtype=np.float32) -> np.ndarray:
+def normal(key: Key, shape: Sequence[int] = (), dtype: DTypeLike = np.float32) -> np.ndarray:
     """Standard normal numbers by Box and Muller (1958), computed in float64 and then cast: (N, *shape).
 
     With u1 = ((w_even >> 8) + 1) 2^-24 in (0, 1] and u2 = (w_odd >> 8) 2^-24 in [0, 1):

@@ -126,7 +126,7 @@ def describe(folder: RunDirectory, pipeline: Pipeline, origin: Origin, trained):
     except CheckpointError:
         known = None
     if known is None or known[1].get("origin") != origin.to_config():
-        arrays, words = to_files(origin.samples)
+        arrays, words = to_files(origin.samples)  # pyright: ignore[reportArgumentType]
         kept.write(folder.path / "data", arrays, {"origin": origin.to_config(), "words": words})
 
 

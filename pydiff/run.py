@@ -6,7 +6,6 @@ by a module below that knows no Run.
 """
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
@@ -19,9 +18,11 @@ from pydiff.data.origin import Origin
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.latent_space import opened_in
 from pydiff.pipeline import Pipeline, pixels_of
+from pydiff.preview import preview_png
 from pydiff.reopen import all_or_some, describe, finish, open_folder
 from pydiff.steering import SteeredPipeline
 from pydiff.store.log import Log
+from pydiff.trained import place as shipped
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 from pydiff.training.changes import heard
 from pydiff.training.forecast import check_room
@@ -272,7 +273,8 @@ def _asked(conditioning, n, options):
 
 def load(directory, **wishes):
     """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run, of an autoencoder an
-    AutoencoderRun, of a classifier a ClassifierRun.
+    AutoencoderRun, of a classifier a ClassifierRun. "digits", where nothing of that name lies, is the model that comes
+    with pydiff.
 
     Without naming a sampler, the scheduler in the folder draws. wishes: what the folder does not say, or should have
     said: scheduler (a configuration, a path to one, or a class's name, "DDIMScheduler"), prediction ("eps", "x0", "v"),
@@ -283,7 +285,7 @@ def load(directory, **wishes):
 
     FileNotFoundError or CheckpointError, in one sentence, if it is none or damaged. docs/folders.md lists what opens.
     """
-    directory = Path(directory).expanduser()
+    directory = shipped(directory)
     if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
     if holds_autoencoder(directory):
@@ -300,7 +302,7 @@ def load(directory, **wishes):
 @backend.trimmed()
 def train(
     data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, latent=None,
-    announce=None, distributed="auto", **options,
+    announce=None, watch=None, distributed="auto", **options,
 ):  # fmt: skip
     """Trains a diffusion model on pictures or sounds and returns the finished `Run`.
 
@@ -315,9 +317,10 @@ def train(
     model="autoencoder" learns an autoencoder instead and returns an AutoencoderRun; its options are those of
     AutoencoderOptions. latent: the folder of one, or one at hand, in whose latents to diffuse.
     model="classifier" learns one of noisy samples and returns a ClassifierRun, see `Run.steered`.
-    announce: called with a few lines on the data before the first step. distributed: "auto" shares the work with the
-    other processes that mpiexec started, "mpi" insists on that, "off" works alone; docs/distributed.md. Every other
-    keyword is a field of pydiff.Options.
+    announce: called with a few lines on the data before the first step. watch: called with the number of the step and
+    a few images (N, H, W, C) uint8 whenever samples are drawn on the way, which needs `out`. distributed: "auto" shares
+    the work with the other processes that mpiexec started, "mpi" insists on that, "off" works alone;
+    docs/distributed.md. Every other keyword is a field of pydiff.Options.
 
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
@@ -327,7 +330,7 @@ def train(
                                 distributed=distributed, codec=codec or "auto", **options)  # fmt: skip
     if isinstance(model, str):
         return train_named(model, data, latent, codec, out=out, progress=progress, device=device, announce=announce,
-                           distributed=distributed, **options)  # fmt: skip
+                           watch=watch, distributed=distributed, **options)  # fmt: skip
     group = join(distributed)
     with group.together(), group.own_threads():
         announce, tell = heard(announce, group.first)
@@ -351,7 +354,7 @@ def train(
             tell(trainer.notes)
             check_room(trainer)
             try:
-                told = fit(trainer, run._log, folder, lambda: _preview(run.pipeline), progress and group.first)
+                told = fit(trainer, run._log, folder, lambda: preview_png(run, watch), progress and group.first)
             except Interrupted as interrupted:
                 interrupted.run = run
                 raise
@@ -376,10 +379,3 @@ def _run_of(trainer, average, folder, origin):
         dataset=task.dataset,
         log=() if folder is None else folder.log,
     )
-
-
-def _preview(pipeline):
-    """A few samples as a PNG."""
-    from pydiff.report.grid import grid, png_bytes
-
-    return png_bytes(grid(pipeline.codec.show(pipeline.preview())))

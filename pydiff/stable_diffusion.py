@@ -6,6 +6,7 @@ a hole beside x (inpainting models), and memory, which is predicted before it is
 """
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class StableDiffusion(Pipeline):
         for network in (model, codec.autoencoder, conditioning.encoder.network):
             deferred.keep(network, not low_memory)
 
-    def sample_states(self, n=16, *args, **more):
+    def sample_states(self, n: Any = 16, *args, **more):
         """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in, MemoryError before there
         is none left.
         """

@@ -16,11 +16,18 @@ import inspect
 import itertools
 import operator
 import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pydiff.arrays import add, array_module
 from pydiff.backend import FLOAT32, is_bfloat16
+
+if TYPE_CHECKING:
+    from pydiff.signatures import Methods  # which pydiff.ops gives to Tensor
+else:
+    Methods = object
 
 
 class _State(threading.local):
@@ -84,7 +91,7 @@ def _array(data):
     return data.astype(np.float32) if data.dtype.kind in "fi" else data
 
 
-class Tensor:
+class Tensor(Methods):
     """An array that can be differentiated.
 
     data: ndarray (NumPy or CuPy) of any shape in float32, float64 or, for the CUDA kernels, bfloat16; Python numbers
@@ -103,11 +110,11 @@ class Tensor:
             raise TypeError(f"a Tensor holds real numbers, got dtype {data.dtype}")
         if requires_grad and not _floating(data.dtype):
             raise TypeError(f"only floating-point tensors can require a gradient, got dtype {data.dtype}")
-        self.data = data
-        self.grad = None
-        self.grad_buffer = None  # where .grad shall be written; the optimiser keeps all of them in one flat array
+        self.data: Any = data  # NumPy's or CuPy's
+        self.grad: Any = None
+        self.grad_buffer: Any = None  # where .grad shall be written; the optimiser keeps all of them in one flat array
         self.requires_grad = requires_grad
-        self.maker = None  # the Function this is an output of, if that was recorded
+        self.maker: Function | None = None  # the Function this is an output of, if that was recorded
         self.output_index = 0
 
     shape = property(operator.attrgetter("data.shape"))
@@ -178,8 +185,13 @@ class Function:
     `integers` says that the operation is right for them.
     """
 
-    replay = None  # an operation has a backward instead
+    replay: Callable[[], list] | None = None  # an operation has a backward instead
     integers = False
+    backward: Callable[..., Any]
+    needs: list[bool]  # of a call, these four: whether each argument wants a gradient, the Tensors that do (no list
+    inputs: Any  # any more, but None, once the graph is freed), how many outputs there are, and when it was made
+    outputs: int
+    order: int
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -213,7 +225,7 @@ class Function:
         return (*args[: cls.arguments], *named), options
 
     @classmethod
-    def apply(cls, *args, **options):
+    def apply(cls, *args, **options) -> Any:
         if len(args) != cls.arguments:
             args, options = cls.bind(args, options)
         function, recording, arrays, needs = cls(), _state.enabled, [], []
@@ -271,7 +283,7 @@ def _run_backward(root, grad, finished=None):
     give(root, grad)
     while queue:
         while pending and pending[-1][0] > -queue[0][0]:  # all that used this leaf are done, or were never reached
-            finished(pending.pop()[1])
+            finished(pending.pop()[1])  # pyright: ignore[reportOptionalCall]
         _, function = heapq.heappop(queue)
         inputs, gradients, needs = function.inputs, waiting.pop(function), function.needs
         if function.replay:
@@ -294,7 +306,7 @@ def _run_backward(root, grad, finished=None):
                 # e.g. a loss in float64 of a network in float32
                 give(tensor, gradient.astype(tensor.dtype, copy=False))
     for _, leaf in reversed(pending):
-        finished(leaf)
+        finished(leaf)  # pyright: ignore[reportOptionalCall]
 
 
 def _leaves(root):

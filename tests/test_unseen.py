@@ -1,6 +1,7 @@
 """The experiment with descriptions never seen: its judge on drawings of known score, and the script end to end."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -62,6 +63,34 @@ def test_the_control_deals_the_same_captions_to_other_pictures():
     np.testing.assert_array_equal(wrong.images, data.images)
 
 
+def test_what_was_taken_for_what_and_how_far_off():
+    drawn = IMAGES[WANTED].copy()
+    drawn[0] = IMAGES[WANTED[1]]
+    found = unseen.distances(drawn, WANTED, unseen.captioned()[0], CELLS)
+    captions = [unseen.captioned()[0].captions[i][0] for i in WANTED[:2]]
+    assert (found["wrong"], found["median_rms"]) == ([captions], 0)
+
+
+def test_nothing_is_judged_twice(tmp_path, monkeypatch):
+    asked = []
+
+    def judged(run, guidance, sampling):
+        asked.append((run.step, guidance, sampling["steps"]))
+        return {"guidance": guidance, "unseen": {"top1": guidance / 10}, "seen": {"top1": 1}}
+
+    monkeypatch.setattr(unseen, "judged", judged)
+    options = {"text": "glove", "steps": 3}
+    run = types.SimpleNamespace(step=2, options=options, parameters=4, log=lambda: [{"time": 1.0}])
+    kept = tmp_path / "scores.json"
+    for guidance in ([1], [3, 1], [2]):
+        result = unseen.experiment(run, "a", guidance, {"steps": 5}, kept)
+    assert asked == [(2, 1, 5), (2, 3, 5), (2, 2, 5)]
+    assert ([row["guidance"] for row in result["scores"]], result["best"]) == ([1, 2, 3], 3)
+    run.step = 3
+    assert len(unseen.experiment(run, "a", [1], {"steps": 5}, kept)["scores"]) == 1
+    assert asked[-1] == (3, 1, 5)
+
+
 @pytest.mark.filterwarnings("ignore:.*facepalming.*:pydiff.text.PromptWarning")
 def test_the_script_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(unseen, "RECIPE", unseen.RECIPE | {"batch_size": 4, "groups": 4, "attention": (1,)})
@@ -69,12 +98,12 @@ def test_the_script_end_to_end(tmp_path, monkeypatch, capsys):
     docs.write_text(f"before\n{unseen.MARKS[0]}\nold\n{unseen.MARKS[1]}\nafter\n")
     place = ["--out", tmp_path / "runs", "--json", tmp_path / "unseen.json", "--docs", docs]
     budget = ["--steps", 2, "--encoder-steps", 1, "--encoders", "learned", "--channels", 4, 8]
-    judge = ["--sampling-steps", 1, "--guidance", 2]
+    judge = ["--sampling-steps", 1, "--guidance", 2, "--fewer", 1]
     arguments = [str(a) for a in (*place, *budget, *judge)]
     result = unseen.main(arguments)
     assert json.loads((tmp_path / "unseen.json").read_text())["top1"] == result["top1"] <= 0.05
-    assert [run["name"] for run in result["runs"]] == ["best: glove", "control", "shorter: learned"]
-    assert [run["steps"] for run in result["runs"]] == [2, 2, 1]
+    assert [run["name"] for run in result["runs"]] == ["best: glove", "shorter: learned", "control"]
+    assert [run["steps"] for run in result["runs"]] == [2, 1, 2]
     table = capsys.readouterr().out.partition("| run |")[2]
     assert "| best: glove | 2 | 2 | " in table
     text = docs.read_text()
@@ -82,9 +111,11 @@ def test_the_script_end_to_end(tmp_path, monkeypatch, capsys):
     assert text.endswith("after\n")
     assert "old" not in text
     assert text.count("| control | 2 |") == 1
-    with Image.open(tmp_path / "runs" / "grid.png") as file:
+    with Image.open(tmp_path / "never-seen.png") as file:
         drawn = np.asarray(file)
     framed = (drawn[1::65, 1::65] == (255, 0, 0)).all(-1)[:12, :12]
     np.testing.assert_array_equal(framed, CELLS.held_out[:12].reshape(12, 12))
+    for kept in (tmp_path / "runs").glob("*/scores.json"):
+        kept.unlink()
     again = unseen.main([*arguments, "--newest"])  # and the same from checkpoints
     assert [run["scores"] for run in again["runs"]] == [run["scores"] for run in result["runs"]]

@@ -10,8 +10,9 @@ by chance. Role, gender and tone of the nearest picture count for themselves, to
 Three experiments: the best encoder (--text, --steps), against guidance; the control, the same with captions dealt out
 to the wrong pictures: whoever draws well then has learned the pictures, not the words, and the score must be at chance;
 and every encoder (--encoders, --encoder-steps) at an equal, smaller budget. Intervals are Wilson's at 95 % (1927) over
-the held-out descriptions. The same command goes on where it was stopped; --newest trains no further, and judges the
-newest checkpoint of each run that there is. DIR/grid.png shows what was drawn, held-out cells framed.
+the held-out descriptions. The same command goes on where it was stopped, and judges nothing twice (DIR/*/scores.json);
+--newest trains no further, and judges the newest checkpoint of each run that there is. DIR/grid.png shows what was
+drawn, held-out cells framed; with --docs it is copied beside the document.
 
 --steps 15000 is what two cores do in about 30 minutes.
 """
@@ -19,6 +20,7 @@ newest checkpoint of each run that there is. DIR/grid.png shows what was drawn, 
 import argparse
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ from pydiff.report.write import training_time
 from pydiff.training import DiffusionTask
 from pydiff.training.loop import opened
 
-GUIDANCE = (1.0, 2.0, 3.0, 5.0)
+GUIDANCE, FEWER = (1.0, 2.0, 3.0, 5.0), (1.0, 3.0)  # of the best run, of the others
 # prediction v: at the noisiest steps, where the words decide, the error of eps says next to nothing of the image.
 RECIPE = {
     "prediction": "v", "batch_size": 16, "lr": 1e-3, "ema": 0.998, "label_drop": 0.1, "sample_every": 0, "size": None,
@@ -75,6 +77,17 @@ def score(drawn, wanted, pictures, cells):
     return {"top1": float((found == truth).mean()), "role": float(role), "gender": float(gender), "tone": float(tone)}
 
 
+def distances(drawn, wanted, data, cells):
+    """How far half of the drawings are from their true pictures, and which captions were taken for which others."""
+    numbers = cells.cells.ravel()
+    found = numbers[nearest(drawn, data.images[numbers])]
+    squares = (drawn.astype(np.float64) - data.images[wanted]) ** 2
+    return {
+        "median_rms": float(np.median(np.sqrt(squares.mean(axis=(1, 2, 3))))),
+        "wrong": [[data.captions[a][0], data.captions[b][0]] for a, b in zip(wanted, found, strict=True) if a != b],
+    }
+
+
 def wilson(share, n, z=1.96):
     """The 95 % interval of a share of n trials (Wilson 1927)."""
     middle, width = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -108,6 +121,7 @@ def judged(run, guidance, sampling, seed=0):
         drawn = run.sample(1, seed, prompts=prompts, guidance=guidance, progress=True, **sampling)
         results[name] = score(drawn, wanted, data.images, cells.cells)
         results[name]["interval"] = wilson(results[name]["top1"], len(wanted))
+        results[name] |= distances(drawn, wanted, data, cells)
     return results
 
 
@@ -122,9 +136,16 @@ def picture(run, guidance, sampling, roles=12):
     return grid(drawn, columns=len(GENDERS) * len(TONES), scale=2)
 
 
-def experiment(run, name, guidance, sampling):
-    """What is known of one run, as JSON."""
-    scores = [judged(run, scale, sampling) for scale in guidance]
+def experiment(run, name, guidance, sampling, kept):
+    """What is known of one run, as JSON. kept: the file of what was judged before, by step, sampling and guidance."""
+    before = json.loads(kept.read_text()) if kept.exists() else {}
+    for scale in guidance:
+        key = f"step {run.step}, {sampling['steps']} sampling steps, guidance {scale:g}"
+        before[key] = before.get(key) or judged(run, scale, sampling)
+        kept.write_text(json.dumps(before, indent=1) + "\n")
+        print(name, key, {k: v["top1"] for k, v in before[key].items() if k != "guidance"})
+    ends = f"step {run.step}, {sampling['steps']} sampling steps, "
+    scores = sorted((row for key, row in before.items() if key.startswith(ends)), key=lambda row: row["guidance"])
     return {
         "name": name,
         "text": run.options["text"],
@@ -169,7 +190,8 @@ def main(arguments=None):
     parser.add_argument("--text", default="glove")
     parser.add_argument("--encoders", nargs="*", default=["glove", "learned", "minilm"])
     parser.add_argument("--encoder-steps", type=int, default=3000)
-    parser.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE)
+    parser.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE, help="of the best run")
+    parser.add_argument("--fewer", type=float, nargs="+", default=FEWER, help="guidance of the others")
     parser.add_argument("--sampling-steps", type=int, default=15)
     parser.add_argument("--channels", type=int, nargs="+", default=RECIPE["channels"])
     parser.add_argument("--newest", action="store_true")
@@ -180,17 +202,17 @@ def main(arguments=None):
     plan = [(f"best: {chosen.text}", chosen.text, False, chosen.steps)]
     plan += [(f"shorter: {text}", text, False, chosen.encoder_steps) for text in chosen.encoders]
     plan += [("control", chosen.text, True, chosen.steps)]
-    runs, guidance = [], chosen.guidance
+    runs = []
     for name, text, control, steps in plan:
         folder = chosen.out / name.replace(": ", "-")
         run = trained(folder, text, control, steps, chosen.newest, **options)
         if run is None:
             print(f"{name}: not begun")
             continue
-        runs.append(experiment(run, name, guidance, sampling))
-        if len(runs) == 1:
+        guidance = chosen.fewer if runs else chosen.guidance
+        runs.append(experiment(run, name, guidance, sampling, folder / "scores.json"))
+        if len(runs) == 1 and not (chosen.out / "grid.png").exists():
             save_png(chosen.out / "grid.png", picture(run, runs[0]["best"], sampling))
-            guidance = [runs[0]["best"]]  # the others are judged where the best one is best
         result = {"top1": max(row["unseen"]["top1"] for row in runs[0]["scores"]), "runs": runs}
         result["machine"] = describe(available_threads())
         if chosen.json is not None:
@@ -198,6 +220,7 @@ def main(arguments=None):
     print(table(result))
     if chosen.docs is not None:
         written(chosen.docs, result)
+        shutil.copy(chosen.out / "grid.png", chosen.docs.with_name("never-seen.png"))
     return result
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydiff.data.animated import animated_emoji
 from pydiff.data.arrays import from_array
@@ -168,7 +169,7 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
     if is_pair(source) or isinstance(source, Mapping):
         if given:
             raise ValueError(f"{given} were given with data that bring their own; {given}= belongs to arrays")
-        return (load_mapping if isinstance(source, Mapping) else load_pair)(source, wanted)
+        return load_mapping(source, wanted) if isinstance(source, Mapping) else load_pair(source, wanted)
     if hasattr(source, "__array__") and not _is_pillow(source):
         return from_array(source, labels, captions, asked=wanted.only("an array", "layout", "bits"))
     if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
@@ -215,7 +216,7 @@ def _is_pillow(source) -> bool:
 
 def _fitted(dataset: Dataset, wanted: Asked) -> Dataset:
     """With the size and the number of channels that are asked for; what that changes is noted."""
-    before = dataset.shape
+    before: Any = dataset.shape
     if wanted.size is not None and len(before) >= 3:
         pixels = dataset.images.size // (before[-3] * before[-2]) * wanted.size[0] * wanted.size[1]
         wanted.limit.check(pixels * dataset.images.itemsize, dataset.name)

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def from_array(
         kind, layout = Points, f"array {images.shape} read as points (N, D)"
     elif images.ndim == 5 and images.size:
         kind, layout = Clips, f"array {images.shape} read as clips (N, F, H, W, C)"
-        more = {"rate": RATE if asked.rate is None else float(asked.rate)}
+        more: dict[str, Any] = {"rate": RATE if asked.rate is None else float(asked.rate)}
         images, values = _standard_values(images, asked.bits)
     else:
         images, layout = _channels_last(images, asked.layout)
@@ -197,7 +198,7 @@ def _deep(images, bits):
         return images.astype(np.uint8), told
     out = np.empty(images.shape, np.float32)
     for image, target in zip(images, out, strict=True):
-        target[...] = image.astype(np.float64) * (2 / (2**bits - 1)) - 1
+        target[...] = image.astype(np.float64) * (2 / (2**bits - 1)) - 1  # pyright: ignore[reportIndexIssue]
     return out, told
 
 

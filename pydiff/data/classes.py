@@ -90,7 +90,7 @@ def _kinds(paths: list[str]) -> dict[str, str] | None:
     if not folders or not all(len(f) > shared for f in folders):
         return None
     kinds = {"/".join(f[: shared + 1]): _kind(f[shared]) for f in folders}
-    return kinds if None not in kinds.values() and "train" in kinds.values() and len(kinds) > 1 else None
+    return kinds if None not in kinds.values() and "train" in kinds.values() and len(kinds) > 1 else None  # pyright: ignore[reportReturnType]
 
 
 def _kind(name: str) -> str | None:

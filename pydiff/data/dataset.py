@@ -4,6 +4,7 @@ import dataclasses
 import json
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Dataset:
     """
 
     name: str
-    images: np.ndarray
+    images: Any  # ndarray, or StreamedImages
     labels: np.ndarray | None = None
     classes: list[str] | None = None
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
@@ -300,7 +301,7 @@ def _checked_images(images) -> np.ndarray:
     return images
 
 
-def _checked_labels(labels, n: int, classes: list[str]) -> np.ndarray:
+def _checked_labels(labels, n: int, classes) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}, expected integers of shape ({n},)")

@@ -12,7 +12,7 @@ def describe(dataset: Dataset) -> str:
     """Several lines: count, size, channels, notes, classes, values, skipped files with reasons, hints for training."""
     lines = [dataset.summary()]
     if dataset.classes is not None:
-        counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
+        counts = np.bincount(dataset.labels, minlength=len(dataset.classes))  # pyright: ignore[reportArgumentType]
         lines.append(
             "classes: " + some([f"{c} ({k})" for c, k in zip(dataset.classes, counts, strict=True)], ", ", SHOWN)
         )
@@ -28,8 +28,10 @@ def describe(dataset: Dataset) -> str:
 
 def captions(dataset: Dataset) -> str:
     """How long the captions are, and those of the first pictures that have any."""
-    words = [len(text.split()) for row in dataset.captions for text in row]
-    tell = [" | ".join(text[:LINE] + "..." * (len(text) > LINE) for text in row) for row in dataset.captions if row]
+    words = [len(text.split()) for row in dataset.captions or () for text in row]
+    tell = [
+        " | ".join(text[:LINE] + "..." * (len(text) > LINE) for text in row) for row in dataset.captions or () if row
+    ]
     first = "\n  ".join(tell[:EXAMPLES])
     return f"captions: {min(words)} to {max(words)} words, {np.median(words):g} in the middle; the first are\n  {first}"
 

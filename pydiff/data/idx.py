@@ -73,7 +73,7 @@ def _pair(root, part: str):
 
 
 def _part(root, part, limit):
-    images, labels = (read_idx(file, limit, root) for file in _pair(root, part))
+    images, labels = (read_idx(file, limit, root) for file in _pair(root, part))  # pyright: ignore[reportOptionalIterable]
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         where = printable(str(root))
         raise ValueError(f"{where} holds images {images.shape} and labels {labels.shape}, which do not fit together")

@@ -55,7 +55,7 @@ def make(path: Path = FILE, size: int = 32) -> None:
         f"captions_{lang}": np.array([pair[i].encode() for pair in captions]) for i, lang in enumerate(("en", "de"))
     }
     more = {"roles": np.array([role.encode() for role in roles]), "cells": cells, "held_out": held_out(len(roles))}
-    np.savez_compressed(path, images=images, **utf8, **more)
+    np.savez_compressed(path, images=images, **utf8, **more)  # pyright: ignore[reportArgumentType]
 
 
 def fetch() -> dict[str, bytes]:
@@ -70,7 +70,7 @@ def fetch() -> dict[str, bytes]:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 for name in (ICONS, CHARACTERS, ENGLISH, GERMAN):
                     if name in archive.getnames():
-                        found[name] = archive.extractfile(name).read()
+                        found[name] = archive.extractfile(name).read()  # pyright: ignore[reportOptionalMemberAccess]
     return found
 
 

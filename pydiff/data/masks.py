@@ -5,6 +5,7 @@ FOLDER/images/a.jpg   FOLDER/masks/a.png        the same names; every value or c
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,12 +144,14 @@ def load_masked(source, size=None) -> Masked:
 
 
 def _load_folder(root, size) -> Masked:
-    places = [next((root / name for name in names if (root / name).is_dir()), None) for names in (IMAGES, MASKS)]
+    places: list[Any] = [
+        next((root / name for name in names if (root / name).is_dir()), None) for names in (IMAGES, MASKS)
+    ]
     if None in places:
         raise ValueError(f"{root} needs the subfolders images and masks, with files of the same names")
     (found, _, skipped), (masks, _, more) = (find_files(place) for place in places)
     by_stem = {str(Path(path).with_suffix("")): path for path in masks}
-    pairs = {path: by_stem.get(str(Path(path).with_suffix(""))) for path in found}
+    pairs: dict[str, Any] = {path: by_stem.get(str(Path(path).with_suffix(""))) for path in found}
     skipped = (
         skipped + more + [(printable(path), "no mask of that name") for path, mask in pairs.items() if mask is None]
     )

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class Origin:
     @classmethod
     def from_config(cls, config: Mapping, samples: Dataset | None = None) -> "Origin":
         """What `to_config` described. ValueError, in one sentence, for what it never says."""
-        given = {}
+        given: dict[str, Any] = {}
         for name, (kind, expected) in _RULES.items():
             value = config.get(name) if isinstance(config, Mapping) else config
             if value is not None and not kind(value):
@@ -112,7 +113,7 @@ def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:
     arrays, classes = {"images": samples.images}, None
     if samples.labels is not None:
         used, arrays["labels"] = np.unique(samples.labels, return_inverse=True)
-        classes = [samples.classes[label][:LONG] for label in used]
+        classes = [samples.classes[label][:LONG] for label in used]  # pyright: ignore[reportOptionalSubscript]
     words = {"name": printable(samples.name), "classes": classes, "kind": samples.noun}
     words["more"] = {name: getattr(samples, name) for name in _further(type(samples))}
     for name in _WORDS:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     try:
         unpacked = sum(_unpacked(pq.ParquetFile(file).metadata) for file in files)
         fits = unpacked <= asked.limit.gib * GIB
-        table = arrow.concat_tables([pq.read_table(file) for file in files]) if fits else None
+        table: Any = arrow.concat_tables([pq.read_table(file) for file in files]) if fits else None
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{where} cannot be read ({first_line(error)}); download it again") from error
     asked.limit.check(max(unpacked, packed), where)

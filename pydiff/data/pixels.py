@@ -25,7 +25,7 @@ def check_size(size) -> tuple[int, int] | None:
     try:
         if len(pair) != 2 or any(isinstance(side, bool) for side in pair):
             raise TypeError
-        height, width = (operator.index(side) for side in pair)
+        height, width = (operator.index(side) for side in pair)  # pyright: ignore[reportArgumentType]
     except TypeError:
         raise TypeError(f"size is {size!r}, expected an integer or (height, width); use for example size=32") from None
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):

@@ -331,7 +331,7 @@ def active(x, rate: int) -> tuple[int, int]:
     """Where a sound (L, C) begins and ends, for trimming: 10 ms louder than QUIET beside the loudest, and a margin."""
     block = max(1, rate // 100)
     starts = np.arange(0, len(x), block)
-    power = np.add.reduceat((x**2).mean(1), starts) / np.diff([*starts, len(x)])
+    power = np.add.reduceat((x**2).mean(1), starts) / np.diff([*starts, len(x)])  # pyright: ignore[reportCallIssue, reportArgumentType]
     loud = np.flatnonzero(power >= power.max() * QUIET**2)
     margin = round(MARGIN * rate)
     return max(0, loud[0] * block - margin), min(len(x), (loud[-1] + 1) * block + margin)

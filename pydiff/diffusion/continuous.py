@@ -9,13 +9,14 @@ A table of T steps is the function at u = (t + 1) / T, up to the rounding of a p
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
 from pydiff.diffusion.schedule import shifted
 from pydiff.diffusion.table import Schedule
 
-Level = Callable  # u, numbers or arrays in [0, 1] -> (alpha, sigma)
+Level: TypeAlias = Callable  # u, numbers or arrays in [0, 1] -> (alpha, sigma)
 
 
 def linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Level:

@@ -259,7 +259,7 @@ def _weight(file, source, name, tensor, blocks: Mapping[str, Block]) -> Weight:
     if storage.key not in blocks:
         raise damaged(source, f"the numbers of {name!a:.60} are missing")
     begin, size, order = blocks[storage.key]
-    dtype = np.dtype(STORAGES[storage.kind]).newbyteorder(order)
+    dtype = np.dtype(STORAGES[storage.kind]).newbyteorder(order)  # pyright: ignore[reportArgumentType]
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     count, begin = math.prod(tensor.shape), begin + storage.first * dtype.itemsize
     held = (storage.first + storage.count) * dtype.itemsize
@@ -307,7 +307,7 @@ class Machine:
 
     def _instructions(self, program) -> Iterator[tuple[str, object, int]]:
         for opcode, argument, position in pickletools.genops(program):
-            yield opcode.name, argument, position
+            yield opcode.name, argument, position  # pyright: ignore[reportReturnType]
 
     def _do(self, opcode, argument):
         if opcode in ("PROTO", "FRAME"):

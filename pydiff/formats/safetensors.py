@@ -12,7 +12,7 @@ so, which the package cannot.
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = N
 
 
 def pieces(
-    arrays: Mapping[str, np.ndarray | Made], dtype: str | None = None, metadata: Mapping[str, str] = ()
+    arrays: Mapping[str, np.ndarray | Made], dtype: str | None = None, metadata: Mapping[str, str] | None = None
 ) -> Iterator[bytes]:
     """The safetensors file holding these arrays, piece by piece: the bytes that `encode` would give.
 
@@ -93,7 +93,8 @@ def pieces(
     is held at a time. Errors as those of `encode`; and ValueError, when its turn comes, for an array whose shape is not
     the promised one, or with numbers that F16 cannot hold.
     """
-    header, position = ({"__metadata__": dict(metadata)} if metadata else {}), 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
     kinds = {name: dtype or _kind(name, array) for name, array in arrays.items()}
     order = sorted(arrays, key=lambda name: (-ORDER.index(kinds[name]), _checked_name(name)))
     for name in order:
@@ -110,10 +111,10 @@ def pieces(
         raise ValueError(f"the names of {len(arrays)} arrays need more than {MAX_HEADER} bytes: use groups.")
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        array = np.asarray(arrays[name].make() if isinstance(arrays[name], Made) else arrays[name])
+        array = np.asarray(arrays[name].make() if isinstance(arrays[name], Made) else arrays[name])  # pyright: ignore[reportAttributeAccessIssue]
         if array.shape != tuple(arrays[name].shape):
             raise ValueError(f"{name} has shape {array.shape}, and {arrays[name].shape} was promised: give that.")
-        yield _narrowed(name, array, kinds[name]).reshape(-1).view(np.uint8).data
+        yield _narrowed(name, array, kinds[name]).reshape(-1).view(np.uint8).data  # pyright: ignore[reportReturnType]
 
 
 def _kind(name: str, array: np.ndarray | Made) -> str:

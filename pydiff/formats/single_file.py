@@ -101,7 +101,7 @@ def _by_itself(found, wishes, told, path) -> Parts:
 def _prediction(found, wishes, told, path) -> tuple[str, list[str]]:
     """(what the U-Net predicts, notes): eps in version 1 and in models that fill in; of version 2 no file says."""
     if wishes.prediction is not None:
-        return {"v_prediction": "v"}.get(wishes.prediction, wishes.prediction), []
+        return {"v_prediction": "v"}.get(wishes.prediction, wishes.prediction), []  # pyright: ignore[reportReturnType]
     fills_in = found.unet[0]["in_channels"] > found.unet[0]["out_channels"]
     if found.version == 1 or fills_in or told == BASE_STEPS:
         return "eps", []

@@ -153,7 +153,7 @@ def options_of(config: dict) -> dict:
         raise ValueError(f"this is a {config['model_type']!r:.40}, expected a BERT")
     if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
         raise ValueError("only a BERT that reads in both directions, with absolute places, is built here")
-    known = BertModel.__init__.__kwdefaults__.keys() - {"seed"}
+    known = BertModel.__init__.__kwdefaults__.keys() - {"seed"}  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     return {name: value for name, value in config.items() if name in known}
 
 

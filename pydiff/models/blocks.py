@@ -4,6 +4,8 @@ Layouts are (N, H, W, C). `temb` is the activated embedding of the step number (
 lecture calls temporal. Attribute names follow diffusers' blocks, because they are the names in checkpoint files.
 """
 
+from typing import Any
+
 from pydiff import ops
 from pydiff.models.activations import ACTIVATIONS
 from pydiff.nn import Attention, Conv2d, Dropout, GroupNorm, Linear, Module
@@ -51,7 +53,7 @@ class ResnetBlock(Module):
         elif self.resample == "up":
             x = ops.upsample_nearest(x)
         upsample = 2 if self.resample == "up" else 1
-        t = self.time_emb_proj(temb) if self.time_emb_proj else None  # (N, C or 2C)
+        t: Any = self.time_emb_proj(temb) if self.time_emb_proj else None  # (N, C or 2C)
         if self.scale_shift:
             t = t.reshape(len(t), 1, 1, t.shape[1])
             h = self.norm2(self.conv1(h, upsample=upsample))

@@ -74,7 +74,7 @@ class PointsMLP(Module):
         made = {"step": Tensor(array_module(like).asarray(waves.astype(like.dtype)))}
         if class_labels is not None:
             labels = for_each(np.asarray(to_host(class_labels)), len(like), "class labels")
-            made["label"] = self.class_embedding(labels)
+            made["label"] = self.class_embedding(labels)  # pyright: ignore[reportOptionalCall]
         return made
 
     def body(self, x, step, label=None):

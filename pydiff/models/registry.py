@@ -5,6 +5,7 @@ class MyUNet(nn.Module): ...       self.config: the keywords it was made with, a
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from pydiff.nn import Module, blank
 
@@ -36,7 +37,7 @@ def name_of(model: Module) -> str:
     )
 
 
-def build(name: str, config: dict) -> Module:
+def build(name: str, config: dict) -> Any:
     """A model of this class and configuration whose weights are zero, to be loaded. ValueError for an unknown class."""
     if name not in MODELS:
         raise ValueError(f"there is no model class {name!r:.60}; known are {', '.join(MODELS)}")
@@ -44,6 +45,6 @@ def build(name: str, config: dict) -> Module:
         return MODELS[name](**config)
 
 
-def twin(model: Module) -> Module:
+def twin(model: Module) -> Any:
     """A second model of the same class and configuration, without its weights."""
     return build(name_of(model), model.config)

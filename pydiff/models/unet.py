@@ -6,6 +6,8 @@ noted on the way down (the skip connections). Structure, option names and parame
 UNet2DModel, so its checkpoints are ours and ours are its.
 """
 
+from typing import Any
+
 import numpy as np
 
 from pydiff import ops
@@ -125,13 +127,14 @@ class UNet2D(Module):
         }
 
         self.conv_in = Conv2d(in_channels, channels[0], 3, padding=1)
-        time_dim, self.time_proj = channels[0], None
+        self.time_proj: Any = None
+        time_dim = channels[0]
         if time_embedding_type == "fourier":
             time_dim, self.time_proj = 2 * channels[0], FourierProjection(channels[0])
         elif time_embedding_type == "learned":
             self.time_proj = Embedding(num_train_timesteps, channels[0])
         self.time_embedding = TimestepEmbedding(time_dim, temb_dim)
-        self.class_embedding = None
+        self.class_embedding: Any = None
         if class_embed_type == "timestep":
             self.class_embedding = TimestepEmbedding(time_dim, temb_dim)
         elif class_embed_type is None and num_class_embeds is not None:

@@ -10,6 +10,8 @@ Structure, option names and parameter names are those of diffusers' UNet3DCondit
 and ours are its; ClipUNet is the same with choices that diffusers does not have.
 """
 
+from typing import Any
+
 import numpy as np
 
 from pydiff import ops
@@ -37,8 +39,8 @@ class ClipBlock(Module):
         self.resnets = [ResnetBlock(*pair, **resnet) for pair in widths]
         self.temp_convs = [TemporalConvLayer(cout, groups, dropout) for _ in widths]
         count = 0 if make is None else len(widths) - behind_first
-        self.attentions = [make(cout)[0] for _ in range(count)]
-        self.temp_attentions = [make(cout)[1] for _ in range(count)]
+        self.attentions = [make(cout)[0] for _ in range(count)]  # pyright: ignore[reportOptionalCall]
+        self.temp_attentions = [make(cout)[1] for _ in range(count)]  # pyright: ignore[reportOptionalCall]
 
     def layer(self, i, x, temb, frames):
         """The i-th residual block and its temporal convolution; frames None: of images."""
@@ -157,8 +159,8 @@ class ClipUNet(Module):
         self.conv_in = Conv2d(config["in_channels"], channels[0], 3, padding=1)
         self.time_embedding = ConditionedTimestepEmbedding(channels[0], temb_dim, config["time_cond_proj_dim"])
         classes = config["num_class_embeds"]
-        self.class_embedding = None if classes is None else Embedding(classes, temb_dim)
-        self.frame_embedding = None
+        self.class_embedding: Any = None if classes is None else Embedding(classes, temb_dim)
+        self.frame_embedding: Any = None
         if config["frame_positions"]:
             self.frame_embedding = Linear(channels[0], temb_dim)
             for p in self.frame_embedding.parameters():

@@ -5,6 +5,8 @@ Structure, option names and parameter names are those of diffusers' UNet2DCondit
 and ours are its. What UNet2D has in common with it stands in blocks.py; attention to the context in nn/transformer.py.
 """
 
+from typing import Any
+
 import numpy as np
 
 from pydiff import ops
@@ -114,7 +116,7 @@ class ConditionedTimestepEmbedding(TimestepEmbedding):
 
     def __init__(self, cin, dim, cond_dim=None):
         super().__init__(cin, dim)
-        self.cond_proj = None if cond_dim is None else Linear(cond_dim, cin, bias=False)
+        self.cond_proj: Any = None if cond_dim is None else Linear(cond_dim, cin, bias=False)
 
     def forward(self, x, condition=None):
         return super().forward(x if condition is None else self.cond_proj(condition, add=x))
@@ -202,8 +204,8 @@ class UNet2DCondition(Module):
         self.encoder_hid_proj = None
         if encoder_hid_dim is not None:
             self.encoder_hid_proj = Linear(encoder_hid_dim, cross_attention_dim)
-        self.class_embedding = _class_embedding(self.config, channels[0], temb_dim)
-        self.add_embedding = None
+        self.class_embedding: Any = _class_embedding(self.config, channels[0], temb_dim)
+        self.add_embedding: Any = None
         if addition_embed_type == "text_time":
             self.add_embedding = TimestepEmbedding(projection_class_embeddings_input_dim, temb_dim)
 

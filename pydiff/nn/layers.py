@@ -4,6 +4,7 @@ Weights are stored channels-last; initial values have PyTorch's distributions.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Conv2d(Module):
     shift: (N, cout), added to a sample's pixels.
     """
 
-    def __init__(self, cin, cout, size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+    def __init__(self, cin, cout, size, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups=1, bias=True):
         height, width = (size, size) if isinstance(size, int) else size
         bound = 1 / math.sqrt(cin // groups * height * width)
         weight = np.zeros((height, width, cin // groups, cout), np.float32)
@@ -39,7 +40,7 @@ class Conv2d(Module):
         self.bias = Parameter(np.zeros(cout, np.float32), bound) if bias else None
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
-    def forward(self, x, shift=None, add=None, upsample=1):
+    def forward(self, x, shift=None, add=None, upsample: Any = 1):
         bias = self.bias
         if shift is not None:
             bias = shift if bias is None else shift + bias

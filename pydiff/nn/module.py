@@ -9,6 +9,8 @@ import contextlib
 import functools
 import threading
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -42,8 +44,10 @@ class Module:
     """
 
     recompute = False
+    config: dict[str, Any]  # of a model: the keywords it was made with
+    forward: Callable[..., Any]
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args, **kwargs) -> Any:
         if self.recompute and grad_enabled():
             forward = functools.partial(self.forward, **kwargs) if kwargs else self.forward
             output = recompute(forward, _with_the_same_dropout(forward), self.parameters(), args)

@@ -3,6 +3,8 @@ a prompt's states into a U-Net (Rombach et al. 2022, "High-Resolution Image Synt
 section 3.3 and appendix E.2.1).
 """
 
+from typing import Any
+
 from pydiff import ops
 from pydiff.nn.attention import MultiHeadAttention
 from pydiff.nn.layers import Conv2d, Dropout, GroupNorm, LayerNorm, Linear
@@ -66,7 +68,8 @@ class BasicTransformerBlock(Module):
         self.norm1 = LayerNorm(channels)
         first = context_channels if only_cross_attention else None
         self.attn1 = MultiHeadAttention(channels, heads, head_dim, first, **options)
-        self.norm2 = self.attn2 = None
+        self.norm2: Any = None
+        self.attn2: Any = None
         if context_channels is not None:
             self.norm2 = LayerNorm(channels)
             self.attn2 = MultiHeadAttention(channels, heads, head_dim, context_channels, **options)

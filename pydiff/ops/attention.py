@@ -69,7 +69,7 @@ class Attention(Function):
             dq, dk, dv = empty(q, q.shape), empty(k, k.shape), empty(v, v.shape)
             kernel(contiguous(dout), q, k, v, out, lse, self.heads, self.scale, dq, dk, dv)
             return dq, dk, dv, None
-        return *backward_arrays(dout.astype(self.saved[0].dtype, copy=False), *self.saved, self.heads, self.scale), None
+        return *backward_arrays(dout.astype(self.saved[0].dtype, copy=False), *self.saved, self.heads, self.scale), None  # pyright: ignore[reportCallIssue]
 
 
 def _rows(x):

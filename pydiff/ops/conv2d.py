@@ -18,7 +18,7 @@ enlargements than 2 x 2 there are none, so these take the array path.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydiff.arrays import array_module, contiguous, empty
 from pydiff.backend import FLOAT32, is_bfloat16, native
@@ -48,7 +48,9 @@ class Window(NamedTuple):
             yield size, picture, (picture - size) // self.stride[axis] + 1
 
 
-def conv2d(x, w, bias=None, stride=1, padding=0, upsample=1, add=None, dilation=1, groups=1):
+def conv2d(
+    x, w, bias=None, stride: Any = 1, padding: Any = 0, upsample: Any = 1, add=None, dilation: Any = 1, groups=1
+) -> Any:
     """Convolves pictures with a bank of filters.
 
     x: (N, H, W, Cin). w: (kH, kW, Cin/groups, Cout). bias: (Cout,), or (N, Cout) with one for each sample, or None.

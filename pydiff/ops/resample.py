@@ -49,7 +49,7 @@ class Resample(Function):
             xp.asarray(weights(out, old, mode, antialias), x.dtype)
             for out, old in zip(size, x.shape[1:3], strict=True)
         ]  # fmt: skip
-        return _apply(*self.matrices, x)
+        return _apply(*self.matrices, x)  # pyright: ignore[reportCallIssue]
 
     def backward(self, dy):
         rows, columns = self.matrices

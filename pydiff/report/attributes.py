@@ -31,7 +31,7 @@ def parse(pattern: str, captions: Iterable[str] | None = None) -> Attributes:
     choices = [[choice.strip() for choice in found.split(",")] for found in _CHOICE.findall(pattern)]
     if len(choices) != 2 or re.search("[{}]", _CHOICE.sub("", pattern)):
         raise ValueError(f"a grid has two choices in braces, like '{{red,green}} {{heart,book}}'; got {pattern!r:.80}")
-    return _known(Attributes(_CHOICE.sub("{}", pattern), *choices), captions)
+    return _known(Attributes(_CHOICE.sub("{}", pattern), *choices), captions)  # pyright: ignore[reportArgumentType]
 
 
 def found(captions: Sequence[str]) -> Attributes | None:

@@ -67,7 +67,7 @@ def listen(network, x, t, **condition) -> list[Listened]:
 
 def _listened(arrays, options, out):
     operation = Attention()
-    operation.forward(*arrays, None, **options)  # once more, for what it keeps
+    operation.forward(*arrays, None, **options)  # once more, for what it keeps  # pyright: ignore[reportCallIssue]
     *_, last = operation.saved
     heads, scale = options["heads"], options["scale"]
     q, k, v = (to_host(a) for a in arrays)
@@ -99,7 +99,7 @@ def maps(heard: list[Listened], shape) -> np.ndarray:
         p = p.transpose(0, 2, 1).reshape(len(p), p.shape[2], rows, columns)
         places = np.arange(h) * rows // h, np.arange(w) * columns // w
         total = total + p[:, :, places[0]][:, :, :, places[1]]
-    return total / len(heard)
+    return total / len(heard)  # pyright: ignore[reportReturnType]
 
 
 def _grid(pixels, shape):

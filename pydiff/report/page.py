@@ -40,6 +40,7 @@ class Page:
     commands: pairs (what it does, command). prediction: what the network was trained to predict, a key of TARGETS.
     prompts: what each sample was asked to be, N strings, or None. note: why the training data are not all here, or "".
     noun: what a sample is called. listen: HTML of a section in which sounds can be heard, see listen.py, or "".
+    opening: HTML of a section before all others, see acts.py, or "".
     forward, trace, neighbours: see their classes; neighbours None where the training data are not all here. attributes,
     looks: see words.py.
     """
@@ -63,6 +64,7 @@ class Page:
     note: str = ""
     noun: str = "picture"
     listen: str = ""
+    opening: str = ""
 
 
 def write_page(path, page):
@@ -82,6 +84,7 @@ def render(page):
             "js": asset("page.js"),
             "name": text(page.name),
             "facts": sections.facts(page.facts),
+            "opening": page.opening,
             "data": sections.gallery(visible(page.training), page.captions) + sections.note(page.note),
             "forward": sections.forward(page.forward),
             "target": TARGETS[page.prediction].replace("picture", page.noun),

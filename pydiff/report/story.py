@@ -31,17 +31,17 @@ def embedded(heading, html):
     return f"<section><style>{style}</style><h2>{text(heading)}</h2>{html}<script>{{{script}}}</script></section>"
 
 
-def player(panels, said=(), across="time", down="step of the noise", scale=1, wait=WAIT):
+def player(panels, said=(), across="time", down="step of the noise", scale: float = 1, wait=WAIT):
     """Panels that move together, as HTML. panels: (caption, frames) with frames (T, H, W, C) or (S, T, H, W, C) uint8.
 
     said: a line for each moment, S T of them, or none. across, down: what the sliders are called. scale: in CSS pixels.
     """
-    figures, shape = "", None
+    figures, shape = "", (0, 0)
     for caption, frames in panels:
         frames = visible(np.asarray(frames))
         frames = frames[None] if frames.ndim == 4 else frames
         rows, columns, height, width, channels = frames.shape
-        if shape not in (None, (rows, columns)):
+        if shape not in ((0, 0), (rows, columns)):
             raise ValueError(f"panels of a player move together, and have {shape} and {(rows, columns)} pictures")
         shape = rows, columns
         sheet = frames.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)

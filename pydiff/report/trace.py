@@ -1,6 +1,7 @@
 """A recorded reverse process: what the page's slider shows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,8 @@ def record(states, codec: Codec, keep=100, samples=None, factor=1, schedule=None
         made = codec.show_x(x), codec.show_x(x0), codec.show_noise(eps)
         return tuple(shrink(visible(image), factor) for image in made)
 
-    wanted, rows, state = set(), [], None
+    wanted, rows = set(), []
+    state: Any = None
     for state in states:
         first = not wanted
         wanted = wanted or set(steps_to_record(state.steps, keep))

@@ -31,7 +31,7 @@ SMALL, MEDIUM = 64, 128  # longest sides of pictures on the page; larger ones ar
 
 def write_report(
     pipeline, dataset, directory, *, name, log, step, options, n=16, seed=0, sampler="ddpm", steps=None, prompts=None,
-    guidance=1.0, attributes=None, whole=True, note="", count=None,
+    guidance=1.0, attributes=None, whole=True, note="", count=None, opening="",
 ):  # fmt: skip
     """Draw n samples and write samples.png, film.webp (or .gif) and report.html. Returns the path of report.html.
 
@@ -40,7 +40,8 @@ def write_report(
     step, options: of the training.
     steps: of the sampler, default 250 or all T when those are fewer. prompts: n of them or one for all, for a pipeline
     with a text encoder; None takes captions of the data. attributes: a pattern such as "{red,green} {heart,book}" for a
-    grid of prompts; None takes what captions have in common. Shows a progress bar while it samples.
+    grid of prompts; None takes what captions have in common. opening: HTML of a section to begin with. Shows a progress
+    bar while it samples.
     """
     from tqdm import tqdm
 
@@ -101,6 +102,7 @@ def write_report(
         looks=[] if prompts is None or kept else words.looks(pipeline, prompts, seed, taken, guidance),
         noun=codec.noun,
         listen=more,
+        opening=opening,
     )
     return write_page(directory / "report.html", page)
 

@@ -262,8 +262,8 @@ def open_model(
         raise CheckpointError(f"{path} holds {sorted(names)!a:.200}, expected {SEAL}, {CONFIG} and {WEIGHTS}.")
     info, entries = sealed.inspect(path, SEAL, "pydiff model")
     place, extra = {FLAT.get(name, name): name for name in entries}, _extra(path, info)
-    elsewhere = {} if elsewhere is None else dict(elsewhere(extra))
-    for name in sorted({CONFIG, WEIGHTS} - place.keys() - elsewhere.keys()):
+    left_out = {} if elsewhere is None else dict(elsewhere(extra))
+    for name in sorted({CONFIG, WEIGHTS} - place.keys() - left_out.keys()):
         raise tensorfile.damaged(path, f"the file {name!a} is not in its seal")
     for name in sorted(place.keys() - _KNOWN):
         raise tensorfile.damaged(path, f"its seal has the file {name!a:.80}, which no model has")
@@ -281,7 +281,7 @@ def open_model(
                 f"{source} is for the class {found!a:.60}, expected {' or '.join(known)}: use another."
             )
         config = {key: value for key, value in config.items() if not key.startswith("_")}
-        weights = {name: tensorfile.contents(file, file.path) for name, file in files.items()} | elsewhere
+        weights = {name: tensorfile.contents(file, file.path) for name, file in files.items()} | left_out
         yield OpenModel(config, weights[WEIGHTS], extra, found, _beside(path, texts, weights))
 
 

@@ -26,6 +26,7 @@ WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute", "cach
 # Options that may change from one step to the next; what was changed, and after which step, is kept in config.json.
 CHANGEABLE = ("steps", "batch_size", "shards", "lr", "warmup", "lr_schedule", "weight_decay", "clip", "ema")
 # Options younger than the checkpoints of some runs: at None they say nothing, and those runs go on.
+BEFORE = (".lock", "shipped.png")  # what may be in a folder before a run begins there: `pydiff demo` draws first
 YOUNG = ("frames", "frame_rate", "image_share", "init_from", "image_channels", "layout", "pages", "split", "bits")
 
 
@@ -79,7 +80,7 @@ class RunDirectory:
         config = {"schema": SCHEMA, **identity, "options": options.to_config(), "changes": []}
         file = self.path / "config.json"
         if not file.exists():
-            strangers = sorted(p.name for p in self.path.iterdir() if p.name != ".lock" and p.suffix != ".tmp")
+            strangers = sorted(p.name for p in self.path.iterdir() if p.name not in BEFORE and p.suffix != ".tmp")
             if strangers:
                 raise FileExistsError(
                     f"{self.path} is not empty and holds no run (it has {strangers[0]}); choose another folder"

@@ -21,6 +21,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,8 @@ def inspect(path: Path, seal: str, kind: str) -> tuple[dict, dict[str, dict]]:
         raise CheckpointError(
             f"{path / seal} has version {found!a:.40}, expected {VERSION}: use the pydiff that wrote it."
         )
-    info, entries = content.get("info"), content.get("files")
+    info: Any = content.get("info")
+    entries: Any = content.get("files")
     # This one comparison covers every bit of the seal, its own checksum included.
     if not _well_formed(info, entries) or _seal(kind, info, entries) != raw:
         raise damaged(path / seal, "it does not match its own checksum")

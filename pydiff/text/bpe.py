@@ -131,8 +131,8 @@ def pieces(text: str) -> list[str]:
         else:
             match = _RUN.match(kinds, place)
             if kinds[place] != " ":
-                found.append(text[place : match.end()])
-        place = match.end()
+                found.append(text[place : match.end()])  # pyright: ignore[reportOptionalMemberAccess]
+        place = match.end()  # pyright: ignore[reportOptionalMemberAccess]
     return found
 
 
@@ -164,7 +164,7 @@ def _cut(text, cutter):
     found, place = [], 0
     for match in pattern.finditer(text):
         found += [(text[place : match.start()], None), ("", table[match[0]])]
-        place = match.end()
+        place = match.end()  # pyright: ignore[reportOptionalMemberAccess]
     return [*found, (text[place:], None)]
 
 
@@ -178,4 +178,4 @@ def clip(pad: str = END) -> Tokenizer:
     vocabulary = {token: number for number, token in enumerate(tokens)}
     start, end, padding = (vocabulary[token] for token in (START, END, pad))
     specials = [Special(token, (vocabulary[token],)) for token in dict.fromkeys((START, END, pad))]
-    return Tokenizer(vocabulary, merges, specials, start, end, padding, end)
+    return Tokenizer(vocabulary, merges, specials, start, end, padding, end)  # pyright: ignore[reportArgumentType]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -100,7 +101,10 @@ class TextEncoder:
 ENCODERS: dict[str, type[TextEncoder]] = {}
 
 
-def register(encoder: type[TextEncoder]) -> type[TextEncoder]:
+Kind = TypeVar("Kind", bound=TextEncoder)
+
+
+def register(encoder: type[Kind]) -> type[Kind]:
     """Makes an encoder known by its `kind`, so that a saved model with it can be opened. Also a class decorator."""
     ENCODERS[encoder.kind] = encoder
     return encoder

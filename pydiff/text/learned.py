@@ -10,6 +10,7 @@ letter, and means little.
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,9 @@ class Learned(TextEncoder):
     def __init__(
         self, subwords: Subwords | None = None, network: TextTransformer | None = None, trained_along: bool = True
     ):
-        self.subwords, self.network, self.trained_along = subwords, network, trained_along
+        self.subwords: Any = subwords
+        self.network: Any = network
+        self.trained_along = trained_along
         if network is not None:
             self.tokens, self.width = network.config["tokens"], network.config["width"]
 

@@ -56,7 +56,7 @@ def make(path: Path = FILE) -> None:
     everything = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r")
     frequent = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet")["index"].to_pylist()
     emoji = load("emoji").in_languages(["en"])
-    words = chosen(frequent, [caption for row in emoji.captions for caption in row])
+    words = chosen(frequent, [caption for row in emoji.captions for caption in row])  # pyright: ignore[reportOptionalIterable]
     place = {word: i for i, word in enumerate(frequent)}
     raw = everything[[place[word] for word in words]]
     scale = (np.abs(raw).max(axis=0) / 127).astype(np.float32)

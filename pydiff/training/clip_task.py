@@ -4,6 +4,7 @@ diffusion models", section 3.1; Singer et al. 2022). There are more images than 
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class JointTask(DiffusionTask):
             raise ValueError(f"images can be learned beside clips, and {dataset.name} holds none; leave images out")
         if options.timestep_sampling == "loss_aware":
             raise ValueError("timestep_sampling='loss_aware' keeps one history, and clips and images need two")
-        self.images = dataset.stills() if isinstance(images, str) and images == "frames" else images
+        self.images: Any = dataset.stills() if isinstance(images, str) and images == "frames" else images
         if self.images.shape != tuple(self.codec.shape[1:]):
             raise ValueError(
                 f"the images of {self.images.name} have shape {self.images.shape}, the frames {self.codec.shape[1:]}; "

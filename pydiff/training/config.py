@@ -11,38 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-from pydiff.data.asked import asked
 from pydiff.diffusion import Process, schedule
-from pydiff.diffusion.loss import WEIGHTS
-from pydiff.diffusion.prediction import PREDICTIONS
-from pydiff.diffusion.schedule import BUILDERS
-from pydiff.diffusion.timesteps import TIMESTEPS
 from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
+from pydiff.training.reading import ReadingOptions
 
 ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient accumulation
-# Options that say how data are read -> keywords of `pydiff.data.load`.
-READING = {
-    "size": "size",
-    "image_channels": "channels",
-    "layout": "layout",
-    "pages": "pages",
-    "split": "split",
-    "bits": "bits",
-    "limit": "limit",
-    "cache_gb": "cache_gb",
-    "frames": "frames",
-    "frame_rate": "frame_rate",
-    "rate": "rate",
-    "seconds": "seconds",
-}
-NOT_OF_IMAGES = ("cache_gb", "frames", "frame_rate", "rate", "seconds")
-
-
-def reading(options) -> dict:
-    """The keywords of `pydiff.data.load` among options by name, those that are not left out."""
-    return {keyword: options[name] for name, keyword in READING.items() if options.get(name) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +93,7 @@ class LoopOptions:
                     raise TypeError(f"{name} belong to the data: train(pydiff.data.load(images, {name}={name}), ..)")
                 near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
                 raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-        return cls(**keywords).check()
+        return cls(**keywords).check()  # pyright: ignore[reportCallIssue]
 
     def to_config(self):
         """A dict for JSON: from_keywords(to_config()) gives equal options."""
@@ -132,44 +107,26 @@ class LoopOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(LoopOptions):
+class Options(ReadingOptions, LoopOptions):
     """What a training run of a diffusion model computes."""
 
-    cache_gb: float = 0.0
-    """GB of decoded pictures to keep, where they are decoded when they are needed; 0: all of them, from the start."""
-    size: int | tuple[int, int] | None = None
-    """Side length of the pictures in pixels, or height and width; left out, what the data has."""
     init_from: str | None = None
     """Folder of a run or of a model to begin with the weights of; left out, they are drawn."""
-    image_channels: int | None = None
-    """Of the pictures: 1 for grey, 3 for RGB, 4 for RGBA; left out, what the data has."""
-    layout: Literal["NHWC", "NCHW", "NHW"] | None = None
-    """How the axes of an array of pictures are to be read; left out, by their lengths."""
-    pages: Literal["first", "all"] | None = None
-    """Which pages or frames of files that hold several are taken; left out, the first."""
-    split: Literal["train", "val", "test", "all"] | None = None
-    """Which part of data that come in folders of that name, or in several files; left out, train."""
-    bits: int | None = None
-    """How many bits of grey deeper than 8 bits are used; left out, as few as hold the values."""
-    limit: float | None = None
-    """GiB of memory that the data may take; left out, 4."""
-    rate: int | None = None
-    """Of sounds: samples a second; left out, 8000."""
-    seconds: float | None = None
-    """Of sounds: how long each is; left out, 1, or what the named set has."""
     codec: Literal["auto", "waveform", "spectrogram"] = "auto"
     """What sounds are diffused as: their samples (auto), or the image of their spectrum, from which the sound is
     made.
     """
-    prediction: Literal[tuple(PREDICTIONS)] = "eps"
+    prediction: Literal["eps", "x0", "v", "flow", "edm", "edm_v"] = "eps"
     """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
-    schedule: Literal[tuple(BUILDERS)] = "cosine"
+    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "edm", "exponential", "flow"] = (
+        "cosine"
+    )
     """How the noise grows with the step number t."""
     zero_snr: bool = False
     """Rescale the schedule so that the last x_t is noise alone; needs prediction v, x0 or flow."""
-    loss_weight: Literal[tuple(WEIGHTS)] = "simple"
+    loss_weight: Literal["simple", "min_snr", "edm"] = "simple"
     """How much each noise level counts."""
-    timestep_sampling: Literal[(*TIMESTEPS, "loss_aware")] = "uniform"
+    timestep_sampling: Literal["uniform", "stratified", "lognormal", "logit_normal", "loss_aware"] = "uniform"
     """Which t are drawn: all alike, evenly in every batch, more of the middle, or more where the loss is large."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Also learn the variance of a step back, by the variational bound; sampler ddpm then uses it."""
@@ -201,10 +158,6 @@ class Options(LoopOptions):
     """Groups of every normalisation; must divide all channels."""
     dropout: float = 0.0
     """Share of activations dropped in every residual block."""
-    frames: int | None = None
-    """Of clips: frames of each; left out, 8, or what the data have."""
-    frame_rate: float | None = None
-    """Of clips: frames a second to read them at; left out, 8, or what the data have."""
     image_share: float | None = None
     """Of clips that are learned together with images: the share of the steps that show images; left out, 0.5."""
     recompute: bool = False
@@ -216,16 +169,12 @@ class Options(LoopOptions):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
-    def reading(self):
-        """The keywords of `pydiff.data.load` among these options."""
-        return reading(vars(self))
-
     def check(self):
         """These options again, or ValueError, in one sentence, for values that cannot work."""
         super().check()
         for name, value in {"timesteps": 2, "layers": 1, "head_dim": 1, "groups": 1}.items():
             _at_least(self, name, value)
-        asked(**{name: value for name, value in self.reading().items() if name not in NOT_OF_IMAGES})
+        self.check_reading()
         if self.frames is not None:
             _at_least(self, "frames", 1)
         if self.frame_rate is not None:

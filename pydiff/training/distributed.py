@@ -387,7 +387,9 @@ class Processes(Group):
             yield
             return
         before = backend.threads()
-        allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
+        allowed = (
+            sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+        )
         backend.set_threads(share_of(self.rank, self.everyone((_host(), allowed))))
         try:
             yield

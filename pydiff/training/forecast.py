@@ -133,8 +133,6 @@ def _largest_side(need, samples, free) -> int:
 
 def forecast(trainer, steps=3) -> str:
     """A few lines: memory, what is free, and time. Takes some steps with this trainer, which nobody uses after that."""
-    from pydiff.training.loop import training_steps
-
     options, free, need = trainer.options, memory.free(), need_of(trainer)
     size = 5 * trainer.optimizer.p.nbytes
     lines = [f"weights and optimiser: {memory.told(size)} ({trainer.optimizer.p.size:,} parameters)"]
@@ -144,17 +142,26 @@ def forecast(trainer, steps=3) -> str:
     step = "not known before it is taken" if need is None else f"about {memory.told(need.of(at_once(options)))}"
     lines.append(f"a step ({count}): {step}" + ("" if free is None else f"; {memory.told(free)} are free"))
     check_room(trainer)
-    times = []
-    for _, _state in zip(range(min(steps + 1, options.steps)), training_steps(trainer), strict=False):
-        times.append(time.perf_counter())
-    if len(times) > 1:
-        each = float(np.median(np.diff(times)))
-        whole = _duration(each * options.steps)
+    if (each := pace(trainer, steps)) is not None:
+        whole = duration(each * options.steps)
         lines.append(f"time: {each:.3g} s a step, {whole} for {options.steps:,} steps; checkpoints and samples beside")
     return "\n".join(lines)
 
 
-def _duration(seconds: float) -> str:
+def pace(trainer, steps=3) -> float | None:
+    """Seconds a step, the median of a few that this trainer takes, which nobody uses after that; None of a training of
+    one step.
+    """
+    from pydiff.training.loop import training_steps
+
+    times = []
+    for _, _state in zip(range(min(steps + 1, trainer.options.steps)), training_steps(trainer), strict=False):
+        times.append(time.perf_counter())
+    return float(np.median(np.diff(times))) if len(times) > 1 else None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "2.4 minutes"."""
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -187,7 +187,7 @@ class ExactSum(PlainSum):
     def __init__(self, optimizer, group, shards, owned):
         super().__init__(optimizer)
         self.group, self.shards, self.last = group, shards, owned[group.rank][1] - 1
-        self.nodes = [whole_nodes(*some, shards) for some in owned]  # which every rank can add up by itself
+        self.nodes = [whole_nodes(*some, shards) for some in owned]  # which every rank can add up by itself  # pyright: ignore[reportCallIssue]
         wanted = 1 if group.size == 1 else min(MOST, max(64, 2 * group.size))
         self.pieces = cut(optimizer.g.size, max(1, min(wanted, optimizer.g.size // LEAST)))
         self.views = [optimizer.g[first:end] for first, end in self.pieces]

@@ -1,6 +1,7 @@
 """What a training has to tell at its end: steps skipped, a loss that rose, files that could not be written."""
 
 import math
+from typing import Any
 
 SMOOTH = 50  # steps over which the level of the loss is taken
 RISE, LARGE = math.log(10), math.log(1000)  # by less than the first nothing rose; by more than the second it did
@@ -12,13 +13,15 @@ class Health:
     """Sees every entry of the log, of earlier lives of the run too, and keeps a few numbers."""
 
     def __init__(self):
-        self.skipped, self.first_skipped = 0, None
+        self.skipped = 0
+        self.first_skipped: Any = None  # (step, reason)
         self.failures: dict[
             str, list
         ] = {}  # what could not be written -> [times, first step, reason, whether still so]
         self.level, self.noise, self.seen, self.before = 0.0, 0.0, 0, None
         self.best, self.best_step = math.inf, 0
-        self.rise, self.calm, self.rises = None, 0, []  # a rise: [first step, steps, highest, its step, step when back]
+        self.rise: Any = None
+        self.calm, self.rises = 0, []  # a rise: [first step, steps, highest, its step, step when back]
 
     def saw(self, entry: dict):
         """An entry of the log."""

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
@@ -12,7 +13,8 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, step, unsaved=""):
         super().__init__(f"stopped after step {step}" + (f"; {unsaved}" if unsaved else ""))
-        self.step, self.run = step, None
+        self.step = step
+        self.run: Any = None
 
 
 @contextlib.contextmanager

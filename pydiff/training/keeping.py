@@ -32,15 +32,15 @@ class Keeper:
 
     def save(self, last=False, stopping=False):
         """Writes what this step asks for. last: the run is complete. stopping: it is about to stop."""
-        if self.folder is None:
+        if (folder := self.folder) is None:
             return
         step, options = self.trainer.step, self.trainer.options
         if self.preview and options.sample_every and (last or step % options.sample_every == 0):
             png = self.preview()
-            self._tried(PREVIEW, lambda: self.folder.save_preview(step, png))
+            self._tried(PREVIEW, lambda: folder.save_preview(step, png))
         if last or stopping or step % options.checkpoint_every == 0:
             arrays = self.trainer.arrays()
-            if self._tried(CHECKPOINT, lambda: self.folder.save_checkpoint(step, arrays, options.keep)):
+            if self._tried(CHECKPOINT, lambda: folder.save_checkpoint(step, arrays, options.keep)):
                 self.saved = step
 
     def _tried(self, what, write) -> bool:

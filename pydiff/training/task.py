@@ -33,7 +33,7 @@ class Task:
     model: the nn.Module whose parameters are learned. unit: what a sample is called on the progress bar.
     """
 
-    model: Module
+    model: Any  # nn.Module
     unit = "samples"
     xp = np
 
@@ -108,15 +108,17 @@ class DiffusionTask(Task):
         if options.flip and not dataset.mirrors:
             raise ValueError(f"flip mirrors images, and {dataset.name} holds {dataset.noun}s; leave it out")
         encoder, self.captions, self.notes = captions_for(dataset, options.text, options.seed, model is not None)
-        self.encoder, self.reads = encoder, encoder is not None and encoder.trained_along
-        self.conditioning = Conditioning(known.classes, known.nothing, encoder.told() if self.reads else encoder)
+        self.encoder: Any = encoder
+        self.reads = encoder is not None and encoder.trained_along
+        self.conditioning = Conditioning(known.classes, known.nothing, self.encoder.told() if self.reads else encoder)
         self.codec = dataset.coded(options.codec) if codec is None else codec
         self.read = self.codec.reader(dataset, options.flip)
         self.process = build_process(options)
         if model is None:
             width = None if encoder is None else encoder.width
             model = build_network(options, self.codec, self.conditioning.embeddings, width)
-        self.network, self.model = model, ReadingUNet(model, encoder.network) if self.reads else model
+        self.network: Any = model
+        self.model: Any = ReadingUNet(model, self.encoder.network) if self.reads else model
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
 
     def batch(self, step, numbers):

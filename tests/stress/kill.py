@@ -2,9 +2,10 @@
 
     python -m tests.stress.kill [--kills 1000] [--json tests/stress/kill.json]
 
-Every life of the run gets a random time to live, so that kills hit the import, the steps, the middle of a checkpoint
-and the writing of the model alike. When a run is complete, its model, samples, losses and last checkpoint must equal
-those of the run that nobody killed, and a new one begins.
+Every life of the run gets a random time to live, a tenth to six tenths of what the run took that nobody killed, so that
+kills hit the import, the steps, the middle of a checkpoint and the writing of the model alike, on any machine; lives
+grow until a run is complete, should the machine have become slower. When one is, its model, samples, losses and last
+checkpoint must equal those of the run that nobody killed, and a new one begins.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from pydiff.store import checkpoint
@@ -44,14 +46,17 @@ def main():
     figures = {"kills": 0, "runs_completed": 0, "runs_equal": 0, "kills_while_saving": 0, "lives_that_failed": 0}
     with tempfile.TemporaryDirectory() as folder:
         expected, out = Path(folder) / "expected", Path(folder) / "killed"
+        began = time.monotonic()
         subprocess.run([*COMMAND, "--out", expected], check=True, capture_output=True)
+        length, lives = time.monotonic() - began, 0
         truth = outcome(expected)
         while figures["kills"] < arguments.kills:
             process = subprocess.Popen(
                 [*COMMAND, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             )
+            lives += 1
             try:
-                _, message = process.communicate(timeout=moments.uniform(0.3, 1.8))
+                _, message = process.communicate(timeout=length * moments.uniform(0.1, 0.6) * (1 + lives / 10))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
@@ -65,6 +70,7 @@ def main():
                 figures["runs_completed"] += 1
                 figures["runs_equal"] += outcome(out) == truth
                 shutil.rmtree(out)
+                lives = 0
                 print(json.dumps(figures), flush=True)
     print(json.dumps(figures, indent=1))
     if arguments.json:

@@ -1,6 +1,6 @@
 """Kill -9 one process of a training over MPI, start it again on another number of processes, compare the end.
 
-    python -m tests.stress.mpi_kill [--kills 200] [--json tests/stress/mpi_kill.json]
+    python -m tests.stress.mpi_kill [--kills 200] [--at-once 1] [--json tests/stress/mpi_kill.json]
 
 Every life of the run has 1 to 4 processes. One of them, any, is killed: in half of the lives some time after the start,
 in the other half some time after a step that was drawn, so that kills hit the imports, the meeting of the processes,
@@ -24,8 +24,9 @@ from pathlib import Path
 from pydiff.store.log import Log
 from tests.stress.kill import outcome
 
-TRAIN = ["-m", "pydiff", "train", "digits", "--steps", "20", "--batch-size", "8", "--seed", "3", "--shards", "8"]
-TRAIN += ["--channels", "8", "--groups", "4", "--checkpoint-every", "2", "--sample-every", "10"]
+STEPS = 12
+TRAIN = ["-m", "pydiff", "train", "digits", "--steps", str(STEPS), "--batch-size", "8", "--seed", "3", "--shards", "4"]
+TRAIN += ["--channels", "8", "--groups", "4", "--checkpoint-every", "2", "--sample-every", "6"]
 TRAIN += ["--timestep-sampling", "loss_aware", "--timesteps", "20", "--conditional", "--dropout", "0.1"]
 MARK = "PYDIFF_STRESS"
 
@@ -103,8 +104,56 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=1, help="trials side by side, which disturb each other")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.at_once > 1:
+        return side_by_side(arguments)
+    figures = trial(arguments)
+    print(json.dumps(figures, indent=1))
+    return verdict(figures)
+
+
+def verdict(figures):
+    """0 where every run ended like the one that nobody killed."""
+    return 0 if figures["runs_equal"] == figures["runs_completed"] > 0 and not figures["lives_that_failed"] else 1
+
+
+def side_by_side(arguments):
+    """Several trials with seeds of their own; their figures are added up."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Path(folder) / f"{i}.json" for i in range(arguments.at_once)]
+        share = -(-arguments.kills // arguments.at_once)
+        this = [sys.executable, "-m", "tests.stress.mpi_kill", "--kills", str(share)]
+        trials = [
+            subprocess.Popen([*this, "--seed", str(arguments.seed + i), "--json", place], stdout=subprocess.DEVNULL)
+            for i, place in enumerate(places)
+        ]
+        running = True
+        while running:
+            time.sleep(5)
+            running = any(trial.poll() is None for trial in trials)
+            figures = added_up([json.loads(place.read_text()) for place in places if place.exists()])
+            if figures:
+                write(arguments.json, figures)
+    print(json.dumps(figures, indent=1))
+    return verdict(figures) or any(trial.returncode for trial in trials)
+
+
+def added_up(parts):
+    """The figures of several trials, numbers and numbers by name, as those of one."""
+    total = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, dict):
+                total[name] = added_up([total.get(name, {}), value])
+            else:
+                total[name] = total.get(name, 0) + value
+    return total
+
+
+def trial(arguments):
+    """Kills until enough have been killed; the figures."""
     draw = random.Random(arguments.seed)
     figures = {"kills": 0, "kills_by_processes": {}, "kills_of_rank_0": 0, "kills_before_the_first_step": 0}
     figures |= {"kills_while_saving": 0, "runs_completed": 0, "runs_equal": 0, "lives_that_failed": 0}
@@ -122,7 +171,7 @@ def main():
                 moment = draw.uniform(0, 1.2 * length)
                 life.wait_until(lambda: time.monotonic() - life.began > moment)  # noqa: B023
             else:
-                step, more = start + draw.randint(0, 12), draw.uniform(0, 0.3)
+                step, more = start + draw.randint(0, STEPS - 4), draw.uniform(0, 0.3)
                 life.wait_until(lambda: steps_done(out) > step)  # noqa: B023
                 time.sleep(more)
             rank = draw.randrange(n)
@@ -132,6 +181,7 @@ def main():
                 figures["kills_of_rank_0"] += rank == 0
                 figures["kills_before_the_first_step"] += steps_done(out) == start
                 figures["kills_while_saving"] += (out / "checkpoints" / ".partial").exists()
+                write(arguments.json, figures)
                 continue
             _, message = life.process.communicate(timeout=300)
             if life.process.returncode:
@@ -141,16 +191,20 @@ def main():
             length = time.monotonic() - life.began
             figures["runs_completed"] += 1
             figures["runs_equal"] += outcome(out) == truth
-            assert len(Log(out / "log.jsonl").entries) == 20
+            assert len(Log(out / "log.jsonl").entries) == STEPS
             shutil.rmtree(out)
             before = 0
             print(json.dumps(figures), flush=True)
-            if arguments.json:
-                arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0 if figures["runs_equal"] == figures["runs_completed"] > 0 and not figures["lives_that_failed"] else 1
+    write(arguments.json, figures)
+    return figures
+
+
+def write(place, figures):
+    """Of a trial that may be killed itself, at any moment."""
+    if place:
+        beside = place.with_suffix(".partial")
+        beside.write_text(json.dumps(figures, indent=1) + "\n")
+        beside.replace(place)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ import pydiff
 import pydiff.segment
 from pydiff.data import Sounds, load
 from pydiff.data.masks import Masked
-from pydiff.training import DiffusionTask, Options, Trainer, join, settled, training_steps
+from pydiff.training import DiffusionTask, Options, Trainer, join, opened, settled, training_steps
 from tests.training.pictures import dataset
 
 SMALL = {"channels": (8, 8), "groups": 4, "steps": 5, "batch_size": 10, "warmup": 1, "timesteps": 4, "sample_every": 0}
@@ -114,6 +115,27 @@ def of_task(train):
     return [[entry["step"], entry["loss"], entry["grad_norm"]] for entry in log], digest.hexdigest()
 
 
+OPTIONS, VERSION, KERNELS, DATA = "options", "version", "kernels", "data"
+
+
+def refusal(group, how):
+    """Why no training begins where process 1 differs in this from the others; all processes say the same."""
+    other = group.rank == 1
+    options = Options(**SMALL | {"seed": 7 if other and how == OPTIONS else 0})
+    version, arithmetic = pydiff.__version__, pydiff.backend.arithmetic
+    if other and how == VERSION:
+        pydiff.__version__ = "0.0.1"
+    if other and how == KERNELS:
+        pydiff.backend.arithmetic = lambda: arithmetic() | {"generation": 1}
+    try:
+        with opened(DiffusionTask(dataset(22 if other and how == DATA else 23), options), options, group=group):
+            return "they began"
+    except ValueError as error:
+        return str(error)
+    finally:
+        pydiff.__version__, pydiff.backend.arithmetic = version, arithmetic
+
+
 def before_every_batch(hook):
     """hook(step) is called whenever a diffusion task, of whatever kind, is asked for a batch."""
     batch = DiffusionTask.batch
@@ -163,6 +185,23 @@ def main(what, *arguments):
 
         before_every_batch(fail)
         main_of_pydiff(lambda: pydiff.train(dataset(), out=out, progress=False, **SMALL))
+    elif what == "full":  # no file of the first process may grow for some steps; under one process, as a plain run
+        out, until = arguments
+        first, whole = join().first, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+        def fill(step):
+            if first and int(until) and step in (3, int(until)):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2048, whole[1]) if step == 3 else whole)
+
+        before_every_batch(fill)
+        main_of_pydiff(
+            lambda: pydiff.train(dataset(), out=out, progress=False, **SMALL | {"steps": 9, "checkpoint_every": 2})
+        )
+    elif what == "strangers":  # what each process does, and with what, is not the same everywhere
+        group = join()
+        said = [refusal(group, how) for how in (OPTIONS, VERSION, KERNELS, DATA)]
+        if group.first:
+            print(json.dumps(said), flush=True)
     elif what == "other":  # data that are not the same everywhere
         main_of_pydiff(lambda: pydiff.train(dataset(23 + join().rank), progress=False, **SMALL))
     elif what == "hang":

@@ -123,6 +123,41 @@ def test_processes_with_other_data_refuse_to_begin():
 
 
 @needs_mpi
+def test_processes_that_are_not_alike_refuse_to_begin():
+    """Other options, another version, kernels of another generation, other data: named, with both values."""
+    status, said, error = mpiexec(3, "strangers")
+    assert status == 0, error
+    options, version, kernels, data = json.loads(said)
+    assert options == "process 1 has another options than process 0: seed 7, not 0"
+    assert version == f"process 1 has another pydiff than process 0: 0.0.1, not {pydiff.__version__}"
+    assert kernels.startswith("process 1 has another generation than process 0: 1, not ")
+    assert data.startswith("process 1 has another fingerprint than process 0: ")
+
+
+@needs_mpi
+def test_a_full_disk_of_the_first_process_stops_nothing(tmp_path):
+    """As of a plain run: what cannot be written is said once, and tried again; the bits are those of an empty disk."""
+    ends = []
+    for until, steps in ((8, [8, 9]), (99, [2])):
+        plain = [sys.executable, "-W", "ignore", "-m", "tests.training.mpi_worker", "full", tmp_path / "one", until]
+        alone = subprocess.run(map(str, plain), cwd=ROOT, capture_output=True, text=True, timeout=60)
+        status, said, error = mpiexec(2, "full", tmp_path / "two", until)
+        assert (status, said, error.replace("two", "one")) == (alone.returncode, alone.stdout, alone.stderr)
+        assert "a checkpoint could not be written" in error
+        assert "from step 4 on" in error
+        for name in ("one", "two"):
+            found = sorted(p.name for p in (tmp_path / name / "checkpoints").glob("step-*"))
+            assert found == [f"step-{step:08d}" for step in steps]
+        if until == 99:
+            assert mpiexec(2, "full", tmp_path / "two", 0)[0] == 0  # again, with room: to the end
+        assert [entry["step"] for entry in Log(tmp_path / "two" / "log.jsonl").entries] == list(range(1, 10))
+        ends.append(checkpoint.load(tmp_path / "two" / "checkpoints" / "step-00000009")[0]["optimizer"])
+        for name in ("one", "two"):
+            shutil.rmtree(tmp_path / name)
+    assert all(ends[0][name].tobytes() == ends[1][name].tobytes() for name in ends[0])
+
+
+@needs_mpi
 def test_a_process_that_hangs_is_named():
     status, _, error = mpiexec(3, "hang", PYDIFF_MPI_TIMEOUT="2")
     assert status != 0

@@ -110,7 +110,7 @@ def _combined(x, values, begin, target, h, order):
     """x after the step, one `ops.denoise` a picture: the table of exponential.py with m' from both ends."""
     out = empty(x, x.shape)
     for n in range(len(x)):
-        a, (q0, q1, _), _ = coefficients("data", *begin[n][1:], *target[n][1:], float(h[n]))
+        a, (q0, q1, _), _ = coefficients("data", *begin[n][1:], *target[n][1:], float(h[n]))  # pyright: ignore[reportCallIssue]
         weights = [q0] if order == 1 else [q0 - q1, q1]
         step = ops.DenoiseStep(0.0, 1.0, a, weights[0], c=tuple(weights[1:]))
         history = [value[n : n + 1] for value in values[1:]]

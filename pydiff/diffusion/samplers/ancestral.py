@@ -120,7 +120,7 @@ def ddim_inversion(model, x, process: Process, path: Path, iterations=0, **more)
         for k in range(iterations):
             again = Stage(t, alpha_t, sigma_t, raw_eps=away, past=((start, "x", grown),), last=k == iterations - 1)
             stages.append(again)
-    return walk(model, x, process, stages, **({"clip": None} | more))
+    return walk(model, x, process, stages, **({"clip": None} | more))  # pyright: ignore[reportArgumentType]
 
 
 def steps_of(path: Path):

@@ -125,7 +125,7 @@ def solver_stage(t, ends, start, begin, nodes, kind, form, adjust=None, singlest
         kind = "data"
     else:
         h = math.log(alpha_s / sigma_s) - math.log(alpha_t / sigma_t)
-        a, q, std = coefficients(kind, *start, *ends[2:], h)
+        a, q, std = coefficients(kind, *start, *ends[2:], h)  # pyright: ignore[reportCallIssue]
         q = adjust(q, h) if adjust and len(nodes) == 3 else q
         weights = _on_values(q, nodes, h, form, singlestep)
     name, here = "x0" if kind.startswith("data") else "eps", weights.pop(now, 0.0)

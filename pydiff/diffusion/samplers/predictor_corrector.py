@@ -84,7 +84,7 @@ def _weights(ends, ratios, kind, b, corrector):
     if 0 in ends or sigma_s * alpha_t == sigma_t * alpha_s:
         return None
     h = math.log(alpha_s / sigma_s) - math.log(alpha_t / sigma_t)
-    a, (q0, _, _), _ = coefficients(kind, *ends, h)
+    a, (q0, _, _), _ = coefficients(kind, *ends, h)  # pyright: ignore[reportCallIssue]
     z, size = (-h, alpha_s) if kind == "data" else (h, sigma_s)
     scale = z if b == "bh1" else math.expm1(z)
     r = np.array([lam / h for lam in ratios] + [1.0])

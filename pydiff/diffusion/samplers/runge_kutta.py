@@ -39,7 +39,7 @@ def euler(model, x, process: Process, path: Path, churn=0.0, churn_range=(0.0, m
     """
     stages = []
     for i, (_, (alpha, _, *end)) in enumerate(steps_of(path)):
-        stage, sigma = raised(process, path, i, Churn(churn, *churn_range, churn_noise))
+        stage, sigma = raised(process, path, i, Churn(churn, *churn_range, churn_noise))  # pyright: ignore[reportCallIssue]
         a, b, _ = ddim_step(alpha, sigma, *end)
         stages.append(stage._replace(x=a, x0=b))
     return walk(model, x, process, stages, **more)
@@ -56,7 +56,7 @@ def heun(model, x, process: Process, path: Path, churn=0.0, churn_range=(0.0, ma
     """
     stages = []
     for i, (_, (alpha, _, alpha_s, sigma_s)) in enumerate(steps_of(path)):
-        first, sigma = raised(process, path, i, Churn(churn, *churn_range, churn_noise))
+        first, sigma = raised(process, path, i, Churn(churn, *churn_range, churn_noise))  # pyright: ignore[reportCallIssue]
         a, b, _ = ddim_step(alpha, sigma, alpha_s, sigma_s)
         begin = len(stages)
         stages.append(first._replace(x=a, x0=b))

@@ -195,7 +195,7 @@ def _update(x, answer, stage, kept, noise_of, step, limits):
     elif std:
         key = noise_of.key(step)
     c, history = zip(*past, strict=True) if past else ((), ())
-    coefficients = ops.DenoiseStep(answer.u, answer.v, a, b, d, std, c, *limits, answer.guidance)
+    coefficients = ops.DenoiseStep(answer.u, answer.v, a, b, d, std, c, *limits, answer.guidance)  # pyright: ignore[reportCallIssue]
     outputs = ops.denoise(x, answer.f, coefficients, history, key, answer.f_uncond)
     return tuple(output.data for output in outputs)
 

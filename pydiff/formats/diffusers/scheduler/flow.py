@@ -18,7 +18,7 @@ def _sigmas(config, steps, mu, own=None):
     T, shift = config["num_train_timesteps"], config["shift"]
     dynamic = config.get("use_dynamic_shifting")
     ends = [1.0, 1.0 / T] if dynamic else [shifted(1.0, shift), shifted(1.0 / T, shift)]
-    sigma = np.linspace(*ends, steps) if own is None else own.astype(np.float32).astype(np.float64)
+    sigma = np.linspace(*ends, steps) if own is None else own.astype(np.float32).astype(np.float64)  # pyright: ignore[reportCallIssue]
     if dynamic:
         if mu is None:
             raise ValueError("use_dynamic_shifting needs mu; give from_diffusers the mu of the pictures' size")

@@ -27,7 +27,7 @@ def ddim_stages(timesteps, targets, level, eta, raw_eps) -> list[Stage]:
     stages = []
     for t, s in zip(timesteps, targets, strict=True):
         ends = (*level(t), *level(s))
-        a, b, std = ddim_step(*ends, eta)
+        a, b, std = ddim_step(*ends, eta)  # pyright: ignore[reportCallIssue]
         if raw_eps:
             stages.append(Stage(t, *ends[:2], x0=ends[2], raw_eps=a * ends[1], std=std))
         else:

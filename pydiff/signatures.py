@@ -1,0 +1,102 @@
+"""The operators and methods of a Tensor as type checkers and editors see them.
+
+At run time there is no such base: `methods.attach` gives Tensor the functions themselves, and tests/test_types.py
+compares names and parameters. Whatever is an array here may be NumPy's or CuPy's.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+Axis: TypeAlias = int | Sequence[int] | None
+
+
+class Methods:
+    """What `pydiff.ops` adds to Tensor."""
+
+    __array_ufunc__: Any
+    T: Any
+
+    # Operators: the other one is a Tensor, an array or a number.
+    def __add__(self, y: Any) -> Any: ...
+    def __radd__(self, y: Any) -> Any: ...
+    def __sub__(self, y: Any) -> Any: ...
+    def __rsub__(self, y: Any) -> Any: ...
+    def __mul__(self, y: Any) -> Any: ...
+    def __rmul__(self, y: Any) -> Any: ...
+    def __truediv__(self, y: Any) -> Any: ...
+    def __rtruediv__(self, y: Any) -> Any: ...
+    def __neg__(self) -> Any: ...
+    def __abs__(self) -> Any: ...
+    def __pow__(self, exponent: Any) -> Any: ...
+    def __rpow__(self, y: Any) -> Any: ...
+    def __matmul__(self, y: Any) -> Any: ...
+    def __rmatmul__(self, y: Any) -> Any: ...
+    def __getitem__(self, index: Any) -> Any: ...
+    def __lt__(self, y: Any) -> Any: ...
+    def __le__(self, y: Any) -> Any: ...
+    def __gt__(self, y: Any) -> Any: ...
+    def __ge__(self, y: Any) -> Any: ...
+    def __eq__(self, y: Any) -> Any: ...
+    def __ne__(self, y: Any) -> Any: ...
+    def __hash__(self) -> int: ...
+    def __float__(self) -> float: ...
+    def __int__(self) -> int: ...
+    def __format__(self, spec: str) -> str: ...
+    def __array__(self, *_arguments: Any, **_options: Any) -> Any: ...
+
+    # Element by element.
+    def abs(self) -> Any:
+        """The absolute value of every element."""
+
+    def exp(self) -> Any:
+        """e to the power of every element."""
+
+    def log(self) -> Any:
+        """The natural logarithm of every element."""
+
+    def sqrt(self) -> Any:
+        """The square root of every element."""
+
+    def clip(self, low: Any, high: Any) -> Any:
+        """Every element, cut off to [low, high]."""
+
+    # Along axes.
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The sum along axes, or of everything."""
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The mean along axes, or of everything."""
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The largest element along axes, or of all."""
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The smallest element along axes, or of all."""
+
+    def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Any:
+        """The variance along axes; ddof is taken from the count."""
+
+    def std(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Any:
+        """The square root of the variance."""
+
+    def argmax(self, axis: int | None = None) -> Any:
+        """The index of the largest element: an array, no Tensor."""
+
+    def argmin(self, axis: int | None = None) -> Any:
+        """The index of the smallest element: an array, no Tensor."""
+
+    def dot(self, y: Any) -> Any:
+        """The matrix product, as NumPy has it."""
+
+    def matmul(self, y: Any) -> Any:
+        """The matrix product, as NumPy has it."""
+
+    # Of shape.
+    def flatten(self) -> Any:
+        """All elements in one row."""
+
+    def reshape(self, *shape: Any, **named: Any) -> Any:
+        """The same elements in another shape, given as numbers or as a tuple."""
+
+    def transpose(self, *axes: Any, **named: Any) -> Any:
+        """The axes in another order; reversed if none is given."""

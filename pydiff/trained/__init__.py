@@ -1,0 +1,15 @@
+"""Trained models that come with pydiff, for the first image without a network and without a wait.
+
+pydiff.load("digits"), `pydiff sample digits`: handwritten digits, by class. How each was made is a script beside it.
+"""
+
+from pathlib import Path
+
+NAMES = ("digits",)
+FOLDER = Path(__file__).parent
+
+
+def place(path: str | Path) -> Path:
+    """The folder of the model of this name; whatever else is asked for, and what lies under that name, as a Path."""
+    asked = Path(path).expanduser()
+    return FOLDER / asked if str(path) in NAMES and not asked.exists() else asked
