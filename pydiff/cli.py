@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
+from pydiff.data.dataset import plural
 from pydiff.printed import printable, typed
 from pydiff.training import Options, ReadingOptions
 
@@ -85,6 +86,8 @@ class Train:
         from pydiff.training.distributed import is_first
 
         announce()
+        if self.accumulate is not None and self.accumulate < 0:
+            raise ValueError(f"accumulate must be a whole number of at least 0, got {self.accumulate}")
         training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
         if self.dry_run and (self.model != "unet" or self.latent is not None):
             raise ValueError(
@@ -253,7 +256,7 @@ class Sample:
             kind += f" (number {number} inside)" if run.conditioning.named_by_numbers else ""
         kept = f", {done.kept} of them from before" if done.kept else ""
         if group.first:
-            say(f"{done.wanted} {run.codec.noun}s{kind} in {out}{kept}")
+            say(f"{plural(done.wanted, run.codec.noun)}{kind} in {out}{kept}")
 
     def redraw(self, run, out, n, prompts):
         """Draws anew from the image that is given, n of each prompt."""
@@ -298,7 +301,7 @@ class Sample:
         said |= {"strength": self.strength, "negative_prompt": self.negative_prompt, "label": self.label}
         said = {name: str(value) for name, value in said.items() if value is not None}
         save_samples(out, made, run.codec, n, prompts, said)
-        say(f"{len(made)} {run.codec.noun}s in {out}")
+        say(f"{plural(len(made), run.codec.noun)} in {out}")
 
 
 @dataclass

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff.codecs import Frames
+from pydiff.formats.files import advice_on
+from pydiff.printed import printable
 from pydiff.report import files
 from pydiff.report.grid import save_png
 from pydiff.report.video import save_clip
@@ -97,7 +99,7 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
     """
     first = group is None or group.first
     if order.n < 1:
-        raise ValueError(f"n and batch_size must be at least 1, got {order.n} and {BATCH}")
+        raise ValueError(f"n must be at least 1, got {order.n}")
     names = order.names(pipeline.conditioning)
     if order.prompts is None:
         order.rows(pipeline.conditioning, np.arange(1))  # a label that the model does not know is no reason for folders
@@ -231,8 +233,12 @@ def check_place(out: Path, codec):
     """ValueError or OSError, in one sentence, for a place where samples cannot be written; makes the folders."""
     files.check_name(out, codec)
     folder = out if out.suffix == "" else out.parent
-    folder.mkdir(parents=True, exist_ok=True)
     if folder is not out and out.is_dir():
-        raise ValueError(f"{out} is a folder, and would have to be a file of that name; choose another name")
-    with tempfile.TemporaryFile(dir=folder):
-        pass  # it can be written to
+        raise ValueError(f"{printable(str(out))} is a folder, and would have to be a file of that name; choose another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # it can be written to
+    except OSError as error:
+        where = printable(str(folder))
+        raise ValueError(f"Could not write into {where}: {error.strerror}; {advice_on(error)}") from error

@@ -82,10 +82,10 @@ class AdamW:
                 p.data = data
 
     def _take(self, name, target, source, what):
-        if getattr(source, "shape", None) != target.shape or array_module(source) is not array_module(target):
+        if not isinstance(source, type(target)) or source.shape != target.shape:
             raise ValueError(
                 f"{name}.{what} was replaced by {type(source).__name__} of shape {getattr(source, 'shape', None)}, "
-                f"expected {target.shape} on the optimiser's device; make a new optimiser for another model"
+                f"expected an array {target.shape} on the optimiser's device; make a new optimiser for another model"
             )
         target[...] = source
 

@@ -85,7 +85,8 @@ class Pipeline:
         all_numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
         n, batch_size = len(all_numbers), self.batch_size if batch_size is None else batch_size
         if n < 1 or batch_size < 1:
-            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+            name, value = ("n", n) if n < 1 else ("batch_size", batch_size)
+            raise ValueError(f"{name} must be at least 1, got {value}")
         asked, parts = self.conditioning.rows(all_numbers) if asked is None else asked, []
         steps = self.default_steps(sampler) if steps is None else steps
         with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:

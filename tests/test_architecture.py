@@ -227,7 +227,7 @@ MAY_IMPORT = {
     "report.looks": "backend arrays ops tensor",
     "report": "arrays random codec codecs sound data store text",
     "report.words": "arrays backend report",
-    "drawing": "codecs report sound store",
+    "drawing": "codecs formats.files printed report sound store",
     "preview": "report",
     "trained": "",
     "trained.make_digits": "trained pydiff",

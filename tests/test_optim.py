@@ -330,7 +330,7 @@ def test_a_replacement_that_does_not_fit_is_refused():
     optimizer = optim.AdamW(model)
     model.first.weight.data = np.zeros((3, 5), np.float32)
     with pytest.raises(
-        ValueError, match=r"first.weight.data was replaced by ndarray of shape \(3, 5\), expected \(3, 4\)"
+        ValueError, match=r"first.weight.data was replaced by ndarray of shape \(3, 5\), expected an array \(3, 4\)"
     ):
         optimizer.step(1, 0.1)
 

@@ -183,7 +183,7 @@ def check_sound(rate, seconds, channels) -> tuple[int, float, int]:
         raise ValueError(
             f"rate is {rate!r}, expected a whole number of samples a second from 100 to 192,000, e.g. 8000"
         )
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 1 / rate <= seconds <= 60:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float | np.number) or not 1 / rate <= seconds <= 60:
         raise ValueError(f"seconds is {seconds!r}, expected a number from one sample to 60, for example 1")
     if channels not in (None, 1, 2):
         raise ValueError(f"channels is {channels!r}, expected 1 (mono), 2 (stereo) or None for sounds; leave it out")

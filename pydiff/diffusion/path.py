@@ -57,7 +57,8 @@ def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) ->
     if spacing not in SPACINGS:
         raise ValueError(f"there is no spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
     if not 1 <= steps <= T:
-        raise ValueError(f"got {steps} steps for a schedule of T = {T}, expected 1 .. {T}; use fewer steps")
+        advice = "use fewer" if steps > T else "use at least one"
+        raise ValueError(f"got {steps} steps for a schedule of T = {T}, expected 1 .. {T}; {advice}")
     noisiest_alone = steps == 1 and spacing != "leading_stride"
     t = np.array([T - 1]) if noisiest_alone else SPACINGS[spacing](T, steps)[::-1].copy()
     if not 0 <= offset < T - t[0]:

@@ -20,6 +20,8 @@ def task_for(dataset, options, model=None, codec=None, images=None) -> Diffusion
 
     images: whatever pydiff.data.load takes, or "frames" for the clips' own.
     """
+    if images is None and options.image_share is not None:
+        raise ValueError("image_share is for clips that are learned beside images; give images, or leave it out")
     if images is None:
         return DiffusionTask(dataset, options, model, codec)
     if not isinstance(images, str) or images != "frames":

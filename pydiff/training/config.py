@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,7 @@ class LoopOptions:
     weight_decay: float = 1e-2
     """Decoupled weight decay of AdamW."""
     clip: float = 1.0
-    """Largest global norm of the gradient."""
+    """Largest global norm of the gradient; 0 for any."""
     ema: float = 0.9995
     """Longest memory of the average of the weights, which is what the finished model is made of."""
     checkpoint_every: int = 250
@@ -75,7 +76,11 @@ class LoopOptions:
         for name in ("lr", "clip", "weight_decay"):
             _between(self, name, 0, math.inf)
         _between(self, "ema", 0, 1)
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be below 2**64, got {self.seed}")
         for name, field in self.__dataclass_fields__.items():
+            if field.type is bool and not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
             allowed = getattr(field.type, "__args__", ())
             if getattr(field.type, "__origin__", None) is Literal and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
@@ -84,6 +89,13 @@ class LoopOptions:
     @classmethod
     def from_keywords(cls, keywords):
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
+        for name, other in ALSO_CALLED.items():
+            if name in keywords:
+                count = _plain(keywords[name])
+                if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                    raise ValueError(f"{name} must be a whole number of at least 0, got {count!r}")
+                if other in keywords:
+                    raise TypeError(f"{name} and {other} are the same option; give one of them")
         keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
@@ -185,6 +197,8 @@ class Options(ReadingOptions, LoopOptions):
             _several(self, name, 1 if name == "channels" else 0)
         _between(self, "offset_noise", 0, math.inf)
         _between(self, "cache_gb", 0, math.inf)
+        if not isinstance(self.text, str | os.PathLike):
+            raise ValueError(f"text must be a name or a folder, got {self.text!r}; 'none' for no captions")
         if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
             raise ValueError(f"text must be one of {', '.join(known)}, or the folder of an encoder; got {self.text!r}")
         for name in ("dropout", "label_drop"):
@@ -222,7 +236,9 @@ def _several(options, name, least):
 
 
 def _plain(value):
-    """NumPy's numbers as Python's, also in a list or a tuple."""
+    """NumPy's numbers as Python's, also in a list or a tuple; an array as a tuple of them."""
+    if isinstance(value, np.ndarray):
+        value = tuple(value.tolist()) if value.ndim else value[()]
     if isinstance(value, list | tuple):
         return type(value)(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
@@ -246,6 +262,10 @@ def build_unet(options, shape, embeddings=None, context=None):
     """
     height, width, c = shape
     channels = options.channels or default_channels(min(height, width))
+    if odd := [n for n in channels if n % options.groups]:
+        raise ValueError(
+            f"groups={options.groups} does not divide {odd[0]} channels; choose groups or channels that fit"
+        )
     attention = levels_with_attention(options, channels, min(height, width))
     kind = "Attn" if context is None else "CrossAttn"
     common = {

@@ -43,7 +43,7 @@ def test_label_drop_changes_the_result():
         ({"ema": 1.0}, ValueError, "ema must be a number"),
         ({"dropout": 1.0}, ValueError, "dropout must be a number"),
         ({"prediction": "noise"}, ValueError, "prediction must be one of eps, x0, v, flow, edm, edm_v; got 'noise'"),
-        ({"groups": 3}, ValueError, "do not divide into 3 groups"),
+        ({"groups": 3}, ValueError, "groups=3 does not divide"),
         ({"head_dim": 64}, ValueError, "attention_head_dim must be"),
         ({"attention": (5,)}, ValueError, "attention names levels"),
         ({"batch_size": True}, ValueError, "batch_size must be a whole number"),

@@ -173,6 +173,7 @@ def load(directory, wishes: Wishes = NOTHING, weights: np.ndarray | None = None)
 
 
 def _load_theirs(directory, wishes) -> Loaded:
+    _refuse_unused(directory, wishes, "config", "embedding", "skip_layers")
     parts = folder.read_parts(directory)
     notes = list(parts.notes)
     checked = read_unet_config(*parts.config, known_class=parts.unet_class)
@@ -195,7 +196,25 @@ def _load_theirs(directory, wishes) -> Loaded:
     return Loaded(pipeline, {}, [*checked.notes, *notes, *said, *about])
 
 
+def _refuse_unused(directory, wishes, *names):
+    """CheckpointError for a wish that this folder has no use for: nothing is ignored in silence."""
+    for name in names:
+        if getattr(wishes, name) != getattr(NOTHING, name):
+            raise CheckpointError(f"{name} is nothing that {directory} could be told: {UNUSED[name]}; leave it out.")
+
+
+UNUSED = {
+    "size": "it says how large its images are",
+    "variant": "it has its weights once",
+    "self_conditioning": "it says whether it is told its last guess",
+    "config": "that is for Stable Diffusion in one file",
+    "embedding": "that is for Stable Diffusion",
+    "skip_layers": "that is for Stable Diffusion",
+}
+
+
 def _load_ours(directory, wishes, weights=None) -> Loaded:
+    _refuse_unused(directory, wishes, *UNUSED)
     with checkpoint.open_model(directory, MODELS, weights) as found:
         extra = found.extra
         if extra.get("schema", 1) not in range(1, SCHEMA + 1):
@@ -218,7 +237,7 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             if stored is None:
                 stored = scheduler_of(_process(extra), extra.get("variance", "fixed")).config
             stored = None if stored is None else (stored, directory)
-            scheduler, said = scheduler_for(stored, None, wishes, directory)
+            scheduler, said = _asked_scheduler(stored, wishes, directory)
         process = _process(extra) if scheduler is None else scheduler.process
         conditioning = Conditioning.from_config(extra, reader)
         if wishes.classes is not None:
@@ -234,6 +253,8 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             scheduler=scheduler,
         )
         check_together(model, pipeline.codec, conditioning, beside, directory / checkpoint.SEAL)
+    except CheckpointError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{directory / checkpoint.SEAL} cannot be followed ({error!a:.200}).") from error
     history = {name: extra[name] for name in HISTORY if name in extra}
@@ -304,6 +325,16 @@ def scheduler_for(stored, known_class, wishes, directory) -> tuple[StoredSchedul
     if wishes.prediction is not None:
         config = with_prediction(config, wishes.prediction)
     return StoredScheduler(config, source), notes
+
+
+def _asked_scheduler(stored, wishes, directory):
+    """The same; what is wrong with a wish is said as it is, and not laid to the folder's charge."""
+    try:
+        return scheduler_for(stored, None, wishes, directory)
+    except ValueError as error:
+        if wishes.scheduler is None and wishes.prediction is None:
+            raise
+        raise CheckpointError(str(error)) from error
 
 
 def _is_path(value) -> bool:

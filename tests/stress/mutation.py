@@ -1,0 +1,446 @@
+"""Mutation testing: plants one fault after the other into a copy of pydiff, and counts how many the tests catch.
+
+    python -m tests.stress.mutation [--faults 200] [--seed 0] [--json tests/stress/mutation.json] [--parts loop data]
+
+A fault is one changed operator, comparison, constant or condition, one statement taken away, or two arguments swapped.
+Which tests run is decided by a map, recorded once, of the functions that every test enters: those that enter the
+faulty function, the shortest first, until one of them fails. A fault that none of them notices has survived, unless it
+is among the EQUIVALENT ones below, each with the reason why no test can tell it from the original.
+
+Nothing is changed in the working tree. Every fault is tried in a process that was forked from one in which NumPy and
+pytest are loaded already, so that most take a few seconds. `--again FILE` tries the survivors of an earlier run anew.
+"""
+
+import argparse
+import ast
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+# What may be at fault, and the tests that are asked about it.
+PARTS = {
+    "loop": ["pydiff/training/*.py", "pydiff/optim.py", "pydiff/warm.py", "pydiff/reopen.py"],
+    "data": ["pydiff/data/order.py", "pydiff/data/origin.py"],
+    "condition": ["pydiff/condition.py"],
+    "diffusion": ["pydiff/diffusion/*.py", "pydiff/pipeline.py", "pydiff/edit.py"],
+    "samplers": ["pydiff/diffusion/samplers/*.py"],
+    "store": ["pydiff/store/*.py"],
+}
+# Not of the arithmetic of one process: several processes have tests of their own, under mpiexec, and what autoencoders
+# and segmenters learn is judged by whole trainings.
+LEFT_OUT = ("distributed.py", "progress.py", "autoencoder.py", "segment.py", "classify.py", "clip_task.py")
+TESTS = [
+    "tests/training", "tests/diffusion", "tests/store", "tests/data/test_order.py", "tests/test_condition.py",
+    "tests/test_optim.py", "tests/test_run.py", "tests/test_reopen.py", "tests/test_edit.py", "tests/test_rooms.py",
+    "tests/test_run_folder.py", "tests/test_diffusion_options.py", "tests/test_streams.py", "tests/test_prompts.py",
+    "tests/test_faults.py",
+]  # fmt: skip
+TIMEOUT = 120  # seconds for all tests of one fault; a fault that makes them hang is caught
+BUDGET = 45  # seconds of tests, as they lasted without a fault, that are run for one
+# (file, function, the line with the fault) -> why no test can notice it.
+EQUIVALENT: dict[tuple[str, str, str], str] = {}
+
+
+class Fault(NamedTuple):
+    """One change of a file: characters from `start` to `end` become `new`. line: the whole line, changed."""
+
+    file: str
+    function: str
+    first: int  # line that the function begins in, as the map knows it
+    kind: str
+    start: int
+    end: int
+    new: str
+    number: int
+    line: str
+
+
+OPERATORS = {
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "//", ast.Pow: "*",
+    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not",
+    ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in", ast.And: "or", ast.Or: "and",
+    ast.BitAnd: "|", ast.BitOr: "&",
+}  # fmt: skip
+TOKENS = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
+    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=", ast.Is: "is",
+    ast.IsNot: "is not", ast.In: "in", ast.NotIn: "not in", ast.And: "and", ast.Or: "or",
+    ast.BitAnd: "&", ast.BitOr: "|",
+}  # fmt: skip
+
+
+class Planter(ast.NodeVisitor):
+    """Finds every place of a file where a fault can be planted."""
+
+    def __init__(self, file, source):
+        self.file, self.source, self.faults = file, source, []
+        self.path, self.firsts = [], []  # names of what encloses a place; where the functions among them begin
+        self.starts = [0]
+        for line in source.encode().splitlines(keepends=True):
+            self.starts.append(self.starts[-1] + len(line))
+        self.bytes = source.encode()
+
+    def at(self, node, end=False):
+        """Where a node begins or ends, in bytes."""
+        return self.starts[(node.end_lineno if end else node.lineno) - 1] + (
+            node.end_col_offset if end else node.col_offset
+        )
+
+    def add(self, kind, start, end, new):
+        """One fault, if it is in a function: what is decided while a module is imported is left alone."""
+        if not self.firsts:
+            return
+        number = self.bytes[:start].count(b"\n") + 1
+        begin = self.starts[number - 1]
+        stop = self.bytes.find(b"\n", end)
+        changed = (self.bytes[begin:start] + new.encode() + self.bytes[end : stop if stop > 0 else None]).decode()
+        self.faults.append(
+            Fault(
+                self.file,
+                ".".join(self.path),
+                self.firsts[-1],
+                kind,
+                start,
+                end,
+                new,
+                number,
+                " ".join(changed.split()),
+            )
+        )
+
+    def between(self, left, right, operator, kind):
+        """The operator that stands between two nodes."""
+        begin, end = self.at(left, end=True), self.at(right)
+        token = TOKENS[type(operator)].encode()
+        place = self.bytes.find(token, begin, end)
+        if place >= 0:
+            self.add(kind, place, place + len(token), OPERATORS[type(operator)])
+
+    def visit_FunctionDef(self, node):
+        self.path.append(node.name)
+        self.firsts.append(min([node.lineno, *(d.lineno for d in node.decorator_list)]))
+        for child in node.body:
+            self.visit(child)
+        self.path.pop()
+        self.firsts.pop()
+
+    def visit_ClassDef(self, node):
+        self.path.append(node.name)
+        for child in node.body:
+            if self.firsts or isinstance(child, ast.FunctionDef | ast.ClassDef):
+                self.visit(child)
+        self.path.pop()
+
+    def visit_Raise(self, node):
+        self.add("statement removed", self.at(node), self.at(node, True), "pass")  # and never what a message says
+
+    def visit_JoinedStr(self, node):
+        pass
+
+    def visit_AnnAssign(self, node):
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_Compare(self, node):
+        for left, operator, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
+            self.between(left, right, operator, "comparison")
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node):
+        text = isinstance(node.left, ast.JoinedStr) or isinstance(getattr(node.left, "value", None), str)
+        if type(node.op) in OPERATORS and not text:
+            self.between(node.left, node.right, node.op, "operator")
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node):
+        for left, right in zip(node.values, node.values[1:], strict=False):
+            self.between(left, right, node.op, "condition")
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node):
+        if isinstance(node.op, ast.Not | ast.USub):
+            self.add("operator", self.at(node), self.at(node.operand), "")
+        self.generic_visit(node)
+
+    def visit_Constant(self, node):
+        if isinstance(node.value, bool):
+            self.add("constant", self.at(node), self.at(node, True), repr(not node.value))
+        elif isinstance(node.value, int):
+            self.add("constant", self.at(node), self.at(node, True), str(node.value + 1))
+        elif isinstance(node.value, float):
+            self.add("constant", self.at(node), self.at(node, True), repr(2 * node.value if node.value else 1.0))
+
+    def visit_If(self, node):
+        self.add("condition", self.at(node.test), self.at(node.test, True), f"not ({self.text(node.test)})")
+        self.generic_visit(node)
+
+    def visit_IfExp(self, node):
+        self.add("condition", self.at(node.test), self.at(node.test, True), f"not ({self.text(node.test)})")
+        self.generic_visit(node)
+
+    def visit_Call(self, node):
+        plain = [a for a in node.args if not isinstance(a, ast.Starred)]
+        if len(plain) == len(node.args) >= 2 and self.text(plain[0]) != self.text(plain[1]):
+            a, b = plain[:2]
+            swapped = self.text(b) + self.bytes[self.at(a, True) : self.at(b)].decode() + self.text(a)
+            self.add("arguments swapped", self.at(a), self.at(b, True), swapped)
+        self.generic_visit(node)
+
+    def visit_Expr(self, node):
+        if isinstance(node.value, ast.Constant):
+            return  # a docstring
+        if isinstance(node.value, ast.Call):
+            self.add("statement removed", self.at(node), self.at(node, True), "pass")
+        self.generic_visit(node)
+
+    def visit_Assign(self, node):
+        if any(isinstance(target, ast.Attribute | ast.Subscript) for target in node.targets):
+            self.add("statement removed", self.at(node), self.at(node, True), "pass")
+        self.generic_visit(node)
+
+    def visit_AugAssign(self, node):
+        self.add("statement removed", self.at(node), self.at(node, True), "pass")
+        self.generic_visit(node)
+
+    def visit_Continue(self, node):
+        self.add("statement removed", self.at(node), self.at(node, True), "pass")
+
+    def text(self, node):
+        """The source of a node."""
+        return self.bytes[self.at(node) : self.at(node, True)].decode()
+
+
+def all_faults(parts) -> list[Fault]:
+    """Every fault that can be planted into these parts of pydiff, and that is still a program."""
+    found = []
+    for part in parts:
+        for pattern in PARTS[part]:
+            for path in sorted(ROOT.glob(pattern)):
+                if path.name in LEFT_OUT:
+                    continue
+                source = path.read_text()
+                planter = Planter(str(path.relative_to(ROOT)), source)
+                planter.visit(ast.parse(source))
+                for fault in planter.faults:
+                    changed = source.encode()[: fault.start] + fault.new.encode() + source.encode()[fault.end :]
+                    try:
+                        compile(changed, fault.file, "exec")
+                    except (SyntaxError, ValueError):
+                        continue
+                    found.append(fault)
+    return found
+
+
+# ---- the copy, and tests in it ---------------------------------------------------------------------------------------
+
+
+def copy_tree(target: Path):
+    """The files that git knows, and the compiled modules, wherever they were installed."""
+    import pydiff
+    from pydiff import compiled  # noqa: F401 - for the modules that it brings
+
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+    places = {Path(pydiff.__file__).parent}
+    places |= {Path(m.__file__).parent for n, m in sys.modules.items() if n.startswith("pydiff._") and m.__file__}
+    for place in places:
+        for module in place.glob("_*.so"):
+            shutil.copy2(module, target / "pydiff" / module.name)
+
+
+def settle_in(tree: Path):
+    """From here on this process imports pydiff and its tests from the copy, and nowhere else."""
+    sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in getattr(f, "__name__", type(f).__name__)]
+    sys.path[:] = [str(tree), *(p for p in sys.path if p not in ("", str(ROOT)))]
+    for name in [n for n in sys.modules if n.split(".")[0] in ("pydiff", "tests")]:
+        del sys.modules[name]
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)  # of the commands that tests start
+
+
+def in_child(work, timeout) -> int:
+    """work() in a forked process group; its number, 1 if it did not return one, 124 if it took too long."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setpgid(0, 0)
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(null, stream)
+            code = int(work())
+        finally:
+            os._exit(code)
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.02)
+    else:
+        status = 124 << 8
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if status == 124 << 8:
+        os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+class Recorder:
+    """A plugin of pytest: which functions of pydiff every test enters, how long it takes, and whether it passes."""
+
+    def __init__(self, tree):
+        self.tree, self.functions, self.seconds, self.failed = f"{tree}/", defaultdict(set), {}, set()
+        self.entered = set()
+
+    def trace(self, frame, _event, _argument):
+        name = frame.f_code.co_filename
+        if name.startswith(self.tree):
+            self.entered.add((name, frame.f_code.co_firstlineno))
+
+    def pytest_runtest_setup(self):
+        import threading
+
+        self.entered, self.began = set(), time.monotonic()
+        sys.settrace(self.trace)
+        threading.settrace(self.trace)
+
+    def pytest_runtest_teardown(self, item):
+        import threading
+
+        sys.settrace(None)
+        threading.settrace(None)
+        self.seconds[item.nodeid] = time.monotonic() - self.began
+        for name, line in self.entered:
+            self.functions[f"{name.removeprefix(self.tree)}:{line}"].add(item.nodeid)
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed or report.skipped:
+            self.failed.add(report.nodeid)
+
+
+def record(tree, path):
+    """Runs TESTS once in the copy and writes the map."""
+    import pytest
+
+    recorder = Recorder(tree)
+    tests = [name for name in TESTS if (tree / name).exists()]
+    pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[recorder])
+    functions = {key: sorted(tests - recorder.failed) for key, tests in recorder.functions.items()}
+    path.write_text(json.dumps({"functions": functions, "seconds": recorder.seconds}))
+    return 0
+
+
+def chosen(fault, known) -> list[str]:
+    """Tests that enter the function with the fault, the shortest first, as many as fit into BUDGET."""
+    tests = known["functions"].get(f"{fault.file}:{fault.first}", [])
+    taken, seconds = [], 0.0
+    for test in sorted(tests, key=lambda t: known["seconds"].get(t, 9e9)):
+        seconds += known["seconds"].get(test, 9e9)
+        if taken and seconds > BUDGET:
+            break
+        taken.append(test)
+    return taken
+
+
+def attempt(fault, tree, tests) -> str:
+    """caught, survived, or untested."""
+    if not tests:
+        return "untested"
+    path = tree / fault.file
+    original, times = path.read_bytes(), path.stat()
+
+    def work():
+        import pytest
+
+        return pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+
+    try:
+        path.write_bytes(original[: fault.start] + fault.new.encode() + original[fault.end :])
+        return "survived" if in_child(work, TIMEOUT) == 0 else "caught"
+    finally:
+        path.write_bytes(original)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # its compiled form counts again
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--map", type=Path, help="where the map of tests is kept, to be used again")
+    parser.add_argument("--again", type=Path, help="figures of an earlier run, whose survivors are tried")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found = all_faults(arguments.parts)
+    faults = random.Random(arguments.seed).sample(found, min(arguments.faults, len(found)))
+    if arguments.again is not None:
+        wanted = {(s["file"], s["function"], s["line"]) for s in json.loads(arguments.again.read_text())["survivors"]}
+        faults = [fault for fault in found if (fault.file, fault.function, fault.line) in wanted]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder).resolve() / "tree"
+        copy_tree(tree)
+        settle_in(tree)
+        places = Path(folder) / "map.json" if arguments.map is None else arguments.map.resolve()
+        if not places.exists():
+            in_child(lambda: record(tree, places), 3 * 3600)
+        known = json.loads(places.read_text())
+        import numpy  # noqa: F401 - here once, and not in every child
+        import pytest  # noqa: F401
+
+        results = []
+        for i, fault in enumerate(faults):
+            key, began = (fault.file, fault.function, fault.line), time.monotonic()
+            result = "equivalent" if key in EQUIVALENT else attempt(fault, tree, chosen(fault, known))
+            results.append((fault, result))
+            print(
+                f"{i + 1:4} {result:10} {time.monotonic() - began:5.1f} s  {fault.file}:{fault.number} {fault.kind}: "
+                f"{fault.line}",
+                flush=True,
+            )
+            if arguments.json is not None:
+                write(arguments, found, results)
+
+
+def write(arguments, found, results):
+    """The figures so far."""
+    counts = Counter(result for _, result in results)
+    judged = counts["caught"] + counts["survived"] + counts["untested"]
+    missed = [(fault, result) for fault, result in results if result in ("survived", "untested")]
+    figures = {
+        "possible faults": len(found),
+        "tried": len(results),
+        "seed": arguments.seed,
+        "parts": arguments.parts,
+        **{name: counts[name] for name in ("caught", "survived", "untested", "equivalent")},
+        "share caught": round(counts["caught"] / max(1, judged), 4),
+        "kinds": dict(sorted(Counter(fault.kind for fault, _ in results).items())),
+        "survivors": [
+            {"file": f.file, "function": f.function, "kind": f.kind, "line": f.line, "result": r} for f, r in missed
+        ],
+        "equivalents": [
+            {"file": f.file, "line": f.line, "reason": EQUIVALENT[f.file, f.function, f.line]}
+            for f, r in results
+            if r == "equivalent"
+        ],
+    }
+    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
