@@ -31,7 +31,7 @@ def test_nobody_judges_what_it_has_heard(monkeypatch):
     assert not set(tested) & {*ours, *theirs}
     assert {*ours, *theirs, *tested} == set(names)
     assert not {name.split()[1] for name in speaker_voices()} & {name.split()[1] for name in names}
-    assert not {*speech.OTHERS} & {*spoken.DIGITS_IN_ENGLISH}
+    assert not {*speech.OTHERS} & {*speech.spoken.DIGITS}
 
 
 def test_one_person_of_each_language_with_three_is_held_out(monkeypatch):
