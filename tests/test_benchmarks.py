@@ -613,3 +613,22 @@ def test_a_contender_without_kernels_is_the_array_path():
     entrants = {c.name: c.make(None)() for c in contenders.house(build, every=True)}
     assert entrants.pop("array path") is None
     assert set(entrants.values()) == set(contenders.levels(every=True).values())
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4, 8])
+def test_the_traffic_of_several_processes(processes):
+    """What is sent is received; of a power of two and many pieces, as much as in a ring."""
+    from benchmarks.distributed import predicted, traffic_of
+
+    elements = 1 << 24
+    traffic = traffic_of(processes, elements, shards=8)
+    assert sum(one.sent for one in traffic) == sum(one.received for one in traffic)
+    ring = 2 * (processes - 1) / processes * elements * 4
+    if processes == 3:  # shards 3 to 5 are two nodes of the tree, and travel twice
+        assert ring < max(max(one) for one in traffic) < 2 * ring
+    else:
+        assert max(max(one) for one in traffic) == pytest.approx(ring, rel=0.01)
+    slow, fast = (predicted(processes, 1000.0, 1.0, elements, 0.1, rate) for rate in (100.0, 10_000.0))
+    assert slow.share > 0.2 > fast.share
+    assert slow.best < slow.late
+    assert fast.late < 1000.0 * -(-8 // processes) / 8 + 50

@@ -19,6 +19,7 @@ from pydiff.arrays import array_module, to_host
 from pydiff.training.shards import Node, TreeSum, cut, is_root, whole_nodes
 
 LEAST, MOST = 1 << 14, 500  # elements of a piece; pieces
+OFTEN = 1e-3  # seconds between looks at what has arrived
 SLOTS = 64  # tags of a piece's messages: one for each node that a process may send, the last for the total
 
 
@@ -92,7 +93,7 @@ class Gradient:
         if stream is not None:
             traffic["waited_for_data"] = round(stream.waited - waited, 4)
         if lost:
-            traffic["replaced"] = stream.give_up(lost)  # what one process could not read, none reads from now on
+            traffic["replaced"] = stream.give_up(lost)  # what one process could not read, none reads from now on  # pyright: ignore[reportOptionalMemberAccess]
         return Outcome(loss, norm2, bad, seen, traffic)
 
     def _all_parts(self, step, parts, lost):
@@ -122,6 +123,12 @@ class Gradient:
                 bad = f"the loss is {value}; {self.explain(task, batch)}"
             self.sum.add(shard, loss, bad)
         return Part(value, bad, task.seen(batch))
+
+
+def pieces_of(elements, processes):
+    """Into how many pieces so many processes cut a gradient."""
+    wanted = 1 if processes == 1 else min(MOST, max(64, 2 * processes))
+    return max(1, min(wanted, elements // LEAST))
 
 
 def tree_of_numbers(numbers):
@@ -188,8 +195,7 @@ class ExactSum(PlainSum):
         super().__init__(optimizer)
         self.group, self.shards, self.last = group, shards, owned[group.rank][1] - 1
         self.nodes = [whole_nodes(*some, shards) for some in owned]  # which every rank can add up by itself  # pyright: ignore[reportCallIssue]
-        wanted = 1 if group.size == 1 else min(MOST, max(64, 2 * group.size))
-        self.pieces = cut(optimizer.g.size, max(1, min(wanted, optimizer.g.size // LEAST)))
+        self.pieces = cut(optimizer.g.size, pieces_of(optimizer.g.size, group.size))
         self.views = [optimizer.g[first:end] for first, end in self.pieces]
         self.spare = {end - first: [] for first, end in self.pieces}  # buffers by length
         self.touched = self._touched(optimizer.parameters)
@@ -211,7 +217,7 @@ class ExactSum(PlainSum):
     def begin(self):
         """Makes room for what will arrive."""
         self.sums = [TreeSum(self.shards, self._copy, self._free) for _ in self.pieces]
-        self.incoming, self.outgoing, self.missing = [], [], len(self.pieces)
+        self.incoming, self.outgoing, self.missing, self.polled = [], [], len(self.pieces), time.monotonic()
         for rank, nodes in enumerate(self.nodes):
             for piece in range(self.group.rank, len(self.pieces), self.group.size) if rank != self.group.rank else ():
                 for slot, node in enumerate(nodes):
@@ -234,6 +240,9 @@ class ExactSum(PlainSum):
                     if not unknown[piece]:
                         self.group.listen()
                         self._arrived(piece, shard)
+                if time.monotonic() - self.polled > OFTEN:  # MPI moves data only when it is asked for something
+                    with self.group.clock():
+                        self._poll()
 
         loss.backward(finished=finished if self.overlap else None)
         self.optimizer.gather()  # zeros for what had no part in the loss
@@ -295,6 +304,7 @@ class ExactSum(PlainSum):
         """Adds what has arrived, and sends on what that completes."""
         if self.group.size == 1:
             return
+        self.polled = time.monotonic()
         arrived, self.incoming = self.group.finished(self.incoming)
         for _, piece, node, buffer in arrived:
             if node is None:
