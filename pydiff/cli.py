@@ -1,4 +1,4 @@
-"""The command line: pydiff demo | train | sample | report | data | words | segment | ink | bench | info.
+"""The command line: pydiff demo | train | sample | report | data | words | segment | invert | ink | bench | info.
 
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
@@ -425,6 +425,69 @@ class Segment:
 
 
 @dataclass
+class Invert:
+    """Learn a word for what words do not name, from a few images, for Stable Diffusion as it is: textual inversion."""
+
+    model: Path
+    """Folder or file of Stable Diffusion."""
+    images: str
+    """A folder of a few images, or whatever else data can be."""
+    word: str = "<mine>"
+    """The new word, as it is to be written in prompts."""
+    out: Path = Path("runs/invert")
+    """Folder of the training and of the word's file. The same command again goes on where it stopped."""
+    start: str = "thing"
+    """A word that is near, where the vectors begin."""
+    vectors: int = 1
+    """How many vectors the word has."""
+    sentence: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What the images are told by, {} for the word; may be given several times; left out, "a photo of {}" and such."""
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 1
+    """Images per step."""
+    lr: float = 5e-3
+    """Learning rate."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    recompute: bool = True
+    """Compute inner values again for the gradient instead of keeping them: less memory, more time."""
+    seed: int = 0
+    """Seed of everything random."""
+    size: tuple[int, ...] | None = None
+    """Side of the images, or height and width; left out, the model's."""
+    variant: str | None = None
+    """Which weights to take where there are several: fp16, ema."""
+    prediction: str | None = None
+    """What a model in one file predicts, where it does not say: eps or v."""
+    config: Path | None = None
+    """A folder that has the configuration of a model in one file, where its sizes are unknown."""
+    low_memory: bool = False
+    """Read weights when they are used and give them up again, which takes longer."""
+    dry_run: bool = False
+    """Say what it will take, and do not begin."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
+
+    def run(self):
+        from pydiff import invert
+        from pydiff.run import load
+
+        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        said = {"variant": self.variant, "prediction": self.prediction, "config": self.config}
+        model = load(self.model, size=size, low_memory=self.low_memory, **said)
+        names = ("start", "vectors", "steps", "batch_size", "lr", "flip", "recompute", "seed")
+        options = {name: getattr(self, name) for name in names}
+        options |= {"sentences": self.sentence} if self.sentence else {}
+        pipeline = model.pipeline if getattr(model, "draws", True) else None
+        how = {"out": self.out, "device": self.device, "announce": say, "dry_run": self.dry_run}
+        made = invert.learn(pipeline, self.images, self.word, **how, **options)
+        if made is not None:
+            said = f'pydiff sample {self.model} --embedding {made.file} --prompt "a photo of {self.word}"'
+            say(f"{self.word} in {made.file}, after {made.steps} steps; draw with", said)
+
+
+@dataclass
 class Ink:
     """Why are they called diffusion models? A drop of ink beside an emoji whose pixels diffuse, on one page."""
 
@@ -484,6 +547,7 @@ COMMANDS = {
     "data": Data,
     "words": Words,
     "segment": Segment,
+    "invert": Invert,
     "ink": Ink,
     "bench": Bench,
     "info": Info,

@@ -15,6 +15,7 @@ from pydiff.classifying import holds_classifier, load_classifier, opened_classif
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
 from pydiff.data.origin import Origin
+from pydiff.formats import opened as opened_model
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.latent_space import opened_in
 from pydiff.pipeline import Pipeline, pixels_of
@@ -218,11 +219,12 @@ class Run:
         """Writes the model as a folder that pydiff.load and diffusers' DDPMPipeline.from_pretrained open.
 
         dtype: of the weights in the file, "float16" or "bfloat16" for half the size; None keeps them as they are.
-        Returns a list of sentences on what diffusers cannot do with it, which is mostly empty; docs/folders.md.
+        Returns a list of sentences on what diffusers cannot do with it, or what is not in it; mostly empty.
+        A model of Stable Diffusion becomes a folder of diffusers' StableDiffusionPipeline. docs/folders.md.
         """
         origin = self.origin.to_config(place=False)  # the folder may be given to others
         history = {"options": self.options, "data": self.data_name, "step": self.step, "origin": origin}
-        return pipeline_folder.save(directory, self.pipeline, history, dtype)
+        return opened_model.save(directory, self.pipeline, history, dtype)
 
     def report(self, directory=None, data=None, **options):
         """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path.

@@ -32,7 +32,6 @@ class StableDiffusion(Pipeline):
     """
 
     batch_size, edits_by_scheduler = 1, True
-    kept_elsewhere = "a model of Stable Diffusion is not written anew; keep the folder or file that it was opened from"
 
     def __init__(self, model, process, codec: Latents, conditioning, *, few_steps=False, low_memory=False, **kind):
         super().__init__(model, process, codec, conditioning, **kind)
