@@ -64,7 +64,7 @@ class Gradient:
             self.sum = PlainSum(optimizer)
 
     def of_step(self, step):
-        """Outcome of this step."""
+        """Computes loss and gradient of this step, and returns its Outcome."""
         parts, numbers, group = [], np.arange(self.options.batch_size), self.group
         began, seconds, sent, stream = time.monotonic(), group.seconds, group.sent, self.task.stream
         waited, failed = (0.0, {}) if stream is None else (stream.waited, dict(stream.failed))
@@ -251,7 +251,7 @@ class ExactSum(PlainSum):
                 self._arrived(piece, shard)
 
     def finish(self):
-        """Waits until every total is here and on its way to everybody."""
+        """Returns when every total has been added up here and is on its way to all processes."""
         self.group.wait(self._done)
         self._take_over()
 
