@@ -186,7 +186,8 @@ MAY_IMPORT = {
     "formats.ldm": "formats.safetensors",
     "formats.diffusers.extra": "codec condition nn formats.safetensors formats.schema formats.diffusers.scheduler",
     "latent_space": "arrays tensor models codec latents store formats.safetensors formats.diffusers.autoencoder",
-    "formats.diffusers.pipeline": "codec condition diffusion models pipeline store formats.safetensors formats.weights "
+    "formats.diffusers.pipeline": "codec latents condition diffusion models pipeline store formats.safetensors "
+    "formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
     "formats.diffusers.scheduler formats.diffusers.extra",
     "formats.diffusers.stable_diffusion": "condition nn text latents stable_diffusion formats.safetensors "
