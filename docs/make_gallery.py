@@ -87,8 +87,7 @@ def points():
     with tempfile.TemporaryDirectory() as work:
         run = pydiff.train("swiss-roll", out=Path(work) / "run", steps=4000, sample_every=0)
         run.report(steps=100)
-        film = next((Path(work) / "run").glob("film.*"))
-        shutil.copy(film, HERE / f"points{film.suffix}")
+        smaller(next((Path(work) / "run").glob("film.*")), HERE / "points.webp")
 
 
 def ink():
@@ -101,6 +100,18 @@ def ink():
         write_ink_page(Path(work), data.images[found], 0)
         film = next(Path(work).glob("*.webp"))
         shutil.copy(film, HERE / "ink.webp")
+
+
+def smaller(film, out):
+    """Every other frame of a film, with some loss: for a page of many."""
+    from PIL import Image
+
+    with Image.open(film) as opened:
+        frames = []
+        for number in range(0, opened.n_frames, 2):
+            opened.seek(number)
+            frames.append(opened.convert("RGB"))
+    frames[0].save(out, save_all=True, append_images=frames[1:], duration=100, loop=0, quality=60)
 
 
 MADE = {made.__name__: made for made in (digits, denoising, steps, guidance, filling_in, between, noising, points, ink)}

@@ -9,6 +9,7 @@ runs that were trained without classes.
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -182,7 +183,7 @@ def load_classifier(directory) -> ClassifierRun:
     if not checkpoint.holds_model(folder):
         raise FileNotFoundError(f"{directory} is unfinished; the command that began it goes on from its checkpoint")
     with checkpoint.open_model(folder, [CLASS]) as found:
-        told = found.extra.get("classifier")
+        told: Any = found.extra.get("classifier")
         try:
             model = build(CLASS, found.config)
             fill(model, found.weights)

@@ -1,4 +1,4 @@
-"""The command line: pydiff demo | train | sample | report | data | words | segment | ink | bench | info.
+"""The command line: pydiff demo | train | sample | report | data | words | segment | invert | ink | bench | info.
 
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
@@ -8,7 +8,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
@@ -56,11 +56,11 @@ class Demo:
 
 @dataclass
 class Train:
-    """Train on pictures, sounds, clips or points. Ctrl-C and the same command again goes on, to the same bits."""
+    """Train on images, sounds, clips or points. Ctrl-C and the same command again goes on, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of pictures, sounds or films (class =
-    subfolder), an archive of pictures, an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
+    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of images, sounds or films (class =
+    subfolder), an archive of images, an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
     images: str | None = None
     """Of clips: data of images to learn beside them, or frames for the clips' own; left out, none."""
     out: Path = Path("runs/latest")
@@ -117,7 +117,7 @@ class Train:
         """The same for a classifier."""
         if self.latent is not None or self.images is not None:
             raise ValueError("a classifier is trained on its data alone; leave out --latent and --images")
-        run = train_command(self.data, self.out, replace(options, sample_every=0), self.device, model="classifier")
+        run: Any = train_command(self.data, self.out, replace(options, sample_every=0), self.device, model="classifier")
         say(
             f"classifier of {', '.join(run.classes[:8])}{', ..' * (len(run.classes) > 8)} in {self.out / 'model'}; "
             f"next: pydiff sample RUN --classifier {self.out} --label {run.classes[0]}"
@@ -131,7 +131,7 @@ class Train:
         if self.latent is not None:
             raise ValueError("latent belongs to a diffusion model; an autoencoder makes latents of images")
         more = {"latent_channels": self.latent_channels, "kl_weight": self.kl_weight}
-        options = AutoencoderOptions.of_diffusion(options, **more).to_config()
+        options: Any = AutoencoderOptions.of_diffusion(options, **more).to_config()
         run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
         show(run)
         say(
@@ -142,7 +142,7 @@ class Train:
 
 @dataclass
 class Sample:
-    """Draw new pictures, or make new sounds, with a trained model."""
+    """Draw new images, or make new sounds, with a trained model."""
 
     run_folder: Path
     """Folder of a run or of a model, or Stable Diffusion in one file."""
@@ -166,11 +166,11 @@ class Sample:
     spacing: Spacing | None = None
     """Which noise levels the steps visit; left out, trailing."""
     seed: int = 0
-    """Picture i depends on the seed and i alone."""
+    """Image i depends on the seed and i alone."""
     eta: float = 0.0
     """Fresh noise in every step of ddim or dpm2, 0 to 1."""
     label: Annotated[str | None, tyro.conf.arg(aliases=["--say"])] = None
-    """Class for all pictures, by name or number; left out, the classes take turns."""
+    """Class for all images, by name or number; left out, the classes take turns."""
     guidance: float | None = None
     """How much more than it would by itself the model follows the class or the prompt; left out, 1, or 7.5 for Stable
     Diffusion, or 0.5 with a classifier."""
@@ -196,13 +196,13 @@ class Sample:
     threshold: float | None = None
     """Dynamic thresholding: share of pixels that stay as they are, e.g. 0.995; left out, plain clipping."""
     clip: bool = True
-    """Cut every predicted clean picture to what a picture can be."""
+    """Cut every predicted clean image to what an image can be."""
     scheduler: str | None = None
     """Of a model that came without, or in place of its own: a class of diffusers, or a file."""
     prediction: str | None = None
     """What a model that came without a scheduler predicts: eps, x0, v or flow."""
     size: tuple[int, ...] | None = None
-    """Side of the pictures, or height and width, for a model that does not say."""
+    """Side of the images, or height and width, for a model that does not say."""
     variant: str | None = None
     """Which weights to take where there are several: fp16, ema."""
     config: Path | None = None
@@ -225,9 +225,11 @@ class Sample:
         from pydiff.report.files import check_name, default_name
         from pydiff.run import load
 
-        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        size: Any = self.size if self.size is None or len(self.size) > 1 else self.size[0]
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
-        run = load(self.run_folder, **said, embedding=self.embedding, config=self.config, low_memory=self.low_memory)
+        run: Any = load(
+            self.run_folder, **said, embedding=self.embedding, config=self.config, low_memory=self.low_memory
+        )
         if self.classifier is not None:
             run = run.steered(self.classifier, self.steer_by or "noise")
         elif self.steer_by is not None:
@@ -306,7 +308,7 @@ class Sample:
 
 @dataclass
 class Report:
-    """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real pictures."""
+    """Write the page that shows what a run learned: loss, noising, denoising step by step, nearest real images."""
 
     run_folder: Path
     """Folder of a run, finished or not, or of a model."""
@@ -422,6 +424,69 @@ class Segment:
 
 
 @dataclass
+class Invert:
+    """Learn a word for what words do not name, from a few images, for Stable Diffusion as it is: textual inversion."""
+
+    model: Path
+    """Folder or file of Stable Diffusion."""
+    images: str
+    """A folder of a few images, or whatever else data can be."""
+    word: str = "<mine>"
+    """The new word, as it is to be written in prompts."""
+    out: Path = Path("runs/invert")
+    """Folder of the training and of the word's file. The same command again goes on where it stopped."""
+    start: str = "thing"
+    """A word that is near, where the vectors begin."""
+    vectors: int = 1
+    """How many vectors the word has."""
+    sentence: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What the images are told by, {} for the word; may be given several times; left out, "a photo of {}" and such."""
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 1
+    """Images per step."""
+    lr: float = 5e-3
+    """Learning rate."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    recompute: bool = True
+    """Compute inner values again for the gradient instead of keeping them: less memory, more time."""
+    seed: int = 0
+    """Seed of everything random."""
+    size: tuple[int, ...] | None = None
+    """Side of the images, or height and width; left out, the model's."""
+    variant: str | None = None
+    """Which weights to take where there are several: fp16, ema."""
+    prediction: str | None = None
+    """What a model in one file predicts, where it does not say: eps or v."""
+    config: Path | None = None
+    """A folder that has the configuration of a model in one file, where its sizes are unknown."""
+    low_memory: bool = False
+    """Read weights when they are used and give them up again, which takes longer."""
+    dry_run: bool = False
+    """Say what it will take, and do not begin."""
+    device: Device = "cpu"
+    """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
+
+    def run(self):
+        from pydiff import invert
+        from pydiff.run import load
+
+        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        said = {"variant": self.variant, "prediction": self.prediction, "config": self.config}
+        model = load(self.model, size=size, low_memory=self.low_memory, **said)
+        names = ("start", "vectors", "steps", "batch_size", "lr", "flip", "recompute", "seed")
+        options = {name: getattr(self, name) for name in names}
+        options |= {"sentences": self.sentence} if self.sentence else {}
+        pipeline = model.pipeline if getattr(model, "draws", True) else None
+        how = {"out": self.out, "device": self.device, "announce": say, "dry_run": self.dry_run}
+        made = invert.learn(pipeline, self.images, self.word, **how, **options)
+        if made is not None:
+            said = f'pydiff sample {self.model} --embedding {made.file} --prompt "a photo of {self.word}"'
+            say(f"{self.word} in {made.file}, after {made.steps} steps; draw with", said)
+
+
+@dataclass
 class Ink:
     """Why are they called diffusion models? A drop of ink beside an emoji whose pixels diffuse, on one page."""
 
@@ -437,7 +502,7 @@ class Ink:
         from pydiff.report.ink import write_ink_page
 
         data = load("emoji", channels=3)
-        words = [" ".join(row) for row in data.captions]
+        words = [" ".join(row) for row in data.captions or ()]
         found = [i for i, told in enumerate(words) if self.emoji.lower() in told.lower()]
         if not found:
             raise ValueError(f"no emoji's caption contains {self.emoji!r}; try heart, apple or firefighter")
@@ -481,6 +546,7 @@ COMMANDS = {
     "data": Data,
     "words": Words,
     "segment": Segment,
+    "invert": Invert,
     "ink": Ink,
     "bench": Bench,
     "info": Info,
@@ -552,7 +618,7 @@ def main(arguments=None):
         say(f"pydiff {__version__}")
         return 0
     annotated = [Annotated[c, tyro.conf.subcommand(name, prefix_name=False)] for name, c in COMMANDS.items()]
-    union = annotated[0]
+    union: Any = annotated[0]
     for other in annotated[1:]:
         union = union | other
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)

@@ -46,7 +46,7 @@ def demo(out, options, device="cpu", page_steps=None, say=print):
     page_steps: of the way back that the page shows; None for all of them, as in the lecture. say: called with lines of
     text, and with picture=True where they are an image.
     """
-    out = Path(out).expanduser()
+    out, options = Path(out).expanduser(), options.check()
     first = first_act(out, device)
     say(f"Act 1: digits that nobody wrote, drawn in {first.seconds:.1f} s by the model that comes with pydiff.")
     say(in_terminal(first.images), picture=True)

@@ -1,6 +1,6 @@
 """Editing for users: samples in, samples out. `Run` has these as methods; diffusion/editing.py has the equations.
 
-Picture i depends on the seed, its number (numbers[i], by itself i), and what is given for it: not on the others. All
+Image i depends on the seed, its number (numbers[i], by itself i), and what is given for it: not on the others. All
 is computed on the pipeline's device; what comes in and goes out are NumPy arrays, encoded and decoded by its codec.
 """
 
@@ -12,7 +12,7 @@ from pydiff.diffusion.samplers import SAMPLERS
 
 
 def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trailing", strength=1.0, **common):
-    """Draws anew where `mask` is 1 or True and keeps the pictures where it is 0.
+    """Draws anew where `mask` is 1 or True and keeps the images where it is 0.
 
     mask: (H, W), (N, H, W) or (N, H, W, 1 or C), bool or 0 .. 1; of clips (F,), whole frames, (H, W) or (F, H, W); of
     points (D,) or (N, D). resample: RePaint, with each step taken so many times, so that the new part comes to fit the
@@ -45,7 +45,7 @@ def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trail
 def image_to_image(
     pipeline, images, strength=0.5, *, sampler=None, steps=None, spacing="trailing", options=None, **common
 ):
-    """Draws the pictures anew from `strength` of the way to noise: small values keep much, 1 keeps nothing.
+    """Draws the images anew from `strength` of the way to noise: small values keep much, 1 keeps nothing.
 
     sampler: None is the scheduler that a model of Stable Diffusion came with, or ddim. steps: of the whole way, 50 if
     None, or what suits the scheduler. options: of the sampler, a dict. `common`: see `edited`.
@@ -71,20 +71,20 @@ def image_to_image(
 
 
 def variations(pipeline, images, strength=0.3, *, steps=50, spacing="trailing", **common):
-    """Pictures like these: their noise, found by DDIM inversion, mixed with `strength` (0 .. 1) of other noise.
+    """Images like these: their noise, found by DDIM inversion, mixed with `strength` (0 .. 1) of other noise.
 
     `common`: see `edited`.
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength is {strength}, expected 0 (the same picture) .. 1 (another); choose one between")
+        raise ValueError(f"strength is {strength}, expected 0 (the same image) .. 1 (another); choose one between")
     way = path(pipeline.process.schedule, steps, spacing)
     if way.alpha[0] == 0:
         raise ValueError(
-            "this model's schedule ends in noise alone, to which no picture can be traced; use image_to_image"
+            "this model's schedule ends in noise alone, to which no image can be traced; use image_to_image"
         )
     if pipeline.process.preconditioned:
         raise ValueError(
-            f"a model with prediction {pipeline.process.prediction!r} cannot be asked about clean pictures, "
+            f"a model with prediction {pipeline.process.prediction!r} cannot be asked about clean images, "
             "where the tracing begins; use image_to_image"
         )
 
@@ -95,7 +95,7 @@ def variations(pipeline, images, strength=0.3, *, steps=50, spacing="trailing", 
 
 
 def interpolate(pipeline, seed_a, seed_b, shares, *, asked=None, steps=50, spacing="trailing", guidance=1.0):
-    """Pictures between those that sample(1, seed_a) and sample(1, seed_b) draw: K samples.
+    """Images between those that sample(1, seed_a) and sample(1, seed_b) draw: K samples.
 
     shares: (K,) from 0 (the first) to 1 (the second). The noises are mixed on the great circle and drawn by DDIM.
     asked: a Condition of K rows; None lets the conditioning choose for the first sample, and the others follow it.
@@ -125,20 +125,20 @@ def edited(
     """draw(model, x0, here, seed=, sample=, guidance=, clip=) for batch after batch: N samples.
 
     images: N samples as the codec takes them. asked: their Condition; left out, the model is asked for nothing.
-    numbers: of the pictures, 0 .. N-1 if None; here: the slice of the batch. guidance, batch_size: None for what suits
+    numbers: of the images, 0 .. N-1 if None; here: the slice of the batch. guidance, batch_size: None for what suits
     the model. beside: what the network sees beside x, (N, ..), or None. progress: True shows a bar.
     """
     from tqdm import tqdm
 
     pipeline.check_free()
     if asked is None and guidance not in (None, 1):
-        raise ValueError("guidance needs labels, the class wanted for each picture; give labels or leave guidance out")
+        raise ValueError("guidance needs labels, the class wanted for each image; give labels or leave guidance out")
     guidance = (pipeline.default_guidance if asked is not None else 1.0) if guidance is None else guidance
     batch_size = pipeline.batch_size if batch_size is None else batch_size
     x0 = pipeline.codec.encode_given(images)
     numbers = np.arange(len(x0)) if numbers is None else np.asarray(numbers)
     if numbers.shape != (len(x0),) or batch_size < 1:
-        raise ValueError(f"{len(x0)} pictures need as many numbers and a batch_size of at least 1, got {numbers}")
+        raise ValueError(f"{len(x0)} images need as many numbers and a batch_size of at least 1, got {numbers}")
     asked = pipeline.conditioning.nothing_asked(len(x0)) if asked is None else asked
     pipeline.check_memory(x0.shape[1:3], min(batch_size, len(x0)))
     parts = []

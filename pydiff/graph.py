@@ -11,7 +11,7 @@ Every operation is the same code on the same numbers as before, so the results a
 """
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydiff.arrays import contiguous
 from pydiff.tensor import Tensor, applied, no_grad
@@ -45,7 +45,8 @@ class Plan:
 
     def __init__(self, function, *arrays, fixed=()):
         self.signature = [(a.shape, a.dtype) for a in arrays]
-        self.values, self.steps = [None] * len(arrays), []
+        self.values: list[Any] = [None] * len(arrays)
+        self.steps = []
         self._places = {}  # id of a tensor -> the tensor (weakly: recording shall not keep results) and its place
         arguments = [Tensor(a) for a in arrays]
         for place, argument in enumerate(arguments):

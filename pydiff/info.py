@@ -4,6 +4,7 @@ import importlib.util
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def _package(name, purpose):
         return f"not installed ({purpose})"
     from importlib import metadata
 
-    distribution: str = {"skimage": "scikit-image"}.get(name, name)
+    distribution: Any = {"skimage": "scikit-image"}.get(name, name)
     try:
         return f"{metadata.version(distribution)} installed ({purpose})"
     except metadata.PackageNotFoundError:

@@ -154,7 +154,7 @@ class Encoded:
 
     def _kept(self):
         """Those in the run's folder, if they are of these data and this autoencoder; else they are made and written."""
-        folder, kind = self.codec._folder / CACHE, "pydiff latents"
+        folder, kind = self.codec._folder / CACHE, "pydiff latents"  # pyright: ignore[reportOptionalOperand]
         info = {"data": self.dataset.fingerprint(), "autoencoder": self.codec.digest(), "flip": bool(self.flip)}
         path = sealed.resolve(folder)
         if path.is_dir():

@@ -15,6 +15,7 @@ from pydiff.classifying import holds_classifier, load_classifier, opened_classif
 from pydiff.condition import Conditioning
 from pydiff.data import load as load_data
 from pydiff.data.origin import Origin
+from pydiff.formats import opened as opened_model
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.latent_space import opened_in
 from pydiff.pipeline import Pipeline, pixels_of
@@ -131,7 +132,7 @@ class Run:
         device=None,
         **more,
     ):
-        """Draws n new pictures, 16 if None: (n, H, W, C) uint8. Picture i depends on (seed, i) alone, not on n or
+        """Draws n new images, 16 if None: (n, H, W, C) uint8. Image i depends on (seed, i) alone, not on n or
         batch_size.
 
         sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; None is the scheduler
@@ -139,7 +140,7 @@ class Run:
         spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential", "continuous").
         eta: fresh noise in ddim and dpm2, 0 to 1.
         labels: class numbers or names (n,), for a conditional model; left out, the classes take turns. prompts: for a
-        model with a text encoder: n pictures of each (1 if None), one prompt after the other, number k of each with the
+        model with a text encoder: n images of each (1 if None), one prompt after the other, number k of each with the
         noise of number k; "[a] - [b] + [c]" is calculated. negative_prompt: what guidance leads away from. condition:
         other arrays that the model was trained with, by name, or what `embed` gives. guidance: how much more than the
         network says to follow all that (Ho & Salimans 2022), 1 for plain, None for what suits the model; interval:
@@ -175,7 +176,7 @@ class Run:
         **more,
     ):
         """The reverse process as a generator of SamplerState, one a step, arrays where the model is. n: number of
-        pictures, or their numbers. prompts: one for each of them, or one for all. The other arguments are those of
+        images, or their numbers. prompts: one for each of them, or one for all. The other arguments are those of
         `sample`, apart from batch_size and progress.
         """
         self.to(device or self.device)
@@ -184,23 +185,23 @@ class Run:
         return self.pipeline.sample_states(numbers, seed, sampler, steps, asked, guidance, eta, **more)
 
     def inpaint(self, images, mask, **options):
-        """Draws anew where mask is 1, keeps the pictures where it is 0: (N, H, W, C) uint8. See `edit.inpaint`.
+        """Draws anew where mask is 1, keeps the images where it is 0: (N, H, W, C) uint8. See `edit.inpaint`.
 
-        This and the other edits: labels, condition as for `sample`, prompts one for each picture or one for all,
+        This and the other edits: labels, condition as for `sample`, prompts one for each image or one for all,
         negative_prompt; left out, nothing is asked for.
         """
         return edit.inpaint(self.pipeline, images, mask, **_asked(self.conditioning, len(images), options))
 
     def image_to_image(self, images, strength=0.5, **options):
-        """Draws pictures anew from some way to noise: (N, H, W, C) uint8. See `edit.image_to_image`."""
+        """Draws images anew from some way to noise: (N, H, W, C) uint8. See `edit.image_to_image`."""
         return edit.image_to_image(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
 
     def variations(self, images, strength=0.3, **options):
-        """Pictures like these: (N, H, W, C) uint8. See `edit.variations`."""
+        """Images like these: (N, H, W, C) uint8. See `edit.variations`."""
         return edit.variations(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
 
     def interpolate(self, seed_a, seed_b, shares, *, label=None, condition=None, **options):
-        """Pictures between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all."""
+        """Images between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all."""
         n, words = np.size(shares), ("prompts", "negative_prompt")
         given = {"condition": condition} | {name: options.pop(name) for name in words if name in options}
         given |= {} if label is None else {"labels": np.full(n, label)}
@@ -218,11 +219,12 @@ class Run:
         """Writes the model as a folder that pydiff.load and diffusers' DDPMPipeline.from_pretrained open.
 
         dtype: of the weights in the file, "float16" or "bfloat16" for half the size; None keeps them as they are.
-        Returns a list of sentences on what diffusers cannot do with it, which is mostly empty; docs/folders.md.
+        Returns a list of sentences on what diffusers cannot do with it, or what is not in it; mostly empty.
+        A model of Stable Diffusion becomes a folder of diffusers' StableDiffusionPipeline. docs/folders.md.
         """
         origin = self.origin.to_config(place=False)  # the folder may be given to others
         history = {"options": self.options, "data": self.data_name, "step": self.step, "origin": origin}
-        return pipeline_folder.save(directory, self.pipeline, history, dtype)
+        return opened_model.save(directory, self.pipeline, history, dtype)
 
     def report(self, directory=None, data=None, **options):
         """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path.
@@ -304,9 +306,9 @@ def train(
     data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, latent=None,
     announce=None, watch=None, distributed="auto", **options,
 ):  # fmt: skip
-    """Trains a diffusion model on pictures or sounds and returns the finished `Run`.
+    """Trains a diffusion model on images or sounds and returns the finished `Run`.
 
-    data: "digits", "emoji", "faces", "fashion", a folder of pictures, an .npz, .npy or .parquet file, an array
+    data: "digits", "emoji", "faces", "fashion", a folder of images, an .npz, .npy or .parquet file, an array
     (N, H, W, C), or a Dataset; "tones" or a folder of sounds; "swiss-roll" or an array (N, D) of points;
     "moving-shapes", a folder of films or an array (N, F, H, W, C) of clips. images: to be learned beside clips.
     out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder

@@ -32,7 +32,6 @@ class StableDiffusion(Pipeline):
     """
 
     batch_size, edits_by_scheduler = 1, True
-    kept_elsewhere = "a model of Stable Diffusion is not written anew; keep the folder or file that it was opened from"
 
     def __init__(self, model, process, codec: Latents, conditioning, *, few_steps=False, low_memory=False, **kind):
         super().__init__(model, process, codec, conditioning, **kind)
@@ -93,7 +92,7 @@ class StableDiffusion(Pipeline):
         free = free_memory()
         if free is not None and self.decoder_memory(x.shape[1:3]) > free:
             deferred.release(self.model)
-            deferred.release(self.conditioning.encoder.network)
+            deferred.release(self.conditioning.encoder.network)  # pyright: ignore[reportOptionalMemberAccess]
         return super().decoded(x)
 
     def check_memory(self, size, n=1):

@@ -192,12 +192,14 @@ MAY_IMPORT = {
     "formats.diffusers.stable_diffusion": "condition nn text latents stable_diffusion formats.safetensors "
     "formats.weights formats.embeddings formats.diffusers.folder formats.diffusers.autoencoder "
     "formats.diffusers.text_encoder formats.diffusers.unet_condition formats.diffusers.pipeline",
+    "formats.diffusers.stable_diffusion_write": "models store text stable_diffusion formats.safetensors "
+    "formats.diffusers.autoencoder formats.diffusers.folder formats.diffusers.parameters",
     "formats.single_file": "text stable_diffusion formats.safetensors formats.files formats.pytorch formats.ldm "
     "formats.diffusers.folder formats.diffusers.autoencoder formats.diffusers.text_encoder "
     "formats.diffusers.unet_condition formats.diffusers.parameters formats.diffusers.pipeline "
     "formats.diffusers.stable_diffusion",
-    "formats.opened": "store formats.safetensors formats.files formats.single_file formats.diffusers.pipeline "
-    "formats.diffusers.stable_diffusion",
+    "formats.opened": "store pipeline stable_diffusion formats.safetensors formats.files formats.single_file "
+    "formats.diffusers.pipeline formats.diffusers.stable_diffusion formats.diffusers.stable_diffusion_write",
     "formats": "",
     "training.interrupt": "",
     "training.progress": "",
@@ -224,6 +226,7 @@ MAY_IMPORT = {
     "training.changes training.keeping training.distributed training.gradient",
     "training.autoencoder": "arrays random tensor ops models codec data training.config training.task",
     "training.forecast": "backend memory nn models training.task training.loop",
+    "training.inversion": "arrays random ops nn text condition data diffusion training.config training.task",
     "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
     "report.looks": "backend arrays ops tensor",
@@ -242,11 +245,12 @@ MAY_IMPORT = {
     "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats store trained "
     "training report preview reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
+    "invert": "memory data formats store text training",
     "bench": "",
     "demo": "data report store trained training run printed",
     "info": "backend compiled emulator pydiff",
-    "cli": "backend codec data demo diffusion store report drawing dry_run pydiff training run segment bench info text "
-    "printed",
+    "cli": "backend codec data demo diffusion store report drawing dry_run pydiff training run segment invert bench "
+    "info text printed",
     "__main__": "cli",
 }
 

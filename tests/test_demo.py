@@ -100,6 +100,14 @@ def test_ctrl_c_while_the_page_is_written(tmp_path, monkeypatch):
         demo(tmp_path, OPTIONS, say=Heard())
 
 
+def test_what_cannot_work_is_refused_before_anything_is_drawn(tmp_path):
+    heard = Heard()
+    with pytest.raises(ValueError, match="steps must be"):
+        demo(tmp_path / "new", pydiff.Options(steps=0), say=heard)
+    assert heard == []
+    assert not (tmp_path / "new").exists()
+
+
 def test_quick_has_a_folder_and_fewer_steps_of_its_own(monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr("pydiff.demo.demo", lambda *arguments: given.append(arguments) or Path("x/report.html"))

@@ -1,13 +1,14 @@
 """The Python of docs/sampling.md and docs/extending.md runs as it stands, top to bottom, with less training."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pydiff
-from pydiff import codec, models, text
+from pydiff import cli, codec, models, text
 
 PAGE = Path(__file__).parents[1] / "docs/sampling.md"
 EXTENDING = PAGE.with_name("extending.md")
@@ -86,3 +87,39 @@ def test_every_page_is_on_the_site():
     assert sorted(page for page in listed if "/" not in page) == sorted(
         page.stem for page in PAGE.parent.glob("*.md") if page.stem != "index"
     )
+
+
+README = PAGE.parents[1] / "README.md"
+WITH_COMMANDS = ("README.md", "docs/index.md", "docs/gallery.md", "docs/gpu.md")
+
+
+def commands():
+    """(page, command) for every `pydiff ..` on these pages."""
+    for name in WITH_COMMANDS if README.is_file() else ():
+        text = README.parent.joinpath(name).read_text()
+        found = re.findall(r"`(pydiff [^`]+)`", text) + re.findall(
+            r"^ {4}(?:\.venv/bin/)?(pydiff .+)", text, re.MULTILINE
+        )
+        for command in dict.fromkeys(found):
+            yield name, re.split(r" {3,}", command)[0]
+
+
+@pytest.mark.parametrize(("page", "command"), list(commands()))
+def test_a_command_on_the_first_pages_is_understood(page, command, monkeypatch):
+    """Its words and options, that is; what it then does is not done here."""
+    if "COMMAND" in command:
+        pytest.skip(f"{page} has a word there that stands for all of them")
+    done = []
+    for kind in cli.COMMANDS.values():
+        monkeypatch.setattr(kind, "run", lambda self: done.append(type(self)))
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert done == [cli.COMMANDS[shlex.split(command)[1]]]
+
+
+@pytest.mark.skipif(not README.is_file(), reason="the pages are not here, only the installed package")
+def test_the_readme_is_one_screen_whose_links_lead_somewhere():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 70
+    for page in (README, *PAGE.parent.glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -86,7 +86,7 @@ def test_a_schedule_of_another_scale(images):
     for name, edit in EDITS.items():
         if name != "variations":
             assert edit(run, images).shape == images.shape
-    with pytest.raises(ValueError, match="cannot be asked about clean pictures"):
+    with pytest.raises(ValueError, match="cannot be asked about clean images"):
         run.variations(images)
     assert run.interpolate(0, 1, [0.5], steps=3).shape == (1, 8, 8, 1)
 
@@ -105,7 +105,7 @@ def test_a_schedule_of_another_scale(images):
         (lambda run, x: run.image_to_image(x, 1.5), "strength is 1.5"),
         (lambda run, x: run.variations(x, -0.1), "strength is -0.1"),
         (lambda run, x: run.image_to_image(x, sampler="best"), "sampler must be one of"),
-        (lambda run, x: run.variations(x, numbers=[1]), "5 pictures need as many numbers"),
+        (lambda run, x: run.variations(x, numbers=[1]), "5 images need as many numbers"),
         (lambda run, x: run.variations(x, labels=[1] * 5), "trained without classes"),
         (lambda run, _: run.interpolate(0, 1, [2.0]), "shares must be a list of numbers from 0 to 1"),
     ],

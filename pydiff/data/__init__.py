@@ -1,5 +1,5 @@
-"""Training data: shipped sets, folders and archives of pictures, folders of sounds, files of arrays, and what somebody
-holds in Python all become a Dataset: (N, H, W, C) pictures, (N, 1, L, C) sounds, with their classes and captions.
+"""Training data: shipped sets, folders and archives of images, folders of sounds, files of arrays, and what somebody
+holds in Python all become a Dataset: (N, H, W, C) images, (N, 1, L, C) sounds, with their classes and captions.
 
 `load` recognises the source; each kind has its own small module, in the tables of sources.py. The rest of pydiff sees
 only `Dataset`, `batch_indices`, `flip` and the two functions at the edge between uint8 and [-1, 1].
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydiff.data.animated import animated_emoji
 from pydiff.data.arrays import from_array
 from pydiff.data.asked import Asked, asked
 from pydiff.data.clip_files import holds_clips, load_clips
@@ -54,7 +55,7 @@ __all__ = [
 ]
 
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
-NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll}
+NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll, "animated-emoji": animated_emoji}
 NAMED_SOUNDS = {
     "tones": load_tones,
     "spoken-digits": load_spoken_digits,
@@ -88,11 +89,11 @@ def load(
 
     source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
               scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), "tones" (sounds, made by
-              formula; docs/sound.md has the other named sounds); a folder of pictures, of sounds, of MNIST's IDX files,
+              formula; docs/sound.md has the other named sounds); a folder of images, of sounds, of MNIST's IDX files,
               of CIFAR's batches or of .parquet files, or a .zip or .tar of one; a .npz, .npy or .parquet file; an array
               (N, H, W), (N, H, W, C) or (N, C, H, W); a list of arrays, Pillow images, paths or (image, label); a pair
               (x, y); a dict of arrays; or a Dataset. "./digits" is a folder of that name
-    size      an integer or (height, width): pictures are resized by their shorter side and cropped in the middle
+    size      an integer or (height, width): images are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
     labels    (N,) integers or strings, for arrays and lists only: folders and files bring their own
     captions  N strings or sequences of strings, or {language: those}, for arrays only
@@ -103,14 +104,14 @@ def load(
     limit     GiB of memory that the data may take, 4 if None
     rate, seconds   of sounds: samples a second, and how long each is made; a folder is then read for its sounds
     frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
-    cache_gb  above 0, pictures of a folder, a .zip, .tar or .parquet file are decoded when they are needed, and this
+    cache_gb  above 0, images of a folder, a .zip, .tar or .parquet file are decoded when they are needed, and this
               many GB of them are kept: for data larger than memory, see stream.py
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
     sound = rate is not None or seconds is not None or isinstance(source, Sounds)
     if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
-        raise ValueError("cache_gb is for pictures; leave it out for sounds")
+        raise ValueError("cache_gb is for images; leave it out for sounds")
     if not cache_gb and (sound or _is_sound(source)):
         wanted = asked(layout=layout, pages=pages, split=split, bits=bits, limit=limit).only("a set of sounds")
         return _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted.limit)
@@ -120,11 +121,13 @@ def load(
             raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
         if frames is not None or frame_rate is not None:
             raise ValueError("frames and frame_rate are for clips, and cache_gb is for images; leave one of them out")
-        return load_streamed(Path(source).expanduser(), cache_gb, wanted)
+        return load_streamed(Path(source).expanduser(), cache_gb, wanted)  # pyright: ignore[reportArgumentType]
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
         wanted.only("'moving-shapes'")
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
-    path = Path(source).expanduser() if _is_path(source) and source not in NAMED else None
+    if isinstance(source, str) and source == "animated-emoji":
+        return animated_emoji(frames, frame_rate, wanted.size, wanted.channels)
+    path = Path(source).expanduser() if isinstance(source, str | os.PathLike) and source not in NAMED else None
     if path is not None and path.is_dir() and (frames is not None or frame_rate is not None or holds_clips(path)):
         wanted.only(f"{printable(str(path))} (clips)")
         return load_clips(path, frames, frame_rate, wanted.size, wanted.channels, wanted.limit)
@@ -176,7 +179,7 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
 
 
 def _is_sound(source) -> bool:
-    """Whether a source is one of sounds: by its name, by its class, or a folder with more sounds than pictures."""
+    """Whether a source is one of sounds: by its name, by its class, or a folder with more sounds than images."""
     if isinstance(source, str) and (source in NAMED or source in NAMED_SOUNDS):
         return source in NAMED_SOUNDS
     if isinstance(source, (str, os.PathLike)):

@@ -199,7 +199,7 @@ class PackedTar(Members):
         with (
             open(path, "rb") as raw,
             unpacked(raw) as stream,
-            tarfile.open(fileobj=_Counted(stream, room), mode="r|") as archive,
+            tarfile.open(fileobj=_Counted(stream, room), mode="r|") as archive,  # pyright: ignore[reportCallIssue, reportArgumentType]
         ):
             for info in archive:
                 if not info.isdir() and not info.isreg():

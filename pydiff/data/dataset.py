@@ -144,12 +144,12 @@ class Dataset:
         if self.captions is None and self.classes is None:
             return None
         indices = self._checked_indices(indices)
-        classes = (
-            [""] * len(indices) if self.classes is None else [self.classes[label] for label in self.labels[indices]]
-        )
+        classes: list[str] = [""] * len(indices)
+        if self.classes is not None and self.labels is not None:
+            classes = [self.classes[label] for label in self.labels[indices]]
         if self.captions is None:
             return classes
-        return [(*self.captions[i], c)[0] for i, c in zip(indices, classes, strict=True)]
+        return [(*self.captions[i], c)[0] for i, c in zip(indices, classes, strict=True)]  # pyright: ignore[reportReturnType]
 
     def in_languages(self, languages: Sequence[str]) -> "Dataset":
         """The same pictures with the captions in these languages alone, and those whose language nobody gives.

@@ -5,6 +5,7 @@ skips what is broken.
 import os
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -178,7 +179,7 @@ def read_depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
     ]
 
 
-def each(function, sources: dict, verb: str, unit: str = "picture") -> list:
+def each(function, sources: Mapping, verb: str, unit: str = "picture") -> list:
     """function(source) of every source, in order, on a few threads, with a progress bar after a second."""
     from concurrent.futures import ThreadPoolExecutor  # which brings logging with it
 

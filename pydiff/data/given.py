@@ -22,7 +22,7 @@ def image_from(path: Path, size: Sequence[int] | None, channels: int, limit: flo
     seen = look(path, most)
     found = tuple(size) if size is not None else None if seen is None else seen.size
     top = read_depth([seen.top] if seen and seen.top else [], None)[0]
-    read = read_picture(path, found or (1, 1), top, most)
+    read = read_picture(path, found or (1, 1), top, most)  # pyright: ignore[reportArgumentType]
     if size is None and not isinstance(read, str) and read.size != found:  # the file says that it lies on its side
         read = read_picture(path, read.size, top, most)
     if isinstance(read, str):

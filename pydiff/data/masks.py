@@ -189,7 +189,7 @@ def _read_mask(image, mask, size):
     from PIL import Image
 
     try:
-        expected = read_size(image)
+        expected: Any = read_size(image)
         with opened(mask) as picture:
             if (picture.height, picture.width) != expected:
                 return f"{picture.width} x {picture.height} pixels, and its image {expected[1]} x {expected[0]}"

@@ -161,7 +161,7 @@ class TarMembers(Members):
                     stream.seek(here)
                     try:
                         info = tarfile.TarInfo.fromtarfile(archive)
-                    except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):
+                    except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):  # pyright: ignore[reportAttributeAccessIssue]
                         break
                     except tarfile.HeaderError as error:
                         if here == 0:

@@ -105,7 +105,8 @@ class Origin:
             given |= {} if value is None else {name: value}
         if "path_bytes" in given:
             given["path"] = os.fsdecode(bytes.fromhex(given.pop("path_bytes")))
-        return cls(**given | {"shape": None if given.get("shape") is None else tuple(given["shape"])}, samples=samples)
+        given["shape"] = None if given.get("shape") is None else tuple(given["shape"])
+        return cls(**given, samples=samples)
 
 
 def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:

@@ -137,7 +137,7 @@ def read_frames(
     except Image.UnidentifiedImageError:
         return "not a picture in any known format"
     except Image.DecompressionBombError:
-        return f"more pixels than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS:,}; make it smaller"
+        return f"more pixels than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS:,}; make it smaller"  # pyright: ignore[reportOperatorIssue]
     except Exception as error:  # decoders raise a dozen types for damaged files; one bad file must not end the run
         if isinstance(error, Refused):
             return str(error)
@@ -215,7 +215,7 @@ def _deep_grey(picture, top):
     top = 1 if values.dtype.kind == "f" else top
     if not (values.min() >= 0 and values.max() <= top):
         raise ValueError(f"grey values run from {values.min()} to {values.max()}, expected 0 .. {top}")
-    grey = np.rint(values * 255.0) if top == 1 else (values.astype(np.uint32) * 510 + top) // (2 * top)
+    grey = np.rint(values * 255.0) if top == 1 else (values.astype(np.uint32) * 510 + top) // (2 * top)  # pyright: ignore[reportOperatorIssue]
     return Image.fromarray(grey.astype(np.uint8))
 
 

@@ -11,6 +11,7 @@ import math
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def load_sounds(
 
 def load_files(
     name,
-    sources: dict[str, Path | bytes],
+    sources: Mapping[str, Path | bytes],
     rate=None,
     seconds=None,
     channels=None,

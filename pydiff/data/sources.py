@@ -20,8 +20,8 @@ class Kind(NamedTuple):
     """holds: whether a folder (or archive) is of this kind. load: reads it. serves: wishes that concern it."""
 
     name: str
-    holds: Callable[[object], bool]
-    load: Callable[[object, Asked], Dataset]
+    holds: Callable[..., bool]
+    load: Callable[..., Dataset]
     serves: tuple[str, ...]
 
 

@@ -13,6 +13,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class StreamedImages:
     def __init__(self, places, asked: Asked, cache, part=None):
         self.places, self.asked, self.cache = places, asked, cache
         self.numbers = np.arange(len(places)) if part is None else np.asarray(part)
-        self.shape = (len(self.numbers), *asked.size, asked.channels)
+        self.shape: Any = (len(self.numbers), *asked.size, asked.channels)  # pyright: ignore[reportOptionalIterable]
         self.failed, self.waited = {}, 0.0
         self.kept, self.ahead_of, self.recent = {}, {}, {}  # place -> pixels, a future, pixels of the last request
         self.room = int(cache // max(1, math.prod(self.shape[1:])))
@@ -157,7 +158,7 @@ def decoded(places, number, asked: Asked) -> Picture | str:
     """One image, or the reason why it cannot be used."""
     top = None if asked.bits is None else 2**asked.bits - 1
     try:
-        return read_picture(places.read(number), asked.size, top, asked.limit, places.frame(number))
+        return read_picture(places.read(number), asked.size, top, asked.limit, places.frame(number))  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError) as error:
         return f"cannot be read ({first_line(error)})"
 

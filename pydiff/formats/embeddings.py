@@ -51,7 +51,7 @@ def _words(found, path) -> dict[str, Weight]:
         isinstance(word, str) and word.strip() and len(weight.shape) in (1, 2) for word, weight in found.items()
     ):
         raise CheckpointError(f"{path} holds no words of one's own, which are names and their vectors: use another.")
-    return found
+    return found  # pyright: ignore[reportReturnType]
 
 
 def pieces(word: str, vectors: np.ndarray):

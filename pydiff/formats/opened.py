@@ -1,12 +1,16 @@
-"""Whatever a model lies in, opened: a folder of ours, a pipeline folder of diffusers, Stable Diffusion in one file."""
+"""Whatever a model lies in, opened: a folder of ours, a pipeline folder of diffusers, Stable Diffusion in one file; and
+written, as the folder that suits it.
+"""
 
 from pathlib import Path
 
 from pydiff.formats import single_file
-from pydiff.formats.diffusers import pipeline, stable_diffusion
+from pydiff.formats.diffusers import pipeline, stable_diffusion, stable_diffusion_write
 from pydiff.formats.diffusers.pipeline import NOTHING, Loaded, Wishes
 from pydiff.formats.files import advice_on
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.pipeline import Pipeline
+from pydiff.stable_diffusion import StableDiffusion
 from pydiff.store import checkpoint
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -25,3 +29,12 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
         return pipeline.load(path, wishes)
     except OSError as error:
         raise CheckpointError(f"Could not read {path}: {error.strerror or error}; {advice_on(error)}.") from error
+
+
+def save(directory, made: Pipeline, history: dict, dtype: str | None = None) -> list[str]:
+    """Writes the folder of a pipeline, see formats.diffusers.pipeline.save and stable_diffusion_write.save. Returns
+    sentences on what is not in it, or what diffusers cannot do with it.
+    """
+    if isinstance(made, StableDiffusion):
+        return stable_diffusion_write.save(directory, made, dtype)
+    return pipeline.save(directory, made, history, dtype)

@@ -51,7 +51,7 @@ class ContextDownBlock(Module):
     resolution. Returns x and the list of everything the ascent will want to see again.
     """
 
-    def __init__(self, cin, cout, layers, transformer, downsample, padding, resnet):
+    def __init__(self, cin, cout, layers, transformer, downsample, padding, resnet: dict[str, Any]):
         self.resnets = [ResnetBlock(cin if i == 0 else cout, cout, **resnet) for i in range(layers)]
         self.attentions = [transformer(cout, i) for i in range(layers)] if transformer else []
         if downsample == "resnet":
@@ -74,7 +74,7 @@ class ContextDownBlock(Module):
 class ContextMidBlock(Module):
     """The bottom of the U: a residual block, and a transformer and another residual block if it attends."""
 
-    def __init__(self, channels, transformer, resnet):
+    def __init__(self, channels, transformer, resnet: dict[str, Any]):
         self.resnets = [ResnetBlock(channels, channels, **resnet) for _ in range(2 if transformer else 1)]
         self.attentions = [transformer(channels, 0)] if transformer else []
 
@@ -89,7 +89,7 @@ class ContextMidBlock(Module):
 class ContextUpBlock(Module):
     """One level of the ascent: each residual block first sees its picture from the descent, as more channels."""
 
-    def __init__(self, cin, cout, skip_channels, transformer, upsample, resnet):
+    def __init__(self, cin, cout, skip_channels, transformer, upsample, resnet: dict[str, Any]):
         widths = [(cin if i == 0 else cout) + skip for i, skip in enumerate(skip_channels)]
         self.resnets = [ResnetBlock(width, cout, **resnet) for width in widths]
         self.attentions = [transformer(cout, i) for i in range(len(widths))] if transformer else []
@@ -209,7 +209,7 @@ class UNet2DCondition(Module):
         if addition_embed_type == "text_time":
             self.add_embedding = TimestepEmbedding(projection_class_embeddings_input_dim, temb_dim)
 
-        resnet = {
+        resnet: dict[str, Any] = {
             "temb_dim": 2 * temb_dim if class_embeddings_concat else temb_dim,
             "groups": norm_num_groups,
             "eps": norm_eps,

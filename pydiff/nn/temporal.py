@@ -84,7 +84,7 @@ class TransformerTemporalModel(Module):
         self.transformer_blocks = [TemporalBlock(inner, heads, head_dim, activation)]
         self.proj_out = Linear(inner, channels)
         for p in (self.proj_out.weight, self.proj_out.bias):
-            p.bound = 0.0
+            p.bound = 0.0  # pyright: ignore[reportOptionalMemberAccess]
 
     def forward(self, x, frames):
         n, height, width, c = x.shape

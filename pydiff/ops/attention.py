@@ -65,7 +65,7 @@ class Attention(Function):
     def backward(self, dout):
         kernel = native(dout, "attention_backward") if self.plain else None
         if kernel:
-            q, k, v, out, lse = self.saved
+            q, k, v, out, lse = self.saved  # pyright: ignore[reportAssignmentType]
             dq, dk, dv = empty(q, q.shape), empty(k, k.shape), empty(v, v.shape)
             kernel(contiguous(dout), q, k, v, out, lse, self.heads, self.scale, dq, dk, dv)
             return dq, dk, dv, None

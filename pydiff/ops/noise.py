@@ -12,6 +12,7 @@ Reference: reference/noise.py. Kernels: csrc/cpu/noise.cpp, csrc/cuda/noise.cu. 
 """
 
 import math
+from typing import Any
 
 from pydiff import random
 from pydiff.arrays import array_module, contiguous, empty
@@ -60,7 +61,8 @@ class Noise(Function):
         kernel = native(x0, "noise_forward")
         if kernel:
             x2 = _rows(x0)
-            x_t, eps = empty(x2, x2.shape), empty(x2, x2.shape) if keep else None
+            x_t: Any = empty(x2, x2.shape)
+            eps: Any = empty(x2, x2.shape) if keep else None
             kernel(x2, alpha, sigma, *key_on(x0, key), x_t, eps)
             return (x_t.reshape(x0.shape), eps.reshape(x0.shape)) if keep else x_t.reshape(x0.shape)
         eps = xp.asarray(random.normal(key, x0.shape[1:], x0.dtype))

@@ -159,7 +159,7 @@ class OpenModel(NamedTuple):
     """
 
     config: dict
-    weights: dict[str, Weight]
+    weights: Mapping[str, Weight]
     extra: dict
     class_name: str
     beside: dict[str, tuple[dict, dict[str, Weight]]]

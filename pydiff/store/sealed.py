@@ -103,7 +103,7 @@ def inspect(path: Path, seal: str, kind: str) -> tuple[dict, dict[str, dict]]:
     return info, entries
 
 
-def _sha256(data: bytes = b""):
+def _sha256(data: Any = b""):
     """A SHA-256 of these bytes, to be gone on with; hashlib is loaded when it is needed."""
     import hashlib
 

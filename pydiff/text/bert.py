@@ -145,7 +145,7 @@ class MiniLM(Bert):
     kind = "minilm"
     languages = ("en",)
     by_name = True
-    network = None
+    network = None  # pyright: ignore[reportAssignmentType]
 
     def __init__(self):
         found = importlib.util.find_spec(PACKAGE)  # without importing it: it would want PyTorch

@@ -10,6 +10,7 @@ tokens, see `learn`.
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,16 @@ class Clip(TextEncoder):
     languages = ("en",)
     by_name = False
 
-    def __init__(
-        self, network: CLIPTextModel | CLIPTextModelWithProjection, tokenizer: Tokenizer, tokens: int = 77, skip=0
-    ):
+    def __init__(self, network: Any, tokenizer: Tokenizer, tokens: int = 77, skip=0):
         self.network, self.tokenizer, self.skip = network, tokenizer, skip
         self.tokens = min(tokens, network.config["max_position_embeddings"])
         self.width = network.config["hidden_size"]
-        self._states = {}
+        self._states, self.learned = {}, {}  # words of one's own -> how many vectors they have
+
+    @property
+    def own_tokens(self) -> int:
+        """Rows at the end of the table that are words of one's own."""
+        return sum(self.learned.values())
 
     def encode(self, captions: Sequence[str]):
         """encoder_hidden_states (N, tokens, width) float32, as long for every caption."""
@@ -128,6 +132,13 @@ class Clip(TextEncoder):
         table.grad = table.grad_buffer = None
         self.network.config["vocab_size"] = first + len(vectors)
         self.tokenizer = self.tokenizer.with_special(word, range(first, first + len(vectors)))
+        self.learned[f"{word} " * (word in self.learned) + word] = len(vectors)
+        self._states.clear()
+
+    def relearn(self, word: str, vectors):
+        """Other vectors (k, width) for a word that was learned."""
+        numbers = next(list(s.numbers) for s in reversed(self.tokenizer.specials) if s.text == word)
+        self.table.data[numbers] = vectors
         self._states.clear()
 
 

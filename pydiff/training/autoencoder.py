@@ -29,7 +29,7 @@ class AutoencoderOptions(LoopOptions):
     """What a training run of an autoencoder computes."""
 
     size: int | None = None
-    """Side length of the pictures in pixels; left out, what the data has."""
+    """Side length of the images in pixels; left out, what the data has."""
     channels: tuple[int, ...] = (32, 64, 64)
     """Channels of every level, from the top; every level but the last halves the resolution."""
     latent_channels: int = 4
@@ -41,7 +41,7 @@ class AutoencoderOptions(LoopOptions):
     kl_weight: float = 1e-6
     """Share of the divergence of the latents from a standard normal; 1e-6 to 5e-6 is usual."""
     flip: bool = False
-    """Mirror half of the pictures left to right."""
+    """Mirror half of the images left to right."""
     recompute: bool = False
     """Compute every block's inner values again for the gradient instead of keeping them: less memory, more time."""
 

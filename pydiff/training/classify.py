@@ -59,7 +59,7 @@ class ClassifyTask(Task):
     def losses(self, batch):
         """-log p(class | x_t), one a sample."""
         x_t, _ = self.process.q_sample(batch.x0, batch.t, batch.key, keep=False)
-        return -ops.log_softmax(self.model(Tensor(x_t), batch.t))[np.arange(len(x_t)), batch.condition[LABELS]]
+        return -ops.log_softmax(self.model(Tensor(x_t), batch.t))[np.arange(len(x_t)), batch.condition[LABELS]]  # pyright: ignore[reportArgumentType]
 
     def identity(self):
         """The data, the codec and the network."""

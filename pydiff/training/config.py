@@ -28,7 +28,7 @@ class LoopOptions:
     steps: int = 2000
     """Optimiser steps."""
     batch_size: int = 64
-    """Pictures per step."""
+    """Images per step."""
     seed: int = 0
     """Seed of everything random: weights, data order, noise. Same seed, same bits."""
     lr: float = 1e-3
@@ -46,7 +46,7 @@ class LoopOptions:
     checkpoint_every: int = 250
     """Steps between checkpoints."""
     sample_every: int = 500
-    """Steps between pictures of samples; 0 for none."""
+    """Steps between images of samples; 0 for none."""
     keep: int = 2
     """Checkpoints kept on disk."""
     shards: int = 0
@@ -96,7 +96,7 @@ class LoopOptions:
                     raise ValueError(f"{name} must be a whole number of at least 0, got {count!r}")
                 if other in keywords:
                     raise TypeError(f"{name} and {other} are the same option; give one of them")
-        keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
+        keywords = {ALSO_CALLED.get(str(name), str(name)): value for name, value in keywords.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 import difflib
@@ -105,7 +105,7 @@ class LoopOptions:
                     raise TypeError(f"{name} belong to the data: train(pydiff.data.load(images, {name}={name}), ..)")
                 near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
                 raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-        return cls(**keywords).check()  # pyright: ignore[reportCallIssue]
+        return cls(**keywords).check()
 
     def to_config(self):
         """A dict for JSON: from_keywords(to_config()) gives equal options."""
@@ -129,7 +129,7 @@ class Options(ReadingOptions, LoopOptions):
     made.
     """
     prediction: Literal["eps", "x0", "v", "flow", "edm", "edm_v"] = "eps"
-    """What the network learns to say: the noise, the clean picture, v = alpha eps - sigma x0, flow = eps - x0, ..."""
+    """What the network learns to say: the noise, the clean image, v = alpha eps - sigma x0, flow = eps - x0, ..."""
     schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "edm", "exponential", "flow"] = (
         "cosine"
     )
@@ -143,23 +143,23 @@ class Options(ReadingOptions, LoopOptions):
     variance: Literal["fixed", "learned"] = "fixed"
     """Also learn the variance of a step back, by the variational bound; sampler ddpm then uses it."""
     self_conditioning: bool = False
-    """Show the network its last guess of the clean picture beside the noisy one; training takes half as long again."""
+    """Show the network its last guess of the clean image beside the noisy one; training takes half as long again."""
     offset_noise: float = 0.0
-    """Noise that all pixels of a channel share, which teaches very dark and very bright pictures; 0.1 is usual."""
+    """Noise that all pixels of a channel share, which teaches very dark and very bright images; 0.1 is usual."""
     timesteps: int = 1000
     """Number of noise levels T."""
     conditional: bool = False
-    """Also tell the network the class of each picture; needs data with classes."""
+    """Also tell the network the class of each image; needs data with classes."""
     text: str = "auto"
-    """Also tell the network each picture's caption, by this text encoder: glove; learned, which is trained along and
+    """Also tell the network each image's caption, by this text encoder: glove; learned, which is trained along and
     reads any language; minilm; the folder of a run or of a text model; none; or auto, which is glove where the data
     have captions that it understands."""
     label_drop: float = 0.1
-    """Share of pictures whose class and caption are withheld, so that guidance can compare with and without."""
+    """Share of images whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False
-    """Mirror half of the pictures left to right."""
+    """Mirror half of the images left to right."""
     channels: tuple[int, ...] = ()
-    """Channels of every level of the U-Net, from the top; left out, chosen by picture size."""
+    """Channels of every level of the U-Net, from the top; left out, chosen by image size."""
     layers: int = 1
     """Residual blocks per level."""
     attention: tuple[int, ...] | None = None
@@ -206,7 +206,7 @@ class Options(ReadingOptions, LoopOptions):
         if build_process(self).schedule.alpha[-1] == 0 and self.prediction not in ("x0", "v", "flow"):
             raise ValueError(
                 f"schedule {self.schedule!r} ends in noise alone, where prediction {self.prediction!r} tells nothing "
-                "of the picture; use prediction v, x0 or flow"
+                "of the image; use prediction v, x0 or flow"
             )
         for name, used in (("self_conditioning", self.self_conditioning), ("variance", self.variance == "learned")):
             if used and self.prediction in ("edm", "edm_v"):
@@ -303,7 +303,7 @@ def levels_with_attention(options, channels, size):
 
 
 def default_channels(size):
-    """Channels per level for pictures of this side length: about as much work as a CPU can do in reasonable time."""
+    """Channels per level for images of this side length: about as much work as a CPU can do in reasonable time."""
     if size <= 16:
         return (32, 64)
     return (32, 64, 128) if size <= 32 else (32, 64, 128, 256)

@@ -47,7 +47,7 @@ def need_of(trainer) -> Need | None:
         return None
     if x[0].size <= 4 * SIDES[-1] ** 2:
         more = min(3, trainer.options.batch_size)
-        one, all_of_them = (_peak(trainer, trainer.task.batch(1, np.arange(n))) for n in (1, more))
+        one, all_of_them = (peak(trainer, trainer.task.batch(1, np.arange(n))) for n in (1, more))
         each = max((all_of_them - one) / (more - 1), 0.0) if more > 1 else one
         return Need(max(one - each, 0.0), each, 0.0, 1)
     if (
@@ -56,7 +56,7 @@ def need_of(trainer) -> Need | None:
         or name_of(getattr(trainer.task, "network", trainer.model)) not in UNETS
     ):
         return None
-    peaks = [_peak(trainer, dataclasses.replace(batch, x0=np.ascontiguousarray(x[:, :s, :s]))) for s in SIDES]
+    peaks = [peak(trainer, dataclasses.replace(batch, x0=np.ascontiguousarray(x[:, :s, :s]))) for s in SIDES]
     pixels = np.array([float(s * s) for s in SIDES])
     fixed, linear, square = np.linalg.solve(np.stack([pixels**0, pixels, pixels**2], 1), np.array(peaks, float))
     if square * pixels[-1] < 0.02 * linear:  # rounding, and no attention that keeps its scores
@@ -65,7 +65,7 @@ def need_of(trainer) -> Need | None:
     return Need(max(fixed, 0.0), linear, square, x.shape[1] * x.shape[2])
 
 
-def _peak(trainer, batch) -> int:
+def peak(trainer, batch) -> int:
     """Bytes that this batch's loss and gradient take at their most."""
     running = tracemalloc.is_tracing()
     with backend.use_device(trainer.device):

@@ -90,7 +90,7 @@ class Gradient:
         if stream is not None:
             traffic["waited_for_data"] = round(stream.waited - waited, 4)
         if lost:
-            traffic["replaced"] = stream.give_up(lost)  # what one process could not read, none reads from now on
+            traffic["replaced"] = stream.give_up(lost)  # what one process could not read, none reads from now on  # pyright: ignore[reportOptionalMemberAccess]
         return Outcome(loss, norm2, bad, seen, traffic)
 
     def _all_parts(self, step, parts, lost):

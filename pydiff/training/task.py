@@ -146,7 +146,7 @@ class DiffusionTask(Task):
         """A second network, with a second text encoder if that is trained along."""
         return self.model.twin() if self.reads else super().twin()
 
-    def parts(self, model: Module) -> tuple[Module, Conditioning]:
+    def parts(self, model: Any) -> tuple[Module, Conditioning]:
         """(network, conditioning) to draw with, of a model such as `twin` gives."""
         if not self.reads:
             return model, self.conditioning

@@ -343,7 +343,7 @@ def test_what_cannot_be_streamed_is_refused_in_one_sentence(make, message, tmp_p
     [
         ({"layout": "NHWC"}, "layout='NHWC' is for arrays"),
         ({"frames": 4}, "frames and frame_rate are for clips"),
-        ({"rate": 8000}, "cache_gb is for pictures"),
+        ({"rate": 8000}, "cache_gb is for images"),
         ({"split": "val"}, "no folders called train, val or test"),
         ({"labels": [0] * N}, "cache_gb is for a folder"),
     ],

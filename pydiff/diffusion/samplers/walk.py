@@ -27,7 +27,7 @@ class SamplerState(NamedTuple):
 
     step: int  # 1 .. steps
     steps: int
-    t: int  # where the model was first asked in this step; a float on paths with fractional t
+    t: float  # where the model was first asked in this step; a float on paths with fractional t
     x: np.ndarray  # (N, ...) after the step
     x0: np.ndarray  # (N, ...) the picture predicted there, guided and clipped
     eps: np.ndarray  # (N, ...) the noise that goes with it: x before the step = alpha_t x0 + sigma_t eps
@@ -93,7 +93,7 @@ def walk(
     2022, eq. 6, with 1 + w). noise: k -> array like x, replaces the seed: noise drawn at the k-th evaluation, from 0.
     mend: (x, alpha, sigma) -> x, applied after every step, at the level that x then has: to put in what is known.
     """
-    stages = [_plain(stage) for stage in stages]
+    stages = [_plain(stage) for stage in stages]  # pyright: ignore[reportAssignmentType]
     last_use = {j: i for i, stage in enumerate(stages) for j, _, _ in stage.past}
     noise_of = _Noise(seed, np.arange(len(x)) if sample is None else np.asarray(sample), noise)
     if threshold is not None and not 0 <= threshold <= 1:
@@ -111,7 +111,7 @@ def walk(
             if threshold is not None:
                 answer = _thresholded(x, answer, threshold, threshold_max)
         else:
-            answer = _Answer(x0, None, 0.0, 1.0)
+            answer = _Answer(x0, None, 0.0, 1.0)  # pyright: ignore[reportArgumentType]
         x_next, x0 = _update(x, answer, stage, kept, noise_of, step, limits)
         eps = (x - stage.alpha * x0) / stage.sigma if stage.sigma > 0 else answer.f
         first = first or (stage.t, x0, eps)

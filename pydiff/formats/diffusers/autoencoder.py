@@ -122,7 +122,7 @@ def save(directory: Path, model: Autoencoder, extra: dict, dtype: str | None = N
 
     def files():
         yield f"{FOLDER}/{CONFIG}", (json.dumps(config, indent=1, allow_nan=False) + "\n").encode()
-        yield WEIGHTS, safetensors.pieces(arrays, checkpoint.DTYPES.get(dtype), {"format": "pt"})
+        yield WEIGHTS, safetensors.pieces(arrays, checkpoint.DTYPES.get(dtype), {"format": "pt"})  # pyright: ignore[reportArgumentType]
 
     partial = target.with_name(f".{target.name}.pydiff-partial")
     sealed.write(target, partial, files(), checkpoint.SEAL, KIND, {"extra": extra})

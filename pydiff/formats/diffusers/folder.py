@@ -111,7 +111,7 @@ def _class_names(index: Mapping) -> list[str] | None:
     if not isinstance(table, dict) or not table:
         return None
     names = [table.get(str(i)) for i in range(len(table))]
-    return names if all(isinstance(name, str) for name in names) else None
+    return names if all(isinstance(name, str) for name in names) else None  # pyright: ignore[reportReturnType]
 
 
 def _names(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ without a word. docs/folders.md lists what opens and what is refused.
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,10 +106,11 @@ def save(directory, pipeline: Pipeline, history, dtype: str | None = None, train
     if written.pipeline is not None:
         index = {
             "_class_name": written.pipeline,
-            "scheduler": ["diffusers", written.config["_class_name"]],
+            "scheduler": ["diffusers", written.config["_class_name"]],  # pyright: ignore[reportOptionalSubscript]
             "unet": ["diffusers", class_name],
         }
-    arrays, parts = ways_to_write(model), {"index": index, "scheduler": written.config}
+    arrays: Any = ways_to_write(model)
+    parts: dict[str, Any] = {"index": index, "scheduler": written.config}
     parts["beside"] = {name: autoencoder.beside(part) for name, part in pipeline.codec.beside.items()}
     reader = None if pipeline.conditioning.encoder is None else pipeline.conditioning.encoder.network
     if reader is not None:
@@ -118,7 +119,7 @@ def save(directory, pipeline: Pipeline, history, dtype: str | None = None, train
     if trained is not None:
         arrays, extra["parameters"] = None, {checkpoint.WEIGHTS: places(model, trained)}
         if reader is not None and any(p is reader.parameters()[0] for p in trained):
-            parts["beside"]["text_encoder"] = config, None
+            parts["beside"]["text_encoder"] = config, None  # pyright: ignore[reportPossiblyUnbound, reportArgumentType]
             extra["parameters"][checkpoint.BESIDE_WEIGHTS["text_encoder"]] = places(reader, trained)
     checkpoint.save_model(directory, model.config, arrays, extra, class_name, dtype=dtype, **parts)
     notes = [written.note] if written.note else []
@@ -286,7 +287,7 @@ def _shape(checked: Checked, wishes: Wishes, source) -> tuple[tuple[int, int, in
     size = config.get("sample_size") if wishes.size is None else wishes.size
     if size is None:
         raise CheckpointError(f"{source} does not say how large its images are: give size=, or --size, in pixels.")
-    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    sides: Any = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(isinstance(n, int | np.integer) and 1 <= n <= 65536 for n in sides):
         raise CheckpointError(f"got size {size!a:.60}, expected a side length or (height, width) in pixels.")
     kind = {"variance": "fixed" if cout == channels else "learned", "self_conditioning": wishes.self_conditioning}

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,10 +116,11 @@ def assembled(parts: Parts, wishes: Wishes, source: object) -> Loaded:
     """A pipeline of these parts. CheckpointError, in one sentence, where they do not go together."""
     if parts.scheduler is None and wishes.scheduler is None:
         raise CheckpointError(f"{source} has no scheduler: give one with scheduler= (--scheduler).")
+    scheduler: Any
     scheduler, notes = scheduler_for(parts.scheduler, parts.scheduler_class, wishes, source)
     check_together(parts, source)
     try:
-        codec = Latents(parts.vae, _size(parts, wishes, source))
+        codec = Latents(parts.vae, _size(parts, wishes, source))  # pyright: ignore[reportArgumentType]
         encoder = Clip(parts.text, parts.tokenizer, parts.tokens, int(wishes.skip_layers))
         for path in wishes.embedding:
             for word, vectors in embeddings.read(path).items():

@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, read_json
@@ -152,7 +153,7 @@ def _tokenizer(vocabulary, merges, said, added, source) -> Tokenizer:
     entries = {name: said.get(name) or default for name, default in defaults.items()}
     specials, numbers = {}, {}
     for name, entry in entries.items():
-        text = entry.get("content") if isinstance(entry, dict) else entry
+        text: Any = entry.get("content") if isinstance(entry, dict) else entry
         if text not in vocabulary:
             raise damaged(source, f"its {name} {text!a:.40} is not in its vocabulary")
         numbers[name] = vocabulary[text]
@@ -182,7 +183,7 @@ def _tokenizer_json(path: Path):
     model = found.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(f"{path} is of another tokenizer than CLIP's byte pairs: use another.")
-    pairs = model.get("merges")
+    pairs: Any = model.get("merges")
     pairs = [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in pairs or () if isinstance(p, str | list)]
     if any(len(pair) != 2 or not all(isinstance(part, str) for part in pair) for pair in pairs):
         raise damaged(path, "its merges are not pairs of tokens")
@@ -200,7 +201,7 @@ def _lines(data: bytes, source) -> list[tuple[str, str]]:
     pairs = [tuple(line.split()) for line in lines if line.strip()]
     if any(len(pair) != 2 for pair in pairs):
         raise damaged(source, "its lines are not pairs of tokens")
-    return pairs
+    return pairs  # pyright: ignore[reportReturnType]
 
 
 def _json(path: Path) -> dict:

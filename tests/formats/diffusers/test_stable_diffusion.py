@@ -528,9 +528,36 @@ def test_mistakes_on_the_command_line_are_one_sentence(tmp_path, capsys, monkeyp
     assert "Traceback" not in said
 
 
-def test_it_is_not_written_without_its_parts(copy, tmp_path):
-    """A folder without autoencoder, tokenizer and process would open as nothing."""
-    run = pydiff.load(copy)
-    with pytest.raises(ValueError, match="is not written anew; keep the folder or file that it was opened from"):
-        run.save(tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
+@pytest.mark.parametrize("model", [{}, SECOND], ids=["version 1", "version 2"])
+def test_what_is_saved_draws_the_same_here_and_in_diffusers(diffusers, tmp_path, model):
+    path, pipe = tiny.folder(**model)
+    run = pydiff.load(path)
+    assert run.save(tmp_path / "saved") == []
+    asked = {"prompts": [PROMPT], "negative_prompt": "", "steps": 3, "guidance": 5.0}
+    expected = run.sample(1, **asked)
+    np.testing.assert_array_equal(pydiff.load(tmp_path / "saved").sample(1, **asked), expected)
+    with tiny.quietly():
+        theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    drawn = [
+        tiny.images_of(one, PROMPT, num_inference_steps=3, guidance_scale=5.0, negative_prompt="")
+        for one in (theirs, pipe)
+    ]
+    assert_close(drawn[0], drawn[1], rtol=0, atol=1e-6)
+    assert np.abs(expected / 255 - drawn[0]).max() <= 0.5 / 255 + 3e-5
+
+
+def test_saving_replaces_its_own_and_nothing_else(copy, tmp_path):
+    run, small = pydiff.load(copy), tmp_path / "small"
+    run.conditioning.encoder.learn("<mine>", np.ones((2, 64), np.float32))
+    (note,) = run.save(small)
+    assert "keep the files of <mine>" in note
+    run.save(small, dtype="float16")
+    again = pydiff.load(small)
+    assert len(again.conditioning.encoder.table) == len(run.conditioning.encoder.table) - 2
+    halves = again.model.state_dict()
+    for name, array in run.model.state_dict().items():
+        np.testing.assert_array_equal(halves[name], array.astype(np.float16).astype(np.float32))
+    with pytest.raises(CheckpointError, match="holds something else than a model that pydiff wrote"):
+        run.save(copy)
+    with pytest.raises(ValueError, match="dtype"):
+        run.save(small, dtype="int8")
