@@ -220,7 +220,9 @@ MAY_IMPORT = {
     "training.classify": "random tensor models ops condition data diffusion training.config training.task",
     "training.shards": "",
     "training.distributed": "backend store pydiff",
-    "training.gradient": "arrays nn ops training.shards training.distributed",
+    "training.sums": "arrays training.shards",
+    "training.nccl": "training.distributed training.shards training.sums",
+    "training.gradient": "arrays nn ops training.shards training.sums training.nccl training.distributed",
     "training.loop": "backend arrays nn optim store training.interrupt training.progress training.rate "
     "training.changes training.keeping training.distributed training.gradient",
     "training.autoencoder": "arrays random tensor ops models codec data training.config training.task",

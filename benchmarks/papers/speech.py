@@ -1,6 +1,6 @@
 """Speech steered by a classifier: does a model of untranscribed speech say the digit that is asked for?
 
-    python -m benchmarks.papers.speech --out DIR [--steps 1200] [--json FILE]
+    python -m benchmarks.papers.speech --out DIR [--steps 600] [--json FILE]
 
 The principle of Guided-TTS 2 (Kim et al. 2022), with voices that are nobody's (pydiff.data.spoken):
 
@@ -30,7 +30,7 @@ import pydiff
 from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
 from benchmarks.papers.sound import distances, features, variety
-from benchmarks.papers.spoken import recognised, recogniser
+from benchmarks.papers.spoken import kept, recognised, recogniser
 from benchmarks.papers.unseen import wilson
 from pydiff.data import Sounds, spoken
 from pydiff.report.write import training_time
@@ -43,19 +43,7 @@ JUDGE |= {"channels": (16, 32, 48), "attention": (), "dropout": 0.1}
 SCALES = {"noise": (0.1, 0.2, 0.4, 0.8), "gradient": (1.0, 4.0)}
 LEVELS = (0, 250, 500, 750)  # of noise, at which the classifier is judged
 OTHERS = [word for word in spoken.WORDS if word not in spoken.DIGITS]
-DRAWN = {"sampler": "dpm_solver", "steps": 30}
-
-
-def kept(path, make) -> Sounds:
-    """The Sounds that `make` makes, from a file where it has been made before: programs take their time to speak."""
-    if not path.exists():
-        made = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = {} if made.labels is None else {"labels": made.labels, "classes": made.classes}
-        np.savez(path, name=made.name, images=made.images, rate=made.rate, **known)
-    with np.load(path) as file:
-        more = {"labels": file["labels"], "classes": file["classes"].tolist()} if "labels" in file else {}
-        return Sounds(str(file["name"]), file["images"], rate=int(file["rate"]), **more)
+DRAWN = {"sampler": "dpm_solver", "steps": 25}
 
 
 def voices_of_three():
@@ -120,8 +108,8 @@ def main(arguments=None):
     """Trains, steers, judges, prints, writes the JSON. Returns the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--classifier-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--classifier-steps", type=int, default=350)
     parser.add_argument("--recogniser-steps", type=int, default=300)
     parser.add_argument("--count", type=int, default=10, help="samples of each digit, for each scale")
     parser.add_argument("--json", type=Path)

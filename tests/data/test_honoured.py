@@ -185,7 +185,7 @@ def test_clips_ask_the_limit(tmp_path):
     with pytest.raises(ValueError, match=r"all frames of .* above the limit"):
         load(tmp_path / "frames", frames=3, limit=1000 / 2**30)
     assert len(load(tmp_path / "frames", frames=3)) == 3
-    with pytest.raises(ValueError, match=r"clips? of .* above the limit"):  # what small frames are enlarged to
+    with pytest.raises(ValueError, match=r"all frames of .* above the limit"):  # what small frames are enlarged to
         load(tmp_path / "frames", frames=3, size=4096, limit=0.5)
 
 
