@@ -150,7 +150,7 @@ def train_autoencoder(
     Every other keyword is a field of AutoencoderOptions.
     """
     group = join(distributed)
-    with group.together(), group.own_threads():
+    with group.together(), group.own_processors(device):
         announce, tell = heard(announce, group.first)
         options = settled(AutoencoderOptions.from_keywords(options), out, group)
         with backend.use_device(device):

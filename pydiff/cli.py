@@ -216,7 +216,7 @@ class Sample:
         from pydiff.training.distributed import join
 
         group = join()
-        with group.together(), group.own_threads():
+        with group.together(), group.own_processors(self.device or "cpu"):
             self.draw(group)
 
     def draw(self, group):
