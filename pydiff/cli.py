@@ -173,7 +173,7 @@ class Sample:
     """Class for all images, by name or number; left out, the classes take turns."""
     guidance: float | None = None
     """How much more than it would by itself the model follows the class or the prompt; left out, 1, or 7.5 for Stable
-    Diffusion, or 0.5 with a classifier."""
+    Diffusion, or 0.1 with a classifier."""
     classifier: Path | None = None
     """Folder of a classifier's run, which steers a model that was trained without classes to its own."""
     steer_by: Literal["noise", "gradient"] | None = None
