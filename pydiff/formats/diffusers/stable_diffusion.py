@@ -63,6 +63,8 @@ def is_one(directory: Path) -> bool:
     if not os.path.isfile(directory / INDEX):
         return False
     index = read_json(directory / INDEX)
+    if _class_of(index, "unet") == "UNet2DModel" and not _class_of(index, "text_encoder"):
+        return False  # draws in latents, told nothing
     return any(_class_of(index, name) for name in ("text_encoder", "tokenizer", "transformer", "vae", "controlnet"))
 
 
