@@ -87,3 +87,29 @@ def test_intervals_hold_the_figure_and_grow_with_doubt():
     assert segmentation.interval(right, truth, 2) == [1.0, 1.0]
     low, high = segmentation.interval(doubtful, truth, 2)
     assert low < np.nanmean(segmentation.segment.iou(doubtful, truth, 2)) < high
+
+
+def test_the_script_of_speech_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    tones = load("tones", rate=2000, seconds=0.25).subset(np.arange(40))
+    digits = Sounds("d", tones.images, np.arange(40) % 10, speech.spoken.DIGITS, rate=2000)
+    speech_alone = Sounds("s", tones.images, rate=2000)
+    names = ("classifier", "recogniser", "tested", "speaker")
+    known = dict.fromkeys(names, digits) | dict.fromkeys(("speech", "speaker's words", "others' words"), speech_alone)
+    monkeypatch.setattr(speech, "data", lambda _: known)
+    monkeypatch.setattr(speech, "SCALES", {"noise": (0.1,), "gradient": (1.0,)})
+    monkeypatch.setattr(speech, "DRAWN", {"steps": 2})
+    for recipe in ("RECIPE", "JUDGE"):
+        small = {**getattr(speech, recipe), "channels": (8, 8), "batch_size": 4}
+        monkeypatch.setattr(speech, recipe, small)
+    steps = ["--steps", "1", "--classifier-steps", "1", "--recogniser-steps", "1", "--count", "2"]
+    arguments = ["--out", str(tmp_path / "out"), *steps, "--json", str(tmp_path / "speech.json")]
+    (tmp_path / "out").mkdir()
+    first = speech.main(arguments)
+    assert set(first["speech"]["rows"]) == {
+        "the voice itself", "the voice itself, through the spectrogram", "the classifier's voices", "not steered",
+        "by noise, scale 0.1", "by gradient, scale 1",
+    }  # fmt: skip
+    assert speech.table(first["speech"]).count("\n") == 7
+    monkeypatch.setattr(speech, "judged", lambda *_, **__: pytest.fail("a row was made again"))
+    assert speech.main(arguments)["speech"]["rows"] == first["speech"]["rows"]
+    assert len(list((tmp_path / "out/samples").glob("*.wav"))) == 3

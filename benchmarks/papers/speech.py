@@ -21,7 +21,7 @@ The same command goes on where it was stopped.
 
 import argparse
 import json
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ import pydiff
 from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
 from benchmarks.papers.sound import distances, features, variety
-from benchmarks.papers.spoken import kept, recognised, recogniser
+from benchmarks.papers.spoken import Rows, kept, recognised, recogniser
 from benchmarks.papers.unseen import wilson
 from pydiff.data import Sounds, spoken
 from pydiff.report.write import training_time
@@ -40,7 +40,7 @@ RECIPE = {"batch_size": 16, "lr": 2e-3, "ema": 0.998, "prediction": "v", "sample
 RECIPE |= {"channels": (16, 32, 48), "codec": "spectrogram"}
 JUDGE = {"batch_size": 32, "lr": 2e-3, "ema": 0.99, "checkpoint_every": 100, "codec": "spectrogram"}
 JUDGE |= {"channels": (16, 32, 48), "attention": (), "dropout": 0.1}
-SCALES = {"noise": (0.1, 0.2, 0.4, 0.8), "gradient": (1.0, 4.0)}
+SCALES = {"noise": (0.025, 0.05, 0.1, 0.2), "gradient": (1.0, 4.0)}
 LEVELS = (0, 250, 500, 750)  # of noise, at which the classifier is judged
 OTHERS = [word for word in spoken.WORDS if word not in spoken.DIGITS]
 DRAWN = {"sampler": "dpm_solver", "steps": 25}
@@ -120,47 +120,48 @@ def main(arguments=None):
         known["classifier"], model="classifier", out=chosen.out / "classifier", steps=chosen.classifier_steps,
         announce=print, **JUDGE,
     )  # fmt: skip
-    second = recogniser(known["recogniser"], chosen.recogniser_steps, seed=2)
-    voice = recogniser(of_two_voices(known["speaker's words"], known["others' words"]), chosen.recogniser_steps, seed=3)
-    rows, found = {}, {"steps": chosen.steps, "classifier_steps": chosen.classifier_steps}
-    found |= {"recogniser_steps": chosen.recogniser_steps, "parameters": run.parameters}
-    found["classifier_parameters"] = judge.parameters
+    steps, folder = chosen.recogniser_steps, chosen.out
+    second = recogniser(known["recogniser"], steps, 2, folder / "second-recogniser")
+    voices = of_two_voices(known["speaker's words"], known["others' words"])
+    voice = recogniser(voices, steps, 3, folder / "voice-recogniser")
+    found = {"steps": chosen.steps, "classifier_steps": chosen.classifier_steps, "recogniser_steps": steps}
+    found |= {"parameters": run.parameters, "classifier_parameters": judge.parameters}
     found["training_seconds"] = round(training_time([row["time"] for row in run.log()]))
     found["classifier"] = {
         str(t): {"voices held out": judge.accuracy(known["tested"], t), "speaker": judge.accuracy(known["speaker"], t)}
         for t in LEVELS
     }
-    real = known["speaker"]
+    rows = Rows(folder / "rows.json", [chosen.steps, chosen.classifier_steps, steps, chosen.count])
     wanted = np.arange(10 * chosen.count) % 10
+    digits = partial(judged, second=second, voice=voice, known=known["speech"])
+    real, others = known["speaker"], known["tested"]
+    rows.add("the voice itself", lambda: digits(real.images, real.labels))
     back = run.codec.decode(run.codec.encode(real.images))
-    compared = [run.codec, real, second, voice, known["speech"]]
-    rows["the voice itself"] = judged(real.images, real.labels, *compared[2:])
-    rows["the voice itself, through the spectrogram"] = judged(back, real.labels, *compared[2:])
-    rows["the classifier's voices"] = judged(known["tested"].images, known["tested"].labels, *compared[2:])
-    free = run.sample(len(wanted), seed=1, **DRAWN)
-    rows["not steered"] = judged(free, wanted, *compared[2:])
-    began, kept_samples = time.process_time(), {}
+    rows.add("the voice itself, through the spectrogram", lambda: digits(back, real.labels))
+    rows.add("the classifier's voices", lambda: digits(others.images, others.labels))
+
+    def drawn(name, source, **how):
+        made = source.sample(len(wanted), seed=1, **how, **DRAWN)
+        listen(folder / "samples", name, made, run.codec.rate)
+        return digits(made, wanted)
+
+    rows.add("not steered", partial(drawn, "not-steered", run))
     for by, scales in SCALES.items():
         steered = run.steered(judge, by)
         for scale in scales:
-            made = steered.sample(len(wanted), seed=1, labels=wanted, guidance=scale, **DRAWN)
-            rows[f"by {by}, scale {scale:g}"] = judged(made, wanted, *compared[2:]) | {"by": by, "scale": scale}
-            kept_samples[f"{by}-{scale:g}"] = made
-            print(f"by {by}, scale {scale:g}", json.dumps(rows[f"by {by}, scale {scale:g}"]), flush=True)
-    found["sampling_cpu_seconds"] = round(time.process_time() - began)
-    listen(chosen.out / "samples", kept_samples, free, run.codec.rate)
-    result = {"machine": describe(available_threads()), "speech": found | {"rows": rows}}
+            how = {"labels": wanted, "guidance": scale}
+            rows.add(f"by {by}, scale {scale:g}", partial(drawn, f"{by}-{scale:g}", steered, **how))
+    result = {"machine": describe(available_threads()), "speech": found | {"rows": dict(rows)}}
     print(table(result["speech"]))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
-def listen(folder, made, free, rate):
-    """Ten samples of each kind, the digits in order, as one .wav each: to be listened to."""
+def listen(folder, name, sounds, rate):
+    """The first ten samples, one of each digit, one after the other in a .wav: to be listened to."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, sounds in {**made, "not-steered": free}.items():
-        (folder / f"{name}.wav").write_bytes(wav_bytes(np.concatenate(list(sounds[:10, 0])), rate))
+    (folder / f"{name}.wav").write_bytes(wav_bytes(np.concatenate(list(sounds[:10, 0])), rate))
 
 
 def table(found) -> str:

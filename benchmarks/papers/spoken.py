@@ -18,7 +18,7 @@ The same command goes on where it was stopped.
 
 import argparse
 import json
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,11 +136,31 @@ def kept(path, make) -> Sounds:
         return Sounds(str(file["name"]), file["images"], rate=int(file["rate"]), **more)
 
 
-def recogniser(data, steps, seed=0):
-    """A trained Recogniser."""
-    options = LoopOptions(steps=steps, batch_size=32, lr=2e-3, warmup=50, ema=0.99, seed=seed, clip=1.0)
-    trainer = train_task(Recognise(data, options), options, progress=False)
+def recogniser(data, steps, seed=0, out=None):
+    """A trained Recogniser. out: the folder of its training, which goes on there where it was stopped."""
+    options = LoopOptions(steps=steps, batch_size=32, lr=2e-3, warmup=50, ema=0.99, seed=seed, checkpoint_every=50)
+    trainer = train_task(Recognise(data, options), options, out, progress=False)
     return trainer.ema_model()
+
+
+class Rows(dict):
+    """Rows of a table by name, each written to a file as soon as it is there, and not made again by the next call.
+
+    settings: what they depend on; rows of others are thrown away.
+    """
+
+    def __init__(self, path, settings):
+        found = json.loads(path.read_text()) if path.exists() else {}
+        super().__init__(found["rows"] if found.get("settings") == settings else {})
+        self.path, self.settings = path, settings
+
+    def add(self, name, make):
+        """The row of this name, made now unless it has been before; `make` gives it as a dict."""
+        if name not in self:
+            self[name] = make()
+            self.path.write_text(json.dumps({"settings": self.settings, "rows": self}, indent=1) + "\n")
+            print(name, json.dumps(self[name]), flush=True)
+        return self[name]
 
 
 def recognised(model, data) -> dict:
@@ -169,7 +189,7 @@ def main(arguments=None):
     if chosen.only != "synthetic":
         found["taught_by_recordings"] = taught_by_recordings(chosen)
     result = {**kept, "digits": found, "machine": describe(available_threads())}
-    print(json.dumps(found, indent=1))
+    print(table(found) if len(found) == 2 else json.dumps(found, indent=1))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
@@ -180,7 +200,8 @@ def taught_by_programs(chosen) -> dict:
     voices = synthetic_voices()
     order = pydiff.random.permutation(0, pydiff.random.DATA, 0, len(voices))
     learned, held = order[: chosen.voices], order[chosen.voices : chosen.voices + 12]
-    model = recogniser(load_synthetic_digits(voices=[voices[i] for i in learned]), chosen.recogniser_steps)
+    digits = kept(chosen.out / "learned.npz", lambda: load_synthetic_digits(voices=[voices[i] for i in learned]))
+    model = recogniser(digits, chosen.recogniser_steps, out=chosen.out / "first-recogniser")
     english = load_spoken_digits(recordings=[one for one in digit_recordings() if one.voice in ENGLISH])
     return {
         "voices": len(learned),
@@ -235,29 +256,30 @@ def taught_by_recordings(chosen) -> dict:
     foreign = kept(chosen.out / "foreign.npz", lambda: load_synthetic_digits(voices=foreign_voices()))
     english = kept(chosen.out / "english.npz", lambda: load_synthetic_digits(voices=synthetic_voices()[::2]))
     learned = together("people and programs", at_other_tempos(data), foreign, english)
-    judge = recogniser(learned, chosen.recogniser_steps, seed=1)
-    rows = {"people held out": recognised(judge, held) | {"variety_db": variety(held.images, held.labels)}}
+    judge = recogniser(learned, chosen.recogniser_steps, seed=1, out=chosen.out / "second-recogniser")
+    rows = Rows(chosen.out / "rows.json", [chosen.recogniser_steps, chosen.steps, chosen.count])
+    own = {"variety_db": variety(held.images, held.labels)}
+    rows.add("people held out", lambda: recognised(judge, held) | own)
     for language in sorted({one.voice[:2] for one in held_from}):
         theirs = load_spoken_digits(recordings=[one for one in held_from if one.voice[:2] == language])
-        rows[f"of them, {language}"] = recognised(judge, theirs)
-    print(json.dumps(rows, indent=1), flush=True)
+        rows.add(f"of them, {language}", partial(recognised, judge, theirs))
     run = pydiff.train(data, out=chosen.out / "model", steps=chosen.steps, announce=print, **RECIPE)
     back = Sounds("back", run.codec.decode(run.codec.encode(held.images)), held.labels, held.classes, rate=held.rate)
-    rows["people held out, through the spectrogram"] = recognised(judge, back)
-    began, labels = time.process_time(), np.arange(10 * chosen.count) % 10
+    rows.add("people held out, through the spectrogram", lambda: recognised(judge, back))
+    labels = np.arange(10 * chosen.count) % 10
     for guidance in (1.0, 2.0):
+        names = f"samples, guidance {guidance:g}", f"their nearest training recordings, guidance {guidance:g}"
+        if all(name in rows for name in names):
+            continue
         made = run.sample(len(labels), seed=1, labels=labels, guidance=guidance, sampler="dpm_solver", steps=25)
         between = distances(features(made), features(data.images))
-        near = data.images[between.argmin(1)]
-        samples, copies = (Sounds("made", x, labels, data.classes, rate=data.rate) for x in (made, near))
-        rows[f"samples, guidance {guidance:g}"] = recognised(judge, samples) | {
-            "variety_db": variety(made, labels),
-            "nearest_training_db": float(np.median(between.min(1))),
-        }
-        rows[f"their nearest training recordings, guidance {guidance:g}"] = recognised(judge, copies)
+        own = {"variety_db": variety(made, labels), "nearest_training_db": float(np.median(between.min(1)))}
+        for name, sounds, more in zip(names, (made, data.images[between.argmin(1)]), (own, {}), strict=True):
+            found = recognised(judge, Sounds("made", sounds, labels, data.classes, rate=data.rate)) | more
+            rows.add(name, partial(dict, found))
     figures = {"recordings": len(data), "people": len({one.voice for one in heard_from}), "learned_from": len(learned)}
     figures |= {"recogniser_steps": chosen.recogniser_steps, "steps": chosen.steps, "parameters": run.parameters}
-    return {**figures, "sampling_cpu_seconds": round(time.process_time() - began), "rows": rows}
+    return {**figures, "rows": dict(rows)}
 
 
 def table(found) -> str:

@@ -156,7 +156,7 @@ class Group:
         return any(self.everyone(bool(value)))
 
     def agree(self, value):
-        """The value of rank 0."""
+        """Gives every process the value that rank 0 has."""
         return self.everyone(value)[0]
 
     def spread(self, arrays):
