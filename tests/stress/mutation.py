@@ -49,8 +49,6 @@ PARTS = {
 # Not of the arithmetic of one process: several processes have tests of their own, under mpiexec, and what autoencoders
 # and segmenters learn is judged by whole trainings.
 LEFT_OUT = (
-    "distributed.py", "progress.py", "inversion.py", "autoencoder.py", "segment.py", "classify.py", "clip_task.py",
-)
     "distributed.py",
     "progress.py",
     "inversion.py",
