@@ -236,7 +236,7 @@ def at_other_tempos(data):
             other = resample(sound[0].astype(np.float64), round(tempo * data.rate), data.rate)
             longest = min(length, len(other))
             first, to = (len(other) - longest) // 2, (length - longest) // 2
-            place[0, to : to + longest] = other[first : first + longest]
+            place[0, to : to + longest] = other[first : first + longest].clip(-1, 1)
         parts.append(made)
     labels = np.tile(data.labels, len(parts))
     return Sounds(data.name, np.concatenate(parts), labels, data.classes, rate=data.rate)
