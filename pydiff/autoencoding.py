@@ -72,11 +72,11 @@ class AutoencoderRun:
         return self.codec.encode_given(images)
 
     def decode(self, x):
-        """Latents -> uint8 images."""
+        """Turns latents (N, h, w, C) into uint8 images (N, H, W, C)."""
         return self.codec.decode(x)
 
     def reconstruct(self, images):
-        """Images to latents and back."""
+        """Encodes images (N, H, W, C) uint8 and decodes them again, for comparison."""
         return self.decode(self.encode(images))
 
     def psnr(self, images):

@@ -131,8 +131,8 @@ class Train:
         if self.latent is not None:
             raise ValueError("latent belongs to a diffusion model; an autoencoder makes latents of images")
         more = {"latent_channels": self.latent_channels, "kl_weight": self.kl_weight}
-        options: Any = AutoencoderOptions.of_diffusion(options, **more).to_config()
-        run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
+        chosen: dict[str, Any] = AutoencoderOptions.of_diffusion(options, **more).to_config()
+        run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **chosen)
         show(run)
         say(
             f"autoencoder in {self.out / 'model'}; next: pydiff report {typed(self.out)}, "
@@ -225,7 +225,8 @@ class Sample:
         from pydiff.report.files import check_name, default_name
         from pydiff.run import load
 
-        size: Any = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        size: Any = self.size
+        size = size[0] if size is not None and len(size) == 1 else size
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
         run: Any = load(
             self.run_folder, **said, embedding=self.embedding, config=self.config, low_memory=self.low_memory
@@ -472,7 +473,8 @@ class Invert:
         from pydiff import invert
         from pydiff.run import load
 
-        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        size: Any = self.size
+        size = size[0] if size is not None and len(size) == 1 else size
         said = {"variant": self.variant, "prediction": self.prediction, "config": self.config}
         model = load(self.model, size=size, low_memory=self.low_memory, **said)
         names = ("start", "vectors", "steps", "batch_size", "lr", "flip", "recompute", "seed")

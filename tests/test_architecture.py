@@ -480,5 +480,10 @@ def test_every_public_name_exists_and_is_listed_once():
         for node in tree.body
         if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
     )
-    imported = [alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names]
+    every = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module.startswith("pydiff")]
+    imported = [alias.asname or alias.name for n in every for alias in n.names]
     assert sorted(listed) == sorted(set(imported) - {"moved"})  # which is no name of the public's
+    import pydiff
+
+    for name in listed:
+        assert getattr(pydiff, name) is not None

@@ -28,7 +28,7 @@ SLACK = 1e-5  # rounding that a value range may exceed its ends by
 
 
 def load_npy(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """A .npy file of images."""
+    """Reads images from a .npy file, as `from_array` does from the array in it."""
     return from_array(read_npy(path, asked.limit), name=printable(path.name), asked=asked)
 
 

@@ -41,7 +41,7 @@ class Reel(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Frames a second on the whole."""
+        """Frames a second, on average over the film."""
         return len(self.frames) / float(self.starts[-1]) if self.starts[-1] > 0 else 1 / UNTIMED
 
     @property

@@ -52,7 +52,7 @@ class Sounds(Dataset):
 
     @property
     def codec(self):
-        """Their samples as a line."""
+        """The codec that diffuses sounds as lines of samples."""
         _, length, channels = self.shape
         return Waveform(self.rate, length, channels)
 
@@ -78,7 +78,7 @@ class Sounds(Dataset):
         }
 
     def resized(self, size=None, channels=None):
-        """Themselves: sounds have no size."""
+        """Returns the data set itself: sounds have no size."""
         if size is not None or channels not in (None, self.shape[2]):
             raise ValueError("size and channels are for pictures; give rate and seconds where sounds are loaded")
         return self

@@ -156,7 +156,7 @@ class Group:
         return any(self.everyone(bool(value)))
 
     def agree(self, value):
-        """The value of rank 0."""
+        """Gives every process the value that rank 0 has."""
         return self.everyone(value)[0]
 
     def spread(self, arrays):
@@ -389,7 +389,7 @@ class Processes(Group):
         if device == "cuda":
             with backend.use_device(device) as cupy:
                 beside = hosts[: self.rank].count(hosts[self.rank])
-                cupy.cuda.Device(beside % cupy.cuda.runtime.getDeviceCount()).use()
+                cupy.cuda.Device(beside % cupy.cuda.runtime.getDeviceCount()).use()  # pyright: ignore[reportAttributeAccessIssue]
         if "PYDIFF_THREADS" in os.environ:
             yield
             return

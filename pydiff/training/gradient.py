@@ -60,7 +60,7 @@ class Gradient:
             self.sum = PlainSum(optimizer)
 
     def of_step(self, step):
-        """Outcome of this step."""
+        """Computes loss and gradient of this step, and returns its Outcome."""
         parts, numbers, group = [], np.arange(self.options.batch_size), self.group
         began, seconds, sent, stream = time.monotonic(), group.seconds, group.sent, self.task.stream
         waited, failed = (0.0, {}) if stream is None else (stream.waited, dict(stream.failed))

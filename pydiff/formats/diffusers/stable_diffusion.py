@@ -217,7 +217,7 @@ def _unet(path: Path, variant) -> tuple[Module, list[str]]:
     if kind != expected:
         raise CheckpointError(f"{path / CONFIG} is for the class {kind!a:.60}, expected {expected}: use another.")
     checked = unet_condition.read_config(config, path / CONFIG)
-    with weights.open_folder(path, names, variant) as found:
+    with weights.open_folder(path, names, variant, lasting=True) as found:
         return unet_condition.read_model(checked, found.weights, path / CONFIG, deferred=True), checked.notes
 
 
