@@ -473,7 +473,8 @@ class Invert:
         from pydiff import invert
         from pydiff.run import load
 
-        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        size: Any = self.size
+        size = size[0] if size is not None and len(size) == 1 else size
         said = {"variant": self.variant, "prediction": self.prediction, "config": self.config}
         model = load(self.model, size=size, low_memory=self.low_memory, **said)
         names = ("start", "vectors", "steps", "batch_size", "lr", "flip", "recompute", "seed")

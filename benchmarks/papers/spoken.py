@@ -180,15 +180,16 @@ def main(arguments=None):
     parser.add_argument("--count", type=int, default=10, help="samples of each digit")
     parser.add_argument("--voices", type=int, default=40, help="synthetic voices that the first recogniser learns from")
     parser.add_argument("--only", choices=("synthetic", "recordings"), help="one half of it; left out, both")
+    parser.add_argument("--judge-only", action="store_true", help="train and judge the second recogniser, and no model")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
-    kept = json.loads(chosen.json.read_text()) if chosen.json is not None and chosen.json.exists() else {}
-    found = kept.get("digits", {})
+    earlier = json.loads(chosen.json.read_text()) if chosen.json is not None and chosen.json.exists() else {}
+    found = earlier.get("digits", {})
     if chosen.only != "recordings":
         found["taught_by_synthetic_voices"] = taught_by_programs(chosen)
     if chosen.only != "synthetic":
         found["taught_by_recordings"] = taught_by_recordings(chosen)
-    result = {**kept, "digits": found, "machine": describe(available_threads())}
+    result = {**earlier, "digits": found, "machine": describe(available_threads())}
     print(table(found) if len(found) == 2 else json.dumps(found, indent=1))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -235,7 +236,7 @@ def at_other_tempos(data):
             other = resample(sound[0].astype(np.float64), round(tempo * data.rate), data.rate)
             longest = min(length, len(other))
             first, to = (len(other) - longest) // 2, (length - longest) // 2
-            place[0, to : to + longest] = other[first : first + longest]
+            place[0, to : to + longest] = other[first : first + longest].clip(-1, 1)
         parts.append(made)
     labels = np.tile(data.labels, len(parts))
     return Sounds(data.name, np.concatenate(parts), labels, data.classes, rate=data.rate)
@@ -263,6 +264,10 @@ def taught_by_recordings(chosen) -> dict:
     for language in sorted({one.voice[:2] for one in held_from}):
         theirs = load_spoken_digits(recordings=[one for one in held_from if one.voice[:2] == language])
         rows.add(f"of them, {language}", partial(recognised, judge, theirs))
+    figures = {"recordings": len(data), "people": len({one.voice for one in heard_from}), "learned_from": len(learned)}
+    figures |= {"recogniser_steps": chosen.recogniser_steps}
+    if chosen.judge_only:
+        return {**figures, "rows": dict(rows)}
     run = pydiff.train(data, out=chosen.out / "model", steps=chosen.steps, announce=print, **RECIPE)
     back = Sounds("back", run.codec.decode(run.codec.encode(held.images)), held.labels, held.classes, rate=held.rate)
     rows.add("people held out, through the spectrogram", lambda: recognised(judge, back))
@@ -277,8 +282,7 @@ def taught_by_recordings(chosen) -> dict:
         for name, sounds, more in zip(names, (made, data.images[between.argmin(1)]), (own, {}), strict=True):
             found = recognised(judge, Sounds("made", sounds, labels, data.classes, rate=data.rate)) | more
             rows.add(name, partial(dict, found))
-    figures = {"recordings": len(data), "people": len({one.voice for one in heard_from}), "learned_from": len(learned)}
-    figures |= {"recogniser_steps": chosen.recogniser_steps, "steps": chosen.steps, "parameters": run.parameters}
+    figures |= {"steps": chosen.steps, "parameters": run.parameters}
     return {**figures, "rows": dict(rows)}
 
 

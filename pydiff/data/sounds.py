@@ -27,7 +27,7 @@ from pydiff.sound.wav import Sound, Unreadable, read_wav
 WAV = {".wav", ".wave"}
 WITH_LIBRARY = {".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd", ".gsm"}
 TELEPHONE = {"format": "RAW", "subtype": "GSM610", "samplerate": 8000, "channels": 1}  # a .gsm says nothing of itself
-SUFFIXES = WAV | WITH_LIBRARY
+SUFFIXES = frozenset(WAV | WITH_LIBRARY)
 RATE, SECONDS = 8000, 1.0  # where nobody asks for others
 LOUDNESS = -20.0  # dB: root of the mean square, 0 dB is a square wave of full scale
 PEAK = 0.99  # no louder than that

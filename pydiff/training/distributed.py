@@ -389,7 +389,7 @@ class Processes(Group):
         if device == "cuda":
             with backend.use_device(device) as cupy:
                 beside = hosts[: self.rank].count(hosts[self.rank])
-                cupy.cuda.Device(beside % cupy.cuda.runtime.getDeviceCount()).use()
+                cupy.cuda.Device(beside % cupy.cuda.runtime.getDeviceCount()).use()  # pyright: ignore[reportAttributeAccessIssue]
         if "PYDIFF_THREADS" in os.environ:
             yield
             return

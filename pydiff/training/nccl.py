@@ -8,6 +8,7 @@ Losses, and all that is not large, go through MPI as ever.
 
 import contextlib
 import sys
+from typing import Any
 
 from pydiff.training.distributed import place_of
 from pydiff.training.shards import Node, TreeSum, is_root
@@ -18,7 +19,7 @@ def wires_of(group, flat):
     """Wires between the GPUs of a group's processes; None where arrays like `flat` travel through MPI: without GPUs,
     without NCCL, and where two processes share a GPU, which NCCL does not do.
     """
-    cupy = sys.modules.get("cupy")
+    cupy: Any = sys.modules.get("cupy")
     on_gpu = cupy is not None and isinstance(flat, cupy.ndarray)
     if group.size == 1 or not group.any(on_gpu):
         return None
