@@ -32,8 +32,8 @@ from benchmarks.machine import describe
 from pydiff.data import Dataset
 from pydiff.training import DiffusionTask, Options, Trainer, join, training_steps
 from pydiff.training.distributed import Processes
-from pydiff.training.gradient import ExactSum, pieces_of
 from pydiff.training.shards import cut, whole_nodes
+from pydiff.training.sums import ExactSum, pieces_of
 
 SIZE, BATCH, CHECKED = 16, 32, 3  # pixels of a side, samples of a step, steps that are compared
 CHANNELS, QUICK = (32, 64, 128), (8, 16)
@@ -84,7 +84,7 @@ def delayed(group, seconds):
 def worker(rounds, channels, shards, delay):
     """Times the ways in turns; process 0 prints a line of JSON."""
     group = delayed(join(), delay / 1e3)
-    with group.together(), group.own_threads():
+    with group.together(), group.own_processors():
         steps, figures, losses, trainers = {}, {}, [], {}
         for way in WAYS:
             trainer = trainers[way] = trainer_of(way, group, channels, shards)

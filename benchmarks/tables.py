@@ -4,14 +4,20 @@ A marker names a file: what stands between <!-- table: conv2d --> and the next <
 marker gpu stands for every gpu-*.json, the reports of benchmarks.gpu.
 """
 
+import importlib
 import json
 import re
 import sys
 from pathlib import Path
 
-from benchmarks.papers.sound import table as sound_table
 from benchmarks.restraint import in_words
 
+# What tells a paper's report from others, and the script that has its table; whether that wants all of the report.
+PAPERS = {
+    "tones": "sound", "speech": "speech", "digits": "spoken", "segmentation": "segmentation",
+    "exact network": "points", "best_guidance": "clips",
+}  # fmt: skip
+OF_ITS_OWN = ("exact network", "best_guidance")
 HERE = Path(__file__).parent
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -34,8 +40,10 @@ def table_of(report):
     """One report as Markdown."""
     if "samples_recognised" in report:
         return "\n".join(quality_table(report)) + "\n"
-    if "tones" in report:
-        return sound_table(report["tones"]) + "\n"
+    for key, module in PAPERS.items():
+        if key in report:
+            table = importlib.import_module(f"benchmarks.papers.{module}").table
+            return table(report if key in OF_ITS_OWN else report[key]) + "\n"
     if "scaling" in report:
         return "\n".join([setting(report), "", *scaling_table(report)]) + "\n"
     if "distributed" in report:

@@ -5,12 +5,18 @@ images = run.sample(16, seed=1)
 run.save("digits-model");  run = pydiff.load("digits-model")
 """
 
-from pydiff import data, diffusion, models, moved, nn, ops, random
+import importlib.util
+from typing import TYPE_CHECKING
+
+from pydiff import moved, nn, ops, random
 from pydiff.backend import set_threads, threads
-from pydiff.formats.safetensors import CheckpointError
-from pydiff.run import Run, load, train
 from pydiff.tensor import Function, Tensor, no_grad
-from pydiff.training import Options
+
+if TYPE_CHECKING:
+    from pydiff import data, diffusion, models
+    from pydiff.formats.safetensors import CheckpointError
+    from pydiff.run import Run, load, train
+    from pydiff.training import Options
 
 __all__ = [
     "CheckpointError",
@@ -33,4 +39,31 @@ __all__ = [
 
 __version__ = "0.2.0"
 
-moved.register()
+# Imported when somebody asks for them, as all other modules are: name -> module, and what it is called there, ""
+# for the module itself.
+LATER = {
+    "data": ("pydiff.data", ""),
+    "diffusion": ("pydiff.diffusion", ""),
+    "models": ("pydiff.models", ""),
+    "CheckpointError": ("pydiff.formats.safetensors", "CheckpointError"),
+    "Run": ("pydiff.run", "Run"),
+    "load": ("pydiff.run", "load"),
+    "train": ("pydiff.run", "train"),
+    "Options": ("pydiff.training", "Options"),
+}
+
+
+def __getattr__(name):
+    module, attribute = LATER.get(name, (f"{__name__}.{name}", ""))
+    if name.startswith("_") or (name not in LATER and importlib.util.find_spec(module) is None):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = importlib.import_module(module)
+    globals()[name] = getattr(found, attribute) if attribute else found
+    return globals()[name]
+
+
+def __dir__():
+    return sorted({*globals(), *LATER})
+
+
+moved.register(LATER)

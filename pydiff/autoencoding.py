@@ -72,11 +72,11 @@ class AutoencoderRun:
         return self.codec.encode_given(images)
 
     def decode(self, x):
-        """Latents -> uint8 images."""
+        """Turns latents (N, h, w, C) into uint8 images (N, H, W, C)."""
         return self.codec.decode(x)
 
     def reconstruct(self, images):
-        """Images to latents and back."""
+        """Encodes images (N, H, W, C) uint8 and decodes them again, for comparison."""
         return self.decode(self.encode(images))
 
     def psnr(self, images):
@@ -150,7 +150,7 @@ def train_autoencoder(
     Every other keyword is a field of AutoencoderOptions.
     """
     group = join(distributed)
-    with group.together(), group.own_threads():
+    with group.together(), group.own_processors(device):
         announce, tell = heard(announce, group.first)
         options = settled(AutoencoderOptions.from_keywords(options), out, group)
         with backend.use_device(device):

@@ -121,7 +121,7 @@ def train_classifier(
     pydiff.train, of whose options those are refused that belong to diffusion models alone.
     """
     group = join(distributed)
-    with group.together(), group.own_threads():
+    with group.together(), group.own_processors(device):
         announce, tell = heard(announce, group.first)
         options = settled(Options.from_keywords({"sample_every": 0, **options}), out, group)
         with backend.use_device(device):

@@ -131,8 +131,8 @@ class Train:
         if self.latent is not None:
             raise ValueError("latent belongs to a diffusion model; an autoencoder makes latents of images")
         more = {"latent_channels": self.latent_channels, "kl_weight": self.kl_weight}
-        options: Any = AutoencoderOptions.of_diffusion(options, **more).to_config()
-        run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **options)
+        chosen: dict[str, Any] = AutoencoderOptions.of_diffusion(options, **more).to_config()
+        run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **chosen)
         show(run)
         say(
             f"autoencoder in {self.out / 'model'}; next: pydiff report {typed(self.out)}, "
@@ -173,7 +173,7 @@ class Sample:
     """Class for all images, by name or number; left out, the classes take turns."""
     guidance: float | None = None
     """How much more than it would by itself the model follows the class or the prompt; left out, 1, or 7.5 for Stable
-    Diffusion, or 0.5 with a classifier."""
+    Diffusion, or 0.1 with a classifier."""
     classifier: Path | None = None
     """Folder of a classifier's run, which steers a model that was trained without classes to its own."""
     steer_by: Literal["noise", "gradient"] | None = None
@@ -216,7 +216,7 @@ class Sample:
         from pydiff.training.distributed import join
 
         group = join()
-        with group.together(), group.own_threads():
+        with group.together(), group.own_processors(self.device or "cpu"):
             self.draw(group)
 
     def draw(self, group):
@@ -225,7 +225,8 @@ class Sample:
         from pydiff.report.files import check_name, default_name
         from pydiff.run import load
 
-        size: Any = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        size: Any = self.size
+        size = size[0] if size is not None and len(size) == 1 else size
         said = {"scheduler": self.scheduler, "prediction": self.prediction, "size": size, "variant": self.variant}
         run: Any = load(
             self.run_folder, **said, embedding=self.embedding, config=self.config, low_memory=self.low_memory
@@ -472,7 +473,8 @@ class Invert:
         from pydiff import invert
         from pydiff.run import load
 
-        size = self.size if self.size is None or len(self.size) > 1 else self.size[0]
+        size: Any = self.size
+        size = size[0] if size is not None and len(size) == 1 else size
         said = {"variant": self.variant, "prediction": self.prediction, "config": self.config}
         model = load(self.model, size=size, low_memory=self.low_memory, **said)
         names = ("start", "vectors", "steps", "batch_size", "lr", "flip", "recompute", "seed")

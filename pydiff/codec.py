@@ -158,7 +158,7 @@ class Levels(Codec):
 
     @property
     def shape(self):
-        """Of a sample."""
+        """The shape of one sample, without N."""
         return self._shape
 
     def encode(self, samples):
@@ -182,7 +182,7 @@ class Levels(Codec):
         )
 
     def decode(self, x):
-        """(N, *shape) floats -> uint8."""
+        """Turns floats (N, *shape) in [-1, 1] into uint8."""
         return to_uint8(to_host(x).clip(*PIXEL_RANGE))  # an overflow is white, or black; NaN is an error
 
     def show(self, samples):

@@ -47,7 +47,7 @@ class Order:
 
     @property
     def total(self) -> int:
-        """How many samples that is."""
+        """How many samples are drawn in all: n of each prompt."""
         return self.n * len(self.prompts or [""])
 
     def rows(self, conditioning, chosen):

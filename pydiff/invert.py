@@ -86,7 +86,7 @@ def _finish(task, encoder, word, file) -> np.ndarray:
 def _checked(pipeline, word: str, options) -> Clip:
     """The text encoder, where this model can learn this word."""
     encoder = None if pipeline is None else pipeline.conditioning.encoder
-    if not isinstance(encoder, Clip) or not hasattr(pipeline, "seen_beside"):
+    if pipeline is None or not isinstance(encoder, Clip) or not hasattr(pipeline, "seen_beside"):
         raise ValueError("words are learned for models of Stable Diffusion; give the folder or file of one")
     if pipeline.seen_beside or pipeline.told:
         kind = "fills in what a mask says" if pipeline.seen_beside else "is told its guidance (LCM)"

@@ -78,7 +78,7 @@ class LatentSpace(Latents):
         return [slice(first, first + count) for first in range(0, n, count)]
 
     def show(self, samples):
-        """Images, be they uint8 or floats."""
+        """uint8 images (N, H, W, C) to be shown, of samples that are uint8 or floats in [-1, 1]."""
         return self.pixels.show(samples)
 
     def show_noise(self, eps):

@@ -29,12 +29,12 @@ class Latents(Codec):
 
     @property
     def shape(self):
-        """(h, w, C) of latents."""
+        """The shape of one sample's latents, (h, w, C)."""
         return (*(n // self.factor for n in self.size), self.autoencoder.config["latent_channels"])
 
     @property
     def image_shape(self):
-        """(H, W, C) of images."""
+        """The shape of one image, (H, W, C)."""
         return (*self.size, self.autoencoder.config["in_channels"])
 
     def shape_of(self, samples):
@@ -78,7 +78,7 @@ class Latents(Codec):
         return xp.asarray(x if xp is array_module(x) else to_host(x), like.dtype)
 
     def show(self, samples):
-        """Images as they are."""
+        """Returns uint8 images as they are."""
         return samples
 
     def show_noise(self, eps):

@@ -64,12 +64,16 @@ def _elsewhere(old):
     return get
 
 
-def register():
-    """Makes the old names importable, and attributes of their packages: but `pydiff.train` is the function."""
+def register(later=()):
+    """Makes the old names importable, and attributes of their packages: but `pydiff.train` is the function.
+
+    later: names that `pydiff` has as soon as somebody asks. Packages that are not loaded yet look here themselves.
+    """
     for name in MODULES:
         module = sys.modules.setdefault(name, _Moved(name, f"Has moved to {', '.join(MODULES[name])}."))
         package, _, attribute = name.rpartition(".")
-        if not hasattr(sys.modules[package], attribute):
-            setattr(sys.modules[package], attribute, module)
+        loaded = sys.modules.get(package)
+        if loaded is not None and attribute not in {*vars(loaded), *later}:
+            setattr(loaded, attribute, module)
     for name in NAMES:
         sys.modules[name].__getattr__ = _elsewhere(name)

@@ -63,7 +63,7 @@ class AdamW:
         return [flat[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends, strict=True)]
 
     def zero_grad(self):
-        """Forgets all gradients."""
+        """Sets the gradient of every parameter to None."""
         for p in self.parameters:
             p.grad = None
 

@@ -162,7 +162,7 @@ class Pipeline:
         return self.codec.decode(x)
 
     def preview(self):
-        """A few samples, drawn quickly."""
+        """Draws 16 samples quickly, in at most 25 steps."""
         return self.sample(16, steps=min(25, self.process.schedule.T))
 
     def default_steps(self, sampler=None) -> int:

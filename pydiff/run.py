@@ -335,7 +335,7 @@ def train(
         return train_named(model, data, latent, codec, out=out, progress=progress, device=device, announce=announce,
                            watch=watch, distributed=distributed, **options)  # fmt: skip
     group = join(distributed)
-    with group.together(), group.own_threads():
+    with group.together(), group.own_processors(device):
         announce, tell = heard(announce, group.first)
         named = {"codec": codec} if isinstance(codec, str) else {}
         options = settled(Options.from_keywords(options | named), out, group)

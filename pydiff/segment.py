@@ -90,7 +90,7 @@ def train(
     `pydiff.train`. options: those of LoopOptions. ValueError, in one sentence, for data and options that cannot work.
     """
     group = join(distributed)
-    with group.together(), group.own_threads():
+    with group.together(), group.own_processors(device):
         options = {"steps": 600, "batch_size": 32, "lr": 2e-3, "ema": 0.995, **options}
         options = settled(LoopOptions.from_keywords(options), out, group)
         with backend.use_device(device):

@@ -40,7 +40,7 @@ class SteeredPipeline(Pipeline):
         kind |= {"device": pipeline.device, "scheduler": pipeline.scheduler}
         super().__init__(pipeline.model, pipeline.process, pipeline.codec, Conditioning(classifier.classes), **kind)
         self.plain, self.classifier, self.by = pipeline.conditioning, classifier, by
-        self.default_guidance = 0.5 if by == "noise" else 1.0
+        self.default_guidance = 0.1 if by == "noise" else 1.0
         for p in classifier.model.parameters():
             p.requires_grad = False  # only that of x is wanted
         self.to(pipeline.device)

@@ -186,7 +186,8 @@ MAY_IMPORT = {
     "formats.ldm": "formats.safetensors",
     "formats.diffusers.extra": "codec condition nn formats.safetensors formats.schema formats.diffusers.scheduler",
     "latent_space": "arrays tensor models codec latents store formats.safetensors formats.diffusers.autoencoder",
-    "formats.diffusers.pipeline": "codec condition diffusion models pipeline store formats.safetensors formats.weights "
+    "formats.diffusers.pipeline": "codec latents condition diffusion models pipeline store formats.safetensors "
+    "formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
     "formats.diffusers.scheduler formats.diffusers.extra",
     "formats.diffusers.stable_diffusion": "condition nn text latents stable_diffusion formats.safetensors "
@@ -220,7 +221,9 @@ MAY_IMPORT = {
     "training.classify": "random tensor models ops condition data diffusion training.config training.task",
     "training.shards": "",
     "training.distributed": "backend store pydiff",
-    "training.gradient": "arrays nn ops training.shards training.distributed",
+    "training.sums": "arrays training.shards",
+    "training.nccl": "training.distributed training.shards training.sums",
+    "training.gradient": "arrays nn ops training.shards training.sums training.nccl training.distributed",
     "training.loop": "backend arrays nn optim store training.interrupt training.progress training.rate "
     "training.changes training.keeping training.distributed training.gradient training.precision",
     "training.autoencoder": "arrays random tensor ops models codec data training.config training.task",
@@ -480,5 +483,10 @@ def test_every_public_name_exists_and_is_listed_once():
         for node in tree.body
         if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
     )
-    imported = [alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names]
+    every = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module.startswith("pydiff")]
+    imported = [alias.asname or alias.name for n in every for alias in n.names]
     assert sorted(listed) == sorted(set(imported) - {"moved"})  # which is no name of the public's
+    import pydiff
+
+    for name in listed:
+        assert getattr(pydiff, name) is not None

@@ -123,3 +123,12 @@ def test_the_page_has_a_line_for_every_module_and_every_lost_name():
             importlib.import_module(path)
         except ImportError:
             assert hasattr(importlib.import_module(module), name), path
+
+
+def test_importing_pydiff_waits_with_what_nobody_asked_for():
+    """A process that only wants Tensors does not read files, train or draw: that would take several times as long."""
+    code = "import sys, pydiff; print(*(m for m in sys.modules if m.startswith('pydiff.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "pydiff.tensor" in loaded
+    late = ("data", "diffusion", "formats", "models", "report", "run", "store", "text", "training")
+    assert {f"pydiff.{name}" for name in late} & {*loaded} == set()

@@ -1,5 +1,8 @@
 """nn/deferred.py: parameters that are read when they are used, and are the same ones."""
 
+import gc
+import os
+
 import numpy as np
 import pytest
 
@@ -14,6 +17,7 @@ from pydiff.tensor import no_grad
 from tests.bits import assert_same_bits
 from tests.models.test_unet_condition import BOTH, SMALL
 
+FDS = "/proc/self/fd"
 VAE = {
     "block_out_channels": (8, 16), "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2, "latent_channels": 3, "norm_num_groups": 4,
@@ -24,7 +28,7 @@ def reopened(model, path, dtype=None):
     """(the same network with its parameters in a file, how often each was read)."""
     with path.open("wb") as file:
         file.writelines(safetensors.pieces(model.state_dict(), dtype))
-    with RegularFile(path) as file:
+    with RegularFile(path, lasting=True) as file:
         weights, reads = safetensors.contents(file, path), dict.fromkeys(model.state_dict(), 0)
 
         def counted(name):
@@ -99,13 +103,30 @@ def test_values_that_are_set_stay(unet, tmp_path):
     np.testing.assert_array_equal(other.state_dict()["conv_out.bias"], unet.state_dict()["conv_out.bias"])
 
 
-@pytest.mark.parametrize("change", ["rewritten", "shorter", "gone"])
-def test_a_file_that_changes_is_one_sentence(unet, tmp_path, change):
+@pytest.mark.parametrize("change", ["gone", "replaced", "written into", "shorter"])
+def test_a_file_that_is_gone_serves_and_one_that_changes_is_refused(unet, tmp_path, change):
     path = tmp_path / "weights.safetensors"
     other, _ = reopened(unet, path)
-    content = path.read_bytes()
-    path.unlink()
-    if change != "gone":
-        path.write_bytes(content if change == "rewritten" else content[:-8])
-    with pytest.raises(CheckpointError, match="No such file" if change == "gone" else "changed since it was opened"):
+    if change in ("gone", "replaced"):
+        path.unlink()
+        if change == "replaced":
+            path.write_bytes(b"something else")
+        assert_same_bits(answers(other), answers(unet))
+        return
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 8)
+    if change == "written into":
+        with path.open("ab") as file:
+            file.write(bytes(8))
+    with pytest.raises(CheckpointError, match="changed since it was opened"):
         answers(other)
+
+
+@pytest.mark.skipif(not os.path.isdir(FDS), reason="this system does not list open files there")
+def test_files_are_closed_with_the_last_that_needs_them(unet, tmp_path):
+    before = len(os.listdir(FDS))
+    other, _ = reopened(unet, tmp_path / "weights.safetensors")
+    assert len(os.listdir(FDS)) == before + 1
+    del other, _
+    gc.collect()
+    assert len(os.listdir(FDS)) == before

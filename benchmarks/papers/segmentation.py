@@ -1,6 +1,6 @@
 """Does the U-Net find what a threshold cannot? Intersection over union on held-out images, beside thresholds.
 
-    python -m benchmarks.papers.segmentation --out DIR [--steps 300] [--json FILE]
+    python -m benchmarks.papers.segmentation --out DIR [--steps 150] [--json FILE]
 
 Two sets, a fifth of each held out: `shapes`, grey, four classes, under uneven light; and a folder that is written to
 DIR/emoji first, images and masks as a user would have them: emoji on grounds that other emoji's colours make, the mask
@@ -95,7 +95,7 @@ def main(arguments=None):
     """Trains, judges, prints, writes the JSON. Returns the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     folder = chosen.out / "emoji"

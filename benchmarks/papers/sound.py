@@ -6,7 +6,8 @@ A waveform model learns 1,650 quarter seconds made by formula (pydiff.data.tones
 sweeps, five vowels. Then, for each guidance scale, it makes --count sounds of each class, and these are measured:
 
     notes     pitch by FFT, in cents from the note; right within 50 (half a semitone)
-    sweeps    octaves a second by a line through the strongest partial; right within 0.5 of +2 or -2
+    sweeps    octaves a second by a line through the strongest partial; right within 0.5 of +2 or -2; and whether they
+              go the right way, faster than a quarter octave a second
     vowels    two formants by linear prediction; right if of the five vowels of the table their own is nearest
 
 Beside them: as many sounds that the formula makes with another seed (what a perfect model would score), and the
@@ -31,7 +32,7 @@ SECONDS, RATE = 0.25, 8000
 RECIPE = {"batch_size": 16, "lr": 1.5e-3, "ema": 0.998, "prediction": "v", "conditional": True, "sample_every": 0}
 RECIPE |= {"checkpoint_every": 50, "channels": (24, 48, 72)}
 GUIDANCE = (1.0, 2.0)
-NEAR_CENTS, NEAR_SLOPE = 50.0, 0.5
+NEAR_CENTS, NEAR_SLOPE, ANY_SLOPE = 50.0, 0.5, 0.25
 FLOOR = 50.0  # dB below full scale; beneath it lies what no ear minds beside a tone of -20 dB
 
 
@@ -46,7 +47,7 @@ def trained(folder, steps):
 def judged(sounds, labels) -> dict:
     """Figures of sounds (N, 1, L, 1) that were asked to be of these classes (N,)."""
     measured = {"cents": [], "slope": [], "formants": []}
-    right = {"notes": [], "sweeps": [], "vowels": []}
+    right = {"notes": [], "sweeps": [], "vowels": [], "sweep_directions": []}
     table = np.log2([VOWELS[name][:2] for name in VOWELS])
     for sound, label in zip(sounds[:, 0, :, 0].astype(np.float64), labels, strict=True):
         kind = CLASSES[label]
@@ -55,8 +56,10 @@ def judged(sounds, labels) -> dict:
             measured["cents"].append(abs(error))
             right["notes"].append(abs(error) <= NEAR_CENTS)
         elif kind in SWEEPS:
-            error = abs(measure.slope(sound, RATE) - SWEEPS[kind])
+            slope = measure.slope(sound, RATE)
+            error = abs(slope - SWEEPS[kind])
             measured["slope"].append(error)
+            right["sweep_directions"].append(slope * np.sign(SWEEPS[kind]) > ANY_SLOPE)
             right["sweeps"].append(error <= NEAR_SLOPE)
         else:
             found = np.log2(measure.formants(sound, RATE))

@@ -1,6 +1,6 @@
 """Speech steered by a classifier: does a model of untranscribed speech say the digit that is asked for?
 
-    python -m benchmarks.papers.speech --out DIR [--steps 1200] [--json FILE]
+    python -m benchmarks.papers.speech --out DIR [--steps 600] [--json FILE]
 
 The principle of Guided-TTS 2 (Kim et al. 2022), with voices that are nobody's (pydiff.data.spoken):
 
@@ -21,7 +21,7 @@ The same command goes on where it was stopped.
 
 import argparse
 import json
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ import pydiff
 from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
 from benchmarks.papers.sound import distances, features, variety
-from benchmarks.papers.spoken import recognised, recogniser
+from benchmarks.papers.spoken import Rows, kept, recognised, recogniser
 from benchmarks.papers.unseen import wilson
 from pydiff.data import Sounds, spoken
 from pydiff.report.write import training_time
@@ -40,22 +40,10 @@ RECIPE = {"batch_size": 16, "lr": 2e-3, "ema": 0.998, "prediction": "v", "sample
 RECIPE |= {"channels": (16, 32, 48), "codec": "spectrogram"}
 JUDGE = {"batch_size": 32, "lr": 2e-3, "ema": 0.99, "checkpoint_every": 100, "codec": "spectrogram"}
 JUDGE |= {"channels": (16, 32, 48), "attention": (), "dropout": 0.1}
-SCALES = {"noise": (0.1, 0.2, 0.4, 0.8), "gradient": (1.0, 4.0)}
+SCALES = {"noise": (0.025, 0.05, 0.1, 0.2), "gradient": (1.0, 4.0)}
 LEVELS = (0, 250, 500, 750)  # of noise, at which the classifier is judged
 OTHERS = [word for word in spoken.WORDS if word not in spoken.DIGITS]
-DRAWN = {"sampler": "dpm_solver", "steps": 30}
-
-
-def kept(path, make) -> Sounds:
-    """The Sounds that `make` makes, from a file where it has been made before: programs take their time to speak."""
-    if not path.exists():
-        made = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = {} if made.labels is None else {"labels": made.labels, "classes": made.classes}
-        np.savez(path, name=made.name, images=made.images, rate=made.rate, **known)
-    with np.load(path) as file:
-        more = {"labels": file["labels"], "classes": file["classes"].tolist()} if "labels" in file else {}
-        return Sounds(str(file["name"]), file["images"], rate=int(file["rate"]), **more)
+DRAWN = {"sampler": "dpm_solver", "steps": 25}
 
 
 def voices_of_three():
@@ -120,8 +108,8 @@ def main(arguments=None):
     """Trains, steers, judges, prints, writes the JSON. Returns the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--classifier-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--classifier-steps", type=int, default=350)
     parser.add_argument("--recogniser-steps", type=int, default=300)
     parser.add_argument("--count", type=int, default=10, help="samples of each digit, for each scale")
     parser.add_argument("--json", type=Path)
@@ -132,47 +120,48 @@ def main(arguments=None):
         known["classifier"], model="classifier", out=chosen.out / "classifier", steps=chosen.classifier_steps,
         announce=print, **JUDGE,
     )  # fmt: skip
-    second = recogniser(known["recogniser"], chosen.recogniser_steps, seed=2)
-    voice = recogniser(of_two_voices(known["speaker's words"], known["others' words"]), chosen.recogniser_steps, seed=3)
-    rows, found = {}, {"steps": chosen.steps, "classifier_steps": chosen.classifier_steps}
-    found |= {"recogniser_steps": chosen.recogniser_steps, "parameters": run.parameters}
-    found["classifier_parameters"] = judge.parameters
+    steps, folder = chosen.recogniser_steps, chosen.out
+    second = recogniser(known["recogniser"], steps, 2, folder / "second-recogniser")
+    voices = of_two_voices(known["speaker's words"], known["others' words"])
+    voice = recogniser(voices, steps, 3, folder / "voice-recogniser")
+    found = {"steps": chosen.steps, "classifier_steps": chosen.classifier_steps, "recogniser_steps": steps}
+    found |= {"parameters": run.parameters, "classifier_parameters": judge.parameters}
     found["training_seconds"] = round(training_time([row["time"] for row in run.log()]))
     found["classifier"] = {
         str(t): {"voices held out": judge.accuracy(known["tested"], t), "speaker": judge.accuracy(known["speaker"], t)}
         for t in LEVELS
     }
-    real = known["speaker"]
+    rows = Rows(folder / "rows.json", [chosen.steps, chosen.classifier_steps, steps, chosen.count])
     wanted = np.arange(10 * chosen.count) % 10
+    digits = partial(judged, second=second, voice=voice, known=known["speech"])
+    real, others = known["speaker"], known["tested"]
+    rows.add("the voice itself", lambda: digits(real.images, real.labels))
     back = run.codec.decode(run.codec.encode(real.images))
-    compared = [run.codec, real, second, voice, known["speech"]]
-    rows["the voice itself"] = judged(real.images, real.labels, *compared[2:])
-    rows["the voice itself, through the spectrogram"] = judged(back, real.labels, *compared[2:])
-    rows["the classifier's voices"] = judged(known["tested"].images, known["tested"].labels, *compared[2:])
-    free = run.sample(len(wanted), seed=1, **DRAWN)
-    rows["not steered"] = judged(free, wanted, *compared[2:])
-    began, kept_samples = time.process_time(), {}
+    rows.add("the voice itself, through the spectrogram", lambda: digits(back, real.labels))
+    rows.add("the classifier's voices", lambda: digits(others.images, others.labels))
+
+    def drawn(name, source, **how):
+        made = source.sample(len(wanted), seed=1, **how, **DRAWN)
+        listen(folder / "samples", name, made, run.codec.rate)
+        return digits(made, wanted)
+
+    rows.add("not steered", partial(drawn, "not-steered", run))
     for by, scales in SCALES.items():
         steered = run.steered(judge, by)
         for scale in scales:
-            made = steered.sample(len(wanted), seed=1, labels=wanted, guidance=scale, **DRAWN)
-            rows[f"by {by}, scale {scale:g}"] = judged(made, wanted, *compared[2:]) | {"by": by, "scale": scale}
-            kept_samples[f"{by}-{scale:g}"] = made
-            print(f"by {by}, scale {scale:g}", json.dumps(rows[f"by {by}, scale {scale:g}"]), flush=True)
-    found["sampling_cpu_seconds"] = round(time.process_time() - began)
-    listen(chosen.out / "samples", kept_samples, free, run.codec.rate)
-    result = {"machine": describe(available_threads()), "speech": found | {"rows": rows}}
+            how = {"labels": wanted, "guidance": scale}
+            rows.add(f"by {by}, scale {scale:g}", partial(drawn, f"{by}-{scale:g}", steered, **how))
+    result = {"machine": describe(available_threads()), "speech": found | {"rows": dict(rows)}}
     print(table(result["speech"]))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
-def listen(folder, made, free, rate):
-    """Ten samples of each kind, the digits in order, as one .wav each: to be listened to."""
+def listen(folder, name, sounds, rate):
+    """The first ten samples, one of each digit, one after the other in a .wav: to be listened to."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, sounds in {**made, "not-steered": free}.items():
-        (folder / f"{name}.wav").write_bytes(wav_bytes(np.concatenate(list(sounds[:10, 0])), rate))
+    (folder / f"{name}.wav").write_bytes(wav_bytes(np.concatenate(list(sounds[:10, 0])), rate))
 
 
 def table(found) -> str:

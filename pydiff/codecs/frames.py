@@ -35,7 +35,7 @@ class Frames(Levels):
         return mask[lifted[mask.ndim]] if mask.ndim in lifted else mask
 
     def to_config(self):
-        """For JSON."""
+        """What JSON has to hold so that `from_config` gives an equal codec."""
         return {"kind": self.kind, "shape": list(self.shape), "rate": self.rate}
 
     @classmethod

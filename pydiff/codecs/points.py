@@ -41,11 +41,11 @@ class Points(Codec):
 
     @property
     def shape(self):
-        """(D,) of a point."""
+        """The shape of one point, (D,)."""
         return self.mean.shape
 
     def encode(self, samples):
-        """(N, D) finite numbers -> float32."""
+        """Turns finite numbers (N, D) into float32, shifted by the mean and divided by the scale."""
         samples = np.asarray(samples)
         if samples.ndim != 2 or samples.shape[1:] != self.shape or samples.dtype.kind not in "fiu":
             raise ValueError(f"points are {samples.dtype} {samples.shape}, expected numbers (N, {self.shape[0]})")
@@ -65,7 +65,7 @@ class Points(Codec):
         return self._dots((np.asarray(samples) - self.mean) / self.scale)
 
     def show_noise(self, eps):
-        """The same of noise."""
+        """Draws noise (N, D) as `show` draws points."""
         return self._dots(to_host(eps))
 
     mask_forms = "(D,) or (N, D)"
@@ -88,7 +88,7 @@ class Points(Codec):
         return (np.clip(np.rint(a), 0, SIDE - 1).astype(int) for a in (row, column))
 
     def to_config(self):
-        """For JSON."""
+        """What JSON has to hold so that `from_config` gives an equal codec."""
         reach = None if self.limits is None else self.limits[1]
         return {"kind": self.kind, "mean": self.mean.tolist(), "scale": self.scale, "reach": reach}
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydiff.data.animated import animated_emoji
 from pydiff.data.arrays import from_array
 from pydiff.data.asked import Asked, asked
 from pydiff.data.clip_files import holds_clips, load_clips
@@ -54,7 +55,7 @@ __all__ = [
 ]
 
 NAMED = {"digits": load_digits, "emoji": load_emoji, "faces": load_faces, "fashion": load_fashion}
-NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll}
+NAMED |= {"moving-shapes": moving_shapes, "swiss-roll": swiss_roll, "animated-emoji": animated_emoji}
 NAMED_SOUNDS = {
     "tones": load_tones,
     "spoken-digits": load_spoken_digits,
@@ -124,6 +125,8 @@ def load(
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
         wanted.only("'moving-shapes'")
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
+    if isinstance(source, str) and source == "animated-emoji":
+        return animated_emoji(frames, frame_rate, wanted.size, wanted.channels)
     path = Path(source).expanduser() if isinstance(source, str | os.PathLike) and source not in NAMED else None
     if path is not None and path.is_dir() and (frames is not None or frame_rate is not None or holds_clips(path)):
         wanted.only(f"{printable(str(path))} (clips)")

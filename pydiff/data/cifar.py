@@ -70,7 +70,7 @@ def load_cifar(root, asked: Asked = NOTHING_ASKED) -> Dataset:
 
 
 def load_batch(path, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """One pickled or binary batch alone."""
+    """Reads one batch of CIFAR, pickled or binary, by itself."""
     asked.limit.check(path.stat().st_size * 2, printable(str(path)))
     images, labels = _batch(path, path)
     images = np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))

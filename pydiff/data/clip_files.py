@@ -31,16 +31,17 @@ UNTIMED = 0.1  # seconds a frame of a GIF that says 0, as browsers show it
 
 
 class Reel(NamedTuple):
-    """One clip as it is stored. frames: (n, h, w, C) uint8 with C 1, 3 or 4. starts: (n + 1,) seconds at which they are
-    shown, and the end. size: (H, W) in the file."""
+    """One clip. frames: n of (h, w, C) uint8. starts: (n + 1,) seconds at which they are shown, and the end. kinds: of
+    the frames in the file, whether grey (1), coloured (3) or partly transparent (4).
+    """
 
     frames: list
     starts: np.ndarray
-    size: tuple[int, int]
+    kinds: frozenset
 
     @property
     def rate(self) -> float:
-        """Frames a second on the whole."""
+        """Frames a second, on average over the film."""
         return len(self.frames) / float(self.starts[-1]) if self.starts[-1] > 0 else 1 / UNTIMED
 
     @property
@@ -48,6 +49,45 @@ class Reel(NamedTuple):
         """Whether all frames are shown for the same time."""
         waits = np.diff(self.starts)
         return bool(len(waits) < 2 or np.ptp(waits) <= STEADY * waits.mean())
+
+
+class Fit:
+    """What becomes of a frame as soon as it is read, so that no clip is ever held at its own size; and how much memory
+    all frames may take then.
+
+    size: (H, W). channels: 1, 3 or 4; None is for those it has, on white. name: of the folder, in messages.
+    """
+
+    def __init__(self, size, channels: int | None = None, limit: Limit = USUAL, name: str = ""):
+        self.size, self.channels, self.limit, self.name, self.taken = size, channels, limit, name, 0
+
+    def __call__(self, pixels, kinds: set):
+        """(h, w, 3 or 4) uint8 -> (H, W, C), of which kind it was added to `kinds`."""
+        frame = _fewest(pixels)
+        kinds.add(frame.shape[-1])
+        if self.channels is not None or frame.shape[-1] == 4:
+            frame = to_channels(frame, self.channels or 3)
+        return _sized(frame, self.size)
+
+    def take(self, count: int):
+        """So many frames more; TooLarge for too many."""
+        self.taken += count * self.size[0] * self.size[1] * 8  # and once more when all of them become one array
+        self._check(self.limit.check, self.taken, f"all frames of {self.name}")
+
+    def check_file(self, path: Path, count: int, size: tuple[int, int]):
+        """TooLarge for a file that may be a bomb: tiny, with `count` frames of this (height, width)."""
+        told = f"{printable(path.name)}, {plural(count, 'frame')} of {size[0]} x {size[1]},"
+        self._check(self.limit.check_unfolding, count * size[0] * size[1] * 4, path.stat().st_size, told)
+
+    def _check(self, check, *arguments):
+        try:
+            check(*arguments)
+        except ValueError as error:
+            raise TooLarge(str(error)) from None
+
+
+class TooLarge(ValueError):
+    """More than the limit allows: no file is skipped for that."""
 
 
 def holds_clips(root: Path) -> bool:
@@ -63,6 +103,9 @@ def load_clips(
     size=None,
     channels: int | None = None,
     limit: Limit = USUAL,
+    *,
+    only=None,
+    told=None,
 ) -> Clips:
     """All clips under `root`, in order of path; the class is the first folder below the one that all share.
 
@@ -70,10 +113,12 @@ def load_clips(
     None takes the middle of what the files have. size: (height, width). channels: 1 or 3 (what is transparent lies on
     white), or 4; None: 1 if all is grey, else 3. Captions as for pictures. Where there are no animated files and films,
     every folder of pictures is a clip, its frames in the order of their names. limit: of memory, for all frames at the
-    size that they are stored in. ValueError if nothing is left, if more than half are broken, or above the limit.
+    size that they are given. only: which files count, Path -> bool. told: the caption of a file, path -> str, in place
+    of those that are found. ValueError if nothing is left, if more than half are broken, or above the limit.
     """
     frames = FRAMES if frames is None else frames
     paths, texts, skipped = find_files(root, ANIMATED | FILMS)
+    paths = paths if only is None else [path for path in paths if only(root / path)]
     still = [path for path in paths if _suffix(path) == ".png" and not _is_animated(root / path)]
     paths, notes = [path for path in paths if path not in set(still)], []
     sources = {path: root / path for path in paths}
@@ -86,9 +131,10 @@ def load_clips(
         }
     elif still:
         notes.append(f"{plural(len(still), 'picture')} beside the clips left out")
-    reels, room = {}, Room(limit, printable(str(root)))
+    sizes = [found for found in map(_size_of, sources.values()) if found is not None]
+    fit, reels = Fit(size or _choose_size(sizes, notes), channels, limit, printable(str(root))), {}
     for path, source in sources.items():
-        found = _read_folder(source, room) if isinstance(source, list) else read_reel(source, room)
+        found = _read_folder(source, fit) if isinstance(source, list) else read_reel(source, fit)
         if isinstance(found, Reel):
             reels[path] = found
         else:
@@ -101,7 +147,10 @@ def load_clips(
             f"{root} holds no clips; expected animated .gif or .webp files, films, or folders of frames"
         )  # fmt: skip
     rate = _rate(reels, rate, notes)
-    target = size or _choose_size([reel.size for reel in reels.values()], notes)
+    if channels is None:
+        kinds = frozenset().union(*(reel.kinds for reel in reels.values()))
+        channels = 1 if kinds == {1} else 3
+        notes += ["what is transparent lies on white; pass channels=4 to keep it"] * (4 in kinds)
     names, pieces = [], []
     for path, reel in reels.items():
         taken = at_rate(reel, rate)
@@ -116,22 +165,19 @@ def load_clips(
             f"no clip in {root} has {frames} frames at {rate:g} a second (first: {skipped[0][0]}: {skipped[0][1]}); "
             "use fewer frames or a higher frame_rate"
         )
-    limit.check(len(pieces) * frames * target[0] * target[1] * 8, f"{plural(len(pieces), 'clip')} of {root}")
     if len(pieces) > len(set(names)):
-        notes.append(f"{plural(len(set(names)), 'file')} cut into {plural(len(pieces), 'clip')} of {frames} frames")
-    return _dataset(root, names, pieces, rate, target, channels, list(sources), texts, skipped, notes)
+        made = f"{plural(len(pieces), 'clip')} of {plural(frames, 'frame')}"
+        notes.append(f"{plural(len(set(names)), 'file')} cut into {made}")
+    return _dataset(root, names, pieces, rate, channels, list(sources), texts, told, skipped, notes)
 
 
-def _dataset(root, names, pieces, rate, target, channels, paths, texts, skipped, notes) -> Clips:
+def _dataset(root, names, pieces, rate, channels, paths, texts, told, skipped, notes) -> Clips:
     """The Clips of these pieces, lists of frames, with labels and captions by the files they come from."""
-    counts = {frame.shape[-1] for piece in pieces for frame in piece}
-    if channels is None:
-        channels = 1 if counts == {1} else 3
-        if 4 in counts:
-            notes.append("what is transparent lies on white; pass channels=4 to keep it")
-    clips = np.stack([np.stack([_sized(to_channels(f, channels), target) for f in piece]) for piece in pieces])
+    clips = np.stack([np.stack([to_channels(frame, channels) for frame in piece]) for piece in pieces])
     labels, classes, class_notes = labels_of(names, "clip")
-    more, captions = {}, words.find_captions(root, paths, texts)
+    more, captions = {}, None if told else words.find_captions(root, paths, texts)
+    if told:
+        more = {"captions": tuple((told(name),) for name in names), "languages": (("en",),) * len(names)}
     if captions is not None:
         more, caption_notes = words.columns([captions.of[path] for path in names], names)
         notes += caption_notes + captions.notes
@@ -140,32 +186,23 @@ def _dataset(root, names, pieces, rate, target, channels, paths, texts, skipped,
     return Clips(root.name or str(root), clips, labels, classes, sorted(skipped), notes, rate=rate, **more)
 
 
-class Room:
-    """Memory for the frames of all clips, at the size that they are stored in: taken before they are unpacked."""
+def _size_of(source):
+    """(height, width) of a file's frames, or of the first of a folder's; None where they cannot be read."""
+    path = source[0] if isinstance(source, list) else source
+    if _suffix(path.name) not in FILMS:
+        return read_size(path)
+    try:
+        import av
 
-    def __init__(self, limit: Limit, name: str):
-        self.limit, self.name, self.taken = limit, name, 0
-
-    def take(self, count: int, size: tuple[int, int], path: Path | None = None):
-        """So many frames more. path: the file that all of them are in, which may be a bomb. TooLarge for too many."""
-        more = count * size[0] * size[1] * 4
-        try:
-            if path is not None:
-                told = f"{printable(path.name)}, {plural(count, 'frame')} of {size[0]} x {size[1]},"
-                self.limit.check_unfolding(more, path.stat().st_size, told)
-            self.limit.check(self.taken + more, f"all frames of {self.name}")
-        except ValueError as error:
-            raise TooLarge(str(error)) from None
-        self.taken += more
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return stream.height, stream.width
+    except Exception:  # whoever reads it will say why
+        return None
 
 
-class TooLarge(ValueError):
-    """More than the limit allows: no file is skipped for that."""
-
-
-def read_reel(path: Path, room: Room | None = None) -> Reel | str:
+def read_reel(path: Path, fit: Fit) -> Reel | str:
     """A file with moving pictures, composed to whole frames; or the reason why it cannot be used."""
-    room = Room(USUAL, printable(path.name)) if room is None else room
     try:
         if not path.is_file():
             return not_a_file(path)
@@ -173,16 +210,17 @@ def read_reel(path: Path, room: Room | None = None) -> Reel | str:
             return "empty file"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read_film(path, room) if _suffix(path.name) in FILMS else _read_animation(path, room)
+            return (_read_film if _suffix(path.name) in FILMS else _read_animation)(path, fit)
     except TooLarge:
         raise
     except ImportError:
         return "a film needs the library av (pip install 'pydiff[video]')"
     except Exception as error:  # decoders raise a dozen types for damaged files
-        return f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        said = getattr(error, "strerror", None) or str(error) or type(error).__name__  # av's messages repeat the path
+        return f"damaged ({said.splitlines()[0]})"
 
 
-def _read_animation(path, room) -> Reel | str:
+def _read_animation(path, fit) -> Reel | str:
     """GIF, WebP and PNG by Pillow, which lays partial frames over what is there and disposes of them as they say."""
     from PIL import Image
 
@@ -195,21 +233,22 @@ def _read_animation(path, room) -> Reel | str:
         count = getattr(picture, "n_frames", 1)
         if picture.width * picture.height > MAX_PIXELS or count > MAX_FRAMES:
             return f"{count} frames of {picture.width} x {picture.height} pixels, above the limit"
-        room.take(count, (picture.height, picture.width), path)
-        frames, starts = [], [0.0]
+        fit.check_file(path, count, (picture.height, picture.width))
+        fit.take(count)
+        frames, starts, kinds = [], [0.0], set()
         for i in range(count):
             picture.seek(i)
-            frames.append(_fewest(np.asarray(picture.convert("RGBA"))))
+            frames.append(fit(np.asarray(picture.convert("RGBA")), kinds))
             wait = float(picture.info.get("duration") or 0) / 1000
             starts.append(starts[-1] + (wait if wait > 0 else UNTIMED))
-        return Reel(frames, np.array(starts), (picture.height, picture.width))
+        return Reel(frames, np.array(starts), frozenset(kinds))
 
 
-def _read_film(path, room) -> Reel | str:
+def _read_film(path, fit) -> Reel | str:
     """MP4 and the like by PyAV, with the time of every frame."""
     import av
 
-    frames, starts = [], []
+    frames, starts, kinds = [], [], set()
     with av.open(str(path)) as container:
         if not container.streams.video:
             return "a film without pictures"
@@ -217,8 +256,8 @@ def _read_film(path, room) -> Reel | str:
         for frame in container.decode(stream):
             if frame.width * frame.height > MAX_PIXELS or len(frames) == MAX_FRAMES:
                 return f"more than {MAX_FRAMES:,} frames or {MAX_PIXELS:,} pixels, above the limit"
-            room.take(1, (frame.height, frame.width))
-            frames.append(_fewest(frame.to_ndarray(format="rgb24")))
+            fit.take(1)
+            frames.append(fit(frame.to_ndarray(format="rgb24"), kinds))
             starts.append(
                 float(frame.time) if frame.time is not None else len(starts) / float(stream.average_rate or 25)
             )
@@ -226,21 +265,22 @@ def _read_film(path, room) -> Reel | str:
         return "no frame can be read"
     waits = np.diff(starts)
     last = float(np.median(waits)) if len(waits) else 1 / float(stream.average_rate or 25)
-    return Reel(frames, np.array([*starts, starts[-1] + last]) - starts[0], frames[0].shape[:2])
+    return Reel(frames, np.array([*starts, starts[-1] + last]) - starts[0], frozenset(kinds))
 
 
-def _read_folder(paths, room) -> Reel | str:
-    """Pictures as frames, at RATE; the size is that of the first."""
-    frames, size = [], None
+def _read_folder(paths, fit) -> Reel | str:
+    """Pictures as frames, at RATE; those of another size are made as large as the first."""
+    size = read_size(paths[0])
+    if size is None:
+        return f"{printable(paths[0].name)} cannot be read"
+    frames, kinds = [], set()
     for path in paths:
-        if size is None and (size := read_size(path)) is None:
-            return f"{printable(path.name)} cannot be read"
-        room.take(1, size)
-        found = read_picture(path, size, limit=room.limit)
+        fit.take(1)
+        found = read_picture(path, size, limit=fit.limit)
         if isinstance(found, str):
             return f"{printable(path.name)}: {found}"
-        frames.append(found.pixels)
-    return Reel(frames, np.arange(len(frames) + 1) / RATE, size)  # pyright: ignore[reportArgumentType]
+        frames.append(fit(found.pixels, kinds))
+    return Reel(frames, np.arange(len(frames) + 1) / RATE, frozenset(kinds))
 
 
 def at_rate(reel: Reel, rate: float) -> list[int]:
@@ -276,7 +316,7 @@ def _sized(frame, target):
 
 
 def _fewest(pixels):
-    """(h, w, 3 or 4) to (h, w, 1), (h, w, 3) or (h, w, 4): drops what carries nothing."""
+    """(h, w, 1, 3 or 4) to (h, w, 1), (h, w, 3) or (h, w, 4): drops what carries nothing."""
     if pixels.shape[-1] == 4:
         if not (pixels[..., 3] == 255).all():
             return pixels.copy()

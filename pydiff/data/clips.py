@@ -35,7 +35,7 @@ class Clips(Dataset):
 
     @property
     def codec(self):
-        """The frames as they are."""
+        """The codec that diffuses frames as they are."""
         return Frames(self.shape, self.rate)
 
     def resized(self, size=None, channels=None):
@@ -54,7 +54,7 @@ class Clips(Dataset):
         return f"{many} of {plural(frames, 'frame')} at {self.rate:g} a second, {height} x {width}, {colours(channels)}"
 
     def facts(self, count=None):
-        """The same for a page."""
+        """What the page of a run says of the data, {term: description}."""
         frames, height, width, channels = self.shape
         size = f"{height} × {width}, {colours(channels)}"
         return {"Clips": f"{count or len(self):,}, {frames} frames at {self.rate:g} a second, {size}"}

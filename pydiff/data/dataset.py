@@ -74,7 +74,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, C) of one picture."""
+        """The shape of one image, (H, W, C)."""
         return self.images.shape[1:]
 
     @property

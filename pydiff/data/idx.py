@@ -52,7 +52,7 @@ def load_idx_file(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
 
 
 def holds_idx(root) -> bool:
-    """Whether a folder or an archive holds a set of MNIST's kind."""
+    """Whether a folder or an archive holds files named as MNIST's, images and labels in IDX format."""
     return any(_pair(root, part) for part in PARTS.values())
 
 

@@ -6,6 +6,7 @@ folder is found out once.
 """
 
 import os
+from collections.abc import Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,12 +30,12 @@ class Found(NamedTuple):
     thumbnails: int
 
 
-def find_files(root, suffixes=SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+def find_files(root, suffixes: Set[str] = SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
     """(files, texts, skipped) of `files_in`, for those with other suffixes."""
     return files_in(root, suffixes)[:3]
 
 
-def files_in(root, suffixes=SUFFIXES) -> Found:
+def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
     """What is below `root`, a folder or an archive; pictures are files with these suffixes. Hidden files and folders of
     thumbnails are left out.
 

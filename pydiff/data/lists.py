@@ -87,7 +87,7 @@ def _source(i, item):
 
 
 def load_pair(source: tuple, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """(x, y): images and labels."""
+    """Reads a pair (x, y) of images and their labels, as scikit-learn and Keras give them."""
     images, labels = source
     if hasattr(images, "__array__"):
         return from_array(np.asarray(images), labels, asked=asked.only("an array", "layout", "bits"))

@@ -107,7 +107,7 @@ def slug(label: str) -> str:
 
 
 def draw(icon: dict, icons: dict, size: int) -> np.ndarray:
-    """(size, size, 3) uint8, on white."""
+    """Draws an SVG on white: (size, size, 3) uint8."""
     from PIL import Image
     from resvg_py import svg_to_bytes
 

@@ -30,7 +30,7 @@ def held_out(shape, colour, direction, speed) -> bool:
 
 
 def caption(shape, colour, direction, speed) -> str:
-    """What such a clip is called."""
+    """The caption of a clip in which this shape of this colour moves this way, this fast."""
     return f"a {speed} {colour} {shape} moving {direction}"
 
 

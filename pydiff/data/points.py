@@ -38,7 +38,7 @@ class Points(Dataset):
         return PointsCodec.of(self.images)
 
     def resized(self, size=None, channels=None):
-        """Points have neither."""
+        """Raises ValueError for any size or number of channels: points have neither."""
         if size is not None or channels is not None:
             raise ValueError(f"{self.name} holds points, which have no size and no channels; leave these out")
         return self
@@ -52,7 +52,7 @@ class Points(Dataset):
         return f"{plural(len(self), 'point')} of {plural(self.shape[0], 'number')}"
 
     def facts(self, count=None):
-        """The same for a page."""
+        """What the page of a run says of the data, {term: description}."""
         return {"Points": f"{count or len(self):,} of {plural(self.shape[0], 'number')}"}
 
     def hints(self):

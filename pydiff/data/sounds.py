@@ -27,7 +27,7 @@ from pydiff.sound.wav import Sound, Unreadable, read_wav
 WAV = {".wav", ".wave"}
 WITH_LIBRARY = {".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd", ".gsm"}
 TELEPHONE = {"format": "RAW", "subtype": "GSM610", "samplerate": 8000, "channels": 1}  # a .gsm says nothing of itself
-SUFFIXES = WAV | WITH_LIBRARY
+SUFFIXES = frozenset(WAV | WITH_LIBRARY)
 RATE, SECONDS = 8000, 1.0  # where nobody asks for others
 LOUDNESS = -20.0  # dB: root of the mean square, 0 dB is a square wave of full scale
 PEAK = 0.99  # no louder than that
@@ -52,7 +52,7 @@ class Sounds(Dataset):
 
     @property
     def codec(self):
-        """Their samples as a line."""
+        """The codec that diffuses sounds as lines of samples."""
         _, length, channels = self.shape
         return Waveform(self.rate, length, channels)
 
@@ -78,7 +78,7 @@ class Sounds(Dataset):
         }
 
     def resized(self, size=None, channels=None):
-        """Themselves: sounds have no size."""
+        """Returns the data set itself: sounds have no size."""
         if size is not None or channels not in (None, self.shape[2]):
             raise ValueError("size and channels are for pictures; give rate and seconds where sounds are loaded")
         return self

@@ -31,6 +31,7 @@ SECONDS = 0.75
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
 FLITE = ("kal16", "awb", "rms", "slt")
+FOREIGN = ("es", "es-419", "fr-fr", "it", "ru")  # languages in which more than two people were recorded, too
 # What synthetic-speech says, in which voice: accent and variant of espeak-ng, its pitches and words a minute.
 WORDS = (
     *DIGITS, "yes", "no", "stop", "go", "left", "right", "up", "down", "on", "off", "red", "green", "blue", "yellow",
@@ -112,6 +113,22 @@ def synthetic_voices() -> list[str]:
     return voices
 
 
+def foreign_voices() -> list[str]:
+    """Voices of espeak-ng in FOREIGN languages, named as `synthetic_voices` names those in English."""
+    voices = []
+    if shutil.which("espeak-ng"):
+        for i, language in enumerate(FOREIGN):
+            for j, variant in enumerate(VARIANTS):
+                pitch, speed = 30 + (17 * i + 13 * j) % 40, 130 + (23 * i + 29 * j) % 60
+                voices.append(f"espeak-ng {language}+{variant} {pitch} {speed}")
+    return voices
+
+
+def digit_for(voice: str, digit: int) -> str:
+    """What a voice is given to say for a digit: the English word, or the figure, which it reads in its language."""
+    return str(digit) if voice.split()[1].split("+")[0] in FOREIGN else DIGITS[digit]
+
+
 def say(voice: str, words: str):
     """A text spoken by one of `synthetic_voices`: a Sound. The same voice and words give the same bits.
 
@@ -136,13 +153,13 @@ def say(voice: str, words: str):
 
 
 def load_synthetic_digits(rate: int | None = None, seconds: float = SECONDS, voices=None) -> Sounds:
-    """Digits in English by every synthetic voice at hand, or by these; classes zero to nine.
+    """Digits in English by every synthetic voice at hand, or by these, each in its language; classes zero to nine.
 
     FileNotFoundError where neither program is installed.
     """
     voices = synthetic_voices() if voices is None else list(voices)
     check_sound(rate, seconds, None)
-    sources = said(voices, DIGITS)
+    sources = said([(voice, digit_for(voice, digit)) for voice in voices for digit in range(10)])
     labels = {name: i % len(DIGITS) for i, name in enumerate(sources)}
     return load_files("synthetic-digits", sources, rate, seconds, labels=labels, classes=DIGITS)
 
@@ -159,23 +176,22 @@ def load_synthetic_speech(rate: int | None = None, seconds: float = SECONDS, voi
     """
     check_sound(rate, seconds, None)
     voices = (speaker_voices() if shutil.which("espeak-ng") else []) if voices is None else list(voices)
-    sources = said(voices, words)
+    sources = said([(voice, word) for voice in voices for word in words])
     one = dict.fromkeys(sources, 0)
     made = load_files("synthetic-speech", sources, rate, seconds, labels=one, classes=["speech"])
     return dataclasses.replace(made, labels=None, classes=None)
 
 
-def said(voices, words) -> dict[str, bytes]:
-    """Each word by each voice, as the contents of a .wav file: {"voice/word": bytes}. FileNotFoundError for none."""
+def said(jobs) -> dict[str, bytes]:
+    """Pairs (voice, words), spoken: {"voice/words": contents of a .wav file}. FileNotFoundError for no pair."""
     from concurrent.futures import ThreadPoolExecutor
 
     from pydiff.sound.wav import wav_bytes
 
-    if not voices:
+    if not jobs:
         raise FileNotFoundError(
             "synthetic voices need the program espeak-ng or flite; install Debian's packages of these names"
         )
-    jobs = [(voice, word) for voice in voices for word in words]
     with ThreadPoolExecutor(4) as pool:
         spoken = pool.map(lambda job: wav_bytes(*say(*job)), jobs)
-        return {f"{voice}/{word}": data for (voice, word), data in zip(jobs, spoken, strict=True)}
+        return {f"{voice}/{words}": data for (voice, words), data in zip(jobs, spoken, strict=True)}

@@ -73,7 +73,7 @@ class StreamedImages:
         return (self[i] for i in range(len(self)))
 
     def part(self, indices):
-        """Those with these indices, still undecoded."""
+        """The images with these indices, as StreamedImages that are still undecoded."""
         return StreamedImages(self.places, self.asked, self.cache, self.numbers[indices])
 
     def usable(self, indices):

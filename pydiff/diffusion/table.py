@@ -50,7 +50,7 @@ class Schedule:
 
     @property
     def T(self) -> int:
-        """Number of steps."""
+        """The number of noise levels."""
         return len(self.alpha)
 
     @property

@@ -47,7 +47,7 @@ class LossAware:
         self.seen = np.zeros(T, dtype=np.int64)
 
     def probabilities(self) -> np.ndarray:
-        """p_t, (T,)."""
+        """The probability with which each t is drawn, (T,)."""
         if not (self.seen >= self.history).all():
             return np.full(self.T, 1.0 / self.T)
         p = np.sqrt((self.losses**2).mean(1))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +18,18 @@ CHUNK = 64 << 20  # bytes given to one write or read
 class RegularFile:
     """An open file that is one, not a folder or a pipe: its `size`, and any of its bytes.
 
-    By plain reads: a mapped file that shrinks would kill the process. Close it, or use it in a `with`. What is read
-    after that opens it again each time, and is refused where it is another by then.
+    By plain reads: a mapped file that shrinks would kill the process. Close it, or use it in a `with`.
+    lasting: what was closed can be read on, even where the name is gone, as long as somebody holds this object; it is
+    refused where the content was changed since.
     CheckpointError, in one sentence, wherever the system refuses.
     """
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: Path, lasting: bool = False):
+        self.path, self._lasting, self._closed = Path(path), lasting, False
         self._descriptor, found = _opened(path)
         self.size, self._found = found.st_size, _identity(found)
-        self._place = self.path.absolute()
+        if lasting:
+            weakref.finalize(self, os.close, self._descriptor)
 
     def __enter__(self):
         return self
@@ -35,8 +38,9 @@ class RegularFile:
         self.close()
 
     def close(self):
-        """Gives the descriptor back; a second time it does nothing."""
-        if self._descriptor is not None:
+        """Gives the descriptor back, of a lasting one when nobody holds it; a second time it does nothing."""
+        self._closed = True
+        if self._descriptor is not None and not self._lasting:
             descriptor, self._descriptor = self._descriptor, None
             with disk(f"read {self.path}"):
                 os.close(descriptor)
@@ -45,21 +49,12 @@ class RegularFile:
         """`count` bytes from `begin`, (count,) uint8. CheckpointError where the file does not have them."""
         if begin + count > self.size:
             raise damaged(self.path, f"it has {self.size} bytes, and byte {begin + count} was asked for")
-        if self._descriptor is not None:
-            return self._read(self._descriptor, begin, count)
-        descriptor, found = _opened(self._place)
-        try:
-            if _identity(found) != self._found:
-                raise CheckpointError(f"{self.path} has been changed since it was opened: open the model again.")
-            return self._read(descriptor, begin, count)
-        finally:
-            os.close(descriptor)
-
-    def _read(self, descriptor, begin, count):
+        if self._closed and self._lasting and _identity(os.fstat(self._descriptor)) != self._found:
+            raise CheckpointError(f"{self.path} has been changed since it was opened: open the model again.")
         data, done = np.empty(count, np.uint8), 0
         with disk(f"read {self.path}"):
             while done < count:
-                got = os.preadv(descriptor, [memoryview(data)[done : done + CHUNK]], begin + done)
+                got = os.preadv(self._descriptor, [memoryview(data)[done : done + CHUNK]], begin + done)
                 if not got:
                     raise damaged(self.path, f"it ended at byte {begin + done} of {self.size} while being read")
                 done += got
@@ -90,7 +85,7 @@ def _opened(path) -> tuple[int, os.stat_result]:
 
 
 def _identity(found: os.stat_result):
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns
 
 
 def read_file(path: Path, size: int | None = None, limit: int | None = None) -> np.ndarray:

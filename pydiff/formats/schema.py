@@ -38,7 +38,7 @@ def number(least: float, most: float) -> Rule:
 
 
 def one_of(*values: str | None) -> Rule:
-    """These texts."""
+    """A rule that allows these texts and nothing else."""
     return Rule(lambda value: (value is None or type(value) is str) and value in values, ", ".join(map(str, values)))
 
 
@@ -72,7 +72,7 @@ def table(rule: Rule) -> Rule:
 
 
 def either(*rules: Rule) -> Rule:
-    """What one of the rules allows."""
+    """A rule that allows what any of these rules allows."""
     return Rule(lambda value: any(r.allows(value) for r in rules), " or ".join(r.expected for r in rules))
 
 

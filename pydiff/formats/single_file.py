@@ -49,7 +49,7 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
 
 def _opened(path, stack) -> tuple[dict[str, Weight], int | None]:
     """(weights, steps of training if the file says)."""
-    file = stack.enter_context(RegularFile(path))
+    file = stack.enter_context(RegularFile(path, lasting=True))
     if path.suffix == ".safetensors" or not (path.suffix in (".ckpt", ".bin", ".pt") or pytorch.is_archive(file)):
         return safetensors.contents(file, path), None
     tree = pytorch.tree(file, path)

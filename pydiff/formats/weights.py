@@ -60,8 +60,11 @@ def candidates(names, variant: str | None = None, stems: Sequence[str] = (STEM,)
 
 
 @contextlib.contextmanager
-def open_folder(folder: Path, names, variant: str | None = None, stems: Sequence[str] = (STEM,)) -> Iterator[Found]:
-    """The best weights among the files with these names in a folder, open while inside. stems: see `candidates`.
+def open_folder(
+    folder: Path, names, variant: str | None = None, stems: Sequence[str] = (STEM,), lasting: bool = False
+) -> Iterator[Found]:
+    """The best weights among the files with these names in a folder, open while inside; lasting: and afterwards, see
+    RegularFile. stems: see `candidates`.
 
     CheckpointError, in one sentence, where there are none, or damaged ones.
     """
@@ -73,18 +76,18 @@ def open_folder(folder: Path, names, variant: str | None = None, stems: Sequence
         raise CheckpointError(f"{folder} holds {sorted(names)!a:.200}, expected {kind}{lacks}: complete the folder.")
     with contextlib.ExitStack() as stack:
         opened = _open_index if found[0].endswith(".json") else open_file
-        yield Found(opened(folder / found[0], stack), found[0], found[1:])
+        yield Found(opened(folder / found[0], stack, lasting), found[0], found[1:])
 
 
-def open_file(path: Path, stack: contextlib.ExitStack) -> dict[str, Weight]:
-    """What is in one file, safetensors or PyTorch's. stack: closes it."""
-    file = stack.enter_context(RegularFile(path))
+def open_file(path: Path, stack: contextlib.ExitStack, lasting: bool = False) -> dict[str, Weight]:
+    """What is in one file, safetensors or PyTorch's. stack: closes it. lasting: see RegularFile."""
+    file = stack.enter_context(RegularFile(path, lasting))
     if path.suffix == ".safetensors" or not (path.suffix in (".bin", ".pt") or pytorch.is_archive(file)):
         return safetensors.contents(file, path)
     return pytorch.contents(file, path)
 
 
-def _open_index(path: Path, stack: contextlib.ExitStack) -> dict[str, Weight]:
+def _open_index(path: Path, stack: contextlib.ExitStack, lasting: bool) -> dict[str, Weight]:
     """The tensors that an index names, from files beside it and nowhere else."""
     table = parse_json(read_file(path, limit=MAX_HEADER).tobytes(), path).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
@@ -97,7 +100,7 @@ def _open_index(path: Path, stack: contextlib.ExitStack) -> dict[str, Weight]:
             raise CheckpointError(f"{path} names the file {shard!a:.80}, expected one beside it: do not trust it.")
         if not os.path.exists(path.parent / shard):
             raise CheckpointError(f"{path.parent} lacks {shard}, which {path.name} names: complete the folder.")
-        opened = open_file(path.parent / shard, stack)
+        opened = open_file(path.parent / shard, stack, lasting)
         for name in (name for name, file in table.items() if file == shard):
             if name not in opened:
                 raise damaged(path, f"it says that {name!a:.60} is in {shard}, where it is not")

@@ -192,7 +192,7 @@ class UNet2D(Module):
 
     @property
     def told_classes(self) -> bool:
-        """Whether it takes class_labels."""
+        """Whether the network takes class_labels."""
         return self.class_embedding is not None or self.config["class_embed_type"] == "identity"
 
     def encoded(self, like, t, class_labels=None):

@@ -360,7 +360,7 @@ class UNet2DCondition(Module):
         if labels is None:
             return
         if kind is None:
-            made["label"] = self.class_embedding(for_each(to_host(labels), len(like), "class labels"))
+            made["label"] = self.class_embedding(for_each(to_host(labels), len(like), "class labels"))  # pyright: ignore[reportOptionalCall]
         elif kind == "timestep":
             made["label"] = self._sinusoids(to_host(labels), like, self.config["block_out_channels"][0], "class labels")
         else:

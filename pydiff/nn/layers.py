@@ -92,7 +92,7 @@ class LayerNorm(Module):
 
 
 class Embedding(Module):
-    """A table of vectors: integers (N,), on the host -> (N, dim)."""
+    """A table of vectors, one a number: integers (N,), on the host -> Tensor (N, dim)."""
 
     def __init__(self, count, dim):
         # Uniform with the variance 1 of PyTorch's normal default.

@@ -156,7 +156,7 @@ class Conv2d(Function):
 
 
 def input_gradient(dy, w, x_shape, window):
-    """dx."""
+    """The gradient dx of the input, of x's shape."""
     kernel = native(dy, "conv2d_backward_input") if window.served else None
     if kernel:
         dx = empty(dy, x_shape)

@@ -113,7 +113,7 @@ def _guided(f, f_uncond, step):
 
 
 def forward_arrays(x, f, f_uncond, step, history, noise):
-    """-> x_next, x0_hat"""
+    """The update above on arrays: x_next and x0_hat, of x's shape."""
     xp = array_module(x)
     f = _guided(f, f_uncond, step)
     x0_hat = xp.clip(step.u * x + step.v * f, step.low, step.high)

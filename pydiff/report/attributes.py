@@ -21,7 +21,7 @@ class Attributes(NamedTuple):
     known: frozenset[str] | None = None
 
     def prompts(self) -> list[str]:
-        """Row by row."""
+        """The prompts of the grid, row by row."""
         before, between, after = self.pattern.split("{}")
         return [f"{before}{row}{between}{column}{after}" for row in self.rows for column in self.columns]
 

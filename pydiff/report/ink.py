@@ -122,7 +122,7 @@ def chart(counted, exact, width=240, height=160):
 
 
 def tinted(p, peak):
-    """A density as ink in water: white is none, dark the peak. (H, W) -> (2 H, 2 W, 3) uint8."""
+    """A density (H, W) as ink in water, an image (2 H, 2 W, 3) uint8: white is none, the dark colour `peak`."""
     share = np.clip(p / peak, 0, 1)[..., None] ** 0.7
     made = np.rint(255 * (1 - share) + DARK * share).astype(np.uint8)
     return made.repeat(2, axis=0).repeat(2, axis=1)

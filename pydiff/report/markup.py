@@ -73,7 +73,7 @@ def number(value):
 
 
 def duration(seconds):
-    """42 s, 12 min, 3.4 h."""
+    """A number of seconds in words, such as 42 s, 12 min or 3.4 h."""
     if not math.isfinite(seconds):
         return "unknown"
     if seconds < 120:

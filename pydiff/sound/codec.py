@@ -162,7 +162,7 @@ class Spectrogram(SoundCodec):
         return to_uint8(to_host(x).astype(np.float32).clip(*PIXEL_RANGE).mean(-1, keepdims=True)[:, ::-1])
 
     def show_noise(self, eps):
-        """Noise in the same way."""
+        """Draws noise as `show` draws sounds."""
         return self.show_x(to_host(eps) / NOISE_RANGE)
 
     def encode_mask(self, mask):

@@ -13,7 +13,10 @@ SEAL, KIND, ARRAYS = "manifest.json", "pydiff data", "samples.safetensors"
 
 
 def write(folder: Path, arrays: Mapping[str, np.ndarray], about: dict) -> None:
-    """Writes the folder, replacing the one that is there. about: JSON. CheckpointError where the disk refuses."""
+    """Writes the folder, in place of one that is there. arrays: {name: array}. about: what JSON can hold.
+
+    CheckpointError, in one sentence, where the disk refuses.
+    """
     files = [(ARRAYS, tensorfile.encode(arrays))]
     folder = folder.absolute()
     sealed.write(folder, folder.with_name(f".{folder.name}.pydiff-partial"), files, SEAL, KIND, about)

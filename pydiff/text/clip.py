@@ -61,7 +61,7 @@ class Clip(TextEncoder):
         return self._states[caption]
 
     def remarks(self, prompt: str):
-        """What is beyond the limit."""
+        """Sentences on what of a prompt lies beyond the limit of tokens and is not read."""
         numbers, most = self.tokenizer.numbers(prompt), self.tokens - 2
         if len(numbers) <= most:
             return []

@@ -111,7 +111,7 @@ def register(encoder: type[Kind]) -> type[Kind]:
 
 
 def kinds() -> list[str]:
-    """Of the encoders that `named` knows."""
+    """The kinds of encoder that `named` knows."""
     return [kind for kind, encoder in ENCODERS.items() if encoder.by_name]
 
 

@@ -49,7 +49,7 @@ class Vectors(NamedTuple):
 
 @functools.cache
 def vectors() -> Vectors:
-    """The shipped word vectors."""
+    """The word vectors that come with pydiff."""
     with np.load(FILE, allow_pickle=False) as arrays:
         words = arrays["words"].tobytes().decode().split("\n")
         raw = arrays["vectors"] * arrays["scale"]

@@ -51,7 +51,7 @@ class WordPiece:
         return [self.vocabulary["[CLS]"], *self.numbers(text)[: most - 2], self.vocabulary["[SEP]"]]
 
     def unknown(self, text: str) -> list[str]:
-        """The words that are [UNK], each once."""
+        """The words of a text that the vocabulary does not have, which become [UNK]: each once, in order."""
         unk = (self.vocabulary["[UNK]"],)
         return list(dict.fromkeys(word for word in words_of(text, self.lowercase) if self.pieces(word) == unk))
 

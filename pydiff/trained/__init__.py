@@ -10,6 +10,8 @@ FOLDER = Path(__file__).parent
 
 
 def place(path: str | Path) -> Path:
-    """The folder of the model of this name; whatever else is asked for, and what lies under that name, as a Path."""
+    """Where a model lies: for a name in NAMES the folder that comes with pydiff, unless something of that name lies in
+    the current folder; for everything else the path itself, with ~ expanded.
+    """
     asked = Path(path).expanduser()
     return FOLDER / asked if str(path) in NAMES and not asked.exists() else asked

@@ -29,7 +29,7 @@ def make(work: Path, folder: Path = FOLDER / "digits") -> list[str]:
 
 
 def main():
-    """The command."""
+    """Trains, writes the folder, and prints the lines for NOTICE."""
     parser = argparse.ArgumentParser(
         description="Trains the digits that come with pydiff; prints their lines for NOTICE."
     )

@@ -64,7 +64,7 @@ class JointTask(DiffusionTask):
         return super().to(xp)
 
     def shows_images(self, step) -> bool:
-        """Whether this step is one of images: evenly, so many of all."""
+        """Whether this step (from 1) is one of images; they are spread evenly, `share` of all steps."""
         return int(step * self.share) > int((step - 1) * self.share)
 
     def batch(self, step, numbers):

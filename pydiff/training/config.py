@@ -6,9 +6,10 @@
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class LoopOptions:
         return self
 
     @classmethod
-    def from_keywords(cls, keywords):
+    def from_keywords(cls, keywords: Mapping[str, Any]):
         """Checked options from a dict; an unknown name is an error that names the nearest known one."""
         for name, other in ALSO_CALLED.items():
             if name in keywords:
@@ -96,7 +97,7 @@ class LoopOptions:
                     raise ValueError(f"{name} must be a whole number of at least 0, got {count!r}")
                 if other in keywords:
                     raise TypeError(f"{name} and {other} are the same option; give one of them")
-        keywords = {ALSO_CALLED.get(str(name), str(name)): value for name, value in keywords.items()}
+        keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 import difflib

@@ -156,7 +156,7 @@ class Group:
         return any(self.everyone(bool(value)))
 
     def agree(self, value):
-        """The value of rank 0."""
+        """Gives every process the value that rank 0 has."""
         return self.everyone(value)[0]
 
     def spread(self, arrays):
@@ -196,8 +196,10 @@ class Group:
         yield
 
     @contextlib.contextmanager
-    def own_threads(self):
-        """Inside, the kernels use as many threads as this process has processors for itself."""
+    def own_processors(self, _device="cpu"):
+        """Inside, the kernels use as many threads as this process has processors for itself, and the GPU that is its
+        own.
+        """
         yield
 
 
@@ -379,10 +381,15 @@ class Processes(Group):
     # ---- processors --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def own_threads(self):
+    def own_processors(self, device="cpu"):
         """Inside, the kernels use as many threads as this process has processors for itself; PYDIFF_THREADS decides,
-        where it is set.
+        where it is set. The processes of a host take its GPUs in turns.
         """
+        hosts = self.everyone(_host())
+        if device == "cuda":
+            with backend.use_device(device) as cupy:
+                beside = hosts[: self.rank].count(hosts[self.rank])
+                cupy.cuda.Device(beside % cupy.cuda.runtime.getDeviceCount()).use()  # pyright: ignore[reportAttributeAccessIssue]
         if "PYDIFF_THREADS" in os.environ:
             yield
             return
@@ -402,6 +409,12 @@ def share_of(rank, places):
     host, mine = places[rank]
     users = [sum(h == host and cpu in theirs for h, theirs in places) for cpu in mine]
     return max(1, int(sum(1 / n for n in users) + 1e-9))
+
+
+def place_of(cupy):
+    """Which GPU of which host is in use."""
+    device = cupy.cuda.Device()
+    return f"{_host()} {device.pci_bus_id}"
 
 
 def _differing(ours, theirs):

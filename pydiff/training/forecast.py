@@ -40,7 +40,9 @@ class Need(NamedTuple):
 
 
 def need_of(trainer) -> Need | None:
-    """Measured on small steps that change nothing; None where nothing is known but at full size."""
+    """What a step of this training takes, measured on small steps that change nothing; None where only one of full size
+    would tell.
+    """
     batch = trainer.task.batch(1, np.arange(1))
     x = batch.x0 if isinstance(batch, Batch) else None
     if x is None:

@@ -24,7 +24,7 @@ class Health:
         self.calm, self.rises = 0, []  # a rise: [first step, steps, highest, its step, step when back]
 
     def saw(self, entry: dict):
-        """An entry of the log."""
+        """Takes note of an entry of the log: its loss, and whether the step was skipped."""
         if entry.get("skipped"):
             self.skipped += 1
             self.first_skipped = self.first_skipped or (entry["step"], entry["skipped"])
@@ -69,7 +69,7 @@ class Health:
         return news
 
     def worked(self, what: str):
-        """The same could be written."""
+        """Takes note that this could be written again."""
         if what in self.failures:
             self.failures[what][3] = False
 

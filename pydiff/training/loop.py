@@ -220,7 +220,7 @@ def train_task(task, options, out=None, *, device="cpu", progress=True, distribu
     of it.
     """
     group = join(distributed)
-    with group.together(), group.own_threads():
+    with group.together(), group.own_processors(device):
         options = settled(options, out, group)
         with opened(task, options, out, device, group) as (trainer, folder):
             log = Log() if folder is None else folder.log

@@ -27,7 +27,7 @@ class Progress:
                 self.bar.update()
 
     def write(self, line):
-        """A line above the bar."""
+        """Writes a line above the bar, which goes on below it."""
         if self.bar is not None:
             with self._quietly():
                 self.bar.write(line, file=sys.stderr)

@@ -26,7 +26,7 @@ class Node(NamedTuple):
 
     @property
     def first(self):
-        """The leftmost shard below."""
+        """The leftmost shard below a node."""
         return self.place << self.level
 
     @property
@@ -36,12 +36,12 @@ class Node(NamedTuple):
 
     @property
     def parent(self):
-        """The node above."""
+        """The node above a node."""
         return Node(self.level + 1, self.place >> 1)
 
     @property
     def sibling(self):
-        """The other child of the parent."""
+        """The other child of a node's parent."""
         return Node(self.level, self.place ^ 1)
 
 

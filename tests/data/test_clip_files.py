@@ -1,13 +1,14 @@
 """Folders of clips: partial frames, variable rates, single frames, short and broken files, captions and classes."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pydiff.data import Clips, load
-from pydiff.data.clip_files import Reel, at_rate, read_reel
+from pydiff.data.clip_files import Fit, Reel, at_rate, read_reel
 
 
 def frames_of(count, size=12, seed=0, colour=True):
@@ -157,12 +158,12 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
 
 
 def test_untimed_frames_and_odd_rates():
-    reel = Reel([0] * 5, np.arange(6) / 30, (1, 1))
+    reel = Reel([0] * 5, np.arange(6) / 30, frozenset((1,)))
     assert at_rate(reel, 30) == [0, 1, 2, 3, 4]
     assert at_rate(reel, 15) == [0, 2]
     assert at_rate(reel, 60) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert at_rate(Reel([0] * 4, np.arange(5) * 0.12, (1, 1)), 8) == [0, 1, 2, 3]  # a GIF counts in hundredths
-    assert at_rate(Reel([0], np.array([0.0, 0.01]), (1, 1)), 1) == [0]
+    assert at_rate(Reel([0] * 4, np.arange(5) * 0.12, frozenset((1,))), 8) == [0, 1, 2, 3]  # a GIF counts in hundredths
+    assert at_rate(Reel([0], np.array([0.0, 0.01]), frozenset((1,))), 1) == [0]
 
 
 def test_films(tmp_path):
@@ -181,4 +182,16 @@ def test_films(tmp_path):
     assert abs(data.rate - 10) < 0.2
     assert np.abs(data.images[0].astype(int) - frames[:8]).mean() < 6
     (tmp_path / "broken.mp4").write_bytes(b"\x00" * 100)
-    assert "damaged" in read_reel(tmp_path / "broken.mp4")
+    assert "damaged" in read_reel(tmp_path / "broken.mp4", Fit((8, 8)))
+
+
+def test_no_clip_is_held_at_its_own_size(tmp_path):
+    frames = [Image.fromarray(np.full((256, 256, 3), (i, 90, 200), np.uint8)) for i in range(60)]
+    for name in "ab":
+        frames[0].save(tmp_path / f"{name}.webp", save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    tracemalloc.start()
+    data = load(tmp_path, frames=8, size=16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert data.shape == (8, 16, 16, 3)
+    assert peak < 60 * 256 * 256 * 3 / 2  # half of one clip as it is in its file

@@ -39,6 +39,18 @@ def test_espeak_says_the_same_bits_twice():
 
 
 @pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
+def test_digits_are_said_in_other_languages():
+    voices = spoken.foreign_voices()
+    assert len(voices) == 60
+    assert spoken.digit_for(voices[0], 7) == "7"
+    assert spoken.digit_for(spoken.synthetic_voices()[0], 7) == "seven"
+    made = spoken.load_synthetic_digits(voices=[voices[0], voices[24]])
+    assert made.labels.tolist() == [*range(10), *range(10)]
+    seven, sept = made.images[7], made.images[17]
+    assert np.abs(seven - sept).max() > 0.05
+
+
+@pytest.mark.skipif(not shutil.which("espeak-ng"), reason="espeak-ng is not installed")
 def test_speech_without_words_is_by_a_voice_of_its_own():
     speaker = spoken.speaker_voices()
     assert not {v.rsplit(" ", 2)[0] for v in speaker} & {v.rsplit(" ", 2)[0] for v in spoken.synthetic_voices()}

@@ -27,8 +27,8 @@ class Faulty(DiffusionTask):
 
     def batch(self, step, numbers):
         batch = super().batch(step, numbers)
-        batch.fault = np.where((step == 2) & (numbers == 7), np.nan, 1.0).astype(np.float32)
-        batch.steep = np.where((step == 4) & (numbers == 3), np.inf, 0.0).astype(np.float32)
+        batch.fault = self.xp.asarray(np.where((step == 2) & (numbers == 7), np.nan, 1.0).astype(np.float32))
+        batch.steep = self.xp.asarray(np.where((step == 4) & (numbers == 3), np.inf, 0.0).astype(np.float32))
         return batch
 
     def losses(self, batch):
@@ -41,10 +41,10 @@ def steep(x, slope):
 
     class Steep(pydiff.Function):
         def forward(self, x):
-            return np.zeros_like(x)
+            return 0 * x
 
         def backward(self, g):
-            return np.where(np.isinf(slope), slope, 0 * g)
+            return 0 * g + slope
 
     return Steep.apply(x)
 

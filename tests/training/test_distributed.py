@@ -35,9 +35,9 @@ def usable():
 needs_mpi = pytest.mark.skipif(not usable(), reason="needs mpi4py and the mpiexec that belongs to it")
 
 
-def mpiexec(n, *arguments, **environment):
+def mpiexec(n, *arguments, starter=(MPIEXEC,), **environment):
     """(exit status, stdout, stderr) of n processes of mpi_worker."""
-    command = [MPIEXEC, "-n", str(n), sys.executable, "-W", "ignore", "-m", "tests.training.mpi_worker", *arguments]
+    command = [*starter, "-n", str(n), sys.executable, "-W", "ignore", "-m", "tests.training.mpi_worker", *arguments]
     settings = os.environ | {"PYDIFF_THREADS": "1", "PYDIFF_MPI_TIMEOUT": "100"} | environment
     done = subprocess.run(map(str, command), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
@@ -47,6 +47,28 @@ def mpiexec(n, *arguments, **environment):
 @pytest.mark.parametrize("n", [2, 3])
 def test_any_number_of_processes_gives_the_same_bits(n, alone):
     status, said, error = mpiexec(n, "bits")
+    assert status == 0, error
+    assert json.loads(said) == alone
+
+
+DEBIANS = {  # starter -> its library, as Debian has them
+    "mpiexec.openmpi": "libmpi.so.40",
+    "mpiexec.mpich": "libmpich.so.12",
+}
+
+
+@needs_mpi
+@pytest.mark.parametrize("name", DEBIANS)
+def test_the_mpi_of_the_system_gives_the_same_bits(name, alone, tmp_path):
+    library = next(Path("/usr/lib").glob(f"*/{DEBIANS[name]}"), None)
+    starter = shutil.which(name)
+    if starter is None or library is None:
+        pytest.skip(f"{name} of Debian is not installed")
+    (tmp_path / "libmpi.so.12").symlink_to(library)  # mpi4py knows MPICH's by this name alone
+    found = tmp_path / "libmpi.so.12" if "mpich" in name else library
+    more = ["--allow-run-as-root", "--oversubscribe"] if "openmpi" in name else []
+    where = {"MPI4PY_LIBMPI": str(found), "LD_LIBRARY_PATH": str(tmp_path)}
+    status, said, error = mpiexec(2, "bits", starter=(starter, *more), **where)
     assert status == 0, error
     assert json.loads(said) == alone
 
@@ -202,6 +224,29 @@ def test_without_mpi4py_several_processes_do_not_begin(started):
     with pytest.raises(SystemExit):
         join()  # which is silent: number 0 says it
     assert join("off").size == 1
+
+
+@pytest.mark.usefixtures("started")
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "{}"},
+        {"PMI_SIZE": "3", "PMI_RANK": "{}"},
+        {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "{}"},  # srun, whatever its --mpi
+        {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "{}", "PMI_SIZE": "3", "PMI_RANK": "{}"},  # srun --mpi=pmi2
+        # mpiexec in a job of Slurm's: the script of the job is task 0, on every process
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "{}"},
+    ],
+)
+def test_who_started_the_processes_is_known(told, monkeypatch):
+    """By the environment alone, before MPI is asked."""
+    for name in ("PMI_SIZE", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for rank in range(3):
+        for name, value in told.items():
+            monkeypatch.setenv(name, value.format(rank))
+        assert distributed.launched() == 3
+        assert distributed.is_first() == (rank == 0)
 
 
 def test_one_process_of_mpiexec_needs_no_mpi4py(started):

@@ -162,7 +162,7 @@ def open_folder(
             f"{folder} holds {sorted(names)!a:.200}, expected {CONFIG} and weights: complete the folder."
         )
     checked_config = read_config(read_json(folder / CONFIG), folder / CONFIG, known_class)
-    with weight_files.open_folder(folder, names, variant) as found:
+    with weight_files.open_folder(folder, names, variant, lasting=deferred) as found:
         return read_model(checked_config, found.weights, folder / CONFIG, deferred), checked_config.notes
 
 

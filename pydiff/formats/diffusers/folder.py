@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pydiff.formats.files import disk, read_file
 from pydiff.formats.safetensors import MAX_HEADER, CheckpointError, parse_json
 
+AUTOENCODERS = ("vae", "vqvae")  # of latent diffusion, as LDMPipeline calls it
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 UNUSED = ("safety_checker", "feature_extractor")  # of components: they look at finished images
 CONVERTED = {"DDIMPipeline": "DDIMScheduler", "PNDMPipeline": "PNDMScheduler"}  # these make it of any other's numbers
@@ -26,7 +27,8 @@ IMPLIED = {  # diffusers leaves out what it calls deprecated, so that the pipeli
 class Parts(NamedTuple):
     """unet: the folder of the network, with the names in it. unet_class, scheduler_class: what model_index.json says,
     or None. config, scheduler: contents of the JSON files, with their paths; scheduler is None where there is none.
-    class_names: names of classes, or None. notes: sentences on what was found strange.
+    class_names: names of classes, or None. notes: sentences on what was found strange. autoencoder: (folder, class) of
+    the one in whose latents the U-Net draws, or None.
     """
 
     unet: Path
@@ -37,6 +39,7 @@ class Parts(NamedTuple):
     scheduler_class: str | None
     class_names: list[str] | None
     notes: list[str]
+    autoencoder: tuple[Path, str] | None = None
 
 
 def read_parts(directory: Path) -> Parts:
@@ -80,7 +83,23 @@ def read_parts(directory: Path) -> Parts:
             notes.append(f"{directory} is a {kind}, which draws by {wanted} in place of {was!a:.60}")
             found = ({**found[0], "_class_name": wanted}, scheduler)
     config = (read_json(unet / CONFIG), unet / CONFIG)
-    return Parts(unet, names, unet_class, config, found, scheduler_class, _class_names(index), notes)
+    latent = _autoencoder(index, directory)
+    return Parts(unet, names, unet_class, config, found, scheduler_class, _class_names(index), notes, latent)
+
+
+def _autoencoder(index: Mapping, directory: Path) -> tuple[Path, str] | None:
+    """The folder and class of an autoencoder that model_index.json names, of which there may be one."""
+    values = {name: index.get(name) for name in AUTOENCODERS}
+    found = [
+        (directory / name, value[1])
+        for name, value in values.items()
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+    ]
+    if len(found) > 1:
+        raise CheckpointError(f"{directory / INDEX} names two autoencoders, expected one: use another.")
+    if found and not os.path.isdir(found[0][0]):
+        raise CheckpointError(f"{directory} lacks {found[0][0].name}/: complete the folder.")
+    return found[0] if found else None
 
 
 def _classes(index: Mapping, source: Path) -> tuple[str | None, str | None]:
@@ -91,7 +110,7 @@ def _classes(index: Mapping, source: Path) -> tuple[str | None, str | None]:
             continue
         if value[1] is not None:
             parts[{"noise_scheduler": "scheduler"}.get(name, name)] = value[1]  # as diffusers 0.0 called it
-    others = sorted(parts.keys() - {"unet", "scheduler"})
+    others = sorted(parts.keys() - {"unet", "scheduler", *AUTOENCODERS})
     if others:
         kinds = ", ".join(f"{name} ({str(parts[name])[:60]})" for name in others)
         raise CheckpointError(

@@ -28,6 +28,7 @@ from pydiff.formats.diffusers.scheduler.write import DDPM_PIPELINE, Written, sch
 from pydiff.formats.diffusers.unet import CLASS, Checked, read_model
 from pydiff.formats.diffusers.unet import read_config as read_unet_config
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.latents import Latents
 from pydiff.models import MODELS, name_of
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.store import checkpoint
@@ -188,12 +189,14 @@ def _load_theirs(directory, wishes) -> Loaded:
             rest = ", ".join(found.others)
             notes.append(f"{parts.unet} has several files of weights: {found.taken} was taken, not {rest:.200}")
         shape, kind = _shape(checked, wishes, parts.config[1])
+        coded, said = _codec(parts.autoencoder, shape, wishes, parts.config[1])
+        notes += said
         model = read_model(checked, found.weights, parts.config[1])
-    model.config["sample_size"] = _size(shape)
+    model.config["sample_size"] = _size(coded.shape)
     scheduler, said = scheduler_for(parts.scheduler, parts.scheduler_class, wishes, directory)
     conditioning, about = _conditioning(model, parts.class_names, wishes, parts.config[1])
     process = Process(schedule_from_config(ASSUMED), "eps") if scheduler is None else scheduler.process
-    pipeline = Pipeline(model, process, Pixels(shape), conditioning, scheduler=scheduler, **kind)
+    pipeline = Pipeline(model, process, coded, conditioning, scheduler=scheduler, **kind)
     return Loaded(pipeline, {}, [*checked.notes, *notes, *said, *about])
 
 
@@ -212,6 +215,28 @@ UNUSED = {
     "embedding": "that is for Stable Diffusion",
     "skip_layers": "that is for Stable Diffusion",
 }
+
+
+def _codec(found, shape, wishes, source) -> tuple[Pixels | Latents, list[str]]:
+    """(codec, notes) of what a U-Net draws, of this shape: pixels, or latents of the autoencoder beside it."""
+    if found is None:
+        return Pixels(shape), []
+    folder, kind = found
+    if kind not in autoencoder.RULES:
+        raise CheckpointError(
+            f"{folder} is the autoencoder {kind!a:.60}, expected {' or '.join(autoencoder.RULES)}: use another."
+        )
+    model, notes = autoencoder.open_folder(folder, None, kind)
+    if model.config["latent_channels"] != shape[2]:
+        raise CheckpointError(
+            f"{source} takes {shape[2]} channels, and the latents of {folder} have {model.config['latent_channels']}: "
+            "they are of different models."
+        )
+    try:
+        size = shape[:2] if wishes.size is not None else [n * model.factor for n in shape[:2]]
+        return Latents(model, size), notes
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}.") from error
 
 
 def _load_ours(directory, wishes, weights=None) -> Loaded:

@@ -63,6 +63,8 @@ def is_one(directory: Path) -> bool:
     if not os.path.isfile(directory / INDEX):
         return False
     index = read_json(directory / INDEX)
+    if _class_of(index, "unet") == "UNet2DModel" and not _class_of(index, "text_encoder"):
+        return False  # draws in latents, told nothing
     return any(_class_of(index, name) for name in ("text_encoder", "tokenizer", "transformer", "vae", "controlnet"))
 
 
@@ -215,7 +217,7 @@ def _unet(path: Path, variant) -> tuple[Module, list[str]]:
     if kind != expected:
         raise CheckpointError(f"{path / CONFIG} is for the class {kind!a:.60}, expected {expected}: use another.")
     checked = unet_condition.read_config(config, path / CONFIG)
-    with weights.open_folder(path, names, variant) as found:
+    with weights.open_folder(path, names, variant, lasting=True) as found:
         return unet_condition.read_model(checked, found.weights, path / CONFIG, deferred=True), checked.notes
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydiff.formats import safetensors
 from pydiff.formats.diffusers import autoencoder
@@ -28,7 +29,8 @@ def save(directory, pipeline: StableDiffusion, dtype: str | None = None) -> list
     """
     if dtype not in (None, *checkpoint.DTYPES):
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(checkpoint.DTYPES)}")
-    target, encoder = Path(directory).resolve(), pipeline.conditioning.encoder
+    target = Path(directory).resolve()
+    encoder: Any = pipeline.conditioning.encoder
     if os.path.lexists(target) and (not target.is_dir() or (os.listdir(target) and not (target / SEAL).is_file())):
         raise CheckpointError(f"{target} holds something else than a model that pydiff wrote: choose another folder.")
     texts = {
@@ -49,7 +51,7 @@ def save(directory, pipeline: StableDiffusion, dtype: str | None = None) -> list
         for name, value in texts.items():
             yield name, value if isinstance(value, bytes) else (json.dumps(value, indent=1) + "\n").encode()
         for name, arrays in weights.items():
-            yield name, safetensors.pieces(arrays, checkpoint.DTYPES.get(dtype), {"format": "pt"})
+            yield name, safetensors.pieces(arrays, checkpoint.DTYPES.get(dtype), {"format": "pt"})  # pyright: ignore[reportArgumentType]
 
     sealed.write(target, target.with_name(f".{target.name}.pydiff-partial"), files(), SEAL, KIND, {})
     notes = []
@@ -108,7 +110,7 @@ def _tokenizer(encoder: Clip) -> dict:
 
     special = {"bos_token": entry(tokenizer.start), "eos_token": entry(tokenizer.end)}
     special |= {"unk_token": entry(tokenizer.unknown), "pad_token": names[tokenizer.pad]}
-    merges = "\n".join(" ".join(pair) for pair in sorted(tokenizer.ranks, key=tokenizer.ranks.get))
+    merges = "\n".join(" ".join(pair) for pair in sorted(tokenizer.ranks, key=tokenizer.ranks.get))  # pyright: ignore[reportCallIssue, reportArgumentType]
     said = {"tokenizer_class": "CLIPTokenizer", "model_max_length": encoder.tokens, "do_lower_case": True}
     return {
         "vocab.json": json.dumps(tokenizer.vocabulary, ensure_ascii=False).encode(),

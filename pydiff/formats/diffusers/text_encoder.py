@@ -110,7 +110,7 @@ def open_folder(
             f"{folder} holds {sorted(names)!a:.200}, expected {CONFIG} and weights: complete the folder."
         )
     checked_config = read_config(read_json(folder / CONFIG), folder / CONFIG, known_class)
-    with weight_files.open_folder(folder, names, variant, STEMS) as found:
+    with weight_files.open_folder(folder, names, variant, STEMS, deferred) as found:
         return read_model(checked_config, found.weights, folder / CONFIG, deferred), checked_config.notes
 
 

@@ -25,11 +25,11 @@ class ConsistencyProcess(Process):
     """
 
     def scale(self, alpha, sigma):
-        """c_in."""
+        """c_in, by which x is multiplied before the network sees it."""
         return 1.0 / np.hypot(sigma / alpha, self.sigma_data) / alpha
 
     def network_time(self, _t, alpha, sigma):
-        """250 log sigma."""
+        """What the network is told in place of t: 250 log sigma."""
         return 250.0 * np.log(sigma / alpha + 1e-44)
 
     def x0_coefficients(self, _alpha, sigma):

@@ -36,7 +36,7 @@ class FlowProcess(Process):
     """A flow whose network is told sigma T, where those that pydiff trains are told sigma T - 1."""
 
     def network_time(self, _t, alpha, sigma):
-        """sigma T, in whatever scale."""
+        """What the network is told in place of t: sigma T, in whatever scale x is."""
         return sigma / (alpha + sigma) * self.schedule.T
 
 
@@ -45,7 +45,7 @@ def _process(config):
 
 
 def euler(config, steps, mu=None, sigmas=None, **_):
-    """FlowMatchEulerDiscreteScheduler."""
+    """Builds the Plan of diffusers' FlowMatchEulerDiscreteScheduler."""
     sigma, T = _sigmas(config, steps, mu, sigmas), config["num_train_timesteps"]
     sigma = np.append(1.0 - sigma, 1.0) if config.get("invert_sigmas") else np.append(sigma, 0.0)
     alpha, t = 1.0 - sigma, sigma[:-1] * T
@@ -62,7 +62,7 @@ def euler(config, steps, mu=None, sigmas=None, **_):
 
 
 def heun(config, steps, **_):
-    """FlowMatchHeunDiscreteScheduler."""
+    """Builds the Plan of diffusers' FlowMatchHeunDiscreteScheduler."""
     sigma, T = np.append(_sigmas(config, steps, None), 0.0), config["num_train_timesteps"]
     path = Path(sigma[:-1] * T, 1.0 - sigma, sigma)
 

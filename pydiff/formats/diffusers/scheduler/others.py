@@ -22,7 +22,7 @@ class KarrasVeProcess(Process):
         return np.ones_like(sigma)
 
     def network_time(self, _t, _alpha, sigma):
-        """sigma / 2."""
+        """What the network is told in place of t: sigma / 2."""
         return sigma / 2.0
 
     def x0_coefficients(self, _alpha, sigma):

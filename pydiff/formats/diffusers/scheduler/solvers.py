@@ -134,7 +134,7 @@ def dpm_multistep_sampler(config, steps, path, literal, begin=0):
 
 
 def dpm_multistep(config, steps, literal=True, mu=None, begin=0):
-    """DPMSolverMultistepScheduler."""
+    """Builds the Plan of diffusers' DPMSolverMultistepScheduler."""
     process, path, sigmas = _path(config, steps, literal, mu, begin=begin)
     kind = KINDS[config["algorithm_type"]]
     if "learned" in config.get("variance_type", ""):
@@ -145,7 +145,7 @@ def dpm_multistep(config, steps, literal=True, mu=None, begin=0):
 
 
 def dpm_singlestep(config, steps, literal=True, mu=None):
-    """DPMSolverSinglestepScheduler."""
+    """Builds the Plan of diffusers' DPMSolverSinglestepScheduler."""
     process, path, sigmas = _path({**config, "timestep_spacing": "linspace", "steps_offset": 0}, steps, literal, mu)
     kind = KINDS[config["algorithm_type"]]
 
@@ -160,7 +160,7 @@ def dpm_singlestep(config, steps, literal=True, mu=None):
 
 
 def deis(config, steps, literal=True, mu=None, begin=0):
-    """DEISMultistepScheduler."""
+    """Builds the Plan of diffusers' DEISMultistepScheduler."""
     config = {**config, "final_sigmas_type": "sigma_min"}
     process, path, sigmas = _path(config, steps, literal, mu, repeated=True, begin=begin)
     few = config["lower_order_final"] and steps < 15
@@ -172,7 +172,7 @@ def deis(config, steps, literal=True, mu=None, begin=0):
 
 
 def unipc(config, steps, literal=True, mu=None, begin=0):
-    """UniPCMultistepScheduler."""
+    """Builds the Plan of diffusers' UniPCMultistepScheduler."""
     process, path, sigmas = _path(config, steps, literal, mu, repeated=True, begin=begin)
     corrector = config["disable_corrector"] or True
 

@@ -25,7 +25,7 @@ def _plan(config, alpha_bar, timesteps, sample):
 
 
 def ddpm(config, steps, literal=True, timesteps=None, begin=0, **_):
-    """DDPMScheduler."""
+    """Builds the Plan of diffusers' DDPMScheduler."""
     kind = config["variance_type"].removesuffix("_log").removeprefix("fixed_")
     if kind == "learned":
         raise ValueError("variance_type 'learned' is not supported; learned_range is what published networks use")
@@ -40,7 +40,7 @@ def ddpm(config, steps, literal=True, timesteps=None, begin=0, **_):
 
 
 def ddim(config, steps, literal=True, begin=0, **_):
-    """DDIMScheduler."""
+    """Builds the Plan of diffusers' DDIMScheduler."""
     alpha_bar, t = alpha_bar_of(config, floor=False), _whole_t(config, steps)[begin:]
     level = stages.Levels(alpha_bar, 1.0 if config["set_alpha_to_one"] else alpha_bar[0])
     stride = config["num_train_timesteps"] // steps
@@ -54,7 +54,7 @@ def ddim(config, steps, literal=True, begin=0, **_):
 
 
 def ddim_inverse(config, steps, literal=True, **_):
-    """DDIMInverseScheduler."""
+    """Builds the Plan of diffusers' DDIMInverseScheduler."""
     alpha_bar, t = alpha_bar_of(config, floor=False), _whole_t(config, steps)[::-1]
     level = stages.Levels(alpha_bar, 1.0 if config["set_alpha_to_one"] else alpha_bar[0])
     stride = config["num_train_timesteps"] // steps
@@ -68,7 +68,7 @@ def ddim_inverse(config, steps, literal=True, **_):
 
 
 def pndm(config, steps, literal=True, begin=0, **_):
-    """PNDMScheduler."""
+    """Builds the Plan of diffusers' PNDMScheduler."""
     if config["prediction_type"] not in ("epsilon", "v_prediction"):
         raise ValueError(f"PNDM takes epsilon or v_prediction, got prediction_type {config['prediction_type']!r}")
     alpha_bar, T = alpha_bar_of(config, floor=False), config["num_train_timesteps"]
