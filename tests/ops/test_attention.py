@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pydiff import backend, ops
 from pydiff.graph import Plan
+from pydiff.ops.attention import _split, backward_arrays, forward_arrays
 from pydiff.reference.attention import attention as reference
 from pydiff.tensor import Tensor
 from tests import emulated
@@ -20,8 +21,42 @@ from tests.compare import array_path, assert_close, check_gradient, check_kernel
 from tests.peers import import_torch
 from tests.strategies import bfloat16, kernels, seeds, simd, simt, sizes, small, strided  # noqa: F401
 
-# Weights, their gradients and the stored output are rounded to bfloat16 before they become factors of a sum.
-BFLOAT16_FLOOR = 2.0**-7
+
+def bfloat16_floors(heads, scale=None, causal=False, key_mask=None):
+    """For check_kernel: what rounding to bfloat16 costs the output, dq, dk and dv at most.
+
+    Rounded, by 2^-9 of itself, is what becomes a factor of a product on tensor cores: the weights p, and
+    ds = p (dp - delta). So is the stored output, of which the backward pass makes delta = sum dout out: dq is off by
+    what that is off, scale sum p k times, also where a query has few keys and dq is small. It grows with scale and with
+    the channels of a head. To this comes what the sums in float32 cost.
+    """
+
+    def floors(arrays, dout):
+        q, k, v, g = (_split(a, heads) for a in (*arrays, dout))
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        out, p = forward_arrays(*arrays, heads, factor, causal, key_mask)
+        gradients_of = backward_arrays(dout, *arrays, p, heads, factor)
+        weighed = p @ np.abs(v) + np.abs(p @ v)
+        delta_error = (np.abs(g) * weighed).sum(axis=-1, keepdims=True)
+        dp = g @ v.swapaxes(2, 3)
+        ds_error = p * (np.abs(dp - (p * dp).sum(axis=-1, keepdims=True)) + delta_error)
+        terms = [
+            p @ np.abs(v),
+            abs(factor) * ds_error @ np.abs(k),
+            abs(factor) * ds_error.swapaxes(2, 3) @ np.abs(q),
+            p.swapaxes(2, 3) @ np.abs(g),
+        ]
+        return [
+            2.0**-9 * (term.max(initial=0) + np.abs(result).max(initial=0)) + SINGLE_KEY
+            for term, result in zip(terms, (out, *gradients_of), strict=True)
+        ]
+
+    return floors
+
+
+# For float32. A single key has weight 1, and dp - delta is the difference of two equal sums of d terms that a kernel
+# rounds differently; the array path has the same sum twice.
+SINGLE_KEY = 1e-5
 
 
 @st.composite
@@ -57,7 +92,7 @@ def test_kernel_is_as_exact_as_plain_float32(case):
 @given(case=cases(sizes, sizes))
 def test_kernel_is_as_exact_as_plain_float32_rounded_to_bfloat16(case):
     rng, arrays, options = case
-    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, half=(0, 1, 2), floor=bfloat16_floors(**options))
 
 
 # Around the tiles of 16, 32 and 64 rows, for every padded head size: (tq, tk, heads, d).
@@ -72,9 +107,7 @@ BLOCKS = [
 def test_kernel_where_blocks_end(tq, tk, heads, d):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((2, t, heads * d)) for t in (tq, tk, tk)]
-    # A single key has weight 1, and dp - delta is the difference of two equal sums of d terms that the kernel rounds
-    # differently; the array path has the same sum twice.
-    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, floor=2e-6 if tk > 1 else 1e-5)
+    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, floor=2e-6 if tk > 1 else SINGLE_KEY)
 
 
 @pytest.mark.usefixtures("bfloat16")
@@ -82,7 +115,7 @@ def test_kernel_where_blocks_end(tq, tk, heads, d):
 def test_bfloat16_kernel_where_blocks_end(tq, tk, heads, d):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((1, t, heads * d)) for t in (tq, tk, tk)]
-    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, half=(0, 1, 2), floor=bfloat16_floors(heads))
 
 
 # ---- CUDA kernels --------------------------------------------------------------------------------------------------
@@ -112,7 +145,7 @@ def normals(rng, dtype, *shapes):
 def test_naive_kernel_is_as_exact_as_plain_float32(case, half):
     rng, arrays, options = case
     op = lambda *a: ops.attention(*a, **options)  # noqa: E731
-    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else 2e-6)
+    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=bfloat16_floors(**options) if half else 2e-6)
 
 
 @pytest.mark.parametrize("d", [8, 128])
@@ -164,9 +197,10 @@ def test_large_heads(cuda_dtype, d):
     arrays = [rng.standard_normal((1, t, d)) for t in (20, 19, 19)]
     half = cuda_dtype != np.float32
     mask = rng.random((1, 19)) < 0.7
-    for options in ({}, {"causal": True, "key_mask": mask}):
-        op = lambda *a: ops.attention(*a, heads=1, **options)  # noqa: B023, E731
-        check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else 2e-6)
+    for options in ({"heads": 1}, {"heads": 1, "causal": True, "key_mask": mask}):
+        op = lambda *a: ops.attention(*a, **options)  # noqa: B023, E731
+        floor = bfloat16_floors(**options) if half else SINGLE_KEY
+        check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=floor)
 
 
 LARGE = [(1e4, 32, None), (1e4, 64, -0.11), (1e6, 64, None), (1e4, 256, None)]
@@ -253,11 +287,6 @@ def test_masked_attention_matches_the_equation(case):
     check_gradient(op, lambda *a: reference(*a, **options), arrays, rng)
 
 
-# As in test_kernel_where_blocks_end: the first causal query sees a single key, and there dp - delta is a difference of
-# two equal sums that are rounded differently.
-SINGLE_KEY = 1e-5
-
-
 @pytest.mark.usefixtures("kernels")
 @given(case=masked_cases(sizes, sizes))
 def test_masked_kernel_is_as_exact_as_plain_float32(case):
@@ -269,7 +298,7 @@ def test_masked_kernel_is_as_exact_as_plain_float32(case):
 @given(case=masked_cases(sizes, sizes))
 def test_masked_kernel_is_as_exact_as_plain_float32_rounded_to_bfloat16(case):
     rng, arrays, options = case
-    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, half=(0, 1, 2), floor=bfloat16_floors(**options))
 
 
 @pytest.mark.usefixtures("naive")
@@ -278,7 +307,9 @@ def test_masked_kernel_is_as_exact_as_plain_float32_rounded_to_bfloat16(case):
 def test_masked_naive_kernel_is_as_exact_as_plain_float32(case, half):
     rng, arrays, options = case
     op = lambda *a: ops.attention(*a, **options)  # noqa: E731
-    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else SINGLE_KEY)
+    check_kernel(
+        op, arrays, rng, half=(0, 1, 2) if half else (), floor=bfloat16_floors(**options) if half else SINGLE_KEY
+    )
 
 
 # As BLOCKS: more queries than keys and fewer, a diagonal that ends inside of a tile and at its end.
@@ -289,24 +320,25 @@ MASKED_BLOCKS = [(99, 67, 2, 9), (67, 300, 1, 8), (64, 64, 1, 32), (300, 130, 1,
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("tq", "tk", "heads", "d"), MASKED_BLOCKS)
 def test_masked_kernel_where_blocks_end(tq, tk, heads, d, causal):
-    check_masked_blocks(tq, tk, heads, d, causal, floor=SINGLE_KEY)
+    check_masked_blocks(tq, tk, heads, d, causal, half=())
 
 
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("tq", "tk", "heads", "d"), MASKED_BLOCKS)
 def test_masked_bfloat16_kernel_where_blocks_end(tq, tk, heads, d, causal):
-    check_masked_blocks(tq, tk, heads, d, causal, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+    check_masked_blocks(tq, tk, heads, d, causal, half=(0, 1, 2))
 
 
-def check_masked_blocks(tq, tk, heads, d, causal, **bounds):
+def check_masked_blocks(tq, tk, heads, d, causal, half):
     """One sample sees half of its keys, one its last key alone, and one none."""
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((3, t, heads * d)) for t in (tq, tk, tk)]
     mask = np.stack([rng.random(tk) < 0.5, np.arange(tk) == tk - 1, np.zeros(tk, bool)])
-    check_kernel(lambda *a: ops.attention(*a, heads, causal=causal, key_mask=mask), arrays, rng, **bounds)
-    if causal:
-        check_kernel(lambda *a: ops.attention(*a, heads, causal=True), arrays, rng, **bounds)
+    for options in [{"key_mask": mask}, {}] if causal else [{"key_mask": mask}]:
+        options = {"heads": heads, "causal": causal, **options}
+        op = lambda *a: ops.attention(*a, **options)  # noqa: B023, E731
+        check_kernel(op, arrays, rng, half=half, floor=bfloat16_floors(**options) if half else SINGLE_KEY)
 
 
 @pytest.mark.usefixtures("simt")
