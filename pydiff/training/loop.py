@@ -100,6 +100,7 @@ class Trainer:
             p.data = master  # so that it is these that are written to, and not a rounded copy
         self.model.load_state_dict(weights)
         self.optimizer.adopt()
+        self.optimizer.round_copy()
         self.optimizer.ema[...] = self.optimizer.p
 
     def share(self):

@@ -8,6 +8,7 @@ from pydiff import nn
 from pydiff.backend import FLOAT32
 from pydiff.cli import main
 from pydiff.data import Dataset
+from pydiff.store.folder import RunDirectory
 from pydiff.tensor import Tensor
 from pydiff.training import Options, training_steps
 from pydiff.training.precision import Cast
@@ -111,8 +112,6 @@ def test_resume_keeps_every_bit(bfloat16, tmp_path):  # noqa: F811, ARG001
     train_until(tmp_path / "a", 4, images(), options(), "simt")
     whole = diffusion_trainer(images(), options(), "simt")
     list(training_steps(whole))
-    from pydiff.store.folder import RunDirectory
-
     folder = RunDirectory(tmp_path / "a")
     with folder.locked():
         arrays, state = folder.open(whole.task.identity(), options())
@@ -134,7 +133,7 @@ def test_a_run_is_saved_in_float32_and_draws_on_the_cpu(bfloat16, tmp_path):  # 
     again = pydiff.load(tmp_path / "run")
     assert {p.dtype for p in again.model.parameters()} == {FLOAT32}
     assert again.sample(2, steps=2, labels=[0, 1]).shape == (2, 8, 8, 1)
-    assert run.log[-1]["step"] == 4
+    assert run.log()[-1]["step"] == 4
 
 
 @pytest.mark.parametrize("device", ["cpu"])
