@@ -5,6 +5,7 @@ several a picture, "" for none.
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -273,4 +274,8 @@ def _parse_npy(stream, size: int) -> np.ndarray:
     data = stream.read(found)
     if len(data) != expected:
         raise ValueError(f"its header promises {expected} bytes of data, and there are {len(data)}")
+    if dtype.kind == "U" and data:
+        points = np.frombuffer(data, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if points.max() > sys.maxunicode:  # NumPy makes strings of them that no Python can hold
+            raise ValueError("it holds text of numbers that are no characters")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")

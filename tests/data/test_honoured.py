@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pydiff.data import load
+from pydiff.data.origin import Origin
 from pydiff.sound.wav import wav_bytes
 
 RNG = np.random.default_rng(5)
@@ -260,3 +261,22 @@ def test_only_decoders_of_pictures_are_tried(tmp_path, monkeypatch):
     (tmp_path / "f" / "1.png").write_bytes(eps)
     with pytest.raises(ValueError, match="cannot be read"):
         load(tmp_path / "f", frames=2)
+
+
+def test_the_origin_of_a_single_sample():
+    one = load(np.zeros((1, 8, 8, 1), np.uint8))
+    assert len(Origin.of(one, "array").samples) == 1
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_text_of_no_characters_is_refused(tmp_path, order):
+    """A file may claim a character above the last one there is."""
+    words = np.array(["a", "b", "c"], f"{order}U1")
+    wrong = np.array([97, 0x110000, 99], f"{order}u4").view(f"{order}U1")
+    for names, fine in ((words, True), (wrong, False)):
+        np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8), np.uint8), captions=names)
+        if fine:
+            assert load(tmp_path / "a.npz").captions is not None
+        else:
+            with pytest.raises(ValueError, match="numbers that are no characters"):
+                load(tmp_path / "a.npz")

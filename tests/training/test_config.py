@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import pydiff
+from pydiff.training import Options
+from pydiff.training.config import levels_with_attention
 
 TINY = {"steps": 8, "batch_size": 4, "channels": (8, 8), "groups": 4, "warmup": 2, "sample_every": 0, "progress": False}
 
@@ -47,8 +49,21 @@ def test_label_drop_changes_the_result():
         ({"head_dim": 64}, ValueError, "attention_head_dim must be"),
         ({"attention": (5,)}, ValueError, "attention names levels"),
         ({"batch_size": True}, ValueError, "batch_size must be a whole number"),
+        ({"seed": 2**64}, ValueError, "seed must be below"),
+        ({"flip": 1}, ValueError, "flip must be True or False"),
     ],
 )
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         pydiff.train("digits", **{**TINY, **options})
+
+
+def test_attention_is_left_to_small_levels_and_never_to_the_top():
+    for size, levels, expected in ((16, 3, [1, 2]), (64, 3, [2]), (32, 2, [1]), (33, 2, []), (8, 1, [])):
+        assert levels_with_attention(Options(), (8,) * levels, size) == expected
+
+
+def test_options_of_numpy_are_those_of_python():
+    options = Options(steps=np.int64(5), lr=np.float32(0.5), channels=[np.int64(8)], size=np.array([8, 16]))
+    assert [type(v) for v in (options.steps, options.lr, options.channels[0])] == [int, float, int]
+    assert (options.channels, options.size) == ((8,), (8, 16))

@@ -17,9 +17,11 @@ import pydiff
 from pydiff import nn, ops
 from pydiff.optim import ema_decay
 from pydiff.store import checkpoint
+from pydiff.store.log import Log
 from pydiff.tensor import Tensor
-from pydiff.training import LoopOptions, StepState, Task, Trainer, training_steps
+from pydiff.training import LoopOptions, StepState, Task, Trainer, loop, training_steps
 from pydiff.training.loop import GIVE_UP_AFTER, learning_rate
+from pydiff.training.loop import log_entry as entry
 from tests.trainers import diffusion_trainer
 
 
@@ -285,6 +287,34 @@ def test_restoring_restores_this_array_too(half_way, group, name):
         fresh().restore(saved | {group: source}, 5)
 
 
+class FromTheFirst:
+    """A group of two processes, seen from the second: what the first one has is what a trainer had when it was made."""
+
+    size, rank, first = 2, 1, False
+
+    def __init__(self, trainer):
+        self.held, self.step = [a.copy() for part in trainer.arrays().values() for a in part.values()], trainer.step
+
+    def spread(self, arrays):
+        for array, held in zip(arrays, self.held, strict=True):
+            array[...] = held
+
+    def agree(self, _step):
+        return self.step
+
+
+def test_a_process_continues_from_where_the_first_one_is():
+    first, second = Trainer(Slope(), options(steps=3)), Trainer(Slope(), options(steps=3))
+    list(training_steps(first))
+    assert first.arrays()["optimizer"]["m"] != second.arrays()["optimizer"]["m"]
+    second.group = FromTheFirst(first)
+    second.share()
+    assert second.step == 3
+    for group, part in first.arrays().items():
+        for name, array in part.items():
+            assert np.array_equal(array, second.arrays()[group][name]), name
+
+
 def test_a_restored_trainer_takes_the_same_steps(half_way):
     saved, rest, finished = half_way
     trainer = fresh()
@@ -342,3 +372,20 @@ def test_a_termination_request_leaves_a_checkpoint_and_the_same_command_ends_wit
         ends.append((losses, [a.tobytes() for a in run.model.state_dict().values()]))
     assert len(ends[0][0]) == 500
     assert ends[0] == ends[1]
+
+
+def test_the_loss_that_is_shown_is_an_average_of_the_last_fifty_steps_or_so(monkeypatch):
+    shown = []
+
+    class Bar(loop.Progress):
+        def step(self, text=""):
+            shown.append(text)
+
+    monkeypatch.setattr(loop, "Progress", Bar)
+    trainer = Trainer(Slope(), options(steps=6, batch_size=7))
+    losses, expected = [], []
+    monkeypatch.setattr(loop, "log_entry", lambda state, *rest: losses.append(state.loss) or entry(state, *rest))
+    loop.fit(trainer, Log(None), None, lambda: None, False)
+    for i, loss in enumerate(losses):
+        expected.append(loss if i == 0 else 0.98 * expected[-1] + 0.02 * loss)
+    assert [text.split(",")[0] for text in shown] == [f"loss {smooth:.4f}" for smooth in expected]
