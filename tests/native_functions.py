@@ -180,10 +180,11 @@ def mistakes(argument, a, cuda):
     """(what, the wrong value) for every mistake that this array argument must be refused for."""
     floats = (F32, F64, np.float16, *(() if cuda and argument.alone else (bfloat16,)))
     for dtype in (*floats, np.int32, U32, np.int64, np.complex64, bool, object):
-        if dtype != argument.dtype:
+        if np.dtype(dtype) != argument.dtype:
             yield f"dtype {np.dtype(dtype)}", a.astype(dtype)
     yield "strings", np.full(a.shape, b"1.0")
-    yield "the other byte order", a.astype(a.dtype.newbyteorder())
+    if a.itemsize > 1:
+        yield "the other byte order", a.astype(a.dtype.newbyteorder())
     yield "a structured dtype", np.zeros(a.shape, [("x", a.dtype)])
     for value in (
         a.tolist(),
@@ -209,7 +210,8 @@ def mistakes(argument, a, cuda):
             yield f"axis {axis} too long", bigger
             yield f"axis {axis} too short", np.ascontiguousarray(a.take(range(a.shape[axis] - 1), axis))
             yield f"axis {axis} empty", np.ascontiguousarray(a.take([], axis))
-    yield "misaligned", misaligned(a)
+    if a.itemsize > 1:
+        yield "misaligned", misaligned(a)
     if a.shape[-1] > 1:
         yield "every second element", every_second(a)
         yield "reversed", a[..., ::-1]

@@ -159,7 +159,7 @@ def test_any_sizes_are_computed_within_their_memory(name, kernels):  # noqa: F81
         function(name)(*values)
         for i, wide in fences:
             outside = np.concatenate([wide[:64], wide[-64:]])
-            assert (outside == 123).all(), (name, i, [np.shape(v) for v in values])
+            assert (outside == wide.dtype.type(123)).all(), (name, i, [np.shape(v) for v in values])
 
 
 def test_attention_of_no_channels(kernels):  # noqa: F811
