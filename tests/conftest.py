@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import time
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -18,3 +22,41 @@ settings.load_profile(os.environ.get("PYDIFF_HYPOTHESIS", "ci"))
 # Shells start what stands before "&" deaf to Ctrl-C, and a training honours that; tests of Ctrl-C must be heard.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def background():
+    """background(command, ready) starts a process and waits until ready(); whatever becomes of the test, it is ended.
+
+    errors: where its messages go (subprocess.PIPE: to process.stderr). A pipe that nobody reads is full after minutes.
+    """
+    running = []
+
+    def begin(command, ready, errors=subprocess.DEVNULL):
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        process = subprocess.Popen([str(word) for word in command], stderr=errors, text=True, **quiet)
+        running.append(process)
+        deadline = time.monotonic() + 120
+        while not ready():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline, "it took two minutes to come so far"
+            time.sleep(0.02)
+        return process
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+@pytest.fixture
+def training(background):
+    """training(command, out): a training with the folder `out` in the background, once it has three steps."""
+
+    def begin(command, out, errors=subprocess.DEVNULL):
+        log = Path(out) / "log.jsonl"
+        return background(command, lambda: log.exists() and log.read_text().count("\n") >= 3, errors)
+
+    return begin
