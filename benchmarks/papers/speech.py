@@ -145,16 +145,22 @@ def main(arguments=None):
         listen(folder / "samples", name, made, run.codec.rate)
         return digits(made, wanted)
 
+    def written():
+        """What was found so far, and the file with it, after every row: a stopped call has not been for nothing."""
+        result = {"machine": describe(available_threads()), "speech": found | {"rows": dict(rows)}}
+        if chosen.json is not None:
+            chosen.json.write_text(json.dumps(result, indent=1) + "\n")
+        return result
+
     rows.add("not steered", partial(drawn, "not-steered", run))
     for by, scales in SCALES.items():
         steered = run.steered(judge, by)
         for scale in scales:
+            written()
             how = {"labels": wanted, "guidance": scale}
             rows.add(f"by {by}, scale {scale:g}", partial(drawn, f"{by}-{scale:g}", steered, **how))
-    result = {"machine": describe(available_threads()), "speech": found | {"rows": dict(rows)}}
+    result = written()
     print(table(result["speech"]))
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 

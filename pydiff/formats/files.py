@@ -49,12 +49,12 @@ class RegularFile:
         """`count` bytes from `begin`, (count,) uint8. CheckpointError where the file does not have them."""
         if begin + count > self.size:
             raise damaged(self.path, f"it has {self.size} bytes, and byte {begin + count} was asked for")
-        if self._closed and self._lasting and _identity(os.fstat(self._descriptor)) != self._found:
+        if self._closed and self._lasting and _identity(os.fstat(self._descriptor)) != self._found:  # pyright: ignore[reportArgumentType]
             raise CheckpointError(f"{self.path} has been changed since it was opened: open the model again.")
         data, done = np.empty(count, np.uint8), 0
         with disk(f"read {self.path}"):
             while done < count:
-                got = os.preadv(self._descriptor, [memoryview(data)[done : done + CHUNK]], begin + done)
+                got = os.preadv(self._descriptor, [memoryview(data)[done : done + CHUNK]], begin + done)  # pyright: ignore[reportArgumentType]
                 if not got:
                     raise damaged(self.path, f"it ended at byte {begin + done} of {self.size} while being read")
                 done += got

@@ -23,7 +23,7 @@ def wires_of(group, flat):
     on_gpu = cupy is not None and isinstance(flat, cupy.ndarray)
     if group.size == 1 or not group.any(on_gpu):
         return None
-    usable = on_gpu and bool(cupy.cuda.nccl.available)
+    usable = on_gpu and bool(cupy.cuda.nccl.available)  # pyright: ignore[reportOptionalMemberAccess]
     told = group.everyone([usable, place_of(cupy) if on_gpu else ""])
     places = [place for _, place in told]
     if not all(usable for usable, _ in told) or len(set(places)) < len(places):
