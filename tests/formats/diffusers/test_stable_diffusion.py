@@ -510,7 +510,7 @@ def test_drawing_and_editing_on_the_command_line(tmp_path, capsys, image, mask):
     ("arguments", "words"),
     [
         (("--mask", "mask.png"), "give that too, --image"),
-        (("--image", "nowhere.png"), "is no image that can be read"),
+        (("--image", "nowhere.png"), "cannot be used: no such file"),
         (("--image", "odd.png"), "the size 61 x 64 does not go with latents of 8 pixels a side; take 64 x 64"),
         (("--image", "odd.png", "--eta", 0.5), "--eta is for images without a given one"),
         (("--image", "odd.png", "--mask", "odd.png", "--sampler", "ddim"), "filling in has its own way"),
