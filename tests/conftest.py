@@ -19,9 +19,11 @@ settings.register_profile(
 settings.register_profile("long", parent=settings.get_profile("ci"), max_examples=1000, derandomize=False)
 settings.load_profile(os.environ.get("PYDIFF_HYPOTHESIS", "ci"))
 
-# Shells start what stands before "&" deaf to Ctrl-C, and a training honours that; tests of Ctrl-C must be heard.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Shells start what stands before "&" deaf to Ctrl-C, and nohup what it starts deaf to hang-ups, and a training honours
+# that; tests of both must be heard.
+for number, heard in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, heard)
 
 
 @pytest.fixture
