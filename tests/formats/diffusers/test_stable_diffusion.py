@@ -386,10 +386,10 @@ def test_sizes_are_checked_and_any_goes_that_8_divides(copy):
 
 def test_too_little_memory_is_said_before(copy, monkeypatch):
     run = pydiff.load(copy, size=(1024, 1024))
-    monkeypatch.setattr("pydiff.stable_diffusion.free_memory", lambda: run.pipeline.memory((32, 32)))
+    monkeypatch.setattr("pydiff.memory.free", lambda: run.pipeline.memory((32, 32)))
     with pytest.raises(MemoryError, match=r"drawing 1024 x 1024 needs about .* are free; 256 x 256 would fit"):
         run.sample(1, prompts=["a cat"], steps=1)
-    monkeypatch.setattr("pydiff.stable_diffusion.free_memory", lambda: 1 << 20)
+    monkeypatch.setattr("pydiff.memory.free", lambda: 1 << 20)
     with pytest.raises(CheckpointError, match="GB of memory for its weights"):
         pydiff.load(copy)
 
