@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 settings.register_profile(
     "ci",
@@ -17,7 +18,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("long", parent=settings.get_profile("ci"), max_examples=1000, derandomize=False)
+settings.register_profile("random", parent=settings.get_profile("ci"), derandomize=False)  # as short, other examples
 settings.load_profile(os.environ.get("PYDIFF_HYPOTHESIS", "ci"))
+if settings.default.derandomize:
+    # Hypothesis also draws constants that it finds in the modules loaded so far, and these depend on the tests that ran
+    # before in the same process: the seed alone does not make examples the same every time.
+    providers._get_local_constants = providers.Constants
 
 # Shells start what stands before "&" deaf to Ctrl-C, and nohup what it starts deaf to hang-ups, and a training honours
 # that; tests of both must be heard.
