@@ -291,13 +291,10 @@ def times(ratio):
 
 def main():
     """Rewrites the README of the benchmarks, and the pages that have tables."""
-    for readme in (
-        HERE / "README.md",
-        HERE.parent / "docs/winograd.md",
-        HERE.parent / "docs/sound.md",
-        HERE.parent / "docs/distributed.md",
-    ):
-        readme.write_text(render(readme.read_text(), HERE / "results"))
+    for page in (HERE / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))):
+        text = page.read_text("utf-8")
+        if (filled := render(text, HERE / "results")) != text:
+            page.write_text(filled, "utf-8")
     return 0
 
 

@@ -64,7 +64,7 @@ class Codec:
         return self.shape
 
     def shape_of(self, samples) -> tuple[int, ...]:  # noqa: ARG002
-        """Of the x of these samples, for codecs that take plural sizes."""
+        """Of the x of these samples, for codecs that take several sizes."""
         return self.shape
 
     def encode(self, samples) -> np.ndarray:

@@ -24,7 +24,7 @@ from pydiff.formats import embeddings
 from pydiff.store.files import write_atomic
 from pydiff.text.clip import Clip
 from pydiff.training import Interrupted, train_task
-from pydiff.training.forecast import MARGIN, duration, peak
+from pydiff.training.forecast import MARGIN, duration, fitted, peak
 from pydiff.training.inversion import InversionOptions, InversionTask
 from pydiff.training.loop import Trainer
 
@@ -145,11 +145,7 @@ def _at(pixels, values, whole) -> float:
     """What is measured on small squares, at `whole` pixels: a constant, a share of the pixels, one of their square."""
     if len(values) == 1:
         return float(values[0])
-    n = np.array(pixels, float)
-    fixed, linear, square = np.linalg.solve(np.stack([n**0, n, n * n], 1), np.array(values, float))
-    if square < 0:  # rounding
-        square, linear = 0.0, (values[-1] - values[0]) / (n[-1] - n[0])
-        fixed = values[-1] - linear * n[-1]
+    fixed, linear, square = fitted(pixels, values)
     return float(fixed + linear * whole + square * whole * whole)
 
 

@@ -5,11 +5,11 @@ instead of being asked twice (latent consistency models: Luo et al. 2023, sectio
 a hole beside x (inpainting models), and memory, which is predicted before it is used. formats/ opens the files.
 """
 
-import os
 from typing import Any
 
 import numpy as np
 
+from pydiff import memory
 from pydiff.arrays import array_module
 from pydiff.condition import Condition
 from pydiff.diffusion.denoiser import denoiser
@@ -89,7 +89,7 @@ class StableDiffusion(Pipeline):
         """See Pipeline.decoded. Where the decoder does not fit beside the U-Net, that is given up and read anew for the
         next image.
         """
-        free = free_memory()
+        free = memory.free()
         if free is not None and self.decoder_memory(x.shape[1:3]) > free:
             deferred.release(self.model)
             deferred.release(self.conditioning.encoder.network)  # pyright: ignore[reportOptionalMemberAccess]
@@ -97,7 +97,7 @@ class StableDiffusion(Pipeline):
 
     def check_memory(self, size, n=1):
         """MemoryError, in one sentence, where n images of this size (h, w) in latents need more than is free."""
-        free = free_memory() if self.device == "cpu" else None
+        free = memory.free() if self.device == "cpu" else None
         if free is None or (needed := self.memory(size, n)) <= free:
             return
         factor, side = self.codec.factor, 8
@@ -145,24 +145,3 @@ class Beside:
     def checked(self, x):
         """x and what is beside it, as the network takes it."""
         return self.network.checked(concatenate(Tensor(x), Tensor(self.beside)))
-
-
-def free_memory() -> int | None:
-    """Bytes that a process can still have: the system's and its control group's; None where nobody says."""
-    found = []
-    try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    found.append(1024 * int(line.split()[1]))
-    except OSError:
-        pass
-    try:
-        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
-            limit = most.read().strip()
-            found += [int(limit) - int(used.read())] if limit != "max" else []
-    except (OSError, ValueError):
-        pass
-    if not found and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        found = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    return max(min(found), 0) if found else None

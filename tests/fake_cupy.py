@@ -206,8 +206,8 @@ def ndim(a):
 FUNCTIONS = {"array": array, "asarray": asarray, "ndim": ndim, "shape": shape} | {
     name: _function(name)
     for name in (
-        "abs", "arange", "broadcast_to", "clip", "concatenate", "copysign", "empty", "exp", "isfinite", "log",
-        "maximum", "minimum", "ones_like", "pad", "quantile", "repeat", "rint", "sign", "split", "sqrt", "tanh",
+        "abs", "arange", "array_equal", "broadcast_to", "clip", "concatenate", "copysign", "empty", "exp", "isfinite",
+        "log", "maximum", "minimum", "ones_like", "pad", "quantile", "repeat", "rint", "sign", "split", "sqrt", "tanh",
         "where", "zeros", "zeros_like",
         # where operators arrive when a NumPy number is on the left
         "add", "subtract", "multiply", "divide", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal",

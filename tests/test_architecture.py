@@ -167,7 +167,7 @@ MAY_IMPORT = {
     "data": "memory random codec codecs sound condition printed formats.safetensors formats.pytorch",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion",
-    "stable_diffusion": "backend arrays tensor ops nn models condition diffusion latents pipeline",
+    "stable_diffusion": "memory arrays tensor ops nn models condition diffusion latents pipeline",
     "edit": "backend diffusion",
     "likelihood": "arrays backend tensor random diffusion",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
@@ -190,12 +190,12 @@ MAY_IMPORT = {
     "formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
     "formats.diffusers.scheduler formats.diffusers.extra",
-    "formats.diffusers.stable_diffusion": "condition nn text latents stable_diffusion formats.safetensors "
+    "formats.diffusers.stable_diffusion": "memory condition nn text latents stable_diffusion formats.safetensors "
     "formats.weights formats.embeddings formats.diffusers.folder formats.diffusers.autoencoder "
     "formats.diffusers.text_encoder formats.diffusers.unet_condition formats.diffusers.pipeline",
     "formats.diffusers.stable_diffusion_write": "models store text stable_diffusion formats.safetensors "
     "formats.diffusers.autoencoder formats.diffusers.folder formats.diffusers.parameters",
-    "formats.single_file": "text stable_diffusion formats.safetensors formats.files formats.pytorch formats.ldm "
+    "formats.single_file": "memory text formats.safetensors formats.files formats.pytorch formats.ldm "
     "formats.diffusers.folder formats.diffusers.autoencoder formats.diffusers.text_encoder "
     "formats.diffusers.unet_condition formats.diffusers.parameters formats.diffusers.pipeline "
     "formats.diffusers.stable_diffusion",

@@ -97,7 +97,7 @@ def test_data_describes():
     ("arguments", "message"),
     [
         (["train", "nowhere"], "there is no 'nowhere'"),
-        (["train", "digits", "--groups", "7"], "do not divide into 7 groups"),
+        (["train", "digits", "--groups", "7"], "groups=7 does not divide 32 channels"),
         (["train", "digits", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
         (["sample", "nowhere"], "nowhere is not a folder"),
         (["report", "nowhere"], "nowhere is not a folder"),
@@ -114,7 +114,7 @@ def test_errors_are_one_sentence(arguments, message, tmp_path):
 
 def test_sample_refuses_bad_input_in_one_sentence(run_folder, tmp_path):
     for options, message in [
-        (["-n", 0], "n and batch_size must be at least 1"),
+        (["-n", 0], "n must be at least 1, got 0"),
         (["--steps", 5000], "expected 1 .. 1000"),
         (["--label", 3], "trained without classes"),
         (["--guidance", 2], "guidance needs a model with classes"),

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -172,16 +171,11 @@ def command(*arguments, **more):
     return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, **more)
 
 
-def test_a_signal_in_the_middle_and_the_same_command_again(run, tmp_path):
+def test_a_signal_in_the_middle_and_the_same_command_again(run, background, tmp_path):
     line = ["sample", run.directory, "-n", "3000", "--steps", "20", "--out", tmp_path / "many"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pydiff", *map(str, line)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "many").glob("0*.png")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    out = tmp_path / "many"
+    command_line = [sys.executable, "-m", "pydiff", *line]
+    process = background(command_line, lambda: list(out.glob("0*.png")), subprocess.PIPE)
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130

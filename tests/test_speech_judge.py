@@ -15,7 +15,7 @@ from tests.sound.make import sine
 DOCS, RESULTS = Path(__file__).parents[1] / "docs", Path(tables.__file__).parent / "results"
 
 
-@pytest.mark.parametrize("page", ["sound.md", "points.md", "segmentation.md"])
+@pytest.mark.parametrize("page", ["sound.md", "points.md", "segmentation.md", "clips.md"])
 def test_pages_show_the_recorded_figures(page):
     text = (DOCS / page).read_text()
     assert "<!-- table: " in text

@@ -26,27 +26,19 @@ def test_a_training_ends_whatever_becomes_of_its_streams(streams, tmp_path):
     assert finished(out)
 
 
-def start(out, prefix=()):
-    command = [*prefix, *TRAIN, "--steps", "100000", "--checkpoint-every", "100000", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-    log, deadline = out / "log.jsonl", time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") >= 3):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
+LONG = [*TRAIN, "--steps", "100000", "--checkpoint-every", "100000", "--out"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_a_signal_leaves_a_checkpoint(number, tmp_path):
-    process = start(tmp_path / "run")
+def test_a_signal_leaves_a_checkpoint(number, training, tmp_path):
+    process = training([*LONG, tmp_path / "run"], tmp_path / "run")
     process.send_signal(number)
     assert process.wait(120) == 130
     assert checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoints"))[1]["step"] >= 3
 
 
-def test_nohup_survives_a_hang_up(tmp_path):
-    process = start(tmp_path / "run", ["nohup"])
+def test_nohup_survives_a_hang_up(training, tmp_path):
+    process = training(["nohup", *LONG, tmp_path / "run"], tmp_path / "run")
     process.send_signal(signal.SIGHUP)
     log = tmp_path / "run" / "log.jsonl"
     before, deadline = log.read_text().count("\n"), time.monotonic() + 120

@@ -102,12 +102,7 @@ def _installed(name, paths, root, package, rate, seconds):
 
 def synthetic_voices() -> list[str]:
     """Names of the voices at hand: "espeak-ng en-us+m3 pitch 40 speed 150", "flite slt stretch 1.1"."""
-    voices = []
-    if shutil.which("espeak-ng"):
-        for i, accent in enumerate(ACCENTS):
-            for j, variant in enumerate(VARIANTS):
-                pitch, speed = 30 + (17 * i + 11 * j) % 40, 130 + (29 * i + 23 * j) % 60
-                voices.append(f"espeak-ng {accent}+{variant} {pitch} {speed}")
+    voices = _espeak_voices(ACCENTS, 11, (29, 23))
     if shutil.which("flite"):
         voices += [f"flite {voice} {stretch}" for voice in FLITE for stretch in ("0.9", "1.0", "1.15")]
     return voices
@@ -115,13 +110,18 @@ def synthetic_voices() -> list[str]:
 
 def foreign_voices() -> list[str]:
     """Voices of espeak-ng in FOREIGN languages, named as `synthetic_voices` names those in English."""
-    voices = []
-    if shutil.which("espeak-ng"):
-        for i, language in enumerate(FOREIGN):
-            for j, variant in enumerate(VARIANTS):
-                pitch, speed = 30 + (17 * i + 13 * j) % 40, 130 + (23 * i + 29 * j) % 60
-                voices.append(f"espeak-ng {language}+{variant} {pitch} {speed}")
-    return voices
+    return _espeak_voices(FOREIGN, 13, (23, 29))
+
+
+def _espeak_voices(kinds, lift, hurry) -> list[str]:
+    """Every kind with every variant, at pitches of 30 to 69 and 130 to 189 words a minute, spread by these numbers."""
+    if not shutil.which("espeak-ng"):
+        return []
+    return [
+        f"espeak-ng {kind}+{variant} {30 + (17 * i + lift * j) % 40} {130 + (hurry[0] * i + hurry[1] * j) % 60}"
+        for i, kind in enumerate(kinds)
+        for j, variant in enumerate(VARIANTS)
+    ]
 
 
 def digit_for(voice: str, digit: int) -> str:

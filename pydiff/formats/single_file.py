@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pydiff import memory
 from pydiff.formats import ldm, pytorch, safetensors
 from pydiff.formats.diffusers import autoencoder, text_encoder, unet_condition
 from pydiff.formats.diffusers.folder import CONFIG, INDEX, SCHEDULER, read_json
@@ -13,7 +14,6 @@ from pydiff.formats.diffusers.pipeline import NOTHING, Loaded, Wishes
 from pydiff.formats.diffusers.stable_diffusion import Parts, assembled, check_family, refuse_too_large
 from pydiff.formats.files import RegularFile
 from pydiff.formats.safetensors import CheckpointError, Weight
-from pydiff.stable_diffusion import free_memory
 from pydiff.text import bpe
 
 SCHEDULE = {  # of all published models of versions 1 and 2
@@ -39,7 +39,7 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
         bytes_needed = sum(
             4 * int(np.prod(w.shape)) for part in (found.unet, found.vae, found.text) for w in part[1].values()
         )
-        refuse_too_large(bytes_needed, free_memory(), path)
+        refuse_too_large(bytes_needed, memory.free(), path)
         if wishes.config is not None:
             parts = _by_folder(found, Path(wishes.config).expanduser(), path)
         else:

@@ -13,7 +13,6 @@ import numpy as np
 from pydiff import ops, random
 from pydiff.arrays import array_module, to_host
 from pydiff.codec import Pixels
-from pydiff.data.order import batch_indices, mirrored
 from pydiff.models import AutoencoderKL, name_of
 from pydiff.models.registry import build
 from pydiff.tensor import Tensor, no_grad
@@ -113,12 +112,7 @@ class AutoencoderTask(Task):
     def batch(self, step, numbers):
         """(images in [-1, 1] (N, H, W, C), noise that picks latents), by (seed, step, numbers)."""
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
-        chosen, later = (
-            batch_indices(len(self.dataset), options.batch_size, s, seed)[numbers] for s in (step - 1, step)
-        )
-        chosen = self.dataset.usable(chosen)
-        self.dataset.ahead(later)
-        x = self.read(chosen, mirrored(step, seed, numbers) if options.flip else None)
+        _, x = self.shown(step, numbers)
         (height, width, _), factor = self.dataset.shape, self.model.factor
         shape = (height // factor, width // factor, options.latent_channels)
         noise = random.normal(random.key(seed, random.NOISE, numbers, step), shape, np.float32)

@@ -6,7 +6,6 @@ import numpy as np
 
 from pydiff import ops, random
 from pydiff.condition import LABELS, Conditioning
-from pydiff.data.order import batch_indices, mirrored
 from pydiff.diffusion.timesteps import draw_timesteps
 from pydiff.models import NoisyClassifier, name_of
 from pydiff.tensor import Tensor
@@ -46,12 +45,7 @@ class ClassifyTask(Task):
     def batch(self, step, numbers):
         """x0 in the data's order at drawn t, as those of a diffusion model; the condition is what is to be found."""
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
-        chosen, later = (
-            batch_indices(len(self.dataset), options.batch_size, s, seed)[numbers] for s in (step - 1, step)
-        )
-        chosen = self.dataset.usable(chosen)
-        self.dataset.ahead(later)
-        x0 = self.read(chosen, mirrored(step, seed, numbers) if options.flip else None)
+        chosen, x0 = self.shown(step, numbers)
         t = draw_timesteps(options.timestep_sampling, self.process.schedule, seed, step, numbers, options.batch_size)
         wanted = self.dataset.condition(chosen, self.conditioning)
         return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), wanted)

@@ -60,11 +60,20 @@ def need_of(trainer) -> Need | None:
         return None
     peaks = [peak(trainer, dataclasses.replace(batch, x0=np.ascontiguousarray(x[:, :s, :s]))) for s in SIDES]
     pixels = np.array([float(s * s) for s in SIDES])
-    fixed, linear, square = np.linalg.solve(np.stack([pixels**0, pixels, pixels**2], 1), np.array(peaks, float))
-    if square * pixels[-1] < 0.02 * linear:  # rounding, and no attention that keeps its scores
-        square, linear = 0.0, (peaks[2] - peaks[1]) / (pixels[2] - pixels[1])
-        fixed = peaks[2] - linear * pixels[2]
+    fixed, linear, square = fitted(pixels, peaks, 0.02)  # less is rounding, and no attention that keeps its scores
     return Need(max(fixed, 0.0), linear, square, x.shape[1] * x.shape[2])
+
+
+def fitted(sizes, values, least=0.0):
+    """(a, b, c) with a + b size + c size^2 = value at three sizes; c = 0 and a line through the last two where c's part
+    of the last value would be less than `least` of b's.
+    """
+    n, values = np.array(sizes, float), np.array(values, float)
+    fixed, linear, square = np.linalg.solve(np.stack([n**0, n, n * n], 1), values)
+    if square * n[-1] < least * linear:
+        square, linear = 0.0, (values[2] - values[1]) / (n[2] - n[1])
+        fixed = values[2] - linear * n[2]
+    return fixed, linear, square
 
 
 def peak(trainer, batch) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydiff.training.distributed import place_of
 from pydiff.training.shards import Node, TreeSum, is_root
-from pydiff.training.sums import PieceSum, PlainSum
+from pydiff.training.sums import FastSum, PieceSum
 
 
 def wires_of(group, flat):
@@ -84,16 +84,12 @@ class Wires:
         (self.communicator.abort if at_once else self.communicator.destroy)()
 
 
-class FastWiredSum(PlainSum):
+class FastWiredSum(FastSum):
     """NCCL's own all-reduce: its order of addition is its own affair."""
 
     def __init__(self, optimizer, wires):
-        super().__init__(optimizer)
+        super().__init__(optimizer, wires.group)
         self.wires = wires
-
-    def add(self, _shard, loss, _bad):
-        """Computes this process's gradient; one that is not finite is computed, too, as others wait for it."""
-        loss.backward()
 
     def finish(self):
         """Adds up all processes' gradients."""

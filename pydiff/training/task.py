@@ -35,6 +35,9 @@ class Task:
     """
 
     model: Any  # nn.Module
+    options: Any
+    dataset: Any  # of tasks that `shown` serves, this and `read`
+    read: Any
     unit = "samples"
     xp = np
 
@@ -61,6 +64,18 @@ class Task:
 
         The batch may have been computed in parts, by several processes: what changes here must follow from `seen`.
         """
+
+    def shown(self, step, numbers):
+        """(indices, x): the samples of `dataset` whose turn it is, as `read` of the codec gives them, mirrored or not.
+        Those of the next step are asked for, too.
+        """
+        options, seed = self.options, self.options.seed
+        chosen, later = (
+            batch_indices(len(self.dataset), options.batch_size, s, seed)[numbers] for s in (step - 1, step)
+        )
+        chosen = self.dataset.usable(chosen)
+        self.dataset.ahead(later)
+        return chosen, self.read(chosen, mirrored(step, seed, numbers) if options.flip else None)
 
     @property
     def stream(self):
@@ -125,12 +140,7 @@ class DiffusionTask(Task):
     def batch(self, step, numbers):
         """x0 from the data in its order, mirrored or not, at drawn t; the condition withheld from a share of it."""
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
-        chosen, later = (
-            batch_indices(len(self.dataset), options.batch_size, s, seed)[numbers] for s in (step - 1, step)
-        )
-        chosen = self.dataset.usable(chosen)
-        self.dataset.ahead(later)
-        x0 = self.read(chosen, mirrored(step, seed, numbers) if options.flip else None)
+        chosen, x0 = self.shown(step, numbers)
         if self.history is not None:
             t, _ = self.history.draw(seed, step, numbers)
         else:

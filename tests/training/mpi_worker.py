@@ -191,7 +191,7 @@ def main(what, *arguments):
 
         def fill(step):
             if first and int(until) and step in (3, int(until)):
-                resource.setrlimit(resource.RLIMIT_FSIZE, (2048, whole[1]) if step == 3 else whole)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (8192, whole[1]) if step == 3 else whole)  # the log has room
 
         before_every_batch(fill)
         main_of_pydiff(

@@ -26,7 +26,7 @@ def trainer(side=16, channels=3, **options):
 
 def measured(trained):
     """What a whole step takes at its most, as tracemalloc sees it."""
-    return module._peak(trained, trained.task.batch(1, np.arange(at_once(trained.options))))
+    return module.peak(trained, trained.task.batch(1, np.arange(at_once(trained.options))))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 9])

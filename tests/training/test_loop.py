@@ -8,7 +8,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -343,20 +342,9 @@ def command(out):
     return [sys.executable, "-m", "pydiff", "train", "digits", *flags.split(), "--out", str(out)]
 
 
-def begun(out, lines=3):
-    """A training in a process of its own, once its log has some lines."""
-    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    log, deadline = out / "log.jsonl", time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") >= lines):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
-
-
-def test_a_termination_request_leaves_a_checkpoint_and_the_same_command_ends_with_the_same_bits(tmp_path):
+def test_a_termination_request_leaves_a_checkpoint_and_the_same_command_ends_with_the_same_bits(training, tmp_path):
     """What `kill`, a batch system and a container that is stopped send. No other checkpoint is due before the end."""
-    process = begun(tmp_path / "stopped")
+    process = training(command(tmp_path / "stopped"), tmp_path / "stopped", subprocess.PIPE)
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=120)
     assert process.returncode == 130, message

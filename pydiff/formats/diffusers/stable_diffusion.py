@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pydiff import memory
 from pydiff.condition import Conditioning
 from pydiff.formats import embeddings, weights
 from pydiff.formats.diffusers import autoencoder, text_encoder, unet_condition
@@ -184,9 +185,7 @@ def check_together(parts: Parts, source: object):
 
 def check_room(directory: Path):
     """CheckpointError where the weights of a folder need more memory than is free, as float32 and without reading."""
-    from pydiff.stable_diffusion import free_memory
-
-    free, needed = free_memory(), 0
+    free, needed = memory.free(), 0
     for part in ("unet", "vae", "text_encoder"):
         sizes = {}
         for entry in os.scandir(directory / part):

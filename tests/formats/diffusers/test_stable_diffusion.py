@@ -386,10 +386,10 @@ def test_sizes_are_checked_and_any_goes_that_8_divides(copy):
 
 def test_too_little_memory_is_said_before(copy, monkeypatch):
     run = pydiff.load(copy, size=(1024, 1024))
-    monkeypatch.setattr("pydiff.stable_diffusion.free_memory", lambda: run.pipeline.memory((32, 32)))
+    monkeypatch.setattr("pydiff.memory.free", lambda: run.pipeline.memory((32, 32)))
     with pytest.raises(MemoryError, match=r"drawing 1024 x 1024 needs about .* are free; 256 x 256 would fit"):
         run.sample(1, prompts=["a cat"], steps=1)
-    monkeypatch.setattr("pydiff.stable_diffusion.free_memory", lambda: 1 << 20)
+    monkeypatch.setattr("pydiff.memory.free", lambda: 1 << 20)
     with pytest.raises(CheckpointError, match="GB of memory for its weights"):
         pydiff.load(copy)
 
@@ -510,7 +510,7 @@ def test_drawing_and_editing_on_the_command_line(tmp_path, capsys, image, mask):
     ("arguments", "words"),
     [
         (("--mask", "mask.png"), "give that too, --image"),
-        (("--image", "nowhere.png"), "is no image that can be read"),
+        (("--image", "nowhere.png"), "cannot be used: no such file"),
         (("--image", "odd.png"), "the size 61 x 64 does not go with latents of 8 pixels a side; take 64 x 64"),
         (("--image", "odd.png", "--eta", 0.5), "--eta is for images without a given one"),
         (("--image", "odd.png", "--mask", "odd.png", "--sampler", "ddim"), "filling in has its own way"),
