@@ -22,7 +22,7 @@ class Limit(NamedTuple):
         """ValueError, in one sentence, where this many bytes are too many. what: of whom the message speaks."""
         if size > self.gib * GIB:
             raise ValueError(
-                f"{what} would take {size / GIB:,.1f} GiB of memory, above the limit of {self.gib:g} GiB; "
+                f"{what} would take {size / GIB:{',.1f' if size >= GIB else '.2g'}} GiB of memory, above the limit of {self.gib:g} GiB; "
                 f"raise it with limit={_enough(size)} (--limit {_enough(size)}) if there is room"
             )
 

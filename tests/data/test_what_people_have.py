@@ -548,7 +548,7 @@ def test_lists_pairs_and_dicts(tmp_path):
     ("source", "options", "message"),
     [
         ([], {}, "list of images is empty"),
-        ([1, 2], {}, "holds a int, expected arrays"),
+        ([1, 2], {}, "number 0 of a list of images is an int, expected arrays"),
         (["/no/such.png"], {}, "there is no '/no/such.png', number 0 of the list"),
         ([np.zeros((4, 4)), np.zeros((5, 5))], {}, "images of different shapes must be uint8"),
         ([np.zeros((4, 4), np.uint8)] * 2, {"labels": [1]}, r"labels have shape \(1,\), expected \(2,\)"),
