@@ -89,28 +89,28 @@ def renumbered(classes: list[str] | None) -> list[str]:
     return [f"the classes are called {shown}, and numbered 0 .. {len(classes) - 1} inside: labels are their names"]
 
 
-def divided(paths: list[str], split: str | None, where: object) -> tuple[list[str], list[str]]:
+def divided(paths: list[str], split: str | None, where: object, noun="picture") -> tuple[list[str], list[str]]:
     """(the paths that count, notes) of pictures in folders called train, val and test, or of others.
 
-    split: which of them; None is train. ValueError for a split that is not there.
+    split: which of them; None is train. noun: what is at a path. ValueError for a split that is not there.
     """
     kinds = _kinds(paths)
     if kinds is None:
         if split not in (None, "all"):
-            raise ValueError(f"{where} has no folders called train, val or test; leave out split={split!r}")
+            raise ValueError(f"{where} has nothing called train, val or test; leave out split={split!r}")
         return paths, []
     depth = len(next(iter(kinds)).split("/"))
     if split == "all":
-        return paths, [f"train, val and test folders taken together: {_told(_counted(paths, kinds, depth))}"]
+        return paths, [f"train, val and test taken together: {_told(_counted(paths, kinds, depth), noun)}"]
     wanted = split or "train"
     if wanted not in kinds.values():
         found = sorted(set(kinds.values()))
-        raise ValueError(f"{where} has folders for {', '.join(found)}, and none for {wanted}; use split={found[0]!r}")
+        raise ValueError(f"{where} has {', '.join(found)}, and no {wanted}; use split={found[0]!r}")
     counts = _counted(paths, kinds, depth)
     kept = [path for path in paths if kinds[_upto(path, depth)] == wanted]
     left = {folder: count for folder, count in counts.items() if kinds[folder] != wanted}
-    taken = _told({folder: count for folder, count in counts.items() if kinds[folder] == wanted})
-    return kept, [f"{taken} taken; left out: {_told(left)} (split='all' takes all)"] if left else []
+    taken = _told({folder: count for folder, count in counts.items() if kinds[folder] == wanted}, noun)
+    return kept, [f"{taken} taken; left out: {_told(left, noun)} (split='all' takes all)"] if left else []
 
 
 def undivided(paths: list[str]) -> list[str]:
@@ -129,7 +129,7 @@ def _kinds(paths: list[str]) -> dict[str, str] | None:
     """
     folders = [folder.split("/") if folder else [] for folder in {path.rpartition("/")[0] for path in paths}]
     for depth in range(min(map(len, folders), default=0)):
-        kinds = {"/".join(f[: depth + 1]): _kind(f[depth]) for f in folders}
+        kinds = {"/".join(f[: depth + 1]): kind_of(f[depth]) for f in folders}
         if None not in kinds.values() and len({f[depth].lower() for f in folders}) > 1:
             trained = {folder.rpartition("/")[0] for folder, kind in kinds.items() if kind == "train"}
             above = {folder.rpartition("/")[0] for folder in kinds}
@@ -137,7 +137,8 @@ def _kinds(paths: list[str]) -> dict[str, str] | None:
     return None
 
 
-def _kind(name: str) -> str | None:
+def kind_of(name: str) -> str | None:
+    """Which part of divided data a folder of this name is: "train", "val" or "test"; None if it is none."""
     match = _SPLIT.fullmatch(name)
     return None if match is None else match.lastgroup
 
@@ -154,5 +155,5 @@ def _upto(path, depth) -> str:
     return "/".join(path.split("/", depth)[:depth])
 
 
-def _told(counts: dict[str, int]) -> str:
-    return ", ".join(f"{printable(folder)}/ ({plural(count, 'picture')})" for folder, count in sorted(counts.items()))
+def _told(counts: dict[str, int], noun: str) -> str:
+    return ", ".join(f"{printable(folder)}/ ({plural(count, noun)})" for folder, count in sorted(counts.items()))

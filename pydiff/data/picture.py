@@ -208,7 +208,7 @@ def _deep_grey(picture, top):
     from PIL import Image
 
     if "transparency" in picture.info:
-        raise ValueError("16-bit grey with a transparent grey value is not supported")
+        raise Refused("16-bit grey with one grey value for transparent, which is not read; save it without")
     values = np.asarray(picture)
     if top is None and values.dtype.kind != "f":
         raise Refused("grey of more than 8 bits, and nobody has said how many count: bits=16, say")

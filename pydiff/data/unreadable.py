@@ -21,7 +21,10 @@ _CONVERT = {
     **dict.fromkeys(("svg", "eps", "ai", "pdf"), "render them to PNG"),
     **dict.fromkeys(("mp4", "mov", "avi", "mkv", "webm", "m4v"), "take images out of them, with ffmpeg"),
     **dict.fromkeys(("dcm", "nii", "fits", "fit"), "convert their slices to PNG or .npy"),
-    **dict.fromkeys(("npy", "npz", "parquet", "zip", "tar", "tgz", "h5", "hdf5", "mat"), "give such a file itself"),
+    **dict.fromkeys(
+        ("npy", "npz", "parquet", "zip", "tar", "tgz", "h5", "hdf5", "mat"),
+        "give such a file itself, unpacked if it is in an archive",
+    ),
 }
 _CONVERT |= dict.fromkeys(("rar", "7z", "zst", "lz4"), "unpack it, and give the folder")
 _CONVERT |= dict.fromkeys(("h5", "hdf5", "mat"), "save their images with numpy.savez")
