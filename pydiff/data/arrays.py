@@ -169,14 +169,14 @@ def _standard_values(images: np.ndarray, bits: int | None = None) -> tuple[np.nd
         return images, None
     if images.dtype == np.bool_:
         return images.astype(np.uint8) * np.uint8(255), "True and False read as white and black"
-    if images.dtype.kind != "f":
-        advice = (
+    expected = "expected uint8 in 0..255 or floats in [0, 1] or [-1, 1]"
+    if images.dtype.kind in "iu":
+        raise ValueError(
+            f"images are {images.dtype}, {expected}; "
             "convert them with images.astype('uint8') if they are 0..255, else divide them by their largest value"
-            if images.dtype.kind in "iu"
-            else "give an array of such numbers"
         )
-        expected = "expected uint8 in 0..255 or floats in [0, 1] or [-1, 1]"
-        raise ValueError(f"images are {images.dtype}, {expected}; {advice}")
+    if images.dtype.kind != "f":
+        raise ValueError(f"images are {images.dtype}, {expected}; give an array of such numbers")
     low, high = float(images.min()), float(images.max())
     if not (low >= -1 - SLACK and high <= 1 + SLACK):  # NaN ends up here too
         raise ValueError(

@@ -34,12 +34,14 @@ def class_labels(labels, n: int) -> tuple[np.ndarray, list[str]]:
     labels = _plain_labels(labels)
     if labels.shape == (n, 1):
         labels = labels[:, 0]
+    if labels.ndim == 2:
+        raise ValueError(f"labels have shape {labels.shape}, expected ({n},); for one-hot rows use .argmax(axis=1)")
     if labels.shape != (n,):
-        advice = "for one-hot rows use .argmax(axis=1)" if labels.ndim == 2 else "give one for each image"
-        raise ValueError(f"labels have shape {labels.shape}, expected ({n},); {advice}")
+        raise ValueError(f"labels have shape {labels.shape}, expected ({n},); give one for each image")
+    if labels.dtype.kind == "f":
+        raise ValueError(f"labels are {labels.dtype}, expected integers or strings; convert them with .astype(int)")
     if labels.dtype.kind not in "iubUS":
-        advice = "convert them with .astype(int)" if labels.dtype.kind == "f" else "convert them"
-        raise ValueError(f"labels are {labels.dtype}, expected integers or strings; {advice}")
+        raise ValueError(f"labels are {labels.dtype}, expected integers or strings; convert them")
     values, ranks = np.unique(labels, return_inverse=True)
     names = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value) for value in values]
     if labels.dtype.kind in "US":
