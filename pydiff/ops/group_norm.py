@@ -16,7 +16,7 @@ import numpy as np
 
 from pydiff import backend
 from pydiff.arrays import array_module, contiguous, empty
-from pydiff.backend import native
+from pydiff.backend import FLOAT32, native
 from pydiff.ops.elementwise import stable_sigmoid
 from pydiff.tensor import Function
 
@@ -72,10 +72,9 @@ def statistics(x, groups, eps):
     that it may be given a few of them at a time.
     """
     x3 = contiguous(x).reshape(len(x), -1, x.shape[-1])
-    kernel = _half_of_kernel(x3, "group_norm_statistics")
-    if kernel:
+    if _in_halves(x3):
         mean, rstd = empty(x3, (len(x3), groups)), empty(x3, (len(x3), groups))
-        kernel(x3, groups, eps, mean, rstd)
+        backend.cpu.group_norm_statistics(x3, groups, eps, mean, rstd)
         return mean, rstd
     return statistics_arrays(x3, groups, eps)
 
@@ -83,18 +82,17 @@ def statistics(x, groups, eps):
 def normalised(x, gamma, beta, mean, rstd, silu):
     """Some positions x (N, ..., C) as `group_norm` normalises them with all others, bit for bit."""
     x3 = contiguous(x).reshape(len(x), -1, x.shape[-1])
-    kernel = _half_of_kernel(x3, "group_norm_apply")
-    if kernel:
+    if _in_halves(x3):
         y = empty(x3, x3.shape)
-        kernel(x3, contiguous(gamma), contiguous(beta), mean, rstd, mean.shape[1], silu, y)
+        backend.cpu.group_norm_apply(x3, contiguous(gamma), contiguous(beta), mean, rstd, mean.shape[1], silu, y)
     else:
         y = normalised_arrays(x3, gamma, beta, mean, rstd, silu)
     return y.reshape(x.shape)
 
 
-def _half_of_kernel(x, name):
-    """CUDA kernels are not in two halves."""
-    return native(x, name) if array_module(x) is np and backend.emulator is None else None
+def _in_halves(x):
+    """Whether the CPU's kernel serves x: its two halves are there by themselves (csrc/cpu/group_norm_bands.h)."""
+    return backend.cpu is not None and backend.emulator is None and type(x) is np.ndarray and x.dtype == FLOAT32
 
 
 def forward_arrays(x, gamma, beta, groups, eps, silu):
