@@ -253,7 +253,7 @@ class Sample:
         order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
         done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
-        if self.label and run.classes:
+        if self.label is not None and run.classes:
             number = run.conditioning.number_of(self.label)
             kind = f" of class {run.classes[number]!r}"
             kind += f" (number {number} inside)" if run.conditioning.named_by_numbers else ""

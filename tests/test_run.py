@@ -143,7 +143,7 @@ def test_bad_arguments(run, options, message):
         run.sample(**{"steps": 2, **options})
 
 
-@pytest.mark.parametrize("labels", [[1, 2, 3], [10, 0], [-1, 0], [0.5, 1.0], 3])
+@pytest.mark.parametrize("labels", [[1, 2, 3], [10, 0], [-1, 0], [0.5, 1.0], 10])
 def test_bad_labels(conditional, labels):
     with pytest.raises(ValueError, match="labels must be 2 whole numbers from 0 to 9"):
         conditional.sample(2, steps=2, labels=labels)

@@ -25,6 +25,8 @@ def write_autoencoder_report(codec, dataset, directory, *, name, log, step, opti
     codec: LatentSpace. dataset: what it was trained on. name, log (list of dicts), step, options: of the training.
     n: how many images are shown. seed: of the choice of pairs and of images whose neighbours are looked for.
     """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     images = dataset.samples(spread(len(dataset), n))

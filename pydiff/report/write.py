@@ -45,6 +45,8 @@ def write_report(
     """
     from tqdm import tqdm
 
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     codec, schedule = pipeline.codec, pipeline.process.schedule

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pydiff
 from pydiff.codec import Pixels
 from pydiff.data import Dataset
 from pydiff.diffusion import Process
@@ -89,6 +90,14 @@ def test_every_prediction_can_be_reported(prediction, tmp_path):
 def test_float_pictures_and_a_single_one(tmp_path):
     images = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32)
     assert Example(images).write(tmp_path, n=2, steps=5).is_file()
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_page_of_no_samples_is_refused(n, tmp_path):
+    run = pydiff.train("digits", steps=1, batch_size=2, channels=(8,), groups=4, sample_every=0, progress=False)
+    with pytest.raises(ValueError, match="n must be at least 1, got"):
+        run.report(tmp_path / "page", n=n)
+    assert not (tmp_path / "page").exists()
 
 
 def test_a_run_without_a_directory_needs_one():
