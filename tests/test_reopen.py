@@ -129,9 +129,10 @@ def test_a_checkpoint_of_another_run_is_not_opened(tmp_path):
         pydiff.load(tmp_path / "run")
 
 
-def test_a_damaged_configuration_leaves_the_finished_model(tmp_path):
+@pytest.mark.parametrize("text", ["{", '{"options": {"steps": "x"}}', '{"options": {"steps": null}}'])
+def test_a_damaged_configuration_leaves_the_finished_model(tmp_path, text):
     run = train(tmp_path / "run")
-    (tmp_path / "run" / "config.json").write_text("{")
+    (tmp_path / "run" / "config.json").write_text(text)
     loaded = pydiff.load(tmp_path / "run")
     assert same(loaded, run)
     assert any("config.json cannot be read" in note for note in loaded.notes)

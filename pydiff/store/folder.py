@@ -123,6 +123,8 @@ class RunDirectory:
             config = json.loads(file.read_text())
             if not isinstance(config, dict) or not isinstance(config["options"], dict):
                 raise ValueError("it has no options")
+            if not isinstance(steps := config["options"].get("steps", 1), int):
+                raise ValueError(f"its steps are {steps!r:.40}")
             if config.get("schema", 1) > SCHEMA:
                 raise ValueError(f"it is of schema {config['schema']}, and this pydiff knows up to {SCHEMA}")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
