@@ -53,7 +53,7 @@ SPEED = [
     (r"^spin", "how long a thread looks for work before it sleeps"),
     (r"^Placement|^Pool.place|crowded_|\.place\.|sched_getaffinity", "which processor a thread is sent to"),
     (
-        r"^Pool.worth_waking|^Pool.asleep|awake|sleepers",
+        r"^Pool.worth_waking|^Pool.asleep|asleep|awake|sleepers|short_work_",
         "how many sleepers a region wakes; one that sleeps is not waited for",
     ),
 ]
