@@ -386,10 +386,12 @@ def record(tree, tests, path):
 
 
 def chosen(fault, known, budget) -> list[str]:
-    """Tests that enter the function with the fault, the shortest first, as many as fit into `budget` seconds."""
+    """Tests that enter the function with the fault, as many as fit into `budget` seconds: those that are named after its
+    file first, and the shortest first.
+    """
     tests = known["functions"].get(f"{fault.file}:{fault.first}", [])
-    taken, seconds = [], 0.0
-    for test in sorted(tests, key=lambda t: known["seconds"].get(t, 9e9)):
+    taken, seconds, stem = [], 0.0, Path(fault.file).stem
+    for test in sorted(tests, key=lambda t: (stem not in t.split("::")[0], known["seconds"].get(t, 9e9))):
         seconds += known["seconds"].get(test, 9e9)
         if taken and seconds > budget:
             break

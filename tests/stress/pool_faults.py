@@ -50,7 +50,7 @@ TYPE = re.compile(r"^(?: {4})?(?:class|struct) (?:alignas\(\d+\) )?(\w+)[^;]*\{"
 FUNCTION = re.compile(r"^(?: {4})?(?:[\w:<>*&~]+ )*[*&~]*(\w+)\([^;]*\{")
 # Where a fault changes how long something takes and nothing else: no check can notice, and none should.
 SPEED = [
-    (r"^spin", "how long a thread looks for work before it sleeps"),
+    (r"^spin|spin\(|if \(!?\(?seated_ >", "how long a thread looks for work, or for the others' end, before it sleeps"),
     (r"^Placement|^Pool.place|crowded_|\.place\.|sched_getaffinity", "which processor a thread is sent to"),
     (
         r"^Pool.worth_waking|^Pool.asleep|asleep|awake|sleepers|short_work_",
