@@ -386,8 +386,8 @@ def record(tree, tests, path):
 
 
 def chosen(fault, known, budget) -> list[str]:
-    """Tests that enter the function with the fault, as many as fit into `budget` seconds: those that are named after its
-    file first, and the shortest first.
+    """Tests that enter the function with the fault, as many as fit into `budget` seconds; those named after its
+    file come first, then the shortest.
     """
     tests = known["functions"].get(f"{fault.file}:{fault.first}", [])
     taken, seconds, stem = [], 0.0, Path(fault.file).stem
