@@ -1,4 +1,4 @@
-"""Classes of pictures: their names in the order that people count in, their numbers, and folders that divide the data.
+"""Classes of images: their names in the order that people count in, their numbers, and folders that divide the data.
 
 A class is known by its name. Inside, classes are numbered from 0 in the order of their names; where names look like
 numbers and are not these (labels 1 .. 3), that is said, and whoever asks for "1" gets the class of that name.
@@ -57,7 +57,7 @@ def renumbered(classes: list[str] | None) -> list[str]:
 
 
 def divided(paths: list[str], split: str | None, where: object) -> tuple[list[str], list[str]]:
-    """(the paths that count, notes) of pictures in folders called train, val and test, or of others.
+    """(the paths that count, notes) of images in folders called train, val and test, or of others.
 
     split: which of them; None is train. ValueError for a split that is not there.
     """
@@ -111,4 +111,4 @@ def _upto(path, depth) -> str:
 
 
 def _told(counts: dict[str, int]) -> str:
-    return ", ".join(f"{printable(folder)}/ ({plural(count, 'picture')})" for folder, count in sorted(counts.items()))
+    return ", ".join(f"{printable(folder)}/ ({plural(count, 'image')})" for folder, count in sorted(counts.items()))

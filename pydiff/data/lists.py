@@ -13,7 +13,7 @@ from pydiff.data.arrays import from_array, from_named
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
 from pydiff.data.dataset import Dataset
-from pydiff.data.folder import path_of, read_pictures
+from pydiff.data.folder import path_of, read_images
 from pydiff.printed import printable
 
 
@@ -49,13 +49,13 @@ def load_list(source: Sequence, labels=None, captions=None, asked: Asked = NOTHI
         return from_array(np.stack(arrays), labels, captions, "list", asked.only("a list of arrays", "layout", "bits"))
     if captions is not None:
         raise ValueError("captions= belongs to arrays of one shape; put images of several into a folder with captions")
-    return _of_several_kinds(items, labels, asked.only("a list of pictures", "pages", "bits"))
+    return _of_several_kinds(items, labels, asked.only("a list of images", "pages", "bits"))
 
 
 def _of_several_kinds(items, labels, asked) -> Dataset:
     sources = {f"number {i}": _source(i, item) for i, item in enumerate(items)}
     skipped: list[tuple[str, str]] = []
-    kept, images, notes = read_pictures("the list", sources, asked, skipped)
+    kept, images, notes = read_images("the list", sources, asked, skipped)
     rows = [int(path_of(name).removeprefix("number ")) for name in kept]
     if labels is None:
         return Dataset("list", images, skipped=skipped, notes=notes)
@@ -66,7 +66,7 @@ def _of_several_kinds(items, labels, asked) -> Dataset:
 
 
 def _source(i, item):
-    """What read_pictures takes."""
+    """What read_images takes."""
     from PIL import Image
 
     if _is_file(item):
