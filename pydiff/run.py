@@ -20,6 +20,7 @@ from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.latent_space import opened_in
 from pydiff.pipeline import Pipeline, pixels_of
 from pydiff.preview import preview_png
+from pydiff.printed import all_printable, printable
 from pydiff.reopen import all_or_some, describe, finish, open_folder
 from pydiff.steering import SteeredPipeline
 from pydiff.store.log import Log
@@ -89,7 +90,7 @@ class Run:
     @property
     def name(self):
         """The folder's name, or the data set's."""
-        return self.directory.name if self.directory is not None else self.data_name
+        return printable(self.directory.name) if self.directory is not None else self.data_name
 
     @property
     def shape(self):
@@ -223,7 +224,7 @@ class Run:
         A model of Stable Diffusion becomes a folder of diffusers' StableDiffusionPipeline. docs/folders.md.
         """
         origin = self.origin.to_config(place=False)  # the folder may be given to others
-        history = {"options": self.options, "data": self.data_name, "step": self.step, "origin": origin}
+        history = {"options": all_printable(self.options), "data": self.data_name, "step": self.step, "origin": origin}
         return opened_model.save(directory, self.pipeline, history, dtype)
 
     def report(self, directory=None, data=None, **options):

@@ -16,6 +16,7 @@ import pydiff
 from pydiff import Tensor, cli, models, nn, ops, random, segment
 from pydiff.data import Dataset, load
 from pydiff.formats.safetensors import CheckpointError
+from tests.peers import import_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 CONCRETE = re.compile(
@@ -82,6 +83,11 @@ class Unregistered(nn.Module):
         return self.inner(x)
 
 
+def brains():
+    torch = import_torch()
+    return torch.zeros(4, 8, 8, dtype=torch.bfloat16)
+
+
 def masked():
     return np.ma.masked_array(np.zeros((4, 8, 8), np.uint8), np.eye(8, dtype=bool)[None].repeat(4, 0))
 
@@ -122,7 +128,8 @@ FOLLOWED = {
     ("data/arrays.py", "save it with numpy.savez(path, images=..., labels=...)"): (
         lambda: (np.savez("a.npz", foo=np.zeros(3)), load("a.npz")),
         lambda: (np.savez("a.npz", images=np.zeros((3, 8, 8)), labels=[0, 1, 2]), load("a.npz"))),
-    ("data/arrays.py", "fill them with .filled(0)"): (lambda: load(masked()), lambda: load(masked().filled(0))),
+    ("data/held.py", "fill them with .filled(0)"): (lambda: load(masked()), lambda: load(masked().filled(0))),
+    ("data/held.py", "convert them with .float()"): (lambda: load(brains()), lambda: load(brains().float())),
     ("data/arrays.py",
      "convert them with images.astype('uint8') if they are 0..255, else divide them by their largest value"): (
         lambda: load(np.full((2, 8, 8), 255)),

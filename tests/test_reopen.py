@@ -396,6 +396,19 @@ def test_a_name_that_is_no_text(tmp_path, monkeypatch):
     assert len(pydiff.load("run").dataset()) == 6
 
 
+def test_folders_whose_names_are_no_text(tmp_path, monkeypatch):
+    """They train, begin another run with their weights, show a page and themselves."""
+    monkeypatch.chdir(tmp_path)
+    name = b"run_\xe4".decode("utf-8", "surrogateescape")
+    run = train(name, pictures(6))
+    assert repr(pydiff.load(name)).startswith(r"Run('run_\\xe4'")
+    assert r"run_\xe4" in run.report(n=2, steps=2).read_text()
+    run._repr_html_().encode()
+    warm = train("warm", pictures(6), init_from=name)
+    assert warm.options["init_from"] == pydiff.load("warm").options["init_from"] == name
+    assert pydiff.load("warm/model").options["init_from"] == r"run_\xe4"
+
+
 def test_captions_and_classes_are_kept_with_the_samples(tmp_path):
     digits = pydiff.data.load(
         random_images(60), labels=["b", "a", "c"] * 20, captions=[["x" * 900, "second"], [], ["third"]] * 20

@@ -11,6 +11,7 @@ import numpy as np
 from pydiff import random
 from pydiff.codec import Codec, Pixels, from_uint8
 from pydiff.condition import Condition, Conditioning
+from pydiff.data.held import as_array
 from pydiff.data.pixels import resize, to_channels
 
 # `split` draws from the data-order stream at an epoch that training never reaches, so it shares no numbers with it.
@@ -291,7 +292,7 @@ def plural(count: int, singular: str, several: str | None = None) -> str:
 
 
 def _checked_images(images) -> np.ndarray:
-    images = np.asarray(images)
+    images = as_array(images)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C), none of them 0; reshape them")
     if images.dtype != np.uint8 and images.dtype != np.float32:

@@ -207,14 +207,14 @@ def _deep_grey(image, top):
     """Grey with more than 8 bits: integers from 0 to top, or floats in [0, 1]."""
     from PIL import Image
 
-    if "transparency" in image.info:
-        raise ValueError("16-bit grey with a transparent grey value is not supported")
-    values = np.asarray(image)
+    if "transparency" in picture.info:
+        raise Refused("16-bit grey with one grey value for transparent, which is not read; save it without")
+    values = np.asarray(picture)
     if top is None and values.dtype.kind != "f":
         raise Refused("grey of more than 8 bits, and nobody has said how many count: bits=16, say")
     top = 1 if values.dtype.kind == "f" else top
     if not (values.min() >= 0 and values.max() <= top):
-        raise ValueError(f"grey values run from {values.min()} to {values.max()}, expected 0 .. {top}")
+        raise Refused(f"grey values run from {values.min():g} to {values.max():g}, expected 0 .. {top}; scale them")
     grey = np.rint(values * 255.0) if top == 1 else (values.astype(np.uint32) * 510 + top) // (2 * top)  # pyright: ignore[reportOperatorIssue]
     return Image.fromarray(grey.astype(np.uint8))
 

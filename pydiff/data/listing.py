@@ -19,8 +19,8 @@ DROPPINGS = ("thumbs.db", "desktop.ini")
 
 
 class Found(NamedTuple):
-    """Paths below a folder, in order: images, files that may say something of them (captions.py), and others; the
-    (path, reason) of folders that cannot be listed; how many thumbnails were left out.
+    """Paths below a folder, in order: pictures, files that may say something of them (captions.py), and others; the
+    (path, reason) of folders that cannot be listed; how many thumbnails were left out; folders with nothing in them.
     """
 
     images: list[str]
@@ -28,6 +28,7 @@ class Found(NamedTuple):
     skipped: list[tuple[str, str]]
     others: list[str]
     thumbnails: int
+    empty: list[str]
 
 
 def find_files(root, suffixes: Set[str] = SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
@@ -41,7 +42,7 @@ def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
 
     Follows links to folders, but enters each folder once, so that a loop of links ends.
     """
-    paths, skipped = root.paths() if hasattr(root, "paths") else _walk(root)
+    paths, skipped, empty = (*root.paths(), []) if hasattr(root, "paths") else _walk(root)
     suffixes = SUFFIXES | readable()[0] if suffixes is SUFFIXES else suffixes
     images, texts, beside, others, small, thumbnails = [], [], [], [], set(), 0
     folders = {"": (False, False)}  # path -> whether it is hidden, and whether one of thumbnails
@@ -71,7 +72,7 @@ def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
         images, thumbnails = [path for path in images if path not in small], thumbnails + len(small)
         for path in beside:
             (texts if os.path.splitext(path)[0] in stems else others).append(path)
-    return Found(in_order(images), in_order(texts), skipped, others, thumbnails)
+    return Found(in_order(pictures), in_order(texts), skipped, others, thumbnails, in_order(empty))
 
 
 def in_order(paths: list[str]) -> list[str]:
@@ -85,9 +86,9 @@ def _kind(folder: str) -> tuple[bool, bool]:
     return any(part.startswith(".") for part in parts), any(part.lower() in FOLDERS for part in parts)
 
 
-def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """(paths of all files below a folder, (path, reason) of folders that cannot be listed)."""
-    paths, skipped, entered, waiting = [], [], set(), [""]
+def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]], list[str]]:
+    """(paths of all files below a folder, (path, reason) of folders that cannot be listed, paths of empty folders)."""
+    paths, skipped, empty, entered, waiting = [], [], [], set(), [""]
     while waiting:
         folder = waiting.pop()
         before, inner = f"{folder}/" if folder else "", []
@@ -106,7 +107,9 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
                 continue
             (inner if is_folder else paths).append(before + name)
         waiting += reversed(inner)  # popped from the end: first name first
-    return paths, skipped
+        if folder and not found:
+            empty.append(folder)
+    return paths, skipped, empty
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -1,6 +1,7 @@
 """Parquet files of images, as Hugging Face's data sets are stored: a column of encoded images, labels, captions."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
-from pydiff.data.classes import class_labels, renumbered
+from pydiff.data.classes import class_labels, divided, kind_of, renumbered
 from pydiff.data.dataset import Dataset, plural
 from pydiff.data.folder import path_of, read_images
 from pydiff.data.limits import GIB
@@ -42,7 +43,7 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     except ImportError as error:
         raise ImportError(f"{path} needs pyarrow, which is missing; run: pip install 'pydiff[parquet]'") from error
     where = printable(str(path))
-    files = [path / file for file in parquets_among(files_in(path))] if path.is_dir() else [path]
+    files, split_notes = parts_of(path, parquets_among(files_in(path)) if path.is_dir() else None, asked.split)
     packed = sum(file.stat().st_size for file in files)
     try:
         unpacked = sum(_unpacked(pq.ParquetFile(file).metadata) for file in files)
@@ -51,6 +52,8 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{where} cannot be read ({first_line(error)}); download it again") from error
     asked.limit.check(max(unpacked, packed), where)
+    if not len(table):
+        raise ValueError(f"{where} has no rows; give a file with pictures")
     column = column_of(table.column_names)
     if column is None:
         raise ValueError(
@@ -69,7 +72,23 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     kept, images, notes = read_images(path, sources, asked, skipped)
     rows = [int(path_of(name).removeprefix("row ")) for name in kept]
     labels, classes, more, told = said_in(table, rows, kept)
-    return Dataset(printable(path.name), images, labels, classes, skipped, notes + told, **more)
+    return Dataset(printable(path.name), images, labels, classes, skipped, split_notes + notes + told, **more)
+
+
+def parts_of(root: Path, found: list[str] | None, split: str | None) -> tuple[list[Path], list[str]]:
+    """(the files that count, notes) of these below a folder, None for a file alone, in folders called train, val and
+    test, or called so themselves: train-00000-of-00001.parquet.
+    """
+    where = printable(str(root))
+    if found is None:
+        return [root], divided([root.name], split, where)[1]
+    split_by_name = {}
+    for path in found:
+        folder, slash, name = path.rpartition("/")
+        part = re.split(r"[-_.]", name)[0]
+        split_by_name[f"{folder}{slash}{part}/{name}" if kind_of(part) else path] = path
+    kept, notes = divided(list(split_by_name), split, where, "file")
+    return [root / split_by_name[path] for path in kept], notes
 
 
 def _unpacked(metadata) -> int:
@@ -82,10 +101,10 @@ def said_in(table, rows, names):
 
     names: of the images in these rows.
     """
-    labels, classes = _labels(table, rows)
+    labels, classes, why = _labels(table, rows)
     captions, problems = _captions(table, rows)
     more, notes = words.columns(captions, names)
-    notes += problems + renumbered(classes)
+    notes += why + problems + renumbered(classes)
     used = {next((name for name in words.LABEL if name in table.column_names), None), column_of(table.column_names)}
     rest = [name for name in table.column_names if name not in used and words.language_of(name) is None]
     if rest:
@@ -99,16 +118,17 @@ def column_of(columns) -> str | None:
 
 
 def _labels(table, rows):
-    """(labels, classes) of these rows; the names are those that Hugging Face wrote beside the columns, if any."""
+    """(labels, classes, notes) of these rows; the names are those that Hugging Face wrote beside them, if any."""
     column = next((name for name in words.LABEL if name in table.column_names), None)
     if column is None:
-        return None, None
+        return None, None, []
     values = table[column].to_pylist()
     values = [values[i] for i in rows]
-    if any(value is None for value in values) or len({type(value) for value in values}) > 1:
-        return None, None
+    if none := sum(value is None for value in values):
+        return None, None, [f"no classes: {plural(none, 'row')} of column {printable(column)} with none"]
     if not isinstance(values[0], int | str):
-        return None, None
+        kind = table.schema.field(column).type
+        return None, None, [f"no classes: column {printable(column)} holds {kind}, expected integers or strings"]
     labels, classes = class_labels(np.array(values), len(rows))
     try:
         features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
@@ -116,7 +136,7 @@ def _labels(table, rows):
         classes = [str(known[int(value)]) for value in classes]
     except (TypeError, KeyError, ValueError, IndexError):
         pass  # nobody wrote them: the numbers are their own names
-    return labels, classes
+    return labels, classes, []
 
 
 def _captions(table, rows):

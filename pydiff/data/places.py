@@ -15,7 +15,8 @@ from pydiff.data.clip_files import FILMS
 from pydiff.data.folder import FRAME, Said, path_of, said_of
 from pydiff.data.image import look
 from pydiff.data.listing import Found, files_in
-from pydiff.data.parquet import IMAGE_COLUMNS, column_of, parquets_among, said_in
+from pydiff.data.parquet import IMAGE_COLUMNS, column_of, parquets_among, parts_of, said_in
+from pydiff.data.picture import look
 from pydiff.data.sounds import SUFFIXES as SOUNDS
 from pydiff.data.sources import TREES
 from pydiff.data.unreadable import notes_on
@@ -89,7 +90,7 @@ class Rows(Places):
 
     KEPT = 4
 
-    def __init__(self, path, files, limit):
+    def __init__(self, path, files, limit, notes):
         try:
             import pyarrow as arrow
             import pyarrow.parquet as pq
@@ -117,7 +118,9 @@ class Rows(Places):
                 f"{printable(str(files[0]))} has the columns {', '.join(map(printable, columns))}, "
                 f"expected images in one of {', '.join(IMAGE_COLUMNS)}"
             )
-        super().__init__([f"row {i}" for i in range(len(self.at))], sizes)
+        if not self.at:
+            raise ValueError(f"{printable(str(path))} has no rows; give a file with pictures")
+        super().__init__([f"row {i}" for i in range(len(self.at))], sizes, notes=notes)
 
     def said(self):
         """By columns of their own."""
@@ -153,25 +156,27 @@ def places_of(path: Path, asked: Asked) -> Places:
         raise FileNotFoundError(f"there is no {where!r}")
     if path.is_dir():
         found = files_in(path)
-        if files := [] if found.images else parquets_among(found):
-            return _rows(path, [path / file for file in files], asked)
-        if not found.images and archives_among(found):
+        if files := [] if found.pictures else parquets_among(found):
+            return _rows(path, files, asked)
+        if not found.pictures and archives_among(found):
             root = open_archives(path, archives_among(found), asked.limit, whole=False)
             return Files(root, asked, files_in(root))
         return Files(path, asked, _only_images(path, found))
     if path.suffix.lower() == ".parquet":
-        return _rows(path, [path], asked)
+        return _rows(path, None, asked)
     if is_archive(path.name):
         root = open_archive(path, asked.limit, whole=False)
         return Files(root, asked, _only_images(root, files_in(root)))
     raise ValueError(f"{where} cannot be read piece by piece: that takes a folder, a .zip, .tar or .parquet file")
 
 
-def _rows(path, files, asked):
-    if asked.split is not None or asked.pages == "all":
-        what = "split is for folders called train, val and test" if asked.split else "pages is for files of images"
-        raise ValueError(f"{what}, and {printable(str(path))} holds rows of parquet files; leave it out")
-    return Rows(path, files, asked.limit)
+def _rows(path, found, asked):
+    if asked.pages == "all":
+        raise ValueError(
+            f"pages is for files of images, and {printable(str(path))} holds rows of parquet files; leave it out"
+        )
+    files, notes = parts_of(path, found, asked.split)
+    return Rows(path, files, asked.limit, notes)
 
 
 def _only_images(root, found: Found) -> Found:

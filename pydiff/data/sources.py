@@ -29,7 +29,7 @@ class Kind(NamedTuple):
 TREES = [
     Kind("MNIST's IDX files", idx.holds_idx, idx.load_idx, ("split",)),
     Kind("CIFAR's batches", cifar.holds_cifar, cifar.load_cifar, ("split",)),
-    Kind(".parquet files", parquet.holds_parquet, parquet.load_parquet, ("pages", "bits")),
+    Kind(".parquet files", parquet.holds_parquet, parquet.load_parquet, ("pages", "split", "bits")),
     Kind("archives", archives.holds_archives, archives.load_archives, ("pages", "split", "bits")),
     Kind("images", lambda _: True, folder.load_folder, ("pages", "split", "bits")),
 ]

@@ -21,8 +21,12 @@ _CONVERT = {
     **dict.fromkeys(("svg", "eps", "ai", "pdf"), "render them to PNG"),
     **dict.fromkeys(("mp4", "mov", "avi", "mkv", "webm", "m4v"), "take images out of them, with ffmpeg"),
     **dict.fromkeys(("dcm", "nii", "fits", "fit"), "convert their slices to PNG or .npy"),
-    **dict.fromkeys(("npy", "npz", "parquet", "zip", "tar", "tgz", "h5", "hdf5", "mat"), "give such a file itself"),
+    **dict.fromkeys(
+        ("npy", "npz", "parquet", "zip", "tar", "tgz", "h5", "hdf5", "mat"),
+        "give such a file itself, unpacked if it is in an archive",
+    ),
 }
+_CONVERT |= dict.fromkeys(("rar", "7z", "zst", "lz4"), "unpack it, and give the folder")
 _CONVERT |= dict.fromkeys(("h5", "hdf5", "mat"), "save their images with numpy.savez")
 SHOWN = 6
 
@@ -54,8 +58,10 @@ def is_thumbnail(path: str, others: frozenset[str] | set[str]) -> bool:
     return any(stem.lower().endswith(end) and stem[: -len(end)] in others for end in THUMBNAIL)
 
 
-def notes_on(others: Sequence[str], thumbnails: int) -> list[str]:
-    """Sentences on files that were left out: images of other kinds, with what to do, and the rest by kind."""
+def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = ()) -> list[str]:
+    """Sentences on files that were left out: pictures of other kinds, with what to do, and the rest by kind; and on
+    folders with nothing in them.
+    """
     kinds = Counter(os.path.splitext(path)[1].lower().removeprefix(".") for path in others)
     notes, by_advice = [], {}
     for kind, count in sorted(kinds.items()):
@@ -70,6 +76,8 @@ def notes_on(others: Sequence[str], thumbnails: int) -> list[str]:
         notes.append(f"{plural(total, 'other file')} left out ({some(told, ', ', SHOWN)})")
     if thumbnails:
         notes.append(f"{plural(thumbnails, 'thumbnail')} left out, being small copies of others or in a folder of such")
+    if empty:
+        notes.append(f"nothing in {plural(len(empty), 'folder')} ({some([printable(p) for p in empty], ', ', SHOWN)})")
     return notes
 
 

@@ -1,10 +1,10 @@
 """The page of an autoencoder: originals, latents, what comes back, neighbours and walks in both spaces."""
 
-import shlex
 from pathlib import Path
 
 import numpy as np
 
+from pydiff.printed import typed
 from pydiff.report import loss, sections
 from pydiff.report.grid import grid, save_png
 from pydiff.report.markup import data_json, duration, fill, img, kind, number, text
@@ -151,7 +151,7 @@ def _walks(codec, samples, latents, order):
 
 
 def _commands(directory, data):
-    place, further, data = (shlex.quote(name) for name in (str(directory), f"{directory}-diffusion", data))
+    place, further, data = map(typed, (directory, f"{directory}-diffusion", data))
     python = f"import pydiff\n\nmade = pydiff.load({str(directory)!r})\nx = made.encode(images)  # uint8 (N, H, W, C)"
     return [
         ("Train a diffusion model in these latents", f"pydiff train {data} --latent {place} --out {further}"),

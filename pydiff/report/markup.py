@@ -15,7 +15,7 @@ LARGEST_PIXELATED = 64  # images with a longer side are smoothed by the browser 
 
 def text(value):
     """Any value as text that is safe inside an element and inside a quoted attribute."""
-    return html.escape(str(value), quote=True)
+    return html.escape(str(value).encode("utf-8", "backslashreplace").decode(), quote=True)
 
 
 def data_json(value):

@@ -1,12 +1,12 @@
 """From a trained pipeline to its files: report.html, the denoising film and the grid of samples."""
 
-import shlex
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from pydiff import random
+from pydiff.printed import typed
 from pydiff.report import attributes as patterns
 from pydiff.report import listen, words
 from pydiff.report.clips_page import CLIPS, clips_section, oversee
@@ -233,7 +233,7 @@ def training_time(times):
 
 
 def _commands(directory, data, shape):
-    place, longer, data = (shlex.quote(name) for name in (str(directory), f"{directory}-longer", data or "DATA"))
+    place, longer, data = map(typed, (directory, f"{directory}-longer", data or "DATA"))
     python = f"import pydiff\n\nrun = pydiff.load({str(directory)!r})\nimages = run.sample(16, seed=1)"
     return [
         ("Draw 64 new images", f"pydiff sample {place} -n 64 --seed 1"),

@@ -139,7 +139,7 @@ def test_labels(labels, ranks, classes):
         ([0, 1], r"expected \(5,\)"),
         (np.eye(5), r"argmax\(axis=1\)"),
         ([0.0, 1, 2, 3, 4], "labels are float64"),
-        (np.array([None] * 5), "labels are object"),
+        (np.array([None] * 5), "label number 0 is None"),
     ],
 )
 def test_impossible_labels(labels, message):

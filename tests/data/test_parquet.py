@@ -77,3 +77,45 @@ def test_files_that_cannot_be_used(tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"PAR1" + bytes(40))
     with pytest.raises(ValueError, match=r"b.parquet cannot be read \(.*\); download it again"):
         load(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(
+    ("label", "note"),
+    [
+        ([1, None, 0, 1], "no classes: 1 row of column label with none"),
+        ([0.0, 1.0, 0.0, 1.0], "no classes: column label holds double"),
+        ([[0], [1], [0], [1]], "no classes: column label holds list"),
+    ],
+)
+def test_labels_that_are_none_are_said(tmp_path, label, note):
+    dataset = load(write(tmp_path / "a.parquet", {"image": PICTURES, "label": label}))
+    assert dataset.classes is None
+    assert any(note in told for told in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet", "data/test.parquet"),
+        ("train/0.parquet", "val/0.parquet", "test/0.parquet"),
+        ("train.parquet", "dev.parquet", "test_1.parquet"),
+    ],
+)
+@pytest.mark.parametrize("cache_gb", [0, 1])
+def test_parts_are_never_mixed_in_silence(tmp_path, names, cache_gb):
+    for i, name in enumerate(names):
+        write(tmp_path / name, {"image": PICTURES[: i + 1], "label": list(range(i + 1))})
+    for split, count in ((None, 1), ("train", 1), ("val", 2), ("test", 3), ("all", 6)):
+        dataset = load(tmp_path, split=split, cache_gb=cache_gb)
+        assert len(dataset) == count
+        told = "taken together" if split == "all" else "taken; left out: "
+        assert any(told in note for note in dataset.notes)
+    with pytest.raises(ValueError, match=r"split='val' is for|has nothing called train, val or test"):
+        load(tmp_path / names[0], split="val", cache_gb=cache_gb)
+
+
+def test_files_without_rows(tmp_path):
+    path = write(tmp_path / "a.parquet", {"image": pa.array([], pa.binary())})
+    for cache_gb in (0, 1):
+        with pytest.raises(ValueError, match="has no rows; give a file with pictures"):
+            load(path, cache_gb=cache_gb)

@@ -222,8 +222,28 @@ def test_train_and_val_are_no_classes(tmp_path, names):
     assert noted(dataset, f"set/{names[0]}/ (6 images) taken; left out: set/", "split='all' takes all")
     assert len(load(tmp_path, split="all")) == 6 + 2 * (len(names) - 1)
     assert len(load(tmp_path, split="val" if names[1] == "val" else "test")) == 2
-    with pytest.raises(ValueError, match="has no folders called train, val or test; leave out split='val'"):
+    with pytest.raises(ValueError, match="has nothing called train, val or test; leave out split='val'"):
         load(tmp_path / "set" / names[0], split="val")
+
+
+def test_parts_are_no_classes_at_any_depth(tmp_path):
+    for name in ("train/cat", "train/dog", "val/cat", "test/bird"):
+        pictures(tmp_path / "a" / name, 2)
+    assert load(tmp_path / "a", split="all").classes == ["bird", "cat", "dog"]
+    for name in ("cat/train", "cat/test", "dog/train", "dog/test"):
+        pictures(tmp_path / "b" / name, 2)
+    for split, count in ((None, 4), ("test", 4), ("all", 8)):
+        for cache_gb in (0, 1):
+            dataset = load(tmp_path / "b", split=split, cache_gb=cache_gb)
+            assert (len(dataset), dataset.classes) == (count, ["cat", "dog"])
+
+
+def test_folders_that_give_no_class_are_said(tmp_path):
+    pictures(tmp_path / "a" / "cat", 2)
+    (tmp_path / "a" / "dog").mkdir()
+    assert noted(load(tmp_path / "a"), "nothing in 1 folder (dog)")
+    (tmp_path / "a" / "dog" / "x.png").write_bytes(b"x")
+    assert noted(load(tmp_path / "a"), "no classes: of 2 folders, pictures of one alone can be used")
 
 
 def test_classes_that_are_called_train_stay_classes(tmp_path):
@@ -285,6 +305,19 @@ def test_an_archive_is_read_as_the_folder_that_it_is(tmp_path, kind):
     assert (found.classes, found.captions, found.skipped) == (expected.classes, expected.captions, expected.skipped)
     assert found.name == f"a.{kind}"
     assert pydiff_command("data", tmp_path / f"a.{kind}").returncode == 0
+
+
+def test_archives_go_by_their_first_bytes(tmp_path):
+    source = pictures(tmp_path / "p" / "a").parent
+    pictures(source / "b")
+    for kind in ("zip", "tar", "gztar"):
+        made = shutil.make_archive(str(tmp_path / kind), kind, source)
+        for name in ("x.zip", "x.tar", "x.tgz"):
+            shutil.copy(made, tmp_path / name)
+            assert load(tmp_path / name).classes == ["a", "b"]
+    (tmp_path / "x.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="File is not a zip file"):
+        load(tmp_path / "x.zip")
 
 
 def test_archives_that_are_hostile(tmp_path):
@@ -548,7 +581,7 @@ def test_lists_pairs_and_dicts(tmp_path):
     ("source", "options", "message"),
     [
         ([], {}, "list of images is empty"),
-        ([1, 2], {}, "holds a int, expected arrays"),
+        ([1, 2], {}, "number 0 of a list of images is an int, expected arrays"),
         (["/no/such.png"], {}, "there is no '/no/such.png', number 0 of the list"),
         ([np.zeros((4, 4)), np.zeros((5, 5))], {}, "images of different shapes must be uint8"),
         ([np.zeros((4, 4), np.uint8)] * 2, {"labels": [1]}, r"labels have shape \(1,\), expected \(2,\)"),
