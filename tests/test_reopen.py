@@ -400,11 +400,11 @@ def test_folders_whose_names_are_no_text(tmp_path, monkeypatch):
     """They train, begin another run with their weights, show a page and themselves."""
     monkeypatch.chdir(tmp_path)
     name = b"run_\xe4".decode("utf-8", "surrogateescape")
-    run = train(name, pictures(6))
+    run = train(name, random_images(6))
     assert repr(pydiff.load(name)).startswith(r"Run('run_\\xe4'")
     assert r"run_\xe4" in run.report(n=2, steps=2).read_text()
     run._repr_html_().encode()
-    warm = train("warm", pictures(6), init_from=name)
+    warm = train("warm", random_images(6), init_from=name)
     assert warm.options["init_from"] == pydiff.load("warm").options["init_from"] == name
     assert pydiff.load("warm/model").options["init_from"] == r"run_\xe4"
 

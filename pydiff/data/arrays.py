@@ -117,7 +117,7 @@ def from_array(
 
 
 def captions_of(captions, n: int) -> list[list[words.Caption]]:
-    """The captions of each of n pictures from N strings, from N sequences of strings, or from {language: those}."""
+    """The captions of each of n images from N strings, from N sequences of strings, or from {language: those}."""
     found: list[list[words.Caption]] = [[] for _ in range(n)]
     for language, texts in (captions if isinstance(captions, dict) else {"": captions}).items():
         if isinstance(texts, np.ndarray) and texts.dtype.kind == "S":

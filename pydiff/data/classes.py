@@ -91,8 +91,8 @@ def renumbered(classes: list[str] | None) -> list[str]:
     return [f"the classes are called {shown}, and numbered 0 .. {len(classes) - 1} inside: labels are their names"]
 
 
-def divided(paths: list[str], split: str | None, where: object, noun="picture") -> tuple[list[str], list[str]]:
-    """(the paths that count, notes) of pictures in folders called train, val and test, or of others.
+def divided(paths: list[str], split: str | None, where: object, noun="image") -> tuple[list[str], list[str]]:
+    """(the paths that count, notes) of images in folders called train, val and test, or of others.
 
     split: which of them; None is train. noun: what is at a path. ValueError for a split that is not there.
     """

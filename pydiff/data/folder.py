@@ -85,9 +85,9 @@ def said_of(root, names: list[str], paths: list[str], found: Found) -> Said:
         inside = root.inside if hasattr(root, "inside") else str
         labels, classes, class_notes = labels_of(undivided([inside(name) for name in names]))
         if classes is None and not class_notes and (could := labels_of(undivided([inside(p) for p in paths]))[1]):
-            class_notes = [f"no classes: of {len(could)} folders, pictures of one alone can be used"]
+            class_notes = [f"no classes: of {len(could)} folders, images of one alone can be used"]
         if told is not None and told.classes:
-            class_notes.append(f"{plural(len(told.classes), 'picture')} with a class in a file beside it, not all")
+            class_notes.append(f"{plural(len(told.classes), 'image')} with a class in a file beside it, not all")
     notes = [*class_notes, *notes_on(found.others, found.thumbnails, found.empty)]
     if told is None:
         return Said(labels, classes, {}, notes, [])
@@ -169,7 +169,7 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Decoded], tuple[int, i
 def read_depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
     """(what white is in grey deeper than 8 bits, a note): the fewest bits that hold the largest value of them all."""
     if not tops:
-        return 65535, [f"bits={bits} changes nothing: no picture has grey of more than 8 bits"] if bits else []
+        return 65535, [f"bits={bits} changes nothing: no image has grey of more than 8 bits"] if bits else []
     if bits is not None:
         return 2**bits - 1, [f"{plural(len(tops), 'image')} of deep grey read as {bits} bits, as asked for"]
     highest = max(tops)

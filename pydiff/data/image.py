@@ -207,9 +207,9 @@ def _deep_grey(image, top):
     """Grey with more than 8 bits: integers from 0 to top, or floats in [0, 1]."""
     from PIL import Image
 
-    if "transparency" in picture.info:
+    if "transparency" in image.info:
         raise Refused("16-bit grey with one grey value for transparent, which is not read; save it without")
-    values = np.asarray(picture)
+    values = np.asarray(image)
     if top is None and values.dtype.kind != "f":
         raise Refused("grey of more than 8 bits, and nobody has said how many count: bits=16, say")
     top = 1 if values.dtype.kind == "f" else top

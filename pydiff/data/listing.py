@@ -19,7 +19,7 @@ DROPPINGS = ("thumbs.db", "desktop.ini")
 
 
 class Found(NamedTuple):
-    """Paths below a folder, in order: pictures, files that may say something of them (captions.py), and others; the
+    """Paths below a folder, in order: images, files that may say something of them (captions.py), and others; the
     (path, reason) of folders that cannot be listed; how many thumbnails were left out; folders with nothing in them.
     """
 
@@ -72,7 +72,7 @@ def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
         images, thumbnails = [path for path in images if path not in small], thumbnails + len(small)
         for path in beside:
             (texts if os.path.splitext(path)[0] in stems else others).append(path)
-    return Found(in_order(pictures), in_order(texts), skipped, others, thumbnails, in_order(empty))
+    return Found(in_order(images), in_order(texts), skipped, others, thumbnails, in_order(empty))
 
 
 def in_order(paths: list[str]) -> list[str]:

@@ -53,7 +53,7 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
         raise ValueError(f"{where} cannot be read ({first_line(error)}); download it again") from error
     asked.limit.check(max(unpacked, packed), where)
     if not len(table):
-        raise ValueError(f"{where} has no rows; give a file with pictures")
+        raise ValueError(f"{where} has no rows; give a file with images")
     column = column_of(table.column_names)
     if column is None:
         raise ValueError(

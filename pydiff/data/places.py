@@ -16,7 +16,6 @@ from pydiff.data.folder import FRAME, Said, path_of, said_of
 from pydiff.data.image import look
 from pydiff.data.listing import Found, files_in
 from pydiff.data.parquet import IMAGE_COLUMNS, column_of, parquets_among, parts_of, said_in
-from pydiff.data.picture import look
 from pydiff.data.sounds import SUFFIXES as SOUNDS
 from pydiff.data.sources import TREES
 from pydiff.data.unreadable import notes_on
@@ -119,7 +118,7 @@ class Rows(Places):
                 f"expected images in one of {', '.join(IMAGE_COLUMNS)}"
             )
         if not self.at:
-            raise ValueError(f"{printable(str(path))} has no rows; give a file with pictures")
+            raise ValueError(f"{printable(str(path))} has no rows; give a file with images")
         super().__init__([f"row {i}" for i in range(len(self.at))], sizes, notes=notes)
 
     def said(self):
@@ -156,9 +155,9 @@ def places_of(path: Path, asked: Asked) -> Places:
         raise FileNotFoundError(f"there is no {where!r}")
     if path.is_dir():
         found = files_in(path)
-        if files := [] if found.pictures else parquets_among(found):
+        if files := [] if found.images else parquets_among(found):
             return _rows(path, files, asked)
-        if not found.pictures and archives_among(found):
+        if not found.images and archives_among(found):
             root = open_archives(path, archives_among(found), asked.limit, whole=False)
             return Files(root, asked, files_in(root))
         return Files(path, asked, _only_images(path, found))

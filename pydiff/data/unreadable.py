@@ -59,7 +59,7 @@ def is_thumbnail(path: str, others: frozenset[str] | set[str]) -> bool:
 
 
 def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = ()) -> list[str]:
-    """Sentences on files that were left out: pictures of other kinds, with what to do, and the rest by kind; and on
+    """Sentences on files that were left out: images of other kinds, with what to do, and the rest by kind; and on
     folders with nothing in them.
     """
     kinds = Counter(os.path.splitext(path)[1].lower().removeprefix(".") for path in others)

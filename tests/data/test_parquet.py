@@ -88,7 +88,7 @@ def test_files_that_cannot_be_used(tmp_path):
     ],
 )
 def test_labels_that_are_none_are_said(tmp_path, label, note):
-    dataset = load(write(tmp_path / "a.parquet", {"image": PICTURES, "label": label}))
+    dataset = load(write(tmp_path / "a.parquet", {"image": IMAGES, "label": label}))
     assert dataset.classes is None
     assert any(note in told for told in dataset.notes)
 
@@ -104,7 +104,7 @@ def test_labels_that_are_none_are_said(tmp_path, label, note):
 @pytest.mark.parametrize("cache_gb", [0, 1])
 def test_parts_are_never_mixed_in_silence(tmp_path, names, cache_gb):
     for i, name in enumerate(names):
-        write(tmp_path / name, {"image": PICTURES[: i + 1], "label": list(range(i + 1))})
+        write(tmp_path / name, {"image": IMAGES[: i + 1], "label": list(range(i + 1))})
     for split, count in ((None, 1), ("train", 1), ("val", 2), ("test", 3), ("all", 6)):
         dataset = load(tmp_path, split=split, cache_gb=cache_gb)
         assert len(dataset) == count
@@ -117,5 +117,5 @@ def test_parts_are_never_mixed_in_silence(tmp_path, names, cache_gb):
 def test_files_without_rows(tmp_path):
     path = write(tmp_path / "a.parquet", {"image": pa.array([], pa.binary())})
     for cache_gb in (0, 1):
-        with pytest.raises(ValueError, match="has no rows; give a file with pictures"):
+        with pytest.raises(ValueError, match="has no rows; give a file with images"):
             load(path, cache_gb=cache_gb)

@@ -228,10 +228,10 @@ def test_train_and_val_are_no_classes(tmp_path, names):
 
 def test_parts_are_no_classes_at_any_depth(tmp_path):
     for name in ("train/cat", "train/dog", "val/cat", "test/bird"):
-        pictures(tmp_path / "a" / name, 2)
+        image_folder(tmp_path / "a" / name, 2)
     assert load(tmp_path / "a", split="all").classes == ["bird", "cat", "dog"]
     for name in ("cat/train", "cat/test", "dog/train", "dog/test"):
-        pictures(tmp_path / "b" / name, 2)
+        image_folder(tmp_path / "b" / name, 2)
     for split, count in ((None, 4), ("test", 4), ("all", 8)):
         for cache_gb in (0, 1):
             dataset = load(tmp_path / "b", split=split, cache_gb=cache_gb)
@@ -239,11 +239,11 @@ def test_parts_are_no_classes_at_any_depth(tmp_path):
 
 
 def test_folders_that_give_no_class_are_said(tmp_path):
-    pictures(tmp_path / "a" / "cat", 2)
+    image_folder(tmp_path / "a" / "cat", 2)
     (tmp_path / "a" / "dog").mkdir()
     assert noted(load(tmp_path / "a"), "nothing in 1 folder (dog)")
     (tmp_path / "a" / "dog" / "x.png").write_bytes(b"x")
-    assert noted(load(tmp_path / "a"), "no classes: of 2 folders, pictures of one alone can be used")
+    assert noted(load(tmp_path / "a"), "no classes: of 2 folders, images of one alone can be used")
 
 
 def test_classes_that_are_called_train_stay_classes(tmp_path):
@@ -308,8 +308,8 @@ def test_an_archive_is_read_as_the_folder_that_it_is(tmp_path, kind):
 
 
 def test_archives_go_by_their_first_bytes(tmp_path):
-    source = pictures(tmp_path / "p" / "a").parent
-    pictures(source / "b")
+    source = image_folder(tmp_path / "p" / "a").parent
+    image_folder(source / "b")
     for kind in ("zip", "tar", "gztar"):
         made = shutil.make_archive(str(tmp_path / kind), kind, source)
         for name in ("x.zip", "x.tar", "x.tgz"):
