@@ -34,7 +34,7 @@ def is_pair(source) -> bool:
         labels = np.ndim(y) == 1 or (np.ndim(y) == 2 and (np.ndim(x) >= 4 or np.shape(y)[1] == 1))
         return np.ndim(x) >= 3 and labels and not isinstance(y, str | bytes)
     several = isinstance(source, tuple) and isinstance(x, list | tuple) and len(x) > 0 and all(map(_is_image, x))
-    return several and isinstance(y, list | tuple | np.ndarray) and not any(map(_is_image, y))
+    return several and isinstance(y, list | tuple | np.ndarray) and not any(map(_has_pixels, y))
 
 
 def listed(source: Iterable, limit: Limit) -> list | None:
@@ -179,10 +179,10 @@ def _is_pillow(item) -> bool:
 
 
 def _is_image(item) -> bool:
-    return _is_file(item) or _is_image(item)
+    return _is_file(item) or _has_pixels(item)
 
 
-def _is_image(item) -> bool:
+def _has_pixels(item) -> bool:
     if _is_pillow(item):
         return True
     return hasattr(item, "__array__") and np.ndim(item) in (2, 3) and not isinstance(item, list | tuple)
