@@ -37,7 +37,9 @@ def render(text, results):
 
 
 def table_of(report):
-    """One report as Markdown."""
+    """One report as Markdown. `script`: the module of benchmarks that has its table."""
+    if "script" in report:
+        return importlib.import_module(f"benchmarks.{report['script']}").table(report) + "\n"
     if "samples_recognised" in report:
         return "\n".join(quality_table(report)) + "\n"
     for key, module in PAPERS.items():

@@ -17,6 +17,7 @@ import pytest
 
 import pydiff.bench
 from benchmarks import (
+    autoencoder_bands,
     bench_conv2d,
     contenders,
     harness,
@@ -489,6 +490,21 @@ def test_no_ratio_from_disturbed_rows():
     assert harness.ratio([ours, slow, peer | {"quiet": False}]) is None
     assert harness.ratio([ours, slow, peer | {"wrong": True}]) == 4.5
     assert harness.ratio([ours]) is None
+
+
+# ---- bands of rows ----
+
+
+def test_an_autoencoder_is_compared_with_itself_in_bands(tmp_path):
+    file = tmp_path / "report.json"
+    assert autoencoder_bands.main(["--quick", "--size", "48", "40", "--rounds", "1", "--json", str(file)]) == 0
+    report = json.loads(file.read_text())
+    assert report["directions"].keys() == {"decode", "encode"}
+    assert "| decode | " in tables.table_of(report)
+    turn = {"seconds": 2.0, "processor_seconds": 1.0, "gb": 1.0, "bits": "a"}
+    assert autoencoder_bands.compared({"whole": [turn], "bands": [{**turn, "seconds": 3.0}]})["time_by_seconds"] == 1.5
+    with pytest.raises(RuntimeError, match="other bits"):
+        autoencoder_bands.compared({"whole": [turn], "bands": [{**turn, "bits": "b"}]})
 
 
 # ---- shapes, tables, command ----

@@ -95,6 +95,8 @@ void bind_conv2d_backward_weight(py::object dy, py::object x, Pair stride, Pair 
 
 // ---------------------------------------------------------------- group_norm
 
+}  // namespace
+
 GroupNormShape group_norm_shape(const Shape& x, int64_t groups, bool silu) {
     const GroupNormShape s{x[0], x[1], x[2], positive(groups, "groups"), silu};
     if (s.c % groups != 0)
@@ -104,6 +106,8 @@ GroupNormShape group_norm_shape(const Shape& x, int64_t groups, bool silu) {
         throw py::value_error("x may have at most 2^31 - 1 channels, got " + std::to_string(s.c));
     return s;
 }
+
+namespace {
 
 void bind_group_norm_forward(py::object x, py::object gamma, py::object beta, int64_t groups, float eps, bool silu,
                              py::object y, py::object mean, py::object rstd) {
