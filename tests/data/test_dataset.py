@@ -146,10 +146,10 @@ def test_load_of_a_dataset():
     ("source", "error", "message"),
     [
         ("no/such/folder", FileNotFoundError, "there is no 'no/such/folder'; expected 'digits', 'emoji', "),
-        ("", ValueError, "no images"),
+        ("", ValueError, "the name of the data is empty"),
         (None, TypeError, "cannot load data from NoneType; expected"),
         (42, TypeError, "cannot load data from int"),
-        ([PIXELS], TypeError, "a list of images holds a ndarray, expected arrays"),
+        ([PIXELS], TypeError, r"number 0 of a list of images is an array of shape \(6, 4, 5, 3\), expected arrays"),
         ([], ValueError, "the list of images is empty"),
         (b"digits", TypeError, "cannot load data from bytes"),
     ],

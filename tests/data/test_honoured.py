@@ -104,7 +104,7 @@ def test_an_archive_goes_by_what_is_in_it(tmp_path):
             assert (len(load(source, **more)), load(source, **more).classes) == (6, ["x", "y"])
             assert len(load(source, split="all", **more)) == 12
             assert any("left out: val/ (6 images)" in note for note in load(source, **more).notes)
-            with pytest.raises(ValueError, match="none for test; use split='train'"):
+            with pytest.raises(ValueError, match="and no test; use split='train'"):
                 load(source, split="test", **more)
             with pytest.raises(ValueError, match="leave layout out"):
                 load(source, layout="NHWC", **more)

@@ -344,7 +344,7 @@ def test_what_cannot_be_streamed_is_refused_in_one_sentence(make, message, tmp_p
         ({"layout": "NHWC"}, "layout='NHWC' is for arrays"),
         ({"frames": 4}, "frames and frame_rate are for clips"),
         ({"rate": 8000}, "cache_gb is for images"),
-        ({"split": "val"}, "no folders called train, val or test"),
+        ({"split": "val"}, "nothing called train, val or test"),
         ({"labels": [0] * N}, "cache_gb is for a folder"),
     ],
 )
@@ -372,7 +372,7 @@ def test_what_is_no_data_for_a_stream_is_refused_in_one_sentence(tmp_path):
         ("films", "holds films, and cache_gb is for images", {}),
         ("digits", "holds MNIST's IDX files, which are read as a whole; leave cache_gb out", {}),
         ("packed", "is packed as a whole and cannot be read piece by piece; unpack it", {}),
-        ("rows", "split is for folders called train, val and test", {"split": "val"}),
+        ("rows", "nothing called train, val or test", {"split": "val"}),
         ("rows", "pages is for files of images", {"pages": "all"}),
     ):
         with pytest.raises(ValueError, match=message):
