@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -172,7 +173,9 @@ def test_checkpoints_are_read_while_a_training_replaces_them(tmp_path):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        seen = [read_newest(directory, "optimizer", "ema") for _ in range(150)]
+        seen, until = [], time.monotonic() + 60
+        while len(seen) < 150 or (len({found.state["step"] for found in seen}) < 3 and time.monotonic() < until):
+            seen.append(read_newest(directory, "optimizer", "ema"))
     finally:
         stop.set()
         writer.join()
