@@ -131,7 +131,7 @@ def test_neighbours_are_numbered_in_the_data_set_even_when_only_some_are_searche
     monkeypatch.setattr("pydiff.report.write.SEARCH_VALUES", 10 * images[0].size)
     some = neighbours(images[[39]], dataset, codec)
     assert some.index.tolist() == [39]
-    np.testing.assert_array_equal(some.random_images[0], images[39])
+    np.testing.assert_array_equal(some.images[0], images[39])
     assert some.note == "10 of the 40 training images were searched."
 
 
