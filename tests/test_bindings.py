@@ -152,7 +152,7 @@ def between_fences(values):
 
 @each_function
 def test_any_sizes_are_computed_within_their_memory(name, kernels):  # noqa: F811
-    """Empty arrays, no channels, no queries, filters larger than the picture: nothing beyond the arrays changes."""
+    """Empty arrays, no channels, no queries, filters larger than the image: nothing beyond the arrays changes."""
     rng = np.random.default_rng(5)
     for _ in range(20 if kernels == "simt" else 150):
         values, fences = between_fences(of_any_size(name, rng))
@@ -217,6 +217,7 @@ def test_inputs_are_not_changed(name):
 OTHERS = {"supported_levels", "threads", "set_threads", "use_winograd"}
 OTHERS |= {"Arena", "arena_counters", "arena_trim", "arena_check"}  # tests/test_arena.py
 OTHERS |= {"add_rows", "join_rows", "split_rows"}  # tests/test_backend.py
+OTHERS |= {"group_norm_statistics", "group_norm_apply"}  # tests/ops/test_group_norm.py
 OTHERS |= {"Fault", "set_naive", "set_seed", "counters", "to_bfloat16", "block_sum", "scale", "stage", "matmul_bf16"}
 OTHERS |= {"matmul_tf32", "collectives", "fragments", "atomics", "sqrt_approx", "exp2_fast"}
 

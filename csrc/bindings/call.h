@@ -131,5 +131,7 @@ private:
 };
 
 void bind_kernels(pybind11::module_& m);  // kernels.cpp
+// The same file's check of x (n, s, c) and groups, for cpu/bindings.cpp too. Raises ValueError.
+GroupNormShape group_norm_shape(const Shape& x, int64_t groups, bool silu);
 
 }  // namespace pydiff

@@ -38,7 +38,7 @@ Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, Pair st
     if (w[2] != s.cin)
         throw py::value_error("w must take " + std::to_string(s.cin) + " channels as x has, got " + text(w));
     if (y[0] != s.n || y[3] != s.cout)
-        throw py::value_error("y must have " + std::to_string(s.n) + " pictures of " + std::to_string(s.cout) +
+        throw py::value_error("y must have " + std::to_string(s.n) + " images of " + std::to_string(s.cout) +
                               " channels, got " + text(y));
     return s;
 }
@@ -95,6 +95,8 @@ void bind_conv2d_backward_weight(py::object dy, py::object x, Pair stride, Pair 
 
 // ---------------------------------------------------------------- group_norm
 
+}  // namespace
+
 GroupNormShape group_norm_shape(const Shape& x, int64_t groups, bool silu) {
     const GroupNormShape s{x[0], x[1], x[2], positive(groups, "groups"), silu};
     if (s.c % groups != 0)
@@ -104,6 +106,8 @@ GroupNormShape group_norm_shape(const Shape& x, int64_t groups, bool silu) {
         throw py::value_error("x may have at most 2^31 - 1 channels, got " + std::to_string(s.c));
     return s;
 }
+
+namespace {
 
 void bind_group_norm_forward(py::object x, py::object gamma, py::object beta, int64_t groups, float eps, bool silu,
                              py::object y, py::object mean, py::object rstd) {

@@ -7,7 +7,7 @@ import numpy as np
 from pydiff.printed import typed
 from pydiff.report import loss, sections
 from pydiff.report.grid import grid, save_png
-from pydiff.report.markup import data_json, duration, fill, kind, number, picture, text
+from pydiff.report.markup import data_json, duration, fill, img, kind, number, text
 from pydiff.report.nearest import spread
 from pydiff.report.page import asset, loss_numbers, training
 from pydiff.report.pixels import visible
@@ -107,7 +107,7 @@ def _figures(images, alt, captions=None, chosen=()):
     for i, image in enumerate(reduced(visible(images), MEDIUM)):
         caption = f"<figcaption>{text(captions[i])}</figcaption>" if captions else ""
         css = ' class="asked"' if i in chosen else ""
-        made.append(f"<figure{css}>{picture(image, f'{alt} {i + 1}')}{caption}</figure>")
+        made.append(f"<figure{css}>{img(image, f'{alt} {i + 1}')}{caption}</figure>")
     return made
 
 

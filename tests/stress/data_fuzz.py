@@ -3,7 +3,7 @@
     python -m tests.stress.data_fuzz --count 100000 --json benchmarks/results/data-fuzz.json
 
 Right files of every kind are changed in meaning (sizes, counts, types, offsets in their headers), in structure and in
-bytes, and read with options drawn at random. Pictures go through Pillow's decoders, parquet through pyarrow's; `.npy`,
+bytes, and read with options drawn at random. Images go through Pillow's decoders, parquet through pyarrow's; `.npy`,
 `.npz`, IDX, CIFAR, zip, tar, captions, and arrays, lists and pairs in memory through ours. Allowed are a Dataset that
 is what Dataset promises, and ValueError, TypeError or FileNotFoundError of one printable sentence; memory and time are
 watched.
@@ -43,8 +43,8 @@ OPTIONS = [{}, {}, {}, {"size": 8}, {"size": (4, 12)}, {"channels": 1}, {"channe
 # ---- right files -----------------------------------------------------------------------------------------------------
 
 
-def picture(rng, kind=None):
-    """(suffix, bytes) of a picture of any kind."""
+def encoded(rng, kind=None):
+    """(suffix, bytes) of an image of any kind."""
     kind = kind or rng.choice(["png", "png", "jpg", "gif", "bmp", "webp", "tif", "ppm", "deep.png", "deep.tif", "p.png",
                                "many.gif", "many.tif", "1.png", "la.png", "cmyk.jpg", "exif.jpg",
                                "rle.bmp"])  # fmt: skip
@@ -113,7 +113,7 @@ def batch(rng):
 def archive(rng, kind):
     members = {}
     for i in range(rng.randrange(1, 4)):
-        suffix, data = picture(rng, rng.choice(["png", "jpg"]))
+        suffix, data = encoded(rng, rng.choice(["png", "jpg"]))
         members[f"{rng.choice(['', 'cat/', 'dog/', 'train/a/', 'val/b/', '../', '/'])}{i}.{suffix}"] = data
     if rng.random() < 0.3:
         members["metadata.jsonl"] = captions(rng)
@@ -138,7 +138,7 @@ def parquet(folder, rng, spoilt):
 
     for name in rng.sample(["train-0.parquet", "test-0.parquet", "a.parquet"], rng.choice([1, 1, 2])):
         rows = rng.randrange(4)
-        images = [spoilt(picture(rng, "png")[1]) for _ in range(rows)]
+        images = [spoilt(encoded(rng, "png")[1]) for _ in range(rows)]
         images = rng.choice([images, [{"bytes": data, "path": None} for data in images], [None] * rows, ["x"] * rows])
         columns = {rng.choice(["image", "image", "img", "odd"]): images}
         columns["label"] = rng.choice([list(range(rows)), ["a"] * rows, [None] * rows, [0.5] * rows, [[1]] * rows])
@@ -202,15 +202,15 @@ def write(kind: str, folder: Path, rng: random.Random) -> Path:
     def spoilt(data, change=changed):
         return change(data, rng) if rng.random() < 0.85 else data
 
-    if kind == "pictures":
+    if kind == "images":
         for i in range(rng.randrange(1, 3)):
-            suffix, data = picture(rng)
+            suffix, data = encoded(rng)
             (folder / f"{i}.{suffix}").write_bytes(spoilt(data))
         return folder
     if kind == "parquet":
         return parquet(folder, rng, spoilt)
     if kind == "captions":
-        (folder / "0.png").write_bytes(picture(rng, "png")[1])
+        (folder / "0.png").write_bytes(encoded(rng, "png")[1])
         (folder / rng.choice(["metadata.jsonl", "metadata.csv", "0.txt"])).write_bytes(
             spoilt(captions(rng), garbled_text)
         )
@@ -293,7 +293,7 @@ def tried(source, options) -> tuple[str, str]:
     return ("accepted" if right else "other exception"), "" if right else f"{dataset.notes} {dataset.skipped}"
 
 
-KINDS = {"pictures": 6, "npy": 2, "npz": 2, "idx": 1, "idx folder": 1, "cifar": 2, "zip": 2, "tar": 2, "captions": 1,
+KINDS = {"images": 6, "npy": 2, "npz": 2, "idx": 1, "idx folder": 1, "cifar": 2, "zip": 2, "tar": 2, "captions": 1,
          "array": 2, "parquet": 1}  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 POOL = "csrc/cpu/parallel.cpp"
-PATIENCE = 10  # times as long as the checks take without a fault, after which they hang: caught
+PATIENCE = 5  # times as long as the checks take without a fault, after which they hang: caught
 # (pattern, what it becomes, kind); spaces keep templates and arrows out
 CHANGES = [
     (r"==", "!=", "comparison"),
@@ -114,7 +114,7 @@ class Program:
     """The program of checks, of which one file is compiled anew."""
 
     def __init__(self, folder: Path):
-        self.folder, self.timeout = folder, 600.0
+        self.folder, self.timeout, self.seconds = folder, 600.0, 0.0
         shutil.copytree(ROOT / "csrc", folder / "csrc")
         sys.path.insert(0, str(folder / "csrc/cpu"))
         import cross
@@ -139,10 +139,12 @@ class Program:
         )
         if not linked or linked.returncode:
             return "refused"
+        began = time.monotonic()
         try:
             done = subprocess.run([made / "check"], capture_output=True, timeout=self.timeout)
         except subprocess.TimeoutExpired:
             return "caught"
+        self.seconds = time.monotonic() - began
         return "caught" if done.returncode else "survived"
 
 
@@ -161,10 +163,9 @@ def main():
     known = {(r["number"], r["line"]) for r in results}
     with tempfile.TemporaryDirectory() as folder:
         program = Program(Path(folder))
-        began = time.monotonic()
         if program.attempt(source) != "survived":
             raise SystemExit("the checks fail without any fault; nothing can be judged")
-        program.timeout = max(10.0, PATIENCE * (time.monotonic() - began))
+        program.timeout = max(10.0, PATIENCE * program.seconds)
         for fault in order:
             if sum(r["result"] != "refused" for r in results) >= arguments.faults:
                 break
