@@ -140,7 +140,7 @@ template <class T>
 void noise_loss_backward(int64_t n, int64_t size, const float* dloss /* (n) */, const T* f, const T* x0, const float* p,
                          const float* q, const float* weight, const NoiseKey& key, T* df ON_STREAM);
 
-// ---- denoise: the picture and its history stay float32; T is what the network gives
+// ---- denoise: the image and its history stay float32; T is what the network gives
 
 // One reverse step of any sampler.   f = f_uncond + guidance (f_cond - f_uncond)
 //      x0_hat = clip(u x + v f, low, high);   x_next = a x + b x0_hat + d f + sum_k c[k] history[k] + s z

@@ -71,19 +71,19 @@ HEADS = Number(2, 0, -2, 3, *NOT_WHOLE)
 REAL = Number(0.5, *NOT_A_NUMBER)
 COEFFICIENTS = [1.0, 0.5, -math.inf, math.inf, 0.9, 0.1, 0.0, 0.3, 1.0]
 
-# H and W of a convolution's pictures are free: what lies beyond is padding. So are sizes that only one argument has.
-PICTURES, FILTERS, MAPS = (N, H, W, CIN), (3, 3, CIN, COUT), (N, H, W, COUT)
+# H and W of a convolution's images are free: what lies beyond is padding. So are sizes that only one argument has.
+IMAGES, FILTERS, MAPS = (N, H, W, CIN), (3, 3, CIN, COUT), (N, H, W, COUT)
 FUNCTIONS = {
     "conv2d_forward": {
-        "x": In(*PICTURES, free=(1, 2)), "w": In(*FILTERS, free=(0, 1)), "bias": In(COUT, optional=True),
+        "x": In(*IMAGES, free=(1, 2)), "w": In(*FILTERS, free=(0, 1)), "bias": In(COUT, optional=True),
         "add": In(*MAPS, optional=True), "stride": PAIR, "pad": PADDING, "up": FACTOR, "y": Out(*MAPS, free=(1, 2)),
     },
     "conv2d_backward_input": {
         "dy": In(*MAPS, free=(1, 2)), "w": In(*FILTERS, free=(0, 1)), "stride": PAIR, "pad": PADDING, "up": FACTOR,
-        "dx": Out(*PICTURES, free=(1, 2)),
+        "dx": Out(*IMAGES, free=(1, 2)),
     },
     "conv2d_backward_weight": {
-        "dy": In(*MAPS, free=(1, 2)), "x": In(*PICTURES, free=(1, 2)), "stride": PAIR, "pad": PADDING, "up": FACTOR,
+        "dy": In(*MAPS, free=(1, 2)), "x": In(*IMAGES, free=(1, 2)), "stride": PAIR, "pad": PADDING, "up": FACTOR,
         "dw": Out(*FILTERS, free=(0, 1)), "dbias": Out(COUT, optional=True),
     },
     "group_norm_forward": {

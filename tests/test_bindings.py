@@ -152,7 +152,7 @@ def between_fences(values):
 
 @each_function
 def test_any_sizes_are_computed_within_their_memory(name, kernels):  # noqa: F811
-    """Empty arrays, no channels, no queries, filters larger than the picture: nothing beyond the arrays changes."""
+    """Empty arrays, no channels, no queries, filters larger than the image: nothing beyond the arrays changes."""
     rng = np.random.default_rng(5)
     for _ in range(20 if kernels == "simt" else 150):
         values, fences = between_fences(of_any_size(name, rng))

@@ -277,6 +277,13 @@ def test_methods_and_functions_that_numpy_users_expect():
             assert compare(x, other).dtype == bool
     assert (np.ones((2, 3)) > x).data.tolist() == (np.ones((2, 3)) > values).tolist()
     assert len({x, x, Tensor(values)}) == 2  # still keys of a dict
+    low, high = x > 0.6, x < 2
+    assert np.array_equal((low & high).data, (values > 0.6) & (values < 2))
+    assert np.array_equal((low | ~high).data, (values > 0.6) | ~(values < 2))
+    for base in (2, 0.5, np.float32(3), np.full(3, 2, np.float32)):  # the dtype stays
+        assert (base ** Tensor(np.float32(values))).dtype == np.float32
+    with pytest.raises(ValueError, match="needs a positive base, got -2"):
+        (-2) ** x
     total = Tensor(np.array(2.5))
     assert (float(total), int(total), f"{total:.2f}", f"{total}") == (2.5, 2, "2.50", str(total))
 

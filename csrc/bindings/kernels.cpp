@@ -39,7 +39,7 @@ Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, Pair st
     if (w[2] != s.cin)
         throw py::value_error("w must take " + std::to_string(s.cin) + " channels as x has, got " + text(w));
     if (y[0] != s.n || y[3] != s.cout)
-        throw py::value_error("y must have " + std::to_string(s.n) + " pictures of " + std::to_string(s.cout) +
+        throw py::value_error("y must have " + std::to_string(s.n) + " images of " + std::to_string(s.cout) +
                               " channels, got " + text(y));
     return s;
 }

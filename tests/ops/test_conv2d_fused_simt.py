@@ -47,7 +47,7 @@ def types(half):
 
 
 # Tiles are 128 pixels x 64 channels, 32 (bfloat16) or 16 (float32) deep; the gradient of a sample's bias is summed by
-# 32 rows of threads. Where pictures are enlarged, an odd stride makes two classes of rows of y and an even one a single
+# 32 rows of threads. Where images are enlarged, an odd stride makes two classes of rows of y and an even one a single
 # class; the gradient of x has as many as the stride, or half of it.
 SHAPES = [
     ((2, 8, 9, 16), (3, 3, 16, 64), {"padding": 1, "upsample": 2}),
@@ -114,7 +114,7 @@ def test_bfloat16_is_rounded_once(case, naive):
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("up", [1, 2])
 def test_same_bits_in_any_batch_and_any_order_of_threads(up, stride, half):
-    """Also where rows of one tile belong to different pictures, and the sum over pixels comes in parts."""
+    """Also where rows of one tile belong to different images, and the sum over pixels comes in parts."""
     options = {"stride": stride, "padding": ((0, 1), (1, 2)), "upsample": up}
     arrays = arrays_of(np.random.default_rng(0), (3, 13, 11, 8), (3, 3, 8, 9), options)
     x, w, bias, add, dy = (a.astype(t) for a, t in zip(arrays, types(half), strict=True))
@@ -155,7 +155,7 @@ def test_arrays_may_start_anywhere(half):
 @half_or_single
 @pytest.mark.parametrize("naive", [False, True])
 @pytest.mark.parametrize("up", [1, 2])
-def test_nan_stays_in_its_own_picture_and_channel(up, naive, half):
+def test_nan_stays_in_its_own_image_and_channel(up, naive, half):
     options = {"padding": 1, "upsample": up}
     for spoilt in range(5):
         arrays = arrays_of(np.random.default_rng(0), (3, 4, 5, 5), (3, 3, 5, 6), options)
@@ -167,7 +167,7 @@ def test_nan_stays_in_its_own_picture_and_channel(up, naive, half):
         own = (np.arange(3) == 1)[:, None]
         channel = np.arange(6) == 2
         in_y = {0: own & (channel >= 0), 1: own | channel, 2: own & channel, 3: own & channel, 4: own & ~own}[spoilt]
-        if spoilt == 1:  # one row of taps of the filters of one channel, which every picture sees
+        if spoilt == 1:  # one row of taps of the filters of one channel, which every image sees
             in_y = (own | ~own) & channel
         assert np.array_equal(bad(y).any((1, 2)), np.broadcast_to(in_y, (3, 6)))
         assert np.array_equal(bad(dx).any((1, 2, 3)), [spoilt == 1, spoilt in (1, 4), spoilt == 1])
@@ -182,7 +182,7 @@ def test_nan_stays_in_its_own_picture_and_channel(up, naive, half):
 @pytest.mark.parametrize("naive", [False, True])
 @pytest.mark.parametrize(("n", "h", "cin", "cout"), [(0, 5, 3, 4), (2, 0, 3, 4), (2, 5, 0, 4), (2, 5, 3, 0)])
 def test_empty_arrays(n, h, cin, cout, naive):
-    """No pictures, no rows but padding, no input channels (leaves what is added), no output channels."""
+    """No images, no rows but padding, no input channels (leaves what is added), no output channels."""
     rng = np.random.default_rng(0)
     options = {"padding": ((2, 1), (1, 1)), "upsample": 2}
     *arrays, _ = arrays_of(rng, (n, h, 5, cin), (3, 3, cin, cout), options)
