@@ -336,7 +336,7 @@ FLOORS = {
     "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 695),
 }  # fmt: skip
 # run.py is the longest: every argument of sampling and training is documented there.
-FILE_LINES, FUNCTION_LINES = 390, 45
+FILE_LINES, FUNCTION_LINES = 400, 45
 # Longer than that, each for a reason.
 LONG_FUNCTIONS = {
     "_run_backward": "the chain rule in one loop, and when the gradient of each leaf is final",
