@@ -161,6 +161,11 @@ def is_bfloat16(dtype):
     return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
+def widened(a):
+    """a, or if it is bfloat16 the same in float32: NumPy multiplies no matrices of it, and rounds after every step."""
+    return a.astype(FLOAT32) if is_bfloat16(a.dtype) else a
+
+
 def bfloat16():
     """The dtype, which NumPy and CuPy do not have of their own. RuntimeError in one sentence without its package."""
     try:

@@ -14,7 +14,7 @@ Reference: reference/attention.py. Kernels: csrc/cpu/attention.cpp, csrc/cuda/at
 import math
 
 from pydiff.arrays import array_module, contiguous, empty
-from pydiff.backend import FLOAT32, is_bfloat16, native
+from pydiff.backend import native, widened
 from pydiff.tensor import Function
 
 
@@ -54,9 +54,7 @@ class Attention(Function):
             kernel(q, k, v, *self.options, key_mask, out, lse)
             self.saved = q, k, v, key_mask, out, lse
         else:
-            dtype = q.dtype
-            if is_bfloat16(dtype):  # NumPy cannot multiply matrices of it
-                q, k, v = (a.astype(FLOAT32) for a in (q, k, v))
+            dtype, q, k, v = q.dtype, widened(q), widened(k), widened(v)
             out, p = forward_arrays(q, k, v, *self.options, key_mask)
             self.saved = q, k, v, p
             out = out.astype(dtype, copy=False)

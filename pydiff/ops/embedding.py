@@ -12,7 +12,7 @@ Reference: reference/embedding.py.
 import numpy as np
 
 from pydiff.arrays import array_module, to_host
-from pydiff.backend import FLOAT32, is_bfloat16
+from pydiff.backend import widened
 from pydiff.tensor import Function
 
 
@@ -39,8 +39,7 @@ class Embedding(Function):
     def backward(self, dy):
         xp = array_module(dy)
         ids, dy = self.ids.reshape(-1), dy.reshape(self.ids.size, self.shape[1])
-        if is_bfloat16(dy.dtype):  # a table's gradient is a sum, which float32 holds
-            dy = dy.astype(FLOAT32)
+        dy = widened(dy)  # a table's gradient is a sum
         dtable = xp.zeros(self.shape, dy.dtype)
         if xp is np:
             np.add.at(dtable, ids, dy)

@@ -7,7 +7,7 @@ import pydiff
 from pydiff import nn
 from pydiff.backend import FLOAT32
 from pydiff.cli import main
-from pydiff.data import Dataset
+from pydiff.data import Dataset, load
 from pydiff.store.folder import RunDirectory
 from pydiff.tensor import Tensor
 from pydiff.training import Options, training_steps
@@ -105,6 +105,15 @@ def test_options_beside_it(bfloat16, more):  # noqa: F811, ARG001
     (state,) = training_steps(trainer)
     assert state.bad is None
     assert np.isfinite(state.grad_norm)
+
+
+def test_clips(bfloat16):  # noqa: F811, ARG001
+    """Their networks have layers without kernels."""
+    clips = np.random.default_rng(0).integers(0, 256, (4, 2, 8, 8, 1), np.uint8)
+    trainer = diffusion_trainer(load(clips), options(steps=1, batch_size=2, groups=4), "simt")
+    (state,) = training_steps(trainer)
+    assert state.bad is None
+    assert trainer.optimizer.low is not None
 
 
 def test_resume_keeps_every_bit(bfloat16, tmp_path):  # noqa: F811, ARG001
