@@ -6,8 +6,8 @@ diffusers on torch, and against OpenVINO.
     python -m benchmarks.stable_diffusion --quick         a small model, to try the script
 
 Ours and a peer are two processes that hold the same weights and inputs, and take turns. First the answers are compared
-with torch's in float64 at a smaller size, where ours may be FACTOR times as far off as the peer's float32 is. The file is
-written after every pair. On a machine that others use, too, the processor seconds say more than the clock; both are
+with torch's in float64 at a smaller size, where ours may be FACTOR times as far off as the peer's float32 is. The file
+is written after every pair. On a machine that others use, too, the processor seconds say more than the clock; both are
 written, and the load. OpenVINO has the network as torch traces it, with fixed shapes, in float32.
 """
 

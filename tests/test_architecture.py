@@ -242,7 +242,7 @@ MAY_IMPORT = {
     "autoencoding": "backend data latent_space formats printed store training report preview reopen",
     "classifying": "backend arrays tensor codec condition data formats models ops printed random reopen store training",
     "steering": "backend arrays tensor ops condition diffusion pipeline",
-    "dry_run": "backend data training warm",
+    "dry_run": "backend memory data latent_space training warm",
     "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats store trained "
     "printed training report preview reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
