@@ -1,4 +1,4 @@
-// group_norm_forward in two halves, for a picture that is normalised a band of rows at a time (pydiff/models/bands.py):
+// group_norm_forward in two halves, for an image that is normalised a band of rows at a time (pydiff/models/bands.py):
 // the statistics of the whole one, and what they make of some of its pixels. Together they give the bits of the whole.
 #pragma once
 #include "kernels.h"

@@ -113,9 +113,7 @@ def load(
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
     if isinstance(cache_gb, bool) or not isinstance(cache_gb, int | float | np.number) or not 0 <= cache_gb < 1 << 40:
-        raise ValueError(
-            f"cache_gb is {cache_gb!r}, expected GB of decoded pictures that are kept, 0 for all in memory"
-        )
+        raise ValueError(f"cache_gb is {cache_gb!r}, expected GB of decoded images that are kept, 0 for all in memory")
     sound = rate is not None or seconds is not None or isinstance(source, Sounds)
     if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
         raise ValueError("cache_gb is for images; leave it out for sounds")

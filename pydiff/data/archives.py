@@ -99,9 +99,9 @@ class Archives:
 
 
 def holds_archives(root) -> bool:
-    """Whether a folder holds archives, and no picture as a file of its own."""
+    """Whether a folder holds archives, and no image as a file of its own."""
     found = files_in(root) if isinstance(root, Path) else None
-    return found is not None and not found.pictures and bool(archives_among(found))
+    return found is not None and not found.images and bool(archives_among(found))
 
 
 def archives_among(found: Found) -> list[str]:

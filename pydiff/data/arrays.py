@@ -1,7 +1,7 @@
 """Arrays in memory and in .npy and .npz files: layout and value range are recognised, and said in the notes.
 
 A .npz may hold captions: `captions`, `text` or `prompts`, also `captions_de` and so on, strings (N,), or (N, K) for
-several a picture, "" for none.
+several for an image, "" for none.
 """
 
 import math
@@ -117,14 +117,14 @@ def from_array(
 
 
 def captions_of(captions, n: int) -> list[list[words.Caption]]:
-    """The captions of each of n pictures from N strings, from N sequences of strings, or from {language: those}."""
+    """The captions of each of n images from N strings, from N sequences of strings, or from {language: those}."""
     found: list[list[words.Caption]] = [[] for _ in range(n)]
     for language, texts in (captions if isinstance(captions, dict) else {"": captions}).items():
         if isinstance(texts, np.ndarray) and texts.dtype.kind == "S":
             texts = np.char.decode(texts, "utf-8", "replace")
         rows = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
         if len(rows) != n:
-            raise ValueError(f"there are captions for {len(rows)} pictures, and {n} pictures")
+            raise ValueError(f"there are captions for {len(rows)} images, and {n} images")
         for row, of_one in zip(rows, found, strict=True):
             cleaned = [c._replace(text=words.clean(c.text)) for c in words.captions_in(row, language)]
             of_one += [c for c in dict.fromkeys(cleaned) if c.text]
@@ -191,7 +191,7 @@ def _standard_values(images: np.ndarray, bits: int | None = None) -> tuple[np.nd
         levels = (np.clip(image.astype(np.float64), lowest, 1) - lowest) * scale  # 0..255
         eight_bit = eight_bit and bool((np.abs(levels - np.rint(levels)) <= tolerance).all())
         target[...] = levels / 127.5 - 1
-    if eight_bit:  # the floats were 8-bit pictures once: nothing is lost
+    if eight_bit:  # the floats were 8-bit images once: nothing is lost
         return np.rint((out + 1) * 127.5).astype(np.uint8), text + ", all on 8-bit grey levels"
     return out, text
 
@@ -274,7 +274,7 @@ def _parse_npy(stream, size: int) -> np.ndarray:
         warnings.simplefilter("ignore")  # headers written by Python 2 warn, and are read all the same
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"format version {version} holds structured data, not pictures")
+            raise ValueError(f"format version {version} holds structured data, not images")
         read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
         shape, fortran, dtype = read_header(stream)
     if dtype.hasobject:

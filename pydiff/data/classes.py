@@ -1,4 +1,4 @@
-"""Classes of pictures: their names in the order that people count in, their numbers, and folders that divide the data.
+"""Classes of images: their names in the order that people count in, their numbers, and folders that divide the data.
 
 A class is known by its name. Inside, classes are numbered from 0 in the order of their names; where names look like
 numbers and are not these (labels 1 .. 3), that is said, and whoever asks for "1" gets the class of that name.
@@ -91,8 +91,8 @@ def renumbered(classes: list[str] | None) -> list[str]:
     return [f"the classes are called {shown}, and numbered 0 .. {len(classes) - 1} inside: labels are their names"]
 
 
-def divided(paths: list[str], split: str | None, where: object, noun="picture") -> tuple[list[str], list[str]]:
-    """(the paths that count, notes) of pictures in folders called train, val and test, or of others.
+def divided(paths: list[str], split: str | None, where: object, noun="image") -> tuple[list[str], list[str]]:
+    """(the paths that count, notes) of images in folders called train, val and test, or of others.
 
     split: which of them; None is train. noun: what is at a path. ValueError for a split that is not there.
     """

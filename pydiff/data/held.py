@@ -1,15 +1,18 @@
 """What somebody holds in Python as a plain NumPy array, or a sentence on why it cannot be one."""
 
+from typing import Any
+
 import numpy as np
 
 
-def as_array(values, what: str = "images") -> np.ndarray:
+def as_array(values: Any, what: str = "images") -> np.ndarray:
     """`values` as an array in the byte order of this machine, without a copy where none is needed.
 
     A masked value is none, so masked arrays are taken only where nothing is masked. Tensors of PyTorch that ask for a
     gradient are taken as they are. what: of whom the message speaks. Raises ValueError or TypeError.
     """
-    if np.ma.isMaskedArray(values) and np.ma.getmaskarray(values).any():
+    masked: Any = values
+    if np.ma.isMaskedArray(masked) and np.ma.getmaskarray(masked).any():
         raise ValueError(f"{what} are a masked array with masked values, which are none; fill them with .filled(0)")
     if hasattr(values, "detach") and hasattr(values, "cpu"):
         values = values.detach().cpu()

@@ -16,7 +16,7 @@ from pydiff.data.arrays import LABEL_KEYS, captions_of, from_array, from_named
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
 from pydiff.data.dataset import Dataset
-from pydiff.data.folder import path_of, read_pictures
+from pydiff.data.folder import path_of, read_images
 from pydiff.data.held import as_array
 from pydiff.data.limits import Limit
 from pydiff.printed import printable
@@ -34,7 +34,7 @@ def is_pair(source) -> bool:
         labels = np.ndim(y) == 1 or (np.ndim(y) == 2 and (np.ndim(x) >= 4 or np.shape(y)[1] == 1))
         return np.ndim(x) >= 3 and labels and not isinstance(y, str | bytes)
     several = isinstance(source, tuple) and isinstance(x, list | tuple) and len(x) > 0 and all(map(_is_image, x))
-    return several and isinstance(y, list | tuple | np.ndarray) and not any(map(_is_picture, y))
+    return several and isinstance(y, list | tuple | np.ndarray) and not any(map(_has_pixels, y))
 
 
 def listed(source: Iterable, limit: Limit) -> list | None:
@@ -85,7 +85,7 @@ def load_list(source: Sequence, labels=None, captions=None, asked: Asked = NOTHI
     ]
     if len(arrays) == len(items) and len({(a.shape, a.dtype) for a in arrays}) == 1:
         return from_array(np.stack(arrays), labels, captions, "list", asked.only("a list of arrays", "layout", "bits"))
-    return _of_several_kinds(items, labels, captions, asked.only("a list of pictures", "pages", "bits"))
+    return _of_several_kinds(items, labels, captions, asked.only("a list of images", "pages", "bits"))
 
 
 def _of_rows(items, labels, captions):
@@ -123,7 +123,7 @@ def _of_several_kinds(items, labels, captions, asked) -> Dataset:
             raise ValueError(f"there are {len(given)} {what} for {len(items)} images; give one for each")
     sources = {f"number {i}": _source(i, item) for i, item in enumerate(items)}
     skipped: list[tuple[str, str]] = []
-    kept, images, notes = read_pictures("the list", sources, asked, skipped)
+    kept, images, notes = read_images("the list", sources, asked, skipped)
     rows = [int(path_of(name).removeprefix("number ")) for name in kept]
     more: dict[str, Any] = {}
     if captions is not None:
@@ -137,7 +137,7 @@ def _of_several_kinds(items, labels, captions, asked) -> Dataset:
 
 
 def _source(i, item):
-    """What read_pictures takes."""
+    """What read_images takes."""
     from PIL import Image
 
     if _is_file(item):
@@ -179,10 +179,10 @@ def _is_pillow(item) -> bool:
 
 
 def _is_image(item) -> bool:
-    return _is_file(item) or _is_picture(item)
+    return _is_file(item) or _has_pixels(item)
 
 
-def _is_picture(item) -> bool:
+def _has_pixels(item) -> bool:
     if _is_pillow(item):
         return True
     return hasattr(item, "__array__") and np.ndim(item) in (2, 3) and not isinstance(item, list | tuple)

@@ -1,4 +1,4 @@
-"""Parquet files of pictures, as Hugging Face's data sets are stored: a column of encoded pictures, labels, captions."""
+"""Parquet files of images, as Hugging Face's data sets are stored: a column of encoded images, labels, captions."""
 
 import json
 import re
@@ -11,18 +11,18 @@ from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, divided, kind_of, renumbered
 from pydiff.data.dataset import Dataset, plural
-from pydiff.data.folder import path_of, read_pictures
+from pydiff.data.folder import path_of, read_images
 from pydiff.data.limits import GIB
 from pydiff.data.listing import Found, files_in, in_order
 from pydiff.printed import first_line, printable
 
-IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
+IMAGE_COLUMNS = ("image", "img", "image", "jpg", "png")
 
 
 def holds_parquet(root) -> bool:
-    """Whether a folder holds .parquet files, and no picture as a file of its own."""
+    """Whether a folder holds .parquet files, and no image as a file of its own."""
     found = files_in(root) if isinstance(root, Path) else None
-    return found is not None and not found.pictures and bool(parquets_among(found))
+    return found is not None and not found.images and bool(parquets_among(found))
 
 
 def parquets_among(found: Found) -> list[str]:
@@ -33,7 +33,7 @@ def parquets_among(found: Found) -> list[str]:
 def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     """A .parquet file, or all of them in a folder, in order of path.
 
-    Pictures stand in one of IMAGE_COLUMNS, as encoded bytes or as the struct {bytes, path}, labels in one of
+    Images stand in one of IMAGE_COLUMNS, as encoded bytes or as the struct {bytes, path}, labels in one of
     words.LABEL; captions as in captions.py. Other columns are said. Raises ImportError without pyarrow,
     ValueError for files that cannot be used.
     """
@@ -53,12 +53,12 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
         raise ValueError(f"{where} cannot be read ({first_line(error)}); download it again") from error
     asked.limit.check(max(unpacked, packed), where)
     if not len(table):
-        raise ValueError(f"{where} has no rows; give a file with pictures")
+        raise ValueError(f"{where} has no rows; give a file with images")
     column = column_of(table.column_names)
     if column is None:
         raise ValueError(
             f"{where} has the columns {', '.join(map(printable, table.column_names))}, "
-            f"expected pictures in one of {', '.join(IMAGE_COLUMNS)}"
+            f"expected images in one of {', '.join(IMAGE_COLUMNS)}"
         )
     skipped: list[tuple[str, str]] = []
     names = [f"row {i}" for i in range(len(table))]
@@ -68,8 +68,8 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
         if isinstance(data, bytes):
             sources[name] = data
         else:  # a path alone would have to be opened, wherever it leads
-            skipped.append((name, "no picture in the file"))
-    kept, images, notes = read_pictures(path, sources, asked, skipped)
+            skipped.append((name, "no image in the file"))
+    kept, images, notes = read_images(path, sources, asked, skipped)
     rows = [int(path_of(name).removeprefix("row ")) for name in kept]
     labels, classes, more, told = said_in(table, rows, kept)
     return Dataset(printable(path.name), images, labels, classes, skipped, split_notes + notes + told, **more)
@@ -97,9 +97,9 @@ def _unpacked(metadata) -> int:
 
 
 def said_in(table, rows, names):
-    """(labels, classes, captions as keywords of a Dataset, notes) of these rows. table: with or without the pictures.
+    """(labels, classes, captions as keywords of a Dataset, notes) of these rows. table: with or without the images.
 
-    names: of the pictures in these rows.
+    names: of the images in these rows.
     """
     labels, classes, why = _labels(table, rows)
     captions, problems = _captions(table, rows)
@@ -113,7 +113,7 @@ def said_in(table, rows, names):
 
 
 def column_of(columns) -> str | None:
-    """Which of the columns holds the pictures."""
+    """Which of the columns holds the images."""
     return next((name for name in IMAGE_COLUMNS if name in columns), None)
 
 
