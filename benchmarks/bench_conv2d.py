@@ -1,4 +1,4 @@
-"""conv2d: forward, gradient of the picture, gradient of the filters, at the shapes of the U-Nets in workloads.py."""
+"""conv2d: forward, gradient of the image, gradient of the filters, at the shapes of the U-Nets in workloads.py."""
 
 import sys
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from pydiff.ops.conv2d import Conv2d, Window
 from pydiff.reference.conv2d import conv2d as reference
 from pydiff.tensor import Tensor, no_grad
 
-# batch, size, filter, stride, channels in, channels out; then "enlarged" for a picture whose pixels are repeated 2 x 2
-# first, "addends" for a bias of each sample and a picture added to the result
+# batch, size, filter, stride, channels in, channels out; then "enlarged" for an image whose pixels are repeated 2 x 2
+# first, "addends" for a bias of each sample and an image added to the result
 TINY = (2, 8, 3, 1, 8, 16)
 SHAPES = [
     # digits8 and digits16
@@ -61,7 +61,7 @@ SHAPES = [
     (8, 64, 3, 1, 64, 64, "addends"),
 ]
 # The 3 x 3 convolutions of Stable Diffusion 1.5 at 512 x 512 pixels, which has wider ones than any workload above:
-# those of its U-Net, some of them for two pictures, as for guidance, and for eight, and those of its autoencoder.
+# those of its U-Net, some of them for two images, as for guidance, and for eight, and those of its autoencoder.
 # They have tables of their own, see conv2d_wide.py.
 WIDE = {
     "unet": [
@@ -156,7 +156,7 @@ def cases_of(shape, rng, settings):
 
 
 def corner(inputs, addends):
-    """The first picture; with many channels a corner of it, and some of them: the reference takes its time."""
+    """The first image; with many channels a corner of it, and some of them: the reference takes its time."""
     x, w, bias, *add = inputs
     if x.shape[-1] * w.shape[-1] <= 512 * 512 and x[0].size <= 512 * 512:
         return (x[:1], w, *(b[:1] for b in (bias, *add))) if addends else (x[:1], w, bias)
@@ -206,7 +206,7 @@ def torch_contenders(direction, g):
 
         def backward(x, w, bias, dy):
             shared = [len(bias)] if bias.ndim == 1 else None
-            # the gradient of the picture asks for its shape only
+            # the gradient of the image asks for its shape only
             large = x.new_empty(1).expand(*x.shape[:2], *(2 * s for s in x.shape[2:])) if g.up == 2 else x
             large = enlarge(x) if direction == "backward_weight" else large
             mask = wanted if shared else [*wanted[:2], False]

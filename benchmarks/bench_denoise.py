@@ -1,4 +1,4 @@
-"""denoise: one step of DDIM and one of DDPM after the network was asked, at the picture sizes of workloads.py, 16 at a
+"""denoise: one step of DDIM and one of DDPM after the network was asked, at the image sizes of workloads.py, 16 at a
 time, and the gradient of the DDIM step."""
 
 import sys
@@ -24,8 +24,8 @@ MIDDLE = 25  # the step that is timed: from WAY's entry 25 to entry 26
 def cases(settings):
     """Three cases a shape."""
     rng = np.random.default_rng(0)
-    pictures = {} if settings.quick else {name: (16, w.size, w.size, w.channels) for name, w in WORKLOADS.items()}
-    for name, shape in ({"tiny": TINY} | pictures).items():
+    images = {} if settings.quick else {name: (16, w.size, w.size, w.channels) for name, w in WORKLOADS.items()}
+    for name, shape in ({"tiny": TINY} | images).items():
         yield from cases_of(name, shape, rng, settings)
 
 

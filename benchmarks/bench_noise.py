@@ -172,7 +172,7 @@ def torch_forward():
 
 
 def torch_backward():
-    """The gradient of the picture, alpha dx_t."""
+    """The gradient of the image, alpha dx_t."""
     torch = peer("torch")
     if torch is None:
         return

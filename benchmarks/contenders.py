@@ -100,7 +100,7 @@ def peer(name):
         return None
 
 
-# ---- torch's layouts: pydiff's pictures are (N, H, W, C) and its filters (kH, kW, Cin, Cout) ----
+# ---- torch's layouts: pydiff's images are (N, H, W, C) and its filters (kH, kW, Cin, Cout) ----
 
 
 def to_torch(x, channels_last):

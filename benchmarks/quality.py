@@ -84,7 +84,7 @@ def train_classifier(data, steps=1200, batch_size=64, seed=0, out=None):
 
 
 def shifted(x, step, seed, numbers):
-    """Every picture moved by -1, 0 or 1 pixels both ways, half of the time; background moves in."""
+    """Every image moved by -1, 0 or 1 pixels both ways, half of the time; background moves in."""
     key = pydiff.random.key(seed, pydiff.random.AUGMENT, numbers, step)
     dy, dx = (np.minimum(pydiff.random.uniform(key, (2,)) * 6, 2.999).astype(int).clip(0, 2) - 1).T
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-1)

@@ -1,8 +1,8 @@
-"""Drawing pictures with DDIM, 16 unless --batch says otherwise: pydiff against torch with diffusers' UNet2DModel and
+"""Drawing images with DDIM, 16 unless --batch says otherwise: pydiff against torch with diffusers' UNet2DModel and
 DDIMScheduler, same weights.
 
-First, three steps from the same noise have to lead to the pictures that torch gets in float64. Then single steps are
-timed (one call of the network and the update of the picture), everyone in a process of its own, in turns; a drawing
+First, three steps from the same noise have to lead to the images that torch gets in float64. Then single steps are
+timed (one call of the network and the update of the image), everyone in a process of its own, in turns; a drawing
 takes as many steps as --steps says, all alike.
 """
 
@@ -24,7 +24,7 @@ from pydiff.tensor import no_grad
 # The first 3 steps of 50 are checked, however long the steps are that are timed. In a pixel where x0 is not clipped, an
 # error of the network counts alpha' (sigma / alpha - sigma' / alpha') times after the way from alpha, sigma to alpha',
 # sigma': 0.8 times here, but 69 times after three steps of 5. There hardly a pixel escapes the clipping at first, and
-# these few, one or none in small pictures, would decide by chance how far two right drawings differ.
+# these few, one or none in small images, would decide by chance how far two right drawings differ.
 CHECKED, CHECKED_OF = 3, 50
 
 
@@ -44,17 +44,17 @@ class Pydiff:
 
     def operations(self):
         """Floating-point operations of one step that are products."""
-        x = self.workload.pictures(self.batch)
+        x = self.workload.images(self.batch)
         with no_grad():
             return products_of(lambda: self.model(x, np.zeros(self.batch, np.int64)))
 
     def walk(self, along):
         """The states of one drawing along a path."""
-        x = initial_noise(self.workload.pictures(1).shape[1:], 0, np.arange(self.batch))
+        x = initial_noise(self.workload.images(1).shape[1:], 0, np.arange(self.batch))
         return backend.on_device("cpu", ddim(Played(self.model), x, self.process, along))
 
-    def pictures(self):
-        """The pictures after the steps that are checked."""
+    def images(self):
+        """The images after the steps that are checked."""
         states = self.walk(path(self.process.schedule, CHECKED_OF))
         return [state.x for state in itertools.islice(states, CHECKED)][-1]
 
@@ -92,8 +92,8 @@ class Torch:
             self.model = self.torch.compile(self.model, options=self.compiled)
 
     def walk(self, steps):
-        """The pictures after every step of one drawing."""
-        x = initial_noise(self.workload.pictures(1).shape[1:], 0, np.arange(self.batch))
+        """The images after every step of one drawing."""
+        x = initial_noise(self.workload.images(1).shape[1:], 0, np.arange(self.batch))
         x = self.torch.from_numpy(x.astype(np.float64 if self.exact else np.float32)).permute(0, 3, 1, 2)
         x = x if self.channels_last else x.contiguous()
         self.scheduler.set_timesteps(steps)
@@ -103,8 +103,8 @@ class Torch:
                 x = self.scheduler.step(f, t, x, use_clipped_model_output=True).prev_sample
             yield x
 
-    def pictures(self):
-        """The pictures after the steps that are checked."""
+    def images(self):
+        """The images after the steps that are checked."""
         return list(itertools.islice(self.walk(CHECKED_OF), CHECKED))[-1].permute(0, 2, 3, 1).numpy().copy()
 
     def step(self):
@@ -123,7 +123,7 @@ def measure(options, batch, fastest):
     """The section of the report about one workload."""
     factories = whole.contenders(options, Pydiff, Torch, batch, steps=options.steps)
     title = whole.Title(f"DDIM, {options.steps} steps", whole.words(options.workload, batch), batch, options.steps)
-    return whole.compete(title, factories, options, ask="pictures", difference=disagreement, fastest=fastest)
+    return whole.compete(title, factories, options, ask="images", difference=disagreement, fastest=fastest)
 
 
 def main(arguments=None):

@@ -1,4 +1,4 @@
-"""How the cost of pydiff's training step grows: with threads, with pictures a step, and with their size.
+"""How the cost of pydiff's training step grows: with threads, with images a step, and with their size.
 
     python -m benchmarks.scaling [--json FILE] [--quick] [--rounds 7] [--seconds 30]
 

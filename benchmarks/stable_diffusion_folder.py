@@ -63,10 +63,14 @@ class Watch:
     def look(self):
         """Until `stopped`."""
         while not self.stopped:
-            with open("/proc/self/status") as file:
-                kilobytes = next(int(line.split()[1]) for line in file if line.startswith("RssAnon:"))
-            self.most[self.doing] = max(self.most.get(self.doing, 0), kilobytes / 1e6)
+            self.note()
             time.sleep(0.005)
+
+    def note(self):
+        """Looks once."""
+        with open("/proc/self/status") as file:
+            kilobytes = next(int(line.split()[1]) for line in file if line.startswith("RssAnon:"))
+        self.most[self.doing] = max(self.most.get(self.doing, 0), kilobytes / 1e6)
 
 
 def drawn(path, options, began, low_memory):

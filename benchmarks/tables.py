@@ -37,7 +37,9 @@ def render(text, results):
 
 
 def table_of(report):
-    """One report as Markdown."""
+    """One report as Markdown. `script`: the module of benchmarks that has its table."""
+    if "script" in report:
+        return importlib.import_module(f"benchmarks.{report['script']}").table(report) + "\n"
     if "samples_recognised" in report:
         return "\n".join(quality_table(report)) + "\n"
     for key, module in PAPERS.items():
@@ -81,7 +83,7 @@ def kernel_table(report):
 
 def whole_table(report):
     """Lines of a table of whole models: one for every contender; then where pydiff's time goes."""
-    names = ["", "contender", "step, ms", "fastest, ms", "pictures/s", "GFLOP/s", "of ceiling", "peak memory, MB"]
+    names = ["", "contender", "step, ms", "fastest, ms", "images/s", "GFLOP/s", "of ceiling", "peak memory, MB"]
     yield from header(names)
     for row in report["rows"]:
         figures = [milliseconds(row), f"{row['min_ms']:.1f}", f"{row['images_s']:.1f}"]
@@ -123,11 +125,11 @@ def quality_table(report):
 
 def scaling_table(report):
     """Lines of the table of benchmarks.scaling."""
-    yield from header(["changes", "threads", "pictures", "step, ms", "pictures/s", "GFLOP/s", "peak memory, MB"])
+    yield from header(["changes", "threads", "images", "step, ms", "images/s", "GFLOP/s", "peak memory, MB"])
     for row in report["scaling"]:
-        pictures = f"{row['batch']} x {row['size']}x{row['size']}"
+        images = f"{row['batch']} x {row['size']}x{row['size']}"
         figures = [f"{row['images_s']:.1f}", f"{row['gflops']:.0f}", f"{row['peak_rss_mb']:.0f}"]
-        yield line([row["what"], row["threads"], pictures, milliseconds(row | {"wrong": False}), *figures])
+        yield line([row["what"], row["threads"], images, milliseconds(row | {"wrong": False}), *figures])
 
 
 def winograd_table(report):
@@ -170,7 +172,7 @@ def gpu_table(report):
     if rows_of(report, "models"):
         yield "**Whole models**"
         yield ""
-        yield from header(["", "contender", "ms", "pictures/s", "TFLOP/s"])
+        yield from header(["", "contender", "ms", "images/s", "TFLOP/s"])
         for row in rows_of(report, "models"):
             if "images_s" in row:
                 figures = [milliseconds(row), f"{row['images_s']:.0f}", f"{row.get('tflops', 0):.1f}"]

@@ -26,7 +26,7 @@ LR, EMA, CLIP, WEIGHT_DECAY = 1e-4, 0.999, 1.0, 0.01
 
 
 class Pydiff:
-    """pydiff's training step. size: of the pictures, if not the workload's."""
+    """pydiff's training step. size: of the images, if not the workload's."""
 
     def __init__(self, workload, batch, recompute=False, size=None):
         self.workload = WORKLOADS[workload]._replace(**({} if size is None else {"size": size}))
@@ -34,7 +34,7 @@ class Pydiff:
             self.model = UNet2D(**self.workload.config).recompute_blocks(recompute)
             self.optimizer = optim.AdamW(self.model, weight_decay=WEIGHT_DECAY)
         self.process = Process(schedule("linear"))
-        self.x0, self.sample, self.done = self.workload.pictures(batch), np.arange(batch), 0
+        self.x0, self.sample, self.done = self.workload.images(batch), np.arange(batch), 0
 
     def weights(self):
         """{name: array in PyTorch's layout}"""
@@ -172,7 +172,7 @@ class Torch:
         self.torch, self.workload, self.batch = torch, WORKLOADS[workload], batch
         self.channels_last, self.compiled, self.exact = channels_last, compiled, exact
         dtype = np.float64 if exact else np.float32
-        x0 = torch.from_numpy(self.workload.pictures(batch).astype(dtype)).permute(0, 3, 1, 2)
+        x0 = torch.from_numpy(self.workload.images(batch).astype(dtype)).permute(0, 3, 1, 2)
         self.x0 = x0 if channels_last else x0.contiguous()
         levels = schedule("linear")
         self.alpha, self.sigma = (torch.from_numpy(a.astype(dtype)) for a in (levels.alpha, levels.sigma))
@@ -196,7 +196,7 @@ class Torch:
         """The same as Pydiff's, with the same t and noise."""
         sample = np.arange(self.batch)
         t = random.integers(random.key(0, random.TIMESTEP, sample, 1), len(self.alpha))
-        eps = random.normal(random.key(0, random.NOISE, sample, 1), self.workload.pictures(1).shape[1:])
+        eps = random.normal(random.key(0, random.NOISE, sample, 1), self.workload.images(1).shape[1:])
         self.optimizer.zero_grad()
         eps = self.torch.from_numpy(eps).permute(0, 3, 1, 2).to(self.x0.dtype)
         loss = self.loss(self.torch.from_numpy(t), eps)

@@ -29,11 +29,11 @@ QUICK_BATCH = 2
 
 
 class Title(NamedTuple):
-    """What is measured: a name, the pictures in words and their number; `repeats` timed steps make one whole."""
+    """What is measured: a name, the images in words and their number; `repeats` timed steps make one whole."""
 
     op: str
     shape: str
-    pictures: int
+    images: int
     repeats: int = 1
 
 
@@ -151,7 +151,7 @@ def row_of(title, name, timing, memory, operations, fastest):
         "median_ms": timing.median * 1e3,
         "min_ms": timing.minimum * 1e3,
         "total_s": timing.median * title.repeats,
-        "images_s": title.pictures / (timing.median * title.repeats),
+        "images_s": title.images / (timing.median * title.repeats),
         "peak_rss_mb": memory,
         "gflops": rate,
         "share": rate / fastest,
@@ -180,7 +180,7 @@ def parse(description, arguments, batch, steps):
     p.add_argument("--compile", action="store_true", help="torch.compile too; compiling takes minutes")
     p.add_argument("--rounds", type=int, default=15, help="undisturbed repetitions wanted (default: 15)")
     p.add_argument("--seconds", type=float, default=300.0, help="stop then with what there is (default: 300)")
-    p.add_argument("--batch", type=int, default=batch, help=f"pictures (default: {batch or 'what the workload says'})")
+    p.add_argument("--batch", type=int, default=batch, help=f"images (default: {batch or 'what the workload says'})")
     if steps:
         p.add_argument("--steps", type=int, default=steps, help=f"steps of the sampler (default: {steps})")
     options = p.parse_args(arguments)

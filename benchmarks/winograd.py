@@ -24,7 +24,7 @@ from pydiff.training import DiffusionTask, Options, Trainer, training_steps
 
 ALGORITHMS = {"plain": False, "winograd": True}
 POINTS = {"1 and 2": (1, 2), "5/8 and 3/2": (5 / 8, 3 / 2)}
-# pictures, channels, size, channels; the second line has those of Stable Diffusion's U-Net
+# images, channels, size, channels; the second line has those of Stable Diffusion's U-Net
 SHAPES = [(4, 32, 32, 64), (8, 32, 16, 128), (32, 64, 8, 64), (16, 256, 8, 256)]
 SHAPES += [(1, 320, 64, 320), (1, 640, 32, 640), (1, 1280, 16, 1280), (1, 2560, 16, 1280), (1, 2560, 8, 1280)]
 ONE = (1, 1)

@@ -6,15 +6,15 @@ import numpy as np
 
 
 class Workload(NamedTuple):
-    """batch pictures of size x size x channels, and the keywords of pydiff's UNet2D or diffusers' UNet2DModel."""
+    """batch images of size x size x channels, and the keywords of pydiff's UNet2D or diffusers' UNet2DModel."""
 
     batch: int
     size: int
     channels: int
     config: dict
 
-    def pictures(self, n, seed=0):
-        """n made-up pictures in [-1, 1]: (n, size, size, channels) float32."""
+    def images(self, n, seed=0):
+        """n made-up images in [-1, 1]: (n, size, size, channels) float32."""
         shape = (n, self.size, self.size, self.channels)
         return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 

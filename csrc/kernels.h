@@ -70,16 +70,19 @@ struct AttentionShape {
     int64_t n, tq, tk, heads, d;               // q (n, tq, heads*d), k and v (n, tk, heads*d), out (n, tq, heads*d)
     int64_t q_batch, q_row, k_batch, k_row, v_batch, v_row;  // strides in elements; the last axis is contiguous
     float scale;
+    bool causal = false;                       // query i sees the keys 0 .. i alone
 };
 
+// key_mask: false for keys that no query of a sample sees. A query that sees none gets 0, and an lse of 0.
 // lse: log-sum-exp of the scaled scores; to base 2 on the CPU, to base e on GPUs.
 template <class T>
-void attention_forward(const AttentionShape& s, const T* q, const T* k, const T* v, T* out,
+void attention_forward(const AttentionShape& s, const T* q, const T* k, const T* v,
+                       const bool* key_mask /* (n, tk) or null */, T* out,
                        float* lse /* (n, heads, tq) */ ON_STREAM);
 WORKSPACE(attention_backward_workspace, const AttentionShape&);
 template <class T>
-void attention_backward(const AttentionShape& s, const T* dout, const T* q, const T* k, const T* v, const T* out,
-                        const float* lse, T* dq /* (n, tq, heads*d) */, T* dk /* (n, tk, heads*d) */,
+void attention_backward(const AttentionShape& s, const T* dout, const T* q, const T* k, const T* v,
+                        const bool* key_mask, const T* out, const float* lse, T* dq /* (n, tq, heads*d) */, T* dk /* (n, tk, heads*d) */,
                         T* dv /* (n, tk, heads*d) */ IN_WORKSPACE);
 
 // ---- layer_norm
@@ -137,7 +140,7 @@ template <class T>
 void noise_loss_backward(int64_t n, int64_t size, const float* dloss /* (n) */, const T* f, const T* x0, const float* p,
                          const float* q, const float* weight, const NoiseKey& key, T* df ON_STREAM);
 
-// ---- denoise: the picture and its history stay float32; T is what the network gives
+// ---- denoise: the image and its history stay float32; T is what the network gives
 
 // One reverse step of any sampler.   f = f_uncond + guidance (f_cond - f_uncond)
 //      x0_hat = clip(u x + v f, low, high);   x_next = a x + b x0_hat + d f + sum_k c[k] history[k] + s z

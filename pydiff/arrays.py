@@ -1,8 +1,8 @@
 """What NumPy and CuPy have in common: which of the two an array belongs to, moving between host and device, and the few
-copies and sums over whole pictures that the compiled helpers do on all threads.
+copies and sums over whole images that the compiled helpers do on all threads.
 
-Pictures, parameters and all that has their size live on the device. One number for each picture (t, alpha, sigma,
-labels, keys) stays a NumPy array, in float64 or integers, until it meets a picture: `column` moves it there. Nothing
+Images, parameters and all that has their size live on the device. One number for each image (t, alpha, sigma,
+labels, keys) stays a NumPy array, in float64 or integers, until it meets an image: `column` moves it there. Nothing
 else moves by itself.
 """
 

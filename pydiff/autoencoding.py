@@ -19,6 +19,7 @@ from pydiff.formats.diffusers import autoencoder as autoencoder_folder
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.latent_space import LatentSpace, open_autoencoder
 from pydiff.preview import preview_png
+from pydiff.printed import all_printable, printable
 from pydiff.reopen import finish, is_run
 from pydiff.store import sealed
 from pydiff.store.folder import RunDirectory
@@ -53,7 +54,7 @@ class AutoencoderRun:
     @property
     def name(self):
         """The folder's name, or the data set's."""
-        return self.directory.name if self.directory is not None else self.data_name
+        return printable(self.directory.name) if self.directory is not None else self.data_name
 
     def dataset(self, data=None):
         """The training data, loaded again if need be; ValueError where they are not what they were. data: where they
@@ -112,7 +113,7 @@ class AutoencoderRun:
         """Writes a folder with vae/, which pydiff.load and diffusers' AutoencoderKL.from_pretrained(subfolder="vae")
         open. dtype: of the weights in the file, "float16" or "bfloat16"; None keeps them as they are.
         """
-        history = {"options": self.options, "origin": self.origin.to_config(), "step": self.step}
+        history = {"options": all_printable(self.options), "origin": self.origin.to_config(), "step": self.step}
         history["shape"] = list(self.codec.pixels.shape)
         autoencoder_folder.save(directory, self.autoencoder, history, dtype)
 

@@ -21,6 +21,7 @@ from pydiff.data.origin import Origin
 from pydiff.formats.diffusers.parameters import fill, ways_to_write
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.models import build, name_of
+from pydiff.printed import all_printable, printable
 from pydiff.reopen import finish, is_run
 from pydiff.store import checkpoint
 from pydiff.store.folder import RunDirectory
@@ -56,7 +57,7 @@ class ClassifierRun:
     @property
     def name(self):
         """The folder's name, or the data set's."""
-        return self.directory.name if self.directory is not None else self.data_name
+        return printable(self.directory.name) if self.directory is not None else self.data_name
 
     def log(self):
         """One dict a step: step, loss, lr, grad_norm, images_per_second, time, device."""
@@ -103,7 +104,8 @@ class ClassifierRun:
 
     def save(self, directory, dtype=None):
         """Writes a folder that pydiff.load opens. dtype: of the weights, "float16" or "bfloat16"; None keeps them."""
-        told = {"classes": self.classes, "codec": self.codec.to_config(), "options": self.options, "step": self.step}
+        told = {"classes": self.classes, "codec": self.codec.to_config(), "step": self.step}
+        told["options"] = all_printable(self.options)
         told["origin"] = self.origin.to_config(place=False)
         arrays = ways_to_write(self.model)
         checkpoint.save_model(

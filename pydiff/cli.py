@@ -23,7 +23,7 @@ Sampler: TypeAlias = Literal[
     "dpm_solver_singlestep", "dpm_solver_sde", "unipc", "flow_euler", "flow_heun", "adaptive",
 ]  # fmt: skip
 Spacing: TypeAlias = Literal["leading", "linspace", "trailing", "leading_stride", "karras", "exponential", "continuous"]
-DESCRIPTION = "Diffusion models from scratch: train on your pictures, draw, edit, look at what was learned."
+DESCRIPTION = "Diffusion models from scratch: train on your images, draw, edit, look at what was learned."
 
 
 @dataclass
@@ -253,7 +253,7 @@ class Sample:
         order = Order(n, self.seed, prompts, self.negative_prompt, self.label, {**choices, **more})
         done = draw(run.to(self.device).pipeline, out, order, progress=True, group=group)
         kind = ""
-        if self.label and run.classes:
+        if self.label is not None and run.classes:
             number = run.conditioning.number_of(self.label)
             kind = f" of class {run.classes[number]!r}"
             kind += f" (number {number} inside)" if run.conditioning.named_by_numbers else ""
@@ -353,19 +353,19 @@ class Data:
     """Show what would be trained on: count, size, channels, classes, and what had to be left out."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, a folder of pictures or sounds, an archive of pictures, an .npz, .npy or
+    """digits, emoji, faces, fashion, tones, a folder of images or sounds, an archive of images, an .npz, .npy or
     .parquet file, or files of MNIST or CIFAR."""
     reading: ReadingOptions = field(default_factory=ReadingOptions)
 
     def run(self):
         from pydiff.data import describe, load
         from pydiff.report.grid import grid
-        from pydiff.report.terminal import show as picture
+        from pydiff.report.terminal import show as in_terminal
 
         dataset = load(self.data, **self.reading.reading())
         say(describe(dataset))
         first = dataset.codec.show(dataset.samples(range(min(16, len(dataset)))))
-        say(picture(grid(first, columns=8, scale=1)), picture=True)
+        say(in_terminal(grid(first, columns=8, scale=1)), image=True)
 
 
 @dataclass
@@ -555,17 +555,17 @@ COMMANDS = {
 }
 
 
-def say(*lines, to="stdout", picture=False):
+def say(*lines, to="stdout", image=False):
     """Prints lines. A terminal or a pipe that is gone stops no command: what is said to it is lost, and that is all.
 
-    picture: whether they are one, whose control characters are meant; in all others, which may hold names of files,
+    image: whether they are one, whose control characters are meant; in all others, which may hold names of files,
     they are written out.
     """
     stream = getattr(sys, to)
     if stream is None:
         return
     try:
-        print(*(lines if picture else map(tame, lines)), sep="\n", file=stream, flush=True)
+        print(*(lines if image else map(tame, lines)), sep="\n", file=stream, flush=True)
     except (OSError, ValueError):
         setattr(sys, to, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
 
@@ -595,10 +595,10 @@ def show(run):
     if sys.stdout is None:
         return
     from pydiff.report.grid import grid
-    from pydiff.report.terminal import show as picture
+    from pydiff.report.terminal import show as in_terminal
 
     preview = (run.pipeline if getattr(run, "draws", True) else run).preview()
-    say(picture(grid(run.codec.show(preview), columns=8, scale=1)), picture=True)
+    say(in_terminal(grid(run.codec.show(preview), columns=8, scale=1)), image=True)
 
 
 def prompts_in(path):

@@ -23,7 +23,7 @@ def from_uint8(images) -> np.ndarray:
     """uint8 of any shape to float32 in [-1, 1]: u / 127.5 - 1, so that 0 is -1 and 255 is 1 exactly."""
     images = np.asarray(images)
     if images.dtype != np.uint8:
-        raise TypeError(f"got {images.dtype} pixels, expected uint8; pydiff.data.load converts other pictures")
+        raise TypeError(f"got {images.dtype} pixels, expected uint8; pydiff.data.load converts other images")
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
@@ -34,7 +34,7 @@ def to_uint8(x) -> np.ndarray:
     """
     x = np.asarray(x)
     if x.dtype.kind != "f":
-        raise TypeError(f"got {x.dtype} values, expected floats in [-1, 1]; uint8 pictures need no conversion")
+        raise TypeError(f"got {x.dtype} values, expected floats in [-1, 1]; uint8 images need no conversion")
     if not np.isfinite(x).all():
         bad = x.size - np.count_nonzero(np.isfinite(x))
         raise ValueError(f"{bad} of {x.size} values are NaN or infinite, expected [-1, 1]; look for what made them")
@@ -49,7 +49,7 @@ class Codec:
     which every x0 lies, or None; samplers cut their predicted x0 there.
     """
 
-    kind, noun = "", "picture"
+    kind, noun = "", "image"
     limits: tuple[float, float] | None = None
     bits: tuple[float, bool] | None = None  # see likelihood.py: (log2 of sample / x, a number; whether on 256 levels)
 

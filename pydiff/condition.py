@@ -247,17 +247,23 @@ class Conditioning:
                 raise ValueError("this model was trained without classes, so labels cannot be given")
             return {}
         count, n = len(self.classes), len(numbers)
-        labels = numbers % count if labels is None else self._numbered(labels)
+        given, labels = labels, numbers % count if labels is None else self._numbered(labels)
+        labels = np.full(n, labels) if labels.ndim == 0 else labels
         if labels.shape != (n,) or labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < count)).all():
-            raise ValueError(f"labels must be {n} whole numbers from 0 to {count - 1}, got {labels.tolist()!s:.60}")
+            what = "names of classes" if self.named_by_numbers else f"whole numbers from 0 to {count - 1}, or names"
+            given = given.tolist() if isinstance(given, np.ndarray) else given
+            raise ValueError(f"labels must be {n} {what}, or one for all; got {given!s:.60}")
         return {LABELS: labels}
 
     def _numbered(self, labels) -> np.ndarray:
-        """Labels, names or numbers, as numbers."""
+        """Labels, names or numbers, as numbers. Where classes are called 5 and 7, a 5 is the name."""
         if isinstance(labels, list | tuple) and {isinstance(label, str) for label in labels} == {True, False}:
             labels = [str(label) for label in labels]  # NumPy would do so, too
         labels = np.asarray(labels)
-        if labels.dtype.kind == "U" or (labels.dtype.kind in "iu" and self.named_by_numbers):
+        if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.ravel()):
+            labels = labels.astype(str)
+        names = any(_NUMBER.fullmatch(name) and name != str(i) for i, name in enumerate(self.classes or ()))
+        if labels.dtype.kind == "U" or (labels.dtype.kind in "iu" and names):
             numbers = [self.number_of(str(name)) for name in labels.ravel().tolist()]
             labels = np.array(numbers, np.int64).reshape(labels.shape)
         return labels

@@ -44,12 +44,12 @@ def demo(out, options, device="cpu", page_steps=None, say=print):
 
     out: folder for shipped.png, samples.png, film, report.html and the run. options: Options of the second act.
     page_steps: of the way back that the page shows; None for all of them, as in the lecture. say: called with lines of
-    text, and with picture=True where they are an image.
+    text, and with image=True where they are an image.
     """
     out, options = Path(out).expanduser(), options.check()
     first = first_act(out, device)
     say(f"Act 1: digits that nobody wrote, drawn in {first.seconds:.1f} s by the model that comes with pydiff.")
-    say(in_terminal(first.images), picture=True)
+    say(in_terminal(first.images), image=True)
     page_steps = options.timesteps if page_steps is None else page_steps
     say(foretold(out, options, device, first.each, page_steps))
     try:
@@ -57,7 +57,7 @@ def demo(out, options, device="cpu", page_steps=None, say=print):
     except Interrupted:
         say(f"There is {out / 'shipped.png'}; {out / 'samples'} has what was drawn on the way.")
         raise
-    say(in_terminal(own.codec.show(own.pipeline.preview())), picture=True)
+    say(in_terminal(own.codec.show(own.pipeline.preview())), image=True)
     say(f"Act 2 is done; writing {out / 'report.html'}")
     moments = [Moment(path.stem.rpartition("-")[2], path.read_bytes()) for path in sorted(out.glob("samples/*.png"))]
     opening = section(first.images, f"{first.seconds:.1f} s", moments)
@@ -110,7 +110,7 @@ def watcher(say):
 
         with contextlib.suppress(OSError, ValueError), tqdm.external_write_mode():  # a bar on a terminal that is gone
             say(f"after {step:,} steps it draws")
-            say(in_terminal(images[:8]), picture=True)
+            say(in_terminal(images[:8]), image=True)
 
     return watch
 

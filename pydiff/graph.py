@@ -1,7 +1,7 @@
 """A network's forward pass as a list of operations: recorded once, then played without the Python around them.
 
 A sampler asks one network for the same shapes dozens of times. What layers do in Python besides their operations, such
-as finding parameters, checking shapes and wrapping arrays, costs as much as the operations where pictures are small.
+as finding parameters, checking shapes and wrapping arrays, costs as much as the operations where images are small.
 So the first call is recorded, as a frame a CUDA graph would record, and the others go through the list:
 
     values = [arguments, parameters, constants, room for every result]

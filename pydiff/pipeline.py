@@ -89,7 +89,7 @@ class Pipeline:
             raise ValueError(f"{name} must be at least 1, got {value}")
         asked, parts = self.conditioning.rows(all_numbers) if asked is None else asked, []
         steps = self.default_steps(sampler) if steps is None else steps
-        with tqdm(total=n * steps, unit="picture step", unit_scale=True, disable=not progress, delay=1) as bar:
+        with tqdm(total=n * steps, unit="image step", unit_scale=True, disable=not progress, delay=1) as bar:
             for first in range(0, n, batch_size):
                 chosen = np.arange(first, min(first + batch_size, n))
                 numbers, part = all_numbers[chosen], asked.take(chosen)

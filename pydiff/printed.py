@@ -14,6 +14,15 @@ def printable(path: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def all_printable(values):
+    """The same dicts, lists and tuples with every string in them printable: options, in which a path may stand."""
+    if isinstance(values, str):
+        return printable(values)
+    if isinstance(values, dict):
+        return {name: all_printable(value) for name, value in values.items()}
+    return type(values)(map(all_printable, values)) if isinstance(values, list | tuple) else values
+
+
 def first_line(error: Exception) -> str:
     """What an exception of others says, in one short line that can be printed."""
     lines = str(error).splitlines()

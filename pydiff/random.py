@@ -26,9 +26,9 @@ SAMPLE = 4  # x_T and the noise of the samplers
 DROPOUT = 5
 AUGMENT = 6
 CONDITION = 7  # which conditions are dropped for classifier-free guidance
-OFFSET = 8  # one number a picture and channel, for offset noise
+OFFSET = 8  # one number an image and channel, for offset noise
 SELF_CONDITION = 9  # which examples are shown the network's own x0-hat in training
-CAPTION = 10  # which of a picture's captions a training example is told
+CAPTION = 10  # which of an image's captions a training example is told
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al., table 2
 WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in units of 2^-32

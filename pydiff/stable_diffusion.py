@@ -42,6 +42,7 @@ class StableDiffusion(Pipeline):
         self.low_memory = low_memory
         for network in (model, codec.autoencoder, conditioning.encoder.network):
             deferred.keep(network, not low_memory)
+        codec.autoencoder.work_in_bands(low_memory)
 
     def sample_states(self, n: Any = 16, *args, **more):
         """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in, MemoryError before there
@@ -107,8 +108,10 @@ class StableDiffusion(Pipeline):
             f"{side * factor} x {side * factor} would fit" if self.memory((side, side), 1) <= free else "nothing fits"
         )
         shown = " x ".join(str(n * factor) for n in size)
+        advice = "" if self.low_memory else ", and --low-memory (low_memory=True) takes less"
         raise MemoryError(
-            f"drawing {shown} needs about {needed / 2**30:.1f} GB more, and {free / 2**30:.1f} GB are free; {fits}"
+            f"drawing {shown} needs about {needed / 2**30:.1f} GB more, and {free / 2**30:.1f} GB are free; "
+            f"{fits}{advice}"
         )
 
     def memory(self, size, n=1) -> float:
@@ -126,12 +129,13 @@ class StableDiffusion(Pipeline):
         config = self.codec.autoencoder.config
         width = config.get("block_out_channels") or config["decoder_block_out_channels"]
         decoded = size[0] * size[1] * self.codec.factor**2 * width[0]
-        return 4.0 * VAE_ARRAYS * decoded + SPARE + deferred.waiting(self.codec.autoencoder)
+        arrays = VAE_ARRAYS_IN_BANDS if self.codec.autoencoder.in_bands else VAE_ARRAYS
+        return 4.0 * arrays * decoded + SPARE + deferred.waiting(self.codec.autoencoder)
 
 
 # Arrays of the first level that are held at once, and bytes besides: at most what the full-size networks took from
-# 16 x 16 to 64 x 64 latents (38 to 50, and 7 to 12 of which 4 are the bytes besides).
-UNET_ARRAYS, VAE_ARRAYS, SPARE = 50, 8, 100 << 20
+# 16 x 16 to 64 x 64 latents (38 to 50, and 7 to 12 of which 4 are the bytes besides; 4 with them in bands).
+UNET_ARRAYS, VAE_ARRAYS, VAE_ARRAYS_IN_BANDS, SPARE = 50, 8, 4, 100 << 20
 
 
 class Beside:

@@ -16,6 +16,7 @@ import pydiff
 from pydiff import Tensor, cli, models, nn, ops, random, segment
 from pydiff.data import Dataset, load
 from pydiff.formats.safetensors import CheckpointError
+from tests.peers import import_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 CONCRETE = re.compile(
@@ -58,7 +59,7 @@ def command(line, capsys=None):
     return "" if code == 0 else told.err
 
 
-def pictures(folder="p", size=8, names="abc", deep=False):
+def folder_of(folder="p", size=8, names="abc", deep=False):
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in names:
         pixels = RNG.integers(0, 4000 if deep else 256, (size, size), dtype=np.uint16 if deep else np.uint8)
@@ -80,6 +81,11 @@ class Unregistered(nn.Module):
     def forward(self, x, t):
         del t
         return self.inner(x)
+
+
+def brains():
+    torch = import_torch()
+    return torch.zeros(4, 8, 8, dtype=torch.bfloat16)
 
 
 def masked():
@@ -117,12 +123,13 @@ FOLLOWED = {
         "sample run -n 1 --steps 2 --strength 0.5", "sample run -n 1 --steps 2 --strength 0.5 --image p/a.png"),
     ("cli.py", "leave it out, or --image"): (
         "sample run -n 1 --steps 2 --image p/a.png --spacing linspace", "sample run -n 1 --steps 2 --spacing linspace"),
-    ("codec.py", "pydiff.data.load converts other pictures"): (
+    ("codec.py", "pydiff.data.load converts other images"): (
         lambda: pydiff.data.from_uint8(np.zeros((2, 8, 8))), lambda: load(np.zeros((2, 8, 8)))),
     ("data/arrays.py", "save it with numpy.savez(path, images=..., labels=...)"): (
         lambda: (np.savez("a.npz", foo=np.zeros(3)), load("a.npz")),
         lambda: (np.savez("a.npz", images=np.zeros((3, 8, 8)), labels=[0, 1, 2]), load("a.npz"))),
-    ("data/arrays.py", "fill them with .filled(0)"): (lambda: load(masked()), lambda: load(masked().filled(0))),
+    ("data/held.py", "fill them with .filled(0)"): (lambda: load(masked()), lambda: load(masked().filled(0))),
+    ("data/held.py", "convert them with .float()"): (lambda: load(brains()), lambda: load(brains().float())),
     ("data/arrays.py",
      "convert them with images.astype('uint8') if they are 0..255, else divide them by their largest value"): (
         lambda: load(np.full((2, 8, 8), 255)),
@@ -139,7 +146,7 @@ FOLLOWED = {
         lambda: load(np.zeros((2, 8, 8)), labels=np.array([0.0, 1.0])),
         lambda: load(np.zeros((2, 8, 8)), labels=np.array([0.0, 1.0]).astype(int))),
     ("data/classes.py", "use split={}"): (
-        lambda: (pictures("s/train"), pictures("s/val"), load("s", split="test")), lambda: load("s", split="train")),
+        lambda: (folder_of("s/train"), folder_of("s/val"), load("s", split="test")), lambda: load("s", split="train")),
     ("data/classes.py", "leave out split={}"): (lambda: load("p", split="val"), lambda: load("p")),
     ("data/dataset.py", "pydiff.data.load converts others"): (
         lambda: Dataset("x", np.zeros((2, 8, 8, 1))), lambda: load(np.zeros((2, 8, 8, 1)))),
@@ -155,10 +162,10 @@ FOLLOWED = {
         lambda: (zeros_npz(), load("zeros.npz")),
         lambda: (load("zeros.npz", limit=4), command("data zeros.npz --limit 4"))),
     ("data/origin.py", "say where they are: data= (--data)"): (
-        lambda: (pictures("q"), run("moved", data="q"), Path("q").rename("r"), pydiff.load("moved").dataset()),
+        lambda: (folder_of("q"), run("moved", data="q"), Path("q").rename("r"), pydiff.load("moved").dataset()),
         lambda: (pydiff.load("moved").report(data="r", n=2, steps=2), command("report moved --data r -n 2 --steps 2"))),
     ("data/origin.py", "say where those are: data= (--data)"): (
-        lambda: (pictures("q"), run("moved", data="q"), Path("q").rename("r"), pictures("q", names="ab"),
+        lambda: (folder_of("q"), run("moved", data="q"), Path("q").rename("r"), folder_of("q", names="ab"),
                  pydiff.load("moved").dataset()),
         lambda: pydiff.load("moved").report(data="r", n=2, steps=2)),
     ("data/pixels.py", "use for example size=32"): (lambda: load("p", size=0), lambda: load("p", size=32)),
@@ -166,9 +173,9 @@ FOLLOWED = {
         lambda: (Path("a.pkl").write_bytes(b"x"), load("a.pkl")),
         lambda: (np.savez("a.npz", images=np.zeros((2, 8, 8))), load("a.npz"))),
     ("data/stream.py", "streamed data need bits, for example bits={} (--bits {})"): (
-        lambda: (pictures("d", deep=True), load("d", cache_gb=1)), lambda: load("d", cache_gb=1, bits=12)),
+        lambda: (folder_of("d", deep=True), load("d", cache_gb=1)), lambda: load("d", cache_gb=1, bits=12)),
     ("data/stream.py", "streamed data need a size, for example size=64"): (
-        lambda: (pictures("p", 9, "z"), load("p", cache_gb=1)), lambda: load("p", cache_gb=1, size=64)),
+        lambda: (folder_of("p", 9, "z"), load("p", cache_gb=1)), lambda: load("p", cache_gb=1, size=64)),
     ("edit.py", "leave out resample=0"): (
         lambda: pydiff.load("run").inpaint(np.zeros((1, 8, 8, 1), np.uint8), np.ones((8, 8)), steps=2, resample=0),
         lambda: pydiff.load("run").inpaint(np.zeros((1, 8, 8, 1), np.uint8), np.ones((8, 8)), steps=2)),
@@ -231,7 +238,7 @@ ELSEWHERE = {
     ("data/faces.py", "run: pip install 'pydiff[faces]'"): "installs a library",
     ("data/origin.py", "say it: data= (--data)"): "test_reopen.py",
     ("data/parquet.py", "run: pip install 'pydiff[parquet]'"): "installs a library",
-    ("data/picture.py", "if it is what it seems, say limit=4 (--limit 4)"): "test_asked_for.py",
+    ("data/image.py", "if it is what it seems, say limit=4 (--limit 4)"): "test_asked_for.py",
     ("data/places.py", "run: pip install 'pydiff[parquet]'"): "installs a library",
     ("drawing.py", "give --out FOLDER"): "training/test_distributed.py",
     ("emulator.py", "pip install pybind11"): "installs a library",
@@ -247,9 +254,9 @@ ELSEWHERE = {
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder, with a few pictures and a run."""
+    """An empty folder, with a few images and a run."""
     monkeypatch.chdir(tmp_path)
-    pictures()
+    folder_of()
     run()
     yield
     models.registry.MODELS.pop("UnregisteredNoMore", None)

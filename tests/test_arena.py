@@ -467,8 +467,8 @@ def test_training_returns_its_memory():
     assert not in_force()
     now = counters()
     assert now["peak"] > 0
-    pictures = run.sample(4, steps=3)
-    assert pictures.shape == (4, 8, 8, 1)
+    images = run.sample(4, steps=3)
+    assert images.shape == (4, 8, 8, 1)
     del run
     gc.collect()
     backend.cpu.arena_trim()

@@ -123,7 +123,7 @@ def test_flags_of_drawing(folder, tmp_path, monkeypatch, capsys, flags, message)
     assert re.search(message, capsys.readouterr().err)
     if "bomb.png" in flags:
         assert cli.main(["sample", str(folder), "-n", "1", "--steps", "2", *flags, "--limit", "4"]) == 0
-        assert "1 picture in samples.png" in capsys.readouterr().out
+        assert "1 image in samples.png" in capsys.readouterr().out
 
 
 def test_deep_grey_that_is_given_is_read_over_its_bits(tmp_path):

@@ -47,7 +47,7 @@ def test_train_equals_the_keywords_of_the_function(run_folder):
 
 @pytest.mark.parametrize("suffix", [".png", ".npz", ""])
 def test_sample_writes_a_grid_an_array_or_a_folder(run_folder, tmp_path, suffix):
-    out = tmp_path / f"pictures{suffix}"
+    out = tmp_path / f"images{suffix}"
     done = pydiff_command("sample", run_folder, "-n", 5, "--steps", 2, "--seed", 7, "--out", out)
     assert done.returncode == 0, done.stderr
     expected = pydiff.load(run_folder).sample(5, seed=7, steps=2)
@@ -62,7 +62,7 @@ def test_sample_writes_a_grid_an_array_or_a_folder(run_folder, tmp_path, suffix)
         assert pixels(out).shape[0] > 8
 
 
-def test_sample_options_change_the_pictures(run_folder, tmp_path):
+def test_sample_options_change_the_images(run_folder, tmp_path):
     outputs = []
     for options in ([], ["--seed", 1], ["--sampler", "ddpm"], ["--eta", 0.5], ["--steps", 3]):
         out = tmp_path / "x.npz"
@@ -90,7 +90,7 @@ def test_info_names_what_is_used():
 def test_data_describes():
     done = pydiff_command("data", "digits")
     assert done.returncode == 0
-    assert "1,797 pictures, 8 x 8" in done.stdout
+    assert "1,797 images, 8 x 8" in done.stdout
 
 
 @pytest.mark.parametrize(

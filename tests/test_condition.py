@@ -189,6 +189,17 @@ def test_rows_hold_what_was_asked_for():
     assert Conditioning().rows(np.arange(3)).rows == Conditioning().nothing_asked(3).rows == 3
 
 
+def test_labels_of_every_kind():
+    for labels in ("owl", 2, np.int8(2), np.str_("owl"), ["owl", 2], np.array(["owl", "owl"], object), ("2", "owl")):
+        assert BOTH.rows(np.arange(2), labels)[LABELS].tolist() == [2, 2]
+    # a name that looks like a number wins, even where other names do not
+    some = Conditioning(["2", "5", "cat"])
+    assert some.rows(np.arange(3), [2, 5, 1])[LABELS].tolist() == [0, 1, 1]
+    assert some.rows(np.arange(3), ["2", "cat", "0"])[LABELS].tolist() == [0, 2, 0]
+    with pytest.raises(ValueError, match=r"labels must be 2 whole numbers .* got \['owl', 'cat', 'owl'\]"):
+        BOTH.rows(np.arange(2), ["owl", "cat", "owl"])
+
+
 @pytest.mark.parametrize(
     ("conditioning", "asked", "message"),
     [

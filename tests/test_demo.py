@@ -21,8 +21,8 @@ SHIPPED = trained.FOLDER / "digits"
 class Heard(list):
     """What the demo says: (line, whether it is an image)."""
 
-    def __call__(self, *lines, picture=False):
-        self.extend((str(line), picture) for line in lines)
+    def __call__(self, *lines, image=False):
+        self.extend((str(line), image) for line in lines)
 
     @property
     def text(self):
@@ -76,8 +76,8 @@ def test_what_is_left_of_it_is_foretold(played):
 def test_ctrl_c_leaves_what_there_is_and_goes_on(tmp_path):
     heard = Heard()
 
-    def say(*lines, picture=False):
-        heard(*lines, picture=picture)
+    def say(*lines, image=False):
+        heard(*lines, image=image)
         if any("after 3 steps" in str(line) for line in lines):
             os.kill(os.getpid(), signal.SIGINT)
 

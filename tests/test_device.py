@@ -245,9 +245,9 @@ def test_kernels_for_cupy_are_those_of_the_emulator():
     assert losses(cuda)[0] == losses(simt)[0]
     assert_close(losses(cuda), losses(simt), rtol=1e-5)  # the embedding's gradient is summed in another order
     simt.model.load_state_dict(cuda.model.state_dict())
-    pictures = cuda.sample(2, steps=2, guidance=2.0)
-    assert (pictures == simt.sample(2, steps=2, guidance=2.0)).all()
-    assert (pictures == cuda.sample(2, steps=2, guidance=2.0, batch_size=1)).all()
+    drawn = cuda.sample(2, steps=2, guidance=2.0)
+    assert (drawn == simt.sample(2, steps=2, guidance=2.0)).all()
+    assert (drawn == cuda.sample(2, steps=2, guidance=2.0, batch_size=1)).all()
 
 
 def test_kernels_agree_with_those_of_the_cpu():
@@ -346,15 +346,15 @@ def test_the_emulator_serves_the_steps_of_a_generator_and_nothing_between_them()
 
 @pytest.mark.usefixtures("array_path")
 def test_on_the_command_line(tmp_path, capsys):
-    out, pictures = str(tmp_path / "run"), tmp_path / "x.npz"
+    out, drawn = str(tmp_path / "run"), tmp_path / "x.npz"
     options = "--steps 2 --batch-size 4 --channels 8 8 --groups 4 --warmup 1 --timesteps 20 --sample-every 0"
     options = shlex.split(options)
     assert main(["train", "digits", "--out", out, "--device", "cuda", *options]) == 0
     said = capsys.readouterr()
     assert "training on cuda\n" in said.out
     assert "on cuda: 100%" in said.err  # the bar
-    assert main(["sample", out, "-n", "2", "--steps", "3", "--device", "cuda", "--out", str(pictures)]) == 0
-    with np.load(pictures) as file:
+    assert main(["sample", out, "-n", "2", "--steps", "3", "--device", "cuda", "--out", str(drawn)]) == 0
+    with np.load(drawn) as file:
         assert (file["images"] == train().sample(2, steps=3)).all()
     assert main(["report", out, "-n", "2", "--steps", "3", "--device", "cuda"]) == 0
 

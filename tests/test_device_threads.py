@@ -73,10 +73,10 @@ def test_one_thread_trains_on_the_emulator_while_another_draws_on_the_cpu():
     alone, drawn = train(), draw()
     with ThreadPoolExecutor(2) as pool:
         together = pool.submit(train)
-        pictures = [draw()]
+        images = [draw()]
         while not together.done():
-            pictures.append(draw())
-    assert set(pictures) == {drawn}
+            images.append(draw())
+    assert set(images) == {drawn}
     assert together.result()[0] == alone[0]
     assert np.array_equal(together.result()[1], alone[1])
 

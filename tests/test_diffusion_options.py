@@ -70,10 +70,10 @@ def test_zero_snr_and_flows_start_from_noise_alone(data):
             pydiff.Options(schedule="flow", prediction=prediction).check()
 
 
-def test_every_sampler_draws_pictures_of_its_own(plain):
+def test_every_sampler_draws_images_of_its_own(plain):
     drawn = {name: plain.sample(2, steps=6, sampler=name) for name in SAMPLERS}
-    for name, pictures in drawn.items():
-        assert pictures.shape == (2, 6, 6, 1), name
+    for name, images in drawn.items():
+        assert images.shape == (2, 6, 6, 1), name
     twins = {("ddim", "euler"), ("ddim", "flow_euler"), ("euler", "flow_euler"), ("ddpm", "euler_ancestral")}
     for a in drawn:
         for b in drawn:
@@ -81,7 +81,7 @@ def test_every_sampler_draws_pictures_of_its_own(plain):
                 assert (drawn[a] != drawn[b]).any(), (a, b)
 
 
-def test_spacing_and_eta_change_the_pictures(plain):
+def test_spacing_and_eta_change_the_images(plain):
     spacings = [*SPACINGS, *SIGMA_SPACINGS]
     drawn = [plain.sample(4, steps=8, spacing=spacing) for spacing in spacings]
     for i in range(len(spacings)):
@@ -111,7 +111,7 @@ needs_kernels = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def classes(data):
-    """Twelve pictures of three classes."""
+    """Twelve images of three classes."""
     return Dataset("random", data, np.arange(12) % 3, ["a", "b", "c"])
 
 
@@ -156,7 +156,7 @@ def test_a_skipped_step_leaves_no_trace_in_the_history(classes):
     assert trainer.task.history.seen.sum() == 0
 
 
-def test_channels_of_the_network_and_of_the_pictures(everything, tmp_path):
+def test_channels_of_the_network_and_of_the_images(everything, tmp_path):
     assert everything.shape == (6, 6, 1)
     assert (everything.model.config["in_channels"], everything.model.config["out_channels"]) == (2, 2)
     everything.save(tmp_path / "model")
@@ -190,7 +190,7 @@ def test_only_ddpm_uses_the_learned_variance(data):
 @pytest.mark.parametrize(
     "options", [{}, {"sampler": "ddpm"}, {"guidance": 2.0, "interval": (0.1, 5.0), "rescale": 0.7}]
 )
-def test_self_conditioned_pictures_have_the_same_bits_alone_and_in_any_batch(everything, options):
+def test_self_conditioned_images_have_the_same_bits_alone_and_in_any_batch(everything, options):
     together = everything.sample(5, seed=3, steps=3, **options)
     assert (together == everything.sample(5, seed=3, steps=3, batch_size=2, **options)).all()
     assert (together == everything.sample(5, seed=3, steps=3, **options)).all()  # nothing is carried over
@@ -209,9 +209,9 @@ def test_what_does_not_go_together(options, message):
         pydiff.Options(**options).check()
 
 
-def test_adaptive_steps_keep_every_picture_with_its_label():
+def test_adaptive_steps_keep_every_image_with_its_label():
     run = pydiff.train("digits", progress=False, **{**TINY, "timesteps": 50}, conditional=True)
-    run.model.conv_out.weight.data *= 20  # so that pictures differ in the steps they need
+    run.model.conv_out.weight.data *= 20  # so that images differ in the steps they need
     labels = np.array([3, 1, 4, 1, 5])
     together = run.sample(5, sampler="adaptive", labels=labels, guidance=2.0)
     *_, alone = run.sample_states(np.array([3]), 0, "adaptive", labels=labels[3:4], guidance=2.0)

@@ -185,7 +185,7 @@ def test_a_signal_in_the_middle_and_the_same_command_again(run, background, tmp_
     line[3] = str(kept + 3)
     done = command(*line)
     assert done.returncode == 0, done.stderr
-    assert f"{kept + 3} pictures in {tmp_path / 'many'}, {kept} of them from before" in done.stdout
+    assert f"{kept + 3} images in {tmp_path / 'many'}, {kept} of them from before" in done.stdout
 
 
 def test_the_version():

@@ -1,4 +1,4 @@
-"""Editing for users: pictures in, pictures out, the same alone and in a batch, and one sentence for what cannot be."""
+"""Editing for users: images in, images out, the same alone and in a batch, and one sentence for what cannot be."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def images(run):
 @needs_kernels
 @pytest.mark.parametrize("model", ["run", "conditional"])
 @pytest.mark.parametrize("name", EDITS)
-def test_a_picture_is_edited_to_the_same_bits_alone_and_in_a_batch(name, model, images, request):
+def test_a_image_is_edited_to_the_same_bits_alone_and_in_a_batch(name, model, images, request):
     edit, run = EDITS[name], request.getfixturevalue(model)
     together = edit(run, images, seed=2)
     assert together.shape == images.shape
@@ -71,7 +71,7 @@ def test_labels_and_guidance_count(conditional, images):
 
 
 @pytest.mark.parametrize("model", ["run", "conditional"])
-def test_interpolation_begins_and_ends_at_the_pictures_of_the_seeds(model, request):
+def test_interpolation_begins_and_ends_at_the_images_of_the_seeds(model, request):
     run = request.getfixturevalue(model)
     row = run.interpolate(3, 8, [0.0, 0.5, 1.0], steps=4)
     assert row.shape == (3, 8, 8, 1)

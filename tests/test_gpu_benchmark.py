@@ -335,7 +335,7 @@ def test_shapes_are_those_of_the_model(monkeypatch):
     seen = Counter()
 
     def convolve(_self, x, w, _bias, _add, window, shape):
-        side = window.upsample[0] * math.isqrt(math.prod(x.shape[:3]))  # of a picture, or of its pixels as a matrix
+        side = window.upsample[0] * math.isqrt(math.prod(x.shape[:3]))  # of an image, or of its pixels as a matrix
         if side > 1:
             seen[(side, w.shape[0], window.stride[0], *w.shape[2:])] += 1
         return np.zeros(shape, np.float32)

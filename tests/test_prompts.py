@@ -312,7 +312,7 @@ def folder(emoji, tmp_path_factory):
     return out
 
 
-def pictures(path):
+def opened(path):
     from PIL import Image
 
     with Image.open(path) as image:
@@ -331,12 +331,12 @@ def test_the_command_line_draws_prompts_and_keeps_them_in_the_file(folder, tmp_p
             2, 5, steps=2, prompts=["a green heart", "ein Bär in red"], negative_prompt="a book", guidance=2.0
         )
     for i, (prompt, number) in enumerate((p, k) for p in ("a green heart", "ein Bär in red") for k in (0, 1)):
-        image, said = pictures(tmp_path / "each" / f"{i:06d}-{prompt.replace(' ', '-')}.png")
+        image, said = opened(tmp_path / "each" / f"{i:06d}-{prompt.replace(' ', '-')}.png")
         np.testing.assert_array_equal(image, expected[i, :, :, 0])
         known = {"guidance": "2.0", "negative_prompt": "a book", "prompt": prompt, "number": str(number), "seed": "5"}
         assert {name: said[name] for name in known} == known
     assert main(["sample", str(folder), *ask, *more, "--out", str(tmp_path / "all.png")]) == 0
-    image, said = pictures(tmp_path / "all.png")
+    image, said = opened(tmp_path / "all.png")
     assert said["prompt"] == "a green heart\nein Bär in red"
     assert image.shape[0] == image.shape[1]  # a row a prompt, n columns
 
@@ -382,7 +382,7 @@ def test_the_page_shows_prompts_beside_the_samples(run, described, tmp_path):
         assert shown in given
     *_, last = run.sample_states(3, 0, "ddpm", 3, prompts=asked, guidance=2.5)
     expected = grid(run.codec.decode(last.x))[..., 0]
-    np.testing.assert_array_equal(pictures(tmp_path / "given" / "samples.png")[0], expected)
+    np.testing.assert_array_equal(opened(tmp_path / "given" / "samples.png")[0], expected)
     assert described.titles([0])[0] in own
 
 

@@ -46,13 +46,13 @@ def test_every_bit_is_the_same(dtype, options):
 
 
 def test_training_takes_the_same_steps():
-    pictures = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
 
     def parameters(recompute):
         options = Options(
             steps=3, batch_size=4, channels=(8, 8), groups=4, attention=(1,), dropout=0.2, recompute=recompute
         )
-        trainer = diffusion_trainer(load(pictures), options)
+        trainer = diffusion_trainer(load(images), options)
         assert all(state.bad is None for state in training_steps(trainer))
         return trainer.optimizer.p
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ TINY = {"steps": 4, "batch_size": 4, "channels": (8,), "groups": 4, "warmup": 1,
 TINY |= {"checkpoint_every": 2, "keep": 9}
 
 
-def pictures(n, seed=0, size=8):
+def random_images(n, seed=0, size=8):
     return np.random.default_rng(seed).integers(0, 256, (n, size, size, 1)).astype(np.uint8)
 
 
@@ -129,9 +130,10 @@ def test_a_checkpoint_of_another_run_is_not_opened(tmp_path):
         pydiff.load(tmp_path / "run")
 
 
-def test_a_damaged_configuration_leaves_the_finished_model(tmp_path):
+@pytest.mark.parametrize("text", ["{", '{"options": {"steps": "x"}}', '{"options": {"steps": null}}'])
+def test_a_damaged_configuration_leaves_the_finished_model(tmp_path, text):
     run = train(tmp_path / "run")
-    (tmp_path / "run" / "config.json").write_text("{")
+    (tmp_path / "run" / "config.json").write_text(text)
     loaded = pydiff.load(tmp_path / "run")
     assert same(loaded, run)
     assert any("config.json cannot be read" in note for note in loaded.notes)
@@ -172,7 +174,9 @@ def test_checkpoints_are_read_while_a_training_replaces_them(tmp_path):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        seen = [read_newest(directory, "optimizer", "ema") for _ in range(150)]
+        seen, until = [], time.monotonic() + 60
+        while len(seen) < 150 or (len({found.state["step"] for found in seen}) < 3 and time.monotonic() < until):
+            seen.append(read_newest(directory, "optimizer", "ema"))
     finally:
         stop.set()
         writer.join()
@@ -284,9 +288,9 @@ def test_other_weights_under_the_same_name_are_noticed_before_the_first_checkpoi
 
 @pytest.fixture
 def moved(tmp_path):
-    """A run on a file of pictures that was moved away: (run's folder, the file's first place, its second)."""
+    """A run on a file of images that was moved away: (run's folder, the file's first place, its second)."""
     first, second = tmp_path / "data.npy", tmp_path / "elsewhere.npy"
-    np.save(first, pictures(50))
+    np.save(first, random_images(50))
     train(tmp_path / "run", str(first))
     first.rename(second)
     return tmp_path / "run", first, second
@@ -307,21 +311,21 @@ def test_a_page_without_the_data_shows_what_was_kept(moved):
     text = pages(page)
     assert "50, 8 × 8, grey" in text
     assert "The 50 training samples 8 x 8 x 1 of 'data.npy' cannot be had from" in text
-    assert "The training pictures are not all here, so nothing is said of which of them are nearest" in text
+    assert "The training images are not all here, so nothing is said of which of them are nearest" in text
     assert "were searched" not in text
     assert len(run.origin.samples) == 36
-    assert 'alt="training picture 36"' in page
+    assert 'alt="training image 36"' in page
 
 
 def test_a_page_with_the_data_where_they_are_now(moved):
     folder, _, second = moved
     text = pages(pydiff.load(folder).report(data=str(second), n=2, steps=3).read_text("utf-8"))
-    assert "All 50 training pictures were searched." in text
+    assert "All 50 training images were searched." in text
 
 
 def test_other_data_at_the_same_place_are_never_taken(moved):
     folder, first, _ = moved
-    np.save(first, pictures(50, seed=1))
+    np.save(first, random_images(50, seed=1))
     with pytest.raises(ValueError, match=r"has other data now \(50 samples 8 x 8 x 1\) than the 50 training samples"):
         pydiff.load(folder).dataset()
     text = pages(pydiff.load(folder).report(n=2, steps=3).read_text("utf-8"))
@@ -333,7 +337,7 @@ def test_other_data_at_the_same_place_are_never_taken(moved):
 def test_another_folder_of_that_name_is_noticed_and_not_used(tmp_path, monkeypatch, caplog):
     for place in ("a", "b"):
         (tmp_path / place).mkdir()
-        np.save(tmp_path / place / "data.npy", pictures(9, seed=ord(place)))
+        np.save(tmp_path / place / "data.npy", random_images(9, seed=ord(place)))
     monkeypatch.chdir(tmp_path / "a")
     train(tmp_path / "run", "data.npy")
     pydiff.load(tmp_path / "run").report(n=2, steps=3)
@@ -342,8 +346,8 @@ def test_another_folder_of_that_name_is_noticed_and_not_used(tmp_path, monkeypat
     run = pydiff.load(tmp_path / "run")
     page = run.report(n=2, steps=3)
     assert f"data.npy in this folder is another one than {tmp_path / 'a' / 'data.npy'}, and is not used" in caplog.text
-    assert "All 9 training pictures were searched." in pages(page.read_text("utf-8"))
-    assert np.array_equal(run.dataset().images, pictures(9, seed=ord("a")))
+    assert "All 9 training images were searched." in pages(page.read_text("utf-8"))
+    assert np.array_equal(run.dataset().images, random_images(9, seed=ord("a")))
 
 
 def test_a_subset_is_not_taken_for_the_whole(tmp_path):
@@ -351,13 +355,13 @@ def test_a_subset_is_not_taken_for_the_whole(tmp_path):
     train(tmp_path / "run", digits.subset(range(100)))
     text = pages(pydiff.load(tmp_path / "run").report(n=2, steps=3).read_text("utf-8"))
     assert "100, 8 × 8, grey" in text
-    assert "1,797 training pictures" not in text
+    assert "1,797 training images" not in text
     train(tmp_path / "all", digits)
     assert "All 1,797" in pages(pydiff.load(tmp_path / "all").report(n=2, steps=3).read_text("utf-8"))
 
 
 def test_nothing_in_the_current_folder_is_taken_for_training_data(tmp_path, monkeypatch):
-    run = train(None, pictures(5))
+    run = train(None, random_images(5))
     run.save(tmp_path / "model")
     (tmp_path / "model" / "pydiff.json").unlink()
     (tmp_path / "array").mkdir()
@@ -376,12 +380,12 @@ def test_a_saved_model_knows_its_data_but_not_where_they_lie(moved, tmp_path):
     model = pydiff.load(tmp_path / "model")
     assert len(model.dataset(str(second))) == 50
     with pytest.raises(ValueError, match="has other data now"):
-        pydiff.load(tmp_path / "model").dataset(pictures(50, seed=1))
+        pydiff.load(tmp_path / "model").dataset(random_images(50, seed=1))
 
 
 def test_data_that_were_moved_before_the_run_went_on_are_known_at_their_new_place(tmp_path):
     first, second = tmp_path / "a.npy", tmp_path / "b.npy"
-    np.save(first, pictures(50))
+    np.save(first, random_images(50))
     stop_after(tmp_path / "run", 3, str(first))
     first.rename(second)
     train(tmp_path / "run", str(second))
@@ -391,14 +395,27 @@ def test_data_that_were_moved_before_the_run_went_on_are_known_at_their_new_plac
 def test_a_name_that_is_no_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = b"fotos_\xe4.npy".decode("utf-8", "surrogateescape")
-    np.save(name, pictures(6))
+    np.save(name, random_images(6))
     train("run", name)
     assert len(pydiff.load("run").dataset()) == 6
 
 
+def test_folders_whose_names_are_no_text(tmp_path, monkeypatch):
+    """They train, begin another run with their weights, show a page and themselves."""
+    monkeypatch.chdir(tmp_path)
+    name = b"run_\xe4".decode("utf-8", "surrogateescape")
+    run = train(name, random_images(6))
+    assert repr(pydiff.load(name)).startswith(r"Run('run_\\xe4'")
+    assert r"run_\xe4" in run.report(n=2, steps=2).read_text()
+    run._repr_html_().encode()
+    warm = train("warm", random_images(6), init_from=name)
+    assert warm.options["init_from"] == pydiff.load("warm").options["init_from"] == name
+    assert pydiff.load("warm/model").options["init_from"] == r"run_\xe4"
+
+
 def test_captions_and_classes_are_kept_with_the_samples(tmp_path):
     digits = pydiff.data.load(
-        pictures(60), labels=["b", "a", "c"] * 20, captions=[["x" * 900, "second"], [], ["third"]] * 20
+        random_images(60), labels=["b", "a", "c"] * 20, captions=[["x" * 900, "second"], [], ["third"]] * 20
     )
     train(tmp_path / "run", digits, conditional=True, text="none")
     kept = open_folder(tmp_path / "run").origin.samples
@@ -418,13 +435,13 @@ def test_large_samples_are_kept_in_small_numbers():
 
 def test_a_run_of_before_without_kept_samples_still_notices_other_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    np.save("data.npy", pictures(9))
+    np.save("data.npy", random_images(9))
     train("run", "data.npy")
     shutil.rmtree("run/data")
     with pytest.raises(ValueError, match="it is not known where"):  # a name beside us is no proof
         pydiff.load("run").dataset()
     assert len(pydiff.load("run").dataset("data.npy")) == 9
-    np.save("data.npy", pictures(9, seed=1))
+    np.save("data.npy", random_images(9, seed=1))
     with pytest.raises(ValueError, match="has other data now"):
         pydiff.load("run").dataset("data.npy")
 

@@ -27,7 +27,7 @@ def conditional():
 
 @needs_kernels
 @pytest.mark.parametrize("options", [{}, {"sampler": "ddpm"}, {"eta": 0.7}])
-def test_a_picture_has_the_same_bits_alone_and_in_any_batch(run, options):
+def test_a_image_has_the_same_bits_alone_and_in_any_batch(run, options):
     together = run.sample(7, seed=3, steps=5, **options)
     assert np.array_equal(together, run.sample(7, seed=3, steps=5, batch_size=2, **options))
     assert np.array_equal(together[:3], run.sample(3, seed=3, steps=5, **options))
@@ -37,18 +37,18 @@ def test_a_picture_has_the_same_bits_alone_and_in_any_batch(run, options):
 
 
 @needs_kernels
-def test_a_picture_has_the_same_bits_on_any_number_of_threads(run):
-    before, pictures = pydiff.threads(), []
+def test_a_image_has_the_same_bits_on_any_number_of_threads(run):
+    before, images = pydiff.threads(), []
     try:
         for threads in (1, 2, 3, 8):
             pydiff.set_threads(threads)
-            pictures.append(run.sample(3, seed=1, steps=4).tobytes())
+            images.append(run.sample(3, seed=1, steps=4).tobytes())
     finally:
         pydiff.set_threads(before)
-    assert len(set(pictures)) == 1
+    assert len(set(images)) == 1
 
 
-def test_seeds_samplers_and_steps_give_other_pictures(run):
+def test_seeds_samplers_and_steps_give_other_images(run):
     options = [{}, {"seed": 1}, {"sampler": "ddpm"}, {"steps": 6}, {"eta": 0.5}]
     assert len({run.sample(2, **{"steps": 5, **o}).tobytes() for o in options}) == len(options)
 
@@ -66,7 +66,7 @@ def test_classes_take_turns_or_are_chosen(conditional):
     turns = conditional.sample(12, steps=3)
     assert np.array_equal(turns, conditional.sample(12, steps=3, labels=np.arange(12) % 10))
     assert not np.array_equal(turns, conditional.sample(12, steps=3, labels=np.zeros(12, int)))
-    *_, alone = conditional.sample_states(np.array([4]), steps=3)  # picture 4 is of class 4, also by itself
+    *_, alone = conditional.sample_states(np.array([4]), steps=3)  # image 4 is of class 4, also by itself
     *_, chosen = conditional.sample_states(np.array([4]), steps=3, labels=np.array([4]))
     assert np.array_equal(alone.x, chosen.x)
 
@@ -88,7 +88,7 @@ def test_guidance_follows_its_formula(conditional):
 
 
 @pytest.mark.parametrize("name", ["run", "conditional"])
-def test_save_and_load_give_the_same_pictures(name, request, tmp_path):
+def test_save_and_load_give_the_same_images(name, request, tmp_path):
     original = request.getfixturevalue(name)
     original.save(tmp_path / "model")
     loaded = pydiff.load(tmp_path / "model")
@@ -143,7 +143,7 @@ def test_bad_arguments(run, options, message):
         run.sample(**{"steps": 2, **options})
 
 
-@pytest.mark.parametrize("labels", [[1, 2, 3], [10, 0], [-1, 0], [0.5, 1.0], 3])
+@pytest.mark.parametrize("labels", [[1, 2, 3], [10, 0], [-1, 0], [0.5, 1.0], 10])
 def test_bad_labels(conditional, labels):
     with pytest.raises(ValueError, match="labels must be 2 whole numbers from 0 to 9"):
         conditional.sample(2, steps=2, labels=labels)

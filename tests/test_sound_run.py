@@ -184,4 +184,4 @@ def test_from_the_command_line(tmp_path, capsys):
     assert main(["train", place, "--flip", "--out", f"{run}-flip"]) == 1
     assert "flip mirrors images" in capsys.readouterr().err
     assert main(["train", "digits", "--codec", "waveform", "--out", f"{run}-digits"]) == 1
-    assert "is for sounds, and digits holds pictures" in capsys.readouterr().err
+    assert "is for sounds, and digits holds images" in capsys.readouterr().err

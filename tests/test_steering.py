@@ -302,7 +302,7 @@ def test_the_command_line_trains_one_and_lets_it_steer(plain, tmp_path, capsys):
     sample = ["sample", str(plain.directory), "--steps", "2", "-n", "3", "--out", str(tmp_path / "made")]
     steered = [*sample, "--classifier", str(out)]
     assert main([*steered, "--say", "7"]) == 0
-    assert "3 pictures of class '7'" in capsys.readouterr().out
+    assert "3 images of class '7'" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "made").glob("*.png")) == [f"00000{i}-7.png" for i in range(3)]
     assert main([*steered, "--say", "7"]) == 0
     assert "3 of them from before" in capsys.readouterr().out

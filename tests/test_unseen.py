@@ -16,7 +16,7 @@ CELLS, IMAGES = factorial(), load("emoji").images
 WANTED = CELLS.unseen
 
 
-def test_the_true_pictures_score_all_and_noise_does_not_matter_to_them():
+def test_the_true_images_score_all_and_noise_does_not_matter_to_them():
     noise = np.random.default_rng(0).integers(-8, 9, IMAGES[WANTED].shape)
     noisy = np.clip(IMAGES[WANTED].astype(int) + noise, 0, 255).astype(np.uint8)
     for drawn in (IMAGES[WANTED], noisy):
@@ -43,9 +43,9 @@ def test_drawings_at_random_score_chance():
 
 def test_the_nearest_by_the_definition():
     rng = np.random.default_rng(2)
-    drawn, pictures = (rng.integers(0, 256, (n, 3, 3, 3), dtype=np.uint8) for n in (5, 40))
-    squares = ((drawn[:, None].astype(float) - pictures) ** 2).mean((2, 3, 4))
-    np.testing.assert_array_equal(unseen.nearest(drawn, pictures), squares.argmin(1))
+    drawn, kept = (rng.integers(0, 256, (n, 3, 3, 3), dtype=np.uint8) for n in (5, 40))
+    squares = ((drawn[:, None].astype(float) - kept) ** 2).mean((2, 3, 4))
+    np.testing.assert_array_equal(unseen.nearest(drawn, kept), squares.argmin(1))
 
 
 def test_intervals_of_a_share():
@@ -53,7 +53,7 @@ def test_intervals_of_a_share():
     assert unseen.wilson(0.0, 144) == pytest.approx([0, 0.026], abs=1e-3)
 
 
-def test_the_control_deals_the_same_captions_to_other_pictures():
+def test_the_control_deals_the_same_captions_to_other_images():
     data, cells = unseen.captioned()
     wrong, _ = unseen.captioned(control=True)
     kept = [[d.captions[i] for i in cells.kept] for d in (data, wrong)]

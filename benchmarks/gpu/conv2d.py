@@ -1,9 +1,9 @@
-"""conv2d: forward, gradient of the picture and gradient of the filters, at the shapes of DDPM's U-Net, batch 128.
+"""conv2d: forward, gradient of the image and gradient of the filters, at the shapes of DDPM's U-Net, batch 128.
 
 The peer is cuDNN through torch, channels_last, with cudnn.benchmark choosing among its algorithms. The rows come
 in the order of their share of the U-Net's arithmetic; how often a shape occurs in one forward stands beside it. Behind
 them comes what pydiff does within a convolution and torch by operations of its own: "enlarged" repeats every pixel
-2 x 2 beforehand, "addends" adds a bias for each sample and a picture to the result.
+2 x 2 beforehand, "addends" adds a bias for each sample and an image to the result.
 """
 
 from functools import partial
@@ -163,7 +163,7 @@ def exactly(i, direction, g):
 
 
 def cudnn_call(i, direction, g):
-    """One direction, called directly. Where padding is not the same on both sides, the picture is padded beforehand, as
+    """One direction, called directly. Where padding is not the same on both sides, the image is padded beforehand, as
     diffusers does it; nobody has to wait for that here. Enlarging it is part of a forward, and what is enlarged is at
     hand in a backward, as torch keeps it."""
     extra = g.after - g.before

@@ -11,7 +11,7 @@ from benchmarks.gpu.case import PEER, Case, Contender, Unsupported, ours
 from benchmarks.gpu.device import TYPES
 
 EPS = 1e-5
-# n, side of the picture, c, groups
+# n, side of the image, c, groups
 CHECKS = [
     (1, 1, 8, 2),
     (2, 3, 12, 3),
@@ -147,17 +147,17 @@ def torch_contender(name, direction, groups, channels_last, function):
     """torch in one of its layouts; inputs are in that layout beforehand."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def picture(a):
+    def image(a):
         n, s, c = a.shape
         side = round(s**0.5)
         return a.reshape(n, side, side, c).permute(0, 3, 1, 2).clone(memory_format=layout)
 
     def prepare(i):
-        leaves = [picture(i["x"]), *(i[key].to(i["x"].dtype) for key in ("gamma", "beta"))]
+        leaves = [image(i["x"]), *(i[key].to(i["x"].dtype) for key in ("gamma", "beta"))]
         if direction == "forward":
             return torch.no_grad()(lambda: [function(*leaves, groups)])
         leaves = [leaf.requires_grad_() for leaf in leaves]
-        y, dy = function(*leaves, groups), picture(i["dy"])
+        y, dy = function(*leaves, groups), image(i["dy"])
         return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
     def results(arrays):

@@ -62,7 +62,7 @@ def peer_class():
 
 
 class Pydiff:
-    """A model of ours with its optimiser, and made-up pictures, on the device."""
+    """A model of ours with its optimiser, and made-up images, on the device."""
 
     def __init__(self, device, batch):
         if device.kernels is None:
@@ -73,8 +73,8 @@ class Pydiff:
             p.data = self.xp.asarray(p.data)
         self.process, self.batch, self.done = Process(LEVELS), batch, 0
         self.shape = options["sample_size"], options["sample_size"], options["in_channels"]
-        pictures = np.random.default_rng(0).uniform(-1, 1, (batch, *self.shape)).astype(np.float32)
-        self.x0 = self.xp.asarray(pictures)
+        images = np.random.default_rng(0).uniform(-1, 1, (batch, *self.shape)).astype(np.float32)
+        self.x0 = self.xp.asarray(images)
         self.optimizer = optim.AdamW(self.model, weight_decay=WEIGHT_DECAY)
 
     def loss(self, step):
@@ -189,7 +189,7 @@ def warm(device, batch):
 
 
 def agreement(device):
-    """Loss and gradient of pydiff and torch at the same weights, pictures, t and noise, both in float32."""
+    """Loss and gradient of pydiff and torch at the same weights, images, t and noise, both in float32."""
     batch = 2 if device.tiny else 8
     ours = Pydiff(device, batch)
     theirs = Torch(device, batch, weights=ours.model.state_dict(), low=False)

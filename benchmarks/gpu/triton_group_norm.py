@@ -1,4 +1,4 @@
-"""Group norm with SiLU for channels-last pictures in Triton: what somebody who knows Triton would write, as a peer for
+"""Group norm with SiLU for channels-last images in Triton: what somebody who knows Triton would write, as a peer for
 the CUDA kernel. Three launches each way:
 
     forward    moments of every channel in chunks of pixels -> mean and rstd of every group -> normalise and activate

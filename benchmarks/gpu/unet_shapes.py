@@ -71,5 +71,5 @@ def parameter_sizes():
 
 
 def macs():
-    """Multiplications and additions of the convolutions, in one forward of one picture."""
+    """Multiplications and additions of the convolutions, in one forward of one image."""
     return sum((size // stride) ** 2 * k * k * cin * cout * n for (size, k, stride, cin, cout), n in CONVS.items())

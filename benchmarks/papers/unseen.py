@@ -3,12 +3,12 @@
     python -m benchmarks.papers.unseen --out DIR [--json FILE] [--docs docs/words.md]
 
 Of the emoji's 960 drawings of 80 roles, two genders and six tones, 144 are held out (pydiff.data.emoji). A model is
-trained on the captions and pictures of the other 816, and draws the 144 captions that it has not seen. A drawing is
-right if, of all 960 pictures, its own true picture is the nearest one (root of the mean square over pixels): one in 960
-by chance. Role, gender and tone of the nearest picture count for themselves, too; by chance 1/80, 1/2 and 1/6.
+trained on the captions and images of the other 816, and draws the 144 captions that it has not seen. A drawing is
+right if, of all 960 images, its own true image is the nearest one (root of the mean square over pixels): one in 960
+by chance. Role, gender and tone of the nearest image count for themselves, too; by chance 1/80, 1/2 and 1/6.
 
 Three experiments: the best encoder (--text, --steps), against guidance; the control, the same with captions dealt out
-to the wrong pictures: whoever draws well then has learned the pictures, not the words, and the score must be at chance;
+to the wrong images: whoever draws well then has learned the images, not the words, and the score must be at chance;
 and every encoder (--encoders, --encoder-steps) at an equal, smaller budget. Intervals are Wilson's at 95 % (1927) over
 the held-out descriptions. The same command goes on where it was stopped, and judges nothing twice (DIR/*/scores.json);
 --newest trains no further, and judges the newest checkpoint of each run that there is. DIR/grid.png shows what was
@@ -47,7 +47,7 @@ MARKS = "<!-- benchmarks/papers/unseen.py -->", "<!-- until here -->"  # in docs
 
 
 def captioned(control=False):
-    """(the set with its English captions, the factorial). control: captions dealt out among the kept pictures."""
+    """(the set with its English captions, the factorial). control: captions dealt out among the kept images."""
     data, cells = load("emoji").in_languages(["en"]), factorial()
     if control:
         order, captions = pydiff.random.permutation(0, pydiff.random.CAPTION, 0, len(cells.kept)), list(data.captions)
@@ -57,20 +57,20 @@ def captioned(control=False):
     return data, cells
 
 
-def nearest(drawn, pictures):
-    """The number of the picture (M, H, W, C) that is nearest to each drawing (N, H, W, C), uint8: (N,)."""
-    drawn, pictures = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (drawn, pictures))
-    squares = (pictures**2).sum(1) - 2 * drawn @ pictures.T  # less the drawing's own, which is the same for all
+def nearest(drawn, images):
+    """The number of the image (M, H, W, C) that is nearest to each drawing (N, H, W, C), uint8: (N,)."""
+    drawn, images = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (drawn, images))
+    squares = (images**2).sum(1) - 2 * drawn @ images.T  # less the drawing's own, which is the same for all
     return squares.argmin(1)
 
 
-def score(drawn, wanted, pictures, cells):
-    """{attribute: share}: how often the nearest of the 960 is the picture wanted, or has its role, gender or tone.
+def score(drawn, wanted, images, cells):
+    """{attribute: share}: how often the nearest of the 960 is the image wanted, or has its role, gender or tone.
 
-    drawn: (N, H, W, C). wanted: (N,) numbers of the true pictures in the set. pictures: the set's. cells: (R, 2, 6).
+    drawn: (N, H, W, C). wanted: (N,) numbers of the true images in the set. images: the set's. cells: (R, 2, 6).
     """
     numbers = cells.ravel()
-    found = nearest(drawn, pictures[numbers])
+    found = nearest(drawn, images[numbers])
     truth = np.array([np.flatnonzero(numbers == number)[0] for number in wanted])
     places = [np.stack(np.unravel_index(flat, cells.shape)) for flat in (found, truth)]
     role, gender, tone = (places[0] == places[1]).mean(axis=1)
@@ -78,7 +78,7 @@ def score(drawn, wanted, pictures, cells):
 
 
 def distances(drawn, wanted, data, cells):
-    """How far half of the drawings are from their true pictures, and which captions were taken for which others."""
+    """How far half of the drawings are from their true images, and which captions were taken for which others."""
     numbers = cells.cells.ravel()
     found = numbers[nearest(drawn, data.images[numbers])]
     squares = (drawn.astype(np.float64) - data.images[wanted]) ** 2
@@ -125,7 +125,7 @@ def judged(run, guidance, sampling, seed=0):
     return results
 
 
-def picture(run, guidance, sampling, roles=12):
+def image(run, guidance, sampling, roles=12):
     """What is drawn for the first roles, a role a row, cells by gender and tone; those held out are framed."""
     data, cells = captioned()
     numbers, held = cells.cells[:roles].reshape(-1), cells.held_out[:roles].reshape(-1)
@@ -212,7 +212,7 @@ def main(arguments=None):
         guidance = chosen.fewer if runs else chosen.guidance
         runs.append(experiment(run, name, guidance, sampling, folder / "scores.json"))
         if len(runs) == 1 and not (chosen.out / "grid.png").exists():
-            save_png(chosen.out / "grid.png", picture(run, runs[0]["best"], sampling))
+            save_png(chosen.out / "grid.png", image(run, runs[0]["best"], sampling))
         result = {"top1": max(row["unseen"]["top1"] for row in runs[0]["scores"]), "runs": runs}
         result["machine"] = describe(available_threads())
         if chosen.json is not None:

@@ -5,6 +5,7 @@
 #include "array_memory.h"
 #include "conv2d_methods.h"
 #include "elementwise.h"
+#include "group_norm_bands.h"
 #include "levels.h"
 #include "parallel.h"
 
@@ -53,6 +54,32 @@ void bind_split_rows(py::object joined, py::object a, py::object b) {
     split_rows(ja.size(0), aa.size(1), ba.size(1), ja.as<float>(), aa.as<float>(), ba.as<float>());
 }
 
+// ---- group_norm in two halves ----
+
+void bind_group_norm_statistics(py::object x, int64_t groups, float eps, py::object mean, py::object rstd) {
+    Call call;
+    const Argument xa = call.array(x, "x", {-1, -1, -1}, single);
+    const GroupNormShape s = group_norm_shape(xa.shape, groups, false);
+    const Argument ma = call.array(mean, "mean", {s.n, groups}, single, Use::out);
+    const Argument ra = call.array(rstd, "rstd", {s.n, groups}, single, Use::out);
+    const Unlocked unlocked;
+    group_norm_statistics(s, eps, xa.as<float>(), ma.as<float>(), ra.as<float>());
+}
+
+void bind_group_norm_apply(py::object x, py::object gamma, py::object beta, py::object mean, py::object rstd,
+                           int64_t groups, bool silu, py::object y) {
+    Call call;
+    const Argument xa = call.array(x, "x", {-1, -1, -1}, single);
+    const GroupNormShape s = group_norm_shape(xa.shape, groups, silu);
+    const Argument ga = call.array(gamma, "gamma", {s.c}, single), ba = call.array(beta, "beta", {s.c}, single);
+    const Argument ma = call.array(mean, "mean", {s.n, groups}, single);
+    const Argument ra = call.array(rstd, "rstd", {s.n, groups}, single);
+    const Argument ya = call.array(y, "y", xa.shape, single, Use::out);
+    const Unlocked unlocked;
+    group_norm_apply(s, xa.as<float>(), ga.as<float>(), ba.as<float>(), ma.as<float>(), ra.as<float>(),
+                     ya.as<float>());
+}
+
 void bind(py::module_& m) {
     m.doc() = "pydiff's CPU kernels; see csrc/README.md. Call them through pydiff.ops, which allocates the outputs.";
     bind_kernels(m);
@@ -64,6 +91,10 @@ void bind(py::module_& m) {
     m.def("add_rows", &bind_add_rows, py::arg("a"), py::arg("b"), py::arg("out"));
     m.def("join_rows", &bind_join_rows, py::arg("a"), py::arg("b"), py::arg("out"));
     m.def("split_rows", &bind_split_rows, py::arg("joined"), py::arg("a"), py::arg("b"));
+    m.def("group_norm_statistics", &bind_group_norm_statistics, py::arg("x"), py::arg("groups"), py::arg("eps"),
+          py::arg("mean"), py::arg("rstd"));
+    m.def("group_norm_apply", &bind_group_norm_apply, py::arg("x"), py::arg("gamma"), py::arg("beta"),
+          py::arg("mean"), py::arg("rstd"), py::arg("groups"), py::arg("silu"), py::arg("y"));
 }
 
 }  // namespace

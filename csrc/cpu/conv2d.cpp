@@ -1,9 +1,9 @@
-// conv2d: cross-correlation over channels-last pictures, and its two gradients.
+// conv2d: cross-correlation over channels-last images, and its two gradients.
 //
 //   y[n, i, j, o] = sum_{a, b, c} X[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] w[a, b, c, o]
 //                   + bias[o] + add[n, i, j, o]
 //
-// with X = 0 outside the picture. X is x, or x with every pixel repeated up x up times: X[n, p, q] = x[n, p / up, q / up].
+// with X = 0 outside the image. X is x, or x with every pixel repeated up x up times: X[n, p, q] = x[n, p / up, q / up].
 // The bias may be one for each sample, bias[n, o]: a U-Net adds its step embedding that way, and with `add` what a
 // residual block passes by. The gradients of a loss whose gradient with respect to y is dy (that of `add` is dy itself):
 //
@@ -14,9 +14,9 @@
 //   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o],   or dbias[n, o] = sum_{i, j}
 //
 // A linear layer is the case of a 1 x 1 kernel. Three ways lead there: conv2d_direct.cpp takes any shape, conv2d_winograd.cpp
-// the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few output channels. In all of them a picture's y and dx are
+// the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few output channels. In all of them an image's y and dx are
 // the same alone and in any batch, and no bit of any result depends on the number of threads. Only Winograd's reads
-// upsampled pictures without making them; for the others they are made here.
+// upsampled images without making them; for the others they are made here.
 #include <algorithm>
 #include <atomic>
 #include <cstring>

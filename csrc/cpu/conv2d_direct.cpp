@@ -7,7 +7,7 @@
 //   forward          y    (pixels, cout)       = patches (pixels, kh kw cin)    w (kh kw cin, cout)
 //   backward_input   dx   (pixels of x, cin)   = patches of dy                  w flipped, with cin and cout exchanged
 //
-// A patch is kh pieces of lines of x, which are read where they lie: in the picture, or in a copy with zeros around it.
+// A patch is kh pieces of lines of x, which are read where they lie: in the image, or in a copy with zeros around it.
 //
 // Order of summation: (a, b, c) in blocks of at most panel_depth, whatever pixels and channels are computed together.
 #include <algorithm>
@@ -101,7 +101,7 @@ void pack_all(const std::vector<Correlation<Pack>>& parts, const AllPanels& w, i
     });
 }
 
-// Output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one picture, as far as there are such; channels [o, end).
+// Output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one image, as far as there are such; channels [o, end).
 // x is what tap (0, 0) of pixel (i, j) meets, in lines of x_pitch floats.
 void correlate_block(const Conv2dShape& s, const float* x, int64_t x_pitch, const Panels& w, float* memory,
                      const float* bias, const Grid& grid, int64_t i, int64_t rows, int64_t j, int64_t columns,
@@ -149,7 +149,7 @@ Conv2dShape all_of(const Correlations& parts) {
 }
 
 // Several correlations of the same x, with the same channels. A block of pixels is computed for all of them, so that
-// what they see of x comes from memory, and is copied at the picture's edge, once. Only one alone adds something.
+// what they see of x comes from memory, and is copied at the image's edge, once. Only one alone adds something.
 template <class Pack>
 void correlate(std::vector<Correlation<Pack>> parts, const float* x, const Addends& addends) {
     const Conv2dShape& only = parts[0].s;

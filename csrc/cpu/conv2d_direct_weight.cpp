@@ -5,8 +5,8 @@
 //                                                   dy[n, i, j, o]
 //
 // That is a product with x transposed for each a. From one pixel of a line to the next, its operand moves by
-// stride_w cin floats; so x is multiplied where it lies, and so is dy. Where the kernel hangs over the picture's edge,
-// the product has fewer rows: only the taps inside the picture are taken.
+// stride_w cin floats; so x is multiplied where it lies, and so is dy. Where the kernel hangs over the image's edge,
+// the product has fewer rows: only the taps inside the image are taken.
 //
 // A row of dy must be whole vectors to be multiplied where it lies. Otherwise the two change places, dw^T = dy^T x, if
 // a pixel of x is whole vectors, and if neither is, dy is copied to wider rows.
@@ -23,7 +23,7 @@ namespace {
 
 enum Slot { dy_slot, partial_slot, bias_slot };
 
-// How the work is cut, by shapes only: the pixels into blocks of a picture's lines and columns, and the blocks into
+// How the work is cut, by shapes only: the pixels into blocks of an image's lines and columns, and the blocks into
 // parts, each with a sum of its own; the depth (a, b, c) of dw into groups.
 struct Plan {
     int64_t kernel_row, depth, rows, down, columns, across, blocks, part, parts, group, groups;
@@ -51,7 +51,7 @@ struct Plan {
     }
 };
 
-// Pixels (i, j) .. (i + rows - 1, j + columns - 1) of picture n.
+// Pixels (i, j) .. (i + rows - 1, j + columns - 1) of image n.
 struct Block {
     int64_t n, i, rows, j, columns;
 };
@@ -62,7 +62,7 @@ Block block_at(const Conv2dShape& s, const Plan& plan, int64_t index) {
 }
 
 // Calls f(j, count, b, end) for the pixels [j, j + count) of the block's lines of which the taps [b, end) lie in the
-// picture: those that have all of them at once, and each at the left and the right edge.
+// image: those that have all of them at once, and each at the left and the right edge.
 template <class F>
 void for_segments(const Conv2dShape& s, const Block& block, F&& f) {
     const int64_t begin = block.j, end = begin + block.columns, room = s.w + s.pad_left - s.kw;
@@ -82,7 +82,7 @@ void add_products(const Conv2dShape& s, const Plan& plan, const Block& block, co
     const int64_t x_pitch = s.stride_w * s.cin, x_line = s.stride_h * s.w * s.cin;
     for (int64_t a = begin / std::max<int64_t>(1, plan.kernel_row); a * plan.kernel_row < end; ++a) {
         const int64_t first = a * plan.kernel_row;
-        // lines of the block that see the picture with row a of the kernel
+        // lines of the block that see the image with row a of the kernel
         const int64_t above = std::max<int64_t>(0, s.pad_top - a), room = std::max<int64_t>(0, s.h + s.pad_top - a);
         const int64_t lo = std::max(block.i, ceil_div(above, s.stride_h));
         const int64_t hi = std::min(block.i + block.rows, ceil_div(room, s.stride_h));

@@ -20,8 +20,8 @@ bool narrow_output_suits(const Conv2dShape& s);
 void narrow_forward(const Conv2dShape& s, const float* x, const float* w, const float* bias, float* y);
 void narrow_backward_input(const Conv2dShape& mirrored, const float* dy, const float* w, float* dx);
 
-// 3 x 3 kernels with stride 1. `suits` says whether it can be used and pays; it depends on the shape of one picture and
-// on the channels, never on the batch, so that a picture's result does not either.
+// 3 x 3 kernels with stride 1. `suits` says whether it can be used and pays; it depends on the shape of one image and
+// on the channels, never on the batch, so that an image's result does not either.
 bool winograd_suits(const Conv2dShape& s);
 void winograd_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y);
 void winograd_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw);
@@ -46,9 +46,9 @@ inline Conv2dShape in_one_line(const Conv2dShape& s) {
     return {1, 1, s.n * s.h * s.w, s.cin, 1, 1, s.cout, 1, s.n * s.h * s.w, 1, 1, 0, 0};
 }
 
-// What output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one picture x see of it: lines of `pitch` floats, one
-// after the other, from the line and column that tap (0, 0) of pixel (i, j) meets. Where the picture ends, a copy with
-// zeros in `copy` (seen_floats of them), and otherwise the picture itself.
+// What output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one image x see of it: lines of `pitch` floats, one
+// after the other, from the line and column that tap (0, 0) of pixel (i, j) meets. Where the image ends, a copy with
+// zeros in `copy` (seen_floats of them), and otherwise the image itself.
 struct Seen {
     const float* first;
     int64_t pitch;

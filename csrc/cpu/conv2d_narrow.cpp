@@ -1,4 +1,4 @@
-// conv2d with few output channels: the last layer of a U-Net, which makes a picture, and the gradient of a picture.
+// conv2d with few output channels: the last layer of a U-Net, which makes an image, and the gradient of an image.
 //
 // They are narrower than a vector: in a matrix product most of every register would be empty. So a vector runs along
 // the *input* channels, and the outputs of a few neighbouring pixels stay in registers,

@@ -3,7 +3,7 @@
 // The output is cut into tiles of 4 x 4 pixels, each of which needs 6 x 6 of the input. With p = 0..35 the point of the
 // transformed domain, t the tile, c and o the channels:
 //
-//   V[p, t, c] = B^T d B      (each tile's input; zero outside the picture)
+//   V[p, t, c] = B^T d B      (each tile's input; zero outside the image)
 //   U[p, c, o] = G g G^T      (each pair of channels' weights)
 //   M[p, t, o] = sum_c V[p, t, c] U[p, c, o]           36 matrix products
 //   y          = A^T M A      (+ what is added)
@@ -17,10 +17,10 @@
 // in a cache. Unless U is large, every thread makes it for itself: reading what another core has just written takes
 // longer than making it again. dU is made in blocks of points and channels, each of which stays in a cache while its tiles are added up.
 //
-// backward_input is a correlation of dy with the flipped weights. An upsampled picture is never made: windows of it are
+// backward_input is a correlation of dy with the flipped weights. An upsampled image is never made: windows of it are
 // read from the small one, and its gradient's pixels are added up four by four as they leave the transform.
 //
-// Tiles are cut within a picture, and M's sum over c has one order, so a picture's result is the same alone and in any
+// Tiles are cut within an image, and M's sum over c has one order, so an image's result is the same alone and in any
 // batch; dU adds up the tiles of fixed parts of the batch. An infinity or NaN in x reaches every pixel of the tiles that
 // see it, as a NaN.
 #include <algorithm>
@@ -33,7 +33,7 @@
 namespace pydiff {
 namespace {
 
-using winograd::Pictures;
+using winograd::Images;
 using winograd::Planes;
 using winograd::Tiles;
 
@@ -151,7 +151,7 @@ void transform_output(const Conv2dShape& s, const Tiles& tiles, const Planes& m,
 }
 
 // Tiles [first, first + count), channels [o, end), from U.
-void correlate_block(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const TransformedWeights& u,
+void correlate_block(const Conv2dShape& s, const Tiles& tiles, const Images& x, const TransformedWeights& u,
                      int64_t first, int64_t count, int64_t o, int64_t end, const Target& to) {
     const int64_t v_pitch = panel_width(s.cin), steps = points * ceil_div(end - o, tile_columns);
     const Planes v(scratch(v_slot, Planes::size(points, block_tiles, v_pitch)), block_tiles, v_pitch);
@@ -174,7 +174,7 @@ void correlate_block(const Conv2dShape& s, const Tiles& tiles, const Pictures& x
 
 // Many tiles: all of U first, then blocks of tiles, each of which transforms its own part of x. No bit of the result
 // depends on how the tiles are cut, nor on who makes U.
-void correlate_many(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const Weights& w, const Target& to) {
+void correlate_many(const Conv2dShape& s, const Tiles& tiles, const Images& x, const Weights& w, const Target& to) {
     constexpr int64_t strip = 16;
     const int64_t panels = ceil_div(s.cout, tile_columns), strips = ceil_div(s.cin, strip);
     const int64_t plane = s.cin * panel_width(s.cout) + Planes::gap;
@@ -239,7 +239,7 @@ void multiply_pair(int64_t k, int64_t rows, const float* g, const Planes& v, int
 // twelve points of a pair, and M: together 21 depth panel + 36 tiles panel floats. So that none of it grows with the
 // batch, more tiles than V has room for go in several passes, which transform the weights anew: with so many tiles in a
 // pass that is a small part of the work.
-void correlate_few(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, const Weights& w, const Target& to) {
+void correlate_few(const Conv2dShape& s, const Tiles& tiles, const Images& x, const Weights& w, const Target& to) {
     constexpr int64_t share = 4, panel = std::min(tile_columns, 32), most_tiles = 1024;
     const int64_t depth = s.cin * s.cout > whole_weights ? ceil_div(s.cin, ceil_div(s.cin, panel_depth)) : s.cin;
     const int64_t v_pitch = panel_width(s.cin);
@@ -271,10 +271,10 @@ void correlate_few(const Conv2dShape& s, const Tiles& tiles, const Pictures& x, 
 void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Target& to) {
     const Tiles tiles(s);
     if (tiles.count == 0) return;
-    const Pictures pictures{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up};
+    const Images images{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up};
     // The same bits either way: U, V and the order of the sums over channels are the same. So the batch may decide.
     const bool few = tiles.count < s.cout || s.cin * s.cout > whole_weights;
-    (few ? correlate_few : correlate_many)(s, tiles, pictures, w, to);
+    (few ? correlate_few : correlate_many)(s, tiles, images, w, to);
 }
 
 // ---------------------------------------------------------------- backward_weight
@@ -330,7 +330,7 @@ void transform_line(const WeightBlock& block, const Planes& du, int64_t point, c
 // Adds the terms of tiles [first, first + count) to the points of dU in the rows of pairs [pair, end), which begin at
 // plane `point` of du; the last tiles' turn also makes lines of them.
 template <int pair, int end>
-void weight_products(const Tiles& tiles, const Pictures& in, const Pictures& out, const WeightBlock& block,
+void weight_products(const Tiles& tiles, const Images& in, const Images& out, const WeightBlock& block,
                      int64_t first, int64_t count, const float* zero, const WeightPlanes& at, int64_t point = 0) {
     winograd::transform_windows<winograd::Input, pair>(in, tiles, first, count, block.c, block.cin, zero, at.v);
     winograd::transform_windows<winograd::OutputAdjoint, pair>(out, tiles, first, count, block.o, block.cout, zero,
@@ -358,7 +358,7 @@ void weight_block(const Conv2dShape& s, const Tiles& tiles, const float* dy, con
                           {scratch(m_slot, Planes::size(12, run, w_pitch)), run, w_pitch},
                           {scratch(g_slot, Planes::size(rows_points, block.cin, w_pitch)), block.cin, w_pitch},
                           lines};
-    const Pictures in{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up}, out{dy, s.oh, s.ow, s.cout, 0, 0, 1};
+    const Images in{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up}, out{dy, s.oh, s.ow, s.cout, 0, 0, 1};
     const float* zero = zeros(std::max(s.cin, s.cout));
     for (int64_t t = block.begin; t < block.end; t += run)
         weight_products<pair, end>(tiles, in, out, block, t, std::min(run, block.end - t), zero, at);
@@ -386,7 +386,7 @@ void sum_lines(const Conv2dShape& s, const WeightBlock& block, const Planes& lin
 
 bool winograd_suits(const Conv2dShape& s) {
     // With few channels the transforms cost more than the products save; so do tiles that stand half outside the
-    // picture.
+    // image.
     const int64_t covered = 16 * ceil_div(s.oh, 4) * ceil_div(s.ow, 4);
     return s.kh == 3 && s.kw == 3 && s.stride_h == 1 && s.stride_w == 1 && s.cin >= 16 && s.cout >= 16 &&
            2 * s.oh * s.ow >= covered;

@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "group_norm_bands.h"
 #include "kernels.h"
 #include "moments.h"
 #include "parallel.h"
@@ -82,6 +83,40 @@ struct Affine {
 };
 
 // ---------------------------------------------------------------- forward
+
+// Mean and m2 of every group of every part, (n, parts, 2, groups) in the calling thread's scratch: made part by part, on
+// any thread, and merged in their order.
+struct Moments {
+    const GroupNormShape& s;
+    const Parts parts;
+    double* const all;
+
+    explicit Moments(const GroupNormShape& s)
+        : s(s), parts(s), all(doubles(3, 2 * s.n * parts.count * s.groups)) {}
+
+    double* of(int64_t i, int64_t k) const { return all + (i * parts.count + k) * 2 * s.groups; }
+
+    void measure(const float* x, int64_t i, int64_t k) const {
+        const float* const part = x + (i * s.s + k * parts.pixels) * s.c;
+        group_moments(parts.size(k), s.c, s.groups, part, of(i, k), of(i, k) + s.groups);
+    }
+
+    // The statistics of sample i.
+    void merge(int64_t i, float eps, float* mean /* (groups) */, float* rstd /* (groups) */) const {
+        const int64_t width = s.c / s.groups;
+        double *const centre = doubles(2, 2 * s.groups), *const m2 = centre + s.groups;
+        std::copy_n(of(i, 0), 2 * s.groups, centre);
+        for (int64_t k = 1; k < parts.count; ++k) {
+            const double before = static_cast<double>(k * parts.pixels * width);
+            const double more = static_cast<double>(parts.size(k) * width);
+            merge_moments(s.groups, before, centre, m2, more, of(i, k), of(i, k) + s.groups);
+        }
+        for (int64_t g = 0; g < s.groups; ++g) {
+            mean[g] = static_cast<float>(centre[g]);
+            rstd[g] = static_cast<float>(1.0 / std::sqrt(m2[g] / static_cast<double>(s.s * width) + eps));
+        }
+    }
+};
 
 // soon: as many pixels that will be read next. The pass that reads them waits for memory, and this one computes: so it
 // asks for them.
@@ -222,28 +257,12 @@ template <>
 void group_norm_forward(const GroupNormShape& s, float eps, const float* x, const float* gamma, const float* beta,
                         float* y, float* mean, float* rstd) {
     if (s.s * s.c == 0) return;
-    const Parts parts(s);
-    const int64_t width = s.c / s.groups;
-    // Mean and m2 of every group of every part: (n, parts, 2, groups).
-    auto* const all = doubles(3, 2 * s.n * parts.count * s.groups);
-    auto moments = [&](int64_t i, int64_t k) { return all + (i * parts.count + k) * 2 * s.groups; };
-    auto reduce = [&](int64_t i, int64_t k) {
-        const float* const part = x + (i * s.s + k * parts.pixels) * s.c;
-        group_moments(parts.size(k), s.c, s.groups, part, moments(i, k), moments(i, k) + s.groups);
-    };
+    const Moments moments(s);
+    const Parts& parts = moments.parts;
+    auto reduce = [&](int64_t i, int64_t k) { moments.measure(x, i, k); };
     auto map = [&](int64_t i, int64_t begin, int64_t end, int64_t next) {
-        double *const centre = doubles(2, 2 * s.groups), *const m2 = centre + s.groups;
-        std::copy_n(moments(i, 0), 2 * s.groups, centre);
-        for (int64_t k = 1; k < parts.count; ++k) {
-            const double before = static_cast<double>(k * parts.pixels * width);
-            const double more = static_cast<double>(parts.size(k) * width);
-            merge_moments(s.groups, before, centre, m2, more, moments(i, k), moments(i, k) + s.groups);
-        }
         float *const means = scratch(1, static_cast<size_t>(2 * s.groups)), *const rstds = means + s.groups;
-        for (int64_t g = 0; g < s.groups; ++g) {
-            means[g] = static_cast<float>(centre[g]);
-            rstds[g] = static_cast<float>(1.0 / std::sqrt(m2[g] / static_cast<double>(s.s * width) + eps));
-        }
+        moments.merge(i, eps, means, rstds);
         if (begin == 0) {
             std::copy_n(means, s.groups, mean + i * s.groups);
             std::copy_n(rstds, s.groups, rstd + i * s.groups);
@@ -256,6 +275,26 @@ void group_norm_forward(const GroupNormShape& s, float eps, const float* x, cons
         }
     };
     reduce_then_map(s, parts.count, 0.8, reduce, map);
+}
+
+void group_norm_statistics(const GroupNormShape& s, float eps, const float* x, float* mean, float* rstd) {
+    if (s.s * s.c == 0) return;
+    const Moments moments(s);
+    const int64_t parts = moments.parts.count;
+    parallel_for(s.n * parts, 1, [&](int64_t item) { moments.measure(x, item / parts, item % parts); });
+    for (int64_t i = 0; i < s.n; ++i) moments.merge(i, eps, mean + i * s.groups, rstd + i * s.groups);
+}
+
+void group_norm_apply(const GroupNormShape& s, const float* x, const float* gamma, const float* beta,
+                      const float* mean, const float* rstd, float* y) {
+    if (s.s * s.c == 0) return;
+    const Parts parts(s);
+    const auto apply = s.silu ? normalise<true> : normalise<false>;
+    parallel_for(s.n * parts.count, 1, [&](int64_t item) {
+        const int64_t i = item / parts.count, k = item % parts.count, at = (i * s.s + k * parts.pixels) * s.c;
+        const Affine affine(s, mean + i * s.groups, rstd + i * s.groups, gamma);
+        apply(parts.size(k), s.c, x + at, affine, beta, y + at, x + at);
+    });
 }
 
 template <>

@@ -1,6 +1,6 @@
 // Threads: one pool for the whole process, and scratch memory per thread.
 //
-// The rule every kernel keeps: work is cut into items by the *shape of one picture*, never by batch size or thread
+// The rule every kernel keeps: work is cut into items by the *shape of one image*, never by batch size or thread
 // count, and no two items add into the same number. Which thread runs an item then cannot change a bit of the result.
 #pragma once
 #include <cstddef>

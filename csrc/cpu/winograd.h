@@ -165,20 +165,20 @@ inline void transform(Read read, Write write) {
     }
 }
 
-// The tiles of all pictures' outputs, 4 x 4 pixels each (the last of a row or column may stand over the edge).
+// The tiles of all images' outputs, 4 x 4 pixels each (the last of a row or column may stand over the edge).
 struct Tiles {
     int64_t rows, columns, count;
     explicit Tiles(const Conv2dShape& s)
         : rows(ceil_div(s.oh, 4)), columns(ceil_div(s.ow, 4)), count(s.n * rows * columns) {}
 };
 
-// Pictures (n, height, width, channels), and where tile (0, 0) has its window. The data are (n, height / up, width / up,
-// channels): of pictures in which every pixel stands up x up times, one each.
-struct Pictures {
+// Images (n, height, width, channels), and where tile (0, 0) has its window. The data are (n, height / up, width / up,
+// channels): of images in which every pixel stands up x up times, one each.
+struct Images {
     const float* data;
     int64_t height, width, channels, top, left, up;
 
-    // The line of data, counted over all pictures, that is `i` below the top of the tile's window: the nearest one inside.
+    // The line of data, counted over all images, that is `i` below the top of the tile's window: the nearest one inside.
     int64_t data_row(const Tiles& tiles, int64_t tile, int64_t i) const {
         const int64_t row = tile / tiles.columns, n = row / tiles.rows;
         return (n * height + std::clamp<int64_t>(top + 4 * (row % tiles.rows) + i, 0, height)) / up;
@@ -203,9 +203,9 @@ struct Planes {
     }
 };
 
-// Where the pixels of a tile's window lie; those outside the picture are `zero`.
+// Where the pixels of a tile's window lie; those outside the image are `zero`.
 template <int size>
-inline void locate(const Pictures& x, const Tiles& tiles, int64_t tile, const float* zero, const float** pixels) {
+inline void locate(const Images& x, const Tiles& tiles, int64_t tile, const float* zero, const float** pixels) {
     const int64_t n = tile / tiles.columns / tiles.rows;
     const int shift = x.up == 2;
     const int64_t height = x.height >> shift, width = x.width >> shift;
@@ -220,7 +220,7 @@ inline void locate(const Pictures& x, const Tiles& tiles, int64_t tile, const fl
 // The transform T of the windows of tiles [first, first + count), channels [c0, c0 + channels), into `out`; of a `pair`
 // other than -1, only the points of its two rows. `zero` is x.channels zeros.
 template <class T, int pair = -1>
-void transform_windows(const Pictures& x, const Tiles& tiles, int64_t first, int64_t count, int64_t c0,
+void transform_windows(const Images& x, const Tiles& tiles, int64_t first, int64_t count, int64_t c0,
                        int64_t channels, const float* zero, const Planes& out) {
     constexpr int window = T::in * T::in;
     const float* pixels[2][window];
@@ -246,12 +246,12 @@ void transform_windows(const Pictures& x, const Tiles& tiles, int64_t first, int
     }
 }
 
-// Fetches the lines of pictures that tiles [first, first + count) see, a few with every call of step(): between matrix
+// Fetches the lines of images that tiles [first, first + count) see, a few with every call of step(): between matrix
 // products, so that they are there when the tiles' turn comes and memory does not idle until then.
 class Fetch {
 public:
     static constexpr int64_t line = 16;  // floats
-    Fetch(const Pictures& x, const Tiles& tiles, int64_t first, int64_t count, int size, int64_t steps) {
+    Fetch(const Images& x, const Tiles& tiles, int64_t first, int64_t count, int size, int64_t steps) {
         if (first >= tiles.count) return;
         const int64_t last = std::min(first + count, tiles.count) - 1;
         const int64_t begin = x.data_row(tiles, first, 0), end = x.data_row(tiles, last, size);

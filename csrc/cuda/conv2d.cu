@@ -1,9 +1,9 @@
-// conv2d: cross-correlation over channels-last pictures, and its gradients.
+// conv2d: cross-correlation over channels-last images, and its gradients.
 //
 //   y[n, i, j, o] = sum_{a, b, c} X[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] w[a, b, c, o]
 //                   + bias[o] + add[n, i, j, o]
 //
-// with X = 0 outside the picture. X is x, or x with every pixel repeated up x up times: X[n, p, q] is
+// with X = 0 outside the image. X is x, or x with every pixel repeated up x up times: X[n, p, q] is
 // x[n, p / up, q / up]. The bias may be one for each sample, bias[n, o]. Backward (the gradient of `add` is dy itself):
 //     1. dX[n, p, q, c] = sum of dy[n, i, j, o] w[a, b, c, o] over o and all (i, a) with i stride_h + a - pad_top = p,
 //                         (j, b) with j stride_w + b - pad_left = q
@@ -11,20 +11,20 @@
 //     2. dw[a, b, c, o] = sum_{n, i, j} X[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
 //     3. dbias[o]       = sum_{n, i, j} dy[n, i, j, o],   or dbias[n, o] = sum_{i, j}
 //
-// A linear layer is a 1 x 1 kernel over n pictures of one pixel.
+// A linear layer is a 1 x 1 kernel over n images of one pixel.
 //
 // Array path: pydiff/ops/conv2d.py. Reference: pydiff/reference/conv2d.py. CPU: csrc/cpu/conv2d.cpp.
 //
-// Layout: pictures (n, h, w, channels), weights (kh, kw, cin, cout). Each of the three is a product of matrices that
+// Layout: images (n, h, w, channels), weights (kh, kw, cin, cout). Each of the three is a product of matrices that
 // tile_product.h makes, a tile a block. The matrix of pixels exists nowhere, nor does X: elements are copied from the
-// pictures when a tile needs them (Chetlur et al. 2014, "cuDNN: Efficient Primitives for Deep Learning", section 3).
+// images when a tile needs them (Chetlur et al. 2014, "cuDNN: Efficient Primitives for Deep Learning", section 3).
 //
 //                       m: rows        n: columns   k: summed          left (m, k)          right (k, n)
 //     forward           pixels of y    o            (a, b, c)          pixels of x, by k    w, by n
 //     backward_input    pixels of x    c            (e, a, f, b, o)    pixels of dy, by k   w, by k
 //     backward_weight   (a, b, c)      o            pixels of y        pixels of x, by m    dy, by n
 //
-// A sum's order does not depend on where in a tile its pixel is, so a picture's y and dx are the same alone and in any
+// A sum's order does not depend on where in a tile its pixel is, so an image's y and dx are the same alone and in any
 // batch; a dbias for each sample is summed by blocks of its own. backward_weight has few tiles and many pixels: these
 // are cut into parts, whose sums are added in their order. Heights, widths and kh kw cin are counted in 32 bits,
 // everything else in 64.

@@ -1,6 +1,6 @@
 // conv2d's forward and backward_input: every element of the result gathers what it is the sum of.
 //
-// For conv2d.cu, which has the equations and their numbers. With up = 2 no picture of X's size is made: forward reads x
+// For conv2d.cu, which has the equations and their numbers. With up = 2 no image of X's size is made: forward reads x
 // itself, and dx's sum over e and f is one with that over taps and channels. Taps that meet the same pixel of x are
 // multiplied one by one all the same. To add up their filters first would leave 16 products of 36 for a 3 x 3 kernel,
 // but bfloat16 would round the sums, once more than the equation does.
@@ -16,7 +16,7 @@ namespace {
 // ---- which pixel of the source a pixel of the result sees by which tap ----------------------------------------------
 
 // Along one axis. The result falls into classes of pixels r, r + every, r + 2 every, .. that see the source alike: it
-// is as many interleaved pictures, each made by a convolution without gaps. Pixel r + every i' sees source pixel
+// is as many interleaved images, each made by a convolution without gaps. Pixel r + every i' sees source pixel
 // i' scale + from + ahead(t) by tap(t), for every t < taps.
 //
 // up is 1 or 2, so it divides the stride or has no factor in common with it:
@@ -68,11 +68,11 @@ struct BackwardAxis {
 
 // A convolution as its result sees it: `made` is y or dx, `source` x or dy.
 struct Gather {
-    struct Picture {
+    struct Image {
         int64_t h, w, channels;
     };
     Conv2dShape s;
-    Picture made, source;
+    Image made, source;
     int64_t classes_w, m_tiles, n_tiles;  // blocks count (class of rows, class of columns, m_tiles, n_tiles)
     int64_t bias_step;
     // whether these may be moved 16 bytes at a time
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(threads, resident<T>)
     // Where a row of the tile finds its source: the pixel of tap (0, 0), which may lie outside, and its element.
     struct alignas(16) Pixel {
         int64_t at;
-        unsigned row, column;  // modulo 2^32: what lies above or left of the picture is far below or right of it
+        unsigned row, column;  // modulo 2^32: what lies above or left of the image is far below or right of it
     };
     SHARED(Pixel, pixels, [m_tile]);
     // Where it begins in `made`, and what belongs to it in `bias`.
@@ -109,13 +109,13 @@ __global__ void __launch_bounds__(threads, resident<T>)
     static_assert(threads == m_tile, "as many threads as rows");
     Pixel pixel = {0, 1u << 31, 1u << 31};  // no row: outside, for every tap
     Result result = {-1, 0};
-    const int64_t m = m0 + threadIdx.x, picture = m / along.pixels / down.pixels;
-    if (picture < s.n) {
+    const int64_t m = m0 + threadIdx.x, image = m / along.pixels / down.pixels;
+    if (image < s.n) {
         const int64_t i = m / along.pixels % down.pixels, j = m % along.pixels;
         const int64_t row = i * down.scale + down.from, column = j * along.scale + along.from;
-        pixel = {((picture * g.source.h + row) * g.source.w + column) * channels, unsigned(row), unsigned(column)};
+        pixel = {((image * g.source.h + row) * g.source.w + column) * channels, unsigned(row), unsigned(column)};
         const int64_t p = r / g.classes_w + i * down.every, q = r % g.classes_w + j * along.every;
-        result = {((picture * g.made.h + p) * g.made.w + q) * width, picture * g.bias_step};
+        result = {((image * g.made.h + p) * g.made.w + q) * width, image * g.bias_step};
     }
     pixels[threadIdx.x] = pixel, results[threadIdx.x] = result;
     __syncthreads();

@@ -1,4 +1,4 @@
-// How the fast kernels of conv2d count through pictures and filters.
+// How the fast kernels of conv2d count through images and filters.
 #pragma once
 #include "tile_product.h"
 

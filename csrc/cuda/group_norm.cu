@@ -17,7 +17,7 @@
 // Layout: x (n, s, c) with channels last, so a group is a slice of every pixel. A sample is cut by its own shape alone:
 //     pack    8 bfloat16 or 4 float channels of a pixel: one access of 16 bytes, a thread's
 //     slab    whole groups, 32 to 128 bytes of every pixel where the groups are that narrow: a block's
-//     chunk   some pixels, at most 64 chunks a sample: a block's, so that one large picture keeps the GPU busy
+//     chunk   some pixels, at most 64 chunks a sample: a block's, so that one large image keeps the GPU busy
 //
 // A reduction and a map follow one another, in one of two ways; s, c and groups say which. Bytes are what counts; in
 // bfloat16 an element takes:                                                                       forward    backward

@@ -7,9 +7,11 @@ only `Dataset`, `batch_indices`, `flip` and the two functions at the edge betwee
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pydiff.data.animated import animated_emoji
 from pydiff.data.arrays import from_array
@@ -22,7 +24,7 @@ from pydiff.data.digits import load_digits
 from pydiff.data.emoji import load_emoji
 from pydiff.data.faces import load_faces
 from pydiff.data.fashion import load_fashion
-from pydiff.data.lists import is_pair, load_list, load_mapping, load_pair
+from pydiff.data.lists import is_pair, listed, load_list, load_mapping, load_pair
 from pydiff.data.moving import SIZE, moving_shapes
 from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.data.pixels import from_uint8, to_uint8
@@ -92,7 +94,8 @@ def load(
               formula; docs/sound.md has the other named sounds); a folder of images, of sounds, of MNIST's IDX files,
               of CIFAR's batches or of .parquet files, or a .zip or .tar of one; a .npz, .npy or .parquet file; an array
               (N, H, W), (N, H, W, C) or (N, C, H, W); a list of arrays, Pillow images, paths or (image, label); a pair
-              (x, y); a dict of arrays; or a Dataset. "./digits" is a folder of that name
+              (x, y); a dict of arrays; a generator or another's data set of these; or a Dataset. "./digits" is
+              a folder of that name
     size      an integer or (height, width): images are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
     labels    (N,) integers or strings, for arrays and lists only: folders and files bring their own
@@ -109,6 +112,8 @@ def load(
 
     Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
     """
+    if isinstance(cache_gb, bool) or not isinstance(cache_gb, int | float | np.number) or not 0 <= cache_gb < 1 << 40:
+        raise ValueError(f"cache_gb is {cache_gb!r}, expected GB of decoded images that are kept, 0 for all in memory")
     sound = rate is not None or seconds is not None or isinstance(source, Sounds)
     if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
         raise ValueError("cache_gb is for images; leave it out for sounds")
@@ -156,6 +161,10 @@ def _of_length(dataset, frames, frame_rate):
 def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
     given = "labels" if labels is not None else "captions" if captions is not None else None
     if isinstance(source, (str, os.PathLike)):
+        if not str(source):
+            raise ValueError(f"the name of the data is empty; expected {_NAMES}, {EXPECTED}")
+        if "://" in str(source):
+            raise ValueError(f"{printable(str(source))!r} is an address; fetch what is there, and give the file")
         if given:
             raise ValueError(f"{given} were given with {source!r}, which brings its own; {given}= belongs to arrays")
         if isinstance(source, str) and source in NAMED:
@@ -171,12 +180,13 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
         if given:
             raise ValueError(f"{given} were given with data that bring their own; {given}= belongs to arrays")
         return load_mapping(source, wanted) if isinstance(source, Mapping) else load_pair(source, wanted)
-    if hasattr(source, "__array__") and not _is_pillow(source):
+    if _is_pillow(source):
+        raise TypeError("this is one image; give a list of images, [image]")
+    if hasattr(source, "__array__") and not (isinstance(source, np.ndarray) and source.dtype.hasobject):
         return from_array(source, labels, captions, asked=wanted.only("an array", "layout", "bits"))
-    if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
-        return load_list(source, labels, captions, wanted)
-    hint = "; give a list of images, [image]" if _is_pillow(source) else ""
-    raise TypeError(f"cannot load data from {type(source).__name__}; expected {_NAMES}, {EXPECTED}{hint}")
+    if (items := listed(source, wanted.limit)) is not None:
+        return load_list(items, labels, captions, wanted)
+    raise TypeError(f"cannot load data from {type(source).__name__}; expected {_NAMES}, {EXPECTED}")
 
 
 def _is_sound(source) -> bool:

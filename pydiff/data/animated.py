@@ -40,7 +40,7 @@ def animated_emoji(
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a WebP file holds more than one picture, by its header (RFC 9649, section 2.7)."""
+    """Whether a WebP file holds more than one image, by its header (RFC 9649, section 2.7)."""
     with open(path, "rb") as file:
         head = file.read(21)
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)

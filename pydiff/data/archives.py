@@ -99,9 +99,9 @@ class Archives:
 
 
 def holds_archives(root) -> bool:
-    """Whether a folder holds archives, and no picture as a file of its own."""
+    """Whether a folder holds archives, and no image as a file of its own."""
     found = files_in(root) if isinstance(root, Path) else None
-    return found is not None and not found.pictures and bool(archives_among(found))
+    return found is not None and not found.images and bool(archives_among(found))
 
 
 def archives_among(found: Found) -> list[str]:
@@ -139,16 +139,14 @@ def open_archive(path: Path, limit: Limit, whole: bool = True) -> Archive:
     whole: whether all of it will be in memory, and must fit; else members are read one by one, which cannot be done
     where all are packed together.
     """
-    name, where = path.name.lower(), printable(str(path))
+    where = printable(str(path))
     try:
         packed = _packing(path)
         if packed and not whole:
             raise _Refused(f"{where} is packed as a whole and cannot be read piece by piece; unpack it to a .tar file")
         room = _Room(limit, path)
-        if name.endswith(".zip"):
-            members = ZipMembers(path)
-        else:
-            members = PackedTar(path, packed, room) if packed else TarMembers(path)
+        plain = ZipMembers if _is_zip(path) else TarMembers
+        members = PackedTar(path, packed, room) if packed else plain(path)
         if whole and not packed:
             for size in members.sizes:
                 room.take(size)
@@ -227,6 +225,13 @@ def _packing(path):
         magic = raw.read(6)
     opened = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
     return next((open_ for begins, open_ in opened if magic.startswith(begins)), None)
+
+
+def _is_zip(path) -> bool:
+    """By its first bytes, whatever the file is called; by its name, where these are nobody's."""
+    with open(path, "rb") as raw:
+        begin = raw.read(512)
+    return begin.startswith(b"PK") or (path.name.lower().endswith(".zip") and begin[257:262] != b"ustar")
 
 
 class _Counted:

@@ -1,7 +1,7 @@
 """Arrays in memory and in .npy and .npz files: layout and value range are recognised, and said in the notes.
 
 A .npz may hold captions: `captions`, `text` or `prompts`, also `captions_de` and so on, strings (N,), or (N, K) for
-several a picture, "" for none.
+several for an image, "" for none.
 """
 
 import math
@@ -15,14 +15,16 @@ import numpy as np
 
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
-from pydiff.data.classes import class_labels, renumbered
+from pydiff.data.classes import class_labels, named_labels, renumbered
 from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset, some
+from pydiff.data.held import as_array
 from pydiff.data.limits import USUAL, Limit
 from pydiff.data.points import Points
 from pydiff.printed import first_line, printable
 
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "arr_0")
+NAME_KEYS = ("classes", "class_names", "label_names")
 LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "targets", "label", "target", "arr_1")
 FEW = (1, 2, 3, 4)  # channel counts that name an axis at sight
 SLACK = 1e-5  # rounding that a value range may exceed its ends by
@@ -48,7 +50,7 @@ def from_named(found: dict, where: object, name: str, asked: Asked = NOTHING_ASK
             twice = f"{printable(str(key))} and {printable(keys[str(key).lower()])}"
             raise ValueError(f"{where} holds the arrays {twice}, which differ in case alone; rename one")
         keys[str(key).lower()] = key
-    arrays = {lower: np.asarray(found[key]) for lower, key in keys.items()}
+    arrays = {lower: as_array(found[key], f"{printable(str(key))} of {where}") for lower, key in keys.items()}
     images = next((key for key in IMAGE_KEYS if key in arrays), None)
     if images is None:
         likely = [key for key, array in arrays.items() if array.ndim in (3, 4) and array.dtype.kind in "uifb"]
@@ -60,16 +62,20 @@ def from_named(found: dict, where: object, name: str, asked: Asked = NOTHING_ASK
         )
     labels = next((key for key in LABEL_KEYS if key in arrays and key != images), None)
     texts = {language: arrays[key] for key in arrays if (language := words.language_of(key)) is not None}
-    used = {images, labels, *(key for key in arrays if words.language_of(key) is not None)}
+    names = next((key for key in NAME_KEYS if key in arrays and labels is not None), None)
+    used = {images, labels, names, *(key for key in arrays if words.language_of(key) is not None)}
     notes = (
-        [] if images in IMAGE_KEYS else [f"images are taken from {printable(images)!r}, the only array of their shape"]
+        [] if images in IMAGE_KEYS else [f"images are taken from '{printable(images)}', the only array of their shape"]
     )
     notes += [] if labels in (None, *LABEL_KEYS[:4], "arr_1") else [f"labels are taken from {labels!r}"]
-    rest = [f"{printable(key)!r} {a.shape} {a.dtype}" for key, a in arrays.items() if key not in used]
+    rest = [f"'{printable(key)}' {a.shape} {a.dtype}" for key, a in arrays.items() if key not in used]
     if rest:
         wanted = "" if labels else f"; labels are looked for under {', '.join(LABEL_KEYS[:4])}"
         notes.append(f"not used: {some(rest, ', ', 8)}{wanted}")
     given = None if labels is None else arrays[labels]
+    if names is not None:
+        given, told = named_labels(given, arrays[names], f"{names!r}")
+        notes.append(told)
     return from_array(arrays[images], given, texts or None, name=name, asked=asked, notes=notes)
 
 
@@ -87,9 +93,7 @@ def from_array(
     captions: N strings or sequences of strings, or {language: those}. uint8 and bool are taken as they are; floats must
     lie in [0, 1] or [-1, 1]; uint16 is taken over the range of bits that it uses. Raises ValueError otherwise.
     """
-    if np.ma.isMaskedArray(images) and np.ma.getmaskarray(images).any():
-        raise ValueError("images are a masked array with masked pixels, which have no value; fill them with .filled(0)")
-    images, kind, more, values = np.asarray(images), Dataset, {}, None
+    images, kind, more, values = as_array(images), Dataset, {}, None
     asked.limit.check(images.nbytes + 4 * images.size, f"{name} {images.shape}")
     if images.ndim == 2:
         kind, layout = Points, f"array {images.shape} read as points (N, D)"
@@ -103,7 +107,7 @@ def from_array(
     notes = [layout, *([values] if values else []), *notes]
     if captions is not None:
         told, caption_notes = words.columns(
-            _captions(captions, len(images)), [f"number {i}" for i in range(len(images))]
+            captions_of(captions, len(images)), [f"number {i}" for i in range(len(images))]
         )
         more, notes = more | told, notes + caption_notes
     if labels is None:
@@ -112,15 +116,15 @@ def from_array(
     return kind(name, images, ranks, classes, notes=notes + renumbered(classes), **more)
 
 
-def _captions(captions, n: int) -> list[list[words.Caption]]:
-    """The captions of each of n pictures from N strings, from N sequences of strings, or from {language: those}."""
+def captions_of(captions, n: int) -> list[list[words.Caption]]:
+    """The captions of each of n images from N strings, from N sequences of strings, or from {language: those}."""
     found: list[list[words.Caption]] = [[] for _ in range(n)]
     for language, texts in (captions if isinstance(captions, dict) else {"": captions}).items():
         if isinstance(texts, np.ndarray) and texts.dtype.kind == "S":
             texts = np.char.decode(texts, "utf-8", "replace")
         rows = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
         if len(rows) != n:
-            raise ValueError(f"there are captions for {len(rows)} pictures, and {n} pictures")
+            raise ValueError(f"there are captions for {len(rows)} images, and {n} images")
         for row, of_one in zip(rows, found, strict=True):
             cleaned = [c._replace(text=words.clean(c.text)) for c in words.captions_in(row, language)]
             of_one += [c for c in dict.fromkeys(cleaned) if c.text]
@@ -155,17 +159,24 @@ def _channels_last(images: np.ndarray, layout: str | None) -> tuple[np.ndarray, 
 
 def _standard_values(images: np.ndarray, bits: int | None = None) -> tuple[np.ndarray, str | None]:
     """uint8, or float32 in [-1, 1] if 8 bits would lose something, and a sentence on the range that was recognised."""
+    if images.dtype == np.uint16:
+        return _deep(images, bits)
+    if bits is not None:
+        images, note = _standard_values(images)
+        unused = f"bits={bits} changes nothing: it is for uint16"
+        return images, unused if note is None else f"{note}; {unused}"
     if images.dtype == np.uint8:
         return images, None
     if images.dtype == np.bool_:
         return images.astype(np.uint8) * np.uint8(255), "True and False read as white and black"
-    if images.dtype == np.uint16:
-        return _deep(images, bits)
-    if images.dtype.kind != "f":
+    expected = "expected uint8 in 0..255 or floats in [0, 1] or [-1, 1]"
+    if images.dtype.kind in "iu":
         raise ValueError(
-            f"images are {images.dtype}, expected uint8 in 0..255 or floats in [0, 1] or [-1, 1]; "
+            f"images are {images.dtype}, {expected}; "
             "convert them with images.astype('uint8') if they are 0..255, else divide them by their largest value"
         )
+    if images.dtype.kind != "f":
+        raise ValueError(f"images are {images.dtype}, {expected}; give an array of such numbers")
     low, high = float(images.min()), float(images.max())
     if not (low >= -1 - SLACK and high <= 1 + SLACK):  # NaN ends up here too
         raise ValueError(
@@ -180,7 +191,7 @@ def _standard_values(images: np.ndarray, bits: int | None = None) -> tuple[np.nd
         levels = (np.clip(image.astype(np.float64), lowest, 1) - lowest) * scale  # 0..255
         eight_bit = eight_bit and bool((np.abs(levels - np.rint(levels)) <= tolerance).all())
         target[...] = levels / 127.5 - 1
-    if eight_bit:  # the floats were 8-bit pictures once: nothing is lost
+    if eight_bit:  # the floats were 8-bit images once: nothing is lost
         return np.rint((out + 1) * 127.5).astype(np.uint8), text + ", all on 8-bit grey levels"
     return out, text
 
@@ -263,7 +274,7 @@ def _parse_npy(stream, size: int) -> np.ndarray:
         warnings.simplefilter("ignore")  # headers written by Python 2 warn, and are read all the same
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"format version {version} holds structured data, not pictures")
+            raise ValueError(f"format version {version} holds structured data, not images")
         read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
         shape, fortran, dtype = read_header(stream)
     if dtype.hasobject:

@@ -12,9 +12,9 @@ BITS = (8, 10, 12, 14, 16)
 # Wishes that not all data know -> the data that do.
 CONCERNS = {
     "layout": "arrays and .npz and .npy files",
-    "pages": "pictures in folders, archives, lists and .parquet files",
-    "split": "folders and archives of pictures, and files of MNIST or CIFAR",
-    "bits": "grey deeper than 8 bits, in arrays or pictures",
+    "pages": "images in folders, archives, lists and .parquet files",
+    "split": "folders and archives of images, folders of .parquet files, and files of MNIST or CIFAR",
+    "bits": "grey deeper than 8 bits, in arrays or images",
 }
 
 

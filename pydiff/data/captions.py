@@ -1,5 +1,5 @@
-"""What lies in a folder of pictures and says something of them: captions in metadata.jsonl, metadata.csv, and a .txt
-beside a picture; WebDataset's .json and .cls beside it, which may say its class, too.
+"""What lies in a folder of images and says something of them: captions in metadata.jsonl, metadata.csv, and a .txt
+beside an image; WebDataset's .json and .cls beside it, which may say its class, too.
 
     metadata.jsonl   {"file_name": "a.png", "text": "a red circle"}                  one JSON object a line
     metadata.csv     file_name,text_en,text_de                                       separated by , ; or tabs
@@ -9,8 +9,8 @@ beside a picture; WebDataset's .json and .cls beside it, which may say its class
 
 The first two are what Hugging Face's ImageFolder reads, the third is what trainers of Stable Diffusion read. Captions
 stand under `text`, `caption`, `captions` or `prompt`, with or without `_` and a language; a value may be a string, a
-list of strings, or {language: either}. Several captions of a picture add up, wherever they are found. File names are
-looked up among the pictures that were found, and never opened: none leads out of the folder.
+list of strings, or {language: either}. Several captions of an image add up, wherever they are found. File names are
+looked up among the images that were found, and never opened: none leads out of the folder.
 """
 
 import io
@@ -42,26 +42,26 @@ class Caption(NamedTuple):
 
 
 class Captions:
-    """What is found: `of` {path of a picture: its captions}, `classes` {path: the name of its class} where a file
+    """What is found: `of` {path of an image: its captions}, `classes` {path: the name of its class} where a file
     beside it gives one, `skipped` (path, reason), and `notes`.
     """
 
-    def __init__(self, pictures: Iterable[str]):
-        self.of: dict[str, list[Caption]] = {path: [] for path in pictures}
+    def __init__(self, images: Iterable[str]):
+        self.of: dict[str, list[Caption]] = {path: [] for path in images}
         self.classes: dict[str, str] = {}
         self.skipped: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self._composed = {unicodedata.normalize("NFC", path): path for path in self.of}  # macOS takes umlauts apart
 
     def add(self, path: str, captions: Iterable[Caption]):
-        """Adds to a picture's captions those that it does not have yet."""
+        """Adds to an image's captions those that it does not have yet."""
         for text, language in captions:
             caption = Caption(clean(text), language)
             if caption.text and caption not in self.of[path]:
                 self.of[path].append(caption)
 
-    def picture(self, folder: str, name: str) -> str | None:
-        """The path of the picture that `name` means, seen from `folder`; None if there is none.
+    def image(self, folder: str, name: str) -> str | None:
+        """The path of the image that `name` means, seen from `folder`; None if there is none.
 
         ValueError for a name that leads out of the folder.
         """
@@ -74,19 +74,19 @@ class Captions:
         return None
 
 
-def find_captions(root: Path, pictures: Sequence[str], texts: Sequence[str]) -> Captions | None:
-    """The captions and classes of these pictures; None where no file holds any.
+def find_captions(root: Path, images: Sequence[str], texts: Sequence[str]) -> Captions | None:
+    """The captions and classes of these images; None where no file holds any.
 
-    pictures, texts: paths below root, of the pictures and of all files called .txt, as in METADATA, or as in BESIDE.
+    images, texts: paths below root, of the images and of all files called .txt, as in METADATA, or as in BESIDE.
     """
     if not texts:
         return None
-    found = Captions(pictures)
+    found = Captions(images)
     for path in texts:
         if posixpath.basename(path).lower() in METADATA:
             _read_metadata(root, path, found)
     stems: dict[str, list[str]] = {}
-    for path in pictures:
+    for path in images:
         stems.setdefault(posixpath.splitext(path)[0], []).append(path)
     for path in texts:
         if path.lower().endswith(BESIDE):
@@ -97,19 +97,19 @@ def find_captions(root: Path, pictures: Sequence[str], texts: Sequence[str]) -> 
         return found if found.notes or found.skipped or found.classes else None
     if lonely:
         names = some([printable(path) for path in lonely], ", ", LISTED)
-        found.notes.append(f"{plural(len(lonely), '.txt file')} without a picture of that name: {names}")
+        found.notes.append(f"{plural(len(lonely), '.txt file')} without an image of that name: {names}")
     return found
 
 
 def columns(captions: Sequence[Sequence[Caption]], names: Sequence[str]) -> tuple[dict, list[str]]:
-    """(the keywords `captions` and `languages` of a Dataset, notes on them) of N pictures with these names."""
+    """(the keywords `captions` and `languages` of a Dataset, notes on them) of N images with these names."""
     captions = [list(of_one) for of_one in captions]
     if not any(captions):
         return {}, []
     without = [printable(name) for name, of_one in zip(names, captions, strict=True) if not of_one]
     languages = sorted({language for of_one in captions for _, language in of_one} - {""})
     total = plural(sum(map(len, captions)), "caption")
-    note = f"{total} for {plural(len(captions) - len(without), 'picture')}"
+    note = f"{total} for {plural(len(captions) - len(without), 'image')}"
     note += f", in {' and '.join(languages)}" if languages else ""
     note += f"; without one: {some(without, ', ', LISTED)}" if without else ""
     texts = tuple(tuple(text for text, _ in of_one) for of_one in captions)
@@ -159,21 +159,21 @@ def decode(data: bytes) -> tuple[str, str | None]:
 
 
 def _read_txt(root: Path, path: str, stems: dict[str, list[str]], found: Captions) -> bool:
-    """Adds the lines of a .txt to the pictures of its name; False if there are none."""
+    """Adds the lines of a .txt to the images of its name; False if there are none."""
     stem, language = posixpath.splitext(path)[0], ""
     if stem not in stems and (match := re.fullmatch(r"(.+)\.([a-z]{2}(?:-[A-Za-z]{2,4})?)", stem)):
         stem, language = match[1], match[2].lower()
     if stem not in stems:
         return False
     if text := _read_text(root, path, found, LARGEST_TXT):
-        for picture in stems[stem]:
-            found.add(picture, [Caption(line, language) for line in text.splitlines()])
+        for image in stems[stem]:
+            found.add(image, [Caption(line, language) for line in text.splitlines()])
     return True
 
 
 def _read_beside(root: Path, path: str, stems: dict[str, list[str]], found: Captions):
-    """Adds what a .json or a .cls says of the pictures of its name."""
-    pictures, text = stems.get(posixpath.splitext(path)[0], ()), _read_text(root, path, found, LARGEST_TXT)
+    """Adds what a .json or a .cls says of the images of its name."""
+    images, text = stems.get(posixpath.splitext(path)[0], ()), _read_text(root, path, found, LARGEST_TXT)
     if path.lower().endswith(".cls"):
         facts = {LABEL[0]: " ".join(text.split()) or None}
     else:
@@ -189,10 +189,10 @@ def _read_beside(root: Path, path: str, stems: dict[str, list[str]], found: Capt
     except ValueError as error:
         found.notes.append(f"{printable(path)}: {error}")
         captions = []
-    for picture in pictures:
-        found.add(picture, captions)
+    for image in images:
+        found.add(image, captions)
         if label is not None:
-            found.classes[picture] = str(label)
+            found.classes[image] = str(label)
 
 
 def _read_text(root: Path, path: str, found: Captions, largest: int | None = None) -> str:
@@ -229,15 +229,15 @@ def _read_metadata(root: Path, path: str, found: Captions):
                 raise ValueError("no file_name")
             texts = {key: language_of(key) for key in row if isinstance(key, str)}
             captions = [c for key, lang in texts.items() if lang is not None for c in captions_in(row[key], lang)]
-            picture = found.picture(folder, name)
+            image = found.image(folder, name)
         except ValueError as error:
             problems.append(f"line {line}: {error}")
             continue
-        if picture is None:
+        if image is None:
             where = f"{printable(path)} line {line}"
-            found.skipped.append((printable(posixpath.join(folder, name)), f"named in {where}, but no such picture"))
+            found.skipped.append((printable(posixpath.join(folder, name)), f"named in {where}, but no such image"))
         else:
-            found.add(picture, captions)
+            found.add(image, captions)
     if problems:
         listed = some(problems, "; ", LISTED)
         found.notes.append(f"{printable(path)}: {plural(len(problems), 'line')} cannot be used ({listed})")

@@ -1,14 +1,16 @@
-"""Classes of pictures: their names in the order that people count in, their numbers, and folders that divide the data.
+"""Classes of images: their names in the order that people count in, their numbers, and folders that divide the data.
 
 A class is known by its name. Inside, classes are numbered from 0 in the order of their names; where names look like
 numbers and are not these (labels 1 .. 3), that is said, and whoever asks for "1" gets the class of that name.
 """
 
 import re
+from collections.abc import Set
 
 import numpy as np
 
 from pydiff.data.dataset import plural
+from pydiff.data.held import as_array
 from pydiff.printed import printable
 
 _SPLIT = re.compile(
@@ -29,13 +31,17 @@ def natural(name: str) -> list:
 
 def class_labels(labels, n: int) -> tuple[np.ndarray, list[str]]:
     """((n,) int64 in 0 .. K - 1, the K class names), from n integers or strings; classes are in natural order."""
-    labels = np.asarray(labels)
+    labels = _plain_labels(labels)
     if labels.shape == (n, 1):
         labels = labels[:, 0]
-    if labels.shape != (n,):
+    if labels.ndim == 2:
         raise ValueError(f"labels have shape {labels.shape}, expected ({n},); for one-hot rows use .argmax(axis=1)")
-    if labels.dtype.kind not in "iubUS":
+    if labels.shape != (n,):
+        raise ValueError(f"labels have shape {labels.shape}, expected ({n},); give one for each image")
+    if labels.dtype.kind == "f":
         raise ValueError(f"labels are {labels.dtype}, expected integers or strings; convert them with .astype(int)")
+    if labels.dtype.kind not in "iubUS":
+        raise ValueError(f"labels are {labels.dtype}, expected integers or strings; convert them")
     values, ranks = np.unique(labels, return_inverse=True)
     names = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value) for value in values]
     if labels.dtype.kind in "US":
@@ -44,6 +50,35 @@ def class_labels(labels, n: int) -> tuple[np.ndarray, list[str]]:
         place[order] = np.arange(len(names))
         ranks, names = place[ranks.reshape(-1)], [names[i] for i in order]
     return ranks.astype(np.int64).reshape(n), names
+
+
+def _plain_labels(labels) -> np.ndarray:
+    """Labels as an array; of objects, as pandas has them, if all are strings or all are integers."""
+    if isinstance(labels, str | bytes | Set):
+        raise ValueError(f"labels are a {type(labels).__name__}, expected a list or an array with one for each image")
+    labels = as_array(labels, "labels")
+    if labels.dtype.kind != "O":
+        return labels
+    values = labels.ravel().tolist()
+    kinds = {str if isinstance(v, str) else type(v) for v in values}
+    if kinds == {str} or (kinds and all(issubclass(kind, int | np.integer) for kind in kinds)):
+        return np.array(values).reshape(labels.shape)
+    named = [str if isinstance(v, str) else type(v) for v in values]
+    at = named.index(min(kinds, key=named.count))  # what there is least of
+    raise ValueError(
+        f"label number {at} is {values[at]!r}, and the labels are {', '.join(sorted(k.__name__ for k in kinds))}; "
+        "give all integers or all strings"
+    )
+
+
+def named_labels(labels, names, where: str):
+    """(labels, a note): the names of labels that count 0 .. K - 1 through K names, else the labels as they are."""
+    labels, names = _plain_labels(labels), _plain_labels(names)
+    if names.ndim != 1 or names.dtype.kind not in "US" or labels.dtype.kind not in "iu" or not labels.size:
+        return labels, f"not used: {where} {names.shape} {names.dtype}, which are no names of these labels"
+    if not (labels.min() >= 0 and labels.max() < len(names)) or len(np.unique(names)) < len(names):
+        return labels, f"not used: {where}, {len(names)} names for labels from {labels.min()} to {labels.max()}"
+    return names[labels], f"the classes are called what {where} says"
 
 
 def renumbered(classes: list[str] | None) -> list[str]:
@@ -56,44 +91,56 @@ def renumbered(classes: list[str] | None) -> list[str]:
     return [f"the classes are called {shown}, and numbered 0 .. {len(classes) - 1} inside: labels are their names"]
 
 
-def divided(paths: list[str], split: str | None, where: object) -> tuple[list[str], list[str]]:
-    """(the paths that count, notes) of pictures in folders called train, val and test, or of others.
+def divided(paths: list[str], split: str | None, where: object, noun="image") -> tuple[list[str], list[str]]:
+    """(the paths that count, notes) of images in folders called train, val and test, or of others.
 
-    split: which of them; None is train. ValueError for a split that is not there.
+    split: which of them; None is train. noun: what is at a path. ValueError for a split that is not there.
     """
     kinds = _kinds(paths)
     if kinds is None:
         if split not in (None, "all"):
-            raise ValueError(f"{where} has no folders called train, val or test; leave out split={split!r}")
+            raise ValueError(f"{where} has nothing called train, val or test; leave out split={split!r}")
         return paths, []
+    depth = len(next(iter(kinds)).split("/"))
     if split == "all":
-        depth = len(next(iter(kinds)).split("/"))
-        return paths, [f"train, val and test folders taken together: {_told(_counted(paths, kinds, depth))}"]
+        return paths, [f"train, val and test taken together: {_told(_counted(paths, kinds, depth), noun)}"]
     wanted = split or "train"
     if wanted not in kinds.values():
         found = sorted(set(kinds.values()))
-        raise ValueError(f"{where} has folders for {', '.join(found)}, and none for {wanted}; use split={found[0]!r}")
-    depth = len(next(iter(kinds)).split("/"))
+        raise ValueError(f"{where} has {', '.join(found)}, and no {wanted}; use split={found[0]!r}")
     counts = _counted(paths, kinds, depth)
     kept = [path for path in paths if kinds[_upto(path, depth)] == wanted]
     left = {folder: count for folder, count in counts.items() if kinds[folder] != wanted}
-    taken = _told({folder: count for folder, count in counts.items() if kinds[folder] == wanted})
-    return kept, [f"{taken} taken; left out: {_told(left)} (split='all' takes all)"] if left else []
+    taken = _told({folder: count for folder, count in counts.items() if kinds[folder] == wanted}, noun)
+    return kept, [f"{taken} taken; left out: {_told(left, noun)} (split='all' takes all)"] if left else []
+
+
+def undivided(paths: list[str]) -> list[str]:
+    """The same paths without the folders called train, val and test that divide them, which are no classes."""
+    kinds = _kinds(paths)
+    if kinds is None:
+        return paths
+    at = len(next(iter(kinds)).split("/")) - 1
+    parts = [path.split("/") for path in paths]
+    return ["/".join(part[:at] + part[at + 1 :]) for part in parts]
 
 
 def _kinds(paths: list[str]) -> dict[str, str] | None:
-    """{folder: "train", "val" or "test"} of all folders at the first level where there are several."""
+    """{folder: "train", "val" or "test"} of all folders at the first level where all are called so, and not alike, and
+    there is a train in each folder above.
+    """
     folders = [folder.split("/") if folder else [] for folder in {path.rpartition("/")[0] for path in paths}]
-    shared = 0
-    while all(len(f) > shared for f in folders) and len({f[shared] for f in folders}) == 1:
-        shared += 1
-    if not folders or not all(len(f) > shared for f in folders):
-        return None
-    kinds = {"/".join(f[: shared + 1]): _kind(f[shared]) for f in folders}
-    return kinds if None not in kinds.values() and "train" in kinds.values() and len(kinds) > 1 else None  # pyright: ignore[reportReturnType]
+    for depth in range(min(map(len, folders), default=0)):
+        kinds = {"/".join(f[: depth + 1]): kind_of(f[depth]) for f in folders}
+        if None not in kinds.values() and len({f[depth].lower() for f in folders}) > 1:
+            trained = {folder.rpartition("/")[0] for folder, kind in kinds.items() if kind == "train"}
+            above = {folder.rpartition("/")[0] for folder in kinds}
+            return kinds if trained == above else None  # pyright: ignore[reportReturnType]
+    return None
 
 
-def _kind(name: str) -> str | None:
+def kind_of(name: str) -> str | None:
+    """Which part of divided data a folder of this name is: "train", "val" or "test"; None if it is none."""
     match = _SPLIT.fullmatch(name)
     return None if match is None else match.lastgroup
 
@@ -110,5 +157,5 @@ def _upto(path, depth) -> str:
     return "/".join(path.split("/", depth)[:depth])
 
 
-def _told(counts: dict[str, int]) -> str:
-    return ", ".join(f"{printable(folder)}/ ({plural(count, 'picture')})" for folder, count in sorted(counts.items()))
+def _told(counts: dict[str, int], noun: str) -> str:
+    return ", ".join(f"{printable(folder)}/ ({plural(count, noun)})" for folder, count in sorted(counts.items()))

@@ -16,10 +16,10 @@ from pydiff.data import captions as words
 from pydiff.data.clips import RATE, Clips, check_frames
 from pydiff.data.dataset import plural, some
 from pydiff.data.folder import _choose_size, labels_of
+from pydiff.data.image import MAX_PIXELS, look, not_a_file, read_image, read_size
 from pydiff.data.limits import USUAL, Limit
 from pydiff.data.listing import find_files
-from pydiff.data.picture import MAX_PIXELS, look, not_a_file, read_picture, read_size
-from pydiff.data.pixels import resize_picture, to_channels
+from pydiff.data.pixels import resize_image, to_channels
 from pydiff.printed import printable
 
 FRAMES = 8  # of a clip, where nobody says
@@ -91,7 +91,7 @@ class TooLarge(ValueError):
 
 
 def holds_clips(root: Path) -> bool:
-    """Whether a folder has more films than pictures: files that can be nothing but clips."""
+    """Whether a folder has more films than images: files that can be nothing but clips."""
     films = find_files(root, FILMS)[0]
     return bool(films) and len(films) > len(find_files(root)[0])
 
@@ -111,8 +111,8 @@ def load_clips(
 
     frames: of each, 8 if None; a longer one gives several, a shorter one is left out and listed. rate: frames a second;
     None takes the middle of what the files have. size: (height, width). channels: 1 or 3 (what is transparent lies on
-    white), or 4; None: 1 if all is grey, else 3. Captions as for pictures. Where there are no animated files and films,
-    every folder of pictures is a clip, its frames in the order of their names. limit: of memory, for all frames at the
+    white), or 4; None: 1 if all is grey, else 3. Captions as for images. Where there are no animated files and films,
+    every folder of images is a clip, its frames in the order of their names. limit: of memory, for all frames at the
     size that they are given. only: which files count, Path -> bool. told: the caption of a file, path -> str, in place
     of those that are found. ValueError if nothing is left, if more than half are broken, or above the limit.
     """
@@ -131,7 +131,7 @@ def load_clips(
             folder or ".": [root / p for p in sorted(of_one, key=_natural)] for folder, of_one in folders.items()
         }
     elif still:
-        notes.append(f"{plural(len(still), 'picture')} beside the clips left out")
+        notes.append(f"{plural(len(still), 'image')} beside the clips left out")
     sizes = [found for found in map(_size_of, sources.values()) if found is not None]
     fit, reels = Fit(size or _choose_size(sizes, notes), channels, limit, printable(str(root))), {}
     for path, source in sources.items():
@@ -204,7 +204,7 @@ def _size_of(source):
 
 
 def read_reel(path: Path, fit: Fit) -> Reel | str:
-    """A file with moving pictures, composed to whole frames; or the reason why it cannot be used."""
+    """A file with moving images, composed to whole frames; or the reason why it cannot be used."""
     try:
         if not path.is_file():
             return not_a_file(path)
@@ -228,20 +228,20 @@ def _read_animation(path, fit) -> Reel | str:
 
     Image.init()
     try:
-        picture = Image.open(path, formats=[name for name in ("GIF", "WEBP", "PNG") if name in Image.OPEN])
+        image = Image.open(path, formats=[name for name in ("GIF", "WEBP", "PNG") if name in Image.OPEN])
     except Image.UnidentifiedImageError:
-        return "not a picture in any known format"
-    with picture:
-        count = getattr(picture, "n_frames", 1)
-        if picture.width * picture.height > MAX_PIXELS or count > MAX_FRAMES:
-            return f"{count} frames of {picture.width} x {picture.height} pixels, above the limit"
-        fit.check_file(path, count, (picture.height, picture.width))
+        return "not an image in any known format"
+    with image:
+        count = getattr(image, "n_frames", 1)
+        if image.width * image.height > MAX_PIXELS or count > MAX_FRAMES:
+            return f"{count} frames of {image.width} x {image.height} pixels, above the limit"
+        fit.check_file(path, count, (image.height, image.width))
         fit.take(count)
         frames, starts, kinds = [], [0.0], set()
         for i in range(count):
-            picture.seek(i)
-            frames.append(fit(np.asarray(picture.convert("RGBA")), kinds))
-            wait = float(picture.info.get("duration") or 0) / 1000
+            image.seek(i)
+            frames.append(fit(np.asarray(image.convert("RGBA")), kinds))
+            wait = float(image.info.get("duration") or 0) / 1000
             starts.append(starts[-1] + (wait if wait > 0 else UNTIMED))
         return Reel(frames, np.array(starts), frozenset(kinds))
 
@@ -253,7 +253,7 @@ def _read_film(path, fit) -> Reel | str:
     frames, starts, kinds = [], [], set()
     with av.open(str(path)) as container:
         if not container.streams.video:
-            return "a film without pictures"
+            return "a film without images"
         stream = container.streams.video[0]
         for frame in container.decode(stream):
             if frame.width * frame.height > MAX_PIXELS or len(frames) == MAX_FRAMES:
@@ -271,14 +271,14 @@ def _read_film(path, fit) -> Reel | str:
 
 
 def _read_folder(paths, fit) -> Reel | str:
-    """Pictures as frames, at RATE; those of another size are made as large as the first."""
+    """Images as frames, at RATE; those of another size are made as large as the first."""
     size = read_size(paths[0])
     if size is None:
         return f"{printable(paths[0].name)} cannot be read"
     frames, kinds = [], set()
     for path in paths:
         fit.take(1)
-        found = read_picture(path, size, limit=fit.limit)
+        found = read_image(path, size, limit=fit.limit)
         if isinstance(found, str):
             return f"{printable(path.name)}: {found}"
         frames.append(fit(found.pixels, kinds))
@@ -313,7 +313,7 @@ def _sized(frame, target):
     if frame.shape[:2] == tuple(target):
         return frame
     planes = [frame] if frame.shape[-1] in (3, 4) else [frame[..., 0]]
-    made = np.asarray(resize_picture(Image.fromarray(np.ascontiguousarray(planes[0])), tuple(target)))
+    made = np.asarray(resize_image(Image.fromarray(np.ascontiguousarray(planes[0])), tuple(target)))
     return made if made.ndim == 3 else made[..., None]
 
 

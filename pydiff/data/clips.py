@@ -6,6 +6,7 @@ import numpy as np
 
 from pydiff.codecs import Frames
 from pydiff.data.dataset import Dataset, colours, plural
+from pydiff.data.held import as_array
 from pydiff.data.pixels import resize, to_channels
 
 RATE = 8.0  # frames a second where nobody says
@@ -34,7 +35,7 @@ class Clips(Dataset):
 
     @staticmethod
     def _checked(samples):
-        clips = np.asarray(samples)
+        clips = as_array(samples, "clips")
         if clips.ndim != 5 or 0 in clips.shape:
             raise ValueError(f"clips have shape {clips.shape}, expected (N, F, H, W, C), none of them 0")
         if clips.dtype != np.uint8 and clips.dtype != np.float32:

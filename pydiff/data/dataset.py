@@ -1,4 +1,4 @@
-"""What every source becomes: pictures (N, H, W, C), labels or none, and a record of what was skipped or decided."""
+"""What every source becomes: images (N, H, W, C), labels or none, and a record of what was skipped or decided."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import numpy as np
 from pydiff import random
 from pydiff.codec import Codec, Pixels, from_uint8
 from pydiff.condition import Condition, Conditioning
+from pydiff.data.held import as_array
 from pydiff.data.pixels import resize, to_channels
 
 # `split` draws from the data-order stream at an epoch that training never reaches, so it shares no numbers with it.
@@ -20,7 +21,7 @@ FEW, LARGE_SIDE, BATCH = 500, 128, 64  # for hints
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Pictures for training. `pydiff.data.load` makes one from a folder, a file or an array.
+    """Images for training. `pydiff.data.load` makes one from a folder, a file or an array.
 
     Samples of another kind are a subclass (points.py, clips.py), in which `images` holds what the samples are.
 
@@ -33,7 +34,7 @@ class Dataset:
     notes    what was decided for you: the size, the value range, the layout
     columns  {name: (N, ...)}: further arrays that a network may be told; read-only
     nothing  {name: one row (...)} of each that says "nothing asked for", for classifier-free guidance
-    captions   for each picture its captions, a tuple of strings, () where there is none; None: no picture has any
+    captions   for each image its captions, a tuple of strings, () where there is none; None: no image has any
     languages  for each caption its language, such as "en", "" where nobody says; None if nobody ever does
     """
 
@@ -48,7 +49,7 @@ class Dataset:
     captions: Sequence[Sequence[str]] | None = None
     languages: Sequence[Sequence[str]] | None = None
 
-    noun = "picture"  # what one sample is called
+    noun = "image"  # what one sample is called
     mirrors = True  # whether a sample seen in a mirror is as good
 
     def __post_init__(self):
@@ -79,24 +80,24 @@ class Dataset:
 
     @property
     def stream(self):
-        """What decodes the pictures when they are needed (stream.py); None if all are in memory."""
+        """What decodes the images when they are needed (stream.py); None if all are in memory."""
         return self.images if getattr(self.images, "streamed", False) else None
 
     @property
     def streamed(self) -> bool:
-        """Whether the pictures are decoded when they are needed."""
+        """Whether the images are decoded when they are needed."""
         return self.stream is not None
 
     def usable(self, indices) -> np.ndarray:
-        """The indices with those of pictures that cannot be decoded, which a stream finds out late, replaced."""
+        """The indices with those of images that cannot be decoded, which a stream finds out late, replaced."""
         return self.images.usable(self._checked_indices(indices)) if self.streamed else np.asarray(indices)
 
     def in_memory(self) -> "Dataset":
-        """The same data with all pictures decoded."""
+        """The same data with all images decoded."""
         return dataclasses.replace(self, images=self.images[:]) if self.streamed else self
 
     def ahead(self, indices):
-        """Says which pictures will soon be asked for."""
+        """Says which images will soon be asked for."""
         if self.streamed:
             self.images.ahead(self._checked_indices(indices))
 
@@ -106,7 +107,7 @@ class Dataset:
         return Pixels(self.shape)
 
     def resized(self, size=None, channels=None) -> "Dataset":
-        """The same pictures at (height, width) `size` and with 1, 3 or 4 channels; None keeps what they have."""
+        """The same images at (height, width) `size` and with 1, 3 or 4 channels; None keeps what they have."""
         images = self.images if channels is None else to_channels(self.images, channels)
         images = images if size is None else resize(images, size)
         return self if images is self.images else dataclasses.replace(self, images=images)
@@ -118,16 +119,16 @@ class Dataset:
         return self.codec
 
     def samples(self, indices) -> np.ndarray:
-        """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError), as they are stored."""
+        """The images with these indices (n,) in 0 .. N - 1 (else IndexError), as they are stored."""
         return self.images[self._checked_indices(indices)]
 
     @property
     def conditioning(self) -> Conditioning:
-        """What a network could be told about these pictures."""
+        """What a network could be told about these images."""
         return Conditioning(self.classes, self.nothing)
 
     def condition(self, indices, conditioning: Conditioning | None = None, captions=None) -> Condition:
-        """What is known of the pictures with these indices (n,): their classes and further columns.
+        """What is known of the images with these indices (n,): their classes and further columns.
 
         conditioning: which of it counts, all if None. captions: n of them, if it has a text encoder.
         """
@@ -137,7 +138,7 @@ class Dataset:
         return (self.conditioning if conditioning is None else conditioning).of_data(labels, columns, captions)
 
     def titles(self, indices) -> list[str] | None:
-        """A line for each of the pictures with these indices: its first caption, else its class, else "".
+        """A line for each of the images with these indices: its first caption, else its class, else "".
 
         None if there are neither.
         """
@@ -152,7 +153,7 @@ class Dataset:
         return [(*self.captions[i], c)[0] for i, c in zip(indices, classes, strict=True)]  # pyright: ignore[reportReturnType]
 
     def in_languages(self, languages: Sequence[str]) -> "Dataset":
-        """The same pictures with the captions in these languages alone, and those whose language nobody gives.
+        """The same images with the captions in these languages alone, and those whose language nobody gives.
 
         ValueError if no caption is left.
         """
@@ -169,27 +170,27 @@ class Dataset:
         return dataclasses.replace(self, **parts)
 
     def normalized(self, indices) -> np.ndarray:
-        """The pictures with these indices (n,) in 0 .. N - 1 (else IndexError): (n, H, W, C) float32 in [-1, 1]."""
+        """The images with these indices (n,) in 0 .. N - 1 (else IndexError): (n, H, W, C) float32 in [-1, 1]."""
         picked = self.samples(indices)
         return from_uint8(picked) if picked.dtype == np.uint8 else picked
 
     def split(self, fraction: float, seed: int = 0) -> tuple["Dataset", "Dataset"]:
-        """(rest, held out): a random `fraction` of the pictures is held out, at least 1 and at most N - 1.
+        """(rest, held out): a random `fraction` of the images is held out, at least 1 and at most N - 1.
 
-        A pure function of N, fraction and seed; both parts keep the order of the pictures.
+        A pure function of N, fraction and seed; both parts keep the order of the images.
         """
         if not (isinstance(fraction, numbers.Real) and 0 < fraction < 1):
             raise ValueError(f"fraction is {fraction!r}, expected a number between 0 and 1; use for example 0.1")
         n = len(self)
         if n < 2:
-            raise ValueError(f"cannot hold pictures out of {self.name}, which has only {n}; at least 2 are needed")
+            raise ValueError(f"cannot hold images out of {self.name}, which has only {n}; at least 2 are needed")
         count = min(max(round(n * fraction), 1), n - 1)
         order = random.permutation(seed, random.DATA, SPLIT_EPOCH, n)
         held, rest = np.sort(order[:count]), np.sort(order[count:])
         return self.subset(rest), dataclasses.replace(self.subset(held), name=f"{self.name} (held out)", skipped=[])
 
     def subset(self, indices) -> "Dataset":
-        """A data set of the pictures with these indices, in this order; the classes stay as they are."""
+        """A data set of the images with these indices, in this order; the classes stay as they are."""
         indices = self._checked_indices(indices)
         labels = None if self.labels is None else self.labels[indices]
         columns = {name: column[indices] for name, column in self.columns.items()}
@@ -199,7 +200,7 @@ class Dataset:
         return dataclasses.replace(self, images=images, labels=labels, columns=columns, **words)
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of shape, dtype, pixels, labels, columns and captions. Of streamed pictures, names,
+        """SHA-256 (64 hex digits) of shape, dtype, pixels, labels, columns and captions. Of streamed images, names,
         lengths and the contents of some stand for the pixels.
 
         By it a resumed run notices changed data.
@@ -237,13 +238,13 @@ class Dataset:
     def kind(self) -> str:
         """How many samples there are and what they are: a phrase."""
         height, width, channels = self.shape
-        return f"{plural(len(self), 'picture')}, {height} x {width}, {colours(channels)}"
+        return f"{plural(len(self), 'image')}, {height} x {width}, {colours(channels)}"
 
     def facts(self, count: int | None = None) -> dict[str, str]:
         """The same for a page: {term: description}. count: how many there were, of which these are some."""
         height, width, channels = self.shape
         colour = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
-        return {"Pictures": f"{count or len(self):,}, {height} × {width}, {colour}"}
+        return {"Images": f"{count or len(self):,}, {height} × {width}, {colour}"}
 
     def hints(self) -> list[str]:
         """Sentences for whoever is about to train on this data."""
@@ -255,7 +256,7 @@ class Dataset:
             found.append(f"{height} x {width} cannot be halved twice, as a U-Net does; try {sizes}")
         if max(height, width) > LARGE_SIDE:
             found.append(f"{height} x {width} is slow without a GPU; size=64 shows sooner whether training works")
-        return found + self._hints(compare="compare samples with the nearest pictures")
+        return found + self._hints(compare="compare samples with the nearest images")
 
     def _hints(self, compare):
         found, count = [], plural(len(self), self.noun)
@@ -291,7 +292,7 @@ def plural(count: int, singular: str, several: str | None = None) -> str:
 
 
 def _checked_images(images) -> np.ndarray:
-    images = np.asarray(images)
+    images = as_array(images)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C), none of them 0; reshape them")
     if images.dtype != np.uint8 and images.dtype != np.float32:
@@ -329,15 +330,15 @@ def _checked_captions(captions, languages, n: int):
     if captions is None and languages is None:
         return None, None
     if captions is None or len(captions) != n or (languages is not None and len(languages) != n):
-        raise ValueError(f"captions and languages belong together, one entry for each of {n} pictures")
+        raise ValueError(f"captions and languages belong together, one entry for each of {n} images")
     rows = tuple((row,) if isinstance(row, str) else tuple(row) for row in captions)
     if not all(isinstance(text, str) for row in rows for text in row):
-        raise ValueError("a picture's captions are a string or a sequence of strings")
+        raise ValueError("an image's captions are a string or a sequence of strings")
     if languages is None or not any(lang for row in languages for lang in row):
         return rows, None
     languages = tuple((row,) if isinstance(row, str) else tuple(row) for row in languages)
     if [len(row) for row in languages] != [len(row) for row in rows]:
-        raise ValueError("every caption has its language: as many languages as captions for each picture")
+        raise ValueError("every caption has its language: as many languages as captions for each image")
     return rows, languages
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from pydiff.data.dataset import Dataset, some
 
 SHOWN = 20  # classes and skipped files that are listed before "and N more"
-EXAMPLES, LINE = 5, 100  # pictures whose captions are shown, characters of each
+EXAMPLES, LINE = 5, 100  # images whose captions are shown, characters of each
 
 
 def describe(dataset: Dataset) -> str:
@@ -27,7 +27,7 @@ def describe(dataset: Dataset) -> str:
 
 
 def captions(dataset: Dataset) -> str:
-    """How long the captions are, and those of the first pictures that have any."""
+    """How long the captions are, and those of the first images that have any."""
     words = [len(text.split()) for row in dataset.captions or () for text in row]
     tell = [
         " | ".join(text[:LINE] + "..." * (len(text) > LINE) for text in row) for row in dataset.captions or () if row

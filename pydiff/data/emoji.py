@@ -1,6 +1,6 @@
 """Emoji at 32 x 32 with captions in English and German, shipped with pydiff: see emoji.LICENSE.txt, make_emoji.py.
 
-Among them is a full factorial: 80 roles, each drawn as a man and as a woman in six tones. 144 of its 960 pictures are
+Among them is a full factorial: 80 roles, each drawn as a man and as a woman in six tones. 144 of its 960 images are
 marked, always the same ones, to be held out: whoever trains on the other 816 has seen every role, gender and tone, and
 can ask for descriptions that were never seen together. Two drawings are there twice, among those that are kept: people
 of medium-light skin have blond hair, said or not. Gender and tone are words in the captions of drawings; nothing
@@ -21,7 +21,7 @@ TONES = ("none", "light", "medium-light", "medium", "medium-dark", "dark")  # no
 
 
 class Factorial(NamedTuple):
-    """roles: 80 names. cells: (80, 2, 6), numbers of the pictures in the set, by role, gender and tone.
+    """roles: 80 names. cells: (80, 2, 6), numbers of the images in the set, by role, gender and tone.
 
     held_out: (80, 2, 6) bool.
     """
@@ -32,12 +32,12 @@ class Factorial(NamedTuple):
 
     @property
     def kept(self) -> np.ndarray:
-        """Numbers of the pictures to train on (816,)."""
+        """Numbers of the images to train on (816,)."""
         return self.cells[~self.held_out]
 
     @property
     def unseen(self) -> np.ndarray:
-        """Numbers of the pictures that are held out (144,)."""
+        """Numbers of the images that are held out (144,)."""
         return self.cells[self.held_out]
 
 
@@ -50,7 +50,7 @@ def load_emoji() -> Dataset:
 
 
 def factorial() -> Factorial:
-    """Which pictures of the set are the 960, and which of those are held out."""
+    """Which images of the set are the 960, and which of those are held out."""
     arrays = read_npz(FILE)
     roles = tuple(role.decode() for role in arrays["roles"].tolist())
     return Factorial(roles, arrays["cells"].astype(np.int64), arrays["held_out"])

@@ -4,7 +4,7 @@ import numpy as np
 
 from pydiff.data.dataset import Dataset
 
-FACES = 100  # the first 100 of the 200 pictures; the others are background
+FACES = 100  # the first 100 of the 200 images; the others are background
 
 
 def load_faces() -> Dataset:

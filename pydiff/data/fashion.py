@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grey pictures of clothes, 28 x 28. pydiff does not ship them.
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): 70,000 grey images of clothes, 28 x 28. pydiff does not ship them.
 
 The set's four IDX files are those of idx.py. On Debian they are in the package dataset-fashion-mnist.
 """
@@ -16,7 +16,7 @@ CLASSES = [
 
 
 def load_fashion(folder: Path = FOLDER) -> Dataset:
-    """The 60,000 training pictures (N, 28, 28, 1) uint8 of a folder of IDX files, with classes and captions.
+    """The 60,000 training images (N, 28, 28, 1) uint8 of a folder of IDX files, with classes and captions.
 
     FileNotFoundError, in one sentence, where the files are not there; ValueError for damaged ones.
     """

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pydiff.data.folder import read_depth
+from pydiff.data.image import look, read_image
 from pydiff.data.limits import limit_of
-from pydiff.data.picture import look, read_picture
 from pydiff.printed import printable
 
 
@@ -22,9 +22,9 @@ def image_from(path: Path, size: Sequence[int] | None, channels: int, limit: flo
     seen = look(path, most)
     found = tuple(size) if size is not None else None if seen is None else seen.size
     top = read_depth([seen.top] if seen and seen.top else [], None)[0]
-    read = read_picture(path, found or (1, 1), top, most)  # pyright: ignore[reportArgumentType]
+    read = read_image(path, found or (1, 1), top, most)  # pyright: ignore[reportArgumentType]
     if size is None and not isinstance(read, str) and read.size != found:  # the file says that it lies on its side
-        read = read_picture(path, read.size, top, most)
+        read = read_image(path, read.size, top, most)
     if isinstance(read, str):
         raise ValueError(f"{printable(str(path))} cannot be used: {read}")
     pixels = read.pixels

@@ -21,8 +21,9 @@ class Limit(NamedTuple):
     def check(self, size: int, what: str):
         """ValueError, in one sentence, where this many bytes are too many. what: of whom the message speaks."""
         if size > self.gib * GIB:
+            much = f"{size / GIB:,.1f}" if size >= GIB else f"{size / GIB:.2g}"
             raise ValueError(
-                f"{what} would take {size / GIB:,.1f} GiB of memory, above the limit of {self.gib:g} GiB; "
+                f"{what} would take {much} GiB of memory, above the limit of {self.gib:g} GiB; "
                 f"raise it with limit={_enough(size)} (--limit {_enough(size)}) if there is room"
             )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydiff.data.captions import BESIDE, METADATA
-from pydiff.data.picture import SUFFIXES
+from pydiff.data.image import SUFFIXES
 from pydiff.data.unreadable import FOLDERS, THUMBNAIL, is_thumbnail, readable
 from pydiff.printed import printable
 
@@ -19,15 +19,16 @@ DROPPINGS = ("thumbs.db", "desktop.ini")
 
 
 class Found(NamedTuple):
-    """Paths below a folder, in order: pictures, files that may say something of them (captions.py), and others; the
-    (path, reason) of folders that cannot be listed; how many thumbnails were left out.
+    """Paths below a folder, in order: images, files that may say something of them (captions.py), and others; the
+    (path, reason) of folders that cannot be listed; how many thumbnails were left out; folders with nothing in them.
     """
 
-    pictures: list[str]
+    images: list[str]
     texts: list[str]
     skipped: list[tuple[str, str]]
     others: list[str]
     thumbnails: int
+    empty: list[str]
 
 
 def find_files(root, suffixes: Set[str] = SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
@@ -36,14 +37,14 @@ def find_files(root, suffixes: Set[str] = SUFFIXES) -> tuple[list[str], list[str
 
 
 def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
-    """What is below `root`, a folder or an archive; pictures are files with these suffixes. Hidden files and folders of
+    """What is below `root`, a folder or an archive; images are files with these suffixes. Hidden files and folders of
     thumbnails are left out.
 
     Follows links to folders, but enters each folder once, so that a loop of links ends.
     """
-    paths, skipped = root.paths() if hasattr(root, "paths") else _walk(root)
+    paths, skipped, empty = (*root.paths(), []) if hasattr(root, "paths") else _walk(root)
     suffixes = SUFFIXES | readable()[0] if suffixes is SUFFIXES else suffixes
-    pictures, texts, beside, others, small, thumbnails = [], [], [], [], set(), 0
+    images, texts, beside, others, small, thumbnails = [], [], [], [], set(), 0
     folders = {"": (False, False)}  # path -> whether it is hidden, and whether one of thumbnails
     for path in paths:
         folder, _, name = path.rpartition("/")
@@ -56,7 +57,7 @@ def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
         if of_thumbnails:
             thumbnails += suffix in suffixes
         elif suffix in suffixes:
-            pictures.append(path)
+            images.append(path)
             if name.endswith(THUMBNAIL, 0, dot):
                 small.add(path)
         elif suffix == ".txt" or name in METADATA:
@@ -66,12 +67,12 @@ def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
         elif name not in DROPPINGS:
             others.append(path)
     if small or beside:
-        stems = {os.path.splitext(path)[0] for path in pictures}
+        stems = {os.path.splitext(path)[0] for path in images}
         small = {path for path in small if is_thumbnail(path, stems)}
-        pictures, thumbnails = [path for path in pictures if path not in small], thumbnails + len(small)
+        images, thumbnails = [path for path in images if path not in small], thumbnails + len(small)
         for path in beside:
             (texts if os.path.splitext(path)[0] in stems else others).append(path)
-    return Found(in_order(pictures), in_order(texts), skipped, others, thumbnails)
+    return Found(in_order(images), in_order(texts), skipped, others, thumbnails, in_order(empty))
 
 
 def in_order(paths: list[str]) -> list[str]:
@@ -85,9 +86,9 @@ def _kind(folder: str) -> tuple[bool, bool]:
     return any(part.startswith(".") for part in parts), any(part.lower() in FOLDERS for part in parts)
 
 
-def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """(paths of all files below a folder, (path, reason) of folders that cannot be listed)."""
-    paths, skipped, entered, waiting = [], [], set(), [""]
+def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]], list[str]]:
+    """(paths of all files below a folder, (path, reason) of folders that cannot be listed, paths of empty folders)."""
+    paths, skipped, empty, entered, waiting = [], [], [], set(), [""]
     while waiting:
         folder = waiting.pop()
         before, inner = f"{folder}/" if folder else "", []
@@ -106,7 +107,9 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
                 continue
             (inner if is_folder else paths).append(before + name)
         waiting += reversed(inner)  # popped from the end: first name first
-    return paths, skipped
+        if folder and not found:
+            empty.append(folder)
+    return paths, skipped, empty
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

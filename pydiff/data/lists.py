@@ -1,72 +1,143 @@
-"""Images that somebody holds in Python: lists of them, (x, y) pairs, lists of pairs, dicts of arrays.
+"""Images that somebody holds in Python: lists of them, (x, y) pairs, lists of pairs, dicts of arrays, and whatever can
+be gone through as a list: generators, and data sets such as those of torchvision.
 
-Images are arrays (H, W) or (H, W, C), Pillow images, or paths; what has an `__array__` or a `numpy` counts as an array.
+Images are arrays (H, W) or (H, W, C), Pillow images, or paths; what has an `__array__` counts as an array.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pydiff.data.arrays import from_array, from_named
+from pydiff.data import captions as words
+from pydiff.data.arrays import LABEL_KEYS, captions_of, from_array, from_named
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.classes import class_labels, renumbered
 from pydiff.data.dataset import Dataset
-from pydiff.data.folder import path_of, read_pictures
+from pydiff.data.folder import path_of, read_images
+from pydiff.data.held import as_array
+from pydiff.data.limits import Limit
 from pydiff.printed import printable
+
+IMAGE_ROW = ("image", "img", "picture", "x")  # names of the image in a row that is a dict
 
 
 def is_pair(source) -> bool:
-    """Whether this is (x, y): images, and a label for each."""
-    if not isinstance(source, tuple) or len(source) != 2 or _is_image(source[0]):
+    """Whether this is (x, y): images, and labels, which may be too few or too many."""
+    if not isinstance(source, tuple | list) or len(source) != 2:
         return False
-    try:
-        return len(source[0]) == len(source[1]) and np.ndim(source[1]) in (1, 2) and not _is_image(source[1])
-    except TypeError:
-        return False
+    x, y = source
+    if hasattr(x, "__array__") and not _is_pillow(x):
+        # Two arrays may be two images, too: then the second has two axes, or three. Labels may stand in a column.
+        labels = np.ndim(y) == 1 or (np.ndim(y) == 2 and (np.ndim(x) >= 4 or np.shape(y)[1] == 1))
+        return np.ndim(x) >= 3 and labels and not isinstance(y, str | bytes)
+    several = isinstance(source, tuple) and isinstance(x, list | tuple) and len(x) > 0 and all(map(_is_image, x))
+    return several and isinstance(y, list | tuple | np.ndarray) and not any(map(_has_pixels, y))
+
+
+def listed(source: Iterable, limit: Limit) -> list | None:
+    """The items of a generator, or of what has a length and items by number; None if it is neither.
+
+    What they take is compared with the limit as they come, so that one without an end comes to one.
+    """
+    numbered = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    if not (isinstance(source, Iterator) or numbered) or isinstance(source, bytes | bytearray):
+        return None
+    items, size = [], 0
+    for item in source if isinstance(source, Iterator) else map(source.__getitem__, range(len(source))):  # pyright: ignore
+        items.append(item)
+        image = _image_in(item)
+        size += getattr(image, "nbytes", 0) or 4 * getattr(image, "width", 0) * getattr(image, "height", 0) or 64
+        limit.check(size, f"the first {len(items):,} images")
+    return items
 
 
 def load_list(source: Sequence, labels=None, captions=None, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """A data set from a list of images, or of (image, label). ValueError or TypeError, in one sentence."""
-    items = list(source)
+    """A data set from a list of images, of (image, label), or of rows {"image": .., "label": .., "text": ..}.
+
+    ValueError or TypeError, in one sentence.
+    """
+    items: list[Any] = list(source)
     if not items:
         raise ValueError("the list of images is empty; give at least one")
-    if all(isinstance(item, tuple | list) and len(item) == 2 and _is_image(item[0]) for item in items):
+    if all(map(is_pair, items)):
+        raise ValueError("this is a list of pairs (x, y), as of training and test data; give one of them")
+    if all(isinstance(item, Mapping) and _image_in(item) is not None for item in items):
+        items, labels, captions = _of_rows(items, labels, captions)
+    elif all(isinstance(item, tuple | list) and len(item) == 2 and _is_image(item[0]) for item in items):
         if labels is not None:
             raise ValueError("labels were given beside a list of (image, label); give one of them")
         if not all(isinstance(label, str | bytes) or np.asarray(label).dtype.kind in "iub" for _, label in items):
             raise ValueError("a list of pairs needs a label for each image, a number or a name")
         items, labels = [image for image, _ in items], [label for _, label in items]
-    wrong = next((item for item in items if not _is_image(item)), None)
+    wrong = next((i for i, item in enumerate(items) if not _is_image(item)), None)
     if wrong is not None:
         raise TypeError(
-            f"a list of images holds a {type(wrong).__name__}, expected arrays (H, W) or (H, W, C), Pillow images, "
-            "or paths"
+            f"number {wrong} of a list of images is {_kind(items[wrong])}, expected arrays (H, W) or (H, W, C), Pillow "
+            "images, paths, or (image, label)"
         )
-    arrays = [np.asarray(item) for item in items if not _is_file(item) and not _is_pillow(item)]
+    arrays = [
+        as_array(item, f"pixels of number {i}")
+        for i, item in enumerate(items)
+        if not _is_file(item) and not _is_pillow(item)
+    ]
     if len(arrays) == len(items) and len({(a.shape, a.dtype) for a in arrays}) == 1:
         return from_array(np.stack(arrays), labels, captions, "list", asked.only("a list of arrays", "layout", "bits"))
-    if captions is not None:
-        raise ValueError("captions= belongs to arrays of one shape; put images of several into a folder with captions")
-    return _of_several_kinds(items, labels, asked.only("a list of pictures", "pages", "bits"))
+    return _of_several_kinds(items, labels, captions, asked.only("a list of images", "pages", "bits"))
 
 
-def _of_several_kinds(items, labels, asked) -> Dataset:
+def _of_rows(items, labels, captions):
+    """(images, labels, captions) of rows that are dicts."""
+    found = [{str(key).lower(): value for key, value in item.items()} for item in items]
+    label = next((key for key in (*words.LABEL, *LABEL_KEYS) if key in found[0]), None)
+    told = next((key for key in found[0] if words.language_of(key) is not None), None)
+    if (labels is not None and label) or (captions is not None and told):
+        raise ValueError("labels or captions were given beside rows that bring their own; give one of them")
+    if not all((label is None or label in row) and (told is None or told in row) for row in found):
+        raise ValueError(f"some rows have {label or told!r}, and others do not; give it in all of them")
+    labels = [row[label] for row in found] if label else labels
+    captions = [row[told] for row in found] if told else captions
+    return [_image_in(item) for item in items], labels, captions
+
+
+def _image_in(item):
+    """The image of an item of a list: itself, the first of a pair, or the one that a dict has under its name."""
+    if isinstance(item, Mapping):
+        return next((value for key, value in item.items() if str(key).lower() in IMAGE_ROW), None)
+    return item[0] if isinstance(item, tuple | list) and len(item) == 2 else item
+
+
+def _kind(item) -> str:
+    """What an item is, in a few words."""
+    if hasattr(item, "__array__"):
+        return f"an array of shape {np.shape(item)}"
+    name = type(item).__name__
+    return "None" if item is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _of_several_kinds(items, labels, captions, asked) -> Dataset:
+    for what, given in (("labels", labels), ("captions", captions)):
+        if given is not None and not isinstance(given, dict) and len(given) != len(items):
+            raise ValueError(f"there are {len(given)} {what} for {len(items)} images; give one for each")
     sources = {f"number {i}": _source(i, item) for i, item in enumerate(items)}
     skipped: list[tuple[str, str]] = []
-    kept, images, notes = read_pictures("the list", sources, asked, skipped)
+    kept, images, notes = read_images("the list", sources, asked, skipped)
     rows = [int(path_of(name).removeprefix("number ")) for name in kept]
+    more: dict[str, Any] = {}
+    if captions is not None:
+        told = captions_of(captions, len(items))
+        more, caption_notes = words.columns([told[row] for row in rows], list(kept))
+        notes = notes + caption_notes
     if labels is None:
-        return Dataset("list", images, skipped=skipped, notes=notes)
-    if len(labels) != len(items):
-        raise ValueError(f"there are {len(labels)} labels for {len(items)} images; give one for each")
+        return Dataset("list", images, skipped=skipped, notes=notes, **more)
     ranks, classes = class_labels(np.asarray(labels)[rows], len(rows))
-    return Dataset("list", images, ranks, classes, skipped, notes + renumbered(classes))
+    return Dataset("list", images, ranks, classes, skipped, notes + renumbered(classes), **more)
 
 
 def _source(i, item):
-    """What read_pictures takes."""
+    """What read_images takes."""
     from PIL import Image
 
     if _is_file(item):
@@ -76,7 +147,7 @@ def _source(i, item):
         return path
     if _is_pillow(item):
         return item
-    array = np.asarray(item)
+    array = as_array(item, f"pixels of number {i}")
     array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
     if array.dtype != np.uint8 or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         raise ValueError(
@@ -86,11 +157,11 @@ def _source(i, item):
     return Image.fromarray(array)
 
 
-def load_pair(source: tuple, asked: Asked = NOTHING_ASKED) -> Dataset:
+def load_pair(source: Sequence, asked: Asked = NOTHING_ASKED) -> Dataset:
     """Reads a pair (x, y) of images and their labels, as scikit-learn and Keras give them."""
     images, labels = source
     if hasattr(images, "__array__"):
-        return from_array(np.asarray(images), labels, asked=asked.only("an array", "layout", "bits"))
+        return from_array(images, labels, asked=asked.only("an array", "layout", "bits"))
     return load_list(images, labels, asked=asked)
 
 
@@ -108,6 +179,10 @@ def _is_pillow(item) -> bool:
 
 
 def _is_image(item) -> bool:
-    if _is_file(item) or _is_pillow(item):
+    return _is_file(item) or _has_pixels(item)
+
+
+def _has_pixels(item) -> bool:
+    if _is_pillow(item):
         return True
     return hasattr(item, "__array__") and np.ndim(item) in (2, 3) and not isinstance(item, list | tuple)

@@ -5,7 +5,7 @@ Needs npm and `pip install resvg_py==0.5.0`. Fetches two packages with `npm pack
 drawing whose character has a name is in, on white, in the order of the drawings' names. Same tools, same bytes.
 
 The file holds images (N, S, S, 3) uint8, captions_en and captions_de (N,) UTF-8, so that any size of it can be loaded
-like any other .npz, and the factorial of emoji.py: roles (80,) names; cells (80, 2, 6), the number of the picture of
+like any other .npz, and the factorial of emoji.py: roles (80,) names; cells (80, 2, 6), the number of the image of
 each role, gender and tone; held_out (80, 2, 6).
 """
 
@@ -119,9 +119,9 @@ def draw(icon: dict, icons: dict, size: int) -> np.ndarray:
 
 
 def factorial(names: list[str]) -> tuple[list[str], np.ndarray]:
-    """The roles that are drawn as a man and as a woman in all six tones, and the picture of each cell (R, 2, 6).
+    """The roles that are drawn as a man and as a woman in all six tones, and the image of each cell (R, 2, 6).
 
-    Drawings that face right are those that face left, mirrored: they would give a held-out picture away.
+    Drawings that face right are those that face left, mirrored: they would give a held-out image away.
     """
     place = {name: i for i, name in enumerate(names)}
     pairs = {name[4:]: (name, f"wo{name}") for name in names if name.startswith("man-")} | PAIRS

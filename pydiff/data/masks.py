@@ -13,10 +13,10 @@ from pydiff import random
 from pydiff.codec import from_uint8
 from pydiff.data.asked import asked
 from pydiff.data.dataset import colours, plural, some
-from pydiff.data.folder import read_pictures
+from pydiff.data.folder import read_images
+from pydiff.data.image import opened, read_size
 from pydiff.data.listing import find_files
 from pydiff.data.moving import SHAPES, coverage
-from pydiff.data.picture import opened, read_size
 from pydiff.data.pixels import check_size, crop_box
 from pydiff.printed import printable
 
@@ -126,7 +126,7 @@ def shapes(n=COUNT, seed=0, size=SIZE) -> Masked:
 
 
 def load_masked(source, size=None) -> Masked:
-    """ "shapes", a folder of images with masks, or a Masked. size: (height, width) or a side; None as for pictures.
+    """ "shapes", a folder of images with masks, or a Masked. size: (height, width) or a side; None as for images.
 
     ValueError, in one sentence, for what cannot be used.
     """
@@ -162,7 +162,7 @@ def _load_folder(root, size) -> Masked:
         else []
     )
     sources = {path: places[0] / path for path, mask in pairs.items() if mask is not None}
-    names, images, image_notes = read_pictures(root, sources, asked(size), skipped)
+    names, images, image_notes = read_images(root, sources, asked(size), skipped)
     values, kept = [], []
     for i, name in enumerate(names):
         read = _read_mask(places[0] / name, places[1] / pairs[name], images.shape[1:3])
@@ -190,11 +190,11 @@ def _read_mask(image, mask, size):
 
     try:
         expected: Any = read_size(image)
-        with opened(mask) as picture:
-            if (picture.height, picture.width) != expected:
-                return f"{picture.width} x {picture.height} pixels, and its image {expected[1]} x {expected[0]}"
+        with opened(mask) as decoded:
+            if (decoded.height, decoded.width) != expected:
+                return f"{decoded.width} x {decoded.height} pixels, and its image {expected[1]} x {expected[0]}"
             plain = (
-                picture if picture.mode in ("L", "P", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
+                decoded if decoded.mode in ("L", "P", "RGB") else decoded.convert("L" if decoded.mode == "1" else "RGB")
             )
             box = crop_box(plain.height, plain.width, size)
             values = np.asarray(plain.resize((size[1], size[0]), Image.Resampling.NEAREST, box=box)).astype(np.int64)

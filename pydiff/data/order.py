@@ -1,9 +1,9 @@
-"""Which pictures make up the batch of a step, which are mirrored, and which caption each is told.
+"""Which images make up the batch of a step, which are mirrored, and which caption each is told.
 
 All are pure functions of the step, so resume is exact.
 
-The pictures form one endless stream, epoch after epoch, each epoch in its own random order. Step s takes the places
-s B .. s B + B - 1 of the stream, so no picture is dropped at the end of an epoch, and batches may span epochs.
+The images form one endless stream, epoch after epoch, each epoch in its own random order. Step s takes the places
+s B .. s B + B - 1 of the stream, so no image is dropped at the end of an epoch, and batches may span epochs.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ from pydiff import random
 
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int = 0) -> np.ndarray:
-    """Indices (batch_size,) int64 in 0 .. n - 1 of the pictures of this step. Steps may be asked for in any order.
+    """Indices (batch_size,) int64 in 0 .. n - 1 of the images of this step. Steps may be asked for in any order.
 
     Place p of the stream is entry p mod n of the permutation of epoch p // n. The stream does not depend on batch_size.
     """
@@ -58,9 +58,9 @@ def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarr
 
 
 def pick_captions(captions, chosen, step: int, seed: int = 0, numbers=None) -> list[str]:
-    """One caption for each picture of a batch, chosen by (seed, step, number of the sample); "" where it has none.
+    """One caption for each image of a batch, chosen by (seed, step, number of the sample); "" where it has none.
 
-    captions: Dataset.captions. chosen: (N,), the batch's pictures. numbers: (N,), their places in the global batch;
+    captions: Dataset.captions. chosen: (N,), the batch's images. numbers: (N,), their places in the global batch;
     0 .. N-1 if None.
     """
     numbers = random.numbers_of(numbers, len(chosen))

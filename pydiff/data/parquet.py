@@ -1,6 +1,7 @@
-"""Parquet files of pictures, as Hugging Face's data sets are stored: a column of encoded pictures, labels, captions."""
+"""Parquet files of images, as Hugging Face's data sets are stored: a column of encoded images, labels, captions."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,20 @@ import numpy as np
 
 from pydiff.data import captions as words
 from pydiff.data.asked import NOTHING_ASKED, Asked
-from pydiff.data.classes import class_labels, renumbered
+from pydiff.data.classes import class_labels, divided, kind_of, renumbered
 from pydiff.data.dataset import Dataset, plural
-from pydiff.data.folder import path_of, read_pictures
+from pydiff.data.folder import path_of, read_images
 from pydiff.data.limits import GIB
 from pydiff.data.listing import Found, files_in, in_order
 from pydiff.printed import first_line, printable
 
-IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
+IMAGE_COLUMNS = ("image", "img", "image", "jpg", "png")
 
 
 def holds_parquet(root) -> bool:
-    """Whether a folder holds .parquet files, and no picture as a file of its own."""
+    """Whether a folder holds .parquet files, and no image as a file of its own."""
     found = files_in(root) if isinstance(root, Path) else None
-    return found is not None and not found.pictures and bool(parquets_among(found))
+    return found is not None and not found.images and bool(parquets_among(found))
 
 
 def parquets_among(found: Found) -> list[str]:
@@ -32,7 +33,7 @@ def parquets_among(found: Found) -> list[str]:
 def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     """A .parquet file, or all of them in a folder, in order of path.
 
-    Pictures stand in one of IMAGE_COLUMNS, as encoded bytes or as the struct {bytes, path}, labels in one of
+    Images stand in one of IMAGE_COLUMNS, as encoded bytes or as the struct {bytes, path}, labels in one of
     words.LABEL; captions as in captions.py. Other columns are said. Raises ImportError without pyarrow,
     ValueError for files that cannot be used.
     """
@@ -42,7 +43,7 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     except ImportError as error:
         raise ImportError(f"{path} needs pyarrow, which is missing; run: pip install 'pydiff[parquet]'") from error
     where = printable(str(path))
-    files = [path / file for file in parquets_among(files_in(path))] if path.is_dir() else [path]
+    files, split_notes = parts_of(path, parquets_among(files_in(path)) if path.is_dir() else None, asked.split)
     packed = sum(file.stat().st_size for file in files)
     try:
         unpacked = sum(_unpacked(pq.ParquetFile(file).metadata) for file in files)
@@ -51,11 +52,13 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{where} cannot be read ({first_line(error)}); download it again") from error
     asked.limit.check(max(unpacked, packed), where)
+    if not len(table):
+        raise ValueError(f"{where} has no rows; give a file with images")
     column = column_of(table.column_names)
     if column is None:
         raise ValueError(
             f"{where} has the columns {', '.join(map(printable, table.column_names))}, "
-            f"expected pictures in one of {', '.join(IMAGE_COLUMNS)}"
+            f"expected images in one of {', '.join(IMAGE_COLUMNS)}"
         )
     skipped: list[tuple[str, str]] = []
     names = [f"row {i}" for i in range(len(table))]
@@ -65,11 +68,27 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
         if isinstance(data, bytes):
             sources[name] = data
         else:  # a path alone would have to be opened, wherever it leads
-            skipped.append((name, "no picture in the file"))
-    kept, images, notes = read_pictures(path, sources, asked, skipped)
+            skipped.append((name, "no image in the file"))
+    kept, images, notes = read_images(path, sources, asked, skipped)
     rows = [int(path_of(name).removeprefix("row ")) for name in kept]
     labels, classes, more, told = said_in(table, rows, kept)
-    return Dataset(printable(path.name), images, labels, classes, skipped, notes + told, **more)
+    return Dataset(printable(path.name), images, labels, classes, skipped, split_notes + notes + told, **more)
+
+
+def parts_of(root: Path, found: list[str] | None, split: str | None) -> tuple[list[Path], list[str]]:
+    """(the files that count, notes) of these below a folder, None for a file alone, in folders called train, val and
+    test, or called so themselves: train-00000-of-00001.parquet.
+    """
+    where = printable(str(root))
+    if found is None:
+        return [root], divided([root.name], split, where)[1]
+    split_by_name = {}
+    for path in found:
+        folder, slash, name = path.rpartition("/")
+        part = re.split(r"[-_.]", name)[0]
+        split_by_name[f"{folder}{slash}{part}/{name}" if kind_of(part) else path] = path
+    kept, notes = divided(list(split_by_name), split, where, "file")
+    return [root / split_by_name[path] for path in kept], notes
 
 
 def _unpacked(metadata) -> int:
@@ -78,14 +97,14 @@ def _unpacked(metadata) -> int:
 
 
 def said_in(table, rows, names):
-    """(labels, classes, captions as keywords of a Dataset, notes) of these rows. table: with or without the pictures.
+    """(labels, classes, captions as keywords of a Dataset, notes) of these rows. table: with or without the images.
 
-    names: of the pictures in these rows.
+    names: of the images in these rows.
     """
-    labels, classes = _labels(table, rows)
+    labels, classes, why = _labels(table, rows)
     captions, problems = _captions(table, rows)
     more, notes = words.columns(captions, names)
-    notes += problems + renumbered(classes)
+    notes += why + problems + renumbered(classes)
     used = {next((name for name in words.LABEL if name in table.column_names), None), column_of(table.column_names)}
     rest = [name for name in table.column_names if name not in used and words.language_of(name) is None]
     if rest:
@@ -94,21 +113,22 @@ def said_in(table, rows, names):
 
 
 def column_of(columns) -> str | None:
-    """Which of the columns holds the pictures."""
+    """Which of the columns holds the images."""
     return next((name for name in IMAGE_COLUMNS if name in columns), None)
 
 
 def _labels(table, rows):
-    """(labels, classes) of these rows; the names are those that Hugging Face wrote beside the columns, if any."""
+    """(labels, classes, notes) of these rows; the names are those that Hugging Face wrote beside them, if any."""
     column = next((name for name in words.LABEL if name in table.column_names), None)
     if column is None:
-        return None, None
+        return None, None, []
     values = table[column].to_pylist()
     values = [values[i] for i in rows]
-    if any(value is None for value in values) or len({type(value) for value in values}) > 1:
-        return None, None
+    if none := sum(value is None for value in values):
+        return None, None, [f"no classes: {plural(none, 'row')} of column {printable(column)} with none"]
     if not isinstance(values[0], int | str):
-        return None, None
+        kind = table.schema.field(column).type
+        return None, None, [f"no classes: column {printable(column)} holds {kind}, expected integers or strings"]
     labels, classes = class_labels(np.array(values), len(rows))
     try:
         features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
@@ -116,7 +136,7 @@ def _labels(table, rows):
         classes = [str(known[int(value)]) for value in classes]
     except (TypeError, KeyError, ValueError, IndexError):
         pass  # nobody wrote them: the numbers are their own names
-    return labels, classes
+    return labels, classes, []
 
 
 def _captions(table, rows):

@@ -34,9 +34,9 @@ def check_size(size) -> tuple[int, int] | None:
 
 
 def crop_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest centred (left, top, right, bottom) of a height x width picture with the proportions of `size`.
+    """The largest centred (left, top, right, bottom) of a height x width image with the proportions of `size`.
 
-    Resizing this box is resizing the shorter side and cropping the middle, without the large picture in between.
+    Resizing this box is resizing the shorter side and cropping the middle, without the large image in between.
     """
     h, w = size
     box_h, box_w = (height, w * height / h) if w * height <= h * width else (h * width / w, width)
@@ -44,14 +44,14 @@ def crop_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, flo
     return left, top, min(left + box_w, width), min(top + box_h, height)
 
 
-def resize_picture(picture, size: tuple[int, int]):
-    """A Pillow picture, cropped in the middle and resized to (height, width): bicubic, antialiased."""
+def resize_image(image, size: tuple[int, int]):
+    """A Pillow image, cropped in the middle and resized to (height, width): bicubic, antialiased."""
     from PIL import Image
 
-    if (picture.height, picture.width) == size:
-        return picture
-    box = crop_box(picture.height, picture.width, size)
-    return picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    if (image.height, image.width) == size:
+        return image
+    box = crop_box(image.height, image.width, size)
+    return image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
 
 
 def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -67,25 +67,25 @@ def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     whole = images.dtype == np.uint8 and channels in (3, 4)
     planes = [slice(None)] if whole else list(range(channels))
     out = np.empty((n, *size, channels), images.dtype)
-    for i in tqdm(range(n), desc="resizing", unit="picture", delay=1, disable=None, leave=False):
+    for i in tqdm(range(n), desc="resizing", unit="image", delay=1, disable=None, leave=False):
         for plane in planes:
-            picture = Image.fromarray(np.ascontiguousarray(images[i, ..., plane]))
-            out[i, ..., plane] = np.asarray(resize_picture(picture, size))
+            image = Image.fromarray(np.ascontiguousarray(images[i, ..., plane]))
+            out[i, ..., plane] = np.asarray(resize_image(image, size))
     return out if out.dtype == np.uint8 else np.clip(out, -1, 1)  # bicubic overshoots at edges
 
 
 def check_room(count: int, size: tuple[int, int], each: int):
-    """ValueError, in one sentence, for pictures of (height, width) too large for memory. each: bytes of a pixel."""
+    """ValueError, in one sentence, for images of (height, width) too large for memory. each: bytes of a pixel."""
     height, width = size
     least = max(8, int(((memory.free() or 0) / (count * each)) ** 0.5) // 8 * 8)
-    what = f"{count:,} pictures of {height} x {width}"
+    what = f"{count:,} images of {height} x {width}"
     memory.check(count * height * width * each, what, f"use a smaller size, {least} at most")
 
 
 def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
     """(..., C) to (..., channels): grey (1), RGB (3) and RGBA (4) into one another, for uint8 and floats in [-1, 1].
 
-    Colour becomes grey by its luma; transparent pictures are laid on white; an added alpha channel is opaque.
+    Colour becomes grey by its luma; transparent images are laid on white; an added alpha channel is opaque.
     """
     have = images.shape[-1]
     if have == channels:

@@ -13,9 +13,9 @@ from pydiff.data.asked import Asked
 from pydiff.data.classes import divided
 from pydiff.data.clip_files import FILMS
 from pydiff.data.folder import FRAME, Said, path_of, said_of
+from pydiff.data.image import look
 from pydiff.data.listing import Found, files_in
-from pydiff.data.parquet import IMAGE_COLUMNS, column_of, parquets_among, said_in
-from pydiff.data.picture import look
+from pydiff.data.parquet import IMAGE_COLUMNS, column_of, parquets_among, parts_of, said_in
 from pydiff.data.sounds import SUFFIXES as SOUNDS
 from pydiff.data.sources import TREES
 from pydiff.data.unreadable import notes_on
@@ -51,7 +51,7 @@ class Files(Places):
 
     def __init__(self, root, asked: Asked, found: Found):
         self.root, self.found = root, found
-        self.paths, notes = divided(self.found.pictures, asked.split, printable(str(root)))
+        self.paths, notes = divided(self.found.images, asked.split, printable(str(root)))
         names = self.paths if asked.pages != "all" else self._frames(asked.limit)
         length = root.length if hasattr(root, "length") else _length_below(root)
         sizes = np.fromiter((length(path_of(name)) for name in names), np.int64, len(names))
@@ -89,7 +89,7 @@ class Rows(Places):
 
     KEPT = 4
 
-    def __init__(self, path, files, limit):
+    def __init__(self, path, files, limit, notes):
         try:
             import pyarrow as arrow
             import pyarrow.parquet as pq
@@ -115,9 +115,11 @@ class Rows(Places):
         if self.column is None:
             raise ValueError(
                 f"{printable(str(files[0]))} has the columns {', '.join(map(printable, columns))}, "
-                f"expected pictures in one of {', '.join(IMAGE_COLUMNS)}"
+                f"expected images in one of {', '.join(IMAGE_COLUMNS)}"
             )
-        super().__init__([f"row {i}" for i in range(len(self.at))], sizes)
+        if not self.at:
+            raise ValueError(f"{printable(str(path))} has no rows; give a file with images")
+        super().__init__([f"row {i}" for i in range(len(self.at))], sizes, notes=notes)
 
     def said(self):
         """By columns of their own."""
@@ -139,7 +141,7 @@ class Rows(Places):
                 del self.groups[next(iter(self.groups))]
         data = data[inside].get("bytes") if isinstance(data[inside], dict) else data[inside]
         if not isinstance(data, bytes):
-            raise ValueError("no picture in the file")
+            raise ValueError("no image in the file")
         return data
 
 
@@ -153,39 +155,41 @@ def places_of(path: Path, asked: Asked) -> Places:
         raise FileNotFoundError(f"there is no {where!r}")
     if path.is_dir():
         found = files_in(path)
-        if files := [] if found.pictures else parquets_among(found):
-            return _rows(path, [path / file for file in files], asked)
-        if not found.pictures and archives_among(found):
+        if files := [] if found.images else parquets_among(found):
+            return _rows(path, files, asked)
+        if not found.images and archives_among(found):
             root = open_archives(path, archives_among(found), asked.limit, whole=False)
             return Files(root, asked, files_in(root))
-        return Files(path, asked, _only_pictures(path, found))
+        return Files(path, asked, _only_images(path, found))
     if path.suffix.lower() == ".parquet":
-        return _rows(path, [path], asked)
+        return _rows(path, None, asked)
     if is_archive(path.name):
         root = open_archive(path, asked.limit, whole=False)
-        return Files(root, asked, _only_pictures(root, files_in(root)))
+        return Files(root, asked, _only_images(root, files_in(root)))
     raise ValueError(f"{where} cannot be read piece by piece: that takes a folder, a .zip, .tar or .parquet file")
 
 
-def _rows(path, files, asked):
-    if asked.split is not None or asked.pages == "all":
-        what = "split is for folders called train, val and test" if asked.split else "pages is for files of images"
-        raise ValueError(f"{what}, and {printable(str(path))} holds rows of parquet files; leave it out")
-    return Rows(path, files, asked.limit)
+def _rows(path, found, asked):
+    if asked.pages == "all":
+        raise ValueError(
+            f"pages is for files of images, and {printable(str(path))} holds rows of parquet files; leave it out"
+        )
+    files, notes = parts_of(path, found, asked.split)
+    return Rows(path, files, asked.limit, notes)
 
 
-def _only_pictures(root, found: Found) -> Found:
+def _only_images(root, found: Found) -> Found:
     """What was found, if these are images. ValueError, in one sentence, for what is read as a whole or is none."""
     where = printable(str(root))
     for kind in TREES[:2]:
-        if not found.pictures and kind.holds(root):
+        if not found.images and kind.holds(root):
             raise ValueError(f"{where} holds {kind.name}, which are read as a whole; leave cache_gb out")
     for noun, suffixes in (("sounds", SOUNDS), ("films", FILMS)):
-        if sum(os.path.splitext(path)[1].lower() in suffixes for path in found.others) > len(found.pictures):
+        if sum(os.path.splitext(path)[1].lower() in suffixes for path in found.others) > len(found.images):
             raise ValueError(f"{where} holds {noun}, and cache_gb is for images; leave it out")
-    if not found.pictures:
+    if not found.images:
         told = "".join(f"; {note}" for note in notes_on(found.others, found.thumbnails))
-        raise ValueError(f"{where} holds no pictures{told}")
+        raise ValueError(f"{where} holds no images{told}")
     return found
 
 

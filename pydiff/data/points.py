@@ -7,6 +7,7 @@ import numpy as np
 from pydiff import random
 from pydiff.codecs import Points as PointsCodec
 from pydiff.data.dataset import Dataset, plural
+from pydiff.data.held import as_array
 
 ROLL, NOISE = 20000, 0.1  # points; standard deviation of the noise around the roll's line
 FIRST_TURN, LAST_TURN = 1.5 * np.pi, 4.5 * np.pi  # angles where the roll begins and ends
@@ -21,7 +22,7 @@ class Points(Dataset):
 
     @staticmethod
     def _checked(samples):
-        points = np.asarray(samples)
+        points = as_array(samples, "points")
         if points.ndim != 2 or 0 in points.shape or points.dtype.kind not in "fiu":
             raise ValueError(f"points are {points.dtype} {points.shape}, expected numbers (N, D), none of them 0")
         if not np.isfinite(points).all():

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from pydiff.data.dataset import Dataset, plural
+from pydiff.data.image import not_a_file
 from pydiff.data.limits import USUAL, Limit
-from pydiff.data.picture import not_a_file
 from pydiff.printed import printable
 from pydiff.sound import Spectrogram, Waveform, resample
 from pydiff.sound.wav import Sound, Unreadable, read_wav
@@ -80,7 +80,7 @@ class Sounds(Dataset):
     def resized(self, size=None, channels=None):
         """Returns the data set itself: sounds have no size."""
         if size is not None or channels not in (None, self.shape[2]):
-            raise ValueError("size and channels are for pictures; give rate and seconds where sounds are loaded")
+            raise ValueError("size and channels are for images; give rate and seconds where sounds are loaded")
         return self
 
     def hints(self) -> list[str]:
@@ -166,13 +166,13 @@ def load_files(
 
 
 def holds_sounds(root: Path) -> bool:
-    """Whether a folder holds more sounds than pictures: an album with its cover is one of sounds."""
+    """Whether a folder holds more sounds than images: an album with its cover is one of sounds."""
+    from pydiff.data.image import SUFFIXES as IMAGES
     from pydiff.data.listing import find_files
-    from pydiff.data.picture import SUFFIXES as PICTURES
 
     if not root.is_dir():
         return False
-    found, _, _ = find_files(root, SUFFIXES | set(PICTURES))
+    found, _, _ = find_files(root, SUFFIXES | set(IMAGES))
     sounds = sum(Path(path).suffix.lower() in SUFFIXES for path in found)
     return 2 * sounds > len(found)
 

@@ -1,6 +1,6 @@
 """Every kind of data that `load` opens: one small reader a kind, in two tables.
 
-A reader takes a path, or what stands for a folder, and what is asked for (asked.py), and gives a Dataset. Pictures that
+A reader takes a path, or what stands for a folder, and what is asked for (asked.py), and gives a Dataset. Images that
 have another size or number of channels than what is asked for are brought to it by `load`, whoever read them.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pydiff.data import archives, arrays, cifar, folder, idx, parquet
 from pydiff.data.asked import CONCERNS, Asked
 from pydiff.data.dataset import Dataset
-from pydiff.data.picture import SUFFIXES
+from pydiff.data.image import SUFFIXES
 from pydiff.data.unreadable import advice_on, readable
 from pydiff.printed import printable
 
@@ -29,9 +29,9 @@ class Kind(NamedTuple):
 TREES = [
     Kind("MNIST's IDX files", idx.holds_idx, idx.load_idx, ("split",)),
     Kind("CIFAR's batches", cifar.holds_cifar, cifar.load_cifar, ("split",)),
-    Kind(".parquet files", parquet.holds_parquet, parquet.load_parquet, ("pages", "bits")),
+    Kind(".parquet files", parquet.holds_parquet, parquet.load_parquet, ("pages", "split", "bits")),
     Kind("archives", archives.holds_archives, archives.load_archives, ("pages", "split", "bits")),
-    Kind("pictures", lambda _: True, folder.load_folder, ("pages", "split", "bits")),
+    Kind("images", lambda _: True, folder.load_folder, ("pages", "split", "bits")),
 ]
 # How the name of a file ends -> its reader, and the wishes that concern it; an archive goes by what is in it.
 FILES: dict[str, tuple[Callable[[Path, Asked], Dataset], tuple[str, ...]]] = {
@@ -43,9 +43,7 @@ FILES: dict[str, tuple[Callable[[Path, Asked], Dataset], tuple[str, ...]]] = {
     **dict.fromkeys(archives.SUFFIXES, (archives.load_archive, tuple(CONCERNS))),
 }
 BATCHES = ("data_batch_", "test_batch")  # how names of CIFAR's begin
-EXPECTED = (
-    "a folder or archive of pictures, a .npz, .npy or .parquet file, files of MNIST or CIFAR, an array, or a list"
-)
+EXPECTED = "a folder or archive of images, a .npz, .npy or .parquet file, files of MNIST or CIFAR, an array, or a list"
 
 
 def load_tree(root, asked: Asked) -> Dataset:
@@ -71,7 +69,7 @@ def load_path(path: Path, asked: Asked, known: str) -> Dataset:
         return reader(path, asked.only(shown, *serves))
     suffix = path.suffix.lower()
     if suffix in SUFFIXES | readable()[0]:
-        raise ValueError(f"{shown} is one picture; give the folder that it is in, or a list of pictures in Python")
+        raise ValueError(f"{shown} is one image; give the folder that it is in, or a list of images in Python")
     if suffix in (".pkl", ".pickle"):
         raise ValueError(f"{shown} is a pickle, which could run anything; save its arrays with numpy.savez")
     advice = advice_on(suffix.removeprefix("."))

@@ -20,7 +20,7 @@ import numpy as np
 from pydiff.data.asked import BITS, NOTHING_ASKED, Asked
 from pydiff.data.dataset import Dataset, plural
 from pydiff.data.folder import LARGEST_UNASKED
-from pydiff.data.picture import Look, Picture, look, read_picture
+from pydiff.data.image import Decoded, Look, look, read_image
 from pydiff.data.pixels import to_channels
 from pydiff.data.places import places_of
 from pydiff.printed import first_line, printable
@@ -150,15 +150,15 @@ class StreamedImages:
 
     def _decode(self, place):
         """Pixels, or the reason why there are none."""
-        picture = decoded(self.places, place, self.asked)
-        return picture if isinstance(picture, str) else to_channels(picture.pixels, self.shape[3])
+        image = decoded(self.places, place, self.asked)
+        return image if isinstance(image, str) else to_channels(image.pixels, self.shape[3])
 
 
-def decoded(places, number, asked: Asked) -> Picture | str:
+def decoded(places, number, asked: Asked) -> Decoded | str:
     """One image, or the reason why it cannot be used."""
     top = None if asked.bits is None else 2**asked.bits - 1
     try:
-        return read_picture(places.read(number), asked.size, top, asked.limit, places.frame(number))  # pyright: ignore[reportArgumentType]
+        return read_image(places.read(number), asked.size, top, asked.limit, places.frame(number))  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError) as error:
         return f"cannot be read ({first_line(error)})"
 
@@ -192,17 +192,17 @@ def load_streamed(path: Path, cache_gb: float, asked: Asked = NOTHING_ASKED) -> 
     if 2 * len(broken) > len(looked):
         name, reason = broken[0]
         raise ValueError(
-            f"{len(broken)} of {len(looked)} pictures looked at in {where} cannot be used (first: "
+            f"{len(broken)} of {len(looked)} images looked at in {where} cannot be used (first: "
             f"{printable(name)}: {reason}); remove or repair them"
         )
-    needed = max(picture.pixels.shape[-1] for picture in found if isinstance(picture, Picture))
+    needed = max(image.pixels.shape[-1] for image in found if isinstance(image, Decoded))
     asked = asked._replace(channels=asked.channels or needed)
     notes = [
-        f"streamed: at most {cache_gb:g} GB of decoded pictures are kept; size and channels were read from "
-        f"{plural(len(looked), 'picture')}, and a resumed run compares names, lengths and the contents of those"
+        f"streamed: at most {cache_gb:g} GB of decoded images are kept; size and channels were read from "
+        f"{plural(len(looked), 'image')}, and a resumed run compares names, lengths and the contents of those"
     ]
     if any(seen.deep_colour for seen in headers if seen):
-        notes.append("some pictures have colours of more than 8 bits a channel, which are reduced to 8 bits")
+        notes.append("some images have colours of more than 8 bits a channel, which are reduced to 8 bits")
     if asked.pages != "all" and any(seen.frames > 1 for seen in headers if seen):
         notes.append("of files with several pages or frames the first is taken (pages='all' takes all)")
     said = places.said()
@@ -223,5 +223,5 @@ def _common_size(headers, where):
     sizes = {seen.size for seen in headers if seen}
     if len(sizes) != 1 or max(next(iter(sizes))) > LARGEST_UNASKED:
         found = "of several sizes" if len(sizes) > 1 else "too large to be taken as they are" if sizes else "unreadable"
-        raise ValueError(f"the pictures in {where} are {found}; streamed data need a size, for example size=64")
+        raise ValueError(f"the images in {where} are {found}; streamed data need a size, for example size=64")
     return sizes.pop()

@@ -1,4 +1,4 @@
-"""Files in a folder of pictures that are none, or that cannot be read: what they are, and what to do about them."""
+"""Files in a folder of images that are none, or that cannot be read: what they are, and what to do about them."""
 
 import functools
 import importlib
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydiff.data.dataset import plural, some
 from pydiff.printed import printable
 
-# Suffix -> what to do. Where a library is named, pictures are read as soon as it is installed.
+# Suffix -> what to do. Where a library is named, images are read as soon as it is installed.
 LIBRARIES = {"heic": "pillow-heif", "heif": "pillow-heif", "hif": "pillow-heif", "jxl": "pillow-jxl-plugin"}
 _MODULES = {"pillow-heif": "pillow_heif", "pillow-jxl-plugin": "pillow_jxl"}
 _FORMATS = {"pillow-heif": "HEIF", "pillow-jxl-plugin": "JXL"}
@@ -21,8 +21,12 @@ _CONVERT = {
     **dict.fromkeys(("svg", "eps", "ai", "pdf"), "render them to PNG"),
     **dict.fromkeys(("mp4", "mov", "avi", "mkv", "webm", "m4v"), "take images out of them, with ffmpeg"),
     **dict.fromkeys(("dcm", "nii", "fits", "fit"), "convert their slices to PNG or .npy"),
-    **dict.fromkeys(("npy", "npz", "parquet", "zip", "tar", "tgz", "h5", "hdf5", "mat"), "give such a file itself"),
+    **dict.fromkeys(
+        ("npy", "npz", "parquet", "zip", "tar", "tgz", "h5", "hdf5", "mat"),
+        "give such a file itself, unpacked if it is in an archive",
+    ),
 }
+_CONVERT |= dict.fromkeys(("rar", "7z", "zst", "lz4"), "unpack it, and give the folder")
 _CONVERT |= dict.fromkeys(("h5", "hdf5", "mat"), "save their images with numpy.savez")
 SHOWN = 6
 
@@ -41,7 +45,7 @@ def readable() -> tuple[frozenset[str], tuple[str, ...]]:
             found = importlib.import_module(module)
             if hasattr(found, "register_heif_opener"):
                 found.register_heif_opener()
-        except Exception:  # not installed, or broken: then it is named, and pictures of its kind are left out
+        except Exception:  # not installed, or broken: then it is named, and images of its kind are left out
             continue
         suffixes |= {f".{name}" for name, of in LIBRARIES.items() if of == library}
         formats.append(_FORMATS[library])
@@ -49,13 +53,15 @@ def readable() -> tuple[frozenset[str], tuple[str, ...]]:
 
 
 def is_thumbnail(path: str, others: frozenset[str] | set[str]) -> bool:
-    """Whether a picture is a small copy of another that lies beside it. others: paths without their suffixes."""
+    """Whether an image is a small copy of another that lies beside it. others: paths without their suffixes."""
     stem = os.path.splitext(path)[0]
     return any(stem.lower().endswith(end) and stem[: -len(end)] in others for end in THUMBNAIL)
 
 
-def notes_on(others: Sequence[str], thumbnails: int) -> list[str]:
-    """Sentences on files that were left out: pictures of other kinds, with what to do, and the rest by kind."""
+def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = ()) -> list[str]:
+    """Sentences on files that were left out: images of other kinds, with what to do, and the rest by kind; and on
+    folders with nothing in them.
+    """
     kinds = Counter(os.path.splitext(path)[1].lower().removeprefix(".") for path in others)
     notes, by_advice = [], {}
     for kind, count in sorted(kinds.items()):
@@ -70,11 +76,13 @@ def notes_on(others: Sequence[str], thumbnails: int) -> list[str]:
         notes.append(f"{plural(total, 'other file')} left out ({some(told, ', ', SHOWN)})")
     if thumbnails:
         notes.append(f"{plural(thumbnails, 'thumbnail')} left out, being small copies of others or in a folder of such")
+    if empty:
+        notes.append(f"nothing in {plural(len(empty), 'folder')} ({some([printable(p) for p in empty], ', ', SHOWN)})")
     return notes
 
 
 def advice_on(kind: str) -> str:
-    """What to do about files with this suffix, "" where they are no pictures."""
+    """What to do about files with this suffix, "" where they are no images."""
     if kind in LIBRARIES:
         return f"pip install {LIBRARIES[kind]} makes them readable"
     return _CONVERT.get(kind, "")

@@ -1,4 +1,4 @@
-"""The same schedules as functions of a continuous time u from 0 (picture) to 1 (noise), for paths that no table limits.
+"""The same schedules as functions of a continuous time u from 0 (image) to 1 (noise), for paths that no table limits.
 
     path_of_level(schedule, level_of(schedule), 20)      levels between the steps of the schedule's table
 

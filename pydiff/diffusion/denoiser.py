@@ -113,7 +113,7 @@ def check_sampler(name, options, interval=None, rescale=0.0, *, self_conditionin
             raise TypeError(f"sampler {name!r} has no option {option!r}; it takes {', '.join(known)}")
     if name == "adaptive" and (self_conditioning or interval is not None or rescale):
         raise ValueError(
-            "adaptive steps differ from picture to picture, which self-conditioning, interval and rescale cannot "
+            "adaptive steps differ from image to image, which self-conditioning, interval and rescale cannot "
             "follow; use another sampler"
         )
     if options.get("variance") == "learned_range" and not learned_variance:

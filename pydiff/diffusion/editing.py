@@ -1,9 +1,9 @@
-"""Editing: pictures from pictures, by a network that was trained for nothing but drawing them.
+"""Editing: images from images, by a network that was trained for nothing but drawing them.
 
     image_to_image   keep the large, draw the small anew        inpaint       draw where a mask says
-    variations       the same picture, a little different       interpolate   pictures between two noises
+    variations       the same image, a little different       interpolate   images between two noises
 
-All take pictures in [-1, 1], (N, ..., C) float arrays, and are generators of SamplerState unless they say otherwise.
+All take images in [-1, 1], (N, ..., C) float arrays, and are generators of SamplerState unless they say otherwise.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,37 +30,37 @@ def shortened(path: Path, strength: float) -> Path:
 
 
 def image_to_image(
-    model, pictures, process: Process, path: Path, strength=0.5, sampler: Callable = ddim, seed=0, sample=None, **more
+    model, images, process: Process, path: Path, strength=0.5, sampler: Callable = ddim, seed=0, sample=None, **more
 ) -> Iterator[SamplerState]:
-    """Noises the pictures up to where `strength` of the path is left, and goes on from there (Meng et al. 2022).
+    """Noises the images up to where `strength` of the path is left, and goes on from there (Meng et al. 2022).
 
-    strength: small values keep the picture, 1 keeps nothing. sampler and the other arguments: as for samplers.
+    strength: small values keep the image, 1 keeps nothing. sampler and the other arguments: as for samplers.
     """
     part = shortened(path, strength)
-    numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
-    n, key = len(pictures), random.key(seed, random.SAMPLE, numbers)
-    x = ops.noise(pictures, np.full(n, part.alpha[0]), np.full(n, part.sigma[0]), key, keep=False)[0].data
+    numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
+    n, key = len(images), random.key(seed, random.SAMPLE, numbers)
+    x = ops.noise(images, np.full(n, part.alpha[0]), np.full(n, part.sigma[0]), key, keep=False)[0].data
     return sampler(model, x, process, part, seed=seed, sample=numbers, **more)
 
 
-def scheduled(model, pictures, scheduler, late=True, mask=None, seed=0, sample=None, **more) -> Iterator[SamplerState]:
+def scheduled(model, images, scheduler, late=True, mask=None, seed=0, sample=None, **more) -> Iterator[SamplerState]:
     """Image to image, and filling in, by a scheduler of a published model: formats.diffusers.scheduler's.
 
-    late: whether to begin with the pictures, noised to the first level of the scheduler, instead of with noise alone.
-    mask: None, or where to draw (1) and where to put in the pictures after every step, noised to the level reached by
+    late: whether to begin with the images, noised to the first level of the scheduler, instead of with noise alone.
+    mask: None, or where to draw (1) and where to put in the images after every step, noised to the level reached by
     the noise that it began with ("blended diffusion": Avrahami et al. 2022, algorithm 1).
     """
-    numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
-    z = _normal(random.key(seed, random.SAMPLE, numbers), pictures)
+    numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
+    z = _normal(random.key(seed, random.SAMPLE, numbers), images)
 
     def known(alpha, sigma):
-        return z.dtype.type(alpha) * pictures + z.dtype.type(sigma) * z
+        return z.dtype.type(alpha) * images + z.dtype.type(sigma) * z
 
     def mend(x, alpha, sigma):
         return part * x + (1.0 - part) * known(alpha, sigma)
 
     if mask is not None:
-        part = array_module(pictures).asarray(mask, pictures.dtype)
+        part = array_module(images).asarray(mask, images.dtype)
         more["mend"] = mend
     x = (
         known(*scheduler.plan.level_of(scheduler.timesteps[0]))
@@ -70,16 +70,16 @@ def scheduled(model, pictures, scheduler, late=True, mask=None, seed=0, sample=N
     return scheduler.sample(model, x, seed=seed, sample=numbers, **more)
 
 
-def variations(model, pictures, process: Process, path: Path, amount=0.3, seed=0, sample=None, **more):
-    """Pictures like these: inverted to their noise by DDIM, mixed with fresh noise, and drawn again.
+def variations(model, images, process: Process, path: Path, amount=0.3, seed=0, sample=None, **more):
+    """Images like these: inverted to their noise by DDIM, mixed with fresh noise, and drawn again.
 
-    amount: 0 (the pictures themselves, as far as inversion goes) .. 1 (others altogether); the mixture
+    amount: 0 (the images themselves, as far as inversion goes) .. 1 (others altogether); the mixture
     sqrt(1 - amount^2) noise + amount fresh keeps the variance (inversion: Song et al. 2021, section 4.3).
     """
     if not 0.0 <= amount <= 1.0:
-        raise ValueError(f"amount is {amount}, expected 0 (the same picture) .. 1 (another); choose a number between")
-    numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
-    for state in ddim_inversion(model, pictures, process, path, iterations=1):
+        raise ValueError(f"amount is {amount}, expected 0 (the same image) .. 1 (another); choose a number between")
+    numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
+    for state in ddim_inversion(model, images, process, path, iterations=1):
         x = state.x
     fresh = _normal(random.key(seed, random.SAMPLE, numbers), x) * x.dtype.type(path.sigma[0])
     x = x.dtype.type(np.sqrt(1.0 - amount**2)) * x + x.dtype.type(amount) * fresh
@@ -101,21 +101,21 @@ def interpolate(a, b, shares) -> np.ndarray:
 
 
 def inpaint(
-    model, pictures, mask, process: Process, path: Path, resample=5, seed=0, sample=None, variance="small", **more
+    model, images, mask, process: Process, path: Path, resample=5, seed=0, sample=None, variance="small", **more
 ) -> Iterator[SamplerState]:
-    """Draws where mask is 1 and keeps the pictures where it is 0: RePaint (Lugmayr et al. 2022, algorithm 1).
+    """Draws where mask is 1 and keeps the images where it is 0: RePaint (Lugmayr et al. 2022, algorithm 1).
 
     Each step goes down with DDPM; what is known is put in at the level reached, with noise of its own (eq. 8). Then, to
     let the drawn part learn of the known one, x is noised back up by one step and the step is taken again, `resample`
-    times in all. mask: broadcasts to pictures; values between 0 and 1 mix. resample x steps evaluations.
+    times in all. mask: broadcasts to images; values between 0 and 1 mix. resample x steps evaluations.
     Other arguments: see `walk`. Yields a state after every step.
     """
     if resample < 1:
         raise ValueError(f"resample is {resample}, expected 1 (each step once) or more; 5 to 10 are usual")
-    numbers = np.arange(len(pictures)) if sample is None else np.asarray(sample)
-    n, steps = len(pictures), len(path.t)
-    mask = array_module(pictures).asarray(mask, pictures.dtype)
-    x = _normal(random.key(seed, random.SAMPLE, numbers), pictures)
+    numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
+    n, steps = len(images), len(path.t)
+    mask = array_module(images).asarray(mask, images.dtype)
+    x = _normal(random.key(seed, random.SAMPLE, numbers), images)
     x = x * x.dtype.type(start_scale(path))
     for i, t in enumerate(path.t.tolist()):
         (alpha, alpha_s), (sigma, sigma_s) = (v[i : i + 2].tolist() for v in (path.alpha, path.sigma))
@@ -127,7 +127,7 @@ def inpaint(
             stage = Stage(t, alpha, sigma, x=a, x0=b, std=std)
             (state,) = walk(model, x, process, [stage], noise=lambda _k, z=z: z, **more)
             key = random.key(seed, random.SAMPLE, numbers, RESAMPLED + 2 * count)
-            known = ops.noise(pictures, np.full(n, alpha_s), np.full(n, sigma_s), key, keep=False)[0].data
+            known = ops.noise(images, np.full(n, alpha_s), np.full(n, sigma_s), key, keep=False)[0].data
             x = mask * state.x + (1.0 - mask) * known
             if r + 1 < rounds:  # q(x_t | x_s)
                 ratio = alpha / alpha_s
@@ -138,5 +138,5 @@ def inpaint(
 
 
 def _normal(key, like):
-    """Standard normals like the pictures `like`, where they are."""
+    """Standard normals like the images `like`, where they are."""
     return array_module(like).asarray(random.normal(key, like.shape[1:], like.dtype))

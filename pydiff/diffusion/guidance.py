@@ -30,7 +30,7 @@ def classifier_free(
 
     interval: noise levels rho, low < rho <= high, where it is applied; elsewhere the conditional network alone is
     asked, which saves half of the work there (Kynkaanniemi et al. 2024, "Applying guidance in a limited interval").
-    rescale: 0 .. 1, how far each picture's x0-hat is brought back to the standard deviation that the conditional one
+    rescale: 0 .. 1, how far each image's x0-hat is brought back to the standard deviation that the conditional one
     has (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", eq. 15 and 16).
     """
     check_limits(interval, rescale)
@@ -69,7 +69,7 @@ def classifier_guided(
     norm_based: bool = False,
     interval: tuple[float, float] = (0.0, math.inf),
 ) -> Callable:
-    """An unconditional network, steered by a classifier of noisy pictures: no condition was ever trained in.
+    """An unconditional network, steered by a classifier of noisy images: no condition was ever trained in.
 
     eps' = eps - scale sigma grad_x log p(y | x_t) (Dhariwal and Nichol 2021, "Diffusion models beat GANs", algorithm 2;
     the principle of Guided-TTS, Kim et al. 2022, where a phoneme classifier steers an unconditional speech model).

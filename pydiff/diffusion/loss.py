@@ -132,10 +132,10 @@ def _normal_cdf(z: Tensor) -> Tensor:
 
 
 def offset_noise(x, key, amount: float):
-    """What offset noise adds to eps: `amount` times one more normal number for each picture and channel, (N, 1, .., C).
+    """What offset noise adds to eps: `amount` times one more normal number for each image and channel, (N, 1, .., C).
 
-    Guttenberg 2023, "Diffusion with offset noise": without it, the mean brightness of x_T tells the picture's, and
-    generated pictures keep to the middle. x: array (N, ..., C).
+    Guttenberg 2023, "Diffusion with offset noise": without it, the mean brightness of x_T tells the image's, and
+    generated images keep to the middle. x: array (N, ..., C).
     """
     shape = (1,) * (x.ndim - 2) + x.shape[-1:]
     z = random.normal(key._replace(purpose=random.OFFSET), shape, x.dtype)

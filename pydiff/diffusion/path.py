@@ -117,7 +117,7 @@ def path_of_level(schedule: Schedule, level: Level, steps: int, first: float = 1
 def path_through(schedule: Schedule, t, end: str = "clean") -> Path:
     """The path through the given t (S,), which fall strictly, whole or fractional. ValueError for others.
 
-    end: "clean", the picture itself; or "first", the level of t = 0, which leaves that much noise in the picture.
+    end: "clean", the image itself; or "first", the level of t = 0, which leaves that much noise in the image.
     """
     t = np.asarray(t)
     t = t.astype(np.int64) if t.dtype.kind != "f" else t

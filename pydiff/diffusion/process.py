@@ -139,13 +139,13 @@ class Process:
         return column(a, x_t) * x_t + column(b, x0) * x0, column(variance, x_t), column(log_variance, x_t)
 
     def transition_variance(self, t) -> np.ndarray:
-        """Variance of q(x_t | x_{t-1}), DDPM's beta_t, for t (N,): (N,). Before t = 0 lies the clean picture."""
+        """Variance of q(x_t | x_{t-1}), DDPM's beta_t, for t (N,): (N,). Before t = 0 lies the clean image."""
         alpha, sigma, t = self.schedule.alpha, self.schedule.sigma, self._checked(t)
         alpha_s, sigma_s = np.where(t == 0, 1.0, alpha[t - 1]), np.where(t == 0, 0.0, sigma[t - 1])
         return sigma[t] ** 2 - (alpha[t] / alpha_s) ** 2 * sigma_s**2
 
     def step_back(self, t):
-        """(a, b, variance) of `posterior` from t (N,) to t - 1, (N,) each; before t = 0 lies the clean picture."""
+        """(a, b, variance) of `posterior` from t (N,) to t - 1, (N,) each; before t = 0 lies the clean image."""
         alpha, sigma = self.schedule.alpha, self.schedule.sigma
         alpha_s, sigma_s = np.where(t == 0, 1.0, alpha[t - 1]), np.where(t == 0, 0.0, sigma[t - 1])
         return posterior_coefficients(alpha[t], sigma[t], alpha_s, sigma_s)

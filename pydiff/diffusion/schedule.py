@@ -63,7 +63,7 @@ def exponential(T: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0)
 def flow(T: int = 1000, shift: float = 1.0) -> Schedule:
     """The straight line alpha = 1 - sigma, with sigma = (t + 1) / T (Liu et al. 2023; Lipman et al. 2023).
 
-    shift > 1 moves the levels towards noise, as larger pictures need: sigma -> shift sigma / (1 + (shift - 1) sigma)
+    shift > 1 moves the levels towards noise, as larger images need: sigma -> shift sigma / (1 + (shift - 1) sigma)
     (Esser et al. 2024, eq. 23).
     """
     sigma = shifted(np.arange(1, T + 1) / T, shift)

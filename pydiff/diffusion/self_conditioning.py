@@ -1,4 +1,4 @@
-"""Self-conditioning: the network sees its last guess of the clean picture beside the noisy one (Chen et al. 2023)."""
+"""Self-conditioning: the network sees its last guess of the clean image beside the noisy one (Chen et al. 2023)."""
 
 from pydiff import random
 from pydiff.arrays import array_module, column

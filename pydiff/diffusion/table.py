@@ -1,9 +1,9 @@
-"""A noise schedule as a table: how much of the picture and how much noise there is in x_t = alpha_t x_0 + sigma_t eps.
+"""A noise schedule as a table: how much of the image and how much noise there is in x_t = alpha_t x_0 + sigma_t eps.
 
 Notation (t = 0 .. T-1; t = 0 is almost clean, t = T-1 almost pure noise; Ho et al. count the same steps from 1):
 
     here          DDPM (Ho et al. 2020)           meaning
-    alpha[t]      sqrt(alpha_bar_t)               share of the picture
+    alpha[t]      sqrt(alpha_bar_t)               share of the image
     sigma[t]      sqrt(1 - alpha_bar_t)           share of the noise
     beta[t]       beta_t                          variance added between t-1 and t
     snr[t]        alpha_bar_t / (1 - alpha_bar_t) signal-to-noise ratio (Kingma et al. 2021)
@@ -68,7 +68,7 @@ class Schedule:
         return "flow" if np.allclose(self.alpha + self.sigma, 1.0, rtol=0.0, atol=1e-12) else "other"
 
     def scale(self, alpha, sigma):
-        """What a picture alpha x0 + sigma eps is multiplied by to be as large as this family's x_t; 1 for "other"."""
+        """What an image alpha x0 + sigma eps is multiplied by to be as large as this family's x_t; 1 for "other"."""
         norm = {"preserving": np.hypot, "exploding": lambda a, _: a, "flow": np.add}.get(self.family)
         return np.ones_like(alpha) if norm is None else 1.0 / norm(alpha, sigma)
 

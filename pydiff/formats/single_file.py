@@ -39,7 +39,8 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
         bytes_needed = sum(
             4 * int(np.prod(w.shape)) for part in (found.unet, found.vae, found.text) for w in part[1].values()
         )
-        refuse_too_large(bytes_needed, memory.free(), path)
+        if not wishes.low_memory:
+            refuse_too_large(bytes_needed, memory.free(), path)
         if wishes.config is not None:
             parts = _by_folder(found, Path(wishes.config).expanduser(), path)
         else:

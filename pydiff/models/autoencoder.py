@@ -12,11 +12,12 @@ import numpy as np
 
 from pydiff import ops
 from pydiff.arrays import array_module
+from pydiff.models import bands
 from pydiff.models.activations import ACTIVATIONS
 from pydiff.models.blocks import Downsample, MidBlock, ResnetBlock, Upsample
 from pydiff.models.registry import register
 from pydiff.nn import Attention, Conv2d, GroupNorm, Module
-from pydiff.tensor import Tensor, as_tensor
+from pydiff.tensor import Tensor, as_tensor, grad_enabled
 
 # For every block name: does it attend?
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
@@ -56,6 +57,7 @@ class Autoencoder(Module):
     """
 
     factor: int
+    in_bands = False
 
     def encode(self, x) -> Posterior:
         """x: images (N, H, W, in_channels) in [-1, 1], arrays or a Tensor. Sides are rounded down to the factor."""
@@ -100,6 +102,12 @@ class Autoencoder(Module):
         if min(x.shape[1:3]) < self.factor:
             raise ValueError(f"this autoencoder takes images of at least {self.factor} pixels a side, got {x.shape}")
         return x
+
+    def work_in_bands(self, on=True):  # noqa: ARG002
+        """Whether what needs no gradient is computed in bands of rows, in less memory and to the same bits, by networks
+        that can; then `in_bands` says so. Returns self.
+        """
+        return self
 
     def recompute_blocks(self, on=True):
         """Whether residual blocks and attention keep nothing for backward and compute it again there. Returns self."""
@@ -242,9 +250,14 @@ class AutoencoderKL(Autoencoder):
         self.post_quant_conv = Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
         self.initialize(seed)
 
+    def work_in_bands(self, on=True):
+        """See Autoencoder.work_in_bands, and bands.py."""
+        self.in_bands = on
+        return self
+
     def encode(self, x):
         """x: images (N, H, W, in_channels) in [-1, 1]. Returns a Posterior of latents (N, H / factor, .., C)."""
-        h = self.encoder(self._checked_images(x))
+        h = self._worked(self.encoder, bands.encoder, self._checked_images(x))
         h = self.quant_conv(h) if self.quant_conv else h
         c = self.config["latent_channels"]
         return Posterior(h[..., :c], ops.clip(h[..., c:], *LOGVAR))
@@ -252,7 +265,13 @@ class AutoencoderKL(Autoencoder):
     def decode(self, z):
         """z: latents (N, h, w, latent_channels). Returns a Tensor (N, h factor, w factor, out_channels)."""
         z = self._checked(z, "latent_channels", "latents")
-        return self.decoder(self.post_quant_conv(z) if self.post_quant_conv else z)
+        return self._worked(self.decoder, bands.decoder, self.post_quant_conv(z) if self.post_quant_conv else z)
+
+    def _worked(self, network, banded, x):
+        """network(x), or a sample at a time by its double in bands.py."""
+        if not self.in_bands or grad_enabled() or not bands.serves(x.data) or not len(x):
+            return network(x)
+        return Tensor(np.concatenate([banded(network, one[None]) for one in x.data]))
 
 
 def _check(config):

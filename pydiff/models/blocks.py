@@ -133,9 +133,9 @@ class MidBlock(Module):
 
 
 class UpBlock(Module):
-    """One level of the ascent: each residual block first sees the matching picture from the descent, as more channels.
+    """One level of the ascent: each residual block first sees the matching image from the descent, as more channels.
 
-    skip_channels: channels of those pictures, in the order they are taken. upsample: None, "conv" or "resnet".
+    skip_channels: channels of those images, in the order they are taken. upsample: None, "conv" or "resnet".
     """
 
     def __init__(self, cin, cout, skip_channels, attention, upsample, **resnet):
@@ -155,7 +155,7 @@ class UpBlock(Module):
             if x.shape[:3] != skip.shape[:3]:
                 raise ValueError(
                     f"this model rounds odd sizes down, so it cannot get back from {x.shape[1:3]} to {skip.shape[1:3]} "
-                    "pixels; use pictures whose sides can be halved at every level"
+                    "pixels; use images whose sides can be halved at every level"
                 )
             x = resnet(ops.concatenate(x, skip), temb)
             x = self.attentions[i](x) if self.attentions else x

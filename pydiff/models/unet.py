@@ -1,7 +1,7 @@
 """The U-Net of diffusion models (Ronneberger et al. 2015; Ho et al. 2020, appendix B; Dhariwal & Nichol 2021).
 
-It sees a noisy picture and the number of the step, and says what in the picture is noise. On the way down it looks at
-ever larger parts of the picture in ever less detail; on the way up it puts the detail back, with the help of what it
+It sees a noisy image and the number of the step, and says what in the image is noise. On the way down it looks at
+ever larger parts of the image in ever less detail; on the way up it puts the detail back, with the help of what it
 noted on the way down (the skip connections). Structure, option names and parameter names are those of diffusers'
 UNet2DModel, so its checkpoints are ours and ours are its.
 """
@@ -65,10 +65,10 @@ class FourierProjection(Module):
 
 @register("UNet2DModel")
 class UNet2D(Module):
-    """Predicts from (x_t, t) what the process asks for: the noise, the clean picture or v.
+    """Predicts from (x_t, t) what the process asks for: the noise, the clean image or v.
 
     Options are those of UNet2DModel, with its defaults (`config` holds them all). The main ones:
-    in_channels, out_channels: of the picture. block_out_channels: channels of every level, from the top.
+    in_channels, out_channels: of the image. block_out_channels: channels of every level, from the top.
     layers_per_block: residual blocks a level. down_block_types, up_block_types: a name a level, with attention or not.
     attention_head_dim: channels of a head (None: one head). norm_num_groups: groups of every normalisation.
     resnet_time_scale_shift: "default" (added) or "scale_shift". downsample_type, upsample_type: "conv" or "resnet", for
@@ -140,7 +140,7 @@ class UNet2D(Module):
         elif class_embed_type is None and num_class_embeds is not None:
             self.class_embedding = Embedding(num_class_embeds, temb_dim)
 
-        skips = [channels[0]]  # channels of every picture that the ascent will see again
+        skips = [channels[0]]  # channels of every image that the ascent will see again
         self.down_blocks = []
         for i, name in enumerate(down_block_types):
             attends, resample = _DOWN[name]
@@ -184,10 +184,10 @@ class UNet2D(Module):
         return self.body(x, **self.encoded(x.data, t, class_labels))
 
     def checked(self, x):
-        """Pictures that this network can take, as a Tensor."""
+        """Images that this network can take, as a Tensor."""
         x = as_tensor(x)
         if x.ndim != 4 or x.shape[3] != self.config["in_channels"]:
-            raise ValueError(f"the U-Net takes pictures (N, H, W, {self.config['in_channels']}), got {x.shape}")
+            raise ValueError(f"the U-Net takes images (N, H, W, {self.config['in_channels']}), got {x.shape}")
         return x
 
     @property
@@ -196,7 +196,7 @@ class UNet2D(Module):
         return self.class_embedding is not None or self.config["class_embed_type"] == "identity"
 
     def encoded(self, like, t, class_labels=None):
-        """What t and class_labels are for the body: Tensors by name for pictures `like` (N, ..), as floating as they.
+        """What t and class_labels are for the body: Tensors by name for images `like` (N, ..), as floating as they.
 
         step: what the time embedding takes, (N, D). label, if there are classes: the same of them, or a row
         (N, temb_dim) of the table of classes, or they themselves. level: t (N, 1, 1, 1), if the answer is divided
@@ -266,9 +266,9 @@ def check_told(told: bool, class_labels):
 
 
 def for_each(values, n, name):
-    """One value for each of n pictures, (n,), from (n,) values or a single one."""
+    """One value for each of n images, (n,), from (n,) values or a single one."""
     if np.shape(values) not in ((), (1,), (n,)):
-        raise ValueError(f"{n} pictures need {n} {name} or a single one, got an array of shape {np.shape(values)}")
+        raise ValueError(f"{n} images need {n} {name} or a single one, got an array of shape {np.shape(values)}")
     return np.broadcast_to(np.asarray(values), (n,))
 
 

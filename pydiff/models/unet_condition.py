@@ -87,7 +87,7 @@ class ContextMidBlock(Module):
 
 
 class ContextUpBlock(Module):
-    """One level of the ascent: each residual block first sees its picture from the descent, as more channels."""
+    """One level of the ascent: each residual block first sees its image from the descent, as more channels."""
 
     def __init__(self, cin, cout, skip_channels, transformer, upsample, resnet: dict[str, Any]):
         widths = [(cin if i == 0 else cout) + skip for i, skip in enumerate(skip_channels)]
@@ -217,7 +217,7 @@ class UNet2DCondition(Module):
             "scale_shift": resnet_time_scale_shift == "scale_shift",
         }
         down, up = self._plan(levels)
-        self.down_blocks, skips = [], [channels[0]]  # channels of every picture that the ascent will see again
+        self.down_blocks, skips = [], [channels[0]]  # channels of every image that the ascent will see again
         for i, (name, level) in enumerate(zip(down_block_types, down, strict=True)):
             attends, by_resnet = _DOWN[name]
             resample = None if i == levels - 1 else "resnet" if by_resnet else "conv"

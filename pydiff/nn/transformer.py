@@ -90,7 +90,7 @@ class BasicTransformerBlock(Module):
 
 
 class Transformer2DModel(Module):
-    """Transformer blocks over the pixels of a picture, between two projections, with x added after:
+    """Transformer blocks over the pixels of an image, between two projections, with x added after:
 
         x = x + proj_out(blocks(proj_in(norm(x))))
 

@@ -3,12 +3,12 @@
     y[n, i, j, o] = sum_{a, b, c} X[n, i·stride + a·dilation - top, j·stride + b·dilation - left, c] w[a, b, c, o]
                     + bias[o] + add[n, i, j, o]
 
-with zeros outside the picture X, which is x, or x enlarged by repeating pixels: X[n, p, q] = x[n, p // up, q // up];
+with zeros outside the image X, which is x, or x enlarged by repeating pixels: X[n, p, q] = x[n, p // up, q // up];
 stride, dilation and up may be others vertically than horizontally. With groups, an output channel o sums over the
 channels c of its own group alone (Krizhevsky et al. 2012; one group a channel is a depthwise convolution).
 
 A U-Net's blocks use the rest: the bias may be one for each sample, bias[n, o], which is how the embedding of the step
-number comes in, `add` is what a residual block passes by, and an enlarged picture that nobody else looks at need not be
+number comes in, `add` is what a residual block passes by, and an enlarged image that nobody else looks at need not be
 made. The array path is the same sum taken tap by tap: for each of the kH·kW taps (a, b) the pixels it touches form a
 matrix (N·OH·OW, Cin), and the tap adds that matrix times w[a, b].
 A linear layer is the case kH = kW = 1, so it uses the same kernels.
@@ -21,13 +21,13 @@ import math
 from typing import Any, NamedTuple
 
 from pydiff.arrays import array_module, contiguous, empty
-from pydiff.backend import FLOAT32, is_bfloat16, native
+from pydiff.backend import native, widened
 from pydiff.ops.shape import repeat_pixels, sum_pixels
 from pydiff.tensor import Function
 
 
 class Window(NamedTuple):
-    """How a filter moves over the picture: (vertical, horizontal) pairs, and padding ((top, bottom), (left, right))."""
+    """How a filter moves over the image: (vertical, horizontal) pairs, and padding ((top, bottom), (left, right))."""
 
     stride: tuple = (1, 1)
     padding: tuple = ((0, 0), (0, 0))
@@ -41,20 +41,20 @@ class Window(NamedTuple):
         return self.groups == 1 and self.dilation == (1, 1) and self.upsample in ((1, 1), (2, 2))
 
     def sizes(self, x_shape, w_shape):
-        """((filter, picture, output) vertically, the same horizontally), in pixels; padding counts to the picture."""
+        """((filter, image, output) vertically, the same horizontally), in pixels; padding counts to the image."""
         for axis in (0, 1):
             size = self.dilation[axis] * (w_shape[axis] - 1) + 1
-            picture = self.upsample[axis] * x_shape[1 + axis] + sum(self.padding[axis])
-            yield size, picture, (picture - size) // self.stride[axis] + 1
+            image = self.upsample[axis] * x_shape[1 + axis] + sum(self.padding[axis])
+            yield size, image, (image - size) // self.stride[axis] + 1
 
 
 def conv2d(
     x, w, bias=None, stride: Any = 1, padding: Any = 0, upsample: Any = 1, add=None, dilation: Any = 1, groups=1
 ) -> Any:
-    """Convolves pictures with a bank of filters.
+    """Convolves images with a bank of filters.
 
     x: (N, H, W, Cin). w: (kH, kW, Cin/groups, Cout). bias: (Cout,), or (N, Cout) with one for each sample, or None.
-    stride, dilation, upsample: int or (vertical, horizontal). padding: zeros around the picture: int, (vertical,
+    stride, dilation, upsample: int or (vertical, horizontal). padding: zeros around the image: int, (vertical,
     horizontal), or ((top, bottom), (left, right)). upsample: 2 enlarges x by repeating pixels first; 1 does not.
     add: None, or something of the result's shape to add to it. groups: Cin and Cout are cut into so many; no channel
     of one sees another.
@@ -76,8 +76,8 @@ def conv2d(
     window = Window(stride, as_padding(padding), upsample, dilation, groups)
     (kh, height, oh), (kw, width, ow) = window.sizes(x.shape, w.shape)
     if min(kh, kw) < 1 or height < kh or width < kw:
-        picture = tuple(up * side for up, side in zip(window.upsample, x.shape[1:3], strict=True))
-        raise ValueError(f"a {w.shape[:2]} filter does not fit into a {picture} picture with padding {window.padding}")
+        image = tuple(up * side for up, side in zip(window.upsample, x.shape[1:3], strict=True))
+        raise ValueError(f"a {w.shape[:2]} filter does not fit into a {image} image with padding {window.padding}")
     shape = (len(x), oh, ow, w.shape[3])
     check_addends(x, bias, [shape[3:], (len(x), shape[3])], add, shape)
     return Conv2d.apply(x, w, bias, add, window=window, shape=shape)
@@ -134,9 +134,9 @@ class Conv2d(Function):
             corner = (window.padding[0][0], window.padding[1][0])
             kernel(x, w, bias, add, window.stride, corner, window.upsample[0], y)
             return y
-        wide = _widened(x)  # the array path cannot multiply bfloat16
+        wide = widened(x)  # the array path cannot multiply bfloat16
         y = forward_arrays(
-            repeat_pixels(wide, window.upsample), _widened(w), window.stride, window.padding, shape, window.dilation,
+            repeat_pixels(wide, window.upsample), widened(w), window.stride, window.padding, shape, window.dilation,
             window.groups,
         )  # fmt: skip
         if bias is not None:
@@ -165,7 +165,7 @@ def input_gradient(dy, w, x_shape, window):
     n, h, width, cin = x_shape
     enlarged = (n, window.upsample[0] * h, window.upsample[1] * width, cin)
     dx = backward_input_arrays(
-        _widened(dy), _widened(w), enlarged, window.stride, window.padding, window.dilation, window.groups
+        widened(dy), widened(w), enlarged, window.stride, window.padding, window.dilation, window.groups
     )
     return sum_pixels(dx, window.upsample)
 
@@ -178,13 +178,9 @@ def weight_gradient(dy, x, w_shape, bias_shape, window):
         dw, dbias = xp.empty(w_shape, "float32"), xp.empty(bias_shape, "float32") if bias_shape else None
         kernel(dy, x, window.stride, (window.padding[0][0], window.padding[1][0]), window.upsample[0], dw, dbias)
         return dw, dbias
-    dy, x = _widened(dy), repeat_pixels(_widened(x), window.upsample)
+    dy, x = widened(dy), repeat_pixels(widened(x), window.upsample)
     dw = backward_weight_arrays(dy, x, w_shape, window.stride, window.padding, window.dilation, window.groups)
     return dw, dy.sum(axis=(0, 1, 2) if len(bias_shape) == 1 else (1, 2)) if bias_shape else None
-
-
-def _widened(a):
-    return a.astype(FLOAT32) if is_bfloat16(a.dtype) else a
 
 
 class Linear(Conv2d):

@@ -1,4 +1,4 @@
-"""Transposed convolution: the linear map that a convolution's gradient applies, used forwards to enlarge pictures
+"""Transposed convolution: the linear map that a convolution's gradient applies, used forwards to enlarge images
 (Zeiler et al. 2010, "Deconvolutional Networks"; Dumoulin & Visin 2016, "A guide to convolution arithmetic", section 4):
 
     y[n, i·stride + a·dilation - top, j·stride + b·dilation - left, o] += x[n, i, j, c] w[a, b, o, c]    for all indices
@@ -24,7 +24,7 @@ from pydiff.tensor import Function
 
 
 def conv_transpose2d(x, w, bias=None, stride=1, padding=0, output_padding=0, dilation=1, groups=1):
-    """Enlarges pictures by a convolution read backwards.
+    """Enlarges images by a convolution read backwards.
 
     x: (N, H, W, Cin). w: (kH, kW, Cout/groups, Cin), the filters of the convolution that this is the transpose of.
     bias: (Cout,) or None. stride, dilation: int or (vertical, horizontal). padding: pixels that are cut off the result:
@@ -51,7 +51,7 @@ def conv_transpose2d(x, w, bias=None, stride=1, padding=0, output_padding=0, dil
         - sum(window.padding[i]) for i in (0, 1)
     ]  # fmt: skip
     if min(size) < 1 or 0 in x.shape[1:3] or 0 in w.shape[:2]:
-        raise ValueError(f"nothing is left of a {x.shape[1:3]} picture with padding {window.padding}")
+        raise ValueError(f"nothing is left of a {x.shape[1:3]} image with padding {window.padding}")
     shape = (len(x), *size, groups * w.shape[2])
     check_addends(x, bias, [shape[3:]], None, shape)
     return ConvTranspose2d.apply(x, w, bias, window=window, shape=shape)
@@ -67,7 +67,7 @@ class ConvTranspose2d(Function):
         """With conv the convolution that this is the transpose of, y = convᵀ(x; w) + bias:
 
         1. dx = conv(dy; w)
-        2. dw = the weight gradient of conv for the picture dy and the output gradient x
+        2. dw = the weight gradient of conv for the image dy and the output gradient x
         3. dbias = sum dy
         """
         x, w = self.saved

@@ -1,8 +1,8 @@
-"""One step of the reverse process, for any sampler. They all are one affine update of the picture x, given the
+"""One step of the reverse process, for any sampler. They all are one affine update of the image x, given the
 network's output f, with coefficients that depend on the step alone:
 
     f       = f_uncond + guidance (f - f_uncond)             classifier-free guidance (Ho & Salimans 2022, eq. 6)
-    x0_hat  = clip(u x + v f, low, high)                     what the network believes the clean picture to be
+    x0_hat  = clip(u x + v f, low, high)                     what the network believes the clean image to be
     x_next  = a x + b x0_hat + d f + sum_k c_k history_k + s z
 
 u, v come from the parametrisation (diffusion/process.py), a, b, d, c, s from the sampler (diffusion/samplers/), z is

@@ -14,8 +14,9 @@ import math
 
 import numpy as np
 
+from pydiff import backend
 from pydiff.arrays import array_module, contiguous, empty
-from pydiff.backend import native
+from pydiff.backend import FLOAT32, native
 from pydiff.ops.elementwise import stable_sigmoid
 from pydiff.tensor import Function
 
@@ -66,17 +67,57 @@ class GroupNorm(Function):
         return dx.reshape(self.shape), dgamma, dbeta
 
 
+def statistics(x, groups, eps):
+    """(mean, rstd), each (N, G), of every group of x (N, ..., C): what `normalised` needs to know of all positions, so
+    that it may be given a few of them at a time.
+    """
+    x3 = contiguous(x).reshape(len(x), -1, x.shape[-1])
+    if _in_halves(x3):
+        mean, rstd = empty(x3, (len(x3), groups)), empty(x3, (len(x3), groups))
+        backend.cpu.group_norm_statistics(x3, groups, eps, mean, rstd)
+        return mean, rstd
+    return statistics_arrays(x3, groups, eps)
+
+
+def normalised(x, gamma, beta, mean, rstd, silu):
+    """Some positions x (N, ..., C) as `group_norm` normalises them with all others, bit for bit."""
+    x3 = contiguous(x).reshape(len(x), -1, x.shape[-1])
+    if _in_halves(x3):
+        y = empty(x3, x3.shape)
+        backend.cpu.group_norm_apply(x3, contiguous(gamma), contiguous(beta), mean, rstd, mean.shape[1], silu, y)
+    else:
+        y = normalised_arrays(x3, gamma, beta, mean, rstd, silu)
+    return y.reshape(x.shape)
+
+
+def _in_halves(x):
+    """Whether the CPU's kernel serves x: its two halves are there by themselves (csrc/cpu/group_norm_bands.h)."""
+    return backend.cpu is not None and backend.emulator is None and type(x) is np.ndarray and x.dtype == FLOAT32
+
+
 def forward_arrays(x, gamma, beta, groups, eps, silu):
     """x (N, S, C) -> y (N, S, C), mean (N, G), rstd (N, G)."""
+    mean, rstd = statistics_arrays(x, groups, eps)
+    return normalised_arrays(x, gamma, beta, mean, rstd, silu), mean, rstd
+
+
+def statistics_arrays(x, groups, eps):
+    """x (N, S, C) -> mean (N, G), rstd (N, G)."""
     n, s, c = x.shape
     xg = x.reshape(n, s, groups, c // groups)  # (N, S, G, C/G)
     # Statistics are summed in float64: NumPy adds up these axes one by one, and loses five digits at 256 x 256.
     mean = xg.mean(axis=(1, 3), dtype=np.float64).astype(x.dtype)  # (N, G)
     centred = xg - mean[:, None, :, None]
     variance = (centred * centred).mean(axis=(1, 3), dtype=np.float64)
-    rstd = (1 / array_module(x).sqrt(variance + eps)).astype(x.dtype)  # (N, G)
+    return mean, (1 / array_module(x).sqrt(variance + eps)).astype(x.dtype)
+
+
+def normalised_arrays(x, gamma, beta, mean, rstd, silu):
+    """x (N, S, C), mean and rstd (N, G) -> y (N, S, C)."""
+    n, s, c = x.shape
+    centred = x.reshape(n, s, mean.shape[1], c // mean.shape[1]) - mean[:, None, :, None]
     z = (centred * rstd[:, None, :, None]).reshape(x.shape) * gamma + beta
-    return (z * stable_sigmoid(z) if silu else z), mean, rstd
+    return z * stable_sigmoid(z) if silu else z
 
 
 def backward_arrays(dy, x, gamma, beta, mean, rstd, silu):

@@ -4,6 +4,8 @@ NumPy's functions reach them, too: np.exp(x), np.sum(x) and `array * x` are oper
 make an array of it, a TypeError says what to write instead.
 """
 
+import math
+
 import numpy as np
 
 from pydiff.ops.elementwise import (
@@ -56,8 +58,10 @@ def product(x, y):
 
 
 def exponential(base, x):
-    """base ** x for a positive base."""
-    return exp(multiply(x, np.log(base)))
+    """base ** x for a positive base, a number or an array; ValueError for one that is not."""
+    if not np.all(base > 0):
+        raise ValueError(f"base ** x needs a positive base, got {base!r}")
+    return exp(multiply(x, math.log(base) if isinstance(base, int | float) else np.log(base)))
 
 
 def _reshape_method(x, *shape, **named):
@@ -75,6 +79,10 @@ def _compared(name):
         return Tensor(getattr(x.data, name)(y.data if isinstance(y, Tensor) else y))
 
     return compare
+
+
+def _not(x):
+    return Tensor(~x.data)
 
 
 def _without_out(operation):
@@ -145,6 +153,9 @@ _METHODS = {
     "__ge__": _compared("__ge__"),
     "__eq__": _compared("__eq__"),
     "__ne__": _compared("__ne__"),
+    "__and__": _compared("__and__"),  # of truth values
+    "__or__": _compared("__or__"),
+    "__invert__": _not,
     "__hash__": object.__hash__,
     "__float__": lambda x: float(x.item()),
     "__int__": lambda x: int(x.item()),

@@ -1,10 +1,10 @@
-"""Pooling as PyTorch has it: the mean or the largest value of every window of a picture.
+"""Pooling as PyTorch has it: the mean or the largest value of every window of an image.
 
     avg:  y[n, i, j, c] = 1/size sum over the window of x[n, p, q, c]
     max:  y[n, i, j, c] = max over the window of x[n, p, q, c]          window: p = i·stride - pad + a,  0 <= a < kernel
 
 Padding counts as zeros in the mean and is never the largest. Both are taken tap by tap, as in conv2d: for each of the
-kernel's pixels (a, b), the view of the picture that lies under it.
+kernel's pixels (a, b), the view of the image that lies under it.
 
 Reference: reference/pool.py. The mean of squares that touch neither each other nor a border: ops.average_pool.
 """
@@ -22,7 +22,7 @@ def avg_pool2d(x, kernel, stride=None, padding=0, ceil_mode=False, count_include
     """The mean of every window.
 
     x: (N, H, W, C). kernel, stride, padding: int or (vertical, horizontal); stride None is the kernel's size; padding
-    is at most half of the kernel. ceil_mode: whether a last window may reach beyond the picture and its padding.
+    is at most half of the kernel. ceil_mode: whether a last window may reach beyond the image and its padding.
     count_include_pad: whether the mean counts the padding in (what lies beyond the padding never counts).
     Returns (N, OH, OW, C), OH = (H + 2 padding - kernel) / stride + 1, rounded down, or up in ceil_mode.
     ValueError for windows that do not fit.
@@ -47,16 +47,16 @@ def max_pool2d(x, kernel, stride=None, padding=0, ceil_mode=False):
 
 
 def _geometry(x, kernel, stride, padding, ceil_mode):
-    """The options as pairs, the output's size, and how far the last windows reach beyond the picture."""
+    """The options as pairs, the output's size, and how far the last windows reach beyond the image."""
     if x.ndim != 4:
-        raise ValueError(f"pooling needs a picture (N, H, W, C), got {x.shape}")
+        raise ValueError(f"pooling needs an image (N, H, W, C), got {x.shape}")
     kernel = as_pair(kernel, "kernel", 1)
     stride, padding = kernel if stride is None else as_pair(stride, "stride", 1), as_pair(padding, "padding", 0)
     out, ends = [], []
     for k, s, p, size in zip(kernel, stride, padding, x.shape[1:3], strict=True):
         if 2 * p > k or size + 2 * p < k:
             raise ValueError(
-                f"a {kernel} window does not fit into a {x.shape[1:3]} picture with padding {padding}, which may be "
+                f"a {kernel} window does not fit into a {x.shape[1:3]} image with padding {padding}, which may be "
                 "half of the window at most"
             )
         count = (size + 2 * p - k + (s - 1 if ceil_mode else 0)) // s + 1
@@ -67,7 +67,7 @@ def _geometry(x, kernel, stride, padding, ceil_mode):
 
 
 class _Pool(Function):
-    """What both have in common: the padded picture and its taps."""
+    """What both have in common: the padded image and its taps."""
 
     integers = True
 
@@ -85,7 +85,7 @@ class _Pool(Function):
                 yield padded[:, a : a + sh * (oh - 1) + 1 : sh, b : b + sw * (ow - 1) + 1 : sw]
 
     def inside(self, padded):
-        """The picture without what is around it."""
+        """The image without what is around it."""
         (top, left), (_, h, w, _) = self.padding, self.shape
         return padded[:, top : top + h, left : left + w]
 

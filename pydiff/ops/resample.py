@@ -1,4 +1,4 @@
-"""Bilinear and bicubic resampling of pictures to any size, with PyTorch's conventions (align_corners=False).
+"""Bilinear and bicubic resampling of images to any size, with PyTorch's conventions (align_corners=False).
 
 A pixel of the output with its centre at (i + 1/2) H / OH, in pixels of the input, takes the input's pixels around it by
 a weight that falls with their distance t (Keys 1981, "Cubic Convolution Interpolation", eq. 4):
@@ -7,7 +7,7 @@ a weight that falls with their distance t (Keys 1981, "Cubic Convolution Interpo
     bicubic:   k(t) = (a + 2)|t|³ - (a + 3)|t|² + 1                      for |t| < 1
                k(t) = a|t|³ - 5a|t|² + 8a|t| - 4a                        for 1 <= |t| < 2, else 0
 
-Beyond the border the last pixel is repeated, and a = -3/4. With antialias (what PIL does when it makes a picture
+Beyond the border the last pixel is repeated, and a = -3/4. With antialias (what PIL does when it makes an image
 smaller), the kernel is stretched by the scale where that is above 1, k(t / scale), what lies beyond the border is left
 out, the weights of a pixel are divided by their sum, and a = -1/2.
 
@@ -28,15 +28,15 @@ REACH = {"bilinear": 1, "bicubic": 2}  # how far the kernels reach, in pixels
 
 
 def resample(x, size, mode="bilinear", antialias=False):
-    """Interpolates pictures.
+    """Interpolates images.
 
     x: (N, H, W, C) with at least one pixel. size: (OH, OW), or one int for both. mode: "bilinear" or "bicubic".
-    antialias: whether to take the mean over all pixels that an output pixel covers; without it, a picture that is made
+    antialias: whether to take the mean over all pixels that an output pixel covers; without it, an image that is made
     much smaller keeps few of its pixels.
-    Returns (N, OH, OW, C). ValueError for other modes and for pictures without pixels.
+    Returns (N, OH, OW, C). ValueError for other modes and for images without pixels.
     """
     if x.ndim != 4 or 0 in x.shape[1:3]:
-        raise ValueError(f"resample needs pictures (N, H, W, C) with pixels, got {x.shape}")
+        raise ValueError(f"resample needs images (N, H, W, C) with pixels, got {x.shape}")
     if mode not in REACH:
         raise ValueError(f"mode must be one of {', '.join(REACH)}, got {mode!r}")
     return Resample.apply(x, size=as_pair(size, "size", 1), mode=mode, antialias=bool(antialias))

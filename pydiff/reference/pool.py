@@ -6,7 +6,7 @@ import numpy as np
 
 
 def _windows(shape, kernel, stride, padding, ceil_mode):
-    """(output pixel, slices of the picture inside its window, size of its window with padding) for every output."""
+    """(output pixel, slices of the image inside its window, size of its window with padding) for every output."""
     sides = []
     for axis in (0, 1):
         size, k, s, p = shape[1 + axis], kernel[axis], stride[axis], padding[axis]
@@ -27,16 +27,16 @@ def avg_pool2d(x, kernel, stride, padding=(0, 0), ceil_mode=False, count_include
     for i, j, rows, columns, size in _windows(x.shape, kernel, stride, padding, ceil_mode):
         inside = x[:, rows, columns]
         pixels[i, j] = inside.sum(axis=(1, 2)) / (size if count_include_pad else inside[0, ..., 0].size)
-    return _picture(pixels)
+    return _image(pixels)
 
 
 def max_pool2d(x, kernel, stride, padding=(0, 0), ceil_mode=False):
     """The same with the largest value of every window."""
     x = np.asarray(x, np.float64)
     windows = _windows(x.shape, kernel, stride, padding, ceil_mode)
-    return _picture({(i, j): x[:, rows, columns].max(axis=(1, 2)) for i, j, rows, columns, _ in windows})
+    return _image({(i, j): x[:, rows, columns].max(axis=(1, 2)) for i, j, rows, columns, _ in windows})
 
 
-def _picture(pixels):
+def _image(pixels):
     height, width = (1 + max(place[axis] for place in pixels) for axis in (0, 1))
     return np.stack([np.stack([pixels[i, j] for j in range(width)], axis=1) for i in range(height)], axis=1)

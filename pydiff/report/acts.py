@@ -3,7 +3,7 @@
 import base64
 from typing import NamedTuple
 
-from pydiff.report.markup import kind, number, picture, text
+from pydiff.report.markup import img, kind, number, text
 
 
 class Moment(NamedTuple):
@@ -18,11 +18,11 @@ def section(images, took, moments) -> str:
     moments: Moments, in order.
     """
     drawn = "".join(
-        f"<figure>{picture(image, f'drawn {i % 10}')}<figcaption>{i % 10}</figcaption></figure>"
+        f"<figure>{img(image, f'drawn {i % 10}')}<figcaption>{i % 10}</figcaption></figure>"
         for i, image in enumerate(images)
     )
     way = "".join(
-        f'<figure><img class="picture" alt="drawn after {number(int(step))} steps" src="data:image/png;base64,'
+        f'<figure><img class="image" alt="drawn after {number(int(step))} steps" src="data:image/png;base64,'
         f'{base64.b64encode(png).decode("ascii")}"><figcaption>after {number(int(step))} steps</figcaption></figure>'
         for step, png in moments
     )

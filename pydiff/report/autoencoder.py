@@ -1,13 +1,13 @@
 """The page of an autoencoder: originals, latents, what comes back, neighbours and walks in both spaces."""
 
-import shlex
 from pathlib import Path
 
 import numpy as np
 
+from pydiff.printed import typed
 from pydiff.report import loss, sections
 from pydiff.report.grid import grid, save_png
-from pydiff.report.markup import data_json, duration, fill, kind, number, picture, text
+from pydiff.report.markup import data_json, duration, fill, img, kind, number, text
 from pydiff.report.nearest import spread
 from pydiff.report.page import asset, loss_numbers, training
 from pydiff.report.pixels import visible
@@ -25,6 +25,8 @@ def write_autoencoder_report(codec, dataset, directory, *, name, log, step, opti
     codec: LatentSpace. dataset: what it was trained on. name, log (list of dicts), step, options: of the training.
     n: how many images are shown. seed: of the choice of pairs and of images whose neighbours are looked for.
     """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     images = dataset.samples(spread(len(dataset), n))
@@ -105,7 +107,7 @@ def _figures(images, alt, captions=None, chosen=()):
     for i, image in enumerate(reduced(visible(images), MEDIUM)):
         caption = f"<figcaption>{text(captions[i])}</figcaption>" if captions else ""
         css = ' class="asked"' if i in chosen else ""
-        made.append(f"<figure{css}>{picture(image, f'{alt} {i + 1}')}{caption}</figure>")
+        made.append(f"<figure{css}>{img(image, f'{alt} {i + 1}')}{caption}</figure>")
     return made
 
 
@@ -151,7 +153,7 @@ def _walks(codec, samples, latents, order):
 
 
 def _commands(directory, data):
-    place, further, data = (shlex.quote(name) for name in (str(directory), f"{directory}-diffusion", data))
+    place, further, data = map(typed, (directory, f"{directory}-diffusion", data))
     python = f"import pydiff\n\nmade = pydiff.load({str(directory)!r})\nx = made.encode(images)  # uint8 (N, H, W, C)"
     return [
         ("Train a diffusion model in these latents", f"pydiff train {data} --latent {place} --out {further}"),

@@ -51,7 +51,7 @@ def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
 
 def check_name(out: Path, codec):
     """ValueError for a file that samples cannot be written to, before they are drawn."""
-    more, what = (), "pictures are written to a .png"
+    more, what = (), "images are written to a .png"
     if isinstance(codec, SoundCodec):
         more, what = (".wav",), "sounds are written to a .wav, a .png"
     elif isinstance(codec, Frames):

@@ -18,7 +18,7 @@ def save_film(path, frames, fps=20, hold_last=2.0):
     path: `film.webp` or `film.gif`; without a suffix, .webp where Pillow can write it and .gif elsewhere is appended.
     fps: frames a second (GIF counts in hundredths of a second). hold_last: seconds the last frame stays.
     WebP keeps every pixel that can be seen. GIF keeps every grey; colours are reduced to 256 a frame, and transparent
-    pictures are put on white. Equal frames in a row may be stored as one that stays longer. Same frames, same bytes.
+    images are put on white. Equal frames in a row may be stored as one that stays longer. Same frames, same bytes.
     """
     frames = [np.asarray(frame) for frame in frames]
     if not frames or any(f.shape != frames[0].shape or f.ndim != 3 or f.dtype != np.uint8 for f in frames):
@@ -47,7 +47,7 @@ def _encode(frames, durations, suffix):
 
 
 def _indexed(frame):
-    """A PIL picture with at most 256 colours, as GIF stores them."""
+    """A PIL image with at most 256 colours, as GIF stores them."""
     from PIL import Image
 
     if frame.mode == "RGBA":

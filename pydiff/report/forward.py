@@ -1,4 +1,4 @@
-"""The forward process on a few training pictures: what the page's first slider shows."""
+"""The forward process on a few training images: what the page's first slider shows."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from pydiff.report.pixels import shrink, visible
 
 @dataclass(frozen=True)
 class Forward:
-    """x_t = alpha_t x_0 + sigma_t eps for M pictures at K times. All are images, as the codec shows them.
+    """x_t = alpha_t x_0 + sigma_t eps for M images at K times. All are images, as the codec shows them.
 
     t: (K,) int. alpha, sigma: (K,) float64. x: (K, M, H, W, C). x0, eps: (M, H, W, C), the two ingredients.
     """

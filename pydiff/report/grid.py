@@ -1,4 +1,4 @@
-"""Many pictures side by side in one, and PNG files."""
+"""Many images side by side in one, and PNG files."""
 
 import io
 from pathlib import Path
@@ -9,13 +9,13 @@ from pydiff.report.pixels import visible
 from pydiff.store.files import write_atomic
 
 PAD_VALUE = 128  # mid grey: a line that is seen beside black and beside white
-COMFORTABLE = 48  # pixels; pictures with a shorter side are magnified to about this
+COMFORTABLE = 48  # pixels; images with a shorter side are magnified to about this
 
 
 def grid(images, columns=None, pad=1, scale=None):
-    """(N, H, W, C) uint8 -> one picture (rows, columns, C) uint8, filled row by row.
+    """(N, H, W, C) uint8 -> one image (rows, columns, C) uint8, filled row by row.
 
-    columns: pictures in a row; default ceil(sqrt(N)). pad: width in pixels of the lines between and around pictures.
+    columns: images in a row; default ceil(sqrt(N)). pad: width in pixels of the lines between and around images.
     scale: each pixel becomes a block of scale x scale; default: what brings the shorter side to about 48 pixels.
     Cells left over in the last row are mid grey, like the lines. Channel counts other than 1, 3, 4: see pixels.visible.
     """
@@ -48,7 +48,7 @@ def to_pil(image):
 
     image = np.asarray(image)
     if image.ndim != 3 or image.dtype != np.uint8:
-        raise ValueError(f"a picture is an array (H, W, C) uint8, got {image.shape} {image.dtype}")
+        raise ValueError(f"an image is an array (H, W, C) uint8, got {image.shape} {image.dtype}")
     image = np.ascontiguousarray(visible(image))
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pydiff.arrays import to_host
 from pydiff.report.markup import data_uri, number, text
-from pydiff.sound import picture
+from pydiff.sound import plot
 from pydiff.sound.wav import wav_bytes
 
 BYTES = 4_000_000  # of all sounds of a page, as they stand in the file
@@ -85,7 +85,7 @@ def player(codec, sound, name, seconds) -> str:
 
 
 def _figure(codec, sound, name, seconds):
-    image = picture.images(sound[None], *SIZE, wave=32)[0]
+    image = plot.images(sound[None], *SIZE, wave=32)[0]
     shown = (
         f'<img src="{data_uri(image)}" width="{SIZE[1]}" height="{SIZE[0]}" alt="{text(name)}: waveform and spectrum">'
     )
@@ -109,5 +109,5 @@ def _way(codec, heard, seconds):
 
 
 def _small(sound):
-    image = picture.images(sound[None], 48, 64, wave=16)[0]
+    image = plot.images(sound[None], 48, 64, wave=16)[0]
     return f'<img src="{data_uri(image)}" width="64" height="48" alt="">'

@@ -1,4 +1,4 @@
-"""Small pieces of HTML: escaping, pictures, sprite sheets. Text that comes from the user passes through `text`."""
+"""Small pieces of HTML: escaping, images, sprite sheets. Text that comes from the user passes through `text`."""
 
 import base64
 import html
@@ -10,12 +10,12 @@ import numpy as np
 
 from pydiff.report.grid import png_bytes
 
-LARGEST_PIXELATED = 64  # pictures with a longer side are smoothed by the browser when it scales them
+LARGEST_PIXELATED = 64  # images with a longer side are smoothed by the browser when it scales them
 
 
 def text(value):
     """Any value as text that is safe inside an element and inside a quoted attribute."""
-    return html.escape(str(value), quote=True)
+    return html.escape(str(value).encode("utf-8", "backslashreplace").decode(), quote=True)
 
 
 def data_json(value):
@@ -28,30 +28,30 @@ def data_uri(image):
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii")
 
 
-def picture(image, alt):
+def img(image, alt):
     """(H, W, C) uint8 as an <img>. alt is not yet escaped."""
     height, width = image.shape[:2]
-    return f'<img class="picture" src="{data_uri(image)}" width="{width}" height="{height}" alt="{text(alt)}">'
+    return f'<img class="image" src="{data_uri(image)}" width="{width}" height="{height}" alt="{text(alt)}">'
 
 
-def sheet(name, pictures):
-    """(R, N, H, W, C) uint8 as one <img id=name>: R rows of N pictures without gaps, for page.js to cut."""
-    rows, n, height, width, channels = pictures.shape
-    image = pictures.transpose(0, 2, 1, 3, 4).reshape(rows * height, n * width, channels)
+def sheet(name, images):
+    """(R, N, H, W, C) uint8 as one <img id=name>: R rows of N images without gaps, for page.js to cut."""
+    rows, n, height, width, channels = images.shape
+    image = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, n * width, channels)
     return f'<img id="{name}" src="{data_uri(image)}" alt="">'
 
 
-def canvas(pictures, **data):
-    """An empty <canvas> with the size of one of the pictures (..., H, W, C), for page.js to draw in."""
-    height, width = pictures.shape[-3:-1]
+def canvas(images, **data):
+    """An empty <canvas> with the size of one of the images (..., H, W, C), for page.js to draw in."""
+    height, width = images.shape[-3:-1]
     attributes = "".join(f' data-{key}="{value}"' for key, value in data.items())
     return f'<canvas width="{width}" height="{height}" role="img"{attributes}></canvas>'
 
 
-def kind(pictures):
-    """CSS classes for a box of pictures (..., H, W, C): hard pixels for small ones, a checkerboard for RGBA."""
-    small = max(pictures.shape[-3:-1]) <= LARGEST_PIXELATED
-    return " ".join(["pixels"] * small + ["alpha"] * (pictures.shape[-1] == 4))
+def kind(images):
+    """CSS classes for a box of images (..., H, W, C): hard pixels for small ones, a checkerboard for RGBA."""
+    small = max(images.shape[-3:-1]) <= LARGEST_PIXELATED
+    return " ".join(["pixels"] * small + ["alpha"] * (images.shape[-1] == 4))
 
 
 def fill(template, values):

@@ -4,7 +4,7 @@ import numpy as np
 
 from pydiff.report import loss
 from pydiff.report.grid import grid
-from pydiff.report.markup import picture, text
+from pydiff.report.markup import img, text
 from pydiff.report.nearest import spread
 from pydiff.report.pixels import visible
 from pydiff.report.story import table, write_story
@@ -50,7 +50,7 @@ def write_masks_page(path, scores, held_out, predicted, threshold, log):
         (
             "What it sees",
             f"<p>Rows: the image, its true mask, the network's, the threshold's. Classes: {legend}.</p>"
-            + picture(sheet, "held-out images, their masks, the network's, the threshold's"),
+            + img(sheet, "held-out images, their masks, the network's, the threshold's"),
         ),
         ("Training", loss.chart(loss.curve(log))),
     ]

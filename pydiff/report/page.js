@@ -1,6 +1,6 @@
 "use strict";
-// The page's pictures come from sprite sheets: an image for each quantity, a row for each step, a column for each picture.
-// Canvases show one tile each. Attributes say which: data-show is "x", "x0" or "eps", data-column a fixed picture, and
+// The page's images come from sprite sheets: an image for each quantity, a row for each step, a column for each image.
+// Canvases show one tile each. Attributes say which: data-show is "x", "x0" or "eps", data-column a fixed image, and
 // data-position, of a button, the step it jumps to.
 
 const numbers = JSON.parse(document.getElementById("numbers").textContent);
@@ -31,16 +31,16 @@ function startForward() {
 
   function update() {
     const k = Number(slider.value);
-    const picture = chosenIn(root);
-    const name = `training picture ${picture + 1}`;
+    const image = chosenIn(root);
+    const name = `training image ${image + 1}`;
     for (const canvas of all(".equation canvas", root)) {
       const which = canvas.dataset.show;
       const label = { x: `${name} with noise, t = ${t[k]}`, x0: name, eps: "the noise" }[which];
-      draw(canvas, sprite[which], which === "x" ? k : 0, picture, label);
+      draw(canvas, sprite[which], which === "x" ? k : 0, image, label);
     }
     for (const button of all(".chosen", root)) {
       const row = Number(button.dataset.position);
-      draw(button.firstElementChild, sprite.x, row, picture, `${name} at t = ${t[row]}`);
+      draw(button.firstElementChild, sprite.x, row, image, `${name} at t = ${t[row]}`);
       button.setAttribute("aria-current", row === k);
     }
     outputs.alpha.value = places(alpha[k]);
@@ -67,7 +67,7 @@ function startReverse() {
   const sprite = spritesOf("trace");
   const outputs = outputsIn(root);
   const marks = all("[data-position]", root);
-  const what = { x: "the picture so far", x0: "the predicted clean picture", eps: "the predicted noise" };
+  const what = { x: "the image so far", x0: "the predicted clean image", eps: "the predicted noise" };
   let timer = null;
 
   function update() {

@@ -1,7 +1,7 @@
 """One self-contained HTML page that tells a run's story: data, forward process, training, reverse process, samples.
 
 `write_page` needs only arrays and dicts; `pydiff.report.write_report` fills a Page from a Run.
-The file loads nothing: pictures are data: addresses, and its Content-Security-Policy forbids the rest.
+The file loads nothing: images are data: addresses, and its Content-Security-Policy forbids the rest.
 """
 
 from dataclasses import dataclass, field
@@ -22,18 +22,18 @@ from pydiff.store.files import write_atomic
 # What the network is trained to predict, in words for the page.
 TARGETS = {
     "eps": "the noise that was added",
-    "x0": "the clean picture, and so also the noise",
+    "x0": "the clean image, and so also the noise",
     "v": "<var>v</var> = <var>α<sub>t</sub></var> <var>ε</var> − <var>σ<sub>t</sub></var> <var>x<sub>0</sub></var>, "
-    "which tells the noise and the clean picture apart",
-    "flow": "<var>ε</var> − <var>x<sub>0</sub></var>, the way from the picture to the noise",
-    "edm": "the clean picture, mixed with the noise so that the answer is of the same size at every <var>t</var>",
-    "edm_v": "the clean picture, mixed with the noise so that the answer is of the same size at every <var>t</var>",
+    "which tells the noise and the clean image apart",
+    "flow": "<var>ε</var> − <var>x<sub>0</sub></var>, the way from the image to the noise",
+    "edm": "the clean image, mixed with the noise so that the answer is of the same size at every <var>t</var>",
+    "edm_v": "the clean image, mixed with the noise so that the answer is of the same size at every <var>t</var>",
 }
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows. Pictures are uint8, channels last; N samples, M training pictures.
+    """What the page shows. Images are uint8, channels last; N samples, M training images.
 
     name: title. facts: {term: description} under it. training: (M, H, W, C), captions: M strings or None.
     log: list of dicts with "step" and "loss". options: (nested) dict. samples: (N, H, W, C). sampler: a few words.
@@ -62,7 +62,7 @@ class Page:
     attributes: Grid | None = None
     looks: list = field(default_factory=list)
     note: str = ""
-    noun: str = "picture"
+    noun: str = "image"
     listen: str = ""
     opening: str = ""
 
@@ -78,7 +78,7 @@ def render(page):
     """A Page as the text of one HTML file."""
     curve = loss.curve(page.log)
     return fill(
-        asset("page.html").replace("picture", page.noun),
+        asset("page.html").replace("image", page.noun),
         {
             "css": asset("page.css"),
             "js": asset("page.js"),
@@ -87,7 +87,7 @@ def render(page):
             "opening": page.opening,
             "data": sections.gallery(visible(page.training), page.captions) + sections.note(page.note),
             "forward": sections.forward(page.forward),
-            "target": TARGETS[page.prediction].replace("picture", page.noun),
+            "target": TARGETS[page.prediction].replace("image", page.noun),
             "loss": training(curve),
             "options": sections.options(page.options),
             "reverse": sections.reverse(page.trace, page.sampler),

@@ -1,6 +1,6 @@
 """Which channels of an image a page shows, and how it is made smaller. The codec makes images of whatever is diffused.
 
-Pictures are uint8, channels last. A picture file or a browser shows 1 (grey), 3 (RGB) or 4 (RGBA) channels; of other
+Images are uint8, channels last. An image file or a browser shows 1 (grey), 3 (RGB) or 4 (RGBA) channels; of other
 counts, `visible` shows the first three channels, or channel 0 of two.
 """
 
@@ -13,7 +13,7 @@ def visible(images):
     if channels in (1, 3, 4):
         return images
     if channels == 0:
-        raise ValueError("a picture without channels cannot be shown; expected an array (..., H, W, C) with C >= 1")
+        raise ValueError("an image without channels cannot be shown; expected an array (..., H, W, C) with C >= 1")
     return images[..., :1] if channels == 2 else images[..., :3]
 
 

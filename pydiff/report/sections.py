@@ -5,7 +5,7 @@ from math import comb
 
 import numpy as np
 
-from pydiff.report.markup import canvas, kind, number, picture, text
+from pydiff.report.markup import canvas, img, kind, number, text
 
 X_T, X_0, X_0_HAT = "<var>x<sub>t</sub></var>", "<var>x<sub>0</sub></var>", "<var>x̂<sub>0</sub></var>"
 EPS, EPS_HAT = "<var>ε</var>", "<var>ε̂</var>"
@@ -13,13 +13,13 @@ EPS, EPS_HAT = "<var>ε</var>", "<var>ε̂</var>"
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Each sample's nearest training picture.
+    """Each sample's nearest training image.
 
-    pictures: (N, H, W, C) uint8. index: (N,) int in the data set. distance: (N,) float. usual: (R,) float, distances
-    from some training pictures to their nearest other one, R may be 0. note: a sentence on what was searched, or "".
+    images: (N, H, W, C) uint8. index: (N,) int in the data set. distance: (N,) float. usual: (R,) float, distances
+    from some training images to their nearest other one, R may be 0. note: a sentence on what was searched, or "".
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     index: np.ndarray
     distance: np.ndarray
     usual: np.ndarray
@@ -54,36 +54,36 @@ def note(sentence):
     return f'<p class="note">{text(sentence[:1].upper() + sentence[1:])}.</p>' if sentence else ""
 
 
-def gallery(pictures, captions):
-    """Pictures (M, H, W, C) with captions, M strings or None."""
+def gallery(images, captions):
+    """Images (M, H, W, C) with captions, M strings or None."""
     figures = ""
-    for i, image in enumerate(pictures):
-        alt, caption = f"training picture {i + 1}", ""
+    for i, image in enumerate(images):
+        alt, caption = f"training image {i + 1}", ""
         if captions:
             alt, caption = f"{alt}, {captions[i]}", f"<figcaption>{text(captions[i])}</figcaption>"
-        figures += f"<figure>{picture(image, alt)}{caption}</figure>"
+        figures += f"<figure>{img(image, alt)}{caption}</figure>"
     told = " told" if captions else ""
-    return f'<div class="gallery {kind(pictures)}{told}">{figures}</div>' if figures else ""
+    return f'<div class="gallery {kind(images)}{told}">{figures}</div>' if figures else ""
 
 
 def forward(process):
-    """The forward process: choose a picture, see x_t as a sum, slide t. process: Forward."""
-    names = [f"training picture {i + 1}" for i in range(len(process.x0))]
-    thumbnails = [picture(image, name) for image, name in zip(process.x0, names, strict=True)]
+    """The forward process: choose an image, see x_t as a sum, slide t. process: Forward."""
+    names = [f"training image {i + 1}" for i in range(len(process.x0))]
+    thumbnails = [img(image, name) for image, name in zip(process.x0, names, strict=True)]
     x, x0, eps = (
         _panel(process.x0, show, caption)
         for show, caption in (("x", f"{X_T} noisy"), ("x0", f"{X_0} clean"), ("eps", f"{EPS} noise"))
     )
     preserving = np.allclose(process.alpha**2 + process.sigma**2, 1, rtol=0, atol=1e-6)
     share = "<var>ᾱ<sub>t</sub></var>" if preserving else "<var>α<sub>t</sub></var>²"
-    meaning = ", the share of the picture in the variance" if preserving else ""
+    meaning = ", the share of the image in the variance" if preserving else ""
     last = len(process.t) - 1
     strip = "".join(
         _moment(k, process.x0, f"<var>t</var> = {process.t[k]}<br>{share} = {_short(process.alpha[k] ** 2)}")
         for k in np.unique(np.linspace(0, last, 9).round().astype(int))
     )
     return f"""<div class="{kind(process.x0)}">
-{_choice("picture", "Choose a picture", names, thumbnails)}
+{_choice("image", "Choose an image", names, thumbnails)}
 <div class="equation">
 {x}<span class="op">= <output name="alpha"></output> ×</span>
 {x0}<span class="op">+ <output name="sigma"></output> ×</span>
@@ -96,7 +96,7 @@ def forward(process):
 </div></div>
 <div class="strip">{strip}</div>
 </div>
-<p class="note">Pictures are shown from −1 (black) to 1 (white), noise from −3 to 3 standard deviations.</p>"""
+<p class="note">Images are shown from −1 (black) to 1 (white), noise from −3 to 3 standard deviations.</p>"""
 
 
 def reverse(trace, sampler):
@@ -106,9 +106,9 @@ def reverse(trace, sampler):
     panels = "".join(
         _panel(trace.x, show, caption)
         for show, caption in (
-            ("x", f"{X_T} the picture so far"),
+            ("x", f"{X_T} the image so far"),
             ("eps", f"{EPS_HAT} predicted noise"),
-            ("x0", f"{X_0_HAT} predicted clean picture"),
+            ("x0", f"{X_0_HAT} predicted clean image"),
         )
     )
     ticks = moments = ""
@@ -141,11 +141,11 @@ def reverse(trace, sampler):
 <div class="moments">{moments}</div>
 </div>
 <p class="note">Sampler: {text(sampler)}. In the lecture, nothing could be recognised after 700 of 1000 steps, a face
-began to show after 800, and after 1000 the picture was finished. When does yours appear? {scale}</p>"""
+began to show after 800, and after 1000 the image was finished. When does yours appear? {scale}</p>"""
 
 
 def _choice(name, legend, labels, contents):
-    """Radio buttons in the shape of pictures, the first one chosen. contents: HTML for each label."""
+    """Radio buttons in the shape of images, the first one chosen. contents: HTML for each label."""
     buttons = ""
     for i, (label, content) in enumerate(zip(labels, contents, strict=True)):
         state = " checked" if i == 0 else ""
@@ -153,13 +153,13 @@ def _choice(name, legend, labels, contents):
     return f'<fieldset><legend>{legend}</legend><div class="choice">{buttons}</div></fieldset>'
 
 
-def _panel(pictures, show, caption):
-    return f"<figure>{canvas(pictures, show=show)}<figcaption>{caption}</figcaption></figure>"
+def _panel(images, show, caption):
+    return f"<figure>{canvas(images, show=show)}<figcaption>{caption}</figcaption></figure>"
 
 
-def _moment(k, pictures, caption):
+def _moment(k, images, caption):
     return (
-        f'<button class="chosen" type="button" data-position="{k}">{canvas(pictures)}'
+        f'<button class="chosen" type="button" data-position="{k}">{canvas(images)}'
         f'<span class="caption">{caption}</span></button>'
     )
 
@@ -168,38 +168,38 @@ def _short(value):
     return f"{value:.2f}" if value >= 0.005 or value == 0 else f"{value:.1g}"
 
 
-def samples(pictures, near, prompts=None):
+def samples(images, near, prompts=None):
     """Samples (N, H, W, C) with their Neighbours and prompts, N or None; a plot of distances, and a verdict.
 
     near: None where the training data are not here to be searched.
     """
     if near is None:
-        captions = [text(prompt) for prompt in prompts] if prompts else [""] * len(pictures)
+        captions = [text(prompt) for prompt in prompts] if prompts else [""] * len(images)
         figures = "".join(
-            f"<figure>{picture(image, f'sample {i + 1}')}<figcaption>{caption}</figcaption></figure>"
-            for i, (image, caption) in enumerate(zip(pictures, captions, strict=True))
+            f"<figure>{img(image, f'sample {i + 1}')}<figcaption>{caption}</figcaption></figure>"
+            for i, (image, caption) in enumerate(zip(images, captions, strict=True))
         )
-        unsearched = "The training pictures are not all here, so nothing is said of which of them are nearest"
-        return f'<div class="pairs {kind(pictures)}">{figures}</div>{note(unsearched)}'
+        unsearched = "The training images are not all here, so nothing is said of which of them are nearest"
+        return f'<div class="pairs {kind(images)}">{figures}</div>{note(unsearched)}'
     threshold = np.quantile(near.usual, 0.05) if near.usual.size else 0.0
     close = near.distance < threshold
     figures = ""
-    for i, image in enumerate(pictures):
-        found = f"training picture {near.index[i]}, the nearest to sample {i + 1}"
+    for i, image in enumerate(images):
+        found = f"training image {near.index[i]}, the nearest to sample {i + 1}"
         asked = f"{text(prompts[i])}<br>" if prompts else ""
         figures += (
-            f"<figure{' class=near' if close[i] else ''}>{picture(image, f'sample {i + 1}')}"
-            f"{picture(near.pictures[i], found)}"
+            f"<figure{' class=near' if close[i] else ''}>{img(image, f'sample {i + 1}')}"
+            f"{img(near.images[i], found)}"
             f"<figcaption>{asked}{near.distance[i]:#.3g}<br>#{near.index[i]}</figcaption></figure>"
         )
     end = 1.04 * float(np.concatenate([near.distance, near.usual]).max()) or 1.0
     verdict = f"<p>{_verdict(int(close.sum()), len(close))}</p>" if near.usual.size else ""
-    return f"""<div class="pairs {kind(pictures)}{" told" if prompts else ""}">{figures}</div>
-<p class="note">Above: the sample. Below: the training picture nearest to it, their L2 distance over pixels in [−1, 1],
-and the number of the training picture. {text(near.note)}</p>
+    return f"""<div class="pairs {kind(images)}{" told" if prompts else ""}">{figures}</div>
+<p class="note">Above: the sample. Below: the training image nearest to it, their L2 distance over pixels in [−1, 1],
+and the number of the training image. {text(near.note)}</p>
 <div class="dots">
-{_dots("Samples to the nearest training picture", "own", near.distance, end)}
-{_dots("Training pictures to the nearest other one", "others", near.usual, end)}
+{_dots("Samples to the nearest training image", "own", near.distance, end)}
+{_dots("Training images to the nearest other one", "others", near.usual, end)}
 <div class="scale"><span>0</span><span>distance {end:.3g}</span></div>
 </div>
 {verdict}"""
@@ -213,11 +213,11 @@ def _dots(title, css, values, end):
 
 
 def _verdict(close, n):
-    """In words: are more samples near to training pictures than the one in twenty that is usual among those?"""
+    """In words: are more samples near to training images than the one in twenty that is usual among those?"""
     chance = sum(comb(n, k) * 0.05**k * 0.95 ** (n - k) for k in range(close, n + 1))  # of so many or more, by luck
     said = (
-        f"{close} of {n} samples are nearer to a training picture than 95 % of the training pictures are to each "
-        "other; of new pictures from the same source, about one in twenty would be."
+        f"{close} of {n} samples are nearer to a training image than 95 % of the training images are to each "
+        "other; of new images from the same source, about one in twenty would be."
     )
     if chance < 0.01:
         return f"{said} That is more than chance explains: look at the pairs in bold, the model may be copying."

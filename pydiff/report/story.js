@@ -1,5 +1,5 @@
 "use strict";
-// Players: sheets of pictures, a column a moment of time and a row a step of noise; one slider for each that has several.
+// Players: sheets of images, a column a moment of time and a row a step of noise; one slider for each that has several.
 for (const player of document.querySelectorAll(".player2")) {
   const columns = Number(player.dataset.columns), rows = Number(player.dataset.rows);
   const said = JSON.parse(player.dataset.said), line = player.querySelector(".said2");

@@ -1,4 +1,4 @@
-"""Pages with a story of their own: sections of text, tables, pictures and players, in one file that loads nothing.
+"""Pages with a story of their own: sections of text, tables, images and players, in one file that loads nothing.
 
 player([("the density", frames)], said=[...])      frames (T, H, W, C), or (S, T, H, W, C): a second slider for S
 """
@@ -13,7 +13,7 @@ from pydiff.report.markup import data_uri, fill, text
 from pydiff.report.pixels import visible
 from pydiff.store.files import write_atomic
 
-WAIT = 120  # milliseconds a picture
+WAIT = 120  # milliseconds an image
 
 
 def write_story(path, name, lead, sections):
@@ -42,7 +42,7 @@ def player(panels, said=(), across="time", down="step of the noise", scale: floa
         frames = frames[None] if frames.ndim == 4 else frames
         rows, columns, height, width, channels = frames.shape
         if shape not in ((0, 0), (rows, columns)):
-            raise ValueError(f"panels of a player move together, and have {shape} and {(rows, columns)} pictures")
+            raise ValueError(f"panels of a player move together, and have {shape} and {(rows, columns)} images")
         shape = rows, columns
         sheet = frames.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
         figures += (
@@ -52,7 +52,7 @@ def player(panels, said=(), across="time", down="step of the noise", scale: floa
         )
     rows, columns = shape
     if said and len(said) != rows * columns:
-        raise ValueError(f"a player of {rows} x {columns} pictures was given {len(said)} lines to say")
+        raise ValueError(f"a player of {rows} x {columns} images was given {len(said)} lines to say")
     controls = _slider("column", across, columns, 0) + _slider("row", down, rows, rows - 1)
     return (
         f'<div class="player2" data-columns="{columns}" data-rows="{rows}" data-wait="{wait}" '

@@ -1,4 +1,4 @@
-"""A picture in a terminal: one character for two pixels."""
+"""An image in a terminal: one character for two pixels."""
 
 import os
 import shutil
@@ -12,20 +12,20 @@ RAMP = np.array(list(" .:-=+*#%@"))  # dark to bright, for terminals without col
 
 
 def show(image, stream=None, width=None):
-    """(H, W, C) uint8 -> text of ceil(H / 2) lines that draws the picture when printed to stream (default: stdout).
+    """(H, W, C) uint8 -> text of ceil(H / 2) lines that draws the image when printed to stream (default: stdout).
 
     Colour terminals get half blocks: the upper pixel is the character's colour, the lower one its background. Where
     the stream is a file or a pipe, the encoding has no half block, TERM is dumb or NO_COLOR is set, the text is ASCII,
-    bright pixels as dense characters. Pictures wider than `width` columns (default: the terminal's) are reduced by
+    bright pixels as dense characters. Images wider than `width` columns (default: the terminal's) are reduced by
     averaging whole blocks of pixels. Transparent pixels are shown on black.
     """
     stream = sys.stdout if stream is None else stream
     width = shutil.get_terminal_size().columns if width is None else width
     image = np.asarray(image)
     if image.ndim != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"a picture is a non-empty array (H, W, C) uint8, got {image.shape} {image.dtype}")
+        raise ValueError(f"an image is a non-empty array (H, W, C) uint8, got {image.shape} {image.dtype}")
     if width < 1:
-        raise ValueError(f"a picture needs a width of at least 1 column, got {width}")
+        raise ValueError(f"an image needs a width of at least 1 column, got {width}")
     rgb = _reduce(_rgb(visible(image)), -(-image.shape[1] // width))
     if len(rgb) % 2:  # the last line's lower half
         rgb = np.concatenate([rgb, np.zeros_like(rgb[:1])])

@@ -15,10 +15,10 @@ MOMENTS = (700, 800, 900, 1000)
 
 @dataclass(frozen=True)
 class Trace:
-    """S recorded steps of N pictures. All are images, as the codec shows x and noise.
+    """S recorded steps of N images. All are images, as the codec shows x and noise.
 
     total: steps of the sampler. steps: (S,) int, noise removals done at each record, increasing. x: (S, N, H, W, C),
-    the picture after that many. x0, eps: the same shape, the clean picture and the noise that the model predicted in
+    the image after that many. x0, eps: the same shape, the clean image and the noise that the model predicted in
     the last of them, and t: (S,) int, where it was asked. At step 0, x is where the sampler starts, and x0, eps and t
     are those of the first step.
     """

@@ -8,7 +8,7 @@ from pydiff.arrays import to_host
 from pydiff.backend import use_device
 from pydiff.report.attributes import Attributes
 from pydiff.report.looks import listen, maps
-from pydiff.report.markup import kind, picture, text
+from pydiff.report.markup import img, kind, text
 from pydiff.report.pixels import visible
 
 MOMENTS = 6  # steps at which the network is listened to
@@ -102,7 +102,7 @@ def _grid(grid):
         cells = ""
         for prompt, image in (next(images) for _ in attributes.columns):
             new = attributes.known is not None and prompt not in attributes.known
-            cells += f"<td{' class=new' if new else ''}>{picture(image, prompt)}</td>"
+            cells += f"<td{' class=new' if new else ''}>{img(image, prompt)}</td>"
         rows += f"<tr><th scope=row>{text(row)}</th>{cells}</tr>"
     pattern = text(attributes.pattern).replace("{}", "…")
     note = ""
@@ -123,7 +123,7 @@ def _looks(found):
     for one in found:
         largest = max(float(one.shares.max()), 1e-12)
         when = "".join(f"<th scope=col>{'start' if step == 0 else f'after {step}'}</th>" for step in one.steps)
-        images = "".join(f"<td>{picture(image, 'predicted clean image')}</td>" for image in one.x0)
+        images = "".join(f"<td>{img(image, 'predicted clean image')}</td>" for image in one.x0)
         rows = ""
         for i, word in enumerate(one.words):
             cells = "".join(f"<td>{_heat(one.shares[k, i], largest, word)}</td>" for k in range(len(one.steps)))
@@ -142,4 +142,4 @@ def _heat(share, largest, word):
     x = np.clip(share / largest, 0, 1)[..., None] * (len(COLOURS) - 1)
     below = np.minimum(x.astype(int), len(COLOURS) - 2)
     mixed = COLOURS[below[..., 0]] * (1 - (x - below)) + COLOURS[below[..., 0] + 1] * (x - below)
-    return picture(np.rint(mixed * 255).astype(np.uint8), f"where {word} is looked at")
+    return img(np.rint(mixed * 255).astype(np.uint8), f"where {word} is looked at")

@@ -1,12 +1,12 @@
 """From a trained pipeline to its files: report.html, the denoising film and the grid of samples."""
 
-import shlex
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from pydiff import random
+from pydiff.printed import typed
 from pydiff.report import attributes as patterns
 from pydiff.report import listen, words
 from pydiff.report.clips_page import CLIPS, clips_section, oversee
@@ -25,8 +25,8 @@ from pydiff.text import PromptWarning
 
 SLIDER_VALUES = 1_500_000  # of x, x0, eps and the forward process each: what keeps the page at a few megabytes
 SEARCH_VALUES = 500_000_000  # of training pixels compared with the samples: a few seconds
-LONG = 80  # characters of a caption under a picture
-SMALL, MEDIUM = 64, 128  # longest sides of pictures on the page; larger ones are reduced by block means
+LONG = 80  # characters of a caption under an image
+SMALL, MEDIUM = 64, 128  # longest sides of images on the page; larger ones are reduced by block means
 
 
 def write_report(
@@ -45,6 +45,8 @@ def write_report(
     """
     from tqdm import tqdm
 
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     codec, schedule = pipeline.codec, pipeline.process.schedule
@@ -165,14 +167,14 @@ def _grid(pipeline, chosen, seed, steps, guidance):
 
 
 def _short(titles):
-    """Long captions cut, for a page on which they stand under small pictures."""
+    """Long captions cut, for a page on which they stand under small images."""
     return titles if titles is None else [t if len(t) <= LONG else t[: LONG - 3] + "..." for t in titles]
 
 
 def shrinking(shape, largest=SMALL):
-    """By what factor pictures of shape (H, W, C) are reduced so that their sides are at most `largest`.
+    """By what factor images of shape (H, W, C) are reduced so that their sides are at most `largest`.
 
-    1 for pictures with one short side, such as a row of numbers: nothing would be left of it.
+    1 for images with one short side, such as a row of numbers: nothing would be left of it.
     """
     return -(-max(shape[:2]) // largest) if min(shape[:2]) > largest else 1
 
@@ -184,7 +186,7 @@ def reduced(images, largest):
 
 
 def budget(n, shape, keep=100):
-    """What to record of n pictures of shape (H, W, C): {"samples", "keep", "factor"}."""
+    """What to record of n images of shape (H, W, C): {"samples", "keep", "factor"}."""
     factor = shrinking(shape)
     cells = SLIDER_VALUES // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
     samples = min(n, max(cells // 30, 4))
@@ -210,7 +212,7 @@ def neighbours(samples, dataset, codec):
         chosen = spread(len(training), 100)
         usual = nearest(training[chosen], training, exclude=chosen)[1]
     share = "All" if len(searched) == len(dataset) else f"{len(searched):,} of the"
-    note = f"{share} {len(dataset):,} training pictures were searched."
+    note = f"{share} {len(dataset):,} training images were searched."
     return Neighbours(reduced(visible(training[index]), MEDIUM), searched[index], distance, usual, note)
 
 
@@ -233,10 +235,10 @@ def training_time(times):
 
 
 def _commands(directory, data, shape):
-    place, longer, data = (shlex.quote(name) for name in (str(directory), f"{directory}-longer", data or "DATA"))
+    place, longer, data = map(typed, (directory, f"{directory}-longer", data or "DATA"))
     python = f"import pydiff\n\nrun = pydiff.load({str(directory)!r})\nimages = run.sample(16, seed=1)"
     return [
-        ("Draw 64 new pictures", f"pydiff sample {place} -n 64 --seed 1"),
+        ("Draw 64 new images", f"pydiff sample {place} -n 64 --seed 1"),
         ("Draw them in fewer steps", f"pydiff sample {place} -n 64 --sampler ddim --steps 20"),
         ("Train a model for longer", f"pydiff train {data} --out {longer} --steps 20000"),
         ("From Python", f"{python}  # {(16, *shape[1:])} uint8"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from pydiff.arrays import to_host
 from pydiff.codec import NOISE_RANGE, PIXEL_RANGE, Codec, register, to_uint8
-from pydiff.sound import picture, spectrum
+from pydiff.sound import plot, spectrum
 
 
 class SoundCodec(Codec):
@@ -47,7 +47,7 @@ class SoundCodec(Codec):
 
     def show(self, samples):
         """The waveform above the spectrum: (N, 64, 64, 1) uint8."""
-        return picture.images(self._checked(samples))
+        return plot.images(self._checked(samples))
 
     def to_config(self):
         """For JSON; `from_config` of it is an equal codec."""

@@ -3,7 +3,7 @@
 DIR/config.json        options, data set and its fingerprint: what the same command must match to go on; its changes
 DIR/pipeline/          everything of the model but its weights, so that it can be used before it is finished
 DIR/data/              where the data lie, and a few of them (kept.py)
-DIR/log.jsonl          one line a step: loss, learning rate, gradient norm, pictures per second (log.py)
+DIR/log.jsonl          one line a step: loss, learning rate, gradient norm, images per second (log.py)
 DIR/checkpoints/       the last few, hashed (checkpoint.py)
 DIR/samples.png        what the average of the weights draws, now and then
 DIR/model/             the finished model: a pipeline folder of diffusers
@@ -123,6 +123,8 @@ class RunDirectory:
             config = json.loads(file.read_text())
             if not isinstance(config, dict) or not isinstance(config["options"], dict):
                 raise ValueError("it has no options")
+            if not isinstance(steps := config["options"].get("steps", 1), int):
+                raise ValueError(f"its steps are {steps!r:.40}")
             if config.get("schema", 1) > SCHEMA:
                 raise ValueError(f"it is of schema {config['schema']}, and this pydiff knows up to {SCHEMA}")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -201,7 +203,7 @@ class RunDirectory:
         checkpoint.prune(self.checkpoints, keep)
 
     def save_preview(self, step, png):
-        """Writes the bytes of a picture as samples.png and, numbered by step, into samples/."""
+        """Writes the bytes of an image as samples.png and, numbered by step, into samples/."""
         (self.path / "samples").mkdir(exist_ok=True)
         for file in (self.path / "samples" / f"step-{step:08d}.png", self.path / "samples.png"):
             write_atomic(file, png)

@@ -118,7 +118,7 @@ class Glove(TextEncoder):
             what = f"does not know {listed(unknown)}" if unknown else "finds no words in it"
             raise ValueError(
                 f"the prompt {prompt!r:.80} cannot be drawn: the encoder 'glove' knows {len(known):,} English words, "
-                f"and {what}; describe the picture in common English words"
+                f"and {what}; describe the image in common English words"
             )
         if names:
             found.append(f"{', '.join(names)}: German names are read as English ones, other German is not understood")

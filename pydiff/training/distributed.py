@@ -24,6 +24,7 @@ from pydiff.store.folder import RunDirectory
 
 MODES = ("auto", "mpi", "off")
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")  # Open MPI, MPICH, .., srun
+SPEAKS = {"MPICH": ("PMI_SIZE", "pmi2"), "Open MPI": ("PMIX_RANK", "pmix")}  # what it reads, and the --mpi that sets it
 TIMEOUT = 1800.0
 SHARDS = 8  # of a new run that several processes may share
 ROLL_CALL = 10.0  # seconds in which a process has to say that it is there, or what its error is
@@ -91,15 +92,24 @@ def _mpi(size):
     from mpi4py import MPI
 
     vendor = MPI.get_vendor()[0]
+    variable, kind = SPEAKS.get(vendor, ("PATH", "list"))
     foreign = "OMPI_COMM_WORLD_SIZE" in os.environ and vendor != "Open MPI"
+    slurm = "SLURM_STEP_NUM_TASKS" in os.environ
+    told = os.environ.get("SLURM_MPI_TYPE", "none")
+    if slurm and told != "none" and variable not in os.environ and is_first():
+        sys.stderr.write(  # for the library may end the process now, and nothing can be said after it
+            f"pydiff: srun --mpi={told} starts {vendor} only where that was built for it; if it stops here, use "
+            f"srun --mpi={kind}\n"
+        )
     if not foreign and not MPI.Is_initialized():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # mpi4py's page on what the sentence below says
             MPI.Init_thread(MPI.THREAD_FUNNELED)  # this thread alone speaks to MPI
     if foreign or size not in (None, MPI.COMM_WORLD.Get_size()):
+        use = f"srun --mpi={kind}" if slurm else f"the mpiexec of {vendor}"
         raise RuntimeError(
-            f"mpi4py has loaded the library of {vendor}, and they were started by another MPI; use the mpiexec of "
-            f"{vendor}, or set MPI4PY_LIBMPI to the path of the other's libmpi.so"
+            f"mpi4py has loaded the library of {vendor}, and they were started by another MPI; use {use}, or set "
+            "MPI4PY_LIBMPI to the path of the other's libmpi.so"
         )
     return MPI
 

@@ -21,13 +21,13 @@ def package(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder.parent / "package.json").write_text(json.dumps({"license": "MIT"}))
     for name, count in (("1f44b-1f3fd", 12), ("2764-fe0f", 8), ("1f600", 1)):
-        pictures = []
+        made = []
         for i in range(count):
             pixels = np.zeros((40, 40, 4), np.uint8)
             pixels[5:20, i : i + 15] = (200, 40, 90, 255)
-            pictures.append(Image.fromarray(pixels))
-        more = {"save_all": True, "append_images": pictures[1:], "duration": 125} if count > 1 else {}
-        pictures[0].save(folder / f"{name}.webp", lossless=True, **more)
+            made.append(Image.fromarray(pixels))
+        more = {"save_all": True, "append_images": made[1:], "duration": 125} if count > 1 else {}
+        made[0].save(folder / f"{name}.webp", lossless=True, **more)
 
 
 @pytest.mark.usefixtures("package")

@@ -57,7 +57,7 @@ def test_impossible_shapes(shape):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("lowest", [0, -1])
-def test_8_bit_pictures_stored_as_floats_come_back_exactly(dtype, lowest):
+def test_8_bit_images_stored_as_floats_come_back_exactly(dtype, lowest):
     floats = PIXELS.astype(dtype) / 255 if lowest == 0 else PIXELS.astype(dtype) / 127.5 - 1
     dataset = load(floats)
     assert dataset.images.dtype == np.uint8
@@ -139,7 +139,7 @@ def test_labels(labels, ranks, classes):
         ([0, 1], r"expected \(5,\)"),
         (np.eye(5), r"argmax\(axis=1\)"),
         ([0.0, 1, 2, 3, 4], "labels are float64"),
-        (np.array([None] * 5), "labels are object"),
+        (np.array([None] * 5), "label number 0 is None"),
     ],
 )
 def test_impossible_labels(labels, message):

@@ -6,7 +6,7 @@ import os
 import unicodedata
 
 import numpy as np
-import odd_pictures as made
+import odd_images as made
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +19,9 @@ def shade(value):
     return made.encode(np.full((4, 4), value, np.uint8))
 
 
-def folder(root, files, pictures=("a.png", "b.png", "c.png")):
-    """Pictures that are recognised by their value, and other files, as text or bytes."""
-    for path, content in {**{name: shade(i) for i, name in enumerate(pictures)}, **files}.items():
+def folder(root, files, shades=("a.png", "b.png", "c.png")):
+    """Images that are recognised by their value, and other files, as text or bytes."""
+    for path, content in {**{name: shade(i) for i, name in enumerate(shades)}, **files}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content if isinstance(content, bytes) else content.encode())
     return root
@@ -32,7 +32,7 @@ def jsonl(*rows):
 
 
 def captions(root, **options):
-    """{first pixel of a picture: its captions}"""
+    """{first pixel of an image: its captions}"""
     dataset = load(root, **options)
     return dict(zip(dataset.images[:, 0, 0, 0].tolist(), dataset.captions, strict=True))
 
@@ -45,7 +45,7 @@ def test_metadata_jsonl(tmp_path):
     dataset = load(folder(tmp_path, {"metadata.jsonl": jsonl(*rows)}))
     assert dataset.captions == (("ein grüner Baum",), ("a blue dot",), ())
     assert dataset.languages is None
-    assert "2 captions for 2 pictures; without one: c.png" in dataset.notes
+    assert "2 captions for 2 images; without one: c.png" in dataset.notes
     assert dataset.skipped == []
     assert dataset.titles([1, 2, 0]) == ["a blue dot", "", "ein grüner Baum"]
 
@@ -62,12 +62,12 @@ def test_metadata_csv_as_any_program_writes_it(tmp_path, separator, end, encodin
     assert said == (["metadata.csv is not UTF-8, read as Windows-1252"] if encoding == "cp1252" else [])
 
 
-def test_a_txt_beside_each_picture_one_caption_a_line(tmp_path):
+def test_a_txt_beside_each_image_one_caption_a_line(tmp_path):
     files = {"a.txt": "\ufeffone\r\n\r\n  two  words \r\n", "b.de.txt": "drei", "b.txt": "three", "c.txt": "\n \n"}
-    dataset = load(folder(tmp_path, {**files, "README.txt": "about", "d.TXT": "no picture"}))
+    dataset = load(folder(tmp_path, {**files, "README.txt": "about", "d.TXT": "no image"}))
     assert dataset.captions == (("one", "two words"), ("drei", "three"), ())
     assert dataset.languages == (("", ""), ("de", ""), ())
-    assert "2 .txt files without a picture of that name: README.txt, d.TXT" in dataset.notes
+    assert "2 .txt files without an image of that name: README.txt, d.TXT" in dataset.notes
 
 
 def test_languages_lists_and_both_files_add_up(tmp_path):
@@ -110,7 +110,7 @@ def test_a_folder_without_captions_has_none(tmp_path):
     assert load(folder(tmp_path, {"README.txt": "x", "a.txt": ""})).captions is None
 
 
-def test_captions_stay_with_their_pictures(tmp_path):
+def test_captions_stay_with_their_images(tmp_path):
     """Whatever is skipped, split off or resized."""
     files = {"metadata.jsonl": jsonl(*({"file_name": f"{c}.png", "text": c} for c in "abcde")), "b.png": b"broken"}
     dataset = load(folder(tmp_path, files, [f"{c}.png" for c in "abcde"]), size=6)
@@ -135,13 +135,13 @@ def test_broken_lines_are_listed_and_the_rest_is_used(tmp_path):
     )
 
 
-def test_missing_pictures_are_listed(tmp_path):
+def test_missing_images_are_listed(tmp_path):
     rows = [{"file_name": name, "text": name} for name in ("a.png", "gone.png", "notes.md", "sub/x.png")]
     dataset = load(folder(tmp_path, {"metadata.jsonl": jsonl(*rows), "notes.md": "x"}))
     assert dataset.skipped == [
-        ("gone.png", "named in metadata.jsonl line 2, but no such picture"),
-        ("notes.md", "named in metadata.jsonl line 3, but no such picture"),
-        ("sub/x.png", "named in metadata.jsonl line 4, but no such picture"),
+        ("gone.png", "named in metadata.jsonl line 2, but no such image"),
+        ("notes.md", "named in metadata.jsonl line 3, but no such image"),
+        ("sub/x.png", "named in metadata.jsonl line 4, but no such image"),
     ]
     assert "3 files skipped (first: gone.png: named in" in describe(dataset)
 
@@ -165,7 +165,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name, monkeypatch):
 
 
 def spy(opened):
-    from pydiff.data.picture import read_frames
+    from pydiff.data.image import read_frames
 
     def reading(path, **options):
         opened.append(path)
@@ -248,10 +248,10 @@ def test_any_bytes_are_text_or_refused(data):
 
 
 @given(st.lists(st.sampled_from(["..", ".", "a", "b.png", "/", "\\", "", "c"]), max_size=8).map("/".join))
-def test_names_are_looked_up_among_the_pictures_alone(name):
+def test_names_are_looked_up_among_the_images_alone(name):
     found, known = Captions(["b.png", "a/b.png", "a/c/b.png"]), {None, "b.png", "a/b.png", "a/c/b.png"}
     with contextlib.suppress(ValueError):  # "leads out of the folder"
-        assert found.picture("a", name) in known
+        assert found.image("a", name) in known
 
 
 def test_columns_that_hold_captions():
@@ -290,7 +290,7 @@ def test_npz_with_captions(tmp_path):
     assert dataset.captions == (("one", "two", "eins"), ("three", "fünf"), ())
     assert dataset.languages == (("en", "en", "de"), ("en", "de"), ())
     np.savez(tmp_path / "c.npz", images=images, captions=np.array(["one"]))
-    with pytest.raises(ValueError, match="captions for 1 pictures, and 3 pictures"):
+    with pytest.raises(ValueError, match="captions for 1 images, and 3 images"):
         load(tmp_path / "c.npz")
     np.savez(tmp_path / "d.npz", images=images, captions=np.array([1, 2, 3]))
     with pytest.raises(ValueError, match="its text is 1, not a string"):
@@ -308,7 +308,7 @@ def test_arrays_with_captions():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"captions": ["a"]}, "one entry for each of 2 pictures"),
+        ({"captions": ["a"]}, "one entry for each of 2 images"),
         ({"captions": ["a", 3]}, None),
         ({"captions": ["a", [3]]}, "a string or a sequence of strings"),
         ({"languages": ["en", "de"]}, "belong together"),

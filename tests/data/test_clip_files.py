@@ -24,9 +24,9 @@ def frames_of(count, size=12, seed=0, colour=True):
 
 def save(path, frames, durations=125, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [Image.fromarray(frame) for frame in frames]
+    opened = [Image.fromarray(frame) for frame in frames]
     lossless = {"lossless": True} if path.suffix == ".webp" else {}
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **lossless, **options)
+    opened[0].save(path, save_all=True, append_images=opened[1:], duration=durations, loop=0, **lossless, **options)
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".png", ".apng"])
@@ -48,14 +48,14 @@ def test_partial_frames_are_composed(tmp_path):
     for i in range(4):
         whole[i, :2, 2 * i : 2 * i + 2] = 2
     palette = [0, 0, 0, 255, 0, 0, 255, 255, 255]
-    pictures = []
+    opened = []
     for frame in whole:
-        picture = Image.fromarray(frame, "P")
-        picture.putpalette(palette)
-        pictures.append(picture)
+        image = Image.fromarray(frame, "P")
+        image.putpalette(palette)
+        opened.append(image)
     path = tmp_path / "partial.gif"
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100, disposal=1)
-    with Image.open(path) as stored:  # the file's later frames are smaller than the picture
+    opened[0].save(path, save_all=True, append_images=opened[1:], duration=100, disposal=1)
+    with Image.open(path) as stored:  # the file's later frames are smaller than the image
         stored.seek(1)
         assert stored.tile[0][1] != (0, 0, 8, 8)
     data = load(tmp_path, frames=4)
@@ -90,7 +90,7 @@ def test_single_frames_short_and_broken_clips_are_listed(tmp_path):
     save(tmp_path / "one.gif", frames_of(1))
     save(tmp_path / "short.webp", frames_of(3))
     (tmp_path / "empty.gif").write_bytes(b"")
-    (tmp_path / "text.gif").write_text("not a picture")
+    (tmp_path / "text.gif").write_text("not an image")
     data = (tmp_path / "good0.webp").read_bytes()
     (tmp_path / "cut.webp").write_bytes(data[: len(data) // 2])
     found = load(tmp_path, frames=8)
@@ -99,7 +99,7 @@ def test_single_frames_short_and_broken_clips_are_listed(tmp_path):
     assert reasons["one.gif"] == "1 frame at 8 a second, and 8 are needed"
     assert reasons["short.webp"] == "3 frames at 8 a second, and 8 are needed"
     assert reasons["empty.gif"] == "empty file"
-    assert reasons["text.gif"] == "not a picture in any known format"
+    assert reasons["text.gif"] == "not an image in any known format"
     assert "cut.webp" in reasons
     single = load(tmp_path, frames=1)
     assert single.shape == (1, 12, 12, 3)
@@ -153,7 +153,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
     (tmp_path / "c.gif").write_text("x")
     with pytest.raises(ValueError, match=r"2 of 3 clips in .* cannot be used"):
         load(tmp_path, frames=3)
-    with pytest.raises(ValueError, match="digits holds pictures, which have no frames"):
+    with pytest.raises(ValueError, match="digits holds images, which have no frames"):
         load("digits", frames=8)
 
 

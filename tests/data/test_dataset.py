@@ -107,8 +107,8 @@ def test_impossible_fractions(fraction):
         dataset().split(fraction)
 
 
-def test_one_picture_cannot_be_split():
-    with pytest.raises(ValueError, match="cannot hold pictures out of test, which has only 1"):
+def test_one_image_cannot_be_split():
+    with pytest.raises(ValueError, match="cannot hold images out of test, which has only 1"):
         dataset(images=PIXELS[:1], labels=LABELS[:1]).split(0.5)
 
 
@@ -146,10 +146,10 @@ def test_load_of_a_dataset():
     ("source", "error", "message"),
     [
         ("no/such/folder", FileNotFoundError, "there is no 'no/such/folder'; expected 'digits', 'emoji', "),
-        ("", ValueError, "no pictures"),
+        ("", ValueError, "the name of the data is empty"),
         (None, TypeError, "cannot load data from NoneType; expected"),
         (42, TypeError, "cannot load data from int"),
-        ([PIXELS], TypeError, "a list of images holds a ndarray, expected arrays"),
+        ([PIXELS], TypeError, r"number 0 of a list of images is an array of shape \(6, 4, 5, 3\), expected arrays"),
         ([], ValueError, "the list of images is empty"),
         (b"digits", TypeError, "cannot load data from bytes"),
     ],
@@ -198,7 +198,7 @@ def test_summary_and_describe_say_everything():
     skipped = [(f"{i}.png", "empty file") for i in range(25)]
     data = dataset(skipped=skipped, notes=["a note"])
     assert data.summary().splitlines() == [
-        "test: 6 pictures, 4 x 5, 3 channels (RGB), uint8, 3 classes",
+        "test: 6 images, 4 x 5, 3 channels (RGB), uint8, 3 classes",
         "a note",
         "25 files skipped (first: 0.png: empty file)",
     ]
@@ -220,7 +220,7 @@ def test_summary_and_describe_say_everything():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 def test_summary_counts_channels(channels):
     words = {1: "1 channel (grey)", 3: "3 channels (RGB)", 4: "4 channels (RGBA)"}.get(channels, f"{channels} channels")
-    assert f"1 picture, 8 x 8, {words}, uint8" in load(np.zeros((1, 8, 8, channels), np.uint8)).summary()
+    assert f"1 image, 8 x 8, {words}, uint8" in load(np.zeros((1, 8, 8, channels), np.uint8)).summary()
 
 
 def test_statistics_are_exact():
@@ -235,13 +235,13 @@ def test_statistics_are_exact():
 @pytest.mark.parametrize(
     ("shape", "hints"),
     [
-        ((600, 32, 32, 1), ["a batch of 64 sees every picture once in 10 steps"]),
+        ((600, 32, 32, 1), ["a batch of 64 sees every image once in 10 steps"]),
         (
             (100, 25, 25, 1),
-            ["25 x 25 cannot be halved twice", "size=24 or size=32", "100 pictures may be learned by heart"],
+            ["25 x 25 cannot be halved twice", "size=24 or size=32", "100 images may be learned by heart"],
         ),
         ((3, 3, 3, 1), ["try size=8\n"]),
-        ((2, 256, 256, 1), ["is slow without a GPU", "a batch of 2 sees every picture once in 1 step"]),
+        ((2, 256, 256, 1), ["is slow without a GPU", "a batch of 2 sees every image once in 1 step"]),
     ],
 )
 def test_hints(shape, hints):

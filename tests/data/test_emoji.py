@@ -1,4 +1,4 @@
-"""The shipped emoji: pictures, captions, the factorial and what is held out of it; the script that made the file."""
+"""The shipped emoji: images, captions, the factorial and what is held out of it; the script that made the file."""
 
 import re
 
@@ -19,7 +19,7 @@ def cells():
     return factorial()
 
 
-def test_pictures_and_captions_in_two_languages(emoji):
+def test_images_and_captions_in_two_languages(emoji):
     assert emoji.images.shape == (3169, 32, 32, 3)
     assert all(len(row) == 2 and all(row) for row in emoji.captions)
     assert set(emoji.languages) == {("en", "de")}
@@ -31,7 +31,7 @@ def test_pictures_and_captions_in_two_languages(emoji):
 
 
 def test_the_colours_are_those_of_the_words(emoji):
-    """The middle of the hearts and circles; a picture in another place would show."""
+    """The middle of the hearts and circles; an image in another place would show."""
     titles = emoji.titles(range(len(emoji)))
     strongest = {
         name: emoji.images[titles.index(f"{name} circle"), 16, 16].argmax() for name in ("red", "green", "blue")
@@ -47,15 +47,15 @@ def test_the_factorial_is_complete_and_what_is_held_out_is_there_once(emoji, cel
     numbers = cells.cells.ravel()
     assert len(set(numbers)) == 960
     assert len(set(cells.roles)) == 80
-    pictures = [emoji.images[i].tobytes() for i in numbers]
+    drawings = [emoji.images[i].tobytes() for i in numbers]
     twice = {
-        tuple(cells.roles[i // 12] for i, p in enumerate(pictures) if p == q) for q in pictures if pictures.count(q) > 1
+        tuple(cells.roles[i // 12] for i, p in enumerate(drawings) if p == q) for q in drawings if drawings.count(q) > 1
     }
     assert twice == {("blonde hair", "adult")}
-    assert len(set(pictures)) == 958
+    assert len(set(drawings)) == 958
     for i in cells.unseen:  # nothing gives them away, not even mirrored
-        assert pictures.count(emoji.images[i].tobytes()) == 1
-        assert emoji.images[i][:, ::-1].tobytes() not in pictures
+        assert drawings.count(emoji.images[i].tobytes()) == 1
+        assert emoji.images[i][:, ::-1].tobytes() not in drawings
 
 
 def test_the_captions_of_the_cells_say_gender_and_tone(emoji, cells):
@@ -117,10 +117,10 @@ def test_drawing(size):
     pytest.importorskip("resvg_py", reason="resvg_py draws the set anew, and is not installed")
     body = '<path fill="#f00" d="M0 0h32v16H0z"/>'
     icons = {"width": 32, "height": 32}
-    picture = make_emoji.draw({"body": body}, icons, size)
-    assert picture.shape == (size, size, 3)
-    assert (picture[: size // 2] == (255, 0, 0)).all()
-    assert (picture[size // 2 :] == 255).all()
+    image = make_emoji.draw({"body": body}, icons, size)
+    assert image.shape == (size, size, 3)
+    assert (image[: size // 2] == (255, 0, 0)).all()
+    assert (image[size // 2 :] == 255).all()
     tall = make_emoji.draw({"body": body, "height": 64}, icons, size)  # in the middle
     assert (tall[0, 0] == 255).all()
     assert (tall[1, size // 2] == (255, 0, 0)).all()

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-import odd_pictures as made
+import odd_images as made
 import pytest
 from PIL import Image
 
@@ -21,7 +21,7 @@ def fill(root: Path, files: dict) -> Path:
 
 
 def shade(value, height=4, width=4):
-    """A picture that is recognised by its value."""
+    """An image that is recognised by its value."""
     return np.full((height, width), value, np.uint8)
 
 
@@ -54,21 +54,21 @@ def test_more_than_half_broken_is_an_error_and_half_is_not(tmp_path):
     assert len(load(tmp_path)) == 1
     fill(tmp_path, {"c.png": b""})
     with pytest.raises(
-        ValueError, match=r"^2 of 3 pictures in .* cannot be used \(first: b.png: .*\); remove or repair them$"
+        ValueError, match=r"^2 of 3 images in .* cannot be used \(first: b.png: .*\); remove or repair them$"
     ):
         load(tmp_path)
 
 
 def test_nothing_usable_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         load(tmp_path)
     fill(
         tmp_path, {"notes.txt": b"hello", ".hidden.png": shade(1), ".cache/a.png": shade(1), "__MACOSX/a.png": shade(1)}
     )
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         load(tmp_path)
     fill(tmp_path, {"a.png": b""})
-    with pytest.raises(ValueError, match=r"1 of 1 pictures .*empty file"):
+    with pytest.raises(ValueError, match=r"1 of 1 images .*empty file"):
         load(tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_classes_are_the_subfolders(tmp_path):
         tmp_path, {"dog/1.png": shade(1), "cat/deep/er/2.png": shade(2), "cat/3.png": shade(3), "ant/4.png": b"broken"}
     )
     dataset = load(tmp_path)
-    assert dataset.classes == ["cat", "dog"]  # a class without a usable picture is none
+    assert dataset.classes == ["cat", "dog"]  # a class without a usable image is none
     assert values(dataset) == [3, 2, 1]
     assert dataset.labels.tolist() == [0, 0, 1]
     assert dataset.labels.dtype == np.int64
@@ -113,7 +113,7 @@ def test_no_classes_without_two_class_folders(tmp_path, names):
     dataset = load(fill(tmp_path, {name: shade(i) for i, name in enumerate(names)}))
     assert dataset.labels is None
     assert dataset.classes is None
-    assert any("no classes: 1 picture beside" in note for note in dataset.notes) == (len(names) == 3)
+    assert any("no classes: 1 image beside" in note for note in dataset.notes) == (len(names) == 3)
 
 
 def test_loops_of_links_end_and_each_folder_is_read_once(tmp_path):
@@ -124,7 +124,7 @@ def test_loops_of_links_end_and_each_folder_is_read_once(tmp_path):
     assert sorted(values(load(tmp_path))) == [1, 2]
 
 
-def test_links_pipes_and_folders_with_the_suffix_of_a_picture(tmp_path):
+def test_links_pipes_and_folders_with_the_suffix_of_a_image(tmp_path):
     fill(tmp_path, {"real/1.png": shade(1), "real/2.png": shade(2), "folder.png/3.png": shade(3)})
     (tmp_path / "real" / "link.png").symlink_to(tmp_path / "real" / "1.png")
     (tmp_path / "real" / "dangling.png").symlink_to(tmp_path / "gone.png")
@@ -159,7 +159,7 @@ def test_a_broken_file_has_no_say_in_the_size(tmp_path):
     assert [path for path, _ in dataset.skipped] == ["cut.png"]  # once, though the folder was read twice
 
 
-def test_rotated_pictures_count_with_their_upright_size(tmp_path):
+def test_rotated_images_count_with_their_upright_size(tmp_path):
     turned = made.encode(made.colour(), exif=made.exif(6))
     dataset = load(fill(tmp_path, {"a.png": turned, "b.png": turned}))
     assert dataset.shape == (made.W, made.H, 3)
@@ -181,13 +181,13 @@ def test_mixed_or_large_sizes_choose_a_square_and_say_so(tmp_path, sizes, side):
     assert dataset.shape == (side, side, 1)
     assert f"cropped to {side} x {side}, pass size=" in dataset.notes[0]
     smaller = sum(min(size) < side for size in sizes)
-    assert any(f"{smaller} picture" in note and "enlarged" in note for note in dataset.notes) == (smaller > 0)
+    assert any(f"{smaller} image" in note and "enlarged" in note for note in dataset.notes) == (smaller > 0)
 
 
 def test_size_resizes_the_shorter_side_and_crops_the_middle(tmp_path):
-    picture = np.zeros((20, 60, 3), np.uint8)
-    picture[:, 20:40] = (250, 100, 50)
-    fill(tmp_path, {"wide.png": picture, "tall.png": picture.swapaxes(0, 1)})
+    image = np.zeros((20, 60, 3), np.uint8)
+    image[:, 20:40] = (250, 100, 50)
+    fill(tmp_path, {"wide.png": image, "tall.png": image.swapaxes(0, 1)})
     dataset = load(tmp_path, size=10)
     assert dataset.shape == (10, 10, 3)
     np.testing.assert_array_equal(dataset.images[:, 2:-2, 2:-2], np.full((2, 6, 6, 3), (250, 100, 50)))
@@ -221,10 +221,10 @@ def test_channels_overrides_it(tmp_path, channels):
 
 
 def test_transparent_colour_does_not_bleed_when_resized(tmp_path):
-    picture = np.zeros((8, 8, 4), np.uint8)
-    picture[:, :4] = (0, 200, 0, 255)
-    picture[:, 4:] = (255, 0, 0, 0)  # invisible red
-    images = load(fill(tmp_path, {"a.png": picture}), size=3).images
+    image = np.zeros((8, 8, 4), np.uint8)
+    image[:, :4] = (0, 200, 0, 255)
+    image[:, 4:] = (255, 0, 0, 0)  # invisible red
+    images = load(fill(tmp_path, {"a.png": image}), size=3).images
     assert images.shape[-1] == 4
     visible = images[0][images[0, ..., 3] > 0]
     assert visible[:, 0].max() == 0
@@ -236,11 +236,11 @@ def test_reading_twice_gives_the_same_data(tmp_path):
     assert load(tmp_path, size=8).fingerprint() == load(str(tmp_path), size=(8, 8)).fingerprint()
 
 
-def test_a_picture_is_the_same_alone_and_in_a_folder(tmp_path):
+def test_a_image_is_the_same_alone_and_in_a_folder(tmp_path):
     rng = np.random.default_rng(8)
-    pictures = {f"{i}.png": rng.integers(0, 256, (20, 30, 3), dtype=np.uint8) for i in range(6)}
-    together = load(fill(tmp_path / "all", pictures), size=8).images
-    for i, (name, pixels) in enumerate(pictures.items()):
+    arrays = {f"{i}.png": rng.integers(0, 256, (20, 30, 3), dtype=np.uint8) for i in range(6)}
+    together = load(fill(tmp_path / "all", arrays), size=8).images
+    for i, (name, pixels) in enumerate(arrays.items()):
         alone = load(fill(tmp_path / name, {name: pixels}), size=8).images
         np.testing.assert_array_equal(alone[0], together[i])
 

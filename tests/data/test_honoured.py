@@ -17,7 +17,7 @@ from pydiff.sound.wav import wav_bytes
 RNG = np.random.default_rng(5)
 
 
-def pictures(folder, names=("a", "b", "c"), value=None):
+def image_folder(folder, names=("a", "b", "c"), value=None):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         pixels = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8) if value is None else value
@@ -62,13 +62,13 @@ def animations(folder, frames=8, size=16, n=1):
 ASKED = {"layout": "NHWC", "pages": "all", "split": "train", "bits": 16}
 # What is loaded -> which of ASKED concern it. `layout` is not tried on what has one.
 SOURCES = {
-    "a folder": (lambda path: pictures(path / "p"), {}, {"pages", "bits"}),
-    "a folder, streamed": (lambda path: pictures(path / "p"), {"cache_gb": 1}, {"pages", "bits"}),
+    "a folder": (lambda path: image_folder(path / "p"), {}, {"pages", "bits"}),
+    "a folder, streamed": (lambda path: image_folder(path / "p"), {"cache_gb": 1}, {"pages", "bits"}),
     "an array": (lambda _: np.zeros((4, 8, 8, 3), np.uint8), {}, {"layout", "bits"}),
     "a dict": (lambda _: {"images": np.zeros((4, 8, 8, 3), np.uint8)}, {}, {"layout", "bits"}),
     "a pair": (lambda _: (np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)), {}, {"layout", "bits"}),
     "a list of arrays": (lambda _: [np.zeros((8, 8, 3), np.uint8)] * 4, {}, {"layout", "bits"}),
-    "a list of pictures": (lambda _: [Image.new("RGB", (8, 8))] * 4, {}, {"pages", "bits"}),
+    "a list of images": (lambda _: [Image.new("RGB", (8, 8))] * 4, {}, {"pages", "bits"}),
     "a Dataset": (lambda _: load("digits"), {}, set()),
     "digits": (lambda _: "digits", {}, set()),
     "sounds": (lambda path: sounds(path / "s"), {}, set()),
@@ -94,8 +94,8 @@ def test_every_wish_is_honoured_or_refused(tmp_path, source):
 
 def test_an_archive_goes_by_what_is_in_it(tmp_path):
     for part in ("train", "val"):
-        pictures(tmp_path / "p" / part / "x")
-        pictures(tmp_path / "p" / part / "y")
+        image_folder(tmp_path / "p" / part / "x")
+        image_folder(tmp_path / "p" / part / "y")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for file in sorted((tmp_path / "p").rglob("*.png")):
             archive.write(file, file.relative_to(tmp_path / "p"))
@@ -103,8 +103,8 @@ def test_an_archive_goes_by_what_is_in_it(tmp_path):
         for more in ({}, {"cache_gb": 1}):
             assert (len(load(source, **more)), load(source, **more).classes) == (6, ["x", "y"])
             assert len(load(source, split="all", **more)) == 12
-            assert any("left out: val/ (6 pictures)" in note for note in load(source, **more).notes)
-            with pytest.raises(ValueError, match="none for test; use split='train'"):
+            assert any("left out: val/ (6 images)" in note for note in load(source, **more).notes)
+            with pytest.raises(ValueError, match="and no test; use split='train'"):
                 load(source, split="test", **more)
             with pytest.raises(ValueError, match="leave layout out"):
                 load(source, layout="NHWC", **more)
@@ -112,8 +112,8 @@ def test_an_archive_goes_by_what_is_in_it(tmp_path):
 
 
 def test_streamed_data_leave_out_thumbnails_and_say_what_else(tmp_path):
-    pictures(tmp_path / "p")
-    pictures(tmp_path / "p" / "thumbs", "de")
+    image_folder(tmp_path / "p")
+    image_folder(tmp_path / "p" / "thumbs", "de")
     (tmp_path / "p" / "a_thumb.png").write_bytes((tmp_path / "p" / "a.png").read_bytes())
     (tmp_path / "p" / "b.heic").write_bytes(b"x")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -149,10 +149,10 @@ def test_pages_are_streamed_or_said(tmp_path):
 
 @pytest.mark.parametrize("kind", ["png", "ppm", "plain ppm"])
 def test_deep_colours_that_become_8_bits_are_said(tmp_path, kind):
-    pictures(tmp_path / "p")
+    image_folder(tmp_path / "p")
     data = {"png": deep_colour(), "ppm": b"P6 8 8 65535\n" + bytes(384), "plain ppm": b"P3 1 1 1023\n1 2 3\n"}[kind]
     (tmp_path / "p" / f"deep.{kind[-3:]}").write_bytes(data)
-    told = "1 picture with colours of more than 8 bits a channel reduced to 8 bits"
+    told = "1 image with colours of more than 8 bits a channel reduced to 8 bits"
     assert told in load(tmp_path / "p", size=8).notes
     assert any("colours of more than 8 bits" in note for note in load(tmp_path / "p", size=8, cache_gb=1).notes)
     (tmp_path / "p" / f"deep.{kind[-3:]}").unlink()
@@ -182,7 +182,7 @@ def test_clips_ask_the_limit(tmp_path):
     with pytest.raises(ValueError, match=r"all frames of .* above the limit"):
         load(tmp_path / "many", frames=8, limit=15_000 / 2**30)
     for i in range(3):
-        pictures(tmp_path / "frames" / str(i))
+        image_folder(tmp_path / "frames" / str(i))
     with pytest.raises(ValueError, match=r"all frames of .* above the limit"):
         load(tmp_path / "frames", frames=3, limit=1000 / 2**30)
     assert len(load(tmp_path / "frames", frames=3)) == 3
@@ -190,7 +190,7 @@ def test_clips_ask_the_limit(tmp_path):
         load(tmp_path / "frames", frames=3, size=4096, limit=0.5)
 
 
-def test_pages_of_pictures_ask_the_limit(tmp_path):
+def test_pages_of_images_ask_the_limit(tmp_path):
     animations(tmp_path / "p", frames=20, size=100)
     with pytest.raises(ValueError, match="above the limit"):
         load(tmp_path / "p", pages="all", size=1024, limit=0.05)
@@ -241,7 +241,7 @@ def test_members_and_rows_that_are_streamed_ask_the_limit(tmp_path):
         load(tmp_path / "a.parquet", cache_gb=1, size=8, limit=1e-4)
 
 
-def test_only_decoders_of_pictures_are_tried(tmp_path, monkeypatch):
+def test_only_decoders_of_images_are_tried(tmp_path, monkeypatch):
     """PostScript would start a program; a file is not trusted for its name."""
     from PIL import EpsImagePlugin
 
@@ -250,7 +250,7 @@ def test_only_decoders_of_pictures_are_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     for name in ("images", "masks"):
-        pictures(tmp_path / "m" / name, "ab", np.arange(64, dtype=np.uint8).reshape(8, 8) // 32)
+        image_folder(tmp_path / "m" / name, "ab", np.arange(64, dtype=np.uint8).reshape(8, 8) // 32)
     (tmp_path / "m" / "masks" / "b.png").write_bytes(eps)
     data = load_masked(tmp_path / "m")
     assert (len(data), data.skipped[0][0]) == (1, "b.png")

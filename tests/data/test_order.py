@@ -17,7 +17,7 @@ def stream(n, batch_size, steps, seed):
 
 
 @given(st.integers(1, 50), st.integers(1, 70), SEEDS)
-def test_every_picture_appears_exactly_once_in_every_epoch(n, batch_size, seed):
+def test_every_image_appears_exactly_once_in_every_epoch(n, batch_size, seed):
     epochs = 4
     places = stream(n, batch_size, -(-epochs * n // batch_size), seed)[: epochs * n]
     assert places.dtype == np.int64
@@ -84,7 +84,7 @@ def images(n=64):
 
 
 def mirrored(before, after):
-    """(N,) bool; fails unless every picture is either itself or its mirror image."""
+    """(N,) bool; fails unless every image is either itself or its mirror image."""
     same = (after == before).all(axis=(1, 2, 3))
     swapped = (after == before[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (same ^ swapped).all()

@@ -134,7 +134,7 @@ def test_what_cannot_be_asked_for_is_refused(folder, tmp_path_factory):
         load("nowhere", rate=8000)
     with pytest.raises(ValueError, match="has its rate and length"):
         load(load(folder), rate=4000)
-    with pytest.raises(ValueError, match="codec 'waveform' is for sounds, and digits holds pictures"):
+    with pytest.raises(ValueError, match="codec 'waveform' is for sounds, and digits holds images"):
         load("digits").coded("waveform")
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ValueError, match="holds no sounds"):
@@ -193,7 +193,7 @@ def test_without_the_library_they_are_listed(tmp_path, monkeypatch):
     assert load(tmp_path).skipped == [("a.flac", "needs the library soundfile: pip install 'pydiff[audio]'")]
 
 
-def test_a_folder_is_one_of_sounds_if_it_holds_more_of_them_than_pictures(tmp_path):
+def test_a_folder_is_one_of_sounds_if_it_holds_more_of_them_than_images(tmp_path):
     from PIL import Image
 
     (tmp_path / "a.wav").write_bytes(wav(sine(400)))

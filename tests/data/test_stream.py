@@ -26,7 +26,7 @@ NAMES = [f"{'ab'[i % 2]}/{i:03d}.png" for i in range(N)]
 
 
 def png(number, size=SIZE):
-    """A picture (8, 8, 3) of its own."""
+    """An image (8, 8, 3) of its own."""
     pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
@@ -35,7 +35,7 @@ def png(number, size=SIZE):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures in two classes."""
+    """Images in two classes."""
     for i, name in enumerate(NAMES):
         file = tmp_path / "photos" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def in_tar(path, members):
 
 @pytest.fixture(params=["folder", "zip", "tar", "tars", "parquet"])
 def source(request, folder, tmp_path):
-    """The same pictures in every kind of place, in the order of their paths."""
+    """The same images in every kind of place, in the order of their paths."""
     members = [(name, (folder / name).read_bytes()) for name in sorted(NAMES)]
     if request.param == "folder":
         return folder
@@ -76,7 +76,7 @@ def source(request, folder, tmp_path):
 
 
 def test_the_pixels_are_those_in_memory(source, folder):
-    inside, streamed = load(folder), load(source, cache_gb=1e-6)  # room for 5 pictures
+    inside, streamed = load(folder), load(source, cache_gb=1e-6)  # room for 5 images
     assert streamed.shape == inside.shape == (8, 8, 3)
     assert len(streamed) == N
     rng = np.random.default_rng(0)
@@ -100,8 +100,8 @@ def in_zip(path, members):
     return path
 
 
-def picture(kind, number):
-    """(suffix, contents) of a picture of this kind, 9 x 8 or 8 x 9, and of its own."""
+def image(kind, number):
+    """(suffix, contents) of an image of this kind, 9 x 8 or 8 x 9, and of its own."""
     rng = np.random.default_rng(number)
     side = (9, 8) if number % 2 else (8, 9)
     modes = {"rgb": ((*side, 3), np.uint8), "rgba": ((*side, 4), np.uint8), "deep": (side, np.uint16)}
@@ -118,7 +118,7 @@ def picture(kind, number):
 
 @st.composite
 def trees(draw):
-    """(members of a tree of pictures, by path, with what is said of them; options)."""
+    """(members of a tree of images, by path, with what is said of them; options)."""
     split = draw(st.sampled_from([None, "train", "val", "all"]))
     kinds = draw(st.sampled_from([("rgb", "grey"), ("rgba", "rgb"), ("deep", "grey"), ("pages", "grey"), ("grey",)]))
     said = draw(st.sampled_from(["", ".txt", ".de.txt", ".json", ".cls", "metadata.jsonl", "some"]))
@@ -126,10 +126,10 @@ def trees(draw):
     for number in range(draw(st.integers(2, 9))):
         folder = "" if split is None else ("train/", "train/", "val/")[number % 3 if number > 2 else number]
         folder += draw(st.sampled_from(["", "cat/", "dog/deep/", ".hidden/", "thumbs/"])) if number > 2 else "cat/"
-        suffix, data = picture(kinds[number % len(kinds)], number)
+        suffix, data = image(kinds[number % len(kinds)], number)
         stem = f"{folder}{draw(st.sampled_from(['b', 'a', 'x y', 'é']))}{number}"
         files[stem + suffix] = data
-        text = f"picture {number}"
+        text = f"image {number}"
         if said in (".txt", ".de.txt") or (said == "some" and number % 2):
             files[stem + (said if said != "some" else ".txt")] = f"{text}\nand {number}".encode()
         elif said == ".json":
@@ -137,7 +137,7 @@ def trees(draw):
             files[stem + said] = json.dumps(facts).encode()
         elif said == ".cls":
             files[stem + said] = f"{number % 3}\n".encode()
-        rows.append({"file_name": stem + suffix, "text": [text, "a picture"]})
+        rows.append({"file_name": stem + suffix, "text": [text, "an image"]})
     if said == "metadata.jsonl":
         files[said] = "\n".join(map(json.dumps, rows)).encode()
     options = {
@@ -226,14 +226,14 @@ def test_a_file_that_fails_later_is_replaced_by_the_next(folder, caplog):
     dataset = load(folder, cache_gb=1)
     names = sorted(NAMES)
     for i in (4, 5, N - 1):
-        (folder / names[i]).write_bytes(b"no picture")
+        (folder / names[i]).write_bytes(b"no image")
     (folder / names[9]).unlink()
     with caplog.at_level(logging.WARNING, "pydiff"):
         chosen = dataset.usable(np.array([3, 4, 5, 6, N - 1, 9, 4]))
     assert chosen.tolist() == [3, 6, 6, 6, 0, 10, 6]
     assert dataset.images.failed.keys() == {names[i] for i in (4, 5, 9, N - 1)}
     assert len(caplog.records) == 4  # each once
-    assert "not a picture" in caplog.text
+    assert "not an image" in caplog.text
     np.testing.assert_array_equal(dataset.samples(chosen)[1], dataset.samples(np.array([6]))[0])
 
 
@@ -244,10 +244,10 @@ def test_what_another_process_could_not_read_is_not_read_here(folder):
     assert dataset.stream.give_up({names[3]: "gone", names[2]: "empty"}) == {names[2]: "empty", names[3]: "gone"}
     assert dataset.usable(np.array([1, 2, 3])).tolist() == [1, 4, 4]
     options = Options(channels=(8,), groups=4, steps=10, batch_size=8, timesteps=20)
-    (folder / names[7]).write_bytes(b"no picture")
+    (folder / names[7]).write_bytes(b"no image")
     steps = list(training_steps(Trainer(DiffusionTask(dataset, options), options)))
     replaced = [step.traffic["replaced"] for step in steps if "replaced" in step.traffic]
-    assert replaced == [{names[7]: "not a picture in any known format"}]
+    assert replaced == [{names[7]: "not an image in any known format"}]
 
 
 def test_where_nothing_can_be_read_that_is_said(folder):
@@ -256,7 +256,7 @@ def test_where_nothing_can_be_read_that_is_said(folder):
         (folder / name).write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of 30 images can be read \(first: .*: empty file\)"):
         dataset.usable(np.array([0]))
-    with pytest.raises(ValueError, match=r"30 of 30 pictures looked at in .* cannot be used"):
+    with pytest.raises(ValueError, match=r"30 of 30 images looked at in .* cannot be used"):
         load(folder, cache_gb=1, size=8)
 
 
@@ -327,7 +327,7 @@ def test_a_broken_member_in_the_middle_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: (path / "a.gz").write_bytes(b"x"), "holds no pictures"),
+        (lambda path: (path / "a.gz").write_bytes(b"x"), "holds no images"),
         (lambda path: (path / "a.tar").write_bytes(b"no tar"), r"a\.tar cannot be read"),
         (lambda path: (path / "a.zip").write_bytes(b"no zip"), r"a\.zip cannot be read"),
     ],
@@ -344,7 +344,7 @@ def test_what_cannot_be_streamed_is_refused_in_one_sentence(make, message, tmp_p
         ({"layout": "NHWC"}, "layout='NHWC' is for arrays"),
         ({"frames": 4}, "frames and frame_rate are for clips"),
         ({"rate": 8000}, "cache_gb is for images"),
-        ({"split": "val"}, "no folders called train, val or test"),
+        ({"split": "val"}, "nothing called train, val or test"),
         ({"labels": [0] * N}, "cache_gb is for a folder"),
     ],
 )
@@ -358,7 +358,7 @@ def test_what_is_no_data_for_a_stream_is_refused_in_one_sentence(tmp_path):
     places = {name: tmp_path / name for name in ("deep", "sounds", "films", "digits", "packed", "rows")}
     for place in places.values():
         place.mkdir()
-    (places["deep"] / "a.png").write_bytes(picture("deep", 0)[1])
+    (places["deep"] / "a.png").write_bytes(image("deep", 0)[1])
     (places["sounds"] / "a.wav").write_bytes(b"x")
     (places["films"] / "a.mp4").write_bytes(b"x")
     for kind, axes in (("images", b"\3"), ("labels", b"\1")):
@@ -372,7 +372,7 @@ def test_what_is_no_data_for_a_stream_is_refused_in_one_sentence(tmp_path):
         ("films", "holds films, and cache_gb is for images", {}),
         ("digits", "holds MNIST's IDX files, which are read as a whole; leave cache_gb out", {}),
         ("packed", "is packed as a whole and cannot be read piece by piece; unpack it", {}),
-        ("rows", "split is for folders called train, val and test", {"split": "val"}),
+        ("rows", "nothing called train, val or test", {"split": "val"}),
         ("rows", "pages is for files of images", {"pages": "all"}),
     ):
         with pytest.raises(ValueError, match=message):
@@ -383,7 +383,7 @@ def test_what_is_no_data_for_a_stream_is_refused_in_one_sentence(tmp_path):
 def test_deep_grey_that_comes_late_is_not_guessed_at(folder):
     """Of 30 files all were looked at; the one that changes afterwards is left out, as its white is unknown."""
     dataset = load(folder, cache_gb=1)
-    (folder / sorted(NAMES)[3]).write_bytes(picture("deep", 0)[1])
+    (folder / sorted(NAMES)[3]).write_bytes(image("deep", 0)[1])
     assert dataset.usable(np.array([3])).tolist() == [4]
     assert "nobody has said how many" in dataset.stream.failed[sorted(NAMES)[3]]
 

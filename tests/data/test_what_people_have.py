@@ -30,7 +30,7 @@ def image(seed=0, size=(16, 16), mode="RGB"):
     return Image.fromarray(pixels).convert(mode)
 
 
-def pictures(folder, n=3, suffix="png", **options):
+def image_folder(folder, n=3, suffix="png", **options):
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
         image(i, **options).save(folder / f"{i}.{suffix}")
@@ -63,11 +63,11 @@ def test_a_layout_that_is_said_counts():
 
 @pytest.mark.parametrize(("highest", "bits"), [(1023, 10), (900, 10), (4095, 12), (16383, 14), (65535, 16), (200, 8)])
 def test_deep_grey_is_read_over_the_bits_that_it_uses(tmp_path, highest, bits):
-    """One range for all, so that a dark picture stays dark."""
+    """One range for all, so that a dark image stays dark."""
     levels = RNG.integers(0, highest // 2, (2, 8, 8)).astype(np.uint16)
     levels[0, 0, 0], levels[0, 0, 1] = highest, 0
-    for i, picture in enumerate(levels):
-        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    for i, level in enumerate(levels):
+        Image.fromarray(level).save(tmp_path / f"{i}.png")
     white = 2**bits - 1
     dataset = load(tmp_path)
     np.testing.assert_array_equal(dataset.images[..., 0], np.rint(levels * (255 / white)).astype(np.uint8))
@@ -124,7 +124,7 @@ def test_arrays_of_an_npz_are_never_passed_over_in_silence(tmp_path):
 
 def test_classes_are_in_the_order_that_people_count_in(tmp_path):
     for i in (1, 2, 10, 9):
-        pictures(tmp_path / f"class {i}", 1)
+        image_folder(tmp_path / f"class {i}", 1)
     assert load(tmp_path).classes == ["class 1", "class 2", "class 9", "class 10"]
     names = ["b10", "b9", "a", "b010", "B9"]
     dataset = load(np.zeros((5, 4, 4), np.uint8), labels=names)
@@ -150,8 +150,8 @@ def test_labels_that_count_from_one_are_names(tmp_path):
 
 def test_names_of_files_and_classes_that_are_no_text_are_written_out(tmp_path):
     bad = tmp_path / "a\x1b[31mb"
-    pictures(bad / "x\x1b]0;title\x07", 2)
-    pictures(bad / "y\n\r\u202e", 2)
+    image_folder(bad / "x\x1b]0;title\x07", 2)
+    image_folder(bad / "y\n\r\u202e", 2)
     (bad / "x\x1b]0;title\x07" / "broken\x1b.png").write_bytes(b"no")
     done = pydiff_command("data", bad)
     assert done.returncode == 0
@@ -169,7 +169,7 @@ def test_names_of_files_and_classes_that_are_no_text_are_written_out(tmp_path):
 
 
 def test_files_that_cannot_be_read_are_named_with_what_to_install(tmp_path):
-    pictures(tmp_path, 8)
+    image_folder(tmp_path, 8)
     for i in range(5):
         (tmp_path / f"IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
     for name in ("a.CR2", "b.psd", "c.mp4", "d.xmp", "e.xmp", "f", "Thumbs.db", "desktop.ini", ".hidden.png"):
@@ -181,7 +181,7 @@ def test_files_that_cannot_be_read_are_named_with_what_to_install(tmp_path):
         assert noted(dataset, "left out: 5 .heic; pip install pillow-heif makes them readable")
         (tmp_path / "phone").mkdir()
         shutil.copy(tmp_path / "IMG_0.HEIC", tmp_path / "phone")
-        with pytest.raises(ValueError, match=r"holds no pictures; .* 1 \.heic; pip install pillow-heif"):
+        with pytest.raises(ValueError, match=r"holds no images; .* 1 \.heic; pip install pillow-heif"):
             load(tmp_path / "phone")
     assert noted(dataset, "1 .cr2; develop them")
     assert noted(dataset, "1 .mp4; take images out of them")
@@ -201,11 +201,11 @@ def test_heic_is_read_where_the_library_is(tmp_path):
 
 
 def test_thumbnails_are_left_out(tmp_path):
-    pictures(tmp_path, 3)
-    pictures(tmp_path / "thumbnails", 3, size=(4, 4))
-    pictures(tmp_path / "sub" / "@eaDir", 2)
+    image_folder(tmp_path, 3)
+    image_folder(tmp_path / "thumbnails", 3, size=(4, 4))
+    image_folder(tmp_path / "sub" / "@eaDir", 2)
     image(0, (4, 4)).save(tmp_path / "1_thumb.jpg")
-    image(0).save(tmp_path / "green_thumb.jpg")  # of no other picture
+    image(0).save(tmp_path / "green_thumb.jpg")  # of no other image
     dataset = load(tmp_path)
     assert (len(dataset), dataset.shape, dataset.classes) == (4, (16, 16, 3), None)
     assert noted(dataset, "6 thumbnails left out")
@@ -216,19 +216,39 @@ def test_thumbnails_are_left_out(tmp_path):
 def test_train_and_val_are_no_classes(tmp_path, names):
     for i, name in enumerate(names):
         for kind in ("cat", "dog"):
-            pictures(tmp_path / "set" / name / kind, 3 if i == 0 else 1)
+            image_folder(tmp_path / "set" / name / kind, 3 if i == 0 else 1)
     dataset = load(tmp_path)
     assert (len(dataset), dataset.classes) == (6, ["cat", "dog"])
-    assert noted(dataset, f"set/{names[0]}/ (6 pictures) taken; left out: set/", "split='all' takes all")
+    assert noted(dataset, f"set/{names[0]}/ (6 images) taken; left out: set/", "split='all' takes all")
     assert len(load(tmp_path, split="all")) == 6 + 2 * (len(names) - 1)
     assert len(load(tmp_path, split="val" if names[1] == "val" else "test")) == 2
-    with pytest.raises(ValueError, match="has no folders called train, val or test; leave out split='val'"):
+    with pytest.raises(ValueError, match="has nothing called train, val or test; leave out split='val'"):
         load(tmp_path / "set" / names[0], split="val")
+
+
+def test_parts_are_no_classes_at_any_depth(tmp_path):
+    for name in ("train/cat", "train/dog", "val/cat", "test/bird"):
+        image_folder(tmp_path / "a" / name, 2)
+    assert load(tmp_path / "a", split="all").classes == ["bird", "cat", "dog"]
+    for name in ("cat/train", "cat/test", "dog/train", "dog/test"):
+        image_folder(tmp_path / "b" / name, 2)
+    for split, count in ((None, 4), ("test", 4), ("all", 8)):
+        for cache_gb in (0, 1):
+            dataset = load(tmp_path / "b", split=split, cache_gb=cache_gb)
+            assert (len(dataset), dataset.classes) == (count, ["cat", "dog"])
+
+
+def test_folders_that_give_no_class_are_said(tmp_path):
+    image_folder(tmp_path / "a" / "cat", 2)
+    (tmp_path / "a" / "dog").mkdir()
+    assert noted(load(tmp_path / "a"), "nothing in 1 folder (dog)")
+    (tmp_path / "a" / "dog" / "x.png").write_bytes(b"x")
+    assert noted(load(tmp_path / "a"), "no classes: of 2 folders, images of one alone can be used")
 
 
 def test_classes_that_are_called_train_stay_classes(tmp_path):
     for name in ("train", "plane"):
-        pictures(tmp_path / name, 2)
+        image_folder(tmp_path / name, 2)
     assert load(tmp_path).classes == ["plane", "train"]
 
 
@@ -247,7 +267,7 @@ def test_pages_and_frames_are_said_or_all_taken(tmp_path):
 
 
 def test_sizes_may_be_oblong_and_channels_chosen(tmp_path):
-    pictures(tmp_path, 4)
+    image_folder(tmp_path, 4)
     for i in range(2):
         image(i).convert("RGBA").save(tmp_path / f"t{i}.png")
     Image.fromarray(np.full((16, 16, 4), [9, 0, 0, 128], np.uint8)).save(tmp_path / "clear.png")
@@ -277,7 +297,7 @@ def packed(folder, path):
 @pytest.mark.parametrize("kind", ["zip", "tar", "tgz", "tar.gz", "tar.xz", "tar.bz2"])
 def test_an_archive_is_read_as_the_folder_that_it_is(tmp_path, kind):
     for name in ("cat", "dog"):
-        pictures(tmp_path / "p" / name)
+        image_folder(tmp_path / "p" / name)
     (tmp_path / "p" / "cat" / "0.txt").write_text("a cat")
     (tmp_path / "p" / "cat" / "bad.png").write_bytes(b"x")
     expected, found = load(tmp_path / "p"), load(packed(tmp_path / "p", tmp_path / f"a.{kind}"))
@@ -287,13 +307,26 @@ def test_an_archive_is_read_as_the_folder_that_it_is(tmp_path, kind):
     assert pydiff_command("data", tmp_path / f"a.{kind}").returncode == 0
 
 
+def test_archives_go_by_their_first_bytes(tmp_path):
+    source = image_folder(tmp_path / "p" / "a").parent
+    image_folder(source / "b")
+    for kind in ("zip", "tar", "gztar"):
+        made = shutil.make_archive(str(tmp_path / kind), kind, source)
+        for name in ("x.zip", "x.tar", "x.tgz"):
+            shutil.copy(made, tmp_path / name)
+            assert load(tmp_path / name).classes == ["a", "b"]
+    (tmp_path / "x.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="File is not a zip file"):
+        load(tmp_path / "x.zip")
+
+
 def test_archives_that_are_hostile(tmp_path):
-    picture = io.BytesIO()
-    image().save(picture, "png")
+    encoded = io.BytesIO()
+    image().save(encoded, "png")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("../../out.png", picture.getvalue())
-        archive.writestr("/abs/in.png", picture.getvalue())
-        archive.writestr("in.png", picture.getvalue())
+        archive.writestr("../../out.png", encoded.getvalue())
+        archive.writestr("/abs/in.png", encoded.getvalue())
+        archive.writestr("in.png", encoded.getvalue())
     dataset = load(tmp_path / "a.zip")
     assert len(dataset) == 2
     assert dataset.skipped == [("../../out.png", "its name leads out of the archive")]
@@ -308,8 +341,8 @@ def test_archives_that_are_hostile(tmp_path):
             archive.addfile(info)
         for name in ("v.png", "x.png", "y.png", "z.png"):
             info = tarfile.TarInfo(name)
-            info.size = len(picture.getvalue())
-            archive.addfile(info, io.BytesIO(picture.getvalue()))
+            info.size = len(encoded.getvalue())
+            archive.addfile(info, io.BytesIO(encoded.getvalue()))
     dataset = load(tmp_path / "b.tar")
     assert len(dataset) == 4
     assert [path for path, _ in dataset.skipped] == ["device.png", "link.png", "pipe.png"]
@@ -405,7 +438,7 @@ def test_a_limit_is_stated_and_can_be_raised(tmp_path):
     for wrong in (0, -1, "4", True, float("nan"), [1]):
         with pytest.raises(ValueError, match=r"limit is .*expected GiB of memory"):
             load(large, limit=wrong)
-    for source, options in ((large, {}), ("digits", {"size": 4096}), (pictures(tmp_path / "p"), {"size": 8192})):
+    for source, options in ((large, {}), ("digits", {"size": 4096}), (image_folder(tmp_path / "p"), {"size": 8192})):
         with pytest.raises(ValueError, match="above the limit"):
             load(source, limit=1e-5, **options)
 
@@ -520,7 +553,7 @@ def test_pickles_that_are_no_batch_of_cifar(tmp_path, batch, capsys):
 def test_lists_pairs_and_dicts(tmp_path):
     arrays = [np.asarray(image(i)) for i in range(4)]
     expected = np.stack(arrays)
-    files = [pictures(tmp_path, 4) / f"{i}.png" for i in range(4)]
+    files = [image_folder(tmp_path, 4) / f"{i}.png" for i in range(4)]
     for source in (arrays, tuple(arrays), [Image.fromarray(a) for a in arrays], files, list(map(str, files))):
         np.testing.assert_array_equal(load(source).images, expected)
     y = ["b", "a", "b", "c"]
@@ -548,7 +581,7 @@ def test_lists_pairs_and_dicts(tmp_path):
     ("source", "options", "message"),
     [
         ([], {}, "list of images is empty"),
-        ([1, 2], {}, "holds a int, expected arrays"),
+        ([1, 2], {}, "number 0 of a list of images is an int, expected arrays"),
         (["/no/such.png"], {}, "there is no '/no/such.png', number 0 of the list"),
         ([np.zeros((4, 4)), np.zeros((5, 5))], {}, "images of different shapes must be uint8"),
         ([np.zeros((4, 4), np.uint8)] * 2, {"labels": [1]}, r"labels have shape \(1,\), expected \(2,\)"),

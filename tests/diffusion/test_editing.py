@@ -16,17 +16,17 @@ MODEL = model_of(points_denoiser(POINTS, np.full(3, 1 / 3)), PROCESS)
 
 
 def test_image_to_image_keeps_more_the_weaker_it_is():
-    pictures, p = 0.3 + 0.5 * start(50, 3, seed=4), path(PROCESS.schedule, 40)
+    images, p = 0.3 + 0.5 * start(50, 3, seed=4), path(PROCESS.schedule, 40)
     distance = []
     for strength in (0.1, 0.4, 1.0):
-        got = last(editing.image_to_image(NORMAL, pictures, PROCESS, p, strength, clip=None))
-        distance.append(np.abs(got - pictures).mean())
+        got = last(editing.image_to_image(NORMAL, images, PROCESS, p, strength, clip=None))
+        distance.append(np.abs(got - images).mean())
         assert got.std() == pytest.approx(0.5, rel=0.15)
     assert distance[0] < 0.5 * distance[1] < 0.5 * distance[2]
     assert len(editing.shortened(p, 0.25).t) == 10
     assert len(editing.shortened(p, 1e-9).t) == 1
-    same = last(editing.image_to_image(NORMAL, pictures[3:4], PROCESS, p, 0.4, sample=[3], clip=None))
-    whole = last(editing.image_to_image(NORMAL, pictures, PROCESS, p, 0.4, clip=None))
+    same = last(editing.image_to_image(NORMAL, images[3:4], PROCESS, p, 0.4, sample=[3], clip=None))
+    whole = last(editing.image_to_image(NORMAL, images, PROCESS, p, 0.4, clip=None))
     assert (same[0] == whole[3]).all()
     for strength in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="expected above 0"):
@@ -35,21 +35,21 @@ def test_image_to_image_keeps_more_the_weaker_it_is():
 
 def test_image_to_image_with_another_sampler():
     p = path(PROCESS.schedule, 20)
-    pictures = np.repeat(POINTS, 10, axis=0)
-    got = last(editing.image_to_image(MODEL, pictures, PROCESS, p, 0.1, sampler=samplers.dpm_solver))
-    np.testing.assert_allclose(got, pictures, atol=0.1)  # so little noise does not make another point of it
+    images = np.repeat(POINTS, 10, axis=0)
+    got = last(editing.image_to_image(MODEL, images, PROCESS, p, 0.1, sampler=samplers.dpm_solver))
+    np.testing.assert_allclose(got, images, atol=0.1)  # so little noise does not make another point of it
 
 
-def test_variations_go_from_the_same_picture_to_another():
-    pictures, p = 0.3 + 0.5 * start(40, 3, seed=4), path(PROCESS.schedule, 60)
+def test_variations_go_from_the_same_image_to_another():
+    images, p = 0.3 + 0.5 * start(40, 3, seed=4), path(PROCESS.schedule, 60)
     distance = [
-        np.abs(last(editing.variations(NORMAL, pictures, PROCESS, p, amount, clip=None)) - pictures).mean()
+        np.abs(last(editing.variations(NORMAL, images, PROCESS, p, amount, clip=None)) - images).mean()
         for amount in (0.0, 0.3, 1.0)
     ]
     assert distance[0] <= 0.05
     assert 2 * distance[0] < distance[1] < 0.6 * distance[2]
     with pytest.raises(ValueError, match=r"amount is 1\.5"):
-        editing.variations(NORMAL, pictures, PROCESS, p, 1.5)
+        editing.variations(NORMAL, images, PROCESS, p, 1.5)
 
 
 def test_interpolation_keeps_the_norm_and_meets_both_ends():
@@ -66,14 +66,14 @@ def test_interpolation_keeps_the_norm_and_meets_both_ends():
 def test_inpainting_draws_what_fits_the_known_part():
     """Pixels 0 and 1 are known, and the data set says what goes with them: (1, -1) with 1, -1 and (1, 1) with -1."""
     p = path(PROCESS.schedule, 40)
-    pictures = np.zeros((60, 4))
-    pictures[:30, :2], pictures[30:, :2] = (1.0, -1.0), (1.0, 1.0)
+    images = np.zeros((60, 4))
+    images[:30, :2], images[30:, :2] = (1.0, -1.0), (1.0, 1.0)
     mask = np.array([0.0, 0.0, 1.0, 1.0])
     expected = np.repeat([[1.0, -1.0], [-1.0, -1.0]], 30, axis=0)
 
     def share(resample):
-        got = last(editing.inpaint(MODEL, pictures, mask, PROCESS, p, resample=resample, seed=1))
-        np.testing.assert_array_equal(got[:, :2], pictures[:, :2])
+        got = last(editing.inpaint(MODEL, images, mask, PROCESS, p, resample=resample, seed=1))
+        np.testing.assert_array_equal(got[:, :2], images[:, :2])
         return (np.abs(got[:, 2:] - expected).max(1) <= 0.2).mean()
 
     once, often = share(1), share(8)
@@ -82,12 +82,12 @@ def test_inpainting_draws_what_fits_the_known_part():
 
 
 def test_inpainting_states_and_batches():
-    p, pictures = path(PROCESS.schedule, 6), start(3, 4)
-    states = list(editing.inpaint(MODEL, pictures, 1.0, PROCESS, p, resample=2))
+    p, images = path(PROCESS.schedule, 6), start(3, 4)
+    states = list(editing.inpaint(MODEL, images, 1.0, PROCESS, p, resample=2))
     assert [s.step for s in states] == [1, 2, 3, 4, 5, 6]
-    alone = list(editing.inpaint(MODEL, pictures[2:], 1.0, PROCESS, p, resample=2, sample=[2]))
+    alone = list(editing.inpaint(MODEL, images[2:], 1.0, PROCESS, p, resample=2, sample=[2]))
     assert (alone[-1].x[0] == states[-1].x[2]).all()
-    other = list(editing.inpaint(MODEL, pictures, 1.0, PROCESS, p, resample=2, seed=8))
+    other = list(editing.inpaint(MODEL, images, 1.0, PROCESS, p, resample=2, seed=8))
     assert (other[-1].x != states[-1].x).any()
     with pytest.raises(ValueError, match="resample is 0"):
-        list(editing.inpaint(MODEL, pictures, 1.0, PROCESS, p, resample=0))
+        list(editing.inpaint(MODEL, images, 1.0, PROCESS, p, resample=0))

@@ -1,4 +1,4 @@
-"""Guidance against closed forms: what the guided network answers, where it asks, and where the pictures go."""
+"""Guidance against closed forms: what the guided network answers, where it asks, and where the images go."""
 
 import numpy as np
 import pytest

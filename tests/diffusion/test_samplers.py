@@ -1,4 +1,4 @@
-"""What holds for every sampler: identities, what the states say, and pictures that do not depend on their batch."""
+"""What holds for every sampler: identities, what the states say, and images that do not depend on their batch."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def test_guidance_is_the_straight_line_through_both_answers(guidance):
 
 
 def test_other_schedules_need_no_other_sampler():
-    """A flow schedule, alpha + sigma = 1, whose start is pure noise: DDIM and DDPM hit a single picture exactly."""
+    """A flow schedule, alpha + sigma = 1, whose start is pure noise: DDIM and DDPM hit a single image exactly."""
     sigma = np.linspace(0.1, 1.0, 10)
     flow = Schedule("flow", 1 - sigma, sigma)
     process, point = Process(flow, "v"), np.array([[0.25, -0.5]])
@@ -115,7 +115,7 @@ def test_other_schedules_need_no_other_sampler():
 @given(samples=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=5), data=st.data())
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_picture_is_bitwise_the_same_alone_and_in_any_batch(sampler, dtype, samples, data):
+def test_a_image_is_bitwise_the_same_alone_and_in_any_batch(sampler, dtype, samples, data):
     process, p = Process(LINEAR), path(LINEAR, 4)
     model = model_of(normal_denoiser, process)
     i = data.draw(st.integers(0, len(samples) - 1))

@@ -138,7 +138,7 @@ def test_predictions_are_interchangeable(sampler):
 @pytest.mark.parametrize("name", ["linear", "flow", "edm"])
 @pytest.mark.parametrize("sampler", EVERY)
 def test_every_sampler_finds_the_points_of_a_small_data_set(sampler, name):
-    """From noise to one of three pictures, with every family of schedules."""
+    """From noise to one of three images, with every family of schedules."""
     points = np.array([[1.0, -1.0], [-0.6, 0.2], [0.2, 0.8]])
     process = Process(schedule(name), "v" if name == "linear" else "edm" if name == "edm" else "flow")
     if name == "flow" and sampler.startswith("pndm"):
@@ -154,7 +154,7 @@ def test_every_sampler_finds_the_points_of_a_small_data_set(sampler, name):
 
 
 def _for_columns(points):
-    """points_denoiser with equal weights, for alpha and sigma that differ from picture to picture."""
+    """points_denoiser with equal weights, for alpha and sigma that differ from image to image."""
 
     def denoiser(x, alpha, sigma):
         alpha, sigma = np.broadcast_to(alpha, (len(x), 1)), np.broadcast_to(sigma, (len(x), 1))
@@ -167,7 +167,7 @@ def _for_columns(points):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("sampler", EVERY)
-def test_a_picture_is_the_same_alone_and_in_a_batch(sampler, dtype):
+def test_a_image_is_the_same_alone_and_in_a_batch(sampler, dtype):
     process = Process(schedule("cosine"), "v")
     p = path(process.schedule, 8, "karras")
     model = model_of(normal_denoiser, process)
@@ -244,12 +244,12 @@ def test_learned_range_lies_between_the_small_and_the_large_variance():
 def test_inversion_and_back(prediction):
     process = Process(schedule("linear"), prediction)
     model = model_of(normal_denoiser, process)
-    picture = MEAN + SPREAD * start(3, 4)
+    image = MEAN + SPREAD * start(3, 4)
     p = path(process.schedule, 20)
 
     def returned(iterations, p=p):
-        noise = last(samplers.ddim_inversion(model, picture, process, p, iterations=iterations))
-        return np.abs(last(samplers.ddim(model, noise, process, p, clip=None)) - picture).max()
+        noise = last(samplers.ddim_inversion(model, image, process, p, iterations=iterations))
+        return np.abs(last(samplers.ddim(model, noise, process, p, clip=None)) - image).max()
 
     assert returned(30) <= 1e-6
     assert returned(3) <= 0.2 * returned(0)
@@ -258,9 +258,9 @@ def test_inversion_and_back(prediction):
 
 def test_inversion_ends_at_the_exact_noise():
     process = Process(schedule("linear"), "eps")
-    picture = MEAN + SPREAD * start(3, 4)
+    image = MEAN + SPREAD * start(3, 4)
     model, p = model_of(normal_denoiser, process), path(process.schedule, 400)
-    noise = last(samplers.ddim_inversion(model, picture, process, p))
+    noise = last(samplers.ddim_inversion(model, image, process, p))
     np.testing.assert_allclose(noise, start(3, 4), atol=0.05)
 
 

@@ -69,7 +69,7 @@ def assert_normal(x, mean, std):
 
 @pytest.mark.parametrize("sampler", ["ddpm small", "ddim noisy", "ddim"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_single_picture_is_sampled_exactly_at_every_step(name, sampler):
+def test_a_single_image_is_sampled_exactly_at_every_step(name, sampler):
     """With one known x0, q(x_s | x_t, x0) is the reverse process itself: exact for any number of steps and any eta."""
     process = Process(SCHEDULES[name])
     p = path(process.schedule, 6)

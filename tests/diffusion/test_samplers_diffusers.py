@@ -94,6 +94,6 @@ def test_ddpm_equals_diffusers(diffusers, monkeypatch, prediction, spacing, step
 
     ours = [state.x for state in ddpm(model, x, process, path(LINEAR, steps, spacing), variance=variance)]
     theirs = replay(scheduler, process, model, x, steps, take_step)
-    if spacing == "trailing" and variance == "large":  # diffusers adds noise to the finished picture unless t is 0
+    if spacing == "trailing" and variance == "large":  # diffusers adds noise to the finished image unless t is 0
         ours, theirs = ours[:-1], theirs[:-1]
     np.testing.assert_allclose(ours, theirs, atol=1e-9)

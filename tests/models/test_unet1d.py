@@ -108,7 +108,7 @@ def test_it_is_unet2d_on_images_one_pixel_high(case, length):
 
 
 def test_and_so_it_is_diffusers():
-    """On one level: below it, diffusers' own pictures are two pixels high again on the way up."""
+    """On one level: below it, diffusers' own images are two pixels high again on the way up."""
     diffusers = import_diffusers()
     import torch
 
@@ -188,7 +188,7 @@ def test_it_is_saved_played_and_refuses():
     for wrong, message in (
         (np.zeros((1, 2, 9, 1), "f"), "takes lines"),
         (np.zeros((1, 1, 0, 1), "f"), "takes lines"),
-        (np.zeros((1, 1, 9, 2), "f"), "takes pictures"),
+        (np.zeros((1, 1, 9, 2), "f"), "takes images"),
     ):
         with pytest.raises(ValueError, match=message):
             model(wrong, 1, labels[:1])

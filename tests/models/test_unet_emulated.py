@@ -45,14 +45,14 @@ def test_kernels_are_as_exact_as_plain_float32(config):
 
 
 @pytest.mark.usefixtures("simt")
-def test_a_picture_has_the_same_bits_alone_in_a_batch_and_in_any_order_of_threads():
+def test_a_image_has_the_same_bits_alone_in_a_batch_and_in_any_order_of_threads():
     model = UNet2D(**TINY)
     check_any_batch(lambda part: outputs(model, np.float32, part)[0], 4)
     results = []
     for seed in (0, 1, 2):
         backend.emulator.set_seed(seed)
-        pictures, gradients = outputs(model, np.float32)
-        results.append([*pictures, *gradients.values()])
+        images, gradients = outputs(model, np.float32)
+        results.append([*images, *gradients.values()])
         assert_same_bits(results[-1], results[0])
 
 

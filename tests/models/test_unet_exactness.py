@@ -55,7 +55,7 @@ def test_kernels_are_as_exact_as_plain_float32():
 @needs_kernels
 @pytest.mark.usefixtures("simd")
 @pytest.mark.parametrize("options", ["plain", "three levels", "resnet down and up", "scale and shift"])
-def test_a_picture_has_the_same_bits_alone_and_in_a_batch(options):
+def test_a_image_has_the_same_bits_alone_and_in_a_batch(options):
     model = UNet2D(**{**SMALL, **OPTIONS[options]})
     check_any_batch(lambda part: outputs(model, np.float32, part)[0], 4)
 
@@ -175,19 +175,19 @@ def test_unknown_options_are_refused():
 @pytest.mark.parametrize(
     ("classes", "arguments", "message"),
     [
-        (None, (np.zeros((4, 4, 3)), 0), r"takes pictures \(N, H, W, 3\), got \(4, 4, 3\)"),
-        (None, (np.zeros((2, 3, 4, 4)), 0), r"takes pictures \(N, H, W, 3\), got \(2, 3, 4, 4\)"),
+        (None, (np.zeros((4, 4, 3)), 0), r"takes images \(N, H, W, 3\), got \(4, 4, 3\)"),
+        (None, (np.zeros((2, 3, 4, 4)), 0), r"takes images \(N, H, W, 3\), got \(2, 3, 4, 4\)"),
         (
             None,
             (np.zeros((2, 4, 4, 3)), [0, 1, 2]),
-            r"2 pictures need 2 step numbers or a single one, got an array of shape \(3,\)",
+            r"2 images need 2 step numbers or a single one, got an array of shape \(3,\)",
         ),
         (None, (np.zeros((2, 4, 4, 3)), 0, [0, 1]), "no class embedding, but class labels were given"),
         (4, (np.zeros((2, 4, 4, 3)), 0), "a class embedding, but class labels are missing"),
         (4, (np.zeros((2, 4, 4, 3)), 0, [0, 4]), r"labels must lie in 0\.\.3, got 0\.\.4"),
         (4, (np.zeros((2, 4, 4, 3)), 0, [-1]), r"labels must lie in 0\.\.3, got -1\.\.-1"),
         (4, (np.zeros((2, 4, 4, 3)), 0, [0.5, 1]), "list of integers"),
-        (4, (np.zeros((2, 4, 4, 3)), 0, [0, 1, 2]), r"2 pictures need 2 class labels or a single one.*\(3,\)"),
+        (4, (np.zeros((2, 4, 4, 3)), 0, [0, 1, 2]), r"2 images need 2 class labels or a single one.*\(3,\)"),
     ],
 )
 def test_bad_inputs(classes, arguments, message):

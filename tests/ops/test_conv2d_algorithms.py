@@ -51,7 +51,7 @@ def test_few_channels_have_the_same_bits_for_any_batch_and_any_thread_count(shap
 
 @pytest.mark.usefixtures("simd")
 @pytest.mark.parametrize(("shape", "cout"), NARROW)
-def test_nan_of_other_pictures_stays_there(shape, cout):
+def test_nan_of_other_images_stays_there(shape, cout):
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(s).astype(np.float32) for s in (shape, (3, 3, shape[-1], cout)))
     dy = np.ones((*shape[:-1], cout))
@@ -123,7 +123,7 @@ def test_many_channels_have_the_same_bits_for_any_batch_and_any_thread_count(sha
 
 
 @pytest.mark.usefixtures("simd")
-def test_many_channels_of_an_upsampled_picture_with_addends():
+def test_many_channels_of_an_upsampled_image_with_addends():
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(s) for s in ((2, 3, 4, 560), (3, 3, 560, 480), (2, 480), (2, 6, 8, 480))]
     check_kernel(lambda x, w, bias, add: ops.conv2d(x, w, bias, padding=1, upsample=2, add=add), arrays, rng)

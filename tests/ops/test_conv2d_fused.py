@@ -1,4 +1,4 @@
-"""What a convolution does besides: a bias for each sample, something added to the result, a picture enlarged on the
+"""What a convolution does besides: a bias for each sample, something added to the result, an image enlarged on the
 fly. Each against the equation, against the separate operations, and by every algorithm."""
 
 import numpy as np
@@ -123,7 +123,7 @@ def test_same_bits_for_any_batch_and_any_thread_count(shape, kernel, cout, strid
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("up", [1, 2])
 @pytest.mark.parametrize(("shape", "kernel", "cout", "stride"), SHAPES[:4])
-def test_nan_stays_in_its_own_picture(shape, kernel, cout, stride, up):
+def test_nan_stays_in_its_own_image(shape, kernel, cout, stride, up):
     for spoilt in (0, 2, 3):  # x, bias, add
         _, arrays, options = arrays_of(shape, kernel, cout, stride, up)
         x, w, bias, add, dy = (a.astype(np.float32) for a in arrays)
@@ -140,7 +140,7 @@ def test_nan_stays_in_its_own_picture(shape, kernel, cout, stride, up):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "h", "cin", "cout"), [(0, 5, 3, 4), (2, 0, 3, 4), (2, 5, 0, 4), (2, 5, 3, 0)])
 def test_empty_arrays(n, h, cin, cout, dtype):
-    """No pictures, no rows but padding, no input channels (leaves what is added), no output channels."""
+    """No images, no rows but padding, no input channels (leaves what is added), no output channels."""
     rng = np.random.default_rng(0)
     out = (n, 2 * h + 1, 10, cout)
     arrays = [rng.standard_normal(s).astype(dtype) for s in ((n, h, 5, cin), (3, 3, cin, cout), (n, cout), out)]

@@ -47,7 +47,7 @@ def types(half):
 
 
 # Tiles are 128 pixels x 64 channels, 32 (bfloat16) or 16 (float32) deep; the gradient of a sample's bias is summed by
-# 32 rows of threads. Where pictures are enlarged, an odd stride makes two classes of rows of y and an even one a single
+# 32 rows of threads. Where images are enlarged, an odd stride makes two classes of rows of y and an even one a single
 # class; the gradient of x has as many as the stride, or half of it.
 SHAPES = [
     ((2, 8, 9, 16), (3, 3, 16, 64), {"padding": 1, "upsample": 2}),
@@ -91,8 +91,8 @@ def cases(draw):
 @pytest.mark.usefixtures("bfloat16")
 @given(case=cases(), naive=st.booleans())
 def test_bfloat16_is_rounded_once(case, naive):
-    """Products are exact; their sums, the bias, what is added and the sum over repeated pixels are float32: only the
-    results are rounded, to half a step of their 8 digits."""
+    """Products are exact; their sums, the bias, what is added, the sum over repeated pixels and the gradients of
+    parameters are float32: the other results are rounded once, to half a step of their 8 digits."""
     rng, arrays, options = case
     *given_, dy = (a.astype(t) for a, t in zip(arrays, types(True), strict=True))
     with array_path():
@@ -100,7 +100,9 @@ def test_bfloat16_is_rounded_once(case, naive):
     backend.emulator.set_seed(int(rng.integers(2**32)))
     with naive_kernels(naive):
         got = gradients(fused(options), given_, dy)
-    for g, e, dtype in zip(got, exact, (types(True)[0], *types(True)[:4]), strict=True):
+    half, *_ = types(True)
+    rounded = (half, half, np.float32, np.float32, half)  # out, dx, dw, dbias, dadd
+    for g, e, dtype in zip(got, exact, rounded, strict=True):
         assert g.dtype == dtype
         step = np.exp2(np.frexp(e)[1] - 8.0) * (dtype != np.float32)
         error = np.abs(g.astype(np.float64) - e)
@@ -112,7 +114,7 @@ def test_bfloat16_is_rounded_once(case, naive):
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("up", [1, 2])
 def test_same_bits_in_any_batch_and_any_order_of_threads(up, stride, half):
-    """Also where rows of one tile belong to different pictures, and the sum over pixels comes in parts."""
+    """Also where rows of one tile belong to different images, and the sum over pixels comes in parts."""
     options = {"stride": stride, "padding": ((0, 1), (1, 2)), "upsample": up}
     arrays = arrays_of(np.random.default_rng(0), (3, 13, 11, 8), (3, 3, 8, 9), options)
     x, w, bias, add, dy = (a.astype(t) for a, t in zip(arrays, types(half), strict=True))
@@ -153,7 +155,7 @@ def test_arrays_may_start_anywhere(half):
 @half_or_single
 @pytest.mark.parametrize("naive", [False, True])
 @pytest.mark.parametrize("up", [1, 2])
-def test_nan_stays_in_its_own_picture_and_channel(up, naive, half):
+def test_nan_stays_in_its_own_image_and_channel(up, naive, half):
     options = {"padding": 1, "upsample": up}
     for spoilt in range(5):
         arrays = arrays_of(np.random.default_rng(0), (3, 4, 5, 5), (3, 3, 5, 6), options)
@@ -165,7 +167,7 @@ def test_nan_stays_in_its_own_picture_and_channel(up, naive, half):
         own = (np.arange(3) == 1)[:, None]
         channel = np.arange(6) == 2
         in_y = {0: own & (channel >= 0), 1: own | channel, 2: own & channel, 3: own & channel, 4: own & ~own}[spoilt]
-        if spoilt == 1:  # one row of taps of the filters of one channel, which every picture sees
+        if spoilt == 1:  # one row of taps of the filters of one channel, which every image sees
             in_y = (own | ~own) & channel
         assert np.array_equal(bad(y).any((1, 2)), np.broadcast_to(in_y, (3, 6)))
         assert np.array_equal(bad(dx).any((1, 2, 3)), [spoilt == 1, spoilt in (1, 4), spoilt == 1])
@@ -180,7 +182,7 @@ def test_nan_stays_in_its_own_picture_and_channel(up, naive, half):
 @pytest.mark.parametrize("naive", [False, True])
 @pytest.mark.parametrize(("n", "h", "cin", "cout"), [(0, 5, 3, 4), (2, 0, 3, 4), (2, 5, 0, 4), (2, 5, 3, 0)])
 def test_empty_arrays(n, h, cin, cout, naive):
-    """No pictures, no rows but padding, no input channels (leaves what is added), no output channels."""
+    """No images, no rows but padding, no input channels (leaves what is added), no output channels."""
     rng = np.random.default_rng(0)
     options = {"padding": ((2, 1), (1, 1)), "upsample": 2}
     *arrays, _ = arrays_of(rng, (n, h, 5, cin), (3, 3, cin, cout), options)

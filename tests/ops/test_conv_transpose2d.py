@@ -101,7 +101,7 @@ def test_output_and_gradients_equal_torch(options):
         ((1, 5, 5, 3), (3, 3, 4, 3), (3,), {}, r"bias must have shape \(4,\), got \(3,\)"),
         ((1, 5, 5, 3), (3, 3, 4, 3), None, {"stride": 0}, "stride must be a whole number >= 1"),
         ((1, 5, 5, 3), (3, 3, 4, 3), None, {"output_padding": 1}, "smaller than stride or dilation, got 1"),
-        ((1, 2, 5, 3), (3, 3, 4, 3), None, {"padding": 2}, r"nothing is left of a \(2, 5\) picture"),
+        ((1, 2, 5, 3), (3, 3, 4, 3), None, {"padding": 2}, r"nothing is left of a \(2, 5\) image"),
         ((1, 0, 5, 3), (3, 3, 4, 3), None, {}, "nothing is left"),
     ],
 )

@@ -1,11 +1,14 @@
 """Group normalisation: array path against the equation, gradient against its slope, kernels against the array path."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydiff import backend, ops
+from pydiff.ops.group_norm import normalised, statistics
 from pydiff.reference.group_norm import group_norm as reference
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
 from tests.compare import (
@@ -18,7 +21,7 @@ from tests.compare import (
     naive_kernels,
 )
 from tests.compare import bfloat16 as bfloat16_dtype
-from tests.strategies import bfloat16, kernels, seeds, simt, small, strided  # noqa: F401
+from tests.strategies import bfloat16, kernels, seeds, simd, simt, small, strided  # noqa: F401
 
 
 @st.composite
@@ -258,6 +261,60 @@ def test_nan_stays_in_its_group(shape):
     for a, b in zip(dirty[2:], clean[2:], strict=True):
         assert np.isnan(a[hit]).all()
         assert np.array_equal(a[~hit], b[~hit])
+
+
+# ---- some positions at a time --------------------------------------------------------------------------------------
+
+
+def in_pieces(arrays, options, cuts):
+    """What `statistics` of all positions and `normalised` of some at a time give."""
+    x, gamma, beta = arrays
+    mean, rstd = statistics(x, options["groups"], options["eps"])
+    edges = [0, *sorted(cut % (x.shape[1] + 1) for cut in cuts), x.shape[1]]
+    silu = options["activation"] == "silu"
+    parts = [normalised(x[:, a:b], gamma, beta, mean, rstd, silu) for a, b in itertools.pairwise(edges)]
+    return np.concatenate(parts, axis=1)
+
+
+@pytest.mark.usefixtures("simd")
+@given(case=cases(), dtype=st.sampled_from([np.float32, np.float64]), cuts=st.lists(st.integers(0, 8), max_size=3))
+def test_some_positions_at_a_time_have_the_same_bits(case, dtype, cuts):
+    _, arrays, options = case
+    arrays = [a.astype(dtype) for a in arrays]
+    arrays[0] = arrays[0] if arrays[0].ndim > 2 else arrays[0][:, None]
+    assert_same_bits([in_pieces(arrays, options, cuts)], [op(options)(*map(ops.Tensor, arrays)).data])
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("shape", [((3, 333, 40), 5), ((1, 900, 64), 1), ((2, 700, 130), 13), ((9, 3, 8), 2)])
+def test_many_positions_too_on_any_number_of_threads(shape):
+    arrays, _, options = draw(shape, np.float32)
+    options |= {"eps": 1e-5}
+
+    def run():
+        pieces = in_pieces(arrays, options, [1, 127, 128, 300])
+        assert_same_bits([pieces], [op(options)(*map(ops.Tensor, arrays)).data])
+        return [pieces]
+
+    check_any_thread_count(run)
+
+
+@pytest.mark.usefixtures("simd")
+def test_the_halves_of_the_kernel_refuse_what_does_not_fit():
+    x, c, few = np.ones((2, 5, 4), np.float32), np.ones(4, np.float32), np.ones((2, 2), np.float32)
+    y, first, second = np.empty_like(x), backend.cpu.group_norm_statistics, backend.cpu.group_norm_apply
+    good = [x, 2, 1e-5, few.copy(), few.copy()], [x, c, c, few, few, 2, True, y]
+    wrong = [x.astype(np.float64), x[:, ::2], x[0], None, [1.0], few[:1].copy(), few.T.copy()[:, :1], 3, 0, "x", c[:3]]
+    for function, arguments in zip((first, second), good, strict=True):
+        function(*arguments)
+        for place in range(len(arguments)):
+            for value in (*wrong, *([] if isinstance(arguments[place], np.ndarray) else [x])):
+                if isinstance(value, int | type(None)) and isinstance(arguments[place], bool | float):
+                    continue  # 3 is a number, too
+                with pytest.raises((TypeError, ValueError)):
+                    function(*arguments[:place], value, *arguments[place + 1 :])
+        with pytest.raises(TypeError):
+            function(*arguments[:-1])
 
 
 # ---- the gradient of a bias in front -------------------------------------------------------------------------------

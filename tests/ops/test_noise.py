@@ -59,7 +59,7 @@ def test_gradient_matches_the_slope(case):
     )
 
 
-def test_the_noise_does_not_depend_on_the_picture():
+def test_the_noise_does_not_depend_on_the_image():
     """So a loss on eps alone sends nothing back."""
     x0 = Tensor(np.ones((2, 3)), requires_grad=True)
     _, eps = ops.noise(x0, np.ones(2), np.ones(2), random.key(0, random.NOISE, [0, 1], 0))

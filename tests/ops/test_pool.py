@@ -75,7 +75,7 @@ def test_integers_and_nan():
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((4, 4, 3), {"kernel": 2}, r"pooling needs a picture \(N, H, W, C\), got \(4, 4, 3\)"),
+        ((4, 4, 3), {"kernel": 2}, r"pooling needs an image \(N, H, W, C\), got \(4, 4, 3\)"),
         ((1, 4, 4, 3), {"kernel": 0}, "kernel must be a whole number >= 1"),
         ((1, 4, 4, 3), {"kernel": 2, "stride": 0}, "stride must be"),
         (
@@ -83,7 +83,7 @@ def test_integers_and_nan():
             {"kernel": 2, "padding": 2},
             r"a \(2, 2\) window does not fit .* \(2, 2\), which may be half",
         ),
-        ((1, 4, 1, 3), {"kernel": 2}, r"into a \(4, 1\) picture"),
+        ((1, 4, 1, 3), {"kernel": 2}, r"into a \(4, 1\) image"),
     ],
 )
 def test_bad_arguments(shape, options, message):

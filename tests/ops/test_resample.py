@@ -59,7 +59,7 @@ def test_antialiased_is_what_pil_does(mode, size):
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_a_flat_picture_stays_flat_and_the_same_size_changes_nothing(mode, antialias):
+def test_a_flat_image_stays_flat_and_the_same_size_changes_nothing(mode, antialias):
     assert_close(
         ops.resample(np.full((1, 7, 5, 2), 3.0), (11, 2), mode, antialias).data, np.full((1, 11, 2, 2), 3.0), rtol=1e-14
     )
@@ -71,7 +71,7 @@ def test_a_flat_picture_stays_flat_and_the_same_size_changes_nothing(mode, antia
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((4, 4, 3), {"size": 2}, r"resample needs pictures \(N, H, W, C\) with pixels, got \(4, 4, 3\)"),
+        ((4, 4, 3), {"size": 2}, r"resample needs images \(N, H, W, C\) with pixels, got \(4, 4, 3\)"),
         ((1, 0, 4, 3), {"size": 2}, r"got \(1, 0, 4, 3\)"),
         ((1, 4, 4, 3), {"size": 0}, "size must be a whole number >= 1 or a pair of them, got 0"),
         ((1, 4, 4, 3), {"size": 2, "mode": "nearest"}, "mode must be one of bilinear, bicubic, got 'nearest'"),

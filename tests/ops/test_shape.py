@@ -142,7 +142,7 @@ def test_shapes_that_do_not_join_are_refused():
         ops.concatenate(Tensor(np.zeros((2, 3))), np.zeros((3, 3)))
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------------------------
 
 
 @given(seed=seeds, h=small, w=small, c=small, n=st.integers(0, 2), factor=st.integers(1, 3), data=st.data())

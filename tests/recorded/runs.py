@@ -41,7 +41,7 @@ def model_of(run):
     return digest({**run.model.state_dict(), "losses": np.array([entry["loss"] for entry in run.log()])})
 
 
-def pictures(run, **options):
+def drawn(run, **options):
     """The sum of some samples."""
     return digest({"images": run.sample(5, seed=2, batch_size=3, **{"steps": 4} | options)})
 
@@ -53,8 +53,8 @@ def plain():
     run = pydiff.train("digits", **COMMON)
     yield "model", model_of(run)
     for sampler in ("ddim", "ddpm", "dpm_solver", "heun", "unipc", "pndm", "euler_ancestral", "adaptive"):
-        yield sampler, pictures(run, sampler=sampler)
-    yield "ddim, eta, karras", pictures(run, eta=0.7, spacing="karras", clip=None)
+        yield sampler, drawn(run, sampler=sampler)
+    yield "ddim, eta, karras", drawn(run, eta=0.7, spacing="karras", clip=None)
     images, mask = run.sample(3, steps=4), np.arange(64).reshape(8, 8) % 3 == 0
     yield "inpaint", digest({"images": run.inpaint(images, mask, steps=4, resample=2, seed=1, batch_size=2)})
     yield "image_to_image", digest({"images": run.image_to_image(images, 0.6, steps=5, seed=1, sampler="ddpm")})
@@ -63,15 +63,15 @@ def plain():
 
 
 def classes():
-    """Class labels, guidance of every kind, mirrored pictures, dropout, a constant rate."""
+    """Class labels, guidance of every kind, mirrored images, dropout, a constant rate."""
     import pydiff
 
     more = {"conditional": True, "flip": True, "dropout": 0.2, "label_drop": 0.3, "lr_schedule": "constant"}
     run = pydiff.train("digits", **SMALL, **more)
     yield "model", model_of(run)
-    yield "turns", pictures(run)
-    yield "guidance", pictures(run, guidance=3.0, labels=[1, 7, 7, 0, 9])
-    yield "interval", pictures(run, guidance=3.0, interval=(0.3, 4.0), rescale=0.7)
+    yield "turns", drawn(run)
+    yield "guidance", drawn(run, guidance=3.0, labels=[1, 7, 7, 0, 9])
+    yield "interval", drawn(run, guidance=3.0, interval=(0.3, 4.0), rescale=0.7)
     images = run.sample(3, steps=4, guidance=2.0)
     edited = run.image_to_image(images, 0.6, steps=5, labels=[3, 4, 5], guidance=2.5)
     yield "image_to_image", digest({"images": edited})
@@ -85,8 +85,8 @@ def learned_variance():
     more = {"variance": "learned", "timestep_sampling": "loss_aware", "offset_noise": 0.1, "loss_weight": "min_snr"}
     run = pydiff.train("digits", **SMALL, **more)
     yield "model", model_of(run)
-    yield "ddpm", pictures(run, sampler="ddpm")
-    yield "ddim", pictures(run)
+    yield "ddpm", drawn(run, sampler="ddpm")
+    yield "ddim", drawn(run)
 
 
 def self_conditioning():
@@ -96,8 +96,8 @@ def self_conditioning():
     more = {"self_conditioning": True, "prediction": "v", "zero_snr": True, "schedule": "linear", "recompute": True}
     run = pydiff.train("digits", **SMALL, conditional=True, timestep_sampling="stratified", **more)
     yield "model", model_of(run)
-    yield "ddim", pictures(run)
-    yield "guidance", pictures(run, guidance=2.0)
+    yield "ddim", drawn(run)
+    yield "guidance", drawn(run, guidance=2.0)
 
 
 def edm():
@@ -107,7 +107,7 @@ def edm():
     more = {"prediction": "edm", "schedule": "edm", "loss_weight": "edm", "timestep_sampling": "lognormal"}
     run = pydiff.train("digits", **SMALL, **more)
     yield "model", model_of(run)
-    yield "heun", pictures(run, sampler="heun")
+    yield "heun", drawn(run, sampler="heun")
 
 
 def simt():
@@ -126,7 +126,7 @@ def old_runs():
 
     run = pydiff.load(OLD_RUNS / "finished")
     yield "finished", model_of(run)
-    yield "finished, drawn", pictures(run, guidance=2.0)
+    yield "finished, drawn", drawn(run, guidance=2.0)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "stopped"
         shutil.copytree(OLD_RUNS / "stopped", out)

@@ -1,4 +1,4 @@
-"""A page of random pictures: small, deterministic, and no two tiles alike, so that a test can tell them apart."""
+"""A page of random images: small, deterministic, and no two tiles alike, so that a test can tell them apart."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ SHAPE = (6, 8, 3)  # not square, in colour
 CODEC = Pixels(SHAPE)
 
 
-def pictures(n, seed, shape=SHAPE):
+def random_images(n, seed, shape=SHAPE):
     """(n, *shape) uint8, random."""
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
 
@@ -31,12 +31,12 @@ def states(n=4, steps=1000, shape=SHAPE, seed=0):
 def page(n=4, steps=1000, **changes):
     """A Page with everything on it."""
     schedule = linear(1000)
-    training = pictures(5, seed=1)
+    training = random_images(5, seed=1)
     eps = np.random.default_rng(2).standard_normal(training.shape)
     trace, _ = record(states(n, steps), CODEC, schedule=schedule)
     arguments = {
         "name": "example",
-        "facts": {"Data": "random pictures", "Parameters": "1,234"},
+        "facts": {"Data": "random images", "Parameters": "1,234"},
         "training": training,
         "captions": ["a", "b", "c", "d", "e"],
         "forward": add_noise(CODEC, training, eps, schedule.alpha, schedule.sigma),
@@ -45,7 +45,7 @@ def page(n=4, steps=1000, **changes):
         "trace": trace,
         "sampler": "ddpm",
         "samples": trace.x[-1],
-        "neighbours": Neighbours(pictures(n, seed=3), np.arange(n), np.linspace(1, 2, n), np.linspace(1, 3, 50)),
+        "neighbours": Neighbours(random_images(n, seed=3), np.arange(n), np.linspace(1, 2, n), np.linspace(1, 3, 50)),
         "commands": [("Draw more", "pydiff sample example")],
     }
     return Page(**{**arguments, **changes})

@@ -14,7 +14,7 @@ from pydiff.report import loss
 from pydiff.report.markup import data_json, duration, fill, kind, number
 from pydiff.report.page import render, write_page
 from pydiff.report.sections import Neighbours, options, samples
-from tests.report.example import page, pictures
+from tests.report.example import page, random_images
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&{{js}}"
 VOID = {"meta", "link", "img", "input", "br", "path", "line"}
@@ -72,7 +72,7 @@ def test_the_policy_forbids_the_network(html):
     assert policies == [f"default-src 'none'; {inside}"]
 
 
-def test_every_picture_has_a_text(html):
+def test_every_image_has_a_text(html):
     reader = Reader(html)
     hidden = re.search(r"<div hidden>(.*?)</div>", html, re.S)[1]  # the sprite sheets
     assert hidden.count("<img ") == 6
@@ -82,7 +82,7 @@ def test_every_picture_has_a_text(html):
 
 
 def test_user_text_is_escaped_wherever_it_appears():
-    near = Neighbours(pictures(4, seed=3), np.arange(4), np.linspace(1, 2, 4), np.linspace(1, 3, 50), HOSTILE)
+    near = Neighbours(random_images(4, seed=3), np.arange(4), np.linspace(1, 2, 4), np.linspace(1, 3, 50), HOSTILE)
     hostile = page(
         name=HOSTILE,
         facts={HOSTILE: HOSTILE},
@@ -148,9 +148,9 @@ def test_marks_stand_at_the_lectures_moments():
 
 
 @pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (4, 4), (6, 3)])
-def test_other_channels_one_picture_and_an_empty_log(channels, shown):
-    near = Neighbours(pictures(1, 3, (8, 8, shown)), np.zeros(1, int), np.zeros(1), np.empty(0))
-    training, drawn = pictures(1, 0, (8, 8, channels)), pictures(1, 1, (8, 8, channels))
+def test_other_channels_one_image_and_an_empty_log(channels, shown):
+    near = Neighbours(random_images(1, 3, (8, 8, shown)), np.zeros(1, int), np.zeros(1), np.empty(0))
+    training, drawn = random_images(1, 0, (8, 8, channels)), random_images(1, 1, (8, 8, channels))
     text = render(page(n=1, training=training, captions=None, samples=drawn, neighbours=near, log=[]))
     galleries = [div["class"].split() for div in Reader(text).all("div") if "gallery" in div.get("class", "")]
     assert galleries == [["gallery", "pixels"] + ["alpha"] * (channels == 4)]
@@ -158,10 +158,10 @@ def test_other_channels_one_picture_and_an_empty_log(channels, shown):
     assert "no sign of copying" not in text  # nothing to compare with
 
 
-def test_copies_are_reported_and_new_pictures_are_not():
+def test_copies_are_reported_and_new_images_are_not():
     usual = np.linspace(1, 2, 100)
     for distance, copying in ((np.zeros(16), True), (np.full(16, 1.5), False), (np.array([0.5] + [1.5] * 15), False)):
-        text = samples(pictures(16, 0), Neighbours(pictures(16, 1), np.arange(16), distance, usual))
+        text = samples(random_images(16, 0), Neighbours(random_images(16, 1), np.arange(16), distance, usual))
         assert ("may be copying" in text) == copying
         assert ("no sign of copying" in text) != copying
         assert text.count("class=near") == (distance < 1).sum()
@@ -186,7 +186,7 @@ def test_templates_take_each_value_once_and_miss_none():
         fill("{{missing}}", {})
 
 
-def test_small_pictures_keep_hard_pixels_and_transparent_ones_lie_on_a_checkerboard():
+def test_small_images_keep_hard_pixels_and_transparent_ones_lie_on_a_checkerboard():
     expected = {(64, 64, 3): "pixels", (64, 65, 3): "", (8, 8, 4): "pixels alpha"}
     assert {shape: kind(np.zeros((2, *shape))) for shape in expected} == expected
 

@@ -70,7 +70,7 @@ def assert_shows(window, trace, row, sample):
     words = window.execute("return document.querySelector('#reverse .readout').innerText")
     assert " ".join(words.split()) == f"After {trace.steps[row]} of 1,000 steps, t = {trace.t[row]}"
     label = window.execute(f"return document.querySelector('{panel('x')}').getAttribute('aria-label')")
-    assert label == f"the picture so far, sample {sample + 1}, after {trace.steps[row]} of 1000 steps"
+    assert label == f"the image so far, sample {sample + 1}, after {trace.steps[row]} of 1000 steps"
 
 
 def row_of(trace, step):
@@ -92,7 +92,7 @@ def test_the_policy_stops_what_a_page_could_fetch(opened):
     assert any("Content Security Policy" in entry["message"] for entry in opened.log("browser"))
 
 
-def test_dragging_the_slider_changes_the_picture_on_the_screen(opened, shown):
+def test_dragging_the_slider_changes_the_image_on_the_screen(opened, shown):
     last = len(shown.trace.steps) - 1
     before = opened.screenshot(panel("x"))
     opened.drag(SLIDER, dx=-150)
@@ -171,7 +171,7 @@ def test_play_stops_by_itself_at_the_end(opened, shown):
     assert_shows(opened, shown.trace, len(shown.trace.steps) - 1, 0)
 
 
-def test_forward_slider_mixes_picture_and_noise(opened, shown):
+def test_forward_slider_mixes_image_and_noise(opened, shown):
     process = shown.forward
     opened.click("#forward input[type=radio][value='3']")
     for key, k in (("home", 0), ("right", 1), ("end", len(process.t) - 1)):

@@ -1,4 +1,4 @@
-"""Pictures in a terminal."""
+"""Images in a terminal."""
 
 import io
 import re
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pydiff.report.terminal import show
-from tests.report.example import pictures
+from tests.report.example import random_images
 
 CELL = re.compile(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;(\d+);(\d+);(\d+)m▀")
 
@@ -37,20 +37,20 @@ def decode(text):
 
 
 def test_half_blocks_are_the_pixels():
-    image = pictures(1, seed=0, shape=(6, 9, 3))[0]
+    image = random_images(1, seed=0, shape=(6, 9, 3))[0]
     text = show(image, Terminal(), width=9)
     np.testing.assert_array_equal(decode(text), image)
     assert all(line.endswith("\x1b[0m") for line in text.split("\n"))
 
 
 def test_grey_and_odd_height():
-    image = pictures(1, seed=0, shape=(5, 4, 1))[0]
+    image = random_images(1, seed=0, shape=(5, 4, 1))[0]
     expected = np.concatenate([image, np.zeros((1, 4, 1), np.uint8)]).repeat(3, axis=-1)
     np.testing.assert_array_equal(decode(show(image, Terminal(), width=80)), expected)
 
 
-def test_wide_pictures_are_reduced_by_block_means():
-    image = pictures(1, seed=0, shape=(8, 10, 3))[0]
+def test_wide_images_are_reduced_by_block_means():
+    image = random_images(1, seed=0, shape=(8, 10, 3))[0]
     got = decode(show(image, Terminal(), width=4))  # ceil(10 / 4) = 3: blocks of 3 x 3, narrower at the edges
     assert got.shape == (4, 4, 3)  # 3 rows and a black one
     np.testing.assert_array_equal(got[0, 0], np.rint(image[:3, :3].mean(axis=(0, 1))))
@@ -76,12 +76,12 @@ def test_ascii_where_colours_are_not_wanted(monkeypatch, stream, environment):
 
 def test_the_terminals_own_width_is_the_limit(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
-    text = show(pictures(1, seed=0, shape=(64, 64, 1))[0], io.StringIO())
+    text = show(random_images(1, seed=0, shape=(64, 64, 1))[0], io.StringIO())
     assert {len(line) for line in text.split("\n")} == {16}  # 64 / ceil(64 / 20)
 
 
 def test_other_arrays_are_refused():
-    with pytest.raises(ValueError, match="a picture is a non-empty array"):
+    with pytest.raises(ValueError, match="an image is a non-empty array"):
         show(np.zeros((2, 2), np.uint8), Terminal())
     with pytest.raises(ValueError, match="at least 1 column, got 0"):
         show(np.zeros((2, 2, 1), np.uint8), Terminal(), width=0)

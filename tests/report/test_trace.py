@@ -15,7 +15,7 @@ from pydiff.report.forward import add_noise
 from pydiff.report.pixels import shrink
 from pydiff.report.trace import MOMENTS, record, steps_to_record
 from tests import fake_cupy
-from tests.report.example import CODEC, SHAPE, pictures, states
+from tests.report.example import CODEC, SHAPE, random_images, states
 
 
 @given(total=st.integers(1, 3000), keep=st.integers(1, 120))
@@ -62,7 +62,7 @@ def test_a_schedule_adds_the_noise_the_sampler_started_from():
     np.testing.assert_array_equal(trace.x[1], to_uint8(x0))
 
 
-def test_fewer_pictures_and_smaller_ones():
+def test_fewer_images_and_smaller_ones():
     trace, last = record(states(n=5, steps=10), CODEC, samples=2, factor=2)
     first = next(states(n=5, steps=10))
     assert trace.x.shape[1:] == (2, 3, 4, 3)
@@ -109,7 +109,7 @@ def test_shrink_is_the_mean_of_blocks(height, width, factor):
 
 
 def test_forward_process_is_equation_four():
-    schedule, images = linear(100), pictures(3, seed=0)
+    schedule, images = linear(100), random_images(3, seed=0)
     eps = np.random.default_rng(1).standard_normal(images.shape)
     process = add_noise(CODEC, images, eps, schedule.alpha, schedule.sigma, keep=5)
     assert process.t.tolist() == [0, 25, 50, 74, 99]

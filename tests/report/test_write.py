@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pydiff
 from pydiff.codec import Pixels
 from pydiff.data import Dataset
 from pydiff.diffusion import Process
@@ -17,7 +18,7 @@ from pydiff.report.page import TARGETS
 from pydiff.report.write import SLIDER_VALUES, budget, neighbours, reduced, shrinking, training_time
 from pydiff.run import Run
 from pydiff.tensor import Tensor
-from tests.report.example import pictures
+from tests.report.example import random_images
 from tests.report.test_page import HOSTILE, Reader
 
 SHAPE = (6, 6, 1)
@@ -39,7 +40,7 @@ class Example:
     """What write_report and html_summary are given."""
 
     def __init__(self, images=None, labels=None):
-        images = pictures(30, seed=0, shape=SHAPE) if images is None else images
+        images = random_images(30, seed=0, shape=SHAPE) if images is None else images
         self.dataset = Dataset(HOSTILE, images, labels, None if labels is None else ["zero", HOSTILE])
         self.pipeline = Pipeline(Guess(), Process(cosine(100)), Pixels(self.dataset.shape))
         rows = [(s, 1 / s, 100.0 + s, 1000.0 + 2 * s) for s in range(1, 21)]
@@ -62,7 +63,7 @@ def test_the_report_is_three_files_about_the_same_samples(tmp_path):
     with Image.open(next(page.parent.glob("film.*"))) as film:
         assert film.n_frames == 21  # the noise and 20 steps
     texts = " ".join(Reader(page.read_text("utf-8")).texts)
-    for said in ("30, 6 × 6, grey", "1,234", "38 s", "110 pictures a second", "ddpm, 20 steps, seed 0", HOSTILE):
+    for said in ("30, 6 × 6, grey", "1,234", "38 s", "110 images a second", "ddpm, 20 steps, seed 0", HOSTILE):
         assert said in texts
 
 
@@ -86,9 +87,17 @@ def test_every_prediction_can_be_reported(prediction, tmp_path):
     assert TARGETS[prediction] in example.write(tmp_path, n=2, steps=4).read_text("utf-8")
 
 
-def test_float_pictures_and_a_single_one(tmp_path):
+def test_float_images_and_a_single_one(tmp_path):
     images = np.random.default_rng(0).uniform(-1, 1, (1, *SHAPE)).astype(np.float32)
     assert Example(images).write(tmp_path, n=2, steps=5).is_file()
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_page_of_no_samples_is_refused(n, tmp_path):
+    run = pydiff.train("digits", steps=1, batch_size=2, channels=(8,), groups=4, sample_every=0, progress=False)
+    with pytest.raises(ValueError, match="n must be at least 1, got"):
+        run.report(tmp_path / "page", n=n)
+    assert not (tmp_path / "page").exists()
 
 
 def test_a_run_without_a_directory_needs_one():
@@ -107,13 +116,13 @@ def test_what_is_recorded_stays_within_the_budget(shape):
     assert max(shape[:2]) // factor <= 64
 
 
-def test_small_pictures_are_recorded_in_full():
+def test_small_images_are_recorded_in_full():
     assert budget(16, (8, 8, 1)) == {"samples": 16, "keep": 100, "factor": 1}
     assert shrinking((1, 16000, 1)) == 1  # a row of numbers cannot be halved in height
 
 
-def test_large_pictures_are_reduced_to_the_means_of_blocks():
-    images = pictures(2, seed=0, shape=(130, 200, 3))
+def test_large_images_are_reduced_to_the_means_of_blocks():
+    images = random_images(2, seed=0, shape=(130, 200, 3))
     np.testing.assert_array_equal(reduced(images, 200), images)
     got = reduced(images, 64)  # by 4
     assert got.shape == (2, 32, 50, 3)
@@ -121,18 +130,18 @@ def test_large_pictures_are_reduced_to_the_means_of_blocks():
 
 
 def test_neighbours_are_numbered_in_the_data_set_even_when_only_some_are_searched(monkeypatch):
-    images = pictures(40, seed=0, shape=SHAPE)
+    images = random_images(40, seed=0, shape=SHAPE)
     dataset, codec = Dataset("x", images), Pixels(SHAPE)
     everything = neighbours(images[[7, 39]], dataset, codec)
     assert everything.index.tolist() == [7, 39]
     assert everything.distance.tolist() == [0, 0]
-    assert (everything.usual > 0).all()  # a training picture is not its own neighbour
-    assert everything.note == "All 40 training pictures were searched."
+    assert (everything.usual > 0).all()  # a training image is not its own neighbour
+    assert everything.note == "All 40 training images were searched."
     monkeypatch.setattr("pydiff.report.write.SEARCH_VALUES", 10 * images[0].size)
     some = neighbours(images[[39]], dataset, codec)
     assert some.index.tolist() == [39]
-    np.testing.assert_array_equal(some.pictures[0], images[39])
-    assert some.note == "10 of the 40 training pictures were searched."
+    np.testing.assert_array_equal(some.images[0], images[39])
+    assert some.note == "10 of the 40 training images were searched."
 
 
 def test_pauses_are_no_training_time():
@@ -151,5 +160,5 @@ def test_notebook_summary_shows_stored_samples_or_draws_some(tmp_path):
     assert [tag for tag, _ in reader.elements] == ["div", "b", "br", "br", "svg", "path", "br", "img"]
     drawn = reader.all("img")[0]["src"]
     assert summary(tmp_path).all("img")[0]["src"] == drawn
-    save_png(tmp_path / "samples.png", pictures(1, seed=9)[0])
+    save_png(tmp_path / "samples.png", random_images(1, seed=9)[0])
     assert summary(tmp_path).all("img")[0]["src"] not in (drawn, None)

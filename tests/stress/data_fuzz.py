@@ -3,9 +3,10 @@
     python -m tests.stress.data_fuzz --count 100000 --json benchmarks/results/data-fuzz.json
 
 Right files of every kind are changed in meaning (sizes, counts, types, offsets in their headers), in structure and in
-bytes, and read with options drawn at random. Pictures go through Pillow's decoders; `.npy`, `.npz`, IDX, CIFAR, zip,
-tar, captions and arrays through ours. Allowed are a Dataset that is what Dataset promises, and ValueError, TypeError or
-FileNotFoundError of one printable sentence; memory and time are watched.
+bytes, and read with options drawn at random. Images go through Pillow's decoders, parquet through pyarrow's; `.npy`,
+`.npz`, IDX, CIFAR, zip, tar, captions, and arrays, lists and pairs in memory through ours. Allowed are a Dataset that
+is what Dataset promises, and ValueError, TypeError or FileNotFoundError of one printable sentence; memory and time are
+watched.
 
 Most files are read without threads, which would take longer to start than a small file to read: 1 to 4 thousandths of a
 second a file, so that a million for each of our parsers takes a night on one core. `--minutes` ends it earlier.
@@ -42,8 +43,8 @@ OPTIONS = [{}, {}, {}, {"size": 8}, {"size": (4, 12)}, {"channels": 1}, {"channe
 # ---- right files -----------------------------------------------------------------------------------------------------
 
 
-def picture(rng, kind=None):
-    """(suffix, bytes) of a picture of any kind."""
+def encoded(rng, kind=None):
+    """(suffix, bytes) of an image of any kind."""
     kind = kind or rng.choice(["png", "png", "jpg", "gif", "bmp", "webp", "tif", "ppm", "deep.png", "deep.tif", "p.png",
                                "many.gif", "many.tif", "1.png", "la.png", "cmyk.jpg", "exif.jpg",
                                "rle.bmp"])  # fmt: skip
@@ -112,7 +113,7 @@ def batch(rng):
 def archive(rng, kind):
     members = {}
     for i in range(rng.randrange(1, 4)):
-        suffix, data = picture(rng, rng.choice(["png", "jpg"]))
+        suffix, data = encoded(rng, rng.choice(["png", "jpg"]))
         members[f"{rng.choice(['', 'cat/', 'dog/', 'train/a/', 'val/b/', '../', '/'])}{i}.{suffix}"] = data
     if rng.random() < 0.3:
         members["metadata.jsonl"] = captions(rng)
@@ -128,6 +129,26 @@ def archive(rng, kind):
                 info.size = len(data)
                 made.addfile(info, io.BytesIO(data))
     return stream.getvalue()
+
+
+def parquet(folder, rng, spoilt):
+    """A file or a folder of them, whose columns are drawn, too."""
+    import pyarrow as arrow
+    import pyarrow.parquet as pq
+
+    for name in rng.sample(["train-0.parquet", "test-0.parquet", "a.parquet"], rng.choice([1, 1, 2])):
+        rows = rng.randrange(4)
+        images = [spoilt(encoded(rng, "png")[1]) for _ in range(rows)]
+        images = rng.choice([images, [{"bytes": data, "path": None} for data in images], [None] * rows, ["x"] * rows])
+        columns = {rng.choice(["image", "image", "img", "odd"]): images}
+        columns["label"] = rng.choice([list(range(rows)), ["a"] * rows, [None] * rows, [0.5] * rows, [[1]] * rows])
+        columns["text"] = rng.choice([["a"] * rows, [["a", "b"]] * rows, [None] * rows, [3] * rows])
+        kept = rng.sample(sorted(columns), rng.choice([1, 2, 3, 3, 3, 3]))
+        stream = io.BytesIO()
+        pq.write_table(arrow.table({name: columns[name] for name in kept}), stream)
+        data = stream.getvalue()
+        (folder / name).write_bytes(changed(data, rng) if rng.random() < 0.4 else data)
+    return folder if rng.random() < 0.5 else folder / name
 
 
 def captions(rng):
@@ -181,13 +202,15 @@ def write(kind: str, folder: Path, rng: random.Random) -> Path:
     def spoilt(data, change=changed):
         return change(data, rng) if rng.random() < 0.85 else data
 
-    if kind == "pictures":
+    if kind == "images":
         for i in range(rng.randrange(1, 3)):
-            suffix, data = picture(rng)
+            suffix, data = encoded(rng)
             (folder / f"{i}.{suffix}").write_bytes(spoilt(data))
         return folder
+    if kind == "parquet":
+        return parquet(folder, rng, spoilt)
     if kind == "captions":
-        (folder / "0.png").write_bytes(picture(rng, "png")[1])
+        (folder / "0.png").write_bytes(encoded(rng, "png")[1])
         (folder / rng.choice(["metadata.jsonl", "metadata.csv", "0.txt"])).write_bytes(
             spoilt(captions(rng), garbled_text)
         )
@@ -210,13 +233,45 @@ def array(rng: random.Random):
     """Something in memory that may be images, and options for it."""
     shape = tuple(rng.choice([0, 1, 2, 3, 4, 7]) for _ in range(rng.randrange(6)))
     dtype = rng.choice(["u1", "f4", "f8", "f2", "u2", "i4", "?", "U2", "O", "c8", "M8[s]", "V3"])
+    if rng.random() < 0.6:
+        shape, dtype = rng.choice([(3, 4, 4), (3, 4, 5, 3), (2, 3, 6, 6)]), rng.choice(["u1", "u1", "u2", "f4"])
     made = np.zeros(shape, dtype)
     if dtype[0] == "f" and made.size:
         made.flat[0] = rng.choice([0.5, -1, 1, 255, 16, np.nan, np.inf, -3, 65504])
-    kind = rng.randrange(5)
-    source = [made, list(made) if shape else made, (made, np.arange(shape[0] if shape else 1)),
-              {rng.choice(["images", "x", "odd"]): made},
-              [(m, 1) for m in made] if shape else [made]][kind]  # fmt: skip
+    if rng.random() < 0.1:
+        made = np.ma.masked_array(made, rng.random() < 0.5)
+    elif rng.random() < 0.1:
+        made = made.astype(made.dtype.newbyteorder("S"))
+    n, rows = shape[0] if shape else 1, list(made) if shape else [made]
+    numbers = np.arange(n)
+    right = [
+        numbers,
+        numbers % 2,
+        numbers[:, None],
+        (numbers % 3).astype(object),
+        numbers.astype(str),
+        numbers.tolist(),
+    ]
+    wrong = [np.ma.masked_array(numbers, True), np.eye(n), np.arange(n + 1), numbers / 2, None, [None] * n]
+    labels = rng.choice(rng.choice([right, wrong]))
+    names = rng.choice([np.array(list("abcdefg")), np.array([1, 2]), np.array(["a", "a"])])
+    odd = [None, 3, "no.png", b"x", Image.new("L", (3, 3))]
+    source = [
+        made,
+        rows,
+        (made, labels),
+        [made, labels],
+        (rows, labels),
+        ((made, labels), (made, labels)),
+        {rng.choice(["images", "x", "odd"]): made},
+        {"images": made, "labels": labels, "classes": names},
+        [(m, 1) for m in rows],
+        (m for m in rows),
+        zip(rows, labels if isinstance(labels, list) else [0] * n, strict=False),
+        [{"image": m, "label": rng.choice([1, 2, "a", None]), "text": rng.choice(["x", "y", 3, None])} for m in rows],
+        [rng.choice([m, m, rng.choice(odd)]) for m in rows],
+        np.array([*rows, None], object)[:-1],
+    ][rng.randrange(14)]
     more = {"labels": rng.choice([[1], ["a", "b"], [0.5], [[1]], np.arange(3)])} if rng.random() < 0.3 else {}
     return source, more
 
@@ -238,8 +293,8 @@ def tried(source, options) -> tuple[str, str]:
     return ("accepted" if right else "other exception"), "" if right else f"{dataset.notes} {dataset.skipped}"
 
 
-KINDS = {"pictures": 6, "npy": 2, "npz": 2, "idx": 1, "idx folder": 1, "cifar": 2, "zip": 2, "tar": 2, "captions": 1,
-         "array": 2}  # fmt: skip
+KINDS = {"images": 6, "npy": 2, "npz": 2, "idx": 1, "idx folder": 1, "cifar": 2, "zip": 2, "tar": 2, "captions": 1,
+         "array": 2, "parquet": 1}  # fmt: skip
 
 
 POOLED = 50  # one case of so many is read by threads, as a folder is

@@ -16,7 +16,7 @@ import pydiff.segment
 from pydiff.data import Sounds, load
 from pydiff.data.masks import Masked
 from pydiff.training import DiffusionTask, Options, Trainer, join, opened, settled, training_steps
-from tests.training.pictures import dataset
+from tests.training.numbered_images import dataset
 
 SMALL = {"channels": (8, 8), "groups": 4, "steps": 5, "batch_size": 10, "warmup": 1, "timesteps": 4, "sample_every": 0}
 RANDOM = {"conditional": True, "dropout": 0.2, "flip": True, "timestep_sampling": "loss_aware", "shards": 5}

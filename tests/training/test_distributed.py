@@ -73,6 +73,33 @@ def test_the_mpi_of_the_system_gives_the_same_bits(name, alone, tmp_path):
     assert json.loads(said) == alone
 
 
+def slurm_answers():
+    """Whether jobs can be given to Slurm from here."""
+    if shutil.which("srun") is None:
+        return False
+    asked = subprocess.run(["srun", "--immediate=5", "-n", "2", "true"], capture_output=True, timeout=60)
+    return asked.returncode == 0
+
+
+@needs_mpi
+def test_slurm_gives_the_same_bits(alone):
+    """Where there is a cluster; docs/distributed.md says how this machine becomes one of a single node."""
+    if not slurm_answers():
+        pytest.skip("no Slurm answers")
+    for n in (2, 3):
+        status, said, error = mpiexec(n, "bits", starter=("srun", "--mpi=pmi2"))
+        assert status == 0, error
+        assert json.loads(said) == alone
+    status, said, error = mpiexec(3, "bits", starter=("srun", "--mpi=none"))
+    assert status != 0
+    assert said == ""
+    assert "3 processes cannot train together" in error
+    assert "use srun --mpi=pmi2" in error
+    status, _, error = mpiexec(2, "bits", starter=("srun", "--mpi=pmix"))
+    assert status != 0
+    assert error.startswith("pydiff: srun --mpi=pmix starts MPICH only where that was built for it;")
+
+
 @pytest.fixture(scope="module")
 def alone():
     """What one process computes with as many shards."""

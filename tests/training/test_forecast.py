@@ -90,18 +90,18 @@ def test_what_is_certainly_small_is_not_measured(monkeypatch):
     check_room(trainer(), 10**12)
 
 
-def test_pictures_that_cannot_be_enlarged_in_memory_are_refused(tmp_path, monkeypatch):
+def test_images_that_cannot_be_enlarged_in_memory_are_refused(tmp_path, monkeypatch):
     images = np.zeros((100, 8, 8, 1), np.uint8)
     with monkeypatch.context() as patch:
         patch.setattr(memory, "free", lambda: 10_000_000)
-        with pytest.raises(ValueError, match=r"100 pictures of 4096 x 4096 would take 1.68 GB .* 312 at most") as error:
+        with pytest.raises(ValueError, match=r"100 images of 4096 x 4096 would take 1.68 GB .* 312 at most") as error:
             pydiff.data.load(images, size=4096)
         assert pydiff.data.load(images, size=int(re.search(r"(\d+) at most", str(error.value))[1])).shape[0] == 312
         from PIL import Image
 
         for i in range(3):
             Image.new("L", (8, 8)).save(tmp_path / f"{i}.png")
-        with pytest.raises(ValueError, match="3 pictures of 4096 x 4096 would take 101 MB"):
+        with pytest.raises(ValueError, match="3 images of 4096 x 4096 would take 101 MB"):
             pydiff.data.load(tmp_path, size=4096)
     assert memory.free() is None or memory.free() > 0
 

@@ -16,7 +16,7 @@ from pydiff.training.distributed import Group, Processes
 from pydiff.training.nccl import WiredSum, Wires, wires_of
 from tests import fake_nccl
 from tests.training import mpi_worker
-from tests.training.pictures import dataset
+from tests.training.numbered_images import dataset
 
 
 class Threads(Group):

@@ -10,7 +10,7 @@ from pydiff.training.distributed import settled, share_of
 from pydiff.training.gradient import tree_of_numbers
 from pydiff.training.shards import Node, TreeSum, cut, is_root, whole_nodes
 from tests.bits import assert_same_bits
-from tests.training.pictures import dataset
+from tests.training.numbered_images import dataset
 
 
 def written_out(shards, level, place):

@@ -1,4 +1,4 @@
-"""The batch itself: which pictures, with which labels, at which t, under which noise; and half of it as that half."""
+"""The batch itself: which images, with which labels, at which t, under which noise; and half of it as that half."""
 
 import math
 
@@ -13,7 +13,7 @@ from pydiff.training import DiffusionTask, Options
 from tests.bits import assert_same_bits
 from tests.networks import ContextUNet, Folded
 from tests.strategies import simd  # noqa: F401
-from tests.training.pictures import CLASSES, NOTHING, SHAPE, Recorder, context_of, dataset, read
+from tests.training.numbered_images import CLASSES, NOTHING, SHAPE, Recorder, context_of, dataset, read
 
 N = 16  # samples in a batch
 STEPS = range(1, 301)
@@ -22,7 +22,7 @@ WORDS = 2.0**32
 
 
 def task(context=False, n=23, model=None, **options):
-    """A task on pictures that can be read off, with a network that records what it is asked."""
+    """A task on images that can be read off, with a network that records what it is asked."""
     options = {"batch_size": N, "timesteps": 50, "seed": 11, **options}
     return DiffusionTask(dataset(n, context), Options(**options), Recorder() if model is None else model)
 
@@ -69,7 +69,7 @@ PARTS = {
 
 
 def unet_task(name):
-    """A small U-Net on random pictures, with every option that draws."""
+    """A small U-Net on random images, with every option that draws."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (9, 8, 8, 2), dtype=np.uint8)
     labels, classes = np.arange(9) % 3, ["a", "b", "c"]
@@ -122,7 +122,7 @@ def test_the_parts_would_notice_other_numbers(simd):  # noqa: F811, ARG001
     assert (second[0] != renumbered[0]).all()
 
 
-# ---- which pictures --------------------------------------------------------------------------------------------------
+# ---- which images --------------------------------------------------------------------------------------------------
 
 
 def test_the_data_come_in_whole_epochs_each_in_an_order_of_its_own():
@@ -134,7 +134,7 @@ def test_the_data_come_in_whole_epochs_each_in_an_order_of_its_own():
     assert stream[:n].tolist() == random.permutation(11, random.DATA, 0, n).tolist()  # step 1 is the beginning
 
 
-def test_about_half_of_the_pictures_are_mirrored_others_in_every_step():
+def test_about_half_of_the_images_are_mirrored_others_in_every_step():
     made, count, patterns = task(flip=True), 0, set()
     for step in STEPS:
         mirrored = read(made.batch(step, NUMBERS).x0).mirrored
@@ -150,7 +150,7 @@ def test_about_half_of_the_pictures_are_mirrored_others_in_every_step():
 
 
 @pytest.mark.parametrize("part", [NUMBERS, np.array([3]), np.array([15, 4, 9])])
-def test_every_picture_comes_with_its_own_label_and_context(part):
+def test_every_image_comes_with_its_own_label_and_context(part):
     made = task(context=True, conditional=True, label_drop=0.0, flip=True)
     for step in STEPS:
         batch = made.batch(step, part)
@@ -175,7 +175,7 @@ def test_the_condition_is_withheld_from_a_share_of_the_samples_and_from_these(sh
     assert len(patterns) > 100  # of 300 steps: others each time, as far as there are enough others
 
 
-def test_every_picture_comes_with_one_of_its_own_captions():
+def test_every_image_comes_with_one_of_its_own_captions():
     names = "zero one two three four five six seven eight nine".split()  # noqa: SIM905
     captions = [[f"a {name}", f"{name} {name} {name}"] for name in names]
     data, model, used = load(dataset(10).images, captions={"en": captions}), Recorder(), set()
@@ -194,7 +194,7 @@ def test_every_picture_comes_with_one_of_its_own_captions():
     assert len(used) == 20  # and not always the first of them
 
 
-def test_an_unconditional_task_says_nothing_of_the_pictures():
+def test_an_unconditional_task_says_nothing_of_the_images():
     batch = task(context=True).batch(1, NUMBERS)
     assert dict(batch.condition) == {}
     assert batch.condition.rows == N

@@ -1,6 +1,6 @@
-// The pool of csrc/cpu/parallel.cpp: a region waits for its threads and hands on what they throw, and a forked child has
-// a pool of its own. Made so that a fault shows as a wrong result, whatever the threads' order; a race between them is
-// for ThreadSanitizer (cross.py --thread-sanitize).
+// The pool of csrc/cpu/parallel.cpp: a region runs every item once, waits for its threads and hands on what they throw;
+// what a thread keeps for itself is its own, and a forked child has a pool of its own. Made so that a fault shows as a
+// wrong result, whatever the threads' order; a race between them is for ThreadSanitizer (cross.py --thread-sanitize).
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -65,6 +65,117 @@ void check_exceptions() {
     if (thrown < 3) fail("no worker was there to throw");
 }
 
+// Every item of a region is run once, in chunks of `grain` that begin at its multiples.
+void check_once() {
+    const std::pair<int64_t, int64_t> cases[] = {{-1, 1}, {0, 1}, {1, 1}, {1, 5},  {2, 1},   {7, 3},
+                                                 {64, 1}, {65, 8}, {6, 0}, {97, 96}, {1000, 7}};
+    for (int threads = 1; threads <= many_threads; ++threads) {
+        set_threads(threads);
+        for (const auto& [count, grain] : cases) {
+            std::vector<std::atomic<int>> runs(static_cast<size_t>(std::max<int64_t>(count, 0)));
+            std::atomic<int> odd{0};
+            const int64_t most = std::max<int64_t>(grain, 1);
+            auto body = [&runs, &odd, most, count = count](int64_t begin, int64_t end) {
+                odd += begin < 0 || begin >= end || end > count || begin % most != 0 || end - begin > most;
+                for (int64_t i = begin; i < end && i < count; ++i) {
+                    ++runs[static_cast<size_t>(i)];
+                    if (i % 16 == 0) std::this_thread::yield();
+                }
+            };
+            for (int round = 0; round < 20; ++round) {
+                for (auto& n : runs) n = 0;
+                parallel_chunks(count, grain, RangeBody(body), long_enough);
+                if (odd) return fail("a chunk that none should be");
+                for (auto& n : runs)
+                    if (n != 1) return fail("an item was run " + std::to_string(n) + " times");
+            }
+        }
+    }
+}
+
+// A region inside a region runs on the thread that asks for it, and regions after it on several again.
+void check_nested() {
+    set_threads(many_threads);
+    std::atomic<int> elsewhere{0}, items{0};
+    parallel_for(16, 1, [&](int64_t) {
+        const auto here = std::this_thread::get_id();
+        parallel_for(16, 1, [&](int64_t) {
+            elsewhere += std::this_thread::get_id() != here;
+            ++items;
+        });
+        rest();
+    });
+    if (elsewhere || items != 256) fail("a region inside a region");
+    size_t most = 0;
+    for (int round = 0; round < 50 && most < 2; ++round) {
+        std::vector<std::thread::id> ran_on(64);
+        parallel_for(64, 1, [&](int64_t i) {
+            rest();
+            ran_on[static_cast<size_t>(i)] = std::this_thread::get_id();
+        });
+        most = std::set<std::thread::id>(ran_on.begin(), ran_on.end()).size();
+    }
+    if (most < 2) fail("no worker helped after a region inside a region");
+}
+
+// Every thread prepares before its first item, in every region anew.
+void check_prepared() {
+    thread_local int prepared_for = -1;
+    set_threads(many_threads);
+    for (int region = 0; region < 100; ++region) {
+        std::atomic<int> wrong{0}, prepared{0};
+        parallel_for_prepared(
+            40,
+            [&, region] {
+                prepared_for = region;
+                ++prepared;
+            },
+            [&, region](int64_t i) {
+                wrong += prepared_for != region;
+                if (i % 8 == 0) rest();
+            });
+        if (wrong) return fail("an item was run before its thread was prepared");
+        if (prepared < 1 || prepared > many_threads) return fail("threads were prepared twice");
+    }
+}
+
+void check_numbers() {
+    for (int n : {0, -1, 1025}) {
+        try {
+            set_threads(n);
+            fail("so many threads were taken: " + std::to_string(n));
+        } catch (const std::invalid_argument&) {
+        }
+    }
+    for (int n : {1, 3, 2}) {
+        set_threads(n);
+        if (threads() != n) fail("another number of threads than was set");
+    }
+}
+
+// Memory of a thread's own: aligned, one piece a slot, kept while it is long enough, and grown.
+void check_scratch() {
+    auto use = [] {
+        float* pieces[scratch_slots];
+        for (int slot = 0; slot < scratch_slots; ++slot) {
+            pieces[slot] = scratch(slot, static_cast<size_t>(100 + slot));
+            if (reinterpret_cast<uintptr_t>(pieces[slot]) % 64) fail("scratch that is not aligned");
+            std::fill(pieces[slot], pieces[slot] + 100 + slot, static_cast<float>(slot));
+        }
+        for (int slot = 0; slot < scratch_slots; ++slot) {
+            if (scratch(slot, static_cast<size_t>(slot ? 100 + slot : 0)) != pieces[slot]) fail("scratch that is made anew");
+            for (int i = 0; i < 100 + slot; ++i)
+                if (pieces[slot][i] != static_cast<float>(slot)) return fail("slots of scratch that overlap");
+        }
+        float* longer = scratch(3, 1 << 20);
+        std::fill(longer, longer + (1 << 20), 1.0f);
+        if (scratch(3, 5) != longer) fail("scratch that shrinks");
+        return longer[(1 << 20) - 1] == 1.0f ? void() : fail("scratch that is too short");
+    };
+    use();
+    std::thread(use).join();
+}
+
 // Forking is left out under ThreadSanitizer, which cannot follow it, and where an emulator may run this.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 // How many threads ran the items of a region, each of which took a while.
@@ -115,7 +226,8 @@ void check_fork() {
 void check_fork() {}
 #endif
 
-const Op parallel_op("parallel", {check_waits, check_exceptions, check_fork});
+const Op parallel_op("parallel", {check_once, check_nested, check_prepared, check_numbers, check_scratch, check_waits,
+                                  check_exceptions, check_fork});
 
 }  // namespace
 }  // namespace pydiff::check

@@ -1,6 +1,6 @@
-"""DDPM, DDIM with any amount of fresh noise, and DDIM's way back from picture to noise.
+"""DDPM, DDIM with any amount of fresh noise, and DDIM's way back from image to noise.
 
-Notation: a step goes from t to the next, less noisy point s of the path, which at the end is the clean picture itself.
+Notation: a step goes from t to the next, less noisy point s of the path, which at the end is the clean image itself.
 
     here                     DDPM (Ho et al. 2020)              DDIM (Song et al. 2021; their alpha is DDPM's alpha_bar)
     alpha_t, sigma_t         sqrt(alpha_bar_t), sqrt(1 - ..)    sqrt(alpha_t), sqrt(1 - alpha_t)
@@ -37,11 +37,11 @@ def ddpm(
 ):
     """Ancestral sampling, Ho et al. 2020, algorithm 2; with fewer steps as in Nichol and Dhariwal 2021, section 4.
 
-    variance: "small" is that of q(x_s | x_t, x0), right for a single known picture; "large" is that of q(x_t | x_s),
+    variance: "small" is that of q(x_s | x_t, x0), right for a single known image; "large" is that of q(x_t | x_s),
     right for white noise (Ho et al., section 3.2); "learned_range": the network's second half of channels says, from -1
     to 1, where between the logarithms of the two (Nichol and Dhariwal 2021, eq. 15).
     Good for: many steps (hundreds), where its fresh noise repairs the network's errors. Other arguments: see `walk`.
-    Yields a SamplerState after every step; the last x is the picture. ValueError for arguments that are not as above.
+    Yields a SamplerState after every step; the last x is the image. ValueError for arguments that are not as above.
     """
     if variance not in VARIANCES:
         raise ValueError(f"there is no variance {variance!r}; choose one of {', '.join(VARIANCES)}")
@@ -74,7 +74,7 @@ def ddim(
 
     eta: 0 .. 1, the share of the noise that is drawn afresh (eq. 16). Where x0-hat is clipped, eps-hat is computed from
     the clipped one, so that x0-hat and eps-hat always explain x_t together; raw_eps: leave eps-hat as the network said.
-    Good for: a fixed map from noise to picture (interpolation, inversion); 50 steps and more. Others: see `walk`.
+    Good for: a fixed map from noise to image (interpolation, inversion); 50 steps and more. Others: see `walk`.
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}, expected 0 (deterministic) .. 1 (as noisy as DDPM); choose a number between")
@@ -93,20 +93,20 @@ def euler_ancestral(model, x, process: Process, path: Path, **more):
 
     With rho = sigma / alpha and y = x / alpha: rho_up^2 = rho_s^2 (rho_t^2 - rho_s^2) / rho_t^2,
     rho_down^2 = rho_s^2 - rho_up^2, y_s = x0 + rho_down eps + rho_up z (k-diffusion's "Euler a"). It is `ddim` with
-    eta = 1. One evaluation a step, order 1 in distribution. Good for: varied pictures in 20 to 40 steps. Arguments: see
+    eta = 1. One evaluation a step, order 1 in distribution. Good for: varied images in 20 to 40 steps. Arguments: see
     `walk`.
     """
     return ddim(model, x, process, path, eta=1.0, **more)
 
 
 def ddim_inversion(model, x, process: Process, path: Path, iterations=0, **more):
-    """From a picture to the noise that `ddim` (eta = 0) makes it from: Song et al. 2021, section 4.3, backwards in t.
+    """From an image to the noise that `ddim` (eta = 0) makes it from: Song et al. 2021, section 4.3, backwards in t.
 
-    x: (N, ...), the picture at the end of `path`, which is the path of the sampling: it is walked in reverse. Every
+    x: (N, ...), the image at the end of `path`, which is the path of the sampling: it is walked in reverse. Every
     step needs eps-hat at the noisier end, which is not known yet; it is taken at the less noisy x instead, with the
     noisier t (the usual approximation, order 1), and then corrected `iterations` times by asking again at the x that
     came out (Pan et al. 2023, "Effective real image editing with accelerated iterative diffusion inversion"): with a
-    few, sampling returns the picture to rounding. 1 + iterations evaluations a step. Other arguments: see `walk`;
+    few, sampling returns the image to rounding. 1 + iterations evaluations a step. Other arguments: see `walk`;
     x0-hat is not clipped unless asked, because clipping cannot be inverted.
     """
     if iterations < 0:

@@ -29,7 +29,7 @@ class SamplerState(NamedTuple):
     steps: int
     t: float  # where the model was first asked in this step; a float on paths with fractional t
     x: np.ndarray  # (N, ...) after the step
-    x0: np.ndarray  # (N, ...) the picture predicted there, guided and clipped
+    x0: np.ndarray  # (N, ...) the image predicted there, guided and clipped
     eps: np.ndarray  # (N, ...) the noise that goes with it: x before the step = alpha_t x0 + sigma_t eps
 
 
@@ -54,7 +54,7 @@ class Stage(NamedTuple):
 
 
 def initial_noise(shape: Sequence[int], seed: int, sample, dtype=np.float32) -> np.ndarray:
-    """x_T ~ N(0, 1) for pictures of this shape, numbered by `sample` (N,): (N, *shape). Uses the noise of step 0.
+    """x_T ~ N(0, 1) for images of this shape, numbered by `sample` (N,): (N, *shape). Uses the noise of step 0.
 
     Paths that do not start at unit variance, such as exploding ones, start from `start_scale(path)` times this.
     """
@@ -86,9 +86,9 @@ def walk(
 
     model: (x_t (N, ...), t (N,)) -> f, or a tuple (f, f_uncond) for guidance; arrays. Labels are the wrapper's matter.
     x: (N, ...), the start, see `initial_noise`; float32 or float64. seed: of the noise.
-    sample: (N,), the numbers of the pictures, 0 .. N-1 if None. clip: the range of x0-hat, or None.
+    sample: (N,), the numbers of the images, 0 .. N-1 if None. clip: the range of x0-hat, or None.
     threshold: dynamic thresholding instead (Saharia et al. 2022, "Imagen", section 2.3): the share of pixels that stay
-    as they are, e.g. 0.995; a picture whose quantile s of |x0-hat| is above 1 is cut at s and divided by it.
+    as they are, e.g. 0.995; an image whose quantile s of |x0-hat| is above 1 is cut at s and divided by it.
     threshold_max: the largest s. guidance: f_uncond + guidance (f - f_uncond) takes the place of f (Ho and Salimans
     2022, eq. 6, with 1 + w). noise: k -> array like x, replaces the seed: noise drawn at the k-th evaluation, from 0.
     mend: (x, alpha, sigma) -> x, applied after every step, at the level that x then has: to put in what is known.

@@ -98,7 +98,8 @@ def load(directory: Path, wishes: Wishes = NOTHING) -> Loaded:
     if missing:
         raise CheckpointError(f"{directory} lacks {', '.join(f'{name}/' for name in missing)}: complete the folder.")
     notes = [f"{name} is not used" for name in IGNORED if _class_of(index, name)]
-    check_room(directory)
+    if not wishes.low_memory:
+        check_room(directory)
     unet, said = _unet(directory / "unet", _variant(directory / "unet", wishes, weights.STEM, notes, needed=True))
     notes += said
     variant = _variant(directory / "vae", wishes, weights.STEM, notes)
@@ -201,7 +202,7 @@ def refuse_too_large(needed: int, free: int | None, source: object):
     if free is not None and needed > free:
         raise CheckpointError(
             f"{source} needs {needed / 2**30:.1f} GB of memory for its weights, and {free / 2**30:.1f} GB are free: "
-            "close other programs or use a smaller model."
+            "close other programs, or take --low-memory (low_memory=True), which keeps no weights."
         )
 
 

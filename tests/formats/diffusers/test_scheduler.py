@@ -214,7 +214,7 @@ def test_karras_levels_of_the_cosine_schedule_make_diffusers_skip_a_step(diffuse
     assert len(ours(config, 10, {})[1]) == 10
 
 
-def test_ddpm_adds_noise_to_the_finished_picture_in_diffusers():
+def test_ddpm_adds_noise_to_the_finished_image_in_diffusers():
     config = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large", "timestep_spacing": "trailing"}
     for literal in (True, False):
         replica = from_diffusers(config, 5, literal=literal)

@@ -387,11 +387,16 @@ def test_sizes_are_checked_and_any_goes_that_8_divides(copy):
 def test_too_little_memory_is_said_before(copy, monkeypatch):
     run = pydiff.load(copy, size=(1024, 1024))
     monkeypatch.setattr("pydiff.memory.free", lambda: run.pipeline.memory((32, 32)))
-    with pytest.raises(MemoryError, match=r"drawing 1024 x 1024 needs about .* are free; 256 x 256 would fit"):
+    fits = r"drawing 1024 x 1024 needs about .* are free; 256 x 256 would fit, and --low-memory"
+    with pytest.raises(MemoryError, match=fits):
         run.sample(1, prompts=["a cat"], steps=1)
     monkeypatch.setattr("pydiff.memory.free", lambda: 1 << 20)
-    with pytest.raises(CheckpointError, match="GB of memory for its weights"):
+    with pytest.raises(CheckpointError, match=r"GB of memory for its weights.*, or take --low-memory"):
         pydiff.load(copy)
+    small = pydiff.load(copy, low_memory=True)  # which keeps none
+    with pytest.raises(MemoryError, match=r"drawing 64 x 64 needs about .* are free; nothing fits$"):
+        small.sample(1, prompts=["a cat"], steps=1)
+    assert small.pipeline.decoder_memory((128, 128)) < 0.6 * run.pipeline.decoder_memory((128, 128))
 
 
 def test_little_memory_gives_the_same_bits(copy, monkeypatch):

@@ -1,4 +1,4 @@
-"""A diffusers scheduler's configuration, turned into a process, a path and a sampler: the same pictures, without torch.
+"""A diffusers scheduler's configuration, turned into a process, a path and a sampler: the same images, without torch.
 
     config = json.load(open("scheduler/scheduler_config.json"))
     scheduler = from_diffusers(config, steps=30)

@@ -21,7 +21,7 @@ def _sigmas(config, steps, mu, own=None):
     sigma = np.linspace(*ends, steps) if own is None else own.astype(np.float32).astype(np.float64)  # pyright: ignore[reportCallIssue]
     if dynamic:
         if mu is None:
-            raise ValueError("use_dynamic_shifting needs mu; give from_diffusers the mu of the pictures' size")
+            raise ValueError("use_dynamic_shifting needs mu; give from_diffusers the mu of the images' size")
         factor = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
         sigma = factor / (factor + (1.0 / sigma - 1.0))
     else:

@@ -70,7 +70,7 @@ def _linspace(start, end, n):
 
 
 def spaced(config, steps, extra: int, last: int | None = None) -> np.ndarray:
-    """t from noise to picture, float64. extra: 1 for schedulers that count the clean end as one of the points.
+    """t from noise to image, float64. extra: 1 for schedulers that count the clean end as one of the points.
 
     last: number of t to choose from, T by default.
     """

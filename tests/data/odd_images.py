@@ -1,4 +1,4 @@
-"""Pictures made on the fly, ordinary, odd and broken, as {file name: bytes}."""
+"""Images made on the fly, ordinary, odd and broken, as {file name: bytes}."""
 
 import io
 import struct
@@ -20,11 +20,11 @@ def grey(seed: int = 0) -> np.ndarray:
     return colour(seed)[..., 0]
 
 
-def encode(picture, kind: str = "PNG", **options) -> bytes:
-    """A Pillow picture, or an array that Pillow can read, in a file format."""
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def encode(image, kind: str = "PNG", **options) -> bytes:
+    """A Pillow image, or an array that Pillow can read, in a file format."""
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -67,7 +67,7 @@ def ordinary() -> dict[str, bytes]:
 
 
 def broken() -> dict[str, bytes]:
-    """Files with the suffix of a picture that cannot be used; every one must be skipped."""
+    """Files with the suffix of an image that cannot be used; every one must be skipped."""
     files = {
         "empty.png": b"",
         "empty.jpg": b"",

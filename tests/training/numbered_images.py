@@ -1,4 +1,4 @@
-"""Data that can be read off a batch: every picture says which one it is, of which class, and whether it is mirrored."""
+"""Data that can be read off a batch: every image says which one it is, of which class, and whether it is mirrored."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ NOTHING = np.full((2, 3), -1.0, np.float32)  # the row of "context" that says "n
 
 
 def dataset(n=23, context=False):
-    """n pictures (3, 4, 1): a row that tells left from right, a row of their number, a row of their class.
+    """n images (3, 4, 1): a row that tells left from right, a row of their number, a row of their class.
 
     context: whether there also is a float column that holds the number.
     """
     numbers = np.arange(n)
-    labels = numbers * 5 % CLASSES  # another order than the pictures'
+    labels = numbers * 5 % CLASSES  # another order than the images'
     images = np.zeros((n, *SHAPE), np.uint8)
     images[:, 0, 0], images[:, 1], images[:, 2] = 255, numbers[:, None, None], labels[:, None, None]
     more = {"columns": {"context": context_of(numbers)}, "nothing": {"context": NOTHING}} if context else {}
@@ -27,12 +27,12 @@ def dataset(n=23, context=False):
 
 
 def context_of(numbers):
-    """What the column says of the pictures with these numbers."""
+    """What the column says of the images with these numbers."""
     return np.repeat(np.asarray(numbers, np.float32), 6).reshape(-1, 2, 3)
 
 
 class Seen(NamedTuple):
-    """What a batch of such pictures holds, (N,) each."""
+    """What a batch of such images holds, (N,) each."""
 
     number: np.ndarray
     label: np.ndarray
@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 
 
 def read(x0):
-    """The numbers, classes and sides of pictures (N, *SHAPE) as they come in a batch."""
+    """The numbers, classes and sides of images (N, *SHAPE) as they come in a batch."""
     pixels = to_uint8(x0)[..., 0]
     assert ((pixels[:, 1] == pixels[:, 1, :1]) & (pixels[:, 2] == pixels[:, 2, :1])).all()
     left, right = pixels[:, 0, 0] == 255, pixels[:, 0, -1] == 255

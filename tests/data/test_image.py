@@ -4,11 +4,11 @@ import os
 import warnings
 
 import numpy as np
-import odd_pictures as made
+import odd_images as made
 import pytest
 from PIL import Image
 
-from pydiff.data.picture import MAX_PIXELS, Picture, look, read_picture
+from pydiff.data.image import MAX_PIXELS, Decoded, look, read_image
 
 ODD = made.odd()
 BROKEN = made.broken()
@@ -27,21 +27,21 @@ def read(tmp_path, name, content, size=None):
     path = tmp_path / name
     path.write_bytes(content)
     seen = look(path)
-    return read_picture(path, size or (seen.size if seen else (8, 8)))
+    return read_image(path, size or (seen.size if seen else (8, 8)))
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_pictures_give_their_exact_pixels(tmp_path, name):
+def test_odd_images_give_their_exact_pixels(tmp_path, name):
     content, expected = ODD[name]
-    picture = read(tmp_path, name, content)
-    assert isinstance(picture, Picture), picture
-    assert picture.size == expected.shape[:2]
-    assert picture.pixels.dtype == np.uint8
-    np.testing.assert_array_equal(picture.pixels, expected)
+    image = read(tmp_path, name, content)
+    assert isinstance(image, Decoded), image
+    assert image.size == expected.shape[:2]
+    assert image.pixels.dtype == np.uint8
+    np.testing.assert_array_equal(image.pixels, expected)
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_pictures_give_a_one_line_reason(tmp_path, name):
+def test_broken_images_give_a_one_line_reason(tmp_path, name):
     reason = read(tmp_path, name, BROKEN[name])
     assert isinstance(reason, str)
     assert reason
@@ -51,10 +51,10 @@ def test_broken_pictures_give_a_one_line_reason(tmp_path, name):
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_every_format_is_read(tmp_path, name):
-    picture = read(tmp_path, name, ORDINARY[name])
-    assert isinstance(picture, Picture), picture
-    assert picture.pixels.shape == (made.H, made.W, 3)
-    error = np.abs(picture.pixels.astype(int) - made.colour())
+    image = read(tmp_path, name, ORDINARY[name])
+    assert isinstance(image, Decoded), image
+    assert image.pixels.shape == (made.H, made.W, 3)
+    error = np.abs(image.pixels.astype(int) - made.colour())
     # Random pixels are the worst case of lossy formats; unrelated ones would differ by 85.
     assert error.mean() <= (30 if name in ("a.jpg", "progressive.jpeg", "a.avif", "a.gif") else 0)
 
@@ -87,9 +87,9 @@ def test_exif_orientation_pixel_by_pixel(tmp_path, orientation, kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     content = made.encode(made.colour(), kind, exif=made.exif(orientation), **options)
     expected = UPRIGHT[orientation](made.colour())
-    picture = read(tmp_path, f"a.{kind.lower()}", content, size=expected.shape[:2])
-    assert picture.size == expected.shape[:2]
-    np.testing.assert_array_equal(picture.pixels, expected)
+    image = read(tmp_path, f"a.{kind.lower()}", content, size=expected.shape[:2])
+    assert image.size == expected.shape[:2]
+    np.testing.assert_array_equal(image.pixels, expected)
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
@@ -110,23 +110,23 @@ def test_exif_orientation_of_16_bit_grey(tmp_path):
 
 def test_cmyk_jpeg_is_close_to_its_colours(tmp_path):
     smooth = Image.new("RGB", (16, 16), (180, 60, 30))
-    picture = read(tmp_path, "a.jpg", made.encode(smooth.convert("CMYK"), "JPEG", quality=95))
-    assert np.abs(picture.pixels.astype(int) - (180, 60, 30)).max() <= 4
+    image = read(tmp_path, "a.jpg", made.encode(smooth.convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(image.pixels.astype(int) - (180, 60, 30)).max() <= 4
 
 
 def test_links_pipes_and_missing_files(tmp_path):
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
-    assert "link" in read_picture(tmp_path / "dangling.png", (8, 8))
-    assert read_picture(tmp_path / "pipe.png", (8, 8)) == "not a file"  # opening it would wait for ever
-    assert isinstance(read_picture(tmp_path / "missing.png", (8, 8)), str)
+    assert "link" in read_image(tmp_path / "dangling.png", (8, 8))
+    assert read_image(tmp_path / "pipe.png", (8, 8)) == "not a file"  # opening it would wait for ever
+    assert isinstance(read_image(tmp_path / "missing.png", (8, 8)), str)
 
 
 def test_the_limit_of_pixels_is_exact(tmp_path):
     side = int(MAX_PIXELS**0.5)
     assert side * side == MAX_PIXELS
     at_limit = read(tmp_path, "at.png", made.png(side, side, 1, 0, bytes(side * (side // 8 + 1))), size=(4, 4))
-    assert isinstance(at_limit, Picture), at_limit
+    assert isinstance(at_limit, Decoded), at_limit
     assert "limit" in read(tmp_path, "above.png", made.png(side, side + 1, 1, 0, bytes(9)), size=(4, 4))
 
 
@@ -142,5 +142,5 @@ def test_no_cut_and_no_flipped_byte_raises(tmp_path, name):
         flips.append(bytes(flipped))
     for damaged in cuts + flips:
         path.write_bytes(damaged)
-        result = read_picture(path, (4, 4))
+        result = read_image(path, (4, 4))
         assert isinstance(result, str) or (result.pixels.shape[:2] == (4, 4) and result.pixels.dtype == np.uint8)

@@ -1,4 +1,4 @@
-"""One picture of any kind as (H, W, C) uint8: formats, bit depths, palettes, transparency, rotation, frames."""
+"""One image of any kind as (H, W, C) uint8: formats, bit depths, palettes, transparency, rotation, frames."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff.data.limits import USUAL, Limit
-from pydiff.data.pixels import resize_picture
+from pydiff.data.pixels import resize_image
 from pydiff.data.unreadable import readable
 from pydiff.printed import first_line
 
@@ -19,25 +19,25 @@ _NAMES = "png apng jpg jpeg jpe jfif gif bmp dib webp avif tif tiff ppm pgm pbm 
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 SEVERAL = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")  # formats whose further frames are images, and not previews
 
-# Pictures above this many pixels (8192 x 8192) are refused before unpacking.
+# Images above this many pixels (8192 x 8192) are refused before unpacking.
 MAX_PIXELS = 2**26
-LARGE = 2**22  # pixels above which one picture is unpacked at a time
-BYTES = 12  # a pixel may take while a picture is unpacked, turned and converted
+LARGE = 2**22  # pixels above which one image is unpacked at a time
+BYTES = 12  # a pixel may take while an image is unpacked, turned and converted
 _one_at_a_time = threading.Lock()
 
 ORIENTATION = 0x0112  # EXIF tag
 MAX_SAMPLE = (281, 341)  # TIFF tags: the largest value that a sample can have
 
 
-class Picture(NamedTuple):
-    """A decoded picture."""
+class Decoded(NamedTuple):
+    """A decoded image."""
 
     pixels: np.ndarray  # (h, w, C) uint8; C is 1 if all is grey, 4 if any pixel is transparent, else 3
     size: tuple[int, int]  # (H, W) in the file, upright
 
 
 class Look(NamedTuple):
-    """What can be said of a picture before it is resized: size as stored, number of frames, of grey levels deeper than
+    """What can be said of an image before it is resized: size as stored, number of frames, of grey levels deeper than
     8 bits the largest, 0 for all others, and whether it has colours that deep, which are read as 8 bits.
     """
 
@@ -52,11 +52,11 @@ def look(source, limit: Limit = USUAL) -> Look | None:
     try:
         if isinstance(source, Path) and not source.is_file():  # opening a pipe would wait for ever
             return None
-        with opened(source) as picture:
-            frames = getattr(picture, "n_frames", 1) if picture.format in SEVERAL else 1
-            deep = _has_deep_colour(picture)  # Pillow forgets it when it decodes
-            return Look((picture.height, picture.width), frames, _top(picture, _packed(source), limit), deep)
-    except Exception:  # `read_picture` reports the reason
+        with opened(source) as image:
+            frames = getattr(image, "n_frames", 1) if image.format in SEVERAL else 1
+            deep = _has_deep_colour(image)  # Pillow forgets it when it decodes
+            return Look((image.height, image.width), frames, _top(image, _packed(source), limit), deep)
+    except Exception:  # `read_image` reports the reason
         return None
 
 
@@ -66,13 +66,13 @@ def read_size(source) -> tuple[int, int] | None:
     return None if found is None else found.size
 
 
-def _has_deep_colour(picture) -> bool:
+def _has_deep_colour(image) -> bool:
     """Whether the file has more than 8 bits a channel, of which Pillow keeps the upper 8."""
-    if picture.mode.startswith("I") or picture.mode == "F":
+    if image.mode.startswith("I") or image.mode == "F":
         return False
-    if picture.info.get("bit_depth", 8) > 8:  # as pillow-heif tells
+    if image.info.get("bit_depth", 8) > 8:  # as pillow-heif tells
         return True
-    for decoder, _, _, how in getattr(picture, "tile", ()):
+    for decoder, _, _, how in getattr(image, "tile", ()):
         how = how if isinstance(how, tuple) else (how,)
         if decoder.startswith("ppm") and any(isinstance(n, int) and n > 255 for n in how):
             return True  # the largest value, which a PPM file says
@@ -81,26 +81,26 @@ def _has_deep_colour(picture) -> bool:
     return False
 
 
-def _top(picture, packed, limit) -> int:
-    """The largest grey value of a picture that has more than 8 bits, or what the file says it can be."""
-    if not picture.mode.startswith("I"):
+def _top(image, packed, limit) -> int:
+    """The largest grey value of an image that has more than 8 bits, or what the file says it can be."""
+    if not image.mode.startswith("I"):
         return 0
-    said = [picture.tag_v2.get(tag) for tag in MAX_SAMPLE] if picture.format == "TIFF" else []
+    said = [image.tag_v2.get(tag) for tag in MAX_SAMPLE] if image.format == "TIFF" else []
     said = [n[0] if isinstance(n, tuple) else n for n in said if n]
     if said and isinstance(said[0], int | float) and said[0] > 0:
         return int(said[0])
-    _check(picture, packed, limit)
-    with _room(picture):
-        return int(np.asarray(picture).max())
+    _check(image, packed, limit)
+    with _room(image):
+        return int(np.asarray(image).max())
 
 
-def read_picture(
+def read_image(
     source, size: tuple[int, int], top: int | None = 65535, limit: Limit = USUAL, frame: int = 0
-) -> Picture | str:
-    """One frame of a picture, upright, at (height, width) `size`; or the reason why it cannot be used.
+) -> Decoded | str:
+    """One frame of an image, upright, at (height, width) `size`; or the reason why it cannot be used.
 
     source: a file, the contents of one, or a Pillow image. top: what white is, in grey deeper than 8 bits; None if
-    nobody knows, and such a picture cannot be used.
+    nobody knows, and such an image cannot be used.
     """
     frames = read_frames(source, size, top, limit, most=1, first=frame)
     return frames if isinstance(frames, str) else frames[0]
@@ -108,8 +108,8 @@ def read_picture(
 
 def read_frames(
     source, size: tuple[int, int], top: int | None = 65535, limit: Limit = USUAL, most: int | None = None, first=0
-) -> list[Picture] | str:
-    """All frames from `first` on, or `most` of them; otherwise as `read_picture`."""
+) -> list[Decoded] | str:
+    """All frames from `first` on, or `most` of them; otherwise as `read_image`."""
     from PIL import Image
 
     try:
@@ -118,24 +118,24 @@ def read_frames(
         packed = _packed(source)
         if packed == 0:
             return "empty file"
-        with opened(source) as picture:
-            several = (most != 1 or first) and picture.format in SEVERAL
-            count = getattr(picture, "n_frames", 1) if several else 1
+        with opened(source) as image:
+            several = (most != 1 or first) and image.format in SEVERAL
+            count = getattr(image, "n_frames", 1) if several else 1
             if first >= count:
                 return f"{count} frames, and frame {first} was there before"
             found = []
             for frame in range(first, count if most is None else min(count, first + most)):
                 if count > 1:
-                    picture.seek(frame)
-                _check(picture, packed, limit)
-                with _room(picture):
-                    picture.load()
-                    upright = _upright(_eight_bit(picture, top), _orientation(picture))
-                    pixels = np.array(resize_picture(upright, size))
-                found.append(Picture(_fewest_channels(pixels), (upright.height, upright.width)))
+                    image.seek(frame)
+                _check(image, packed, limit)
+                with _room(image):
+                    image.load()
+                    upright = _upright(_eight_bit(image, top), _orientation(image))
+                    pixels = np.array(resize_image(upright, size))
+                found.append(Decoded(_fewest_channels(pixels), (upright.height, upright.width)))
             return found
     except Image.UnidentifiedImageError:
-        return "not a picture in any known format"
+        return "not an image in any known format"
     except Image.DecompressionBombError:
         return f"more pixels than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS:,}; make it smaller"  # pyright: ignore[reportOperatorIssue]
     except Exception as error:  # decoders raise a dozen types for damaged files; one bad file must not end the run
@@ -145,7 +145,7 @@ def read_frames(
 
 
 class Refused(ValueError):
-    """A picture that is not damaged, and yet is not read."""
+    """An image that is not damaged, and yet is not read."""
 
 
 def not_a_file(path: Path) -> str:
@@ -155,18 +155,18 @@ def not_a_file(path: Path) -> str:
     return "link to a file that is not there" if path.is_symlink() else "no such file"
 
 
-def _check(picture, packed: int | None, limit: Limit):
-    pixels = picture.width * picture.height
+def _check(image, packed: int | None, limit: Limit):
+    pixels = image.width * image.height
     if pixels > MAX_PIXELS and not limit.raised:
         raise Refused(
-            f"{picture.width} x {picture.height} pixels, above the limit of {MAX_PIXELS:,}; "
+            f"{image.width} x {image.height} pixels, above the limit of {MAX_PIXELS:,}; "
             "if it is what it seems, say limit=4 (--limit 4)"
         )
     try:
-        what = f"{picture.width} x {picture.height} pixels"
+        what = f"{image.width} x {image.height} pixels"
         limit.check(pixels * BYTES, what)
         if packed is not None:
-            limit.check_unfolding(pixels * len(picture.getbands()), packed, what)
+            limit.check_unfolding(pixels * len(image.getbands()), packed, what)
     except ValueError as error:
         raise Refused(str(error)) from None
 
@@ -178,9 +178,9 @@ def _packed(source) -> int | None:
     return len(source) if isinstance(source, bytes) else None
 
 
-def _room(picture):
-    """One large picture at a time, however many threads read."""
-    return _one_at_a_time if picture.width * picture.height > LARGE else contextlib.nullcontext()
+def _room(image):
+    """One large image at a time, however many threads read."""
+    return _one_at_a_time if image.width * image.height > LARGE else contextlib.nullcontext()
 
 
 def opened(source):
@@ -194,40 +194,40 @@ def opened(source):
     return Image.open(file, formats=[name for name in (*FORMATS, *readable()[1]) if name in Image.OPEN])
 
 
-def _eight_bit(picture, top):
+def _eight_bit(image, top):
     """Any Pillow mode as L, RGB or RGBA."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _deep_grey(picture, top)
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        return picture.convert("RGBA")
-    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image, top)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _deep_grey(picture, top):
+def _deep_grey(image, top):
     """Grey with more than 8 bits: integers from 0 to top, or floats in [0, 1]."""
     from PIL import Image
 
-    if "transparency" in picture.info:
-        raise ValueError("16-bit grey with a transparent grey value is not supported")
-    values = np.asarray(picture)
+    if "transparency" in image.info:
+        raise Refused("16-bit grey with one grey value for transparent, which is not read; save it without")
+    values = np.asarray(image)
     if top is None and values.dtype.kind != "f":
         raise Refused("grey of more than 8 bits, and nobody has said how many count: bits=16, say")
     top = 1 if values.dtype.kind == "f" else top
     if not (values.min() >= 0 and values.max() <= top):
-        raise ValueError(f"grey values run from {values.min()} to {values.max()}, expected 0 .. {top}")
+        raise Refused(f"grey values run from {values.min():g} to {values.max():g}, expected 0 .. {top}; scale them")
     grey = np.rint(values * 255.0) if top == 1 else (values.astype(np.uint32) * 510 + top) // (2 * top)  # pyright: ignore[reportOperatorIssue]
     return Image.fromarray(grey.astype(np.uint8))
 
 
-def _orientation(picture) -> int:
+def _orientation(image) -> int:
     """EXIF orientation 1..8; 1 (as stored) if there is none or the metadata is unreadable, as viewers do."""
     try:
-        return picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # metadata is parsed with as many error types as pictures are
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # metadata is parsed with as many error types as images are
         return 1
 
 
-def _upright(picture, orientation: int):
+def _upright(image, orientation: int):
     """Turned and mirrored as the EXIF orientation asks for."""
     from PIL.Image import Transpose
 
@@ -240,7 +240,7 @@ def _upright(picture, orientation: int):
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    return picture.transpose(turns[orientation]) if orientation in turns else picture
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _fewest_channels(pixels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,27 @@
+"""What somebody holds in Python as a plain NumPy array, or a sentence on why it cannot be one."""
+
+from typing import Any
+
+import numpy as np
+
+
+def as_array(values: Any, what: str = "images") -> np.ndarray:
+    """`values` as an array in the byte order of this machine, without a copy where none is needed.
+
+    A masked value is none, so masked arrays are taken only where nothing is masked. Tensors of PyTorch that ask for a
+    gradient are taken as they are. what: of whom the message speaks. Raises ValueError or TypeError.
+    """
+    masked: Any = values
+    if np.ma.isMaskedArray(masked) and np.ma.getmaskarray(masked).any():
+        raise ValueError(f"{what} are a masked array with masked values, which are none; fill them with .filled(0)")
+    if hasattr(values, "detach") and hasattr(values, "cpu"):
+        values = values.detach().cpu()
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if str(getattr(values, "dtype", "")) == "torch.bfloat16":
+            raise TypeError(f"{what} are bfloat16, which NumPy does not know; convert them with .float()") from error
+        if "inhomogeneous" in str(error):
+            raise ValueError(f"{what} are rows of different lengths; give an array, or a list of arrays") from error
+        raise
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

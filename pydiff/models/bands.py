@@ -1,0 +1,167 @@
+"""An autoencoder in little memory: layer by layer, and within a layer in bands of rows, to the bits of the whole.
+
+A layer is a convolution of what a normalisation makes of a map of features, and the normalisation wants to know mean
+and variance of the whole map. So the maps between layers are whole, and inside of a layer there are bands alone:
+
+    y[band] = conv(silu(norm(x)[band and the rows beside it])) + shortcut(x)[band]
+
+with the statistics of all of x, summed in the kernel's own order before the first band (ops/group_norm.py). A
+residual block's second convolution writes where it reads: of the rows that a band has seen the next one needs the last
+two, normalised, and it gets those. So such a block holds its input and one more map.
+
+    decoder(network, h), encoder(network, h)    those of autoencoder.py, of one sample and without gradients
+
+With NumPy in place of the compiled kernels the last bits may differ: it rounds products of larger matrices otherwise.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from pydiff import backend, ops
+from pydiff.ops.conv2d import as_padding
+from pydiff.ops.group_norm import normalised, statistics
+from pydiff.tensor import Tensor
+
+BAND = 1 << 21  # about as many numbers has a band, of the wider of what comes in and what goes out
+# From so many pixels a side on, the kernel chooses its algorithm by the channels alone (csrc/cpu/conv2d_winograd.cpp):
+# it is the same for a band and for the whole. Winograd's tiles have 4 rows, and a band begins with one.
+LEAST, TILE = 16, 4
+
+
+def serves(x):
+    """Whether a map is one that can be worked so: CUDA's kernels normalise in one piece."""
+    return isinstance(x, np.ndarray) and backend.emulator is None
+
+
+def encoder(network, h):
+    """x (1, H, W, C) -> what the Encoder makes of it, an array."""
+    steps = [partial(convolved, network.conv_in)]
+    for block in network.down_blocks:
+        steps += [*_layers(block), *(partial(convolved, resampler.conv) for resampler in block.downsamplers)]
+    return _through(h, [*steps, *_middle(network.mid_block), partial(_ending, network)])
+
+
+def decoder(network, h):
+    """z (1, h, w, C) -> what the Decoder makes of it, an array."""
+    steps = [partial(convolved, network.conv_in), *_middle(network.mid_block)]
+    for block in network.up_blocks:
+        enlarged = (partial(convolved, resampler.conv, upsample=2) for resampler in block.upsamplers)
+        steps += [*_layers(block), *enlarged]
+    return _through(h, [*steps, partial(_ending, network)])
+
+
+def _through(h, steps):
+    """One after the other, and nothing holds a map that the next step does not read."""
+    for step in steps:
+        h = step(h)
+    return h
+
+
+def _layers(block):
+    """Residual blocks, with attention behind each if there is any."""
+    for i, resnet in enumerate(block.resnets):
+        yield partial(_residual, resnet)
+        if block.attentions:
+            yield partial(_whole, block.attentions[i])
+
+
+def _middle(block):
+    first, last = (partial(_residual, resnet) for resnet in block.resnets)
+    return [first, *(partial(_whole, attention) for attention in block.attentions), last]
+
+
+def _whole(layer, x):
+    return layer(Tensor(x)).data
+
+
+def _residual(block, x):
+    """A ResnetBlock that is told nothing, as autoencoders have them."""
+    act = None if block.fused else block.act
+    h = convolved(block.conv1, x, Norm(block.norm1, x, act))
+    shortcut = None if block.conv_shortcut is None else Convolution(block.conv_shortcut)
+
+    def passed_by(first, last):
+        rows = x[:, first:last]
+        return rows if shortcut is None else shortcut(rows)
+
+    return convolved(block.conv2, h, Norm(block.norm2, h, act), add=passed_by, out=h)
+
+
+def _ending(network, h):
+    return convolved(network.conv_out, h, Norm(network.conv_norm_out, h))
+
+
+def convolved(conv, x, norm=None, *, upsample=1, add=None, out=None):
+    """A Conv2d of a map x (1, H, W, C), band by band.
+
+    norm: makes of rows of x what is convolved. upsample: x is enlarged first, by repeating pixels. add: gives the rows
+    [first, last) of what is added to the result. out: where the result goes, x itself if it has that shape.
+    """
+    layer = Convolution(conv)
+    height, width, channels = upsample * x.shape[1], upsample * x.shape[2], x.shape[3]
+    shape = (1, *layer.result(height, width))
+    out = np.empty(shape, x.dtype) if out is None else out
+    seen, begin, end = np.empty((1, 0, width, channels), x.dtype), 0, 0  # rows [begin, end) of what is convolved
+    for first, last in bands(*shape[1:3], max(channels, shape[3])):
+        above, below = layer.sees(first, last)
+        upper, lower = max(above, 0), min(below, height)
+        seen = np.concatenate([seen[:, upper - begin :], _rows(x, end, lower, norm, upsample)], axis=1)
+        begin, end = upper, lower
+        added = None if add is None else add(first, last)
+        out[:, first:last] = layer(seen, upper - above, below - lower, added)
+    return out
+
+
+def bands(height, width, channels):
+    """[(first, last), ..]: the bands of a map, none with less than LEAST rows unless it is the only one."""
+    rows = max(LEAST, BAND // (width * channels) // TILE * TILE) if width >= LEAST else height
+    starts = range(0, max(height - LEAST, 0) + 1, rows)
+    return list(zip(starts, [*starts[1:], height], strict=True))
+
+
+def _rows(x, first, last, norm, upsample):
+    """Rows [first, last) of x, enlarged and normalised."""
+    rows = x[:, first // upsample : -(-last // upsample)]
+    rows = rows if norm is None else norm(rows)
+    if upsample > 1:
+        rows = rows.repeat(upsample, axis=1)[:, first % upsample :][:, : last - first].repeat(upsample, axis=2)
+    return rows
+
+
+class Norm:
+    """A GroupNorm, and an activation behind it, of a map x (1, H, W, C): called with some of its rows."""
+
+    def __init__(self, norm, x, act=None):
+        self.mean, self.rstd = statistics(x, norm.groups, norm.eps)
+        self.gamma, self.beta = norm.weight.data, norm.bias.data  # parameters are read once: they may be in a file
+        self.silu, self.act = norm.activation == "silu", act
+
+    def __call__(self, rows):
+        rows = normalised(rows, self.gamma, self.beta, self.mean, self.rstd, self.silu)
+        return rows if self.act is None else self.act(Tensor(rows)).data
+
+
+class Convolution:
+    """A Conv2d of some rows."""
+
+    def __init__(self, conv):
+        self.weight, self.bias = Tensor(conv.weight.data), None if conv.bias is None else Tensor(conv.bias.data)
+        self.stride, ((self.top, self.bottom), self.sides) = conv.stride, as_padding(conv.padding)
+
+    def result(self, height, width):
+        """(height, width, channels) of what it makes of a map of this size."""
+        kh, kw, _, channels = self.weight.shape
+        padded = height + self.top + self.bottom, width + sum(self.sides)
+        return *((side - k) // self.stride + 1 for side, k in zip(padded, (kh, kw), strict=True)), channels
+
+    def sees(self, first, last):
+        """The rows of the map that rows [first, last) of the result see; beyond the map there are zeros."""
+        above = first * self.stride - self.top
+        return above, above + (last - first - 1) * self.stride + self.weight.shape[0]
+
+    def __call__(self, rows, above=0, below=0, add=None):
+        """rows, add: arrays (1, R, W, C). above, below: rows of zeros around them."""
+        add = None if add is None else Tensor(add)
+        padding = (above, below), self.sides
+        return ops.conv2d(Tensor(rows), self.weight, self.bias, self.stride, padding, add=add).data
