@@ -235,8 +235,7 @@ def test_half_trained_folders_say_so(digits, tmp_path):
     with opened(task, task.options, tmp_path / "run") as (trainer, folder):
         folder.log.append({"step": 1, "loss": 1.0})
         folder.save_checkpoint(trainer.step, trainer.arrays(), 2)
-    with pytest.raises(FileNotFoundError, match="holds no finished autoencoder yet"):
-        pydiff.load(tmp_path / "run")
+    assert "unfinished: step 0 of 60" in pydiff.load(tmp_path / "run").notes[0]
     with pytest.raises(FileNotFoundError, match="holds no finished autoencoder yet"):
         open_autoencoder(tmp_path / "run")
 
