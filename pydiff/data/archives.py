@@ -152,6 +152,8 @@ def open_archive(path: Path, limit: Limit, whole: bool = True) -> Archive:
                 room.take(size)
     except _Refused as error:
         raise ValueError(str(error)) from None
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile, tarfile, zlib, lzma and bz2 raise a dozen types for damaged files
         raise ValueError(f"{where} cannot be read ({first_line(error)}); fetch it again") from error
     if not members.numbers and members.skipped:

@@ -197,6 +197,8 @@ def _size_of(source):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             return stream.height, stream.width
+    except MemoryError:
+        raise
     except Exception:  # whoever reads it will say why
         return None
 
@@ -211,7 +213,7 @@ def read_reel(path: Path, fit: Fit) -> Reel | str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return (_read_film if _suffix(path.name) in FILMS else _read_animation)(path, fit)
-    except TooLarge:
+    except (TooLarge, MemoryError):
         raise
     except ImportError:
         return "a film needs the library av (pip install 'pydiff[video]')"

@@ -198,6 +198,8 @@ def _read_mask(image, mask, size):
             )
             box = crop_box(plain.height, plain.width, size)
             values = np.asarray(plain.resize((size[1], size[0]), Image.Resampling.NEAREST, box=box)).astype(np.int64)
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise a dozen types for damaged files
         return f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     return values[..., None] if values.ndim == 2 else values

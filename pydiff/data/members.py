@@ -124,6 +124,8 @@ class ZipMembers(Members):
             data = self.file.read(at + MEMBER.size + name + extra, packed)
             with zipfile.ZipExtFile(io.BytesIO(data), "r", info) as stream:
                 contents = stream.read(size + 1)
+        except MemoryError:
+            raise
         except Exception as error:  # zipfile, zlib, bz2 and lzma have half a dozen types for damaged data
             raise ValueError(first_line(error)) from error
         if len(contents) != size:
