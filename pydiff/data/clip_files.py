@@ -17,7 +17,7 @@ from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import plural, some
 from pydiff.data.folder import _choose_size, labels_of
 from pydiff.data.image import MAX_PIXELS, look, not_a_file, read_image, read_size
-from pydiff.data.limits import USUAL, Limit
+from pydiff.data.limits import USUAL, Limit, check_memory
 from pydiff.data.listing import find_files
 from pydiff.data.pixels import resize_image, to_channels
 from pydiff.printed import printable
@@ -197,9 +197,8 @@ def _size_of(source):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             return stream.height, stream.width
-    except MemoryError:
-        raise
-    except Exception:  # whoever reads it will say why
+    except Exception as error:  # whoever reads it will say why
+        check_memory(error)
         return None
 
 
@@ -213,11 +212,12 @@ def read_reel(path: Path, fit: Fit) -> Reel | str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return (_read_film if _suffix(path.name) in FILMS else _read_animation)(path, fit)
-    except (TooLarge, MemoryError):
+    except TooLarge:
         raise
     except ImportError:
         return "a film needs the library av (pip install 'pydiff[video]')"
     except Exception as error:  # decoders raise a dozen types for damaged files
+        check_memory(error)
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__  # av's messages repeat the path
         return f"damaged ({said.splitlines()[0]})"
 

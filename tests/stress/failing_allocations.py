@@ -4,7 +4,7 @@
 
 A library that is loaded before C's (failing_allocations.c, compiled here) counts the allocations of at least `--least`
 bytes, of NumPy, of the kernels and of the interpreter, and refuses one of them. What is tried: training with a folder,
-drawing, reading data, opening a model. Every attempt is a forked process. Right is a MemoryError, or one of our
+drawing, reading data, gradients. Every attempt is a forked process. Right is a MemoryError, or one of our
 sentences, and after it the same work in the same process with the same result as ever; or that result at once, where
 whoever asked could do without. Wrong are a crash, another exception, another result, and a process that hangs.
 """
@@ -12,6 +12,7 @@ whoever asked could do without. Wrong are a crash, another exception, another re
 import argparse
 import collections
 import ctypes
+import faulthandler
 import json
 import os
 import random
@@ -121,7 +122,9 @@ def attempt(function, expected, library, number, least, source) -> int:
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            code = tried(function, expected, library, number, least, source)
+            with open(source.parent / "said", "w") as stream:
+                faulthandler.enable(stream, all_threads=False)
+                code = tried(function, expected, library, number, least, source)
         finally:
             os._exit(code)
     end = time.monotonic() + TIMEOUT
@@ -203,7 +206,8 @@ def main() -> int:
                 )
                 results[said] += 1
                 if code not in RIGHT:
-                    more = f" ({(folder.parent / 'said').read_text()})" if code == OTHER_ERROR else ""
+                    lines = (folder.parent / "said").read_text().splitlines()
+                    more = f" ({' '.join(lines[-1:] if code > 0 else lines[3:5])})" if lines else ""
                     figures["wrong"].append(f"{kind}: allocation {number} of {many}: {said}{more}")
                     print(figures["wrong"][-1], flush=True)
             figures["kinds"][kind] = {"allocations": many, **results}
