@@ -70,16 +70,19 @@ struct AttentionShape {
     int64_t n, tq, tk, heads, d;               // q (n, tq, heads*d), k and v (n, tk, heads*d), out (n, tq, heads*d)
     int64_t q_batch, q_row, k_batch, k_row, v_batch, v_row;  // strides in elements; the last axis is contiguous
     float scale;
+    bool causal = false;                       // query i sees the keys 0 .. i alone
 };
 
+// key_mask: false for keys that no query of a sample sees. A query that sees none gets 0, and an lse of 0.
 // lse: log-sum-exp of the scaled scores; to base 2 on the CPU, to base e on GPUs.
 template <class T>
-void attention_forward(const AttentionShape& s, const T* q, const T* k, const T* v, T* out,
+void attention_forward(const AttentionShape& s, const T* q, const T* k, const T* v,
+                       const bool* key_mask /* (n, tk) or null */, T* out,
                        float* lse /* (n, heads, tq) */ ON_STREAM);
 WORKSPACE(attention_backward_workspace, const AttentionShape&);
 template <class T>
-void attention_backward(const AttentionShape& s, const T* dout, const T* q, const T* k, const T* v, const T* out,
-                        const float* lse, T* dq /* (n, tq, heads*d) */, T* dk /* (n, tk, heads*d) */,
+void attention_backward(const AttentionShape& s, const T* dout, const T* q, const T* k, const T* v,
+                        const bool* key_mask, const T* out, const float* lse, T* dq /* (n, tq, heads*d) */, T* dk /* (n, tk, heads*d) */,
                         T* dv /* (n, tk, heads*d) */ IN_WORKSPACE);
 
 // ---- layer_norm

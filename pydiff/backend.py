@@ -40,8 +40,8 @@ cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
 DEVICES = ("cpu", "cuda", "simt")
 # Goes up with every commit that changes the arithmetic of a kernel, and so the last bits of a training: checkpoints
 # remember it, and a run that goes on with another generation says so. 2: Winograd's algorithm for 3 x 3 kernels of more
-# than 512 x 512 weights, too. 3: layer norm, GELU and GEGLU have kernels.
-KERNEL_GENERATION = 3
+# than 512 x 512 weights, too. 3: layer norm, GELU and GEGLU have kernels. 4: causal and masked attention, too.
+KERNEL_GENERATION = 4
 
 
 class _Here(threading.local):
@@ -159,6 +159,20 @@ def _cupy():
 def is_bfloat16(dtype):
     """Whether this is the bfloat16 of ml_dtypes, whose kind is V, as if unknown."""
     return dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def widened(a):
+    """a, or if it is bfloat16 the same in float32: NumPy multiplies no matrices of it, and rounds after every step."""
+    return a.astype(FLOAT32) if is_bfloat16(a.dtype) else a
+
+
+def bfloat16():
+    """The dtype, which NumPy and CuPy do not have of their own. RuntimeError in one sentence without its package."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise RuntimeError("bfloat16 needs the package ml_dtypes; pip install ml_dtypes") from None
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def native(x, name):

@@ -34,10 +34,11 @@ class AdamW:
 
     model: nn.Module, all parameters of one dtype; they become views of one flat array. A replaced p.data or p.grad is
     heard: the next step takes the new values over. beta1, beta2, eps, weight_decay: as in Loshchilov & Hutter 2019.
-    Attributes p, g, m, v, ema: flat arrays (P,). ema starts as a copy of p.
+    low: None, or bfloat16: matrices and filters become views of a copy of p in it (training/precision.py).
+    Attributes p, g, m, v, ema: flat arrays (P,). ema starts as a copy of p. low: the copy, or None.
     """
 
-    def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
+    def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, low=None):
         self.hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
         self.parameters = model.parameters()
         names = {id(p): name for name, p in reversed(list(model.named_parameters()))}  # of a shared weight, the first
@@ -49,7 +50,10 @@ class AdamW:
         self.p = xp.concatenate([p.data.ravel() for p in self.parameters])
         self.g, self.m, self.v = (xp.zeros_like(self.p) for _ in range(3))
         self.ema = self.p.copy()
-        self._data, self._grads = self.views(self.p), self.views(self.g)
+        self.low = None if low is None else self.p.astype(low)
+        self.masters, self._grads = self.views(self.p), self.views(self.g)
+        copies = self.masters if low is None else self.views(self.low)
+        self._data = [copy if copy.ndim > 1 else own for copy, own in zip(copies, self.masters, strict=True)]
         for p, data, grad in zip(self.parameters, self._data, self._grads, strict=True):
             p.data, p.grad, p.grad_buffer = data, None, grad
 
@@ -76,10 +80,17 @@ class AdamW:
 
     def adopt(self):
         """Where p.data was replaced by another array, its values are the parameter's from here on."""
-        for name, p, data in zip(self.names, self.parameters, self._data, strict=True):
+        for name, p, data, master in zip(self.names, self.parameters, self._data, self.masters, strict=True):
             if p.data is not data:
-                self._take(name, data, p.data, "data")
+                self._take(name, master, p.data, "data")
+                if data is not master:
+                    data[...] = master
                 p.data = data
+
+    def round_copy(self):
+        """Makes the copy anew, after p was written to."""
+        if self.low is not None:
+            self.low[...] = self.p
 
     def _take(self, name, target, source, what):
         if not isinstance(source, type(target)) or source.shape != target.shape:
@@ -100,7 +111,7 @@ class AdamW:
         self.adopt()
         norm2 = ops.squared_norm(self.gather()) if norm2 is None else norm2
         schedule = array_module(self.p).asarray([lr, step, ema_decay, clip or 0.0], "float64")
-        ops.adamw(self.p, self.g, self.m, self.v, self.ema, schedule, norm2, **self.hyper)
+        ops.adamw(self.p, self.g, self.m, self.v, self.ema, schedule, norm2, **self.hyper, low=self.low)
         return norm2
 
     def first_bad_gradient(self):

@@ -28,6 +28,7 @@ from pydiff.trained import place as shipped
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
 from pydiff.training.changes import heard
 from pydiff.training.forecast import check_room
+from pydiff.training.precision import low_precision
 from pydiff.warm import warm
 
 
@@ -136,19 +137,21 @@ class Run:
         """Draws n new images, 16 if None: (n, H, W, C) uint8. Image i depends on (seed, i) alone, not on n or
         batch_size.
 
-        sampler: a name in pydiff.diffusion.samplers.SAMPLERS, docs/samplers.md has the choice; None is the scheduler
-        that the model came with, or ddim. steps: how many of the T noise levels to visit, 50 if there are so many;
-        spacing: which ones ("trailing", "leading", "linspace", "karras", "exponential", "continuous").
-        eta: fresh noise in ddim and dpm2, 0 to 1.
-        labels: class numbers or names (n,), for a conditional model; left out, the classes take turns. prompts: for a
-        model with a text encoder: n images of each (1 if None), one prompt after the other, number k of each with the
-        noise of number k; "[a] - [b] + [c]" is calculated. negative_prompt: what guidance leads away from. condition:
-        other arrays that the model was trained with, by name, or what `embed` gives. guidance: how much more than the
-        network says to follow all that (Ho & Salimans 2022), 1 for plain, None for what suits the model; interval:
-        (low, high), noise levels sigma / alpha where that is done; rescale: 0 to 1, how far contrast is brought back.
-        batch_size: drawn at a time.
-        progress: True shows a bar.
-        device: None for where the model is; "cpu", "cuda" or "simt" move it there first, to stay.
+        sampler: a name in pydiff.diffusion.samplers.SAMPLERS (docs/samplers.md helps to choose); None takes the
+            scheduler that the model came with, or ddim.
+        steps: how many of the T noise levels to visit, 50 if there are so many; spacing: which ones ("trailing",
+            "leading", "linspace", "karras", "exponential", "continuous").
+        eta: share of fresh noise in ddim and dpm2, 0 to 1.
+        labels: class numbers or names (n,), for a conditional model; without them, the classes take turns.
+        prompts: for a model with a text encoder: n images of each (1 if None), one prompt after the other; image k of
+            each begins with noise k. "[a] - [b] + [c]" is calculated. negative_prompt: what guidance leads away from.
+        condition: other arrays that the model was trained with, by name, or what `embed` returns.
+        guidance: how strongly to follow labels, prompts and condition (Ho & Salimans 2022); 1 is plain, None what
+            suits the model. interval: (low, high), the noise levels sigma / alpha where it acts. rescale: 0 to 1, how
+            far contrast is brought back.
+        batch_size: how many to draw at a time. progress: True shows a bar.
+        device: "cpu", "cuda" or "simt" moves the model there, to stay; None leaves it where it is.
+
         Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
         """
         self.to(device or self.device)
@@ -275,16 +278,19 @@ def _asked(conditioning, n, options):
 
 
 def load(directory, **wishes):
-    """Opens a run's folder, or a model folder written by Run.save or by diffusers. Returns a Run, of an autoencoder an
-    AutoencoderRun, of a classifier a ClassifierRun. "digits", where nothing of that name lies, is the model that comes
-    with pydiff.
+    """Opens the folder of a run, or a model folder written by Run.save or by diffusers, and returns a Run; an
+    AutoencoderRun or a ClassifierRun where it holds one of these.
 
-    Without naming a sampler, the scheduler in the folder draws. wishes: what the folder does not say, or should have
-    said: scheduler (a configuration, a path to one, or a class's name, "DDIMScheduler"), prediction ("eps", "x0", "v"),
-    size (a side or (height, width)), variant ("fp16": of the weights), classes (names), self_conditioning. What was
-    assumed or passed over goes to the logger "pydiff", which prints it where nobody listens, and is in `notes`.
+    directory: the folder, or a single file of Stable Diffusion. "digits" is the model that comes with pydiff, unless a
+    folder of that name is here. A run that is unfinished, or going on right now, is opened from its newest checkpoint.
 
-    A run that is unfinished, or going on right now, is opened from its newest checkpoint, and says so.
+    wishes: what the folder does not say, or should have said:
+        scheduler: a configuration, a path to one, or a class's name, "DDIMScheduler".
+        prediction: "eps", "x0" or "v". size: a side or (height, width). classes: names.
+        variant: of the weights, such as "fp16". self_conditioning: True or False.
+
+    Without a sampler by name, the scheduler in the folder draws. What was assumed or passed over is in `notes` and goes
+    to the logger "pydiff", which prints it where nobody listens.
 
     FileNotFoundError or CheckpointError, in one sentence, if it is none or damaged. docs/folders.md lists what opens.
     """
@@ -307,23 +313,26 @@ def train(
     data, *, out=None, progress=True, device="cpu", model=None, codec=None, images=None, latent=None,
     announce=None, watch=None, distributed="auto", **options,
 ):  # fmt: skip
-    """Trains a diffusion model on images or sounds and returns the finished `Run`.
+    """Trains a diffusion model on images, sounds, clips or points, and returns the finished `Run`.
 
-    data: "digits", "emoji", "faces", "fashion", a folder of images, an .npz, .npy or .parquet file, an array
-    (N, H, W, C), or a Dataset; "tones" or a folder of sounds; "swiss-roll" or an array (N, D) of points;
-    "moving-shapes", a folder of films or an array (N, F, H, W, C) of clips. images: to be learned beside clips.
-    out: folder for checkpoints, log, samples and the finished model in out/model; the same call on the same folder
-    goes on where the last one stopped, and gives the same bits as an uninterrupted one. None keeps all in memory.
-    progress: show a bar. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator); a run may go on on
-    another than it began on, to other bits. model, codec: a network and a codec of your own, see `DiffusionTask`;
-    codec may also be a name, see Options.
-    model="autoencoder" learns an autoencoder instead and returns an AutoencoderRun; its options are those of
-    AutoencoderOptions. latent: the folder of one, or one at hand, in whose latents to diffuse.
-    model="classifier" learns one of noisy samples and returns a ClassifierRun, see `Run.steered`.
-    announce: called with a few lines on the data before the first step. watch: called with the number of the step and
-    a few images (N, H, W, C) uint8 whenever samples are drawn on the way, which needs `out`. distributed: "auto" shares
-    the work with the other processes that mpiexec started, "mpi" insists on that, "off" works alone;
-    docs/distributed.md. Every other keyword is a field of pydiff.Options.
+    data: a name ("digits", "emoji", "faces", "fashion", "tones", "moving-shapes", "swiss-roll"), a folder of images,
+        sounds or films, an archive, a .npz, .npy or .parquet file, an array (N, H, W, C) of images, (N, F, H, W, C) of
+        clips or (N, D) of points, or a Dataset; docs/data.md. images: data to be learned beside clips.
+    out: the folder for checkpoints, log, samples and the finished model in out/model. The same call on the same folder
+        goes on where the last one stopped, to the bits of an uninterrupted one. None keeps everything in memory.
+    device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator). A run may go on on another device than it
+        began on, to other bits.
+    model: a network of your own, see `DiffusionTask`; "autoencoder", which returns an AutoencoderRun and takes the
+        options of AutoencoderOptions; or "classifier" of noisy samples, which returns a ClassifierRun, see
+        `Run.steered`. codec: one of your own, or a name, see Options.
+    latent: an AutoencoderRun or the folder of one, in whose latents to diffuse.
+    progress: whether to show a bar. announce: called with a few lines about the data before the first step. watch:
+        called with the number of the step and a few images (N, H, W, C) uint8 whenever samples are drawn on the way;
+        needs `out`.
+    distributed: "auto" shares the work with the other processes that mpiexec started, "mpi" insists on that, "off"
+        works alone; docs/distributed.md.
+
+    Every other keyword is a field of pydiff.Options.
 
     Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
     that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
@@ -339,6 +348,7 @@ def train(
         announce, tell = heard(announce, group.first)
         named = {"codec": codec} if isinstance(codec, str) else {}
         options = settled(Options.from_keywords(options | named), out, group)
+        low_precision(options, device)  # is refused before data are read
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
             dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")

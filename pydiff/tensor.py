@@ -303,10 +303,17 @@ def _run_backward(root, grad, finished=None):
                     raise AssertionError(
                         f"{type(function).__name__}: gradient {gradient.shape} for input {tensor.shape}"
                     )
-                # e.g. a loss in float64 of a network in float32
-                give(tensor, gradient.astype(tensor.dtype, copy=False))
+                give(tensor, gradient.astype(_gradient_dtype(tensor, gradient), copy=False))
     for _, leaf in reversed(pending):
         finished(leaf)  # pyright: ignore[reportOptionalCall]
+
+
+def _gradient_dtype(tensor, gradient):
+    """What a gradient is kept in: the tensor's own dtype, whatever was computed behind it (a loss in float64 of a
+    network in float32). But float32 for a leaf of 16 bits, if it comes with more than these: 1e-9 is 0 in float16.
+    """
+    low = tensor.maker is None and tensor.dtype.itemsize < FLOAT32.itemsize <= gradient.dtype.itemsize
+    return FLOAT32 if low else tensor.dtype
 
 
 def _leaves(root):
@@ -333,12 +340,14 @@ def _leaves(root):
 def _accumulate(leaf, gradient):
     """Adds to leaf.grad, an array of the leaf's own: the incoming one may be shared with other tensors."""
     if leaf.grad is not None:
+        if leaf.grad.dtype.itemsize < gradient.dtype.itemsize:
+            leaf.grad = leaf.grad.astype(gradient.dtype)
         leaf.grad += gradient
     elif leaf.grad_buffer is not None:
         leaf.grad_buffer[...] = gradient
         leaf.grad = leaf.grad_buffer
     else:
-        leaf.grad = array_module(leaf.data).array(gradient, dtype=leaf.dtype)
+        leaf.grad = array_module(leaf.data).array(gradient)
 
 
 def as_tensor(x, like=None):

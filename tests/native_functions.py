@@ -97,11 +97,13 @@ FUNCTIONS = {
     },
     "attention_forward": {
         "q": In(2, 5, 4, rows=True), "k": In(2, 7, 4, rows=True), "v": In(2, 7, 4, rows=True), "heads": HEADS,
-        "scale": REAL, "out": Out(2, 5, 4), "lse": Out(2, 2, 5),
+        "scale": REAL, "causal": Number(True, "x"), "key_mask": In(2, 7, dtype=np.bool_, optional=True),
+        "out": Out(2, 5, 4), "lse": Out(2, 2, 5),
     },
     "attention_backward": {
         "dout": In(2, 5, 4), "q": In(2, 5, 4, rows=True), "k": In(2, 7, 4, rows=True), "v": In(2, 7, 4, rows=True),
         "out": In(2, 5, 4), "lse": In(2, 2, 5), "heads": HEADS, "scale": REAL,
+        "causal": Number(False, "x"), "key_mask": In(2, 7, dtype=np.bool_, optional=True),
         "dq": Out(2, 5, 4), "dk": Out(2, 7, 4), "dv": Out(2, 7, 4),
     },
     "layer_norm_forward": {
@@ -178,10 +180,11 @@ def mistakes(argument, a, cuda):
     """(what, the wrong value) for every mistake that this array argument must be refused for."""
     floats = (F32, F64, np.float16, *(() if cuda and argument.alone else (bfloat16,)))
     for dtype in (*floats, np.int32, U32, np.int64, np.complex64, bool, object):
-        if dtype != argument.dtype:
+        if np.dtype(dtype) != argument.dtype:
             yield f"dtype {np.dtype(dtype)}", a.astype(dtype)
     yield "strings", np.full(a.shape, b"1.0")
-    yield "the other byte order", a.astype(a.dtype.newbyteorder())
+    if a.itemsize > 1:
+        yield "the other byte order", a.astype(a.dtype.newbyteorder())
     yield "a structured dtype", np.zeros(a.shape, [("x", a.dtype)])
     for value in (
         a.tolist(),
@@ -207,7 +210,8 @@ def mistakes(argument, a, cuda):
             yield f"axis {axis} too long", bigger
             yield f"axis {axis} too short", np.ascontiguousarray(a.take(range(a.shape[axis] - 1), axis))
             yield f"axis {axis} empty", np.ascontiguousarray(a.take([], axis))
-    yield "misaligned", misaligned(a)
+    if a.itemsize > 1:
+        yield "misaligned", misaligned(a)
     if a.shape[-1] > 1:
         yield "every second element", every_second(a)
         yield "reversed", a[..., ::-1]
@@ -276,11 +280,12 @@ def of_any_size(name, rng):
         if rng.random() < 0.3:  # side by side, as a projection leaves them
             q, k, v = np.split(array(n, tk, 3 * c), 3, axis=2)
             tq = tk
-        lse = array(n, heads, tq)
+        lse, causal = array(n, heads, tq), bool(rng.random() < 0.3)
+        key_mask = [None, rng.random((n, tk)) < 0.7][size(0, 1)]
         if name == "attention_forward":
-            return [q, k, v, heads, 0.5, array(n, tq, c), lse]
+            return [q, k, v, heads, 0.5, causal, key_mask, array(n, tq, c), lse]
         outputs = [array(n, tq, c), array(n, tk, c), array(n, tk, c)]
-        return [array(n, tq, c), q, k, v, array(n, tq, c), lse + 5, heads, 0.5, *outputs]
+        return [array(n, tq, c), q, k, v, array(n, tq, c), lse + 5, heads, 0.5, causal, key_mask, *outputs]
     n, m = size(0, 1, 2, 3), size(*SIZES, 1000)
     x = (n, m)
     key = [7, 3, array(n, dtype=U32), array(n, dtype=U32)]

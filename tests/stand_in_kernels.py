@@ -86,15 +86,15 @@ class StandIns:
         for out, value in zip((dx, dgamma, dbeta, dx_sum), (*values, values[0].sum((0, 1))), strict=True):
             write(out, value)
 
-    def attention_forward(self, q, k, v, heads, scale, out, lse):
+    def attention_forward(self, q, k, v, heads, scale, causal, key_mask, out, lse):
         q, k, v = wide(q, k, v)
-        write(out, attention.forward_arrays(q, k, v, heads, scale)[0])
+        write(out, attention.forward_arrays(q, k, v, heads, scale, causal, key_mask)[0])
         s = (attention._split(q, heads) @ attention._split(k, heads).swapaxes(2, 3)) * scale
         write(lse, np.log(np.exp(s).sum(-1)))
 
-    def attention_backward(self, dout, q, k, v, _out, _lse, heads, scale, dq, dk, dv):
+    def attention_backward(self, dout, q, k, v, _out, _lse, heads, scale, causal, key_mask, dq, dk, dv):
         dout, q, k, v = wide(dout, q, k, v)
-        p = attention.forward_arrays(q, k, v, heads, scale)[1]
+        p = attention.forward_arrays(q, k, v, heads, scale, causal, key_mask)[1]
         for out, value in zip((dq, dk, dv), attention.backward_arrays(dout, q, k, v, p, heads, scale), strict=True):
             write(out, value)
 

@@ -159,16 +159,16 @@ def test_any_sizes_are_computed_within_their_memory(name, kernels):  # noqa: F81
         function(name)(*values)
         for i, wide in fences:
             outside = np.concatenate([wide[:64], wide[-64:]])
-            assert (outside == 123).all(), (name, i, [np.shape(v) for v in values])
+            assert (outside == wide.dtype.type(123)).all(), (name, i, [np.shape(v) for v in values])
 
 
 def test_attention_of_no_channels(kernels):  # noqa: F811
     """Every score is zero: the log-sum-exp is that of the number of keys, on the CPU to base 2."""
     lse = np.full((2, 3, 5), np.nan, F32)
     q, k = np.zeros((2, 5, 0), F32), np.zeros((2, 7, 0), F32)
-    function("attention_forward")(q, k, k, 3, 1.0, q.copy(), lse)
+    function("attention_forward")(q, k, k, 3, 1.0, False, None, q.copy(), lse)
     np.testing.assert_allclose(lse, math.log(7) if kernels == "simt" else math.log2(7), rtol=1e-6)
-    function("attention_backward")(q, q, k, k, q, lse, 3, 1.0, q.copy(), k.copy(), k.copy())
+    function("attention_backward")(q, q, k, k, q, lse, 3, 1.0, False, None, q.copy(), k.copy(), k.copy())
 
 
 # ---- overlap -------------------------------------------------------------------------------------------------------

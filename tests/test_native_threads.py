@@ -41,7 +41,7 @@ for _ in range({threads}):
 while len(calls) < 3: time.sleep(0.01)
 print("ends", flush=True)
 """
-ATTENTION = "kernels.attention_forward(q, q, q, 1, 1.0, out, lse)"
+ATTENTION = "kernels.attention_forward(q, q, q, 1, 1.0, False, None, out, lse)"
 LONG = DAEMON.format(kernels="backend.cpu", call=ATTENTION, tokens=3000, threads=1)
 
 

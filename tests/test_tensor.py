@@ -112,6 +112,37 @@ def test_gradients_have_the_dtype_of_their_leaf(dtype):
     assert x.grad.tolist() == [0.5, 2.0]
 
 
+class Small(Function):
+    """x, with a gradient of 1e-9 in float32, as a kernel makes one that sums over a batch."""
+
+    def forward(self, x, *, dtype=np.float32):
+        self.dtype = dtype
+        return x * 1
+
+    def backward(self, g):
+        return np.full(g.shape, 1e-9, self.dtype)
+
+
+def test_a_leaf_of_16_bits_keeps_the_gradient_that_it_is_given():
+    """In float16 1e-9 is 0; between operations, whose kernels want their own dtype, it is that."""
+    x = leaf(1.0, 2.0, dtype=np.float16)
+    Small.apply(x).backward(np.ones(2, np.float16))
+    assert x.grad.dtype == np.float32
+    assert_close(x.grad, [1e-9, 1e-9], rtol=1e-6)
+    (Small.apply(x) + Small.apply(x)).backward(np.ones(2, np.float16))
+    assert_close(x.grad, [3e-9, 3e-9], rtol=1e-6)
+    x.grad = None
+    (x * 1).backward(np.ones(2, np.float16))
+    assert x.grad.dtype == np.float16
+    Small.apply(x).backward(np.ones(2, np.float16))  # what is wider comes later
+    assert x.grad.dtype == np.float32
+    x.grad = None
+    Small.apply(x, dtype=np.float64).backward(np.ones(2, np.float16))
+    assert x.grad.dtype == np.float32
+    Recorder.apply(x * 1).backward(np.ones(2, np.float16))
+    assert Recorder.seen == np.float16
+
+
 class Recorder(Function):
     """Notes the dtype of the gradient that it is given."""
 

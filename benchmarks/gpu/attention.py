@@ -104,7 +104,7 @@ def forward(device, shape, dtype, peers):
         return {"out": device.nan(n, tq, heads * d, dtype=TYPES[dtype]), "lse": device.nan(n, heads, tq)}
 
     def call(kernels, a, o):
-        kernels.attention_forward(a["q"], a["k"], a["v"], heads, d**-0.5, o["out"], o["lse"])
+        kernels.attention_forward(a["q"], a["k"], a["v"], heads, d**-0.5, False, None, o["out"], o["lse"])
 
     def truth(i):
         exact = exactly(i, heads, gradients=False)
@@ -130,7 +130,7 @@ def backward(device, shape, dtype, peers):
         return i | {"out": exact["out"].to(TYPES[dtype]), "lse": exact["lse"].float()}
 
     def call(kernels, a, o):
-        saved = a["dout"], a["q"], a["k"], a["v"], a["out"], a["lse"], heads, d**-0.5
+        saved = a["dout"], a["q"], a["k"], a["v"], a["out"], a["lse"], heads, d**-0.5, False, None
         kernels.attention_backward(*saved, o["dq"], o["dk"], o["dv"])
 
     def truth(i):

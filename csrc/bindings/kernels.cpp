@@ -16,7 +16,8 @@ namespace pydiff {
 namespace {
 
 using Pair = std::pair<int64_t, int64_t>;
-constexpr std::initializer_list<Type> single = {Type::float32}, wide = {Type::float64}, words = {Type::uint32};
+constexpr std::initializer_list<Type> single = {Type::float32}, wide = {Type::float64}, words = {Type::uint32},
+                                      truth = {Type::boolean};
 
 int64_t positive(int64_t value, const char* name) {
     if (value < 1) throw py::value_error(std::string(name) + " must be at least 1, got " + std::to_string(value));
@@ -149,37 +150,43 @@ void bind_group_norm_backward(py::object dy, py::object x, py::object gamma, py:
 
 // Strides of q, k and v in elements.
 AttentionShape attention_shape(const Shape& q, const Shape& k, const Shape& q_strides, const Shape& k_strides,
-                               const Shape& v_strides, int64_t heads, float scale) {
+                               const Shape& v_strides, int64_t heads, float scale, bool causal) {
     if (q[2] % positive(heads, "heads") != 0)
         throw py::value_error(std::to_string(q[2]) + " channels do not divide into " + std::to_string(heads) +
                               " heads");
     if (k[1] < 1) throw py::value_error("attention needs at least one key");
     return {q[0], q[1], k[1], heads, q[2] / heads, q_strides[0], q_strides[1], k_strides[0], k_strides[1],
-            v_strides[0], v_strides[1], scale};
+            v_strides[0], v_strides[1], scale, causal};
 }
 
-void bind_attention_forward(py::object q, py::object k, py::object v, int64_t heads, float scale, py::object out,
-                            py::object lse) {
+void bind_attention_forward(py::object q, py::object k, py::object v, int64_t heads, float scale, bool causal,
+                            py::object key_mask, py::object out, py::object lse) {
     Call call;
     const Argument qa = call.array(q, "q", {-1, -1, -1}, floating, Use::in, true);
     const Argument ka = call.array(k, "k", {qa.size(0), -1, qa.size(2)}, {qa.type}, Use::in, true);
     const Argument va = call.array(v, "v", ka.shape, {qa.type}, Use::in, true);
-    const AttentionShape s = attention_shape(qa.shape, ka.shape, qa.strides, ka.strides, va.strides, heads, scale);
+    const AttentionShape s = attention_shape(qa.shape, ka.shape, qa.strides, ka.strides, va.strides, heads, scale,
+                                             causal);
+    const Argument mask = call.optional(key_mask, "key_mask", {s.n, s.tk}, truth);
     const Argument oa = call.array(out, "out", qa.shape, {qa.type}, Use::out);
     const Argument la = call.array(lse, "lse", {s.n, heads, s.tq}, single, Use::out);
     call.run(qa.type, [&](auto zero, auto... rest) {
         using T = decltype(zero);
-        attention_forward<T>(s, qa.as<T>(), ka.as<T>(), va.as<T>(), oa.as<T>(), la.as<float>(), rest...);
+        attention_forward<T>(s, qa.as<T>(), ka.as<T>(), va.as<T>(), mask.as<bool>(), oa.as<T>(), la.as<float>(),
+                             rest...);
     });
 }
 
 void bind_attention_backward(py::object dout, py::object q, py::object k, py::object v, py::object out, py::object lse,
-                             int64_t heads, float scale, py::object dq, py::object dk, py::object dv) {
+                             int64_t heads, float scale, bool causal, py::object key_mask, py::object dq,
+                             py::object dk, py::object dv) {
     Call call;
     const Argument qa = call.array(q, "q", {-1, -1, -1}, floating, Use::in, true);
     const Argument ka = call.array(k, "k", {qa.size(0), -1, qa.size(2)}, {qa.type}, Use::in, true);
     const Argument va = call.array(v, "v", ka.shape, {qa.type}, Use::in, true);
-    const AttentionShape s = attention_shape(qa.shape, ka.shape, qa.strides, ka.strides, va.strides, heads, scale);
+    const AttentionShape s = attention_shape(qa.shape, ka.shape, qa.strides, ka.strides, va.strides, heads, scale,
+                                             causal);
+    const Argument mask = call.optional(key_mask, "key_mask", {s.n, s.tk}, truth);
     const Argument doa = call.array(dout, "dout", qa.shape, {qa.type});
     const Argument oa = call.array(out, "out", qa.shape, {qa.type});
     const Argument la = call.array(lse, "lse", {s.n, heads, s.tq}, single);
@@ -188,8 +195,8 @@ void bind_attention_backward(py::object dout, py::object q, py::object k, py::ob
     const Argument dva = call.array(dv, "dv", ka.shape, {qa.type}, Use::out);
     call.run_in(attention_backward_workspace(s), qa.type, [&](auto zero, auto... rest) {
         using T = decltype(zero);
-        attention_backward<T>(s, doa.as<T>(), qa.as<T>(), ka.as<T>(), va.as<T>(), oa.as<T>(), la.as<float>(),
-                              dqa.as<T>(), dka.as<T>(), dva.as<T>(), rest...);
+        attention_backward<T>(s, doa.as<T>(), qa.as<T>(), ka.as<T>(), va.as<T>(), mask.as<bool>(), oa.as<T>(),
+                              la.as<float>(), dqa.as<T>(), dka.as<T>(), dva.as<T>(), rest...);
     });
 }
 

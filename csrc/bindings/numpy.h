@@ -16,6 +16,7 @@ inline Type type_of(const pybind11::dtype& dtype) {
     if (kind == 'f') return size == 4 ? Type::float32 : size == 8 ? Type::float64 : Type::other;
     if (kind == 'u') return size == 4 ? Type::uint32 : Type::other;
     if (kind == 'i') return size == 4 ? Type::int32 : Type::other;
+    if (kind == 'b') return Type::boolean;
     const bool bfloat16 = kind == 'V' && size == 2 && std::string(pybind11::str(dtype.attr("name"))) == "bfloat16";
     return bfloat16 ? Type::bfloat16 : Type::other;
 }

@@ -15,11 +15,15 @@
 // the keys are plain vector operations, and no lane is idle however small the heads are. A lane's result depends on its
 // own query only: it is the same in any batch and with any number of threads.
 //
+// A query that is causal sees the keys up to its own number: later ones are left out, block by block, or get scores of
+// -infinity. Keys that a mask hides are left out where rows are copied: what they hold does not matter, and costs nothing.
+//
 // An item of work is 256 queries of a head; backward it is a head, or where heads are few a part of its keys: a quarter
 // or at least 256 of them.
 //
 // Array path: pydiff/ops/attention.py. Reference: pydiff/reference/attention.py.
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -59,16 +63,73 @@ void with_vectors(int64_t vectors, F&& f) {
     f(std::integral_constant<int, 4>());
 }
 
+// The keys that may be seen among those from `first` up to `last` of one sample, by their numbers; all of them without
+// a mask.
+class Keys {
+public:
+    Keys(int64_t first, int64_t last, const bool* mask) : first_(first), count_(last - first), masked_(mask) {
+        if (!mask) return;
+        for (int64_t t = first; t < last; ++t)
+            if (mask[t]) numbers_.push_back(t);
+        count_ = static_cast<int64_t>(numbers_.size());
+    }
+    int64_t count() const { return count_; }
+    bool all() const { return !masked_; }
+    int64_t number(int64_t i) const { return masked_ ? numbers_[static_cast<size_t>(i)] : first_ + i; }
+    // How many of them have numbers below `end`.
+    int64_t below(int64_t end) const {
+        if (!masked_) return std::clamp<int64_t>(end - first_, 0, count_);
+        return std::lower_bound(numbers_.begin(), numbers_.end(), end) - numbers_.begin();
+    }
+
+private:
+    int64_t first_, count_;
+    bool masked_;
+    std::vector<int64_t> numbers_;
+};
+
 // One head's rows side by side: where they lie, a power of two apart, they would compete for a few lines of the cache.
 struct Rows {
     const float* begin;
     int64_t row;
     const float* at(int64_t i) const { return begin + i * row; }
 };
+// So would rows of 512 floats, which get a line more.
+int64_t copied_row(int64_t d) { return d >= 128 && d % 64 == 0 ? d + 16 : d; }
+void copy_row(int64_t n, const float* a, float* b) {
+    for (int64_t j = 0; j < n; j += simd_width) store_upto(b + j, load_upto(a + j, n - j), n - j);
+}
 Rows copy_rows(int64_t m, int64_t n, const Rows& a, float* b) {
-    for (int64_t i = 0; i < m; ++i)
-        for (int64_t j = 0; j < n; j += simd_width) store_upto(b + i * n + j, load_upto(a.at(i) + j, n - j), n - j);
+    for (int64_t i = 0; i < m; ++i) copy_row(n, a.at(i), b + i * n);
     return {b, n};
+}
+// Rows of d floats of `count` keys from the i-th on.
+Rows copy_keys(const Keys& keys, int64_t i, int64_t count, int64_t d, const Rows& a, float* b) {
+    const int64_t row = copied_row(d);
+    for (int64_t t = 0; t < count; ++t) copy_row(d, a.at(keys.number(i + t)), b + t * row);
+    return {b, row};
+}
+
+// The same as multiply_packed reads them: tile_rows channels of all keys, then the next ones. Of rows that lie far apart
+// a product would need a line each for every step, and memory does not see them coming.
+void pack_values(const Keys& keys, int64_t i, int64_t count, int64_t d, const Rows& a, float* b) {
+    for (int64_t t = 0; t < count; ++t) {
+        const float* row = a.at(keys.number(i + t));
+        float* to = b + t * tile_rows;
+        int64_t e = 0;
+        for (; e + tile_rows <= d; e += tile_rows) std::memcpy(to + e * count, row + e, tile_rows * sizeof(float));
+        std::copy(row + e, row + d, to + e * count);
+    }
+}
+
+// Causal: scores (count, lanes) of the keys from the i-th on become -infinity where the key comes after the query, which
+// is `query` in the first lane and one more in each that follows.
+void hide_later(const Keys& keys, int64_t i, int64_t count, int64_t query, int64_t lanes, float* scores) {
+    for (int64_t t = count - 1; t >= 0; --t) {
+        const int64_t later = std::min(lanes, keys.number(i + t) - query);
+        if (later <= 0) return;  // nor do the keys before
+        std::fill(scores + t * lanes, scores + t * lanes + later, -__builtin_inff());
+    }
 }
 
 // Raises each lane's maximum to that of scores (keys, lanes); factor brings what was summed up so far to the new one.
@@ -160,47 +221,97 @@ void add_all(int64_t count, const float* a, float* b) {
     for (int64_t i = 0; i < count; i += simd_width) store(b + i, load(b + i) + load(a + i));
 }
 
-// `count` queries of one head.
-void forward_item(const AttentionShape& s, const float* q, const float* k, const float* v, int64_t count, float* out,
-                  float* lse) {
-    const int64_t d = s.d;
+// The keys that the last of `queries` queries from `query` on sees, among `keys`: none of them sees more.
+int64_t seen(const AttentionShape& s, const Keys& keys, int64_t query, int64_t queries) {
+    return s.causal ? keys.below(query + queries) : keys.count();
+}
+
+// A block of at most block_queries queries on their way through the keys.
+struct Block {
+    int64_t begin, queries, keys;  // the first; how many; how many keys they see
+    float *panel, *result;         // scaled q^T, and out^T not yet divided by the sum; (d, lanes)
+    float maximum[block_queries], sum[block_queries];
+};
+
+// `count` blocks of queries of a head, all with as many lanes, meet one chunk of keys after the other: what is read of a
+// chunk is then in the cache for all of them.
+void forward_blocks(const AttentionShape& s, const Keys& keys, const Rows& k, const Rows& v, int64_t lanes,
+                    int64_t count, Block* blocks) {
+    const int64_t d = s.d, chunk = block_scores(d) / lanes, most = blocks[count - 1].keys;
+    const bool copied = count > 1 || !keys.all();  // else they are read once only
     float* scores = scratch(scores_slot, static_cast<size_t>(block_scores(d)));
-    float* panel = scratch(columns_slot, static_cast<size_t>(2 * d * block_queries));
-    float maximum[block_queries], sum[block_queries], factor[block_queries];
-    Rows keys{k, s.k_row}, values{v, s.v_row};
-    if (count > block_queries) {  // else they are read once only
-        keys = copy_rows(s.tk, d, keys, scratch(keys_slot, static_cast<size_t>(s.tk * d)));
-        values = copy_rows(s.tk, d, values, scratch(values_slot, static_cast<size_t>(s.tk * d)));
-    }
-    for (int64_t begin = 0; begin < count; begin += block_queries) {
-        const int64_t queries = std::min(block_queries, count - begin), lanes = panel_width(queries);
-        float* result = panel + d * lanes;  // out^T (d, lanes), not yet divided by the sum
-        pack_transposed(queries, d, q + begin * s.q_row, s.q_row, panel, lanes);
-        scale_all(d * lanes, s.scale * log2e, panel);
-        std::fill(maximum, maximum + lanes, lowest);
-        std::fill(sum, sum + lanes, 0.0f);
-        std::fill(result, result + d * lanes, 0.0f);
-        const int64_t chunk = block_scores(d) / lanes;
-        for (int64_t t = 0; t < s.tk; t += chunk) {
-            const int64_t m = std::min(chunk, s.tk - t);
-            multiply(Order::rows, m, lanes, d, keys.at(t), keys.row, panel, lanes, false, scores, lanes);
-            with_vectors(lanes / simd_width, [&](auto n) { raise_maximum<n>(m, scores, maximum, factor); });
+    float factor[block_queries];
+    for (int64_t t = 0; t < most; t += chunk) {
+        const int64_t m = std::min(chunk, most - t);
+        Rows k_rows{k.at(keys.number(t)), k.row}, v_rows{v.at(keys.number(t)), v.row};
+        float* values = nullptr;
+        if (copied) {
+            const auto size = static_cast<size_t>(m * (copied_row(d) + tile_rows));
+            values = scratch(values_slot, size);
+            k_rows = copy_keys(keys, t, m, d, k, scratch(keys_slot, size));
+            if (d == 8)
+                v_rows = copy_keys(keys, t, m, d, v, values);
+            else
+                pack_values(keys, t, m, d, v, values);
+        }
+        for (Block* block = blocks; block < blocks + count; ++block) {
+            const int64_t here = std::min(m, block->keys - t);
+            if (here <= 0) continue;
+            multiply(Order::rows, here, lanes, d, k_rows.begin, k_rows.row, block->panel, lanes, false, scores, lanes);
+            if (s.causal) hide_later(keys, t, here, block->begin, lanes, scores);
+            with_vectors(lanes / simd_width,
+                         [&](auto n) { raise_maximum<n>(here, scores, block->maximum, factor); });
             if (d == 8) {
-                weigh_values<8>(m, lanes, maximum, factor, scores, values.at(t), values.row, sum, result);
+                weigh_values<8>(here, lanes, block->maximum, factor, scores, v_rows.begin, v_rows.row, block->sum,
+                                block->result);
                 continue;
             }
-            with_vectors(lanes / simd_width, [&](auto n) { exponentials<n>(m, maximum, factor, scores, sum); });
-            scale_lanes(d, lanes, factor, result);
-            multiply(Order::columns, d, lanes, m, values.at(t), values.row, scores, lanes, true, result, lanes);
+            with_vectors(lanes / simd_width,
+                         [&](auto n) { exponentials<n>(here, block->maximum, factor, scores, block->sum); });
+            scale_lanes(d, lanes, factor, block->result);
+            if (copied)
+                multiply_packed(d, lanes, here, values, m, scores, block->result);
+            else
+                multiply(Order::columns, d, lanes, here, v_rows.begin, v_rows.row, scores, lanes, true, block->result,
+                         lanes);
         }
+    }
+}
+
+// `count` queries of one head from `first` on.
+void forward_item(const AttentionShape& s, const Keys& keys, const float* q, const Rows& k, const Rows& v,
+                  int64_t first, int64_t count, float* out, float* lse) {
+    const int64_t d = s.d, row = s.heads * d;
+    float* memory = scratch(columns_slot, static_cast<size_t>(2 * d * item_queries));
+    Block blocks[item_queries / block_queries];
+    const auto lanes_of = [](const Block& block) { return panel_width(block.queries); };
+    int64_t all = 0;
+    for (int64_t begin = first; begin < first + count; begin += block_queries, ++all) {
+        Block& block = blocks[all];
+        const int64_t queries = std::min(block_queries, first + count - begin), lanes = panel_width(queries);
+        block.begin = begin, block.queries = queries, block.keys = seen(s, keys, begin, queries);
+        block.panel = memory, block.result = memory + d * lanes;
+        memory += 2 * d * lanes;
+        pack_transposed(queries, d, q + begin * s.q_row, s.q_row, block.panel, lanes);
+        scale_all(d * lanes, s.scale * log2e, block.panel);
+        std::fill(block.maximum, block.maximum + lanes, lowest);
+        std::fill(block.sum, block.sum + lanes, 0.0f);
+        std::fill(block.result, block.result + d * lanes, 0.0f);
+    }
+    const int64_t whole = count / block_queries;
+    if (whole > 0) forward_blocks(s, keys, k, v, block_queries, whole, blocks);
+    if (whole < all) forward_blocks(s, keys, k, v, lanes_of(blocks[whole]), 1, blocks + whole);
+    for (Block* block = blocks; block < blocks + all; ++block) {
+        const int64_t lanes = lanes_of(*block);
         for (int64_t i = 0; i < lanes; i += simd_width) {
-            const vfloat total = load(sum + i);
-            store(maximum + i, load(maximum + i) + log(total) * log2e);
-            store(sum + i, 1.0f / total);
+            const vfloat total = load(block->sum + i);
+            const vint none = total == 0.0f;
+            store(block->maximum + i, none ? vfloat{} : load(block->maximum + i) + log(total) * log2e);
+            store(block->sum + i, none ? vfloat{} : 1.0f / total);
         }
-        std::copy(maximum, maximum + queries, lse + begin);
-        scale_lanes(d, lanes, sum, result);
-        transpose(d, queries, result, lanes, out + begin * s.heads * d, s.heads * d);
+        std::copy(block->maximum, block->maximum + block->queries, lse + block->begin);
+        scale_lanes(d, lanes, block->sum, block->result);
+        transpose(d, block->queries, block->result, lanes, out + block->begin * row, row);
     }
 }
 
@@ -211,8 +322,19 @@ void forward_item(const AttentionShape& s, const float* q, const float* k, const
 //   (4) dQ = scale dS K
 struct BackwardHead {
     const float *dout, *q, *k, *v, *out, *lse;
+    const bool* key_mask;
     float *dq, *dk, *dv;
 };
+
+// to (tk, row) of `count` keys from `first` on: factor times the sums of those that are seen, 0 for the others.
+void unpack_keys(const AttentionShape& s, const Keys& keys, int64_t first, int64_t count, float factor,
+                 const float* sums, float* to) {
+    const int64_t row = s.heads * s.d, width = row_width(s.d);
+    if (keys.all()) return unpack_rows(count, s.d, factor, sums, to + first * row, row);
+    for (int64_t t = first; t < first + count; ++t) std::fill(to + t * row, to + t * row + s.d, 0.0f);
+    for (int64_t i = 0; i < keys.count(); ++i)
+        unpack_rows(1, s.d, factor, sums + i * width, to + keys.number(i) * row, row);
+}
 
 // dk and dv of `count` keys, and what these keys add to dq: the sum of what each part of `most` keys adds, in order.
 void backward_keys(const AttentionShape& s, const BackwardHead& h, int64_t first, int64_t count, int64_t most,
@@ -223,12 +345,18 @@ void backward_keys(const AttentionShape& s, const BackwardHead& h, int64_t first
     float* panel = scratch(columns_slot, static_cast<size_t>(4 * d * block_queries));
     float* q_rows = scratch(rows_slot, static_cast<size_t>(2 * rows * width));
     float* dout_rows = q_rows + rows * width;
-    float* dk = scratch(dkdv_slot, static_cast<size_t>(2 * count * width));
-    float* dv = dk + count * width;
+    const Keys seen_keys(first, first + count, h.key_mask);
+    const int64_t all = seen_keys.count();
+    float* dk = scratch(dkdv_slot, static_cast<size_t>(2 * all * width));
+    float* dv = dk + all * width;
+    // A causal block meets the first of the keys only, so what it adds to is there before.
+    const bool ahead = s.causal || s.tq == 0;
+    if (ahead) std::fill(dk, dk + 2 * all * width, 0.0f);
     Rows keys{h.k + first * s.k_row, s.k_row}, values{h.v + first * s.v_row, s.v_row};
-    if (s.tq > block_queries) {
-        keys = copy_rows(count, d, keys, scratch(keys_slot, static_cast<size_t>(count * d)));
-        values = copy_rows(count, d, values, scratch(values_slot, static_cast<size_t>(count * d)));
+    if (s.tq > block_queries || !seen_keys.all()) {
+        const auto size = static_cast<size_t>(all * copied_row(d));
+        keys = copy_keys(seen_keys, 0, all, d, {h.k, s.k_row}, scratch(keys_slot, size));
+        values = copy_keys(seen_keys, 0, all, d, {h.v, s.v_row}, scratch(values_slot, size));
     }
     float lse[block_queries], delta[block_queries];
     for (int64_t begin = 0; begin < s.tq; begin += block_queries) {
@@ -249,29 +377,32 @@ void backward_keys(const AttentionShape& s, const BackwardHead& h, int64_t first
         scale_all(d * lanes, s.scale * log2e, q_panel);
         std::copy(h.lse + begin, h.lse + begin + queries, lse);
         std::fill(lse + queries, lse + lanes, 0.0f);  // lanes without a query have finite weights, and rows of zeros
-        const int64_t chunk = block_scores(d) / 2 / lanes;
+        const int64_t chunk = block_scores(d) / 2 / lanes, here = seen(s, seen_keys, begin, queries);
+        const bool add = ahead || begin > 0;
         for (int64_t part = 0; part < count; part += most) {
-            const int64_t end = std::min(part + most, count);
+            const int64_t start = std::min(here, seen_keys.below(first + part)),
+                          end = std::min(here, seen_keys.below(first + part + most));
             float* sum = part == 0 ? dq_panel : dq_panel + d * lanes;
-            for (int64_t t = part; t < end; t += chunk) {
+            for (int64_t t = start; t < end; t += chunk) {
                 const int64_t m = std::min(chunk, end - t);
                 multiply(Order::rows, m, lanes, d, keys.at(t), keys.row, q_panel, lanes, false, scores, lanes);
+                if (s.causal) hide_later(seen_keys, t, m, begin, lanes, scores);
                 multiply(Order::rows, m, lanes, d, values.at(t), values.row, dout_panel, lanes, false, dscores, lanes);
                 with_vectors(lanes / simd_width,
                              [&](auto n) { softmax_backward<n>(m, lse, delta, scores, dscores); });  // (2)
-                sum_lanes(m, d, queries, scores, lanes, dout_rows, begin > 0, dv + t * width);  // (1)
-                sum_lanes(m, d, queries, dscores, lanes, q_rows, begin > 0, dk + t * width);    // (3)
-                multiply(Order::columns, d, lanes, m, keys.at(t), keys.row, dscores, lanes, t > part, sum,
+                sum_lanes(m, d, queries, scores, lanes, dout_rows, add, dv + t * width);  // (1)
+                sum_lanes(m, d, queries, dscores, lanes, q_rows, add, dk + t * width);    // (3)
+                multiply(Order::columns, d, lanes, m, keys.at(t), keys.row, dscores, lanes, t > start, sum,
                          lanes);  // (4)
             }
+            if (start == end) std::fill(sum, sum + d * lanes, 0.0f);
             scale_all(d * lanes, s.scale, sum);
             if (part > 0) add_all(d * lanes, sum, dq_panel);
         }
         transpose(d, queries, dq_panel, lanes, dq + begin * dq_row, dq_row);
     }
-    if (s.tq == 0) std::fill(dk, dk + 2 * count * width, 0.0f);
-    unpack_rows(count, d, s.scale, dk, h.dk + first * row, row);
-    unpack_rows(count, d, 1.0f, dv, h.dv + first * row, row);
+    unpack_keys(s, seen_keys, first, count, s.scale, dk, h.dk);
+    unpack_keys(s, seen_keys, first, count, 1.0f, dv, h.dv);
 }
 
 // dq (tq, row) += partial (tq, d)
@@ -283,22 +414,23 @@ void add_rows(const AttentionShape& s, const float* partial, float* dq) {
 }  // namespace
 
 template <>
-void attention_forward(const AttentionShape& s, const float* q, const float* k, const float* v, float* out,
-                       float* lse) {
+void attention_forward(const AttentionShape& s, const float* q, const float* k, const float* v, const bool* key_mask,
+                       float* out, float* lse) {
     const int64_t blocks = ceil_div(s.tq, item_queries), work = std::min(item_queries, s.tq) * s.tk * s.d;
     const int64_t items = s.n * s.heads * blocks;
     parallel_for(items, grain(items, work), [&](int64_t item) {
         const int64_t begin = item % blocks * item_queries, head = item / blocks % s.heads, n = item / blocks / s.heads;
         const int64_t at = head * s.d;
-        forward_item(s, q + n * s.q_batch + begin * s.q_row + at, k + n * s.k_batch + at, v + n * s.v_batch + at,
-                     std::min(item_queries, s.tq - begin), out + (n * s.tq + begin) * s.heads * s.d + at,
-                     lse + (n * s.heads + head) * s.tq + begin);
+        const Keys keys(0, s.tk, key_mask ? key_mask + n * s.tk : nullptr);
+        forward_item(s, keys, q + n * s.q_batch + at, {k + n * s.k_batch + at, s.k_row},
+                     {v + n * s.v_batch + at, s.v_row}, begin, std::min(item_queries, s.tq - begin),
+                     out + n * s.tq * s.heads * s.d + at, lse + (n * s.heads + head) * s.tq);
     });
 }
 
 template <>
 void attention_backward(const AttentionShape& s, const float* dout, const float* q, const float* k, const float* v,
-                        const float* out, const float* lse, float* dq, float* dk, float* dv) {
+                        const bool* key_mask, const float* out, const float* lse, float* dq, float* dk, float* dv) {
     if (s.d == 0) return;  // the outputs are empty, and sum_lanes writes whole vectors: at least one a row
     // The keys of a head are cut into parts. What they add to dq is added up in this order: block by block where there
     // are heads enough for all threads, else when all parts have been computed. The arithmetic is the same.
@@ -306,8 +438,12 @@ void attention_backward(const AttentionShape& s, const float* dout, const float*
     const auto head = [&](int64_t item) {
         const int64_t n = item / s.heads, at = item % s.heads * s.d;
         const int64_t query = n * s.tq * row + at, key = n * s.tk * row + at;
-        return BackwardHead{dout + query, q + n * s.q_batch + at, k + n * s.k_batch + at, v + n * s.v_batch + at,
-                            out + query,  lse + item * s.tq,      dq + query,             dk + key, dv + key};
+        return BackwardHead{dout + query,         q + n * s.q_batch + at,
+                            k + n * s.k_batch + at, v + n * s.v_batch + at,
+                            out + query,          lse + item * s.tq,
+                            key_mask ? key_mask + n * s.tk : nullptr,
+                            dq + query,           dk + key,
+                            dv + key};
     };
     const int64_t heads = s.n * s.heads, size = s.tq * s.d;
     if (parts == 1 || heads >= 2 * threads()) {

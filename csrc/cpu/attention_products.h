@@ -16,6 +16,14 @@ inline void multiply(Order order, int64_t m, int64_t n, int64_t k, const float* 
                    c + j, ldc);
 }
 
+// c (m, n) += a^T b over the first k of `packed` rows of a (packed, m), which lies tile_rows columns at a time.
+inline void multiply_packed(int64_t m, int64_t n, int64_t k, const float* a, int64_t packed, const float* b, float* c) {
+    for (int64_t j = 0; j < n; j += tile_columns)
+        for (int64_t r = 0; r < m; r += tile_rows)
+            gemm_panel(Order::columns, std::min<int64_t>(tile_rows, m - r), std::min<int64_t>(tile_columns, n - j), k,
+                       a + r * packed, tile_rows, b + j, n, {nullptr, true}, c + r * n + j, n);
+}
+
 // b[j, i] = a[i, j] for i < m, j < n.
 inline void transpose(int64_t m, int64_t n, const float* a, int64_t lda, float* b, int64_t ldb) {
     typedef float quad __attribute__((vector_size(16)));

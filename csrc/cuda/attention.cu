@@ -19,6 +19,9 @@
 // single elements otherwise. A block owns rows of one head and makes all of their sums itself, in one order: dq has a
 // kernel of its own, which makes the scores a second time, and there are no atomics.
 //
+// A key that a query does not see, by the mask or because a causal query comes before it, counts as a score of -infinity;
+// tiles that no row of a block sees are left out.
+//
 // Scores in the thousands are known to a few thousandths only, so exp(s - lse) is right only if the backward pass meets
 // the very rounding errors of the forward pass: it adds up every score in the same order.
 #include "attention_bfloat16.h"
@@ -43,18 +46,26 @@ __device__ float score(const AttentionShape& s, const T* q, const T* k) {
     return __fmul_rn(s.scale, dot(s.d, q, k));
 }
 
+// Whether a query sees a key; key_mask is that of the sample.
+__device__ __forceinline__ bool sees(const AttentionShape& s, const bool* key_mask, int64_t query, int64_t key) {
+    return (!s.causal || key <= query) && (!key_mask || key_mask[key]);
+}
+
 // One thread a query.
 template <class T>
-__global__ void lse_naive_kernel(AttentionShape s, const T* q, const T* k, float* lse) {
+__global__ void lse_naive_kernel(AttentionShape s, const T* q, const T* k, const bool* key_mask, float* lse) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= s.n * s.heads * s.tq) return;
     const int64_t query = i % s.tq, head = i / s.tq % s.heads, sample = i / s.tq / s.heads;
     q += strided_at(s, s.q_batch, s.q_row, {query, head, sample});
     k += strided_at(s, s.k_batch, s.k_row, {0, head, sample});
+    key_mask = mask_of(s, key_mask, sample);
     float most = -INFINITY, sum = 0.0f;
-    for (int64_t t = 0; t < s.tk; ++t) most = fmaxf(most, score(s, q, k + t * s.k_row));
-    for (int64_t t = 0; t < s.tk; ++t) sum += expf(score(s, q, k + t * s.k_row) - most);
-    lse[i] = most + logf(sum);
+    for (int64_t t = 0; t < s.tk; ++t)
+        if (sees(s, key_mask, query, t)) most = fmaxf(most, score(s, q, k + t * s.k_row));
+    for (int64_t t = 0; t < s.tk; ++t)
+        if (sees(s, key_mask, query, t)) sum += expf(score(s, q, k + t * s.k_row) - most);
+    lse[i] = key_mask && sum == 0.0f ? 0.0f : most + logf(sum);
 }
 
 // The other naive kernels have one thread for every element of an array (n, t, heads, d).
@@ -65,7 +76,8 @@ struct Element {
 };
 
 template <class T>
-__global__ void out_naive_kernel(AttentionShape s, const T* q, const T* k, const T* v, const float* lse, T* out) {
+__global__ void out_naive_kernel(AttentionShape s, const T* q, const T* k, const T* v, const bool* key_mask,
+                                 const float* lse, T* out) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= s.n * s.tq * s.heads * s.d) return;
     const Element at(s, s.tq, i);
@@ -73,15 +85,17 @@ __global__ void out_naive_kernel(AttentionShape s, const T* q, const T* k, const
     k += strided_at(s, s.k_batch, s.k_row, {0, at.head, at.sample});
     v += strided_at(s, s.v_batch, s.v_row, {0, at.head, at.sample});
     const float log_sum = lse[(at.sample * s.heads + at.head) * s.tq + at.row];
+    key_mask = mask_of(s, key_mask, at.sample);
     float sum = 0.0f;
     for (int64_t t = 0; t < s.tk; ++t)
-        sum += expf(score(s, q, k + t * s.k_row) - log_sum) * to_float(v[t * s.v_row + at.e]);
+        if (sees(s, key_mask, at.row, t))
+            sum += expf(score(s, q, k + t * s.k_row) - log_sum) * to_float(v[t * s.v_row + at.e]);
     out[i] = from_float<T>(sum);
 }
 
 template <class T>
-__global__ void dq_naive_kernel(AttentionShape s, const T* dout, const T* q, const T* k, const T* v, const T* out,
-                                const float* lse, T* dq) {
+__global__ void dq_naive_kernel(AttentionShape s, const T* dout, const T* q, const T* k, const T* v,
+                                const bool* key_mask, const T* out, const float* lse, T* dq) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= s.n * s.tq * s.heads * s.d) return;
     const Element at(s, s.tq, i);
@@ -92,8 +106,10 @@ __global__ void dq_naive_kernel(AttentionShape s, const T* dout, const T* q, con
     k += strided_at(s, s.k_batch, s.k_row, start);
     v += strided_at(s, s.v_batch, s.v_row, start);
     const float log_sum = lse[(at.sample * s.heads + at.head) * s.tq + at.row], delta = dot(s.d, dout, out);  // 1
+    key_mask = mask_of(s, key_mask, at.sample);
     float sum = 0.0f;
     for (int64_t t = 0; t < s.tk; ++t) {
+        if (!sees(s, key_mask, at.row, t)) continue;
         const float p = expf(score(s, q, k + t * s.k_row) - log_sum);
         const float ds = p * (dot(s.d, dout, v + t * s.v_row) - delta);  // 3
         sum += ds * to_float(k[t * s.k_row + at.e]);                     // 4
@@ -102,8 +118,8 @@ __global__ void dq_naive_kernel(AttentionShape s, const T* dout, const T* q, con
 }
 
 template <class T>
-__global__ void dkdv_naive_kernel(AttentionShape s, const T* dout, const T* q, const T* k, const T* v, const T* out,
-                                  const float* lse, T* dk, T* dv) {
+__global__ void dkdv_naive_kernel(AttentionShape s, const T* dout, const T* q, const T* k, const T* v,
+                                  const bool* key_mask, const T* out, const float* lse, T* dk, T* dv) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= s.n * s.tk * s.heads * s.d) return;
     const Element at(s, s.tk, i);
@@ -115,8 +131,10 @@ __global__ void dkdv_naive_kernel(AttentionShape s, const T* dout, const T* q, c
     out += packed_at(s, s.tq, start);
     lse += (at.sample * s.heads + at.head) * s.tq;
     const int64_t row = s.heads * s.d;
+    key_mask = mask_of(s, key_mask, at.sample);
     float dk_sum = 0.0f, dv_sum = 0.0f;
     for (int64_t t = 0; t < s.tq; ++t) {
+        if (!sees(s, key_mask, t, at.row)) continue;
         const float p = expf(score(s, q + t * s.q_row, k) - lse[t]);
         const float delta = dot(s.d, dout + t * row, out + t * row);  // 1
         const float ds = p * (dot(s.d, dout + t * row, v) - delta);   // 3
@@ -166,22 +184,38 @@ __global__ void __launch_bounds__(delta_threads)
     }
 }
 
+// dk and dv (n, tk, heads*d) of keys that a mask hides become 0, whatever their sums were. A block has the rows of one key.
+constexpr int hide_threads = 128;
+template <class T>
+__global__ void __launch_bounds__(hide_threads)
+    attention_hide_kernel(int64_t row, bool aligned, const bool* __restrict__ key_mask, T* __restrict__ dk,
+                          T* __restrict__ dv) {
+    if (key_mask[blockIdx.x]) return;
+    const float zeros[8] = {};
+    for (int64_t e = int64_t(threadIdx.x) * 8; e < row; e += hide_threads * 8) {
+        store_upto(dk + int64_t(blockIdx.x) * row + e, zeros, row - e, aligned);
+        store_upto(dv + int64_t(blockIdx.x) * row + e, zeros, row - e, aligned);
+    }
+}
+
 // f(integral constant D) with the smallest D of this list that is at least d. Larger heads have no fast kernel.
-constexpr int64_t largest_head = 256;
+constexpr int64_t largest_head = 512;
 template <int D, int... more, class F>
 void by_head_size(int64_t d, F&& f) {
     if constexpr (sizeof...(more) > 0)
         if (d > D) return by_head_size<more...>(d, f);
     f(std::integral_constant<int, D>());
 }
-// 48, 80 and 160 for heads of 40, 80 and 160 channels, as Stable Diffusion has.
-template <class F>
-void by_head_size(bfloat16, int64_t d, F&& f) {
-    by_head_size<16, 32, 48, 64, 80, 128, 160, 256>(d, f);
+// 48, 80 and 160 for heads of 40, 80 and 160 channels, as Stable Diffusion has. 512, which its autoencoder has, is too
+// much for the kernels of bfloat16: `narrow` of those, else the kernels of float32.
+template <class F, class Wide>
+void by_head_size(bfloat16, int64_t d, F&& narrow, Wide&& wide) {
+    if (d > 256) return wide(std::integral_constant<int, 512>());
+    by_head_size<16, 32, 48, 64, 80, 128, 160, 256>(d, narrow);
 }
 template <class F>
 void by_head_size(float, int64_t d, F&& f) {
-    by_head_size<16, 32, 64, 128, 256>(d, f);
+    by_head_size<16, 32, 64, 128, 256, 512>(d, f);
 }
 
 // Whether every row of every head starts at a multiple of 16 bytes.
@@ -197,76 +231,94 @@ bool rows_aligned(const AttentionShape& s, std::initializer_list<const void*> ar
 // 132 processors of an H100. The results are the same, bit for bit.
 constexpr int64_t enough_blocks = 264;
 
-void forward(const AttentionShape& s, bool aligned, bool out_aligned, const bfloat16* q, const bfloat16* k,
-             const bfloat16* v, bfloat16* out, float* lse, cudaStream_t stream) {
-    by_head_size(bfloat16(), s.d, [&](auto size) {
+struct Run {
+    AttentionShape s;
+    bool aligned, out_aligned;
+    const bool* key_mask;
+    cudaStream_t stream;
+};
+
+template <int D, class T>
+void forward_float32(const Run& r, const T* q, const T* k, const T* v, T* out, float* lse) {
+    launch<float32::attention_forward_kernel<D, T>>(places(r.s.tq, float32::rows<D>, r.s.heads, r.s.n),
+                                                    dim3(float32::threads), float32::bytes<D>(1), r.stream, r.s,
+                                                    r.aligned, r.out_aligned, q, k, v, r.key_mask, out, lse);
+}
+
+void forward(const Run& r, const bfloat16* q, const bfloat16* k, const bfloat16* v, bfloat16* out, float* lse) {
+    const auto narrow = [&](auto size) {
         constexpr int D = size;
         const auto run = [&](auto tiles) {
             constexpr int queries = 64 * tiles;
-            launch<bf16::attention_forward_kernel<D, tiles>>(places(s.tq, queries, s.heads, s.n), dim3(bf16::threads),
-                                                             bf16::forward_bytes<D, tiles>, stream, s, aligned,
-                                                             out_aligned, q, k, v, out, lse);
+            launch<bf16::attention_forward_kernel<D, tiles>>(places(r.s.tq, queries, r.s.heads, r.s.n),
+                                                             dim3(bf16::threads), bf16::forward_bytes<D, tiles>,
+                                                             r.stream, r.s, r.aligned, r.out_aligned, q, k, v,
+                                                             r.key_mask, out, lse);
         };
         if constexpr (D <= 128)
-            if (s.tq > 64 && places(s.tq, 128, s.heads, s.n).x >= enough_blocks)
+            if (!r.s.causal && !r.key_mask && r.s.tq > 64 && places(r.s.tq, 128, r.s.heads, r.s.n).x >= enough_blocks)
                 return run(std::integral_constant<int, 2>());
         run(std::integral_constant<int, 1>());
-    });
+    };
+    by_head_size(bfloat16(), r.s.d, narrow, [&](auto size) { forward_float32<size>(r, q, k, v, out, lse); });
 }
 
-void forward(const AttentionShape& s, bool aligned, bool out_aligned, const float* q, const float* k, const float* v,
-             float* out, float* lse, cudaStream_t stream) {
-    by_head_size(float(), s.d, [&](auto size) {
-        constexpr int D = size;
-        launch<float32::attention_forward_kernel<D>>(places(s.tq, float32::rows<D>, s.heads, s.n),
-                                                     dim3(float32::threads), float32::bytes<D>(1), stream, s, aligned,
-                                                     out_aligned, q, k, v, out, lse);
-    });
+void forward(const Run& r, const float* q, const float* k, const float* v, float* out, float* lse) {
+    by_head_size(float(), r.s.d, [&](auto size) { forward_float32<size>(r, q, k, v, out, lse); });
 }
 
-void backward(const AttentionShape& s, bool aligned, bool out_aligned, const bfloat16* dout, const bfloat16* q,
-              const bfloat16* k, const bfloat16* v, const Stat* stats, bfloat16* dq, bfloat16* dk, bfloat16* dv,
-              cudaStream_t stream) {
-    by_head_size(bfloat16(), s.d, [&](auto size) {
-        constexpr int D = size;
-        launch<bf16::attention_dkdv_kernel<D>>(places(s.tk, bf16::dkdv_keys<D>, s.heads, s.n), dim3(bf16::threads),
-                                               bf16::dkdv_bytes<D>, stream, s, aligned, out_aligned, dout, q, k, v,
-                                               stats, dk, dv);
-        if (s.tq > 0)
-            launch<bf16::attention_dq_kernel<D>>(places(s.tq, 64, s.heads, s.n), dim3(bf16::threads),
-                                                 bf16::dq_bytes<D>, stream, s, aligned, out_aligned, dout, q, k, v,
-                                                 stats, dq);
-    });
+template <int D, class T>
+void backward_float32(const Run& r, const T* dout, const T* q, const T* k, const T* v, const Stat* stats, T* dq, T* dk,
+                      T* dv) {
+    launch<float32::attention_dkdv_kernel<D, T>>(places(r.s.tk, float32::rows<D>, r.s.heads, r.s.n),
+                                                 dim3(float32::threads), float32::bytes<D>(2), r.stream, r.s,
+                                                 r.aligned, r.out_aligned, dout, q, k, v, stats, dk, dv);
+    if (r.s.tq > 0)
+        launch<float32::attention_dq_kernel<D, T>>(places(r.s.tq, float32::rows<D>, r.s.heads, r.s.n),
+                                                   dim3(float32::threads), float32::bytes<D>(2), r.stream, r.s,
+                                                   r.aligned, r.out_aligned, dout, q, k, v, r.key_mask, stats, dq);
 }
 
-void backward(const AttentionShape& s, bool aligned, bool out_aligned, const float* dout, const float* q,
-              const float* k, const float* v, const Stat* stats, float* dq, float* dk, float* dv,
-              cudaStream_t stream) {
-    by_head_size(float(), s.d, [&](auto size) {
+void backward(const Run& r, const bfloat16* dout, const bfloat16* q, const bfloat16* k, const bfloat16* v,
+              const Stat* stats, bfloat16* dq, bfloat16* dk, bfloat16* dv) {
+    const auto narrow = [&](auto size) {
         constexpr int D = size;
-        launch<float32::attention_dkdv_kernel<D>>(places(s.tk, float32::rows<D>, s.heads, s.n), dim3(float32::threads),
-                                                  float32::bytes<D>(2), stream, s, aligned, out_aligned, dout, q, k, v,
-                                                  stats, dk, dv);
-        if (s.tq > 0)
-            launch<float32::attention_dq_kernel<D>>(places(s.tq, float32::rows<D>, s.heads, s.n),
-                                                    dim3(float32::threads), float32::bytes<D>(2), stream, s, aligned,
-                                                    out_aligned, dout, q, k, v, stats, dq);
-    });
+        const auto sum_keys = [&](auto causal) {
+            launch<bf16::attention_dkdv_kernel<D, causal>>(places(r.s.tk, bf16::dkdv_keys<D>, r.s.heads, r.s.n),
+                                                           dim3(bf16::threads), bf16::dkdv_bytes<D>, r.stream, r.s,
+                                                           r.aligned, r.out_aligned, dout, q, k, v, stats, dk, dv);
+        };
+        if (r.s.causal)
+            sum_keys(std::true_type());
+        else
+            sum_keys(std::false_type());
+        if (r.s.tq > 0)
+            launch<bf16::attention_dq_kernel<D>>(places(r.s.tq, 64, r.s.heads, r.s.n), dim3(bf16::threads),
+                                                 bf16::dq_bytes<D>, r.stream, r.s, r.aligned, r.out_aligned, dout, q,
+                                                 k, v, r.key_mask, stats, dq);
+    };
+    by_head_size(bfloat16(), r.s.d, narrow,
+                 [&](auto size) { backward_float32<size>(r, dout, q, k, v, stats, dq, dk, dv); });
+}
+
+void backward(const Run& r, const float* dout, const float* q, const float* k, const float* v, const Stat* stats,
+              float* dq, float* dk, float* dv) {
+    by_head_size(float(), r.s.d, [&](auto size) { backward_float32<size>(r, dout, q, k, v, stats, dq, dk, dv); });
 }
 
 }  // namespace
 
 template <class T>
-void attention_forward(const AttentionShape& s, const T* q, const T* k, const T* v, T* out,
+void attention_forward(const AttentionShape& s, const T* q, const T* k, const T* v, const bool* key_mask, T* out,
                        float* lse /* (n, heads, tq) */, cudaStream_t stream) {
     const int64_t queries = s.n * s.heads * s.tq;
     if (queries == 0) return;
     if (use_naive || s.d > largest_head || s.d == 0) {
-        launch_naive<lse_naive_kernel<T>>(queries, stream, s, q, k, lse);
-        return launch_naive<out_naive_kernel<T>>(queries * s.d, stream, s, q, k, v, lse, out);
+        launch_naive<lse_naive_kernel<T>>(queries, stream, s, q, k, key_mask, lse);
+        return launch_naive<out_naive_kernel<T>>(queries * s.d, stream, s, q, k, v, key_mask, lse, out);
     }
     const bool out_aligned = s.d % 8 == 0 && aligned16({out});
-    forward(s, rows_aligned<T>(s, {q, k, v}), out_aligned, q, k, v, out, lse, stream);
+    forward({s, rows_aligned<T>(s, {q, k, v}), out_aligned, key_mask, stream}, q, k, v, out, lse);
 }
 
 size_t attention_backward_workspace(const AttentionShape& s) {
@@ -274,14 +326,14 @@ size_t attention_backward_workspace(const AttentionShape& s) {
 }
 
 template <class T>
-void attention_backward(const AttentionShape& s, const T* dout, const T* q, const T* k, const T* v, const T* out,
-                        const float* lse, T* dq /* (n, tq, heads*d) */, T* dk /* (n, tk, heads*d) */,
+void attention_backward(const AttentionShape& s, const T* dout, const T* q, const T* k, const T* v,
+                        const bool* key_mask, const T* out, const float* lse, T* dq /* (n, tq, heads*d) */, T* dk /* (n, tk, heads*d) */,
                         T* dv /* (n, tk, heads*d) */, void* workspace, cudaStream_t stream) {
     if (s.n * s.heads * s.d == 0) return;
     if (use_naive || s.d > largest_head) {
-        launch_naive<dq_naive_kernel<T>>(s.n * s.tq * s.heads * s.d, stream, s, dout, q, k, v, out, lse, dq);
-        return launch_naive<dkdv_naive_kernel<T>>(s.n * s.tk * s.heads * s.d, stream, s, dout, q, k, v, out, lse, dk,
-                                                  dv);
+        launch_naive<dq_naive_kernel<T>>(s.n * s.tq * s.heads * s.d, stream, s, dout, q, k, v, key_mask, out, lse, dq);
+        return launch_naive<dkdv_naive_kernel<T>>(s.n * s.tk * s.heads * s.d, stream, s, dout, q, k, v, key_mask, out,
+                                                  lse, dk, dv);
     }
     Stat* stats = static_cast<Stat*>(workspace);
     const int64_t groups = s.n * s.heads * padded_queries(s.tq), each = delta_threads / delta_lanes;
@@ -289,14 +341,17 @@ void attention_backward(const AttentionShape& s, const T* dout, const T* q, cons
         launch<attention_delta_kernel<T>>(dim3(unsigned((groups + each - 1) / each)), dim3(delta_threads), 0, stream, s,
                                           s.d % 8 == 0 && aligned16({dout, out}), dout, out, lse, stats);
     const bool out_aligned = s.d % 8 == 0 && aligned16({dq, dk, dv});
-    backward(s, rows_aligned<T>(s, {q, k, v, dout}), out_aligned, dout, q, k, v, stats, dq, dk, dv, stream);
+    backward({s, rows_aligned<T>(s, {q, k, v, dout}), out_aligned, key_mask, stream}, dout, q, k, v, stats, dq, dk, dv);
+    if (key_mask && s.tk > 0)
+        launch<attention_hide_kernel<T>>(dim3(unsigned(s.n * s.tk)), dim3(hide_threads), 0, stream, s.heads * s.d,
+                                         out_aligned, key_mask, dk, dv);
 }
 
 #define PYDIFF_INSTANTIATE(T)                                                                                        \
-    template void attention_forward<T>(const AttentionShape&, const T*, const T*, const T*, T*, float*,              \
+    template void attention_forward<T>(const AttentionShape&, const T*, const T*, const T*, const bool*, T*, float*, \
                                        cudaStream_t);                                                                \
-    template void attention_backward<T>(const AttentionShape&, const T*, const T*, const T*, const T*, const T*,     \
-                                        const float*, T*, T*, T*, void*, cudaStream_t);
+    template void attention_backward<T>(const AttentionShape&, const T*, const T*, const T*, const T*, const bool*,  \
+                                        const T*, const float*, T*, T*, T*, void*, cudaStream_t);
 PYDIFF_INSTANTIATE(float)
 PYDIFF_INSTANTIATE(bfloat16)
 #undef PYDIFF_INSTANTIATE

@@ -7,6 +7,9 @@ namespace pydiff {
 // 2^(x log2e) is e^x
 constexpr float log2e = 1.44269504088896340736f;
 
+// A running maximum starts here rather than at -infinity: that less a score of -infinity, of a hidden key, is a number.
+constexpr float lowest = -3.402823466e38f;
+
 // The backward pass reads lse and delta of a query as one pair of 8 bytes, from an array (n, heads, padded) whose rows
 // end in zeros: no tile of queries needs an end of its own.
 struct alignas(8) Stat {
@@ -37,6 +40,30 @@ __device__ __forceinline__ int64_t packed_at(const AttentionShape& s, int64_t t,
 }
 __device__ __forceinline__ int64_t strided_at(const AttentionShape& s, int64_t batch, int64_t row, const Place& at) {
     return at.sample * batch + at.first * row + at.head * s.d;
+}
+
+// Which keys are hidden from which queries of a tile; both are counted from the tile's first.
+struct Hidden {
+    const bool* mask;  // (keys) or null: false for keys that nobody sees
+    int keys;          // how many of the tile there are
+    int ahead;         // a query sees no keys that are further ahead of it than this: the first query less the first key
+    __device__ __forceinline__ bool operator()(int query, int key) const {
+        return key - query > ahead || (mask && key < keys && !mask[key]);
+    }
+};
+__device__ __forceinline__ Hidden hidden(const AttentionShape& s, const bool* mask, int64_t first_query,
+                                         int64_t first_key, int keys) {
+    constexpr int64_t most = 1 << 30;  // as far as that is as good as any
+    const int64_t ahead = first_query - first_key;
+    return {mask ? mask + first_key : nullptr, keys,
+            int(!s.causal || ahead > most ? most : ahead < -most ? -most : ahead)};
+}
+__device__ __forceinline__ const bool* mask_of(const AttentionShape& s, const bool* key_mask, int64_t sample) {
+    return key_mask ? key_mask + sample * s.tk : nullptr;
+}
+// Behind the last key that any of `queries` from the first on sees.
+__device__ __forceinline__ int64_t keys_end(const AttentionShape& s, int64_t first_query, int queries) {
+    return s.causal && first_query + queries < s.tk ? first_query + queries : s.tk;
 }
 
 }  // namespace pydiff

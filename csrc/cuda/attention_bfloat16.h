@@ -164,16 +164,22 @@ __device__ __forceinline__ void multiply_add(float (&c)[tiles][D / 8][4], const 
     }
 }
 
-// c (16 tiles, 8 columns) = value from column `first` on: behind the last key.
-template <int tiles, int columns>
-__device__ __forceinline__ void set_columns(float (&c)[tiles][columns][4], int first, float value) {
+// c (16 tiles, 8 columns) = value where `where` says so of its row and column.
+template <int tiles, int columns, class Where>
+__device__ __forceinline__ void set_where(float (&c)[tiles][columns][4], float value, const Where& where) {
+    const int lane = int(threadIdx.x) % 32;
 #pragma unroll
     for (int i = 0; i < tiles; ++i)
 #pragma unroll
         for (int j = 0; j < columns; ++j)
 #pragma unroll
             for (int e = 0; e < 4; ++e)
-                if (8 * j + int(threadIdx.x) % 4 * 2 + e % 2 >= first) c[i][j][e] = value;
+                if (where(16 * i + e / 2 * 8 + lane / 4, 8 * j + lane % 4 * 2 + e % 2)) c[i][j][e] = value;
+}
+// The same from column `first` on: behind the last key.
+template <int tiles, int columns>
+__device__ __forceinline__ void set_columns(float (&c)[tiles][columns][4], int first, float value) {
+    set_where(c, value, [=](int, int column) { return column >= first; });
 }
 
 // A warp writes out[r, e] = factor[row] c for r < left, e < d. Through its own rows of shared memory, so that a row
@@ -230,7 +236,7 @@ struct Softmax {
 #pragma unroll
         for (int i = 0; i < tiles; ++i)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) extreme[i][h] = nothing, sum[i][h] = 0.0f;
+            for (int h = 0; h < 2; ++h) extreme[i][h] = scale < 0.0f ? -lowest : lowest, sum[i][h] = 0.0f;
     }
 
     // s (16 tiles, columns) becomes exp(scale (s - extreme)), 0 from column `left` on; o and the sum are scaled alike.
@@ -273,7 +279,7 @@ template <int D, int tiles>
 __global__ void __launch_bounds__(threads, 2)
     attention_forward_kernel(AttentionShape s, bool aligned, bool out_aligned, const bfloat16* __restrict__ q,
                              const bfloat16* __restrict__ k, const bfloat16* __restrict__ v,
-                             bfloat16* __restrict__ out, float* __restrict__ lse) {
+                             const bool* __restrict__ key_mask, bfloat16* __restrict__ out, float* __restrict__ lse) {
     constexpr int queries = 64 * tiles, keys = forward_keys<D>, stage = 2 * keys * pitch<D>;
     DYNAMIC_SHARED(bfloat16, shared);
     bfloat16 *q_tile = shared, *kv_tiles = shared + queries * pitch<D>;
@@ -298,14 +304,20 @@ __global__ void __launch_bounds__(threads, 2)
     float o[tiles][D / 8][4] = {};
     Softmax<tiles> softmax(s.scale);
     int parity = 0;
-    for (int64_t key = 0; key < s.tk; key += keys, parity ^= 1) {
+    // Two tiles of queries leave no registers for what hides keys; the launcher takes one then.
+    const bool* mask = tiles == 1 ? mask_of(s, key_mask, at.sample) : nullptr;
+    const bool causal = tiles == 1 && s.causal;
+    const int64_t end = causal ? keys_end(s, at.first, queries) : s.tk;
+    for (int64_t key = 0; key < end; key += keys, parity ^= 1) {
         wait_copies<0>();
         __syncthreads();  // this tile has landed, and nobody reads the one before any more
-        if (key + keys < s.tk) load_keys(key + keys, kv_tiles + (parity ^ 1) * stage);
+        if (key + keys < end) load_keys(key + keys, kv_tiles + (parity ^ 1) * stage);
         const bfloat16* tile = kv_tiles + parity * stage;
         float p[tiles][keys / 8][4];
         multiply_transposed<D, tiles, keys>(p, q_rows, tile);
-        softmax.template add<keys>(p, o, rows_left(s.tk, key, keys));
+        const int valid = rows_left(s.tk, key, keys);
+        if (causal || mask) set_where(p, softmax.nothing, hidden(s, mask, at.first + first, key, valid));
+        softmax.template add<keys>(p, o, valid);
         multiply_add<D, tiles, keys>(o, p, tile + keys * pitch<D>);
     }
 
@@ -317,11 +329,12 @@ __global__ void __launch_bounds__(threads, 2)
             float total = softmax.sum[i][h];
             total += __shfl_xor_sync(~0u, total, 1);
             total += __shfl_xor_sync(~0u, total, 2);
-            factor[i][h] = 1.0f / total;
+            const bool none = mask && total == 0.0f;  // no key is seen: the result is 0
+            factor[i][h] = none ? 0.0f : 1.0f / total;
             const int row = first + 16 * i + 8 * h + lane / 4;
             if (lane % 4 == 0 && row < left)  // the product is rounded before the sum, as in the backward pass
                 lse[(at.sample * s.heads + at.head) * s.tq + at.first + row] =
-                    __fmul_rn(s.scale, softmax.extreme[i][h]) + logf(total);
+                    none ? 0.0f : __fmul_rn(s.scale, softmax.extreme[i][h]) + logf(total);
         }
     store_rows<D, tiles>(out + packed_at(s, s.tq, at) + first * s.heads * s.d, s.heads * s.d, left - first, d,
                          out_aligned, o, factor, q_tile + first * pitch<D>);
@@ -343,7 +356,7 @@ template <int D>
 __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
     attention_dq_kernel(AttentionShape s, bool aligned, bool out_aligned, const bfloat16* __restrict__ dout,
                         const bfloat16* __restrict__ q, const bfloat16* __restrict__ k, const bfloat16* __restrict__ v,
-                        const Stat* __restrict__ stats, bfloat16* __restrict__ dq) {
+                        const bool* __restrict__ key_mask, const Stat* __restrict__ stats, bfloat16* __restrict__ dq) {
     constexpr int queries = 64, keys = dq_keys<D>, stage = 2 * keys * pitch<D>;
     DYNAMIC_SHARED(bfloat16, shared);
     bfloat16 *q_tile = shared, *dout_tile = q_tile + queries * pitch<D>, *kv_tiles = dout_tile + queries * pitch<D>;
@@ -373,10 +386,12 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
 
     float sum[1][D / 8][4] = {};
     int parity = 0;
-    for (int64_t key = 0; key < s.tk; key += keys, parity ^= 1) {
+    const bool* mask = mask_of(s, key_mask, at.sample);
+    const int64_t end = keys_end(s, at.first, queries);
+    for (int64_t key = 0; key < end; key += keys, parity ^= 1) {
         wait_copies<0>();
         __syncthreads();
-        if (key + keys < s.tk) load_keys(key + keys, kv_tiles + (parity ^ 1) * stage);
+        if (key + keys < end) load_keys(key + keys, kv_tiles + (parity ^ 1) * stage);
         const bfloat16* tile = kv_tiles + parity * stage;
         float p[1][keys / 8][4], ds[1][keys / 8][4];
         multiply_transposed<D, 1, keys>(p, q_rows, tile);
@@ -390,6 +405,7 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
             }
         const int valid = rows_left(s.tk, key, keys);
         if (valid < keys) set_columns(ds, valid, 0.0f);  // exp(0 - lse) may be infinite
+        if (s.causal || mask) set_where(ds, 0.0f, hidden(s, mask, at.first + first, key, valid));
         multiply_add<D, 1, keys>(sum, ds, tile);  // 4
     }
     const float factor[1][2] = {{s.scale, s.scale}};
@@ -408,12 +424,14 @@ constexpr int dkdv_queries = D <= 32 ? 64 : 32;
 template <int D>
 constexpr size_t dkdv_bytes = (2 * dkdv_keys<D> + 4 * dkdv_queries<D>) * pitch<D> * sizeof(bfloat16);
 
-template <int D>
-__global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
+// Hidden keys get sums, too, which attention_hide_kernel puts away. What hides queries from keys has no room in the
+// registers of three blocks of 64 channels.
+template <int D, bool causal>
+__global__ void __launch_bounds__(threads, D <= (causal ? 48 : 64) ? 3 : 2)
     attention_dkdv_kernel(AttentionShape s, bool aligned, bool out_aligned, const bfloat16* __restrict__ dout,
                           const bfloat16* __restrict__ q, const bfloat16* __restrict__ k,
-                          const bfloat16* __restrict__ v, const Stat* __restrict__ stats, bfloat16* __restrict__ dk,
-                          bfloat16* __restrict__ dv) {
+                          const bfloat16* __restrict__ v, const Stat* __restrict__ stats,
+                          bfloat16* __restrict__ dk, bfloat16* __restrict__ dv) {
     constexpr int keys = dkdv_keys<D>, queries = dkdv_queries<D>, stage = 2 * queries * pitch<D>;
     DYNAMIC_SHARED(bfloat16, shared);
     bfloat16 *k_tile = shared, *v_tile = k_tile + keys * pitch<D>, *query_tiles = v_tile + keys * pitch<D>;
@@ -436,7 +454,8 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
     load_tile<D, keys>(k_tile, k + strided_at(s, s.k_batch, s.k_row, at), s.k_row, left, d, aligned);
     load_tile<D, keys>(v_tile, v + strided_at(s, s.v_batch, s.v_row, at), s.v_row, left, d, aligned);
     commit_copies();
-    if (s.tq > 0) load_queries(0, query_tiles);
+    const int64_t begin = causal ? at.first / queries * queries : 0;  // causal queries before see none of these keys
+    if (begin < s.tq) load_queries(begin, query_tiles);
     wait_copies<0>();
     __syncthreads();
     const Rows<D, 1, held<D>> k_rows(k_tile + first * pitch<D>), v_rows(v_tile + first * pitch<D>);
@@ -444,7 +463,7 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
     float sums[shared_keys<D> ? 1 : 2][1][D / 8][4] = {};
     auto &dv_sum = sums[0], &dk_sum = sums[shared_keys<D> ? 0 : 1];
     int parity = 0;
-    for (int64_t query = 0; query < s.tq; query += queries, parity ^= 1) {
+    for (int64_t query = begin; query < s.tq; query += queries, parity ^= 1) {
         wait_copies<0>();
         __syncthreads();
         if (query + queries < s.tq) load_queries(query + queries, query_tiles + (parity ^ 1) * stage);
@@ -452,12 +471,17 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 3 : 2)
         const auto stat = [&](int j, int e) {
             return load_vector<Stat>(tile + (8 * j + lane % 4 * 2 + e % 2) * pitch<D> + stored<D>);
         };
+        // How far this lane's first query is behind its first key: causal ones do not see it then.
+        const int behind = causal ? int(at.first - query) + first + lane / 4 - lane % 4 * 2 : -queries;
         float p[1][queries / 8][4];
         multiply_transposed<D, 1, queries>(p, k_rows, tile);
 #pragma unroll
         for (int j = 0; j < queries / 8; ++j)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) p[0][j][e] = probability(p[0][j][e], s.scale, stat(j, e).lse);
+            for (int e = 0; e < 4; ++e) {
+                const float weight = probability(p[0][j][e], s.scale, stat(j, e).lse);
+                p[0][j][e] = 8 * j + e % 2 - 8 * (e / 2) < behind ? 0.0f : weight;
+            }
         if (sums_dv) multiply_add<D, 1, queries>(dv_sum, p, dout_tile);  // 2
         if (sums_dk) {
             float ds[1][queries / 8][4];

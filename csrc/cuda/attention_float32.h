@@ -1,4 +1,6 @@
-// attention.cu in float32, with no less: for training in float32, and to compare bfloat16 with on the GPU itself.
+// attention.cu in float32, with no less: for training in float32, and to compare bfloat16 with on the GPU itself. Heads
+// of more than 256 channels, such as an autoencoder's one head of 512, take these kernels in bfloat16 too: their sums
+// have no room in the registers of one warp. T is what lies in memory.
 //
 // 256 threads stand as 16 x 16. A block has 16 R rows (queries; for dk and dv, keys) and steps over tiles of 16 C rows
 // of the other side. Of the scores, thread (y, x) makes rows R y + i and columns x + 16 j; of what has D columns, the
@@ -16,7 +18,7 @@ namespace float32 {
 constexpr int threads = 256;
 // R and C, so that three tiles fit into 99 KB
 template <int D>
-constexpr int R = D <= 128 ? 4 : 2;
+constexpr int R = D <= 128 ? 4 : D <= 256 ? 2 : 1;
 template <int D>
 constexpr int C = D <= 64 ? 4 : D <= 128 ? 2 : 1;
 template <int D>
@@ -40,14 +42,18 @@ template <int D>
 using Sums = float[R<D>][D / 16];
 
 // tile[r, e] = x[r, e] for r < left and e < d, else 0.
-template <int D, int count>
-__device__ __forceinline__ void load_tile(float* tile, const float* x, int64_t row, int left, int d, bool aligned) {
+template <int D, int count, class T>
+__device__ __forceinline__ void load_tile(float* tile, const T* x, int64_t row, int left, int d, bool aligned) {
     constexpr int units = D / 4;  // of 16 bytes
     for (int i = int(threadIdx.x); i < count * units; i += threads) {
         const int r = i / units, e = i % units * 4;
         float* to = tile + r * pitch<D> + e;
-        const float* from = x + r * row + e;
-        if (aligned) {
+        const T* from = x + r * row + e;
+        if constexpr (sizeof(T) == 2) {  // has to be widened on its way
+            float wide[4];
+            load_upto(wide, from, r < left ? d - e : 0, aligned);
+            store_vector(to, Pack<float, 4>{wide[0], wide[1], wide[2], wide[3]});
+        } else if (aligned) {
             const bool inside = r < left && e < d;
             copy_async<16>(to, inside ? from : x, inside ? 16 : 0);
         } else {
@@ -91,6 +97,16 @@ __device__ __forceinline__ void dots(Scores<D>& s, const float* a, const float* 
     }
 }
 
+// s[i][j] = value where `where` says so of its row and column.
+template <int D, class Where>
+__device__ __forceinline__ void set_where(Scores<D>& s, float value, const Where& where) {
+#pragma unroll
+    for (int j = 0; j < C<D>; ++j)
+#pragma unroll
+        for (int i = 0; i < R<D>; ++i)
+            if (where(int(threadIdx.x) / 16 * R<D> + i, int(threadIdx.x) % 16 + 16 * j)) s[i][j] = value;
+}
+
 // Half a warp lays the weights of its rows side by side, for accumulate. A barrier has passed since those before were
 // read.
 template <int D>
@@ -128,8 +144,8 @@ __device__ __forceinline__ void accumulate(Sums<D>& o, const float* weights, con
 }
 
 // out[r, e] = factor[r] o for r < left, e < d
-template <int D>
-__device__ __forceinline__ void store_rows(float* out, int64_t row, int left, int d, bool aligned, const Sums<D>& o,
+template <int D, class T>
+__device__ __forceinline__ void store_rows(T* out, int64_t row, int left, int d, bool aligned, const Sums<D>& o,
                                            const float (&factor)[R<D>]) {
 #pragma unroll
     for (int i = 0; i < R<D>; ++i) {
@@ -148,11 +164,11 @@ __device__ __forceinline__ void store_rows(float* out, int64_t row, int left, in
 
 // ---- forward -----------------------------------------------------------------------------------------------------
 
-template <int D>
+template <int D, class T>
 __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
-    attention_forward_kernel(AttentionShape s, bool aligned, bool out_aligned, const float* __restrict__ q,
-                             const float* __restrict__ k, const float* __restrict__ v, float* __restrict__ out,
-                             float* __restrict__ lse) {
+    attention_forward_kernel(AttentionShape s, bool aligned, bool out_aligned, const T* __restrict__ q,
+                             const T* __restrict__ k, const T* __restrict__ v, const bool* __restrict__ key_mask,
+                             T* __restrict__ out, float* __restrict__ lse) {
     DYNAMIC_SHARED(float, q_tile);
     float *tile = q_tile + rows<D> * pitch<D>, *weights = tile + columns<D> * pitch<D>;
     const int d = int(s.d), x = int(threadIdx.x) % 16;
@@ -165,8 +181,9 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
     Sums<D> o = {};
     float maximum[R<D>], sum[R<D>] = {};  // largest score so far; this thread's part of the sum
 #pragma unroll
-    for (int i = 0; i < R<D>; ++i) maximum[i] = -INFINITY;
-    for (int64_t key = 0; key < s.tk; key += columns<D>) {
+    for (int i = 0; i < R<D>; ++i) maximum[i] = lowest;
+    const bool* mask = mask_of(s, key_mask, at.sample);
+    for (int64_t key = 0, end = keys_end(s, at.first, rows<D>); key < end; key += columns<D>) {
         const int valid = rows_left(s.tk, key, columns<D>);
         load_tile<D, columns<D>>(tile, k + key * s.k_row, s.k_row, valid, d, aligned);
         wait_for_tiles();
@@ -175,13 +192,15 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
         __syncthreads();
         load_tile<D, columns<D>>(tile, v + key * s.v_row, s.v_row, valid, d, aligned);
 #pragma unroll
+        for (int i = 0; i < R<D>; ++i)
+#pragma unroll
+            for (int j = 0; j < C<D>; ++j) p[i][j] = x + 16 * j < valid ? __fmul_rn(s.scale, p[i][j]) : -INFINITY;
+        if (s.causal || mask) set_where<D>(p, -INFINITY, hidden(s, mask, at.first, key, valid));
+#pragma unroll
         for (int i = 0; i < R<D>; ++i) {
             float most = maximum[i];
 #pragma unroll
-            for (int j = 0; j < C<D>; ++j) {
-                p[i][j] = x + 16 * j < valid ? __fmul_rn(s.scale, p[i][j]) : -INFINITY;
-                most = fmaxf(most, p[i][j]);
-            }
+            for (int j = 0; j < C<D>; ++j) most = fmaxf(most, p[i][j]);
 #pragma unroll
             for (int lanes = 8; lanes > 0; lanes /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
             const float shrink = expf(maximum[i] - most);
@@ -203,10 +222,11 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
     for (int i = 0; i < R<D>; ++i) {
 #pragma unroll
         for (int lanes = 8; lanes > 0; lanes /= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], lanes);
-        factor[i] = 1.0f / sum[i];
+        const bool none = mask && sum[i] == 0.0f;  // no key is seen: the result is 0
+        factor[i] = none ? 0.0f : 1.0f / sum[i];
         const int r = int(threadIdx.x) / 16 * R<D> + i;
         if (x == 0 && r < left)
-            lse[(at.sample * s.heads + at.head) * s.tq + at.first + r] = maximum[i] + logf(sum[i]);
+            lse[(at.sample * s.heads + at.head) * s.tq + at.first + r] = none ? 0.0f : maximum[i] + logf(sum[i]);
     }
     store_rows<D>(out + packed_at(s, s.tq, at), s.heads * s.d, left, d, out_aligned, o, factor);
 }
@@ -218,11 +238,11 @@ __device__ __forceinline__ float probability(float score, float scale, float lse
     return expf(__fmul_rn(scale, score) - lse);
 }
 
-template <int D>
+template <int D, class T>
 __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
-    attention_dq_kernel(AttentionShape s, bool aligned, bool out_aligned, const float* __restrict__ dout,
-                        const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
-                        const Stat* __restrict__ stats, float* __restrict__ dq) {
+    attention_dq_kernel(AttentionShape s, bool aligned, bool out_aligned, const T* __restrict__ dout,
+                        const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
+                        const bool* __restrict__ key_mask, const Stat* __restrict__ stats, T* __restrict__ dq) {
     DYNAMIC_SHARED(float, q_tile);
     float *dout_tile = q_tile + rows<D> * pitch<D>, *tile = dout_tile + rows<D> * pitch<D>,
           *weights = tile + columns<D> * pitch<D>;
@@ -244,7 +264,8 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
     }
 
     Sums<D> sum = {};
-    for (int64_t key = 0; key < s.tk; key += columns<D>) {
+    const bool* mask = mask_of(s, key_mask, at.sample);
+    for (int64_t key = 0, end = keys_end(s, at.first, rows<D>); key < end; key += columns<D>) {
         const int valid = rows_left(s.tk, key, columns<D>);
         load_tile<D, columns<D>>(tile, v + key * s.v_row, s.v_row, valid, d, aligned);
         wait_for_tiles();
@@ -261,6 +282,7 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
                 const float weight = probability(p[i][j], s.scale, stat[i].lse);
                 ds[i][j] = x + 16 * j < valid ? weight * (ds[i][j] - stat[i].delta) : 0.0f;  // 3
             }
+        if (s.causal || mask) set_where<D>(ds, 0.0f, hidden(s, mask, at.first, key, valid));
         share<D>(weights, ds);
         accumulate<D>(sum, weights, tile);  // 4
         __syncthreads();
@@ -268,11 +290,11 @@ __global__ void __launch_bounds__(threads, D <= 128 ? 2 : 1)
     store_rows<D>(dq + packed_at(s, s.tq, at), row, left, d, out_aligned, sum, factor);
 }
 
-template <int D>
+template <int D, class T>
 __global__ void __launch_bounds__(threads, D <= 64 ? 2 : 1)
-    attention_dkdv_kernel(AttentionShape s, bool aligned, bool out_aligned, const float* __restrict__ dout,
-                          const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
-                          const Stat* __restrict__ stats, float* __restrict__ dk, float* __restrict__ dv) {
+    attention_dkdv_kernel(AttentionShape s, bool aligned, bool out_aligned, const T* __restrict__ dout,
+                          const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
+                          const Stat* __restrict__ stats, T* __restrict__ dk, T* __restrict__ dv) {
     DYNAMIC_SHARED(float, k_tile);
     float *v_tile = k_tile + rows<D> * pitch<D>, *tile = v_tile + rows<D> * pitch<D>,
           *weights = tile + columns<D> * pitch<D>;
@@ -288,7 +310,8 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 2 : 1)
     wait_for_tiles();
 
     Sums<D> dk_sum = {}, dv_sum = {};
-    for (int64_t query = 0; query < s.tq; query += columns<D>) {
+    // Causal queries before the first key see none of these.
+    for (int64_t query = s.causal ? at.first / columns<D> * columns<D> : 0; query < s.tq; query += columns<D>) {
         const int valid = rows_left(s.tq, query, columns<D>);
         const auto load_q = [&] { load_tile<D, columns<D>>(tile, q + query * s.q_row, s.q_row, valid, d, aligned); };
         Stat stat[C<D>];
@@ -304,6 +327,10 @@ __global__ void __launch_bounds__(threads, D <= 64 ? 2 : 1)
         for (int i = 0; i < R<D>; ++i)
 #pragma unroll
             for (int j = 0; j < C<D>; ++j) p[i][j] = probability(p[i][j], s.scale, stat[j].lse);
+        if (s.causal) {
+            const Hidden hides = hidden(s, nullptr, query, at.first, left);
+            set_where<D>(p, 0.0f, [&](int row, int column) { return hides(column, row); });
+        }
         share<D>(weights, p);
         wait_for_tiles();
         accumulate<D>(dv_sum, weights, tile);  // 2

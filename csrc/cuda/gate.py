@@ -45,9 +45,11 @@ RULES = [
     ("adamw:squares_kernel", "load16 double"),  # reads arrays and writes a number a block, as others below
     ("adamw:add_chunks_kernel", "double"),  # adds up the numbers of blocks, as others below
     ("attention:attention_delta_kernel*", "load16"),
+    ("attention:attention_hide_kernel*", "store16"),
     ("attention:bf16::*", "load16 store16 mma copies"),
-    ("attention:float32::*<16>", "load16 copies"),  # a thread has one or two columns
-    ("attention:float32::*<32>", "load16 copies"),
+    ("attention:float32::*<16, float>", "load16 copies"),  # a thread has one or two columns
+    ("attention:float32::*<32, float>", "load16 copies"),
+    ("attention:float32::*bfloat16>", ""),  # four at a time, 8 bytes, widened on their way
     ("attention:float32::*", "load16 store16 copies"),
     ("conv2d:sum_parts_kernel", ""),
     ("conv2d:sample_bias_kernel<*", "load16"),

@@ -5,8 +5,8 @@
 where a causal query t sees the keys 0 .. t alone, and a key mask takes keys of a sample away from all its queries
 (section 3.2.3: s becomes -infinity there). A query that sees no key gets 0.
 
-The native kernel never holds the whole s (Dao et al. 2022, "FlashAttention"): it keeps the log-sum-exp of every row,
-from which the backward recomputes p. Causal and masked attention take the array path.
+The native kernels never hold the whole s (Dao et al. 2022, "FlashAttention"): they keep the log-sum-exp of every row,
+from which the backward recomputes p.
 
 Reference: reference/attention.py. Kernels: csrc/cpu/attention.cpp, csrc/cuda/attention.cu.
 """
@@ -14,7 +14,7 @@ Reference: reference/attention.py. Kernels: csrc/cpu/attention.cpp, csrc/cuda/at
 import math
 
 from pydiff.arrays import array_module, contiguous, empty
-from pydiff.backend import FLOAT32, is_bfloat16, native
+from pydiff.backend import native, widened
 from pydiff.tensor import Function
 
 
@@ -44,32 +44,31 @@ def attention(q, k, v, heads, scale=None, causal=False, key_mask=None):
 
 class Attention(Function):
     def forward(self, q, k, v, key_mask, *, heads, scale, causal):
-        self.heads, self.scale = heads, scale
-        self.plain = not causal and key_mask is None
-        kernel = native(q, "attention_forward") if self.plain else None
+        self.options = heads, scale, causal
+        kernel = native(q, "attention_forward")
         if kernel:
             q, k, v = (_rows(a) for a in (q, k, v))
+            key_mask = None if key_mask is None else contiguous(key_mask)
             out = empty(q, q.shape)
             lse = array_module(q).empty((len(q), heads, q.shape[1]), "float32")  # for bfloat16, too
-            kernel(q, k, v, heads, scale, out, lse)
-            self.saved = q, k, v, out, lse
+            kernel(q, k, v, *self.options, key_mask, out, lse)
+            self.saved = q, k, v, key_mask, out, lse
         else:
-            dtype = q.dtype
-            if is_bfloat16(dtype):  # NumPy cannot multiply matrices of it
-                q, k, v = (a.astype(FLOAT32) for a in (q, k, v))
-            out, p = forward_arrays(q, k, v, heads, scale, causal, key_mask)
+            dtype, q, k, v = q.dtype, widened(q), widened(k), widened(v)
+            out, p = forward_arrays(q, k, v, *self.options, key_mask)
             self.saved = q, k, v, p
             out = out.astype(dtype, copy=False)
         return out
 
     def backward(self, dout):
-        kernel = native(dout, "attention_backward") if self.plain else None
+        kernel = native(dout, "attention_backward")
         if kernel:
-            q, k, v, out, lse = self.saved  # pyright: ignore[reportAssignmentType]
+            q, k, v, key_mask, out, lse = self.saved  # pyright: ignore[reportAssignmentType]
             dq, dk, dv = empty(q, q.shape), empty(k, k.shape), empty(v, v.shape)
-            kernel(contiguous(dout), q, k, v, out, lse, self.heads, self.scale, dq, dk, dv)
+            kernel(contiguous(dout), q, k, v, out, lse, *self.options, key_mask, dq, dk, dv)
             return dq, dk, dv, None
-        return *backward_arrays(dout.astype(self.saved[0].dtype, copy=False), *self.saved, self.heads, self.scale), None  # pyright: ignore[reportCallIssue]
+        heads, scale, _ = self.options
+        return *backward_arrays(dout.astype(self.saved[0].dtype, copy=False), *self.saved, heads, scale), None  # pyright: ignore[reportCallIssue]
 
 
 def _rows(x):

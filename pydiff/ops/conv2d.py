@@ -21,7 +21,7 @@ import math
 from typing import Any, NamedTuple
 
 from pydiff.arrays import array_module, contiguous, empty
-from pydiff.backend import FLOAT32, is_bfloat16, native
+from pydiff.backend import native, widened
 from pydiff.ops.shape import repeat_pixels, sum_pixels
 from pydiff.tensor import Function
 
@@ -134,9 +134,9 @@ class Conv2d(Function):
             corner = (window.padding[0][0], window.padding[1][0])
             kernel(x, w, bias, add, window.stride, corner, window.upsample[0], y)
             return y
-        wide = _widened(x)  # the array path cannot multiply bfloat16
+        wide = widened(x)  # the array path cannot multiply bfloat16
         y = forward_arrays(
-            repeat_pixels(wide, window.upsample), _widened(w), window.stride, window.padding, shape, window.dilation,
+            repeat_pixels(wide, window.upsample), widened(w), window.stride, window.padding, shape, window.dilation,
             window.groups,
         )  # fmt: skip
         if bias is not None:
@@ -165,7 +165,7 @@ def input_gradient(dy, w, x_shape, window):
     n, h, width, cin = x_shape
     enlarged = (n, window.upsample[0] * h, window.upsample[1] * width, cin)
     dx = backward_input_arrays(
-        _widened(dy), _widened(w), enlarged, window.stride, window.padding, window.dilation, window.groups
+        widened(dy), widened(w), enlarged, window.stride, window.padding, window.dilation, window.groups
     )
     return sum_pixels(dx, window.upsample)
 
@@ -178,13 +178,9 @@ def weight_gradient(dy, x, w_shape, bias_shape, window):
         dw, dbias = xp.empty(w_shape, "float32"), xp.empty(bias_shape, "float32") if bias_shape else None
         kernel(dy, x, window.stride, (window.padding[0][0], window.padding[1][0]), window.upsample[0], dw, dbias)
         return dw, dbias
-    dy, x = _widened(dy), repeat_pixels(_widened(x), window.upsample)
+    dy, x = widened(dy), repeat_pixels(widened(x), window.upsample)
     dw = backward_weight_arrays(dy, x, w_shape, window.stride, window.padding, window.dilation, window.groups)
     return dw, dy.sum(axis=(0, 1, 2) if len(bias_shape) == 1 else (1, 2)) if bias_shape else None
-
-
-def _widened(a):
-    return a.astype(FLOAT32) if is_bfloat16(a.dtype) else a
 
 
 class Linear(Conv2d):

@@ -12,6 +12,7 @@ Reference: reference/embedding.py.
 import numpy as np
 
 from pydiff.arrays import array_module, to_host
+from pydiff.backend import widened
 from pydiff.tensor import Function
 
 
@@ -38,6 +39,7 @@ class Embedding(Function):
     def backward(self, dy):
         xp = array_module(dy)
         ids, dy = self.ids.reshape(-1), dy.reshape(self.ids.size, self.shape[1])
+        dy = widened(dy)  # a table's gradient is a sum
         dtable = xp.zeros(self.shape, dy.dtype)
         if xp is np:
             np.add.at(dtable, ids, dy)

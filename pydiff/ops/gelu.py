@@ -22,7 +22,7 @@ import math
 import numpy as np
 
 from pydiff.arrays import array_module, contiguous, empty
-from pydiff.backend import native
+from pydiff.backend import native, widened
 from pydiff.ops.elementwise import stable_sigmoid
 from pydiff.tensor import Function
 
@@ -71,19 +71,33 @@ def erf_array(x):
     return xp.copysign(y, x)
 
 
+def _gelu(x):
+    return x * (0.5 * (1 + erf_array(x * math.sqrt(0.5))))
+
+
+def _tanh(x):
+    return array_module(x).tanh(SLOPE * (x + CUBIC * (x * x * x)))
+
+
 def _normal(x):
     """Phi(x) and its derivative phi(x)."""
     phi = array_module(x).exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
     return 0.5 * (1 + erf_array(x * math.sqrt(0.5))), phi
 
 
+def _on_wide(f, x):
+    """f(x) in x's dtype, of bfloat16 computed in float32 and rounded once."""
+    return f(widened(x)).astype(x.dtype, copy=False)
+
+
 class Erf(Function):
     def forward(self, x):
         self.x = x
-        return erf_array(x)
+        return _on_wide(erf_array, x)
 
     def backward(self, g):
-        return g * (array_module(g).exp(-self.x * self.x) * (2 / math.sqrt(math.pi)))
+        x = widened(self.x)
+        return g * (array_module(g).exp(-x * x) * (2 / math.sqrt(math.pi)))
 
 
 class GELU(Function):
@@ -91,7 +105,7 @@ class GELU(Function):
         self.x = x
         kernel = native(x, "gelu_forward")
         if not kernel:
-            return x * (0.5 * (1 + erf_array(x * math.sqrt(0.5))))
+            return _on_wide(_gelu, x)
         y = empty(x, x.size)
         kernel(contiguous(x).reshape(-1), y)
         return y.reshape(x.shape)
@@ -100,8 +114,9 @@ class GELU(Function):
         """(x Phi)' = Phi + x phi"""
         kernel = native(self.x, "gelu_backward")
         if not kernel:
-            cdf, phi = _normal(self.x)
-            return g * (cdf + self.x * phi)
+            x = widened(self.x)
+            cdf, phi = _normal(x)
+            return g * (cdf + x * phi)
         dx = empty(self.x, self.x.size)
         kernel(contiguous(g).reshape(-1), contiguous(self.x).reshape(-1), dx)
         return dx.reshape(self.x.shape)
@@ -109,12 +124,13 @@ class GELU(Function):
 
 class TanhGELU(Function):
     def forward(self, x):
-        self.x, self.t = x, array_module(x).tanh(SLOPE * (x + CUBIC * (x * x * x)))
-        return 0.5 * x * (1 + self.t)
+        self.x = x
+        return _on_wide(lambda x: 0.5 * x * (1 + _tanh(x)), x)
 
     def backward(self, g):
         """y = x/2 (1 + t), t = tanh(u): y' = (1 + t)/2 + x/2 (1 - t²) u'"""
-        x, t = self.x, self.t
+        x = widened(self.x)
+        t = _tanh(x)
         return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (SLOPE * (1 + 3 * CUBIC * (x * x))))
 
 
@@ -122,11 +138,13 @@ class QuickGELU(Function):
     """x sigmoid(1.702 x), element by element."""
 
     def forward(self, x):
-        self.x, self.sigmoid = x, stable_sigmoid(QUICK * x)
-        return x * self.sigmoid
+        self.x = x
+        return _on_wide(lambda x: x * stable_sigmoid(QUICK * x), x)
 
     def backward(self, g):
-        return g * (self.sigmoid * (1 + QUICK * self.x * (1 - self.sigmoid)))
+        x = widened(self.x)
+        sigmoid = stable_sigmoid(QUICK * x)
+        return g * (sigmoid * (1 + QUICK * x * (1 - sigmoid)))
 
 
 class GEGLU(Function):
@@ -137,8 +155,7 @@ class GEGLU(Function):
             y = empty(x, (math.prod(x.shape[:-1]), half))
             kernel(contiguous(x).reshape(len(y), 2 * half), y)
             return y.reshape(*x.shape[:-1], half)
-        gate = x[..., half:]
-        return x[..., :half] * (gate * (0.5 * (1 + erf_array(gate * math.sqrt(0.5)))))
+        return _on_wide(lambda x: x[..., :half] * _gelu(x[..., half:]), x)
 
     def backward(self, g):
         """y = a gelu(b): da = g gelu(b), db = g a (Phi(b) + b phi(b))"""
@@ -148,7 +165,8 @@ class GEGLU(Function):
             dx = empty(self.x, (math.prod(self.x.shape[:-1]), 2 * half))
             kernel(contiguous(g).reshape(len(dx), half), contiguous(self.x).reshape(dx.shape), dx)
             return dx.reshape(self.x.shape)
-        a, b = self.x[..., :half], self.x[..., half:]
+        x = widened(self.x)
+        a, b = x[..., :half], x[..., half:]
         cdf, phi = _normal(b)
         return array_module(g).concatenate([g * (b * cdf), g * a * (cdf + b * phi)], axis=-1)
 

@@ -15,7 +15,7 @@ from pydiff.training.task import Batch, Task
 # Options of diffusion models that mean nothing to a classifier.
 UNUSED = (
     "init_from", "prediction", "loss_weight", "variance", "self_conditioning", "offset_noise", "conditional", "text",
-    "label_drop", "frames", "frame_rate", "image_share", "recompute",
+    "label_drop", "frames", "frame_rate", "image_share", "recompute", "precision",
 )  # fmt: skip
 
 

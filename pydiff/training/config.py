@@ -123,6 +123,8 @@ class LoopOptions:
 class Options(ReadingOptions, LoopOptions):
     """What a training run of a diffusion model computes."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; bfloat16 keeps float32 weights beside it, and needs device cuda."""
     init_from: str | None = None
     """Folder of a run or of a model to begin with the weights of; left out, they are drawn."""
     codec: Literal["auto", "waveform", "spectrogram"] = "auto"

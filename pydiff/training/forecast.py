@@ -145,8 +145,9 @@ def _largest_side(need, samples, free) -> int:
 def forecast(trainer, steps=3) -> str:
     """A few lines: memory, what is free, and time. Takes some steps with this trainer, which nobody uses after that."""
     options, free, need = trainer.options, memory.free(), need_of(trainer)
-    size = 5 * trainer.optimizer.p.nbytes
-    lines = [f"weights and optimiser: {memory.told(size)} ({trainer.optimizer.p.size:,} parameters)"]
+    optimizer = trainer.optimizer
+    size = 5 * optimizer.p.nbytes + (0 if optimizer.low is None else optimizer.low.nbytes)
+    lines = [f"weights and optimiser: {memory.told(size)} ({optimizer.p.size:,} parameters)"]
     count = (
         f"{at_once(options)} at a time" if at_once(options) < options.batch_size else f"{options.batch_size} samples"
     )

@@ -23,6 +23,7 @@ from pydiff.training.distributed import Group, join, settled
 from pydiff.training.gradient import Gradient
 from pydiff.training.interrupt import Interrupted, stop_request
 from pydiff.training.keeping import Keeper
+from pydiff.training.precision import low_precision
 from pydiff.training.progress import Progress
 from pydiff.training.rate import learning_rate
 
@@ -50,9 +51,10 @@ class Trainer:
     def __init__(self, task, options, device="cpu", group=None):
         self.task, self.options, self.device, self.notes = task, options.check(), device, []
         self.group = Group() if group is None else group
+        low = low_precision(options, device)
         with backend.use_device(device) as xp:
             task.to(xp)
-            self.optimizer = optim.AdamW(task.model, weight_decay=options.weight_decay)
+            self.optimizer = optim.AdamW(task.model, weight_decay=options.weight_decay, low=low)
         self.step = 0
 
     @property
@@ -89,11 +91,16 @@ class Trainer:
                     f"the checkpoint's {name} is {source.dtype} {source.shape}, expected {target.dtype} {target.shape}"
                 )
             target[...] = array_module(target).asarray(source)
+        self.optimizer.round_copy()
         self.step = step
 
     def begin(self, weights):
         """Starts with these weights, a state_dict of such a model, and not with drawn ones."""
+        for p, master in zip(self.optimizer.parameters, self.optimizer.masters, strict=True):
+            p.data = master  # so that it is these that are written to, and not a rounded copy
         self.model.load_state_dict(weights)
+        self.optimizer.adopt()
+        self.optimizer.round_copy()
         self.optimizer.ema[...] = self.optimizer.p
 
     def share(self):

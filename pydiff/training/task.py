@@ -23,6 +23,7 @@ from pydiff.tensor import Tensor
 from pydiff.training.captions import captions_for
 from pydiff.training.config import build_process
 from pydiff.training.networks import build_network
+from pydiff.training.precision import in_bfloat16
 
 VLB = 0.001  # share of the variational bound, where the variance is learned (Nichol and Dhariwal 2021, section 3.1)
 
@@ -166,6 +167,8 @@ class DiffusionTask(Task):
     def losses(self, batch):
         """The error of the prediction, weighted, and what else the options add to it."""
         options, process, model = self.options, self.process, self.model
+        if options.precision == "bfloat16":
+            model = in_bfloat16(model)
         weights = None if options.loss_weight == "simple" else loss_weight(options.loss_weight, process, batch.t)
         if options.self_conditioning:
             model = conditioned(model, process, batch.key)

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,52 @@ from hypothesis import strategies as st
 
 from pydiff import backend, ops
 from pydiff.graph import Plan
+from pydiff.ops.attention import _split, backward_arrays, forward_arrays
 from pydiff.reference.attention import attention as reference
 from pydiff.tensor import Tensor
+from tests import emulated
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
 from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
 from tests.peers import import_torch
 from tests.strategies import bfloat16, kernels, seeds, simd, simt, sizes, small, strided  # noqa: F401
 
-# Weights, their gradients and the stored output are rounded to bfloat16 before they become factors of a sum.
-BFLOAT16_FLOOR = 2.0**-7
+
+def bfloat16_floors(heads, scale=None, causal=False, key_mask=None):
+    """For check_kernel: what rounding to bfloat16 costs the output, dq, dk and dv.
+
+    Rounded, by 2^-9 of itself at most, is what becomes a factor of a product on tensor cores: the weights p, and
+    ds = p (dp - delta). So is the stored output, of which the backward pass makes delta = sum dout out: dq is off by
+    what that is off, scale sum p k times, also where a query has few keys and dq is small. It grows with scale and with
+    the channels of a head. Roundings are independent, so their squares add up; 4 of these roots are 7 standard
+    deviations. To this comes the rounding of the result, and what the sums in float32 cost.
+    """
+
+    def floors(arrays, dout):
+        q, k, v, g = (_split(a, heads) for a in (*arrays, dout))
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        out, p = forward_arrays(*arrays, heads, factor, causal, key_mask)
+        results = out, *backward_arrays(dout, *arrays, p, heads, factor)
+        out2 = p**2 @ v**2
+        delta2 = (g**2 * (out2 + _split(out, heads) ** 2)).sum(axis=-1, keepdims=True)
+        dp = g @ v.swapaxes(2, 3)
+        ds2 = (p * (dp - (p * dp).sum(axis=-1, keepdims=True))) ** 2
+        squares = [
+            out2,
+            factor**2 * (ds2 @ k**2 + delta2 * (p @ k) ** 2),
+            factor**2 * ((ds2 + p**2 * delta2).swapaxes(2, 3) @ q**2),
+            (p**2).swapaxes(2, 3) @ g**2,
+        ]
+        return [
+            2.0**-9 * (4 * np.sqrt(square.max(initial=0)) + np.abs(result).max(initial=0)) + SINGLE_KEY
+            for square, result in zip(squares, results, strict=True)
+        ]
+
+    return floors
+
+
+# For float32. A single key has weight 1, and dp - delta is the difference of two equal sums of d terms that a kernel
+# rounds differently; the array path has the same sum twice.
+SINGLE_KEY = 1e-5
 
 
 @st.composite
@@ -55,7 +93,7 @@ def test_kernel_is_as_exact_as_plain_float32(case):
 @given(case=cases(sizes, sizes))
 def test_kernel_is_as_exact_as_plain_float32_rounded_to_bfloat16(case):
     rng, arrays, options = case
-    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, half=(0, 1, 2), floor=bfloat16_floors(**options))
 
 
 # Around the tiles of 16, 32 and 64 rows, for every padded head size: (tq, tk, heads, d).
@@ -70,9 +108,7 @@ BLOCKS = [
 def test_kernel_where_blocks_end(tq, tk, heads, d):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((2, t, heads * d)) for t in (tq, tk, tk)]
-    # A single key has weight 1, and dp - delta is the difference of two equal sums of d terms that the kernel rounds
-    # differently; the array path has the same sum twice.
-    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, floor=2e-6 if tk > 1 else 1e-5)
+    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, floor=2e-6 if tk > 1 else SINGLE_KEY)
 
 
 @pytest.mark.usefixtures("bfloat16")
@@ -80,7 +116,7 @@ def test_kernel_where_blocks_end(tq, tk, heads, d):
 def test_bfloat16_kernel_where_blocks_end(tq, tk, heads, d):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((1, t, heads * d)) for t in (tq, tk, tk)]
-    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, half=(0, 1, 2), floor=BFLOAT16_FLOOR)
+    check_kernel(lambda *a: ops.attention(*a, heads=heads), arrays, rng, half=(0, 1, 2), floor=bfloat16_floors(heads))
 
 
 # ---- CUDA kernels --------------------------------------------------------------------------------------------------
@@ -110,7 +146,7 @@ def normals(rng, dtype, *shapes):
 def test_naive_kernel_is_as_exact_as_plain_float32(case, half):
     rng, arrays, options = case
     op = lambda *a: ops.attention(*a, **options)  # noqa: E731
-    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else 2e-6)
+    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=bfloat16_floors(**options) if half else 2e-6)
 
 
 @pytest.mark.parametrize("d", [8, 128])
@@ -155,12 +191,17 @@ def test_views_of_a_projection_have_the_bits_of_separate_arrays(cuda_dtype, c, s
 
 
 @pytest.mark.usefixtures("simt")
-def test_heads_larger_than_any_tile(cuda_dtype):
+@pytest.mark.parametrize("d", [260, 300, 512, 520])
+def test_large_heads(cuda_dtype, d):
+    """Of more than 256 channels bfloat16 has no kernels of its own; more than 512 are left to the naive ones."""
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal((1, t, 300)) for t in (5, 7, 7)]
+    arrays = [rng.standard_normal((1, t, d)) for t in (20, 19, 19)]
     half = cuda_dtype != np.float32
-    op = lambda *a: ops.attention(*a, heads=1)  # noqa: E731
-    check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=BFLOAT16_FLOOR if half else 2e-6)
+    mask = rng.random((1, 19)) < 0.7
+    for options in ({"heads": 1}, {"heads": 1, "causal": True, "key_mask": mask}):
+        op = lambda *a: ops.attention(*a, **options)  # noqa: B023, E731
+        floor = bfloat16_floors(**options) if half else SINGLE_KEY
+        check_kernel(op, arrays, rng, half=(0, 1, 2) if half else (), floor=floor)
 
 
 LARGE = [(1e4, 32, None), (1e4, 64, -0.11), (1e6, 64, None), (1e4, 256, None)]
@@ -206,7 +247,7 @@ def test_kernels_use_tensor_cores_and_no_local_memory(tmp_path):
     nvcc, source = shutil.which("nvcc"), Path(__file__).parents[2] / "csrc/cuda"
     if not nvcc or not source.is_dir():
         pytest.skip("needs nvcc and the sources")
-    kernels = ["forward_kernel<64, 2>", "dq_kernel<64>", "dkdv_kernel<64>"]  # noqa: F811
+    kernels = ["forward_kernel<64, 2>", "dq_kernel<64>", "dkdv_kernel<64, false>", "dkdv_kernel<64, true>"]  # noqa: F811
     (tmp_path / "some.cu").write_text(
         f'#include "{source}/attention_bfloat16.h"\n'
         + "".join(f"auto k{i} = pydiff::bf16::attention_{name};\n" for i, name in enumerate(kernels))
@@ -227,9 +268,9 @@ def test_kernels_use_tensor_cores_and_no_local_memory(tmp_path):
 
 
 @st.composite
-def masked_cases(draw):
+def masked_cases(draw, tokens=small, width=small):
     """As `cases`, causal or masked or both; some masks leave a query, or a sample, without any key."""
-    rng, arrays, options = draw(cases())
+    rng, arrays, options = draw(cases(tokens, width))
     causal = draw(st.booleans())
     shape = arrays[1].shape[:2]
     mask = rng.random(shape) < draw(st.sampled_from([0.0, 0.3, 0.9])) if not causal or draw(st.booleans()) else None
@@ -247,21 +288,121 @@ def test_masked_attention_matches_the_equation(case):
     check_gradient(op, lambda *a: reference(*a, **options), arrays, rng)
 
 
+@pytest.mark.usefixtures("kernels")
+@given(case=masked_cases(sizes, sizes))
+def test_masked_kernel_is_as_exact_as_plain_float32(case):
+    rng, arrays, options = case
+    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, floor=SINGLE_KEY)
+
+
+@pytest.mark.usefixtures("bfloat16")
+@given(case=masked_cases(sizes, sizes))
+def test_masked_kernel_is_as_exact_as_plain_float32_rounded_to_bfloat16(case):
+    rng, arrays, options = case
+    check_kernel(lambda *a: ops.attention(*a, **options), arrays, rng, half=(0, 1, 2), floor=bfloat16_floors(**options))
+
+
+@pytest.mark.usefixtures("naive")
+@settings(max_examples=8)
+@given(case=masked_cases(st.sampled_from([1, 2, 5, 9]), sizes), half=st.booleans())
+def test_masked_naive_kernel_is_as_exact_as_plain_float32(case, half):
+    rng, arrays, options = case
+    op = lambda *a: ops.attention(*a, **options)  # noqa: E731
+    check_kernel(
+        op, arrays, rng, half=(0, 1, 2) if half else (), floor=bfloat16_floors(**options) if half else SINGLE_KEY
+    )
+
+
+# As BLOCKS: more queries than keys and fewer, a diagonal that ends inside of a tile and at its end.
+MASKED_BLOCKS = [(99, 67, 2, 9), (67, 300, 1, 8), (64, 64, 1, 32), (300, 130, 1, 40), (33, 77, 1, 160), (77, 77, 1, 64)]
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("tq", "tk", "heads", "d"), MASKED_BLOCKS)
+def test_masked_kernel_where_blocks_end(tq, tk, heads, d, causal):
+    check_masked_blocks(tq, tk, heads, d, causal, half=())
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("tq", "tk", "heads", "d"), MASKED_BLOCKS)
+def test_masked_bfloat16_kernel_where_blocks_end(tq, tk, heads, d, causal):
+    check_masked_blocks(tq, tk, heads, d, causal, half=(0, 1, 2))
+
+
+def check_masked_blocks(tq, tk, heads, d, causal, half):
+    """One sample sees half of its keys, one its last key alone, and one none."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((3, t, heads * d)) for t in (tq, tk, tk)]
+    mask = np.stack([rng.random(tk) < 0.5, np.arange(tk) == tk - 1, np.zeros(tk, bool)])
+    for options in [{"key_mask": mask}, {}] if causal else [{"key_mask": mask}]:
+        options = {"heads": heads, "causal": causal, **options}
+        op = lambda *a: ops.attention(*a, **options)  # noqa: B023, E731
+        check_kernel(op, arrays, rng, half=half, floor=bfloat16_floors(**options) if half else SINGLE_KEY)
+
+
+@pytest.mark.usefixtures("simt")
+@pytest.mark.parametrize("causal", [False, True])
+def test_masked_attention_does_not_mind_the_order_of_threads(simt, cuda_dtype, causal):  # noqa: F811
+    rng = np.random.default_rng(0)
+    arrays = normals(rng, cuda_dtype, (2, 67, 34), (2, 70, 34), (2, 70, 34))
+    mask, dout, results = rng.random((2, 70)) < 0.6, rng.standard_normal((2, 67, 34)), []
+    for seed in range(4):
+        simt.set_seed(seed)
+        results.append(gradients(lambda *a: ops.attention(*a, 2, causal=causal, key_mask=mask), arrays, dout))
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+
+
+@pytest.mark.usefixtures("simd")
+def test_masked_attention_has_the_same_bits_with_any_number_of_threads():
+    """Few heads and many keys, so that a head is cut into parts, and one of the parts has no key at all."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, t, 12)).astype(np.float32) for t in (300, 900, 900))
+    mask = rng.random((1, 900)) < 0.5
+    mask[:, 200:600] = False
+    dout = rng.standard_normal(q.shape)
+    for causal in (False, True):
+        op = lambda *a: ops.attention(*a, 1, causal=causal, key_mask=mask)  # noqa: B023, E731
+        check_any_thread_count(lambda: gradients(op, [q, k, v], dout))  # noqa: B023
+
+
+@pytest.mark.usefixtures("simd")
+def test_a_key_mask_has_the_bits_of_the_keys_that_are_seen():
+    """And what lies behind it may be no number at all."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, t, 24)).astype(np.float32) for t in (70, 600, 600))
+    mask, dout = rng.random((1, 600)) < 0.4, rng.standard_normal((1, 70, 24))
+    out, dq, dk, dv = gradients(lambda *a: ops.attention(*a, 2), [q, k[mask][None], v[mask][None]], dout)
+    k[~mask] = v[~mask] = np.nan
+    got = gradients(lambda *a: ops.attention(*a, 2, key_mask=mask), [q, k, v], dout)
+    assert_same_bits([got[0], got[2][mask], got[3][mask]], [out, dk[0], dv[0]])
+    assert_close(got[1], dq, rtol=1e-4, atol=1e-5)  # its sum is cut into parts by the keys' numbers
+    assert not got[2][~mask].any()
+    assert not got[3][~mask].any()
+
+
+@pytest.mark.parametrize("kernel", ["array path", "cpu", "simt"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_what_a_key_that_is_not_seen_holds_does_not_matter(dtype):
+def test_what_a_key_that_is_not_seen_holds_does_not_matter(dtype, kernel):
     """Huge numbers behind the mask, which alone would decide about the largest logit; and gradients of exact zero."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 4, 6)).astype(dtype) for _ in range(3))
     mask = np.array([[True, True, False, False], [True, True, True, False]])
     dout = rng.standard_normal((2, 4, 6))
-    expected = gradients(lambda *a: ops.attention(*a, 2, key_mask=mask), [q, k, v], dout)
-    k[~mask], v[~mask] = 1e10, 1e10
-    got = gradients(lambda *a: ops.attention(*a, 2, key_mask=mask), [q, k, v], dout)
-    assert_same_bits(got[:2], expected[:2])
-    assert not got[2][~mask].any()
-    assert not got[3][~mask].any()
-    causal = [ops.attention(q, np.concatenate([k[:, :2], f * k[:, 2:]], 1), v, 2, causal=True).data for f in (1, 9)]
-    assert_same_bits([causal[0][:, :2]], [causal[1][:, :2]])
+    if kernel == "simt":
+        emulated.module()
+    with {"array path": array_path, "cpu": nullcontext, "simt": lambda: backend.use_device("simt")}[kernel]():
+        expected = gradients(lambda *a: ops.attention(*a, 2, key_mask=mask), [q, k, v], dout)
+        k[~mask], v[~mask] = 1e10, 1e10
+        got = gradients(lambda *a: ops.attention(*a, 2, key_mask=mask), [q, k, v], dout)
+        assert_same_bits(got[:2], expected[:2])
+        assert not got[2][~mask].any()
+        assert not got[3][~mask].any()
+        later = [np.concatenate([k[:, :2], f * k[:, 2:]], 1) for f in (1, 9)]
+        causal = [ops.attention(q, k, v, 2, causal=True).data for k in later]
+        assert_same_bits([causal[0][:, :2]], [causal[1][:, :2]])
 
 
 def test_all_keys_seen_is_attention_without_a_mask():
@@ -282,15 +423,15 @@ def test_masks_in_a_plan():
         assert_same_bits([plan(q, mask)], [ops.attention(q, q, q, 2, causal=True, key_mask=mask).data])
 
 
-def test_masked_bfloat16_is_computed_in_float32(bfloat16):  # noqa: F811
+def test_masked_bfloat16_is_computed_in_float32_on_the_array_path(bfloat16):  # noqa: F811
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((1, 5, 8)).astype(bfloat16) for _ in range(3)]
     dout = rng.standard_normal((1, 5, 8)).astype(bfloat16)
     op = lambda *a: ops.attention(*a, 2, causal=True)  # noqa: E731
-    for got, expected in zip(
-        gradients(op, arrays, dout), gradients(op, [a.astype(np.float32) for a in arrays], dout), strict=True
-    ):
-        assert_same_bits([got], [expected.astype(bfloat16)])
+    with array_path():
+        half, single = (gradients(op, a, dout) for a in (arrays, [a.astype(np.float32) for a in arrays]))
+    # A leaf of 16 bits keeps the float32 gradient that it is given.
+    assert_same_bits(half, [single[0].astype(bfloat16), *single[1:]])
 
 
 @pytest.mark.parametrize("masked", [False, True])

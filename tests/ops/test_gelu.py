@@ -121,6 +121,19 @@ def test_kernel_is_as_exact_as_plain_float32(name, case):
     check_kernel(KERNELS[name], arrays, rng)
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_array_path_rounds_bfloat16_once(name, bfloat16):  # noqa: F811
+    op, expected, _ = OPS[name]
+    x = np.random.default_rng(0).uniform(-4, 4, (5, 24)).astype(bfloat16)
+    with array_path():
+        y, dx = gradients(op, [x], np.ones_like(op(Tensor(x)).data))
+    wide = expected(x.astype(np.float64))
+    assert (y.dtype, dx.dtype) == (bfloat16, np.float32)
+    assert (np.abs(y.astype(np.float64) - wide) <= 2.0**-8 * np.abs(wide) + 1e-6).all()
+    (slope,) = gradients(op, [x.astype(np.float64)], np.ones(y.shape))[1:]
+    assert_close(dx, slope, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("name", KERNELS)
 @given(case=cases())
