@@ -17,7 +17,7 @@ from pydiff.data.clips import RATE, Clips, check_frames
 from pydiff.data.dataset import plural, some
 from pydiff.data.folder import _choose_size, labels_of
 from pydiff.data.image import MAX_PIXELS, look, not_a_file, read_image, read_size
-from pydiff.data.limits import USUAL, Limit
+from pydiff.data.limits import USUAL, Limit, check_memory
 from pydiff.data.listing import find_files
 from pydiff.data.pixels import resize_image, to_channels
 from pydiff.printed import printable
@@ -199,7 +199,8 @@ def _size_of(source):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             return stream.height, stream.width
-    except Exception:  # whoever reads it will say why
+    except Exception as error:  # whoever reads it will say why
+        check_memory(error)
         return None
 
 
@@ -218,6 +219,7 @@ def read_reel(path: Path, fit: Fit) -> Reel | str:
     except ImportError:
         return "a film needs the library av (pip install 'pydiff[video]')"
     except Exception as error:  # decoders raise a dozen types for damaged files
+        check_memory(error)
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__  # av's messages repeat the path
         return f"damaged ({said.splitlines()[0]})"
 
