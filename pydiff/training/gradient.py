@@ -81,7 +81,7 @@ class Gradient:
         if group.size == 1:
             update(norm2 + 0 * tree_sum(losses))  # not finite, unless both are
         *values, value2 = to_host(array_module(norm2).concatenate([*losses, norm2])).tolist()
-        parts = [self._part(step, *some[:2], value) for some, value in zip(computed, values, strict=True)]
+        parts = [self._part(step, n, batch, loss) for (n, batch, _), loss in zip(computed, values, strict=True)]
         dtypes = [(name, rows.dtype) for name, rows in parts[0].seen.items()]
         lost = {} if stream is None else {name: why for name, why in stream.failed.items() if name not in failed}
         parts, lost = self._all_parts(step, parts, lost)
