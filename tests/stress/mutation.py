@@ -448,14 +448,13 @@ def main():
     order = random.Random(arguments.seed).sample(found, len(found))
     faults = list(itertools.islice(filter(is_program, order), arguments.faults))
     results: dict[tuple, str] = {}  # what came of a fault, by its key
-    if arguments.json is not None and arguments.json.exists():
-        results = {
-            tuple(f[name] for name in KEY): f["result"] for f in json.loads(arguments.json.read_text())["faults"]
-        }
+    before = arguments.again or arguments.json
+    if before is not None and before.exists():
+        results = {tuple(f[name] for name in KEY): f["result"] for f in json.loads(before.read_text())["faults"]}
     if arguments.again is not None:
-        tried = json.loads(arguments.again.read_text())["faults"]
-        results = {tuple(f[name] for name in KEY): f["result"] for f in tried}
-        results = {key: result for key, result in results.items() if result not in ("survived", "untested")}
+        missed = {key for key, result in results.items() if result in ("survived", "untested")}
+        results = {key: result for key, result in results.items() if key not in missed}
+        faults = [fault for fault in found if key_of(fault) in missed] + faults
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder).resolve() / "tree"
         copy_tree(tree)
@@ -473,8 +472,8 @@ def main():
         import pytest  # noqa: F401
 
         for i, fault in enumerate(faults):
-            began, key = time.monotonic(), tuple(getattr(fault, name) for name in KEY)
-            if key in results:
+            began, key = time.monotonic(), key_of(fault)
+            if key in results or len(results) >= arguments.faults:
                 continue
             reason = EQUIVALENT.get((fault.file, fault.function, fault.line))
             result = "equivalent" if reason else attempt(fault, tree, chosen(fault, known, arguments.budget))
@@ -488,7 +487,12 @@ def main():
                 write(arguments, found, results)
 
 
-KEY = ("file", "function", "number", "kind", "line")  # of a fault in the figures
+KEY = ("file", "function", "kind", "line")  # of a fault in the figures
+
+
+def key_of(fault) -> tuple:
+    """What a fault is known by, from one run to the next."""
+    return tuple(getattr(fault, name) for name in KEY)
 
 
 def write(arguments, found, results):
