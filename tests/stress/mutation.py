@@ -389,6 +389,22 @@ def record(tree, tests, path):
     return 0
 
 
+def list_tests(tests, path):
+    """Writes the names of all tests that there are."""
+    import pytest
+
+    class Collector:
+        def pytest_collection_modifyitems(self, items):
+            path.write_text(json.dumps([item.nodeid for item in items]))
+
+    return pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *tests], plugins=[Collector()])
+
+
+def still_there(functions, names) -> dict:
+    """A map without the tests that have another name by now, or are gone."""
+    return {key: [test for test in tests if test in names] for key, tests in functions.items()}
+
+
 def merged(known, new) -> dict:
     """A map with the tests of another one in it, which count where both have them."""
     functions = {key: set(tests) - new["seconds"].keys() for key, tests in known["functions"].items()}
@@ -463,6 +479,9 @@ def main():
         if not places.exists():
             in_child(lambda: record(tree, arguments.tests, places), 3 * 3600)
         known = json.loads(places.read_text())
+        there = Path(folder) / "there.json"
+        in_child(lambda: list_tests(arguments.tests + arguments.renew, there), 600)
+        known["functions"] = still_there(known["functions"], set(json.loads(there.read_text())))
         if arguments.renew:
             part = Path(folder) / "part.json"
             in_child(lambda: record(tree, arguments.renew, part), 3600)
