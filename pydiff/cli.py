@@ -215,8 +215,8 @@ class Sample:
     config: Path | None = None
     """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
     low_memory: bool = False
-    """Of models of latents: decode in bands of rows, in less memory; of Stable Diffusion, besides: read weights when
-    they are used and give them up again. The images are the same."""
+    """Of Stable Diffusion: read weights when they are used and give them up again, which takes longer; of other models
+    of latents: decode in bands of rows. The images are the same."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -471,7 +471,7 @@ class Invert:
     config: Path | None = None
     """A folder that has the configuration of a model in one file, where its sizes are unknown."""
     low_memory: bool = False
-    """Read weights when they are used and give them up again, and encode images in bands of rows."""
+    """Read weights when they are used and give them up again, which takes longer."""
     dry_run: bool = False
     """Say what it will take, and do not begin."""
     device: Device = "cpu"
