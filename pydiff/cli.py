@@ -215,7 +215,8 @@ class Sample:
     config: Path | None = None
     """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
     low_memory: bool = False
-    """Of Stable Diffusion: read weights when they are used and give them up again, which takes longer."""
+    """Of Stable Diffusion: read weights when they are used and give them up again, which takes longer; of other models
+    of latents: decode in bands of rows. The images are the same."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -571,8 +572,12 @@ def say(*lines, to="stdout", image=False):
     stream = getattr(sys, to)
     if stream is None:
         return
+    text = "\n".join(map(str, lines) if image else map(tame, lines))
     try:
-        print(*(lines if image else map(tame, lines)), sep="\n", file=stream, flush=True)
+        try:
+            print(text, file=stream, flush=True)
+        except UnicodeEncodeError:  # a terminal of another language than a name
+            print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
     except (OSError, ValueError):
         setattr(sys, to, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
 

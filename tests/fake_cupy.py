@@ -5,6 +5,9 @@
 - What NumPy would answer with a number is an array without axes, and indexing always gives a view of the same memory.
 - NumPy's functions find their way here (`__array_ufunc__`, `__array_function__`), if CuPy has one of that name.
 
+`happened` lists what a program with a GPU pays for: "wait" whenever the host asks for a value, "upload" for every array
+that is moved to the device, and the names of the kernels.
+
 It has the names that pydiff uses and no others; tests/test_device.py holds them against the real CuPy where that is
 installed. Stricter than CuPy in two places: indices and nested lists may not be NumPy arrays either.
 """
@@ -16,6 +19,7 @@ import types
 import numpy as np
 
 NUMBERS = (bool, int, float, np.generic)
+happened = []
 
 
 def _unwrap(value, of="argument"):
@@ -85,12 +89,15 @@ class ndarray:
         return len(self._host)
 
     def __bool__(self):
+        happened.append("wait")
         return bool(self._host)
 
     def __int__(self):
+        happened.append("wait")
         return int(self._host)
 
     def __float__(self):
+        happened.append("wait")
         return float(self._host)
 
     def __repr__(self):
@@ -98,6 +105,7 @@ class ndarray:
 
     def get(self):
         """A NumPy array with a copy of the values."""
+        happened.append("wait")
         return self._host.copy(order="C")
 
     @property
@@ -116,7 +124,10 @@ def _attribute(name):
 def _method(name):
     def method(self, *args, **options):
         result = getattr(self._host, name)(*_unwrap(args), **{k: _unwrap(v) for k, v in options.items()})
-        return result if name in ("tolist", "item") else _wrap(result)
+        if name in ("tolist", "item"):
+            happened.append("wait")
+            return result
+        return _wrap(result)
 
     return method
 
@@ -181,6 +192,7 @@ def asarray(a, dtype=None, order=None):
     """What moves host arrays, numbers and lists of numbers to the device; an array there of that dtype stays itself."""
     if isinstance(a, ndarray):
         return a if dtype is None or a.dtype == dtype else a.astype(dtype)
+    happened.append("upload")
     return _wrap(np.array(_numbers(a), dtype, order=order or "C"))
 
 
@@ -241,4 +253,9 @@ class Kernels:
 
     def __getattr__(self, name):
         kernel = getattr(self.emulator, name)
-        return lambda *args: kernel(*_unwrap(args))
+
+        def call(*args):
+            happened.append(name)
+            return kernel(*_unwrap(args))
+
+        return call

@@ -250,6 +250,45 @@ def test_kernels_for_cupy_are_those_of_the_emulator():
     assert (drawn == cuda.sample(2, steps=2, guidance=2.0, batch_size=1)).all()
 
 
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("options", [{}, SMALL, {"shards": 2}, {"offset_noise": 0.1, "self_conditioning": True}])
+def test_a_step_waits_once_for_the_device_when_all_of_it_is_under_way(options):
+    steps = training_steps(diffusion_trainer(load("digits"), pydiff.Options(**{**TINY, **options}), "cuda"))
+    next(steps)
+    fake_cupy.happened.clear()
+    next(steps)
+    assert fake_cupy.happened.count("wait") == 1
+    assert fake_cupy.happened[-2:] == ["adamw", "wait"]
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("what", ["weight", "gradient"])
+def test_a_step_that_is_not_finite_is_taken_back_on_the_device(monkeypatch, what):
+    """It is under way before anybody knows: the optimiser's kernel has to leave everything as it is."""
+    trainer = diffusion_trainer(load("digits"), pydiff.Options(**TINY), "cuda")
+    real, bias = trainer.task.losses, trainer.model.conv_out.bias
+    if what == "weight":
+        trainer.model.mid_block.resnets[1].conv1.weight.data[0, 0, 0, 0] = np.inf
+    else:
+        monkeypatch.setattr(trainer.task, "losses", lambda batch: real(batch) + ops.sqrt(bias * 0).sum())
+    before = trainer.arrays()
+    fake_cupy.happened.clear()
+    state = next(training_steps(trainer))
+    assert "adamw" in fake_cupy.happened
+    assert ("mid_block.resnets.1.conv1" if what == "weight" else "the gradient of conv_out.bias") in state.bad
+    for name, array in trainer.arrays()["optimizer"].items():
+        assert np.array_equal(array, before["optimizer"][name]), name
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_drawing_waits_once_for_the_images():
+    run = train(device="cuda")
+    for steps in (2, 6):
+        fake_cupy.happened.clear()
+        run.sample(2, steps=steps, sampler="ddpm")
+        assert fake_cupy.happened.count("wait") == 1
+
+
 def test_kernels_agree_with_those_of_the_cpu():
     _simt = emulated.module()
     trainers = [

@@ -32,9 +32,8 @@ class Embedding(Function):
             raise ValueError(f"embedding needs a table (rows, D) and integers, got {table.shape} and {ids.dtype}")
         if ids.size and not (ids.min() >= 0 and ids.max() < len(table)):
             raise ValueError(f"ids must lie in 0..{len(table) - 1}, got {ids.min()}..{ids.max()}")
-        ids = array_module(table).asarray(ids)
         self.shape, self.ids = table.shape, ids
-        return table[ids]
+        return table[array_module(table).asarray(ids)]
 
     def backward(self, dy):
         xp = array_module(dy)

@@ -2,6 +2,10 @@
 (distributed.py), added in a tree.
 
 How the gradients of all shards become one is in sums.py (through MPI) and nccl.py (from GPU to GPU).
+
+Nothing in a step waits for a GPU: forward and backward pass, the norm and the optimiser's step, which a loss or a
+gradient that is not finite makes one that changes nothing, are asked for one after the other. Loss and norm are then
+read in one go. Several processes must agree before the optimiser's step, so they read them before it.
 """
 
 import math
@@ -11,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff import nn, ops
+from pydiff.arrays import array_module, to_host
 from pydiff.training.nccl import FastWiredSum, WiredSum, wires_of
 from pydiff.training.shards import cut
 from pydiff.training.sums import ExactSum, FastSum, PlainSum
@@ -25,12 +30,12 @@ class Part(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of a step. loss: the batch's mean. norm2: of its gradient, an array (1,), or None without one. bad: None, or why
-    the step cannot be taken. seen: see `Task.seen`. traffic: what the log says of several processes.
+    """Of a step. loss: the batch's mean. norm2: the square of its gradient's norm, NaN where the loss is not finite.
+    bad: None, or why the step was not taken. seen: see `Task.seen`. traffic: what the log says of several processes.
     """
 
     loss: float
-    norm2: np.ndarray | None
+    norm2: float
     bad: str | None
     seen: dict
     traffic: dict
@@ -59,28 +64,38 @@ class Gradient:
         else:
             self.sum = PlainSum(optimizer)
 
-    def of_step(self, step):
-        """Computes loss and gradient of this step, and returns its Outcome."""
-        parts, numbers, group = [], np.arange(self.options.batch_size), self.group
+    def of_step(self, step, update):
+        """Computes loss and gradient of this step, has it taken, and returns its Outcome.
+
+        update(norm2): takes the optimiser's step, or, if norm2, an array (1,), is not finite, one that changes nothing.
+        """
+        computed, numbers, group = [], np.arange(self.options.batch_size), self.group
         began, seconds, sent, stream = time.monotonic(), group.seconds, group.sent, self.task.stream
         waited, failed = (0.0, {}) if stream is None else (stream.waited, dict(stream.failed))
         self.sum.begin()
         for shard in range(*self.owned[self.group.rank]):
             self.optimizer.zero_grad()
-            parts.append(self._part(step, shard, numbers[slice(*self.shards[shard])]))
+            computed.append(self._computed(step, shard, numbers[slice(*self.shards[shard])]))
         self.sum.finish()
+        losses, norm2 = [loss for *_, loss in computed], ops.squared_norm(self.optimizer.gather())
+        if group.size == 1:
+            update(norm2 + 0 * tree_sum(losses))  # not finite, unless both are
+        *values, value2 = to_host(array_module(norm2).concatenate([*losses, norm2])).tolist()
+        parts = [self._part(step, *some[:2], value) for some, value in zip(computed, values, strict=True)]
         dtypes = [(name, rows.dtype) for name, rows in parts[0].seen.items()]
         lost = {} if stream is None else {name: why for name, why in stream.failed.items() if name not in failed}
         parts, lost = self._all_parts(step, parts, lost)
         bad = next((part.bad for part in parts if part.bad), None)
-        loss, norm2 = tree_of_numbers([part.loss for part in parts]), None
+        loss = tree_sum([part.loss for part in parts])
         if bad is None and not math.isfinite(loss):
             bad = f"the loss is {loss}"
-        if bad is None:
-            norm2 = ops.squared_norm(self.optimizer.gather())
-            if not math.isfinite(norm2.item()):
-                bad = f"the gradient of {self.optimizer.first_bad_gradient()} is not finite"
-        self.before = f"{loss.hex()} {norm2 if norm2 is None else norm2.item().hex()}"
+        if bad is not None:
+            value2 = math.nan
+        elif not math.isfinite(value2):
+            bad = f"the gradient of {self.optimizer.first_bad_gradient()} is not finite"
+        elif group.size > 1:
+            update(norm2)
+        self.before = f"{loss.hex()} {value2.hex()}"
         seen = {name: np.concatenate([np.asarray(part.seen[name], dtype) for part in parts]) for name, dtype in dtypes}
         traffic = {}
         if group.size > 1:
@@ -91,7 +106,7 @@ class Gradient:
             traffic["waited_for_data"] = round(stream.waited - waited, 4)
         if lost:
             traffic["replaced"] = stream.give_up(lost)  # what one process could not read, none reads from now on  # pyright: ignore[reportOptionalMemberAccess]
-        return Outcome(loss, norm2, bad, seen, traffic)
+        return Outcome(loss, value2, bad, seen, traffic)
 
     def _all_parts(self, step, parts, lost):
         """(parts, samples that could not be read) of all processes; RuntimeError if they came to different results in
@@ -110,20 +125,24 @@ class Gradient:
         all_lost = {name: why for *_, theirs in told for name, why in theirs.items()}
         return [Part(*part) for those, *_ in told for part in those], all_lost
 
-    def _part(self, step, shard, numbers):
-        task, options = self.task, self.options
-        batch = task.batch(step, numbers)
-        with nn.training(options.seed, step, numbers):
-            loss = ops.summation(task.losses(batch)) * (1.0 / options.batch_size)
-            value, bad = loss.item(), None
-            if not math.isfinite(value):
-                bad = f"the loss is {value}; {self.explain(task, batch)}"
-            self.sum.add(shard, loss, bad)
-        return Part(value, bad, task.seen(batch))
+    def _computed(self, step, shard, numbers):
+        """(numbers, batch, loss): of a shard whose gradient is under way. loss: its share of the mean, float64 (1,)."""
+        batch = self.task.batch(step, numbers)
+        with nn.training(self.options.seed, step, numbers):
+            loss = ops.summation(self.task.losses(batch)) * (1.0 / self.options.batch_size)
+            self.sum.add(shard, loss)
+        return numbers, batch, loss.data.astype("float64").reshape(1)
+
+    def _part(self, step, numbers, batch, loss):
+        bad = None
+        if not math.isfinite(loss):
+            with nn.training(self.options.seed, step, numbers):
+                bad = f"the loss is {loss}; {self.explain(self.task, batch)}"
+        return Part(loss, bad, self.task.seen(batch))
 
 
-def tree_of_numbers(numbers):
-    """The sum of Python numbers over the tree of shards."""
+def tree_sum(numbers):
+    """The sum of numbers or arrays over the tree of shards."""
     while len(numbers) > 1:
         numbers = [sum(numbers[i + 1 : i + 2], numbers[i]) for i in range(0, len(numbers), 2)]
     return numbers[0]

@@ -7,6 +7,7 @@ not.
 """
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -125,11 +126,11 @@ def _steps(trainer):
     gradient = Gradient(task, options, optimizer, trainer.group, first_bad_module)
     while trainer.step < options.steps:
         step = trainer.step + 1
+        lr, decay = learning_rate(step, options), optim.ema_decay(step, options.ema)
+        update = functools.partial(optimizer.step, step, lr, decay, options.clip)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is checked anyway
-            loss, norm2, bad, seen, traffic = gradient.of_step(step)
-        lr, norm = learning_rate(step, options), math.nan if norm2 is None else math.sqrt(norm2.item())
+            loss, norm2, bad, seen, traffic = gradient.of_step(step, update)
         if bad is None:
-            optimizer.step(step, lr, optim.ema_decay(step, options.ema), options.clip, norm2)
             task.learned(seen)
         bad_in_a_row = bad_in_a_row + 1 if bad else 0
         if bad_in_a_row == GIVE_UP_AFTER:
@@ -137,7 +138,7 @@ def _steps(trainer):
                 f"{GIVE_UP_AFTER} steps in a row were not finite ({bad}); a smaller lr than {options.lr} may help"
             )
         trainer.step = step
-        yield StepState(step, loss, lr, norm, bad, traffic)
+        yield StepState(step, loss, lr, math.sqrt(norm2), bad, traffic)
 
 
 def first_bad_module(task, batch):

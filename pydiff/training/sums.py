@@ -34,10 +34,9 @@ class PlainSum:
     def begin(self):
         """Before the first shard of a step."""
 
-    def add(self, _shard, loss, bad):
+    def add(self, _shard, loss):
         """Computes the gradient of a shard's loss and adds it."""
-        if bad is None:
-            loss.backward()
+        loss.backward()
 
     def finish(self):
         """After the last one: the optimiser has the gradient of the whole batch."""
@@ -54,10 +53,6 @@ class FastSum(PlainSum):
     def __init__(self, optimizer, group):
         super().__init__(optimizer)
         self.group = group
-
-    def add(self, _shard, loss, _bad):
-        """Computes this process's gradient; one that is not finite is computed, too, as others wait for it."""
-        loss.backward()
 
     def finish(self):
         """Adds up all processes' gradients."""
@@ -100,7 +95,7 @@ class PieceSum(PlainSum):
         """The rank that adds up a piece."""
         return piece % self.group.size
 
-    def add(self, shard, loss, _bad):
+    def add(self, shard, loss):
         """Computes the gradient of a shard and adds every piece of it as soon as it is known.
 
         A gradient that is not finite is added, too: others wait for it, and the step is left out afterwards.

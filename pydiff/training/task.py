@@ -56,7 +56,10 @@ class Task:
         raise NotImplementedError
 
     def seen(self, batch) -> dict[str, np.ndarray]:  # noqa: ARG002
-        """What `learned` is to know of a batch whose losses were computed: {name: (N, ...)}, small, on the CPU."""
+        """What `learned` is to know of a batch whose losses were computed: {name: (N, ...)}, small, on the CPU.
+
+        Asked for when all else of the step is under way: it may wait for a GPU.
+        """
         return {}
 
     def learned(self, seen: dict[str, np.ndarray]):
@@ -103,7 +106,7 @@ class Batch:
     t: np.ndarray
     key: random.Key
     condition: Condition
-    losses: np.ndarray | None = None
+    losses: Any = None
 
     def corner(self, side: int):
         """The same of the first side x side pixels of every image."""
@@ -184,12 +187,12 @@ class DiffusionTask(Task):
         losses = example_losses(process, model, batch.x0, batch.t, batch.key, **more, **batch.condition)
         if self.history is None:
             return losses
-        batch.losses = to_host(losses.data)
+        batch.losses = losses.data
         return losses * self.xp.asarray(self.history.weights(batch.t), batch.x0.dtype)
 
     def seen(self, batch):
         """t and the losses at it, unweighted, where the draw of t goes by them."""
-        return {} if self.history is None else {"t": batch.t, "losses": batch.losses}
+        return {} if self.history is None else {"t": batch.t, "losses": to_host(batch.losses)}
 
     def learned(self, seen):
         """Takes note of the losses where the draw of t goes by them."""

@@ -116,7 +116,7 @@ def test_no_gradient_but_the_words_is_made(images, recompute):
     task = InversionTask(pydiff.data.load(images), *parts, WORD, options)
     trainer = Trainer(task, options)
     with task.as_it_is():
-        Gradient(task, options, trainer.optimizer, trainer.group, lambda *_: "").of_step(1)
+        Gradient(task, options, trainer.optimizer, trainer.group, lambda *_: "").of_step(1, lambda _: None)
     assert trainer.optimizer.p.size == 16
     assert np.abs(trainer.optimizer.g).max() > 0
     for part in (pipeline.model, encoder.network):

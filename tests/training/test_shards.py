@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pydiff.training import DiffusionTask, LoopOptions, Options, Trainer, train_task, training_steps
 from pydiff.training.distributed import settled, share_of
-from pydiff.training.gradient import tree_of_numbers
+from pydiff.training.gradient import tree_sum
 from pydiff.training.shards import Node, TreeSum, cut, is_root, whole_nodes
 from tests.bits import assert_same_bits
 from tests.training.numbered_images import dataset
@@ -83,7 +83,7 @@ def test_numbers_are_added_in_the_same_tree():
     for shard, number in enumerate(numbers):
         root = made.add(Node(0, shard), np.array([number]))
     expected = made.take(root)[0]
-    assert tree_of_numbers(numbers) == expected
+    assert tree_sum(numbers) == expected
 
 
 @pytest.mark.parametrize(("n", "parts"), [(10, 3), (8, 8), (3, 8), (1, 1), (64, 7)])
