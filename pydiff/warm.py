@@ -77,9 +77,7 @@ class Source:
         at = {"folder": str(Path(self.folder).expanduser().absolute()), "step": self.opened.step}
         begun = {**at, "sha256": digest.hexdigest()}
         if folder is not None and folder.noted("begun_with", begun)["sha256"] != begun["sha256"]:
-            raise ValueError(
-                f"{folder.path} began with other weights than {self.shown} has now; choose another folder"
-            )
+            raise ValueError(f"{folder.path} began with other weights than {self.shown} has now; choose another folder")
         trainer.begin(weights)
         trainer.notes.append(f"begins with the weights of {self.shown}, step {self.opened.step:,}")
         theirs, ours = self.opened.pipeline.process.prediction, trainer.task.process.prediction
