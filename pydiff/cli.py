@@ -647,6 +647,6 @@ def main(arguments=None):
             say(f"\n{stopped}", to="stderr")
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:
-        say(f"pydiff: {error}", to="stderr")
+        say(f"pydiff: {error if str(error) else 'there is not enough memory'}", to="stderr")
         return 1
     return 0

@@ -119,7 +119,7 @@ def _blocks(key: Key, size: int) -> np.ndarray:
 def uniform(key: Key, shape: Sequence[int] = (), dtype: DTypeLike = np.float32) -> np.ndarray:
     """Uniform numbers in [0, 1) with 24 random bits, exact in float32 and float64: (N, *shape)."""
     w = words(key, prod(shape))
-    return ((w >> 8) * 2.0**-24).astype(dtype).reshape(len(w), *shape)
+    return ((w >> 8).astype(np.float64) * 2.0**-24).astype(dtype).reshape(len(w), *shape)
 
 
 def integers(key: Key, high: int) -> np.ndarray:
@@ -136,7 +136,7 @@ def normal(key: Key, shape: Sequence[int] = (), dtype: DTypeLike = np.float32) -
     z_even = sqrt(-2 ln u1) cos(2 pi u2),  z_odd = sqrt(-2 ln u1) sin(2 pi u2);  so |z| <= sqrt(48 ln 2) = 5.77.
     """
     size = prod(shape)
-    w = _blocks(key, size) >> 8  # whole blocks, so that a pair is never cut
+    w = (_blocks(key, size) >> 8).astype(np.float64)  # whole blocks, so that a pair is never cut
     radius = np.sqrt(-2.0 * np.log((w[:, 0::2] + 1.0) * 2.0**-24))
     theta = w[:, 1::2] * (2.0 * np.pi * 2.0**-24)
     z = np.stack([radius * np.cos(theta), radius * np.sin(theta)], axis=-1).reshape(w.shape)

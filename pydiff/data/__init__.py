@@ -17,7 +17,7 @@ from pydiff.data.animated import animated_emoji
 from pydiff.data.arrays import from_array
 from pydiff.data.asked import Asked, asked
 from pydiff.data.clip_files import holds_clips, load_clips
-from pydiff.data.clips import RATE, Clips
+from pydiff.data.clips import RATE, Clips, check_frames
 from pydiff.data.dataset import Dataset, plural
 from pydiff.data.describe import describe
 from pydiff.data.digits import load_digits
@@ -120,6 +120,7 @@ def load(
     if not cache_gb and (sound or _is_sound(source)):
         wanted = asked(layout=layout, pages=pages, split=split, bits=bits, limit=limit).only("a set of sounds")
         return _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted.limit)
+    check_frames(frames, frame_rate)
     wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
     if cache_gb:
         if labels is not None or captions is not None or not _is_path(source) or source in NAMED:

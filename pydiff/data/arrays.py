@@ -19,7 +19,7 @@ from pydiff.data.classes import class_labels, named_labels, renumbered
 from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset, some
 from pydiff.data.held import as_array
-from pydiff.data.limits import USUAL, Limit
+from pydiff.data.limits import USUAL, Limit, check_memory
 from pydiff.data.points import Points
 from pydiff.printed import first_line, printable
 
@@ -236,7 +236,8 @@ def read_npy(path: Path, limit: Limit = USUAL) -> np.ndarray:
     try:
         with open(path, "rb") as stream:
             return _parse_npy(stream, path.stat().st_size)
-    except Exception as error:  # damaged headers make NumPy raise a dozen types, SyntaxError and MemoryError among them
+    except Exception as error:  # damaged headers make NumPy raise a dozen types, SyntaxError among them
+        check_memory(error)
         raise ValueError(f"{where} cannot be read ({first_line(error)}); save it again with numpy.save") from error
 
 
@@ -254,6 +255,7 @@ def read_npz(path: Path, limit: Limit = USUAL) -> dict[str, np.ndarray]:
                 with archive.open(member) as stream:
                     arrays[member.filename.removesuffix(".npy")] = _parse_npy(stream, member.file_size)
     except Exception as error:  # as above, and zipfile and zlib add theirs
+        check_memory(error)
         raise ValueError(f"{where} cannot be read ({first_line(error)}); save it again with numpy.savez") from error
     limit.check_unfolding(total, path.stat().st_size, where)
     return arrays
@@ -276,7 +278,10 @@ def _parse_npy(stream, size: int) -> np.ndarray:
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"format version {version} holds structured data, not images")
         read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, fortran, dtype = read_header(stream)
+        try:
+            shape, fortran, dtype = read_header(stream)
+        except MemoryError as error:  # of Python's parser, where it is nested too deep
+            raise ValueError("its header is damaged, or there is no memory for it") from error
     if dtype.hasobject:
         raise ValueError("it holds pickled Python objects, which are never opened")
     expected, found = math.prod(shape) * dtype.itemsize, size - stream.tell()

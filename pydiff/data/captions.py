@@ -261,7 +261,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, dict | ValueError]]:
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
         if text and not set(names) & set(FILE_NAME):
-            yield 1, ValueError(f"the columns are {', '.join(names)[:80]}, expected file_name and text")
+            yield 1, ValueError(f"the columns are {printable(', '.join(names))[:80]}, expected file_name and text")
             return
         reader.fieldnames = names
         for row in reader:

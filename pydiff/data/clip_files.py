@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff.data import captions as words
-from pydiff.data.clips import RATE, Clips
+from pydiff.data.clips import RATE, Clips, check_frames
 from pydiff.data.dataset import plural, some
 from pydiff.data.folder import _choose_size, labels_of
 from pydiff.data.image import MAX_PIXELS, look, not_a_file, read_image, read_size
-from pydiff.data.limits import USUAL, Limit
+from pydiff.data.limits import USUAL, Limit, check_memory
 from pydiff.data.listing import find_files
 from pydiff.data.pixels import resize_image, to_channels
 from pydiff.printed import printable
@@ -116,6 +116,7 @@ def load_clips(
     size that they are given. only: which files count, Path -> bool. told: the caption of a file, path -> str, in place
     of those that are found. ValueError if nothing is left, if more than half are broken, or above the limit.
     """
+    check_frames(frames, rate)
     frames = FRAMES if frames is None else frames
     paths, texts, skipped = find_files(root, ANIMATED | FILMS)
     paths = paths if only is None else [path for path in paths if only(root / path)]
@@ -151,20 +152,21 @@ def load_clips(
         kinds = frozenset().union(*(reel.kinds for reel in reels.values()))
         channels = 1 if kinds == {1} else 3
         notes += ["what is transparent lies on white; pass channels=4 to keep it"] * (4 in kinds)
-    names, pieces = [], []
+    names, pieces, short = [], [], []
     for path, reel in reels.items():
         taken = at_rate(reel, rate)
         if len(taken) < frames:
             has = plural(len(taken), "frame")
-            skipped.append((printable(path), f"{has} at {rate:g} a second, and {frames} are needed"))
+            short.append((printable(path), f"{has} at {rate:g} a second, and {frames} are needed"))
         for first in range(0, len(taken) - frames + 1, frames):
             names.append(path)
             pieces.append([reel.frames[i] for i in taken[first : first + frames]])
     if not pieces:
         raise ValueError(
-            f"no clip in {root} has {frames} frames at {rate:g} a second (first: {skipped[0][0]}: {skipped[0][1]}); "
+            f"no clip in {root} has {frames} frames at {rate:g} a second (first: {short[0][0]}: {short[0][1]}); "
             "use fewer frames or a higher frame_rate"
         )
+    skipped += short
     if len(pieces) > len(set(names)):
         made = f"{plural(len(pieces), 'clip')} of {plural(frames, 'frame')}"
         notes.append(f"{plural(len(set(names)), 'file')} cut into {made}")
@@ -197,7 +199,8 @@ def _size_of(source):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             return stream.height, stream.width
-    except Exception:  # whoever reads it will say why
+    except Exception as error:  # whoever reads it will say why
+        check_memory(error)
         return None
 
 
@@ -216,6 +219,7 @@ def read_reel(path: Path, fit: Fit) -> Reel | str:
     except ImportError:
         return "a film needs the library av (pip install 'pydiff[video]')"
     except Exception as error:  # decoders raise a dozen types for damaged files
+        check_memory(error)
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__  # av's messages repeat the path
         return f"damaged ({said.splitlines()[0]})"
 

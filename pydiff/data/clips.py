@@ -12,6 +12,16 @@ from pydiff.data.pixels import resize, to_channels
 RATE = 8.0  # frames a second where nobody says
 
 
+def check_frames(frames, rate):
+    """ValueError for a number of frames, or of frames a second, that no clip can have; None is any."""
+    whole = isinstance(frames, int | np.integer) and not isinstance(frames, bool)
+    if frames is not None and not (whole and frames >= 1):
+        raise ValueError(f"frames is {frames!r}, expected a whole number of at least 1, for example 8")
+    number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
+    if rate is not None and not (number and 1e-3 <= rate < 1e4):
+        raise ValueError(f"frame_rate is {rate!r}, expected frames a second from 0.001 up to, but not, 10000")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clips(Dataset):
     """N clips of F frames, uint8 or float32 in [-1, 1], as `images` (N, F, H, W, C); the rest as in Dataset.

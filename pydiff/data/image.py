@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pydiff.data.limits import USUAL, Limit
+from pydiff.data.limits import USUAL, Limit, check_memory
 from pydiff.data.pixels import resize_image
 from pydiff.data.unreadable import readable
 from pydiff.printed import first_line
@@ -56,7 +56,8 @@ def look(source, limit: Limit = USUAL) -> Look | None:
             frames = getattr(image, "n_frames", 1) if image.format in SEVERAL else 1
             deep = _has_deep_colour(image)  # Pillow forgets it when it decodes
             return Look((image.height, image.width), frames, _top(image, _packed(source), limit), deep)
-    except Exception:  # `read_image` reports the reason
+    except Exception as error:  # `read_image` reports the reason
+        check_memory(error)
         return None
 
 
@@ -141,6 +142,7 @@ def read_frames(
     except Exception as error:  # decoders raise a dozen types for damaged files; one bad file must not end the run
         if isinstance(error, Refused):
             return str(error)
+        check_memory(error)
         return f"damaged ({first_line(error)})"
 
 
@@ -223,7 +225,8 @@ def _orientation(image) -> int:
     """EXIF orientation 1..8; 1 (as stored) if there is none or the metadata is unreadable, as viewers do."""
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # metadata is parsed with as many error types as images are
+    except Exception as error:  # metadata is parsed with as many error types as images are
+        check_memory(error)
         return 1
 
 

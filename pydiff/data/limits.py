@@ -40,6 +40,15 @@ class Limit(NamedTuple):
 USUAL = Limit()
 
 
+def check_memory(error: Exception):
+    """Raises MemoryError where an exception of others says that there was none: what there is no room for is not
+    damaged, and must not be missing in silence.
+    """
+    told = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in told or told.startswith("Error -4 "):  # Pillow's, zlib's
+        raise MemoryError(f"there is not enough memory ({told or type(error).__name__})") from error
+
+
 def _enough(size: int) -> int:
     """Whole GiB that hold so many bytes, and no less than the limit is anyway."""
     return max(int(LIMIT), -(-size // GIB))

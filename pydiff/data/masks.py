@@ -15,6 +15,7 @@ from pydiff.data.asked import asked
 from pydiff.data.dataset import colours, plural, some
 from pydiff.data.folder import read_images
 from pydiff.data.image import opened, read_size
+from pydiff.data.limits import check_memory
 from pydiff.data.listing import find_files
 from pydiff.data.moving import SHAPES, coverage
 from pydiff.data.pixels import check_size, crop_box
@@ -199,5 +200,6 @@ def _read_mask(image, mask, size):
             box = crop_box(plain.height, plain.width, size)
             values = np.asarray(plain.resize((size[1], size[0]), Image.Resampling.NEAREST, box=box)).astype(np.int64)
     except Exception as error:  # decoders raise a dozen types for damaged files
+        check_memory(error)
         return f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     return values[..., None] if values.ndim == 2 else values

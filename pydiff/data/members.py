@@ -16,6 +16,7 @@ import zlib
 from array import array
 from pathlib import Path
 
+from pydiff.data.limits import check_memory
 from pydiff.printed import first_line, printable
 
 BLOCK = 512  # a .tar file consists of such
@@ -125,6 +126,7 @@ class ZipMembers(Members):
             with zipfile.ZipExtFile(io.BytesIO(data), "r", info) as stream:
                 contents = stream.read(size + 1)
         except Exception as error:  # zipfile, zlib, bz2 and lzma have half a dozen types for damaged data
+            check_memory(error)
             raise ValueError(first_line(error)) from error
         if len(contents) != size:
             raise ValueError(f"it has {len(contents):,} bytes, and {size:,} are promised")

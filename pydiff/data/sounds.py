@@ -279,7 +279,9 @@ def decoded(source: Path | bytes, limit: Limit = USUAL) -> Sound:
     except Unreadable:
         raise
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
-        raise Unreadable(f"cannot be decoded ({str(error).split(': ')[-1].strip().rstrip('.')[:80]})") from None
+        told = str(error).split(": ")[-1].strip().rstrip(".")[:80]
+        told = "" if "does not exist" in told else f" ({told})"  # which libsndfile says of some damaged files
+        raise Unreadable(f"cannot be decoded{told}") from None
 
 
 def _fits(limit: Limit, size: int, packed: int | None = None):
@@ -307,7 +309,7 @@ def prepared(sound: Sound, rate: int, length: int, channels: int) -> Prepared:
     offset = bool(np.abs(mean).max() > OFFSET)
     x = x - mean
     if np.abs(x).max() < SILENT:
-        raise Unreadable("it holds silence alone")
+        raise Unreadable(why_silent(sound.samples))
     x = resample(x, own, rate)
     first, last = active(x, rate)
     trimmed = (len(x) - (last - first)) / rate
@@ -319,6 +321,15 @@ def prepared(sound: Sound, rate: int, length: int, channels: int) -> Prepared:
     pieces, padded, cut = pieces_of(x.astype(np.float32), length)
     shortened = len(sound.samples) >= int(LONGEST * own)
     return Prepared(pieces, own, count, trimmed, padded / rate, cut, clipped, offset, shortened)
+
+
+def why_silent(samples) -> str:
+    """Half a sentence on a sound (L, C) of which nothing is left once channels are mixed and the mean is taken away."""
+    if np.abs(samples).max() < SILENT:
+        return "it holds silence alone"
+    if np.ptp(samples, axis=0).max() < 2 * SILENT:
+        return "it holds one value alone, which nobody hears"
+    return "its channels cancel each other"
 
 
 def is_clipped(x) -> bool:

@@ -219,6 +219,7 @@ def test_files_that_are_no_text(tmp_path):
     ("text", "note"),
     [
         ("name,text\na.png,x", "line 1: the columns are name, text, expected file_name and text"),
+        ('"na\nm\x1be",text\na.png,x', r"line 1: the columns are na\nm\x1be, text, expected file_name and text"),
         ("file_name,text\na.png", None),
         ("file_name,text\na.png,x,more,columns", None),
         ('file_name,text\na.png,"' + "x" * 200_000 + '"', "field larger than field limit"),

@@ -195,3 +195,31 @@ def test_no_clip_is_held_at_its_own_size(tmp_path):
     tracemalloc.stop()
     assert data.shape == (8, 16, 16, 3)
     assert peak < 60 * 256 * 256 * 3 / 2  # half of one clip as it is in its file
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"frames": 0}, "frames is 0"),
+        ({"frames": -3}, "frames is -3"),
+        ({"frames": 2.5}, "frames is 2.5"),
+        ({"frames": True}, "frames is True"),
+        ({"frame_rate": 0}, "frame_rate is 0"),
+        ({"frame_rate": -1.0}, "frame_rate is -1.0"),
+        ({"frame_rate": float("nan")}, "frame_rate is nan"),
+        ({"frame_rate": float("inf")}, "frame_rate is inf"),
+    ],
+)
+def test_frames_that_no_clip_can_have_are_refused(tmp_path, asked, why):
+    for source in (tmp_path, "moving-shapes", np.zeros((2, 4, 8, 8, 3), np.uint8)):
+        with pytest.raises(ValueError, match=why):
+            load(source, **asked)
+
+
+def test_the_reason_for_no_clip_is_one_that_is_too_short(tmp_path):
+    (tmp_path / "a.gif").write_bytes(b"GIF89a no more of it")
+    images = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)]
+    for name in ("b.gif", "c.gif"):
+        images[0].save(tmp_path / name, save_all=True, append_images=images[1:], duration=125)
+    with pytest.raises(ValueError, match=r"first: b.gif: 3 frames"):
+        load(tmp_path, frames=8)

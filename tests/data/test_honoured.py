@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pydiff.data import load
 from pydiff.data.origin import Origin
@@ -280,3 +280,32 @@ def test_text_of_no_characters_is_refused(tmp_path, order):
         else:
             with pytest.raises(ValueError, match="numbers that are no characters"):
                 load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("cache_gb", [0, 1])
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory when reading image file")])
+def test_what_there_is_no_memory_for_is_not_damaged(tmp_path, monkeypatch, error, cache_gb):
+    """An image would be missing, and nobody would know why."""
+    for i in range(4):
+        Image.fromarray(np.full((9, 9, 3), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    load_ = ImageFile.ImageFile.load
+
+    def load_or_not(image):
+        if str(getattr(image, "filename", "")).endswith("2.png"):
+            raise error
+        return load_(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load_or_not)
+    with pytest.raises(MemoryError, match="there is not enough memory"):
+        load(tmp_path, cache_gb=cache_gb).images[:]
+
+
+def test_nor_is_what_cannot_be_unpacked_for_that_reason(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((3, 4, 4), np.uint8))
+
+    def read(*_arguments):
+        raise zlib.error("Error -4 while decompressing data")
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    with pytest.raises(MemoryError, match="there is not enough memory"):
+        load(tmp_path / "a.npz")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pydiff.data import Sounds, describe, load
-from pydiff.data.sounds import active, is_clipped, pieces_of
+from pydiff.data.sounds import active, is_clipped, pieces_of, prepared
 from pydiff.data.tones import CLASSES, NOTES, load_tones
+from pydiff.sound.wav import Sound, Unreadable
 from tests.sound.make import sine, wav
 
 
@@ -54,7 +55,7 @@ def test_everything_is_read_or_listed(folder):
         "b/no sample.wav": "it holds no samples",
         "b/no sound.wav": "it does not begin like a WAV file",
         "b/one sample.wav": "it holds a single sample",
-        "b/silence.wav": "it holds silence alone",
+        "b/silence.wav": "it holds one value alone, which nobody hears",
     }
     text = describe(sounds)
     for said in (
@@ -71,6 +72,26 @@ def test_everything_is_read_or_listed(folder):
         "10 sounds may be learned by heart",
     ):
         assert said in text, said
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "why"),
+    [
+        (0 * sine(440, 8000, 0.5), 0 * sine(440, 8000, 0.5), "it holds silence alone"),
+        (
+            0 * sine(440, 8000, 0.5) + 0.5,
+            0 * sine(440, 8000, 0.5) - 0.2,
+            "it holds one value alone, which nobody hears",
+        ),
+        (sine(440, 8000, 0.5), -sine(440, 8000, 0.5), "its channels cancel each other"),
+    ],
+)
+def test_a_sound_without_sound_says_why(left, right, why):
+    sound = Sound(np.stack([left, right], 1), 8000)
+    with pytest.raises(Unreadable, match=why):
+        prepared(sound, 8000, 4000, 1)
+    if "cancel" in why:
+        assert len(prepared(sound, 8000, 4000, 2).pieces) == 1  # heard by themselves, they are sounds
 
 
 def test_loudness_offset_and_pitch_are_what_was_said(folder):
@@ -142,6 +163,24 @@ def test_other_formats(tmp_path):
     assert all("\n" not in why for _, why in sounds.skipped)
     spectra = np.abs(np.fft.rfft(sounds.images[:, 0, :, 0]))
     assert spectra.argmax(1).tolist() == [440] * 6
+
+
+def test_an_mp3_with_a_cover_is_read_and_one_that_ends_at_once_is_listed(tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="mp3 needs soundfile: not installed")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, sine(440, 44100, 1.0), 44100, format="MP3")
+    image = b"\0image/png\0\3\0\x89PNG" + bytes(range(256)) * 300
+    frame = b"APIC" + len(image).to_bytes(4, "big") + b"\0\0" + image
+    size = bytes((len(frame) >> shift) & 127 for shift in (21, 14, 7, 0))  # ID3v2's seven bits a byte
+    for name in ("a.mp3", "b.mp3"):
+        (tmp_path / name).write_bytes(b"ID3\3\0\0" + size + frame + buffer.getvalue())
+    (tmp_path / "c.mp3").write_bytes(buffer.getvalue()[:300])
+    sounds = load(tmp_path)
+    assert np.abs(np.fft.rfft(sounds.images[:, 0, :, 0])).argmax(1).tolist()[:1] == [440]
+    ((path, why),) = sounds.skipped
+    assert path == "c.mp3"
+    assert why.startswith("cannot be decoded")
+    assert "regular file" not in why
 
 
 def test_without_the_library_they_are_listed(tmp_path, monkeypatch):

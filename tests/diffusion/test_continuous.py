@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pydiff.diffusion.continuous import LEVELS
+from pydiff.diffusion.continuous import LEVELS, level_of
 from pydiff.diffusion.path import path, path_of_level
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import heun, start_scale
@@ -74,3 +74,26 @@ def test_schedules_without_a_function_are_refused():
     ):
         with pytest.raises(ValueError, match=said):
             path(table, 5, "continuous")
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"),
+    [
+        ("linear", lambda u: 0.1 + (20.0 - 0.1) * u),
+        ("scaled_linear", lambda u: (np.sqrt(0.85) + (np.sqrt(12.0) - np.sqrt(0.85)) * u) ** 2),
+    ],
+)
+def test_the_functions_solve_their_equation(name, beta):
+    """d log alpha / du = -beta(u) / 2, from log alpha = 0 on (Song et al. 2021, eq. 29), and alpha^2 + sigma^2 = 1."""
+    n = 20000
+    middles = (np.arange(n) + 0.5) / n
+    expected = np.exp(-0.5 * np.cumsum(beta(middles)) / n)
+    alpha, sigma = LEVELS[name]()(np.arange(1, n + 1) / n)
+    np.testing.assert_allclose(alpha, expected, rtol=1e-7)
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-12)
+
+
+def test_the_function_of_a_schedule_has_its_ends():
+    s = schedule("linear", 400, beta_start=0.001, beta_end=0.03)
+    own, expected = level_of(s)(np.array([0.25, 1.0])), LEVELS["linear"](0.4, 12.0)(np.array([0.25, 1.0]))
+    np.testing.assert_allclose(own, expected, rtol=1e-12)

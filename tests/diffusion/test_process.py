@@ -193,3 +193,24 @@ def test_posterior_at_the_clean_end(dtype):
     assert log_variance[0] == log_variance[1] == pytest.approx(np.log(variance[1]), rel=1e-5)
     with pytest.raises(ValueError, match="has sigma = 0 at t = 0"):
         Process(Schedule("clean", [1.0, 0.5], [0.0, 1.0])).posterior(x0, x_t, np.array([0, 1]))
+
+
+def test_the_variance_of_a_step_is_beta():
+    """DDPM's beta_t, from whose running product the schedule is made."""
+    beta = np.linspace(0.001, 0.2, 30)
+    process = Process(schedule("linear", 30, beta_start=0.001, beta_end=0.2))
+    np.testing.assert_allclose(process.transition_variance(np.arange(30)), beta, rtol=1e-12)
+    np.testing.assert_allclose(process.transition_variance(np.array([7, 0])), beta[[7, 0]], rtol=1e-12)
+
+
+def test_levels_between_the_steps():
+    """A t that is no whole number lies between two levels; what draws by steps does not take it."""
+    process, half = Process(schedule("linear", 30)), np.array([3.5])
+    alpha, sigma = process.schedule.at(half)
+    assert process.schedule.alpha[4] < alpha[0] < process.schedule.alpha[3]
+    x0, eps = np.full((1, 2), 0.5), np.full((1, 2), -0.25)
+    np.testing.assert_allclose(process.target(x0, eps, half), eps)
+    x_t = alpha * x0 + sigma * eps
+    np.testing.assert_allclose(process.to_x0(x_t, eps, half), x0, rtol=1e-12)
+    with pytest.raises(ValueError, match="integers"):
+        process.transition_variance(half)

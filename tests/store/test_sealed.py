@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pydiff.store import sealed
 from pydiff.store.checkpoint import CheckpointError
 from tests.stress import checkpoint_crash, checkpoint_faults
 
@@ -65,3 +66,23 @@ def test_killed_while_saving(tmp_path):
     assert result["kills_inside_a_write"] >= 5
     assert result["saves_returned"] > 0
     assert result["lost"] == result["damaged_seen"] == 0
+
+
+def test_what_an_interrupted_removal_left_is_in_nobodys_way(tmp_path):
+    """The partial folder of before, a file or a link under that name."""
+    for left in ("folder", "file", "link"):
+        path, partial, other = tmp_path / "step", tmp_path / ".partial", tmp_path / "other"
+        for folder in (path, other):
+            folder.mkdir(exist_ok=True)
+            (folder / "data").write_text("x")
+        if left == "folder":
+            (partial / "inner").mkdir(parents=True)
+            (partial / "inner" / "data").write_text("old")
+        elif left == "file":
+            partial.write_text("old")
+        else:
+            partial.symlink_to(other)
+        sealed.discard(path, partial)
+        assert not path.exists()
+        assert not os.path.lexists(partial)
+        assert (other / "data").read_text() == "x"  # a link is removed, and not what it leads to

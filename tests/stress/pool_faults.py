@@ -50,7 +50,10 @@ TYPE = re.compile(r"^(?: {4})?(?:class|struct) (?:alignas\(\d+\) )?(\w+)[^;]*\{"
 FUNCTION = re.compile(r"^(?: {4})?(?:[\w:<>*&~]+ )*[*&~]*(\w+)\([^;]*\{")
 # Where a fault changes how long something takes and nothing else: no check can notice, and none should.
 SPEED = [
-    (r"^spin|spin\(|if \(!?\(?seated_ >", "how long a thread looks for work, or for the others' end, before it sleeps"),
+    (
+        r"^spin|spin\(|offered|if \(!?\(?seated_ >",
+        "how long a thread looks for work, or for the others' end, before it sleeps",
+    ),
     (r"^Placement|^Pool.place|crowded_|\.place\.|sched_getaffinity", "which processor a thread is sent to"),
     (
         r"^Pool.worth_waking|^Pool.asleep|asleep|awake|sleepers|short_work_",
@@ -58,7 +61,12 @@ SPEED = [
     ),
 ]
 # The line as it is changed -> why no check can notice.
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    "while (share.next.load(std::memory_order_relaxed) <= share.end) {": "who claims what is not there gives it up",
+    "int64_t end = 1;": "written before it is read",
+    "(void)0; // inside_region = true;": "a region inside finds the pool taken, and runs on its thread as well",
+    "region.work(1);": "which share a thread begins with",
+}
 
 
 def code_of(source: str) -> str:

@@ -67,3 +67,18 @@ def test_options_of_numpy_are_those_of_python():
     options = Options(steps=np.int64(5), lr=np.float32(0.5), channels=[np.int64(8)], size=np.array([8, 16]))
     assert [type(v) for v in (options.steps, options.lr, options.channels[0])] == [int, float, int]
     assert (options.channels, options.size) == ((8,), (8, 16))
+
+
+@pytest.mark.parametrize("attention", [(2,), (0, 2), (-1,)])
+def test_attention_is_for_levels_that_are_there(attention):
+    with pytest.raises(ValueError, match=r"attention names levels 0 to 1 \(the model has 2\)"):
+        levels_with_attention(Options(channels=(8, 8), attention=attention), (8, 8), 8)
+
+
+@pytest.mark.parametrize("prediction", ["edm", "edm_v"])
+def test_what_goes_with_a_preconditioned_prediction(prediction):
+    right = Options(prediction=prediction, schedule="edm")
+    assert right.check() == right
+    for wrong in ({"variance": "learned"}, {"self_conditioning": True}):
+        with pytest.raises(ValueError, match="does not go with prediction"):
+            Options(prediction=prediction, schedule="edm", **wrong).check()

@@ -1,6 +1,7 @@
 // The pool of csrc/cpu/parallel.cpp: a region runs every item once, waits for its threads and hands on what they throw;
 // what a thread keeps for itself is its own, and a forked child has a pool of its own. Made so that a fault shows as a
 // wrong result, whatever the threads' order; a race between them is for ThreadSanitizer (cross.py --thread-sanitize).
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -63,6 +64,19 @@ void check_exceptions() {
         }
     }
     if (thrown < 3) fail("no worker was there to throw");
+    for (int64_t bad = 0; bad < 40; ++bad) {  // one item alone, wherever it is run
+        std::atomic<int> after{0};
+        try {
+            parallel_for(40, 1, [&](int64_t i) {
+                if (i == bad) throw std::runtime_error(std::to_string(i));
+            });
+            return fail("what one item threw was lost");
+        } catch (const std::runtime_error& error) {
+            if (std::string(error.what()) != std::to_string(bad)) return fail(error.what());
+        }
+        parallel_for(40, 1, [&](int64_t) { ++after; });
+        if (after != 40) return fail("a region after one that threw");
+    }
 }
 
 // Every item of a region is run once, in chunks of `grain` that begin at its multiples.
@@ -82,7 +96,8 @@ void check_once() {
                     if (i % 16 == 0) std::this_thread::yield();
                 }
             };
-            for (int round = 0; round < 20; ++round) {
+            const int rounds = count < 8 ? 40 : 5;
+            for (int round = 0; round < rounds; ++round) {
                 for (auto& n : runs) n = 0;
                 parallel_chunks(count, grain, RangeBody(body), long_enough);
                 if (odd) return fail("a chunk that none should be");
@@ -170,6 +185,15 @@ void check_scratch() {
         float* longer = scratch(3, 1 << 20);
         std::fill(longer, longer + (1 << 20), 1.0f);
         if (scratch(3, 5) != longer) fail("scratch that shrinks");
+        for (int round = 0; round < 2; ++round) {
+            try {
+                scratch(4, size_t{1} << 58);
+                fail("scratch that there is no memory for");
+            } catch (const std::bad_alloc&) {
+            }
+        }
+        float* again = scratch(4, 1000);
+        std::fill(again, again + 1000, 2.0f);
         return longer[(1 << 20) - 1] == 1.0f ? void() : fail("scratch that is too short");
     };
     use();
@@ -195,6 +219,37 @@ int child() {
     for (int round = 0; round < 5; ++round) most = std::max(most, helpers());
     set_threads(2);
     return most > 1 ? 0 : 1;
+}
+
+// In a process of its own that has room for a few threads: what the message says can be had.
+void check_few() {
+#if defined(__SANITIZE_ADDRESS__)
+    return;  // which ends the process itself where it finds no room
+#endif
+    const pid_t pid = fork();
+    if (pid == 0) {
+        rlimit room{};
+        long pages = 0;
+        if (std::unique_ptr<FILE, int (*)(FILE*)> file{std::fopen("/proc/self/statm", "r"), std::fclose})
+            if (std::fscanf(file.get(), "%ld", &pages) != 1) _exit(5);
+        room.rlim_cur = room.rlim_max = static_cast<rlim_t>(pages) * 4096 + (rlim_t{100} << 20);
+        if (setrlimit(RLIMIT_AS, &room) != 0) _exit(0);
+        set_threads(500);
+        int most = 0;
+        try {
+            parallel_for(64, 1, [](int64_t) { rest(); });
+            _exit(2);
+        } catch (const std::bad_alloc& error) {
+            if (std::sscanf(error.what(), "the system allows only %d of 500 threads", &most) != 1) _exit(3);
+        }
+        set_threads(most);
+        std::atomic<int> items{0};
+        parallel_for(64, 1, [&](int64_t) { ++items; });
+        _exit(items == 64 ? 0 : 4);
+    }
+    int status = 0;
+    waitpid(pid, &status, 0);
+    if (status != 0) fail("too few threads: status " + std::to_string(status));
 }
 
 void check_fork() {
@@ -223,11 +278,12 @@ void check_fork() {
     if (other.joinable()) other.join();
 }
 #else
+void check_few() {}
 void check_fork() {}
 #endif
 
 const Op parallel_op("parallel", {check_once, check_nested, check_prepared, check_numbers, check_scratch, check_waits,
-                                  check_exceptions, check_fork});
+                                  check_exceptions, check_few, check_fork});
 
 }  // namespace
 }  // namespace pydiff::check
