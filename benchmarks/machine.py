@@ -15,6 +15,8 @@ from benchmarks.contenders import available_threads, kernels, levels, peer
 from pydiff import backend, ops
 from pydiff.tensor import Tensor, no_grad
 
+PACKAGES = ("pydiff", "numpy", "torch", "diffusers", "openvino")
+
 
 def describe(threads):
     """The machine and the software, as a dict for JSON."""
@@ -30,7 +32,11 @@ def describe(threads):
         "versions": {
             "python": platform.python_version(),
             "blas": f"{blas['name']} {blas['version']}",
-            **{name: installed(name) for name in ("pydiff", "numpy", "torch", "diffusers") if installed(name)},
+            **{
+                name: installed(name)
+                for name in ("pydiff", "numpy", "torch", "diffusers", "openvino")
+                if installed(name)
+            },
         },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

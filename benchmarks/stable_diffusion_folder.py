@@ -4,7 +4,8 @@ begins, how much memory an image takes, with and without --low-memory, and what 
     python -m benchmarks.stable_diffusion_folder FOLDER           makes the folder if it is not there (2.1 GB)
     python -m benchmarks.stable_diffusion_folder FOLDER --quick   a small model
 
-Writes benchmarks/results/stable_diffusion_folder.json after every part, and leaves out parts that are there already.
+Writes benchmarks/results/stable_diffusion_folder.json after every part, and leaves out parts that are there already,
+unless they are named: --parts "low memory" measures that one again.
 Every part is a process of its own. Memory is what the system counts as the process's own (RssAnon: not what it has
 mapped of files), looked at every few milliseconds, in the U-Net's time and in the decoder's.
 """
@@ -130,13 +131,46 @@ def inverted(path, options):
     return {"foretold": said[-1], "seconds": took[0], "processor_seconds": took[1], "gb": watch.most}
 
 
+def table(report):
+    """The report as Markdown."""
+    plain, low, word = (report["parts"].get(part) for part in PARTS)
+    lines = [
+        f"{8 * report['latents']} x {8 * report['latents']} pixels, {report['steps']} steps with guidance, "
+        f"{report['machine']['threads']} threads of {report['machine']['cpu']}:",
+        "",
+        "| | weights kept | `--low-memory` |",
+        "|---|---|---|",
+    ]
+    rows = {
+        "the first forward pass begins after, s by the clock": lambda part: part["seconds_until_first_forward"],
+        "the same, s of processor time": lambda part: part["processor_seconds_until_first_forward"],
+        "memory while the U-Net works, GB": lambda part: part["gb"]["unet"],
+        "memory while the decoder works, GB": lambda part: part["gb"]["decoder"],
+        "a guided step, s by the clock": lambda part: part["seconds_unet"] / report["steps"],
+        "decoding, s by the clock": lambda part: part["seconds_decoder"],
+        "the whole image, s of processor time": lambda part: part["processor_seconds"],
+        "load of the machine": lambda part: part["load"],
+    }
+    for name, figure in rows.items():
+        cells = ["" if part is None else f"{figure(part):.2f}" for part in (plain, low)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    if word is not None:
+        most = max(word["gb"].values())
+        lines += [
+            "",
+            f"A step of textual inversion took {word['seconds']:.0f} s, {word['processor_seconds']:.0f} s of processor "
+            f"time, and {most:.1f} GB with the model. Before it began, `pydiff invert` said: {word['foretold']}.",
+        ]
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quick", action="store_true", help="a small model")
     parser.add_argument("--side", type=int, default=64, help="of the latents")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
@@ -154,21 +188,25 @@ def main():
         return 0
     if not options.folder.exists():
         make_folder(options.folder, options.quick)
-    same = {"latents": options.side, "steps": options.steps, "quick": options.quick}
+    same = {
+        "script": "stable_diffusion_folder",
+        "latents": options.side,
+        "steps": options.steps,
+        "quick": options.quick,
+    }
     report = json.loads(options.json.read_text()) if options.json.exists() else {}
     if {name: report.get(name) for name in same} != same:
         report = {**same, "parts": {}}
-    for part in options.parts:
-        if part in report["parts"]:
-            continue
+    for part in options.parts or [part for part in PARTS if part not in report["parts"]]:
         arguments = [*sys.argv[1:], "--part", part, "--began", str(time.time())]
         command = [sys.executable, "-m", "benchmarks.stable_diffusion_folder", *arguments]
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        report["parts"][part] = json.loads(found.splitlines()[-1])
-        report |= {"load": os.getloadavg()[0], "machine": describe(options.threads)}
+        report["parts"][part] = {**json.loads(found.splitlines()[-1]), "load": os.getloadavg()[0]}
+        report["machine"] = describe(options.threads)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")
         print(part, json.dumps(report["parts"][part]), flush=True)
+    print(table(report))
     images = {report["parts"][part]["image"] for part in ("plain", "low memory") if part in report["parts"]}
     if len(images) > 1:
         raise RuntimeError("--low-memory drew another image")

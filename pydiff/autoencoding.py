@@ -8,6 +8,7 @@ latents are good for.
 """
 
 import contextlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -20,36 +21,36 @@ from pydiff.formats.safetensors import CheckpointError
 from pydiff.latent_space import LatentSpace, open_autoencoder
 from pydiff.preview import preview_png
 from pydiff.printed import all_printable, printable
-from pydiff.reopen import finish, is_run
+from pydiff.reopen import finish, how_far, is_run, keep_data, newer, nothing_yet, origin_of
 from pydiff.store import sealed
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
 from pydiff.training import AutoencoderOptions, AutoencoderTask, Interrupted, fit, join, opened, settled
+from pydiff.training.autoencoder import network_for
 from pydiff.training.changes import heard
+from pydiff.training.forecast import check_room
 
 
 class AutoencoderRun:
     """A trained (or half-trained) autoencoder with what is needed to use it and to look at it.
 
     autoencoder: the network with averaged weights. codec: LatentSpace of images of the training data's size. options:
-    dict. step: training steps done. directory: the run's Path, or None. data_name: what it was trained on.
+    dict. step: training steps done, or a function that says. directory: the run's Path, or None. data_name: what it was
+    trained on. notes: what was said when it was opened.
     """
 
     def __init__(self, autoencoder, shape, options, *, origin=None, step=0, directory=None, dataset=None, log=()):
         self.autoencoder, self.codec = autoencoder, LatentSpace(autoencoder, shape[:2])
         self.options, self.directory, self._step = options, directory, step
         self.origin = Origin() if origin is None else origin
-        self._dataset, self._log = dataset, log if isinstance(log, Log) else Log(entries=log)
+        self._dataset, self._log, self.notes = dataset, log if isinstance(log, Log) else Log(entries=log), ()
 
     draws = False  # from noise
     model = property(lambda self: self.autoencoder)
     data_name = property(lambda self: self.origin.name)
     parameters = property(lambda self: sum(p.size for p in self.autoencoder.parameters()))
 
-    @property
-    def step(self):
-        """Training steps done: what the log says, if there is one."""
-        return self._log.entries[-1]["step"] if self._log.entries else self._step
+    step = property(lambda self: self._step() if callable(self._step) else self._step)
 
     @property
     def name(self):
@@ -162,8 +163,11 @@ def train_autoencoder(
             log, average = Log() if folder is None else folder.log, trainer.ema_model()
             history = {"origin": Origin.of(dataset, data), "dataset": dataset, "log": log}
             history |= {} if folder is None else {"directory": folder.path}
-            live = AutoencoderRun(average, dataset.shape, options.to_config(), **history, step=trainer.step)
+            live = AutoencoderRun(average, dataset.shape, options.to_config(), **history, step=lambda: trainer.step)
+            if folder is not None:
+                keep_data(folder, live.origin)
             tell(trainer.notes)
+            check_room(trainer)
             try:
                 tell(fit(trainer, log, folder, lambda: preview_png(live, watch), progress and group.first))
             except Interrupted as interrupted:
@@ -190,19 +194,63 @@ def holds_autoencoder(directory) -> bool:
     )
 
 
-def load_autoencoder(directory):
-    """Opens a run's folder, a model that AutoencoderRun.save wrote, or an autoencoder of diffusers."""
-    directory = Path(directory)
-    training = is_run(directory)
-    model, folder = open_autoencoder(directory), directory / "model" if training else directory
-    history = autoencoder_folder.history(sealed.resolve(folder.resolve()))
+def load_autoencoder(directory) -> AutoencoderRun:
+    """Opens a run's folder, a model that AutoencoderRun.save wrote, or an autoencoder of diffusers.
+
+    A run that is unfinished, or going on right now, is opened from its newest checkpoint, and says so.
+    """
+    directory, config, notes = Path(directory), {}, []
+    folder = RunDirectory(directory) if is_run(directory) else None
+    source = directory if folder is None else folder.path / "model"
+    history = None
+    if folder is None or sealed.resolve(source.absolute()).is_dir():
+        history = autoencoder_folder.history(sealed.resolve(source.resolve()))
+    if folder is not None:
+        try:
+            config = folder.config()
+        except ValueError as error:
+            if history is None:
+                raise CheckpointError(f"{error}.") from error
+            notes.append(str(error))
+        found = newer(folder, config, None if history is None else history.get("step", 0), notes)
+        if found is not None:
+            return _followed(*_unfinished(folder, config, found, notes), folder, notes)
+        if history is None:
+            raise nothing_yet(folder, config)
+    assert history is not None
+    return _followed(open_autoencoder(directory), history, folder, notes)
+
+
+def _unfinished(folder, config, found, notes):
+    """(autoencoder, history) of a run in training, with the averaged weights of a checkpoint."""
+    try:
+        options, shape = AutoencoderOptions.from_keywords(config["options"]), config["codec"]["shape"]
+        model = network_for(options, shape)
+        flat, parameters = found.array, model.parameters()
+        if flat.shape != (sum(p.size for p in parameters),):
+            raise ValueError(f"its checkpoint has {flat.size:,} weights, and its network {model.config}")
+        for p, part in zip(parameters, np.split(flat, np.cumsum([p.size for p in parameters])[:-1]), strict=True):
+            p.data = part.reshape(p.shape).copy()
+    except (ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
+        raise CheckpointError(f"{folder.path} cannot be followed ({error!a:.200}).") from error
+    step = found.state["step"]
+    notes += [*how_far(folder, config, step), "its latents are not scaled yet: that is measured when training ends"]
+    origin = origin_of(folder, config).to_config()
+    return model, {"options": config["options"], "step": step, "shape": shape, "origin": origin}
+
+
+def _followed(model, history, folder, notes):
+    """The AutoencoderRun with this history."""
     size, channels = model.config.get("sample_size") or 8 * model.factor, model.config["in_channels"]
     sides = size if isinstance(size, list) else [size, size]
     shape = history.get("shape") or [*(max(1, side // model.factor) * model.factor for side in sides), channels]
+    for note in notes:
+        logging.getLogger("pydiff").warning("%s", note)
     try:
-        origin = Origin.from_config(history.get("origin", {}))
-        beside = {"origin": origin, "step": history.get("step", 0)}
-        beside |= {"directory": directory, "log": RunDirectory(directory).log} if training else {}
-        return AutoencoderRun(model, shape, history.get("options", {}), **beside)
+        beside = {"origin": Origin.from_config(history.get("origin", {})), "step": history.get("step", 0)}
+        beside |= {} if folder is None else {"directory": folder.path, "log": folder.log}
+        made = AutoencoderRun(model, shape, history.get("options", {}), **beside)
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} cannot be followed ({error!a:.200}).") from error
+        raise CheckpointError(f"the autoencoder cannot be followed ({error!a:.200}).") from error
+    made.notes = tuple(notes)
+    return made

@@ -120,14 +120,20 @@ def arena():
     return contextlib.nullcontext() if cpu is None else cpu.Arena()
 
 
+def trim():
+    """Hands back to the system what the arena holds and no array uses, and this thread's scratch memory."""
+    if cpu is not None:
+        cpu.arena_trim()
+        cpu.release_scratch()
+
+
 @contextlib.contextmanager
 def trimmed():
-    """Afterwards, what the arena holds and no array uses goes back to the system. Also a decorator."""
+    """`trim` afterwards. Also a decorator."""
     try:
         yield
     finally:
-        if cpu is not None:
-            cpu.arena_trim()
+        trim()
 
 
 def _emulator():

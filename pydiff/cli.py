@@ -87,23 +87,17 @@ class Train:
         if self.accumulate is not None and self.accumulate < 0:
             raise ValueError(f"accumulate must be a whole number of at least 0, got {self.accumulate}")
         training = self.training if self.accumulate is None else replace(self.training, shards=self.accumulate)
-        if self.dry_run and (self.model != "unet" or self.latent is not None):
-            raise ValueError(
-                "a dry run is for diffusion models of pixels; leave out --dry-run, or --model and --latent"
-            )
         if self.model == "autoencoder":
             self.run_autoencoder(training)
             return
         for name in ("latent_channels", "kl_weight"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is an option of autoencoders; give --model autoencoder, or leave it out")
-        if self.dry_run:
-            from pydiff.dry_run import dry_run
-
-            say(dry_run(self.data, device=self.device, **training.to_config()))
-            return
         if self.model == "classifier":
             self.run_classifier(training)
+            return
+        if self.dry_run:
+            self.foretell(training.to_config(), latent=self.latent)
             return
         run = train_command(self.data, self.out, training, self.device, images=self.images, latent=self.latent)
         if is_first():
@@ -111,11 +105,21 @@ class Train:
             shown = typed(self.out)
             say(f"model in {self.out / 'model'}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
 
+    def foretell(self, options, **more):
+        """The dry run."""
+        from pydiff.dry_run import dry_run
+
+        say(dry_run(self.data, device=self.device, **more, **options))
+
     def run_classifier(self, options):
         """The same for a classifier."""
         if self.latent is not None or self.images is not None:
             raise ValueError("a classifier is trained on its data alone; leave out --latent and --images")
-        run: Any = train_command(self.data, self.out, replace(options, sample_every=0), self.device, model="classifier")
+        options = replace(options, sample_every=0)
+        if self.dry_run:
+            self.foretell(options.to_config(), model="classifier")
+            return
+        run: Any = train_command(self.data, self.out, options, self.device, model="classifier")
         say(
             f"classifier of {', '.join(run.classes[:8])}{', ..' * (len(run.classes) > 8)} in {self.out / 'model'}; "
             f"next: pydiff sample RUN --classifier {self.out} --label {run.classes[0]}"
@@ -130,6 +134,9 @@ class Train:
             raise ValueError("latent belongs to a diffusion model; an autoencoder makes latents of images")
         more = {"latent_channels": self.latent_channels, "kl_weight": self.kl_weight}
         chosen: dict[str, Any] = AutoencoderOptions.of_diffusion(options, **more).to_config()
+        if self.dry_run:
+            self.foretell(chosen, model="autoencoder")
+            return
         run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **chosen)
         show(run)
         say(

@@ -1,20 +1,37 @@
 """`pydiff train --dry-run`: what a training would take, said before it takes it."""
 
-from pydiff import backend
+from pydiff import backend, memory
 from pydiff.data import load
-from pydiff.training import Options, Trainer, join, reading, settled, task_for
-from pydiff.training.forecast import forecast
+from pydiff.latent_space import EncodedFew, opened_in
+from pydiff.training import AutoencoderOptions, AutoencoderTask, Options, Trainer, join, reading, settled, task_for
+from pydiff.training.classify import ClassifyTask
+from pydiff.training.forecast import duration, forecast
 from pydiff.warm import warm
 
+FEW = 16  # images that are encoded for a training in latents
 
-def dry_run(data, *, device="cpu", **options) -> str:
+
+def dry_run(data, *, device="cpu", model=None, latent=None, **options) -> str:
     """A few lines: memory from small steps, time from a few whole ones. Nothing is written.
 
-    data, device, options: as for `pydiff.train`. ValueError, in one sentence, for a training that cannot fit into
-    memory, with what would.
+    data, device, model, latent, options: as for `pydiff.train`. ValueError, in one sentence, for a training that cannot
+    fit into memory, with what would.
     """
-    options = settled(Options.from_keywords(options), None, join("off"))
+    kind = AutoencoderOptions if model == "autoencoder" else Options
+    options = settled(kind.from_keywords(options), None, join("off"))
     with backend.use_device(device):
         dataset = load(data, **reading(options.to_config()))
-        task, _ = warm(lambda network: task_for(dataset, options, network), options.init_from)
-    return f"{dataset.summary()}\n{forecast(Trainer(task, options, device))}"
+        lines = [dataset.summary()]
+        if model == "autoencoder":
+            task = AutoencoderTask(dataset, options)
+        elif model == "classifier":
+            task = ClassifyTask(dataset, options)
+        else:
+            codec = None if latent is None else opened_in(latent, dataset)
+            task, _ = warm(lambda network: task_for(dataset, options, network, codec), options.init_from, None, model)
+            if latent is not None:
+                task.read = few = EncodedFew(task.read, FEW)
+                lines.append(
+                    f"before the first step the data are encoded: {duration(few.seconds)}, {memory.told(few.bytes)}"
+                )
+    return "\n".join([*lines, forecast(Trainer(task, options, device))])

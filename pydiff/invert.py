@@ -9,7 +9,6 @@ it is, and writes them into a file that this and other programs read.
     pydiff.load("FOLDER", embedding=[made.file]).sample(1, prompts=["<mine> in the snow"])
 """
 
-import dataclasses
 import math
 import re
 import time
@@ -122,7 +121,7 @@ def foretold(task, options, device="cpu") -> str:
         sides = [None]  # small as it is
     pixels, peaks, seconds = [], [], []
     for side in [sides[0], *sides]:  # the first time, weights are read
-        small = dataclasses.replace(batch, x0=np.ascontiguousarray(batch.x0[:, :side, :side]))
+        small = batch.corner(side)
         began = time.perf_counter()
         peaks.append(peak(trainer, small))
         seconds.append(time.perf_counter() - began)

@@ -12,6 +12,7 @@ noise that is added to it.
 import hashlib
 import json
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,24 @@ class Encoded:
         content = safetensors.pieces({"x": table})
         sealed.write(folder, folder.with_name(f".{CACHE}.pydiff-partial"), [(TABLE, content)], SEAL, kind, info)
         return table
+
+
+class EncodedFew(Encoded):
+    """The first few images of a data set, encoded, in place of all of them: for a training that is only foretold.
+
+    seconds, bytes: what encoding all of them will take, about.
+    """
+
+    def __init__(self, whole: Encoded, count: int):
+        count = min(count, len(whole.dataset))
+        super().__init__(whole.codec, whole.dataset.subset(np.arange(count)), whole.flip)
+        began = time.perf_counter()
+        self.table = self._made()
+        self.seconds = (time.perf_counter() - began) * len(whole.dataset) / count
+        self.bytes = self.table.nbytes / count * len(whole.dataset)
+
+    def __call__(self, indices, mirrored=None):
+        return super().__call__(np.asarray(indices) % len(self.dataset), mirrored)
 
 
 def opened_in(latent, dataset, beside=None) -> LatentSpace:

@@ -18,7 +18,7 @@ from pydiff.pipeline import Pipeline
 from pydiff.store import checkpoint, kept
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.store.newest import newest_step, read_newest
+from pydiff.store.newest import Newest, newest_step, read_newest
 
 
 class Opened(NamedTuple):
@@ -65,16 +65,8 @@ def _open_run(folder, wishes) -> Opened:
         if done is None:
             raise CheckpointError(str(error)) from error
         notes.append(str(error))
-    newest = newest_step(folder.checkpoints)
-    found = None
-    if done is None or (config and newest is not None and newest > done):
-        found = read_newest(folder.checkpoints, "optimizer", "ema")
-        notes += [f"passed over the checkpoint {path.name}: {why}" for path, why in found.passed_over] if found else []
-    if found is not None and (done is None or found.state["step"] > done):
-        if not folder.owns(found.state, config):
-            raise CheckpointError(
-                f"{found.path} is a checkpoint of another run than the one in {folder.path}: remove it."
-            )
+    found = newer(folder, config, done, notes)
+    if found is not None:
         described = folder.path / "pipeline"
         if not checkpoint.holds_model(described):
             raise CheckpointError(
@@ -85,17 +77,44 @@ def _open_run(folder, wishes) -> Opened:
     elif done is not None:
         step, loaded = done, _twice(lambda: pipeline_folder.load(model, wishes))
     else:
-        every = config["options"].get("checkpoint_every")
-        raise FileNotFoundError(
-            f"{folder.path} has no checkpoint yet; the first is written after step {every}, or at Ctrl-C"
-        )
-    steps = config.get("options", {}).get("steps", step)
-    if step < steps:
-        notes.append(f"{folder.path} is unfinished: step {step:,} of {steps:,}")
+        raise nothing_yet(folder, config)
+    notes += how_far(folder, config, step)
     for note in notes:
         logging.getLogger("pydiff").warning("%s", note)
     options = config.get("options") or loaded.history.get("options", {})
     return Opened(loaded.pipeline, options, step, origin_of(folder, config), folder.log, [*notes, *loaded.notes])
+
+
+def newer(folder: RunDirectory, config: dict, done: int | None, notes: list[str]) -> Newest | None:
+    """The average of the weights in the newest checkpoint of a run, where that is later than the finished model, of
+    step `done`. config: the run's. notes: what is passed over is added. CheckpointError for one of another run.
+    """
+    newest = newest_step(folder.checkpoints)
+    if done is not None and not (config and newest is not None and newest > done):
+        return None
+    found = read_newest(folder.checkpoints, "optimizer", "ema")
+    if found is None:
+        return None
+    notes += [f"passed over the checkpoint {path.name}: {why}" for path, why in found.passed_over]
+    if done is not None and found.state["step"] <= done:
+        return None
+    if not folder.owns(found.state, config):
+        raise CheckpointError(f"{found.path} is a checkpoint of another run than the one in {folder.path}: remove it.")
+    return found
+
+
+def nothing_yet(folder: RunDirectory, config: dict) -> FileNotFoundError:
+    """That a run has neither a model nor a checkpoint."""
+    every = config["options"].get("checkpoint_every")
+    return FileNotFoundError(
+        f"{folder.path} has no checkpoint yet; the first is written after step {every}, or at Ctrl-C"
+    )
+
+
+def how_far(folder: RunDirectory, config: dict, step: int) -> list[str]:
+    """A sentence on a run that has not come to its end."""
+    steps = config.get("options", {}).get("steps", step)
+    return [f"{folder.path} is unfinished: step {step:,} of {steps:,}"] if step < steps else []
 
 
 def _twice(load):
@@ -110,7 +129,7 @@ def _twice(load):
 
 
 def describe(folder: RunDirectory, pipeline: Pipeline, origin: Origin, trained):
-    """Writes pipeline/ and data/ into a run's folder, where they are not there, damaged, or the data were moved.
+    """Writes pipeline/, where it is not there or damaged, and data/ into a run's folder; see `keep_data`.
 
     trained: the pipeline's parameters in the order of the optimiser's.
     """
@@ -121,6 +140,11 @@ def describe(folder: RunDirectory, pipeline: Pipeline, origin: Origin, trained):
         there = False
     if not there:
         pipeline_folder.save(described, pipeline, {}, trained=trained)
+    keep_data(folder, origin)
+
+
+def keep_data(folder: RunDirectory, origin: Origin):
+    """Writes data/, what is known of the data, where it is not there, damaged, or the data were moved."""
     try:
         known = kept.read(folder.path / "data")
     except CheckpointError:

@@ -111,8 +111,6 @@ def damaged(name):
 TRAIN = "train digits --steps 1 --batch-size 2 --channels 8 16 --timesteps 20 --sample-every 0 --out run"
 # (file, advice) -> (what provokes it, what the advice says). Both are done in an empty folder, one after the other.
 FOLLOWED = {
-    ("cli.py", "leave out --dry-run, or --model and --latent"): (
-        f"{TRAIN} --dry-run --model autoencoder", f"{TRAIN} --dry-run"),
     ("cli.py", "give --model autoencoder, or leave it out"): (f"{TRAIN} --kl-weight 1e-6", TRAIN),
     ("cli.py", "give that too, --image"): ("sample run -n 1 --steps 1 --mask p/a.png",
                                            "sample run -n 1 --steps 2 --mask p/a.png --image p/b.png"),

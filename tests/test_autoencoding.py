@@ -122,6 +122,69 @@ def test_a_stopped_run_goes_on_to_the_same_bits(made, digits, tmp_path):
         )  # fmt: skip
 
 
+def test_a_run_is_opened_while_it_trains_and_when_it_was_stopped(digits, tmp_path, caplog):
+    options, out, seen = {**AUTOENCODER, "checkpoint_every": 10, "sample_every": 20}, tmp_path / "run", []
+
+    def watch(step, _):
+        seen.append((step, pydiff.load(out)))
+        if step == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pydiff.train(digits, model="autoencoder", out=out, progress=False, watch=watch, **options)
+    (_, first), (_, second) = seen
+    assert (first.step, second.step) == (20, 40) or (first.step, second.step) == (10, 30)  # samples or checkpoint first
+    stopped = pydiff.load(out)
+    assert isinstance(stopped, AutoencoderRun)
+    assert (stopped.step, stopped.data_name, stopped.options["channels"]) == (second.step, "digits", [8, 16])
+    assert f"is unfinished: step {stopped.step} of 60" in stopped.notes[0]
+    assert "not scaled yet" in stopped.notes[1]
+    assert set(stopped.notes) <= set(caplog.messages)
+    assert stopped.psnr(digits.images).mean() > first.psnr(digits.images).mean()
+    task = AutoencoderTask(digits, AutoencoderOptions(**options))
+    with opened(task, task.options, out) as (trainer, _):
+        assert_same_bits([p.data for p in stopped.autoencoder.parameters()],
+                         [p.data for p in trainer.ema_model().parameters()])  # fmt: skip
+    assert stopped.report(data=digits).exists()
+    stopped.save(tmp_path / "saved")
+    assert pydiff.load(tmp_path / "saved").step == stopped.step
+    with pytest.raises(FileNotFoundError, match="holds no finished autoencoder yet"):
+        open_autoencoder(out)
+    finished = pydiff.train(digits, model="autoencoder", out=out, progress=False, **{**options, "sample_every": 0})
+    assert pydiff.load(out).notes == ()
+    assert (pydiff.load(out).step, finished.step) == (60, 60)
+    longer = {**options, "sample_every": 0, "steps": 80, "checkpoint_every": 70}
+    with pytest.raises(ZeroDivisionError):
+        pydiff.train(digits, model="autoencoder", out=out, progress=False, watch=lambda *_: 1 / 0,
+                     **{**longer, "sample_every": 75})  # fmt: skip
+    assert pydiff.load(out).step == 70  # beyond the finished model
+
+
+def test_a_stopped_run_that_cannot_be_followed_is_one_sentence(digits, tmp_path):
+    options, out = {**AUTOENCODER, "checkpoint_every": 10, "sample_every": 5}, tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        pydiff.train(digits, model="autoencoder", out=out, progress=False, watch=lambda *_: 1 / 0, **options)
+    with pytest.raises(FileNotFoundError, match="has no checkpoint yet; the first is written after step 10"):
+        pydiff.load(out)
+    with pytest.raises(ZeroDivisionError):
+        pydiff.train(digits, model="autoencoder", out=out, progress=False, watch=lambda *_: 1 / 0,
+                     **{**options, "sample_every": 15})  # fmt: skip
+    assert pydiff.load(out).step == 10
+    config = json.loads((out / "config.json").read_text())
+    for change, message in (
+        ({"codec": {"kind": "pixels"}}, "cannot be followed|another run"),
+        ({"options": {**config["options"], "channels": [8]}}, "cannot be followed|another run"),
+    ):
+        (out / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(CheckpointError, match=message) as error:
+            pydiff.load(out)
+        assert "\n" not in str(error.value)
+    (out / "config.json").write_text("{")
+    with pytest.raises((CheckpointError, FileNotFoundError)) as error:
+        pydiff.load(out)
+    assert "\n" not in str(error.value)
+
+
 def test_it_is_opened_saved_and_opened_by_diffusers(made, digits, tmp_path):
     images = digits.images[:7]
     opened_again = pydiff.load(made.directory)
@@ -172,8 +235,7 @@ def test_half_trained_folders_say_so(digits, tmp_path):
     with opened(task, task.options, tmp_path / "run") as (trainer, folder):
         folder.log.append({"step": 1, "loss": 1.0})
         folder.save_checkpoint(trainer.step, trainer.arrays(), 2)
-    with pytest.raises(FileNotFoundError, match="holds no finished autoencoder yet"):
-        pydiff.load(tmp_path / "run")
+    assert "unfinished: step 0 of 60" in pydiff.load(tmp_path / "run").notes[0]
     with pytest.raises(FileNotFoundError, match="holds no finished autoencoder yet"):
         open_autoencoder(tmp_path / "run")
 

@@ -214,7 +214,7 @@ def test_inputs_are_not_changed(name):
 
 
 # What the modules have besides kernels; the emulator's is tested in tests/simt.
-OTHERS = {"supported_levels", "threads", "set_threads", "use_winograd"}
+OTHERS = {"supported_levels", "threads", "set_threads", "use_winograd", "release_scratch"}
 OTHERS |= {"Arena", "arena_counters", "arena_trim", "arena_check"}  # tests/test_arena.py
 OTHERS |= {"add_rows", "join_rows", "split_rows"}  # tests/test_backend.py
 OTHERS |= {"group_norm_statistics", "group_norm_apply"}  # tests/ops/test_group_norm.py

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pydiff.formats import safetensors
+from pydiff.formats.diffusers import parameters
 from pydiff.formats.diffusers.parameters import fill
 from pydiff.formats.files import RegularFile
 from pydiff.formats.safetensors import CheckpointError
@@ -32,11 +33,11 @@ def reopened(model, path, dtype=None):
         weights, reads = safetensors.contents(file, path), dict.fromkeys(model.state_dict(), 0)
 
         def counted(name):
-            def read():
-                reads[name] += 1
-                return weights[name].read()
+            def part(first, last):
+                reads[name] += first == 0
+                return weights[name].part(first, last)
 
-            return weights[name]._replace(read=read)
+            return weights[name]._replace(read=None, part=part)
 
         other = type(model)(**model.config, seed=9)
         fill(other, {name: counted(name) for name in weights}, deferred=True)
@@ -82,6 +83,26 @@ def test_the_same_bits_and_nothing_is_read_before(unet, tmp_path, kept, dtype):
     else:
         assert min(reads.values()) >= 2
         assert (deferred.waiting(other), deferred.releasable(other)) == (0, 0)
+
+
+def test_nothing_is_read_to_be_where_it_is_already(unet, tmp_path):
+    other, reads = reopened(unet, tmp_path / "weights.safetensors")
+    other.to(np)
+    assert set(reads.values()) == {0}
+
+
+@pytest.mark.parametrize("dtype", [None, "F16", "BF16"])
+@pytest.mark.parametrize("axes", [(0,), (1, 0), (0, 1), (3, 2, 0, 1)])
+def test_large_arrays_are_read_in_parts(tmp_path, monkeypatch, dtype, axes):
+    monkeypatch.setattr(parameters, "LARGE", 300)
+    array = np.random.default_rng(0).standard_normal((301, 3, 3, 2)[: len(axes)]).astype(np.float32)
+    (tmp_path / "x.safetensors").write_bytes(b"".join(safetensors.pieces({"x": array}, dtype)))
+    with RegularFile(tmp_path / "x.safetensors") as file:
+        weight = safetensors.contents(file, "x")["x"]
+        made, expected = parameters.reader(weight, axes)(), weight.read().transpose(np.argsort(axes))
+        whole = parameters.reader(weight._replace(part=None), axes)()
+    assert_same_bits([made, whole], [np.ascontiguousarray(expected)] * 2)
+    assert made.flags.c_contiguous
 
 
 def test_an_autoencoder_too_and_only_the_half_that_is_used(tmp_path):

@@ -87,6 +87,7 @@ void bind(py::module_& m) {
     m.def("threads", &threads, py::call_guard<Unlocked>());
     m.def("set_threads", &set_threads, py::arg("n"), py::call_guard<Unlocked>());
     m.def("use_winograd", &use_winograd, py::arg("on"));
+    m.def("release_scratch", &release_scratch);
     bind_array_memory(m);
     m.def("add_rows", &bind_add_rows, py::arg("a"), py::arg("b"), py::arg("out"));
     m.def("join_rows", &bind_join_rows, py::arg("a"), py::arg("b"), py::arg("out"));

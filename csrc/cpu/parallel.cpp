@@ -364,15 +364,32 @@ void set_threads(int n) {
     s.threads = n;
 }
 
-float* scratch(int slot, size_t count) {
-    struct Buffers {
-        void* data[scratch_slots] = {};
-        size_t size[scratch_slots] = {};
-        ~Buffers() {
-            for (void* p : data) std::free(p);
+namespace {
+
+struct Buffers {
+    void* data[scratch_slots] = {};
+    size_t size[scratch_slots] = {};
+    ~Buffers() { release(); }
+    void release() {
+        for (int slot = 0; slot < scratch_slots; ++slot) {
+            std::free(data[slot]);
+            data[slot] = nullptr;
+            size[slot] = 0;
         }
-    };
+    }
+};
+
+Buffers& buffers_of_thread() {
     thread_local Buffers buffers;
+    return buffers;
+}
+
+}  // namespace
+
+void release_scratch() { buffers_of_thread().release(); }
+
+float* scratch(int slot, size_t count) {
+    Buffers& buffers = buffers_of_thread();
     if (buffers.size[slot] < count || !buffers.data[slot]) {
         std::free(buffers.data[slot]);
         buffers.data[slot] = nullptr;

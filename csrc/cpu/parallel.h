@@ -78,5 +78,6 @@ void set_threads(int n);  // n >= 1, else std::invalid_argument; waits for a run
 // needed), so two buffers alive at once need two slots. Freed when the thread ends.
 constexpr int scratch_slots = 8;
 float* scratch(int slot, size_t count);
+void release_scratch();  // what the calling thread has goes back, outside of regions
 
 }  // namespace pydiff

@@ -312,7 +312,7 @@ def _third(weight: Weight, i: int) -> Weight:
     """The i-th third of the rows."""
     rows = weight.shape[0] // 3
     third = slice(i * rows, (i + 1) * rows)
-    return weight._replace(shape=(rows, *weight.shape[1:]), read=lambda: weight.read()[third])
+    return weight._replace(shape=(rows, *weight.shape[1:]), read=lambda: weight.read()[third], part=None)
 
 
 def _clip_config(weights, version, source) -> dict:

@@ -43,12 +43,14 @@ KNOWN = {**EXACT, **HALF, "U16": "<u2", "U64": "<u8"}  # the last two are read a
 class Weight(NamedTuple):
     """An array in a file that is not read yet. read: gives it, writable; what is narrower than float32 as float32.
 
-    floating: whether it will be of floating numbers.
+    floating: whether it will be of floating numbers. part: gives array[first:last] alone, where the file lets it, and
+    half precision as it is.
     """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
     floating: bool = True
+    part: Callable[[int, int], np.ndarray] | None = None
 
 
 class Made(NamedTuple):
@@ -159,8 +161,13 @@ def contents(file, source: object) -> dict[str, Weight]:
     header, start = _header(head, source, file.size)
 
     def weight(name, dtype, shape, begin, end):
+        def part(first, last):
+            size = (end - begin) // shape[0]  # of one of the first axis
+            raw = file.read(start + begin + first * size, (last - first) * size)
+            return _array(raw, name, dtype, [last - first, *shape[1:]], source, widened=False)
+
         read = lambda: _array(file.read(start + begin, end - begin), name, dtype, shape, source)  # noqa: E731
-        return Weight(tuple(shape), read, dtype in FLOATING)
+        return Weight(tuple(shape), read, dtype in FLOATING, part if shape and shape[0] else None)
 
     return {entry[0]: weight(*entry) for entry in _in_order(header, file.size - start, source)}
 
@@ -234,12 +241,14 @@ def _are_sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
-def _array(raw: np.ndarray, name: str, dtype: str, shape: list[int], source: object) -> np.ndarray:
-    """The array whose bytes are `raw`: a view where possible."""
+def _array(
+    raw: np.ndarray, name: str, dtype: str, shape: list[int], source: object, widened: bool = True
+) -> np.ndarray:
+    """The array whose bytes are `raw`: a view where possible. widened: half precision becomes float32."""
     if dtype == "BOOL" and raw.size and raw.max() > 1:
         raise damaged(source, f"the boolean array {name!a} holds the byte {raw.max()}")
     flat = raw.view(KNOWN[dtype])
-    if dtype == "F16":
+    if dtype == "F16" and widened:
         flat = flat.astype(np.float32)
     elif dtype == "BF16":  # the upper half of a float32's bits
         flat = (flat.astype(np.uint32) << 16).view(np.float32)

@@ -55,6 +55,7 @@ def _through(h, steps):
     """One after the other, and nothing holds a map that the next step does not read."""
     for step in steps:
         h = step(h)
+        backend.trim()  # layers with many channels want scratch memory, and those with large maps come behind them
     return h
 
 

@@ -49,6 +49,11 @@ class Deferred(Parameter):
     def __len__(self):
         return self.shape[0]
 
+    def to(self, xp):
+        """See Parameter.to; what is still in the file need not be read for NumPy."""
+        if xp is not np or self._values is not None:
+            super().to(xp)
+
     def release(self):
         """Gives up values that can be read again."""
         if not self._set:

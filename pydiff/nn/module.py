@@ -35,6 +35,11 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=True)
         self.bound, self.file_axes = bound, file_axes or tuple(range(self.ndim))
 
+    def to(self, xp):
+        """Moves the values to the device of this array library."""
+        if array_module(self.data) is not xp:
+            self.data, self.grad, self.grad_buffer = xp.asarray(to_host(self.data)), None, None
+
 
 class Module:
     """Base of all layers and models. A subclass sets attributes in __init__ and defines forward.
@@ -105,8 +110,7 @@ class Module:
     def to(self, xp):
         """Moves every parameter to the device of this array library, numpy or cupy. Returns self."""
         for p in self.parameters():
-            if array_module(p.data) is not xp:
-                p.data, p.grad, p.grad_buffer = xp.asarray(to_host(p.data)), None, None
+            p.to(xp)
         return self
 
     def state_dict(self):

@@ -7,6 +7,7 @@ whose networks would have to be downloaded): enough to keep latents together, an
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,6 +78,18 @@ class AutoencoderOptions(LoopOptions):
         return cls(**said, **{name: value for name, value in more.items() if value is not None}).check()
 
 
+class Shown(NamedTuple):
+    """A batch: images x0 (N, H, W, C) in [-1, 1], and the noise (N, h, w, latent channels) that picks their latents."""
+
+    x0: np.ndarray
+    noise: np.ndarray
+
+    def corner(self, side):
+        """The same of the first side x side pixels of every image."""
+        x, few = self.x0[:, :side, :side], side * self.noise.shape[1] // self.x0.shape[1]
+        return Shown(np.ascontiguousarray(x), np.ascontiguousarray(self.noise[:, :few, :few]))
+
+
 class AutoencoderTask(Task):
     """An autoencoder learns to give back what it is shown.
 
@@ -87,36 +100,24 @@ class AutoencoderTask(Task):
 
     def __init__(self, dataset, options: AutoencoderOptions):
         self.dataset, self.options, self.codec = dataset, options.check(), Pixels(dataset.shape)
-        (height, width, c), channels = dataset.shape, options.channels
-        self.model = AutoencoderKL(
-            in_channels=c,
-            out_channels=c,
-            down_block_types=["DownEncoderBlock2D"] * len(channels),
-            up_block_types=["UpDecoderBlock2D"] * len(channels),
-            block_out_channels=list(channels),
-            layers_per_block=options.layers,
-            latent_channels=options.latent_channels,
-            norm_num_groups=options.groups,
-            sample_size=height if height == width else [height, width],
-            scaling_factor=1.0,
-            seed=options.seed,
-        ).recompute_blocks(options.recompute)
+        self.model = network_for(options, dataset.shape).recompute_blocks(options.recompute)
+        height, width, _ = dataset.shape
         factor = self.model.factor
         if height % factor or width % factor:
             raise ValueError(
-                f"{len(channels)} levels need images whose sides can be divided by {factor}, and these are {height} x "
-                f"{width} pixels; give a size, or fewer channels"
+                f"{len(options.channels)} levels need images whose sides can be divided by {factor}, and these are "
+                f"{height} x {width} pixels; give a size, or fewer channels"
             )
         self.read = self.codec.reader(dataset)
 
     def batch(self, step, numbers):
-        """(images in [-1, 1] (N, H, W, C), noise that picks latents), by (seed, step, numbers)."""
+        """What is `Shown`, by (seed, step, numbers)."""
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
         _, x = self.shown(step, numbers)
         (height, width, _), factor = self.dataset.shape, self.model.factor
         shape = (height // factor, width // factor, options.latent_channels)
         noise = random.normal(random.key(seed, random.NOISE, numbers, step), shape, np.float32)
-        return self.xp.asarray(x), self.xp.asarray(noise)
+        return Shown(self.xp.asarray(x), self.xp.asarray(noise))
 
     def losses(self, batch):
         """Mean absolute error of a number in the image, and kl_weight of the divergence for each of these, (N,)."""
@@ -143,6 +144,24 @@ class AutoencoderTask(Task):
         for p, trained in zip(model.parameters(), average.parameters(), strict=True):
             p.data = trained.data.copy()
         return model
+
+
+def network_for(options: AutoencoderOptions, shape) -> AutoencoderKL:
+    """The network that is trained with these options on images of this shape (H, W, C)."""
+    (height, width, c), channels = shape, options.channels
+    return AutoencoderKL(
+        in_channels=c,
+        out_channels=c,
+        down_block_types=["DownEncoderBlock2D"] * len(channels),
+        up_block_types=["UpDecoderBlock2D"] * len(channels),
+        block_out_channels=list(channels),
+        layers_per_block=options.layers,
+        latent_channels=options.latent_channels,
+        norm_num_groups=options.groups,
+        sample_size=height if height == width else [height, width],
+        scaling_factor=1.0,
+        seed=options.seed,
+    )
 
 
 def measured(model, dataset) -> dict:

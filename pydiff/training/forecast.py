@@ -6,7 +6,6 @@ samples, and, of images in a network of convolutions, with the number of pixels 
 its scores). Small steps tell these rates; `benchmarks/forecast.py` compares what follows from them with what was used.
 """
 
-import dataclasses
 import time
 import tracemalloc
 from typing import NamedTuple
@@ -15,11 +14,10 @@ import numpy as np
 
 from pydiff import backend, memory, nn
 from pydiff.models import name_of
-from pydiff.training.task import Batch
 
 SIDES = (32, 64, 96)  # of images with which small steps are taken; below, a layer's fixed costs show
 MARGIN = 1.3  # what an allocator takes beside, see benchmarks/results/forecast.json
-UNETS = ("UNet2DModel", "UNet2DConditionModel")
+CONVOLUTIONAL = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")  # take images of any size
 
 
 class Need(NamedTuple):
@@ -44,9 +42,9 @@ def need_of(trainer) -> Need | None:
     would tell.
     """
     batch = trainer.task.batch(1, np.arange(1))
-    x = batch.x0 if isinstance(batch, Batch) else None
-    if x is None:
+    if not hasattr(batch, "corner"):
         return None
+    x = batch.x0
     if x[0].size <= 4 * SIDES[-1] ** 2:
         more = min(3, trainer.options.batch_size)
         one, all_of_them = (peak(trainer, trainer.task.batch(1, np.arange(n))) for n in (1, more))
@@ -55,10 +53,10 @@ def need_of(trainer) -> Need | None:
     if (
         x.ndim != 4
         or min(x.shape[1:3]) < SIDES[-1]
-        or name_of(getattr(trainer.task, "network", trainer.model)) not in UNETS
+        or name_of(getattr(trainer.task, "network", trainer.model)) not in CONVOLUTIONAL
     ):
         return None
-    peaks = [peak(trainer, dataclasses.replace(batch, x0=np.ascontiguousarray(x[:, :s, :s]))) for s in SIDES]
+    peaks = [peak(trainer, batch.corner(side)) for side in SIDES]
     pixels = np.array([float(s * s) for s in SIDES])
     fixed, linear, square = fitted(pixels, peaks, 0.02)  # less is rounding, and no attention that keeps its scores
     return Need(max(fixed, 0.0), linear, square, x.shape[1] * x.shape[2])

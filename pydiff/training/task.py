@@ -105,6 +105,10 @@ class Batch:
     condition: Condition
     losses: np.ndarray | None = None
 
+    def corner(self, side: int):
+        """The same of the first side x side pixels of every image."""
+        return dataclasses.replace(self, x0=np.ascontiguousarray(self.x0[:, :side, :side]))
+
 
 class DiffusionTask(Task):
     """A network learns to take noise out of samples.

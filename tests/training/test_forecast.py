@@ -9,8 +9,18 @@ import pytest
 
 import pydiff
 from pydiff import memory, nn
+from pydiff.cli import main
+from pydiff.data import Dataset
 from pydiff.dry_run import dry_run
-from pydiff.training import DiffusionTask, LoopOptions, Options, Trainer, training_steps
+from pydiff.training import (
+    AutoencoderOptions,
+    AutoencoderTask,
+    DiffusionTask,
+    LoopOptions,
+    Options,
+    Trainer,
+    training_steps,
+)
 from pydiff.training import forecast as module
 from pydiff.training.forecast import Need, at_once, check_room, need_of
 from tests.training.test_loop import Slope
@@ -120,6 +130,41 @@ def test_a_dry_run_says_memory_and_time_and_writes_nothing(tmp_path):
     assert re.search(r"a step \(4 at a time\): about [\d.]+ [kMG]B; [\d.,]+ [GT]B are free", done.stdout)
     assert re.search(r"time: [\d.e-]+ s a step, [\d.]+ seconds for 50 steps", done.stdout)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_an_autoencoder_and_of_a_training_in_its_latents(tmp_path, capsys):
+    small = ["--steps", "6", "--batch-size", "4", "--channels", "8", "16", "--groups", "4", "--sample-every", "0"]
+    out = str(tmp_path / "ae")
+    train = ["train", "digits", "--model", "autoencoder", *small, "--out", out]
+    assert main([*train, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"a step \(4 samples\): about [\d.]+ [kMG]B", said)
+    assert re.search(r"time: .* for 6 steps", said)
+    assert list(tmp_path.iterdir()) == []
+    assert main(train) == 0
+    capsys.readouterr()
+    assert main(["train", "digits", "--latent", out, *small, "--flip", "--dry-run", "--out", str(tmp_path / "x")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"before the first step the data are encoded: [\d.]+ seconds, 920 kB", said)  # 2 x 1797 x 64 x 4
+    assert re.search(r"a step \(4 samples\): about [\d.]+ [kMG]B", said)
+    assert [path.name for path in tmp_path.iterdir()] == ["ae"]
+
+
+def test_an_autoencoder_of_large_images_is_foretold_from_their_corners(monkeypatch):
+    images = np.zeros((2, 128, 160, 3), np.uint8)
+    options = AutoencoderOptions(steps=2, batch_size=2, channels=(8, 16, 16), groups=4)
+    task = AutoencoderTask(Dataset("grey", images), options)
+    trained, seen = Trainer(task, options), []
+    real = module.peak
+    monkeypatch.setattr(module, "peak", lambda _, batch: seen.append(batch) or real(trained, batch))
+    need = need_of(trained)
+    assert [(batch.x0.shape, batch.noise.shape) for batch in seen] == [
+        ((1, side, side, 3), (1, side // 4, side // 4, 4)) for side in (32, 64, 96)
+    ]
+    taken = real(trained, task.batch(1, np.arange(1)))
+    assert 0.9 * taken < need.of(1) < 1.7 * taken  # with the margin
+    with pytest.raises(ValueError, match="a step would take about"):
+        check_room(trained, 30_000_000)
 
 
 def test_a_dry_run_of_what_cannot_fit_is_the_same_refusal(monkeypatch):

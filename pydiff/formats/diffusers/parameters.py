@@ -12,7 +12,8 @@ from pydiff.formats.safetensors import CheckpointError, Made, Weight
 from pydiff.nn import Module
 from pydiff.nn.deferred import defer
 
-TILE = 64  # rows and columns of a matrix that is transposed by tiles
+TILE = 128  # rows and columns of a matrix that is transposed by tiles
+LARGE = 1 << 22  # numbers of an array that are read at a time, about
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # inside an attention
 
 
@@ -59,20 +60,36 @@ def fill(model: Module, weights: Mapping[str, Weight], deferred: bool = False):
 
 
 def reader(weight: Weight, file_axes) -> Callable[[], np.ndarray]:
-    """A function that reads an array of a file into the layout of a parameter: float32, contiguous."""
+    """A function that reads an array of a file into the layout of a parameter: float32, contiguous. Where the file lets
+    it, a part at a time, so that a large one is never held twice.
+    """
     axes = tuple(np.argsort(file_axes))
+    shape = tuple(weight.shape[i] for i in axes)
 
     def read():
-        array = weight.read().transpose(axes)
-        made = np.empty(array.shape, np.float32)
-        if array.ndim < 2 or array.flags.c_contiguous:
-            made[...] = array
-        for i in range(0, array.shape[-1], TILE) if array.ndim > 1 and not array.flags.c_contiguous else ():
-            for j in range(0, array.shape[-2], TILE):  # tile by tile, which is faster where axes change places
-                made[..., j : j + TILE, i : i + TILE] = array[..., j : j + TILE, i : i + TILE]
+        made = np.empty(shape, np.float32)
+        if weight.part is None:
+            return _copied(weight.read().transpose(axes), made)
+        rows = weight.shape[0]
+        step = max(TILE, LARGE * rows // max(1, math.prod(shape)) // TILE * TILE)
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            here = (slice(None),) * file_axes[0] + (slice(first, last),)
+            _copied(weight.part(first, last).transpose(axes), made[here])
         return made
 
     return read
+
+
+def _copied(array, made):
+    """`made`, of the same shape and with the array's values; tile by tile, which is faster where axes change places."""
+    if array.ndim < 2 or array.flags.c_contiguous:
+        made[...] = array
+        return made
+    for i in range(0, array.shape[-1], TILE):
+        for j in range(0, array.shape[-2], TILE):
+            made[..., j : j + TILE, i : i + TILE] = array[..., j : j + TILE, i : i + TILE]
+    return made
 
 
 def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
@@ -90,9 +107,14 @@ def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
             and longer[2:] == (1, 1)
             and longer[:2] == min(shape, expected, key=len)
         ):
-            read = lambda read=weights[name].read, shape=expected: read().reshape(shape)  # noqa: E731
-            made[name] = weights[name]._replace(shape=expected, read=read)
+            made[name] = _in_shape(weights[name], expected)
     return made
+
+
+def _in_shape(weight: Weight, shape) -> Weight:
+    """The same numbers in a shape with as many in every one of the first axis."""
+    part = None if weight.part is None else lambda first, last: weight.part(first, last).reshape(-1, *shape[1:])  # pyright: ignore[reportOptionalCall]
+    return weight._replace(shape=shape, read=lambda: weight.read().reshape(shape), part=part)
 
 
 def ways_to_write(model: Module) -> dict:
