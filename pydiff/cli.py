@@ -208,7 +208,8 @@ class Sample:
     config: Path | None = None
     """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
     low_memory: bool = False
-    """Of Stable Diffusion: read weights when they are used and give them up again, which takes longer."""
+    """Of models of latents: decode in bands of rows, in less memory; of Stable Diffusion, besides: read weights when
+    they are used and give them up again. The images are the same."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -460,7 +461,7 @@ class Invert:
     config: Path | None = None
     """A folder that has the configuration of a model in one file, where its sizes are unknown."""
     low_memory: bool = False
-    """Read weights when they are used and give them up again, which takes longer."""
+    """Read weights when they are used and give them up again, and encode images in bands of rows."""
     dry_run: bool = False
     """Say what it will take, and do not begin."""
     device: Device = "cpu"

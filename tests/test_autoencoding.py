@@ -230,6 +230,15 @@ def test_a_damaged_folder_is_one_sentence(made, tmp_path):
         made.save(tmp_path / "full")
 
 
+def test_little_memory_is_for_models_of_latents(latent):
+    small = pydiff.load(latent.directory, low_memory=True)
+    assert small.codec.autoencoder.in_bands
+    assert not latent.codec.autoencoder.in_bands
+    assert_same_bits([small.sample(3, steps=2)], [latent.sample(3, steps=2)])
+    with pytest.raises(CheckpointError, match=r"low_memory is nothing that .* models of latents; leave it out"):
+        pydiff.load("digits", low_memory=True)
+
+
 def test_half_trained_folders_say_so(digits, tmp_path):
     task = AutoencoderTask(digits, AutoencoderOptions(**AUTOENCODER))
     with opened(task, task.options, tmp_path / "run") as (trainer, folder):

@@ -1,6 +1,6 @@
 """Does a clip show what its caption says? Every word is measured, and whether it is one object throughout.
 
-    python -m benchmarks.papers.clips --out DIR [--steps 4000] [--json FILE]
+    python -m benchmarks.papers.clips --out DIR [--steps 3000] [--json FILE]
 
 A model learns the moving shapes (pydiff.data.moving) and their captions, and draws combinations of the training clips
 and the sixteen that no training clip has. The tracker (pydiff.data.track) that judges them is right about every clip
@@ -31,8 +31,8 @@ CHANCE = {
     "shape": 1 / len(SHAPES), "colour": 1 / len(COLOURS), "direction": 1 / len(DIRECTIONS), "speed": 1 / len(SPEEDS),
 }  # fmt: skip
 RECIPE = {
-    "batch_size": 4, "channels": (16, 32, 64), "groups": 4, "lr": 2e-3, "lr_schedule": "constant", "warmup": 50,
-    "ema": 0.998, "prediction": "x0", "timestep_sampling": "logit_normal", "sample_every": 0, "checkpoint_every": 100,
+    "batch_size": 4, "channels": (16, 32, 64), "groups": 4, "lr": 1e-3, "warmup": 50, "ema": 0.998,
+    "prediction": "x0", "timestep_sampling": "logit_normal", "sample_every": 0, "checkpoint_every": 100,
 }  # fmt: skip
 GUIDANCE = (1.0, 3.0)
 WAY = {"sampler": "dpm_solver", "steps": 20}
@@ -72,7 +72,7 @@ def main(arguments=None):
     """Trains, draws, judges, and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument(
         "--each",
         type=int,
@@ -110,6 +110,7 @@ def main(arguments=None):
     save_film(options.out / "held-out.webp", [grid(one[:, f], scale=4) for f in range(one.shape[1])], fps=8)
     found = {
         "machine": describe(available_threads()), "steps": options.steps, "recipe": RECIPE,
+        "changes": json.loads((options.out / "run/config.json").read_text())["changes"],
         "parameters": run.parameters, "cpu_seconds_a_step": round(trained / steps, 3) if steps else None,
         "sampling": WAY, "best_guidance": guidance, "chance": CHANCE, "rows": rows,
     }  # fmt: skip

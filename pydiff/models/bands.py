@@ -107,7 +107,7 @@ def convolved(conv, x, norm=None, *, upsample=1, add=None, out=None):
     for first, last in bands(*shape[1:3], max(channels, shape[3])):
         above, below = layer.sees(first, last)
         upper, lower = max(above, 0), min(below, height)
-        seen = np.concatenate([seen[:, upper - begin :], _rows(x, end, lower, norm, upsample)], axis=1)
+        seen = np.concatenate([seen[:, upper - begin :], _rows(x, max(end, upper), lower, norm, upsample)], axis=1)
         begin, end = upper, lower
         added = None if add is None else add(first, last)
         out[:, first:last] = layer(seen, upper - above, below - lower, added)

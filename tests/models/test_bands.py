@@ -106,6 +106,16 @@ def test_a_layer_gives_the_same_bits(case, band, act):
             assert_same_bits([made(x, out=x), x], [expected, expected])
 
 
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize(("size", "stride"), [(1, 3), (3, 3), (3, 2), (5, 2)])
+def test_rows_that_no_band_sees_are_left_out(size, stride):
+    rng = np.random.default_rng(0)
+    conv, x = disturbed(nn.Conv2d(16, 20, size, stride, size // 2), rng), drawn(rng, 1, 151, 49, 16)
+    bands.BAND = 1
+    with no_grad():
+        assert_same_bits([bands.convolved(conv, x)], [conv(Tensor(x)).data])
+
+
 @given(height=st.integers(1, 200), width=st.integers(1, 200), channels=st.integers(1, 600))
 def test_bands_are_all_rows_once_and_none_is_low(height, width, channels):
     bands.BAND = 1 << 13

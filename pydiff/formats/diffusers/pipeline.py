@@ -61,7 +61,8 @@ class Wishes(NamedTuple):
     weights, "fp16", "ema". classes: names. self_conditioning: that half of the input channels are for the last x0-hat.
     Of Stable Diffusion alone: config: a folder that has the configuration of a single file. embedding: files of words
     of one's own (textual inversion). skip_layers: how many of the text encoder's last layers to leave out.
-    low_memory: weights are read when they are used, and given up.
+    Of models of latents: low_memory: the autoencoder works in bands of rows, and, of Stable Diffusion, weights are read
+    when they are used, and given up.
     """
 
     scheduler: Mapping | str | Path | None = None
@@ -169,6 +170,12 @@ def load(directory, wishes: Wishes = NOTHING, weights: np.ndarray | None = None)
         loaded = (_load_ours if checkpoint.is_ours(directory) else _load_theirs)(directory, wishes)
     else:
         loaded = _load_ours(directory, wishes, lambda extra: placed(extra, weights, directory))
+    if wishes.low_memory:
+        if not isinstance(loaded.pipeline.codec, Latents):
+            raise CheckpointError(
+                f"low_memory is nothing that {directory} could be told: that is for models of latents; leave it out."
+            )
+        loaded.pipeline.codec.autoencoder.work_in_bands()
     for note in loaded.notes:
         logging.getLogger("pydiff").warning("%s", note)
     return loaded

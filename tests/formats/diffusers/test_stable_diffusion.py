@@ -3,6 +3,8 @@
 import importlib
 import json
 import logging
+import os
+import pickle
 import shutil
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 import pydiff
 from pydiff import text
 from pydiff.cli import main
-from pydiff.formats import embeddings
+from pydiff.formats import embeddings, safetensors
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.nn import deferred
 from tests.compare import assert_close
@@ -305,6 +307,49 @@ DAMAGES = {
         ),
         "expected one beside it: do not trust it",
     ),
+    "a path of its own": (
+        lambda f: (
+            (f / UNET_FILE).rename(f / "unet/w.safetensors"),
+            (f / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(
+                json.dumps({"weight_map": {"conv_in.weight": "/etc/passwd"}})
+            ),
+        ),
+        "expected one beside it: do not trust it",
+    ),
+    "weights that are a program": (lambda f: _pickled(f, _Evil()), "no file that PyTorch writes, or damaged"),
+    "a state dict with a program": (lambda f: _torch_saved(f, {"conv_in.weight": _Evil()}), "do not trust this file"),
+    "a pipe": (lambda f: ((f / UNET_FILE).unlink(), os.mkfifo(f / UNET_FILE)), "is not a regular file"),
+    "nothing": (lambda f: (f / UNET_FILE).write_bytes(b""), "it has 0 bytes"),
+    "one byte less": (lambda f: (f / UNET_FILE).write_bytes((f / UNET_FILE).read_bytes()[:-1]), "is damaged"),
+    "one byte more": (
+        lambda f: (f / UNET_FILE).write_bytes((f / UNET_FILE).read_bytes() + b"x"), "belong to no array"
+    ),
+    "a header of any length": (
+        lambda f: (f / UNET_FILE).write_bytes(b"\xff" * 8 + (f / UNET_FILE).read_bytes()[8:]), "its header claims"
+    ),
+    "a matrix the other way round": (
+        lambda f: _array(f, "mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight", lambda a: a.T.copy()),
+        r"must have shape \(64, 256\), got \(256, 64\)",
+    ),
+    "whole numbers": (lambda f: _array(f, "conv_in.bias", lambda a: a.astype(np.int64)), "holds no fractions"),
+    "no heads": (lambda f: _edit_json(f / "unet/config.json", attention_head_dim=0), "attention_head_dim = 0"),
+    "heads that do not divide": (
+        lambda f: _edit_json(f / "text_encoder/config.json", num_attention_heads=3), "do not divide into 3 heads"
+    ),
+    "an activation of its own": (
+        lambda f: _edit_json(f / "text_encoder/config.json", hidden_act="eval"), "hidden_act must be one of"
+    ),
+    "a scheduler of its own": (
+        lambda f: _edit_json(f / "scheduler/scheduler_config.json", _class_name="os.system"),
+        "does not have: give another",
+    ),
+    "steps beyond the last": (
+        lambda f: _edit_json(f / "scheduler/scheduler_config.json", steps_offset=10**6), "steps_offset = 1000000"
+    ),
+    "no scale": (lambda f: _edit_json(f / "vae/config.json", scaling_factor=0), "scaling_factor = 0"),
+    "a padding that nobody knows": (
+        lambda f: _edit_json(f / "tokenizer/tokenizer_config.json", pad_token="<nobody>"), "is not in its vocabulary"
+    ),
     "vocabulary of another": (
         lambda f: _tokens(f, lambda t: t["model"]["vocab"].update({"zzz": 99999})), "the tokenizer has the number 99999"
     ),
@@ -346,6 +391,32 @@ DAMAGES = {
 }  # fmt: skip
 
 
+class _Evil:
+    """Opened by pickle, it would leave a file."""
+
+    def __reduce__(self):
+        return os.system, ("touch pickle-was-here",)
+
+
+def _pickled(folder, what):
+    (folder / UNET_FILE).unlink()
+    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(pickle.dumps(what))
+
+
+def _torch_saved(folder, what):
+    import torch
+
+    (folder / UNET_FILE).unlink()
+    torch.save(what, folder / "unet/diffusion_pytorch_model.bin")
+
+
+def _array(folder, name, change):
+    raw = np.frombuffer(bytearray((folder / UNET_FILE).read_bytes()), np.uint8)
+    arrays = safetensors.decode(raw, UNET_FILE)
+    arrays[name] = change(arrays[name])
+    (folder / UNET_FILE).write_bytes(b"".join(safetensors.pieces(arrays)))
+
+
 def _tokens(folder, change):
     path = folder / "tokenizer/tokenizer.json"
     table = json.loads(path.read_text())
@@ -354,12 +425,22 @@ def _tokens(folder, change):
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_what_cannot_be_opened_is_one_sentence(copy, name):
+def test_what_cannot_be_opened_is_one_sentence(copy, name, monkeypatch):
+    monkeypatch.chdir(copy.parent)
     damage, words = DAMAGES[name]
     damage(copy)
     with pytest.raises(CheckpointError, match=words) as error:
         pydiff.load(copy)
     assert "\n" not in str(error.value)
+    assert [path.name for path in copy.parent.iterdir()] == ["model"]  # nothing was executed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_draw_nothing(copy, value, capsys):
+    _array(copy, "conv_in.bias", lambda a: a + np.float32(value))
+    assert main(["sample", str(copy), "--prompt", "a cat", "--steps", "1", "--out", str(copy.parent / "x.png")]) == 1
+    assert "values are NaN or infinite" in capsys.readouterr().err
+    assert not (copy.parent / "x.png").exists()
 
 
 def test_a_u_net_alone_says_what_is_missing(copy):
