@@ -208,8 +208,7 @@ class Sample:
     config: Path | None = None
     """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
     low_memory: bool = False
-    """Of Stable Diffusion: read weights when they are used and give them up again, which takes longer; of other models
-    of latents: decode in bands of rows. The images are the same."""
+    """Decode latents in bands of rows; of Stable Diffusion, also keep no weights. Takes longer, to the same images."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
