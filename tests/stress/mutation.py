@@ -77,12 +77,23 @@ TESTS = [
 ]  # fmt: skip
 # Tests that start processes of their own, in which the map sees nothing.
 ELSEWHERE = {
+    "pydiff/edit.py": ["tests/formats/diffusers/test_stable_diffusion.py::test_image_to_image_is_that_of_diffusers"],
     "pydiff/training/sums.py": ["tests/training/test_distributed.py::test_any_number_of_processes_gives_the_same_bits"],
 }
-TIMEOUT = 120  # seconds for all tests of one fault; a fault that makes them hang is caught
+TIMEOUT = 300  # seconds for all tests of one fault; a fault that makes them hang is caught
 BUDGET = 45.0  # seconds of tests, as they lasted without a fault, that are run for one
 # (file, function, the line with the fault) -> why no test can notice it.
 EQUIVALENT: dict[tuple[str, str, str], str] = {
+    (
+        "pydiff/training/forecast.py",
+        "_certainly_small",
+        'shape = getattr(getattr(trainer.task, "codec", None), "shape", (2 << 12,))',
+    ): "a guess at samples whose shape nobody knows, which are not measured in any case",
+    (
+        "pydiff/optim.py",
+        "AdamW.__init__",
+        "for p, data, grad in zip(self.parameters, self._data, self._grads, strict=False):",
+    ): "all are made with one length",
     ("pydiff/training/shards.py", "cut", "parts = min(parts, n)"): "min does not mind the order",
     (
         "pydiff/training/gradient.py",

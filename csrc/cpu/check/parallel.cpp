@@ -170,7 +170,7 @@ void check_numbers() {
         } catch (const std::invalid_argument&) {
         }
     }
-    for (int n : {1, 3, 2}) {
+    for (int n : {1, 3, most_threads, 2}) {
         set_threads(n);
         if (threads() != n) fail("another number of threads than was set");
     }
