@@ -78,6 +78,8 @@ class Ours:
         for name, p in self.network.named_parameters():
             shape = tuple(p.shape[i] for i in p.file_axes)
             p.data[...] = values(name, shape).transpose(tuple(np.argsort(p.file_axes)))
+        if part == "vae":
+            self.network.work_in_bands()  # as StableDiffusion has it
         self.played = Played(self.network) if part == "unet" else None
         self.inputs = {}  # as a sampler gives the same context to every step
 

@@ -59,8 +59,7 @@ class Train:
     """Train on images, sounds, clips or points. Ctrl-C and the same command again goes on, to the same bits."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll, a folder of images, sounds or films (class =
-    subfolder), an archive of images, an .npz, .npy or .parquet file, or files of MNIST or CIFAR."""
+    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll; a folder or archive; .npz, .npy or .parquet."""
     images: str | None = None
     """Of clips: data of images to learn beside them, or frames for the clips' own; left out, none."""
     out: Path = Path("runs/latest")
@@ -68,8 +67,7 @@ class Train:
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one. A run may go on on another device."""
     model: Literal["unet", "autoencoder", "classifier"] = "unet"
-    """What to train: a diffusion model; an autoencoder, in whose latents one can be trained afterwards; a classifier of
-    noisy samples, which steers models that were trained without classes."""
+    """A diffusion model; an autoencoder, for one in its latents; or a classifier, to steer one without classes."""
     latent: Path | None = None
     """Folder of an autoencoder's run, or of one of diffusers: the diffusion model draws its latents."""
     latent_channels: int | None = None
@@ -156,18 +154,15 @@ class Sample:
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """How many, of each prompt if there are any; left out, 16, or 1 of each prompt and of Stable Diffusion."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What to draw, in words, for a model that was trained with captions; may be given several times. A sum such as
-    "[man firefighter] - [man] + [woman]" is calculated."""
+    """What to draw, in words; may be repeated. Sums as "[man firefighter] - [man] + [woman]" are calculated."""
     prompts: Path | None = None
     """A file with a prompt a line; - reads them from the standard input."""
     negative_prompt: str | None = None
     """What guidance shall lead away from."""
     out: Path | None = None
-    """Where to write them: .png for one grid, .npz for the array, .wav for sounds one after the other, a folder for a
-    file each, which several processes can fill; left out, samples.png, or the folder samples for sounds."""
+    """A .png for one grid, .npz for the array, .wav, or a folder for a file each; left out, samples.png or samples."""
     sampler: Sampler | None = None
-    """The way back from noise, docs/samplers.md says which is good for what; left out, the scheduler that the model
-    came with, or ddim."""
+    """The way back from noise (docs/samplers.md compares them); left out, the model's own scheduler, or ddim."""
     steps: int | None = None
     """Steps of the way back; left out, 50 or what suits the model's own scheduler."""
     spacing: Spacing | None = None
@@ -179,13 +174,11 @@ class Sample:
     label: Annotated[str | None, tyro.conf.arg(aliases=["--say"])] = None
     """Class for all images, by name or number; left out, the classes take turns."""
     guidance: float | None = None
-    """How much more than it would by itself the model follows the class or the prompt; left out, 1, or 7.5 for Stable
-    Diffusion, or 0.1 with a classifier."""
+    """How strongly to follow class or prompt; left out, 1, or 7.5 for Stable Diffusion, 0.1 with a classifier."""
     classifier: Path | None = None
     """Folder of a classifier's run, which steers a model that was trained without classes to its own."""
     steer_by: Literal["noise", "gradient"] | None = None
-    """What guidance is a multiple of with a classifier: the length of the noise, or the classifier's gradient; left
-    out, the noise."""
+    """What a classifier's guidance multiplies: the length of the noise, or its gradient; left out, the noise."""
     image: Path | None = None
     """An image to draw anew from."""
     mask: Path | None = None
@@ -215,8 +208,7 @@ class Sample:
     config: Path | None = None
     """A folder that has the configuration of Stable Diffusion in one file, where its sizes are unknown."""
     low_memory: bool = False
-    """Of models of latents: decode in bands of rows, in less memory; of Stable Diffusion, besides: read weights when
-    they are used and give them up again. The images are the same."""
+    """Decode latents in bands of rows; of Stable Diffusion, also keep no weights. Takes longer, to the same images."""
     device: Device = "cpu"
     """Where to compute: cuda is a GPU, simt the (slow) emulator of one."""
 
@@ -334,11 +326,9 @@ class Report:
     seed: int = 0
     """Seed of the samples."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """For a model that was trained with captions: what the samples shall be, one prompt for all or N of them; left out,
-    captions of the data."""
+    """What the samples shall be, in words: one prompt for all, or N; left out, captions of the data."""
     grid: str | None = None
-    """Prompts with two choices, such as "{red,green} {heart,book}", to be drawn in rows and columns; left out, what
-    captions of the data have in common."""
+    """Prompts as rows and columns, "{red,green} {heart,book}"; left out, what the captions have in common."""
     guidance: float = 1.0
     """How much more than it would by itself the model follows the prompts."""
     device: Device = "cpu"
@@ -361,8 +351,7 @@ class Data:
     """Show what would be trained on: count, size, channels, classes, and what had to be left out."""
 
     data: str
-    """digits, emoji, faces, fashion, tones, a folder of images or sounds, an archive of images, an .npz, .npy or
-    .parquet file, or files of MNIST or CIFAR."""
+    """digits, emoji, faces, fashion, tones, moving-shapes, swiss-roll; a folder or archive; .npz, .npy or .parquet."""
     reading: ReadingOptions = field(default_factory=ReadingOptions)
 
     def run(self):
@@ -471,7 +460,7 @@ class Invert:
     config: Path | None = None
     """A folder that has the configuration of a model in one file, where its sizes are unknown."""
     low_memory: bool = False
-    """Read weights when they are used and give them up again, and encode images in bands of rows."""
+    """Read weights when they are used and give them up again, which takes longer."""
     dry_run: bool = False
     """Say what it will take, and do not begin."""
     device: Device = "cpu"
@@ -572,8 +561,12 @@ def say(*lines, to="stdout", image=False):
     stream = getattr(sys, to)
     if stream is None:
         return
+    text = "\n".join(map(str, lines) if image else map(tame, lines))
     try:
-        print(*(lines if image else map(tame, lines)), sep="\n", file=stream, flush=True)
+        try:
+            print(text, file=stream, flush=True)
+        except UnicodeEncodeError:  # a terminal of another language than a name
+            print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
     except (OSError, ValueError):
         setattr(sys, to, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
 

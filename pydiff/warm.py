@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from pydiff.models import build, name_of
+from pydiff.printed import printable
 from pydiff.reopen import open_folder
 from pydiff.store import checkpoint
 from pydiff.training import DiffusionTask
@@ -34,6 +35,7 @@ class Source:
 
     def __init__(self, folder):
         self.folder, self._opened = str(folder), None
+        self.shown = printable(self.folder)
 
     @property
     def opened(self):
@@ -75,11 +77,9 @@ class Source:
         at = {"folder": str(Path(self.folder).expanduser().absolute()), "step": self.opened.step}
         begun = {**at, "sha256": digest.hexdigest()}
         if folder is not None and folder.noted("begun_with", begun)["sha256"] != begun["sha256"]:
-            raise ValueError(
-                f"{folder.path} began with other weights than {self.folder} has now; choose another folder"
-            )
+            raise ValueError(f"{folder.path} began with other weights than {self.shown} has now; choose another folder")
         trainer.begin(weights)
-        trainer.notes.append(f"begins with the weights of {self.folder}, step {self.opened.step:,}")
+        trainer.notes.append(f"begins with the weights of {self.shown}, step {self.opened.step:,}")
         theirs, ours = self.opened.pipeline.process.prediction, trainer.task.process.prediction
         if theirs != ours:
             trainer.notes.append(f"those were trained to predict {theirs}, and this run learns to predict {ours}")
@@ -92,7 +92,7 @@ class Source:
         encoder = pipeline.conditioning.encoder  # is trained along, and there has to be the same one
         if encoder is None or encoder.identity() != task.encoder.identity():
             raise ValueError(
-                f"the weights of {self.folder} do not fit these captions: its text encoder is another one; give text = "
+                f"the weights of {self.shown} do not fit these captions: its text encoder is another one; give text = "
                 "'none' or 'glove', or leave out init_from"
             )
         parts = {"unet": pipeline.model, "text_encoder": encoder.network}
@@ -105,6 +105,6 @@ class Source:
             there, here = theirs.get(name, "missing"), ours.get(name, "missing")
             if there != here:
                 raise ValueError(
-                    f"the weights of {self.folder} do not fit this network: {name} is {there} there and {here} here; "
+                    f"the weights of {self.shown} do not fit this network: {name} is {there} there and {here} here; "
                     "train with the options that those were trained with, or leave out init_from"
                 )

@@ -228,6 +228,7 @@ ELSEWHERE = {
     ("autoencoding.py", "train a diffusion model in its latents: pydiff train DATA --latent {}"):
         "test_autoencoding.py",
     ("backend.py", "pip install 'pydiff[cuda13]', or [cuda12] for a driver of CUDA 12"): "needs a GPU",
+    ("backend.py", "pip install ml_dtypes"): "installs a library",
     ("classifying.py", "it steers a run that was trained without classes: pydiff sample RUN --classifier {}"): (
         "test_steering.py"),
     ("classifying.py", "train one: pydiff train DATA --model classifier --out {}"): "test_steering.py",

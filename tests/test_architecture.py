@@ -239,7 +239,7 @@ MAY_IMPORT = {
     "trained": "",
     "trained.make_digits": "trained pydiff",
     "reopen": "data pipeline formats store",
-    "warm": "models store training reopen",
+    "warm": "models store training reopen printed",
     "autoencoding": "backend data latent_space formats printed store training report preview reopen",
     "classifying": "backend arrays tensor codec condition data formats models ops printed random reopen store training",
     "steering": "backend arrays tensor ops condition diffusion pipeline",

@@ -24,6 +24,7 @@ from benchmarks import (
     restraint,
     sampling,
     scaling,
+    stable_diffusion,
     tables,
     timing,
     training,
@@ -505,6 +506,49 @@ def test_an_autoencoder_is_compared_with_itself_in_bands(tmp_path):
     assert autoencoder_bands.compared({"whole": [turn], "bands": [{**turn, "seconds": 3.0}]})["time_by_seconds"] == 1.5
     with pytest.raises(RuntimeError, match="other bits"):
         autoencoder_bands.compared({"whole": [turn], "bands": [{**turn, "bits": "b"}]})
+
+
+# ---- Stable Diffusion ----
+
+
+def pair(peer, ours, theirs):
+    """Figures of one pair, of [(seconds, processor seconds), ..]."""
+    figures = {name: {**stable_diffusion.summary(t), "peak_mb": 1e3, "error": 0.0} for name, t in
+               (("pydiff", ours), (peer, theirs))}  # fmt: skip
+    ratios = {f"ratio{which}": stable_diffusion.in_turns(theirs, ours, i)
+              for i, which in enumerate(("", "_of_processor_seconds"))}  # fmt: skip
+    return {**figures, **ratios, "load": [1.0, 2.0], "machine": {"versions": {peer: "7"}}}
+
+
+def test_a_pair_measured_again_leaves_the_others():
+    options = SimpleNamespace(quick=False, side=64, threads=2)
+    report = stable_diffusion.settled(options, {"what": "an older report", "parts": {"unet": {"torch": {}}}})
+    assert report["parts"] == {}
+    report["parts"]["unet"] = {"torch": pair("torch", [(1, 2), (2, 2), (1, 2)], [(3, 2), (4, 2), (2, 6)])}
+    forwards, guided = [(1, 2), (2, 3)], [(1.5, 3), (4, 6)]
+    report["parts"]["unet"]["torch"]["pydiff"]["guided"] = stable_diffusion.guided_step(forwards, guided)
+    report["parts"]["vae"] = {"openvino": pair("openvino", [(4, 4)], [(8, 6)])}
+    assert stable_diffusion.settled(options, report) is report
+    assert stable_diffusion.settled(SimpleNamespace(quick=False, side=32, threads=2), report)["parts"] == {}
+    stable_diffusion.summed_up(report)
+    assert report["ratio"] == {"unet_torch": 2, "vae_openvino": 2}
+    assert report["ratio_of_processor_seconds"] == {"unet_torch": 1, "vae_openvino": 1.5}
+    text = tables.table_of(report)
+    assert "| decoding | openvino 7 | 4.0 / 4.0 | 8.0 / 6.0 | 2.00 | 1.50 | 1.00 / 1.00 GB | 2.0 |" in text
+    assert "takes the processor time of 1.75 forward passes" in text
+
+
+def test_a_folder_that_is_drawn_from_half_measured():
+    part = {
+        "seconds_until_first_forward": 2.0, "processor_seconds_until_first_forward": 1.5, "seconds_unet": 8.0,
+        "seconds_decoder": 3.0, "processor_seconds": 20.0, "gb": {"opening": 0.1, "unet": 4.25, "decoder": 4.5},
+        "image": "a", "load": 1.0,
+    }  # fmt: skip
+    machine = {"cpu": "one", "threads": 2}
+    report = {"script": "stable_diffusion_folder", "latents": 64, "steps": 2, "parts": {"plain": part}}
+    text = tables.table_of({**report, "machine": machine})
+    assert "| a guided step, s by the clock | 4.00 |  |" in text
+    assert "inversion" not in text
 
 
 # ---- shapes, tables, command ----

@@ -1,9 +1,11 @@
 """The command line as a user meets it: subprocesses, files, exit codes, one-sentence errors."""
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +166,15 @@ def test_train_takes_the_objectives(tmp_path):
     assert done.returncode == 0, done.stderr
     run = pydiff.load(out)
     assert (run.variance, run.self_conditioning, run.options["timestep_sampling"]) == ("learned", True, "loss_aware")
+
+
+def test_help_of_an_option_is_one_line():
+    """tyro takes the indented second line of one for a paragraph, and breaks the text there, be there room or not."""
+    root = Path(pydiff.__file__).parent
+    several = []
+    for path in (root / "cli.py", root / "training" / "config.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for field, text in zip(node.body, node.body[1:], strict=False) if isinstance(node, ast.ClassDef) else ():
+                if isinstance(field, ast.AnnAssign) and "\n" in str(getattr(getattr(text, "value", None), "value", "")):
+                    several.append(f"{path.name}: {node.name}.{ast.unparse(field.target)}")
+    assert several == []

@@ -400,7 +400,7 @@ def test_a_name_that_is_no_text(tmp_path, monkeypatch):
     assert len(pydiff.load("run").dataset()) == 6
 
 
-def test_folders_whose_names_are_no_text(tmp_path, monkeypatch):
+def test_folders_whose_names_are_no_text(tmp_path, monkeypatch, caplog):
     """They train, begin another run with their weights, show a page and themselves."""
     monkeypatch.chdir(tmp_path)
     name = b"run_\xe4".decode("utf-8", "surrogateescape")
@@ -409,6 +409,7 @@ def test_folders_whose_names_are_no_text(tmp_path, monkeypatch):
     assert r"run_\xe4" in run.report(n=2, steps=2).read_text()
     run._repr_html_().encode()
     warm = train("warm", random_images(6), init_from=name)
+    assert caplog.messages[-1].startswith(r"begins with the weights of run_\xe4, step ")
     assert warm.options["init_from"] == pydiff.load("warm").options["init_from"] == name
     assert pydiff.load("warm/model").options["init_from"] == r"run_\xe4"
 

@@ -1,5 +1,6 @@
 """Lost terminals, dead pipes and missing streams stop no training; a hang-up leaves a checkpoint."""
 
+import io
 import os
 import signal
 import subprocess
@@ -7,7 +8,9 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
+from pydiff import cli
 from pydiff.store import checkpoint
 
 TRAIN = [sys.executable, "-m", "pydiff", "train", "digits", "--channels", "8", "--groups", "4", "--batch-size", "4"]
@@ -64,3 +67,17 @@ def test_the_home_folder_is_where_the_user_has_it(tmp_path):
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300, cwd=tmp_path)
     assert finished(tmp_path / "runs" / "x")
     assert not (tmp_path / "~").exists()
+
+
+def test_names_that_a_terminal_cannot_show_are_written_out(tmp_path, monkeypatch):
+    for name in ("日本", "ü"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8), 99).save(tmp_path / name / "0.png")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main(["data", str(tmp_path)]) == 0
+    sys.stdout.flush()
+    told = written.getvalue().decode("ascii")
+    assert r"\u65e5\u672c" in told
+    assert r"\xfc" in told
+    assert told.count("2 classes") == 1  # and nothing is said twice

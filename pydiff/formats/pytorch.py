@@ -274,7 +274,7 @@ def _weight(file, source, name, tensor, blocks: Mapping[str, Block]) -> Weight:
         flat = file.read(begin + tensor.offset * dtype.itemsize, (last + 1 - tensor.offset) * dtype.itemsize)
         if dtype.kind == "b" and flat.max() > 1:
             raise damaged(source, f"the boolean tensor {name!a:.60} holds the byte {flat.max()}")
-        steps = [step * dtype.itemsize for step in tensor.strides]
+        steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(tensor.shape, tensor.strides, strict=True)]
         array = np.lib.stride_tricks.as_strided(flat.view(dtype), tensor.shape, steps)
         if storage.kind == "BFloat16Storage":
             return (array.astype(np.uint32) << 16).view(np.float32)

@@ -51,8 +51,7 @@ class LoopOptions:
     keep: int = 2
     """Checkpoints kept on disk."""
     shards: int = 0
-    """Parts of a batch, whose gradients are added in a fixed order: as many processes can share the run, at any time,
-    to the same bits. 0: what the run was begun with; a new one 8 under mpiexec, else a single one."""
+    """Parts of a batch, which as many processes can share; 0: as the run was begun, 8 under mpiexec, else 1."""
     reduce: Literal["exact", "fast"] = "exact"
     """How several processes add their gradients: to the same bits for any number of them, or as MPI does it."""
 
@@ -128,9 +127,7 @@ class Options(ReadingOptions, LoopOptions):
     init_from: str | None = None
     """Folder of a run or of a model to begin with the weights of; left out, they are drawn."""
     codec: Literal["auto", "waveform", "spectrogram"] = "auto"
-    """What sounds are diffused as: their samples (auto), or the image of their spectrum, from which the sound is
-    made.
-    """
+    """What sounds are diffused as: their samples (auto), or the image of their spectrum."""
     prediction: Literal["eps", "x0", "v", "flow", "edm", "edm_v"] = "eps"
     """What the network learns to say: the noise, the clean image, v = alpha eps - sigma x0, flow = eps - x0, ..."""
     schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta", "edm", "exponential", "flow"] = (
@@ -154,9 +151,7 @@ class Options(ReadingOptions, LoopOptions):
     conditional: bool = False
     """Also tell the network the class of each image; needs data with classes."""
     text: str = "auto"
-    """Also tell the network each image's caption, by this text encoder: glove; learned, which is trained along and
-    reads any language; minilm; the folder of a run or of a text model; none; or auto, which is glove where the data
-    have captions that it understands."""
+    """Text encoder for captions: glove, learned, minilm, a folder, none, or auto: glove if it knows the words."""
     label_drop: float = 0.1
     """Share of images whose class and caption are withheld, so that guidance can compare with and without."""
     flip: bool = False

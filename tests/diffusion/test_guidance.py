@@ -6,6 +6,7 @@ import pytest
 from pydiff.diffusion import guidance, samplers
 from pydiff.diffusion.path import path
 from pydiff.diffusion.process import Process
+from pydiff.diffusion.samplers.walk import _Answer, _guided
 from pydiff.diffusion.schedule import schedule
 from tests.diffusion.exact_denoisers import last, model_of, normal_denoiser, start
 
@@ -120,3 +121,13 @@ def test_autoguidance_moves_away_from_the_bad_network():
     model = guidance.autoguidance(good, bad, process, scale=2.0)
     x, t = start(2, 3), np.full(2, 400)
     np.testing.assert_allclose(model(x, t), 2.0 * good(x, t) - bad(x, t), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_guided_answer_is_that_of_classifier_free_guidance(dtype):
+    """f(nothing) + w (f(asked) - f(nothing)), Ho and Salimans 2022; the answer alone where there is one."""
+    asked, nothing = np.array([[1.0, 2.0]], dtype), np.array([[0.5, -1.0]], dtype)
+    guided = _guided(_Answer(asked, nothing, 1.0, 1.0, 3.0, (0.0, 0.0)))
+    np.testing.assert_array_equal(guided, np.array([[2.0, 8.0]], dtype))
+    assert guided.dtype == dtype
+    assert _guided(_Answer(asked, None, 1.0, 1.0, 3.0, (0.0, 0.0))) is asked

@@ -380,3 +380,12 @@ def test_any_program_ends_in_values_or_one_error(parts):
         Machine("file").run(b"\x80\x02" + b"".join(parts) + b".")
     except CheckpointError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("stride", [7, 2**40, 2**61])
+def test_the_stride_of_an_axis_of_one_is_of_no_matter(tmp_path, stride):
+    """Files may say any number there, also one that is too large for NumPy."""
+    block = np.arange(12, dtype="<f8").tobytes()
+    state = {"w": Rebuilt("0", "DoubleStorage", 12, (1, 3, 1), (stride, 2, stride), 1)}
+    path = archive(tmp_path / "a.pt", pickled(state), {"0": block})
+    np.testing.assert_array_equal(read(path)["w"], [[[1.0], [3.0], [5.0]]])

@@ -65,6 +65,9 @@ EQUIVALENT: dict[str, str] = {
     "while (share.next.load(std::memory_order_relaxed) <= share.end) {": "who claims what is not there gives it up",
     "int64_t end = 1;": "written before it is read",
     "(void)0; // inside_region = true;": "a region inside finds the pool taken, and runs on its thread as well",
+    "(void)0; // buffers.data[slot] = nullptr;": "aligned_alloc writes there next, nullptr if it has nothing",
+    "(void)0; // buffers.size[slot] = 0;": "without memory the pointer is nullptr, which is looked at, too",
+    "const size_t bytes = (std::max<size_t>(count, 1) * sizeof(float) + 63) / 64 * 65;": "more memory than is needed",
     "region.work(1);": "which share a thread begins with",
 }
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,3 +184,13 @@ def test_need_is_a_formula():
     assert need.of(3) == module.MARGIN * (100 + 3 * (20 + 50))
     assert need.of(1, 4) == module.MARGIN * (100 + 8 + 8)
     assert isinstance(trainer().model, nn.Module)
+
+
+def test_the_largest_side_has_an_end():
+    """Where anything would fit, and where nothing does."""
+    light, heavy = (SimpleNamespace(of=lambda _n, _pixels, takes=takes: takes) for takes in (0, 2))
+    assert module._largest_side(light, 1, 1) == 1 << 16
+    assert module._largest_side(heavy, 1, 1) == 0
+    exact = SimpleNamespace(of=lambda n, pixels: n * pixels)
+    assert module._largest_side(exact, 2, 2 * 40**2) == 40
+    assert module._largest_side(exact, 2, 2 * 40**2 - 1) == 32

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "../../cuda/check/check.h"
+#include "../../threads.h"
 
 namespace pydiff::check {
 namespace {
@@ -121,16 +122,20 @@ void check_nested() {
         rest();
     });
     if (elsewhere || items != 256) fail("a region inside a region");
-    size_t most = 0;
-    for (int round = 0; round < 50 && most < 2; ++round) {
-        std::vector<std::thread::id> ran_on(64);
-        parallel_for(64, 1, [&](int64_t i) {
-            rest();
-            ran_on[static_cast<size_t>(i)] = std::this_thread::get_id();
-        });
-        most = std::set<std::thread::id>(ran_on.begin(), ran_on.end()).size();
+    for (int threads : {many_threads, 2}) {
+        set_threads(threads);
+        size_t most = 0;
+        for (int round = 0; round < 50 && most < 2; ++round) {
+            std::vector<std::thread::id> ran_on(64);
+            parallel_for(64, 1, [&](int64_t i) {
+                rest();
+                ran_on[static_cast<size_t>(i)] = std::this_thread::get_id();
+            });
+            most = std::set<std::thread::id>(ran_on.begin(), ran_on.end()).size();
+        }
+        if (most < 2) fail("no worker helped after a region inside a region");
+        if (most > static_cast<size_t>(threads)) fail("more threads than were set");
     }
-    if (most < 2) fail("no worker helped after a region inside a region");
 }
 
 // Every thread prepares before its first item, in every region anew.
@@ -154,15 +159,18 @@ void check_prepared() {
     }
 }
 
+const int at_first = threads();  // before anybody sets another number
+
 void check_numbers() {
-    for (int n : {0, -1, 1025}) {
+    if (at_first != default_threads()) fail("another number of threads than is usual");
+    for (int n : {0, -1, most_threads + 1}) {
         try {
             set_threads(n);
             fail("so many threads were taken: " + std::to_string(n));
         } catch (const std::invalid_argument&) {
         }
     }
-    for (int n : {1, 3, 2}) {
+    for (int n : {1, 3, most_threads, 2}) {
         set_threads(n);
         if (threads() != n) fail("another number of threads than was set");
     }

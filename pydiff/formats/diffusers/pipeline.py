@@ -61,8 +61,8 @@ class Wishes(NamedTuple):
     weights, "fp16", "ema". classes: names. self_conditioning: that half of the input channels are for the last x0-hat.
     Of Stable Diffusion alone: config: a folder that has the configuration of a single file. embedding: files of words
     of one's own (textual inversion). skip_layers: how many of the text encoder's last layers to leave out.
-    Of models of latents: low_memory: the autoencoder works in bands of rows, and, of Stable Diffusion, weights are read
-    when they are used, and given up.
+    Of models of latents: low_memory: the autoencoder works in bands of rows, as that of Stable Diffusion always does,
+    whose weights are read when they are used, and given up.
     """
 
     scheduler: Mapping | str | Path | None = None
