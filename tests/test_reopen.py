@@ -12,7 +12,7 @@ import pydiff
 from pydiff.data import Dataset
 from pydiff.data.origin import Origin, from_files, to_files
 from pydiff.reopen import open_folder
-from pydiff.store import checkpoint
+from pydiff.store import checkpoint, newest
 from pydiff.store.folder import RunDirectory
 from pydiff.store.newest import read_newest
 from tests.report.test_page import Reader
@@ -140,6 +140,32 @@ def test_a_damaged_configuration_leaves_the_finished_model(tmp_path, text):
     shutil.rmtree(tmp_path / "run" / "model")
     with pytest.raises(pydiff.CheckpointError, match=r"config\.json cannot be read"):
         pydiff.load(tmp_path / "run")
+
+
+def test_a_checkpoint_that_fails_once_is_asked_again(tmp_path, monkeypatch):
+    """It may just have been replaced by another of its name; only what fails twice is passed over."""
+    for step in (1, 2):
+        arrays = {"optimizer": {"ema": np.full(3, step, np.float32)}}
+        checkpoint.save(tmp_path, step, arrays, {"step": step})
+    whole, failures = newest._read, []
+
+    def failing(times):
+        def read(path, group, name):
+            if path.name.endswith("2") and len(failures) < times:
+                failures.append(path)
+                raise pydiff.CheckpointError(f"{path} was being replaced")
+            return whole(path, group, name)
+
+        return read
+
+    monkeypatch.setattr(newest, "_read", failing(1))
+    found = read_newest(tmp_path, "optimizer", "ema")
+    assert (found.state["step"], found.passed_over) == (2, [])
+    failures.clear()
+    monkeypatch.setattr(newest, "_read", failing(2))
+    found = read_newest(tmp_path, "optimizer", "ema")
+    assert found.state["step"] == 1
+    assert [path.name for path, _ in found.passed_over] == [failures[0].name]
 
 
 @pytest.mark.parametrize("damage", ["cut", "swap", "remove"])

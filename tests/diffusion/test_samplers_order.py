@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydiff.diffusion import samplers
-from pydiff.diffusion.path import path_of_levels, path_through
+from pydiff.diffusion.path import path, path_of_levels, path_through
 from pydiff.diffusion.prediction import PREDICTIONS
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import ancestral, exponential, multistep, predictor_corrector, runge_kutta
@@ -242,3 +242,41 @@ def test_a_wrong_weight_of_adams_and_bashforth_is_caught(monkeypatch, which):
         path_of = lambda n: path_of_levels(process.schedule, levels("exponential", n), clean=False)  # noqa: E731
         with pytest.raises(AssertionError):
             assert_order(errors(sampler, process, path_of), order)
+
+
+@pytest.mark.parametrize("kind", exponential.KINDS)
+@pytest.mark.parametrize("h", [0.01, 0.4, 3.0])
+def test_coefficients_are_the_integrals_of_the_papers(kind, h):
+    """x_s = A x + integral of (m + u m' + u^2 / 2 m'') times an exponential + std z, by quadrature."""
+    alpha_t, sigma_t = 0.6, 0.8
+    ratio = alpha_t / sigma_t * np.exp(h)
+    sigma_s = 1 / np.hypot(1, ratio)
+    alpha_s = ratio * sigma_s
+    a, q, std = exponential.coefficients(kind, alpha_t, sigma_t, alpha_s, sigma_s, h)
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    u, du = (nodes + 1) * h / 2, weights * h / 2
+    k = 2.0 if kind.endswith("sde") else 1.0
+    if kind.startswith("data"):
+        decay, expected_a = alpha_s * k * np.exp(-k * (h - u)), sigma_s / sigma_t * np.exp(-(k - 1) * h)
+        variance = 1 - np.exp(-2 * h)
+    else:
+        decay, expected_a = -sigma_s * k * np.exp(h - u), alpha_s / alpha_t
+        variance = np.exp(2 * h) - 1
+    assert a == pytest.approx(expected_a, rel=1e-12)
+    assert std == pytest.approx(sigma_s * np.sqrt(variance) if k == 2 else 0.0, rel=1e-12)
+    for n, factorial in enumerate((1, 1, 2)):
+        assert q[n] == pytest.approx(np.sum(decay * u**n * du) / factorial / h**n, rel=1e-9, abs=1e-11 / h**n)
+
+
+@pytest.mark.parametrize(("warmup", "more"), [("heun", 1), ("runge_kutta", 9)])
+def test_pndm_asks_as_often_as_its_warmup_says(warmup, more):
+    process = Process(schedule("linear"), "eps")
+    steps, asked = 8, []
+
+    def model(x, t):
+        asked.append(t[0])
+        return 0.1 * x
+
+    p = path(process.schedule, steps)
+    list(samplers.pndm(model, np.ones((1, 2)), process, p, warmup=warmup))
+    assert len(asked) == steps + more
