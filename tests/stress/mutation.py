@@ -325,7 +325,12 @@ def settle_in(tree: Path):
     for name in [n for n in sys.modules if n.split(".")[0] in ("pydiff", "tests")]:
         del sys.modules[name]
     os.chdir(tree)
-    os.environ["PYTHONPATH"] = str(tree)  # of the commands that tests start
+    os.environ["PYTHONPATH"] = str(tree)  # of the commands that tests start; an editable installation would come first
+    (tree / "sitecustomize.py").write_text(
+        "import sys\n"
+        "finders = {f: getattr(f, '__name__', type(f).__name__) for f in sys.meta_path}\n"
+        "sys.meta_path[:] = [f for f, name in finders.items() if 'ScikitBuild' not in name]\n"
+    )
 
 
 def in_child(work, timeout) -> int:
