@@ -297,10 +297,14 @@ def load(directory, **wishes):
     directory = shipped(directory)
     if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
-    if holds_autoencoder(directory):
-        return load_autoencoder(directory)
-    if holds_classifier(directory):
-        return load_classifier(directory)
+    for holds, load_it, what in (
+        (holds_autoencoder, load_autoencoder, "an autoencoder"),
+        (holds_classifier, load_classifier, "a classifier"),
+    ):
+        if holds(directory):
+            if told := [name for name, wish in wishes.items() if wish not in (None, (), False)]:
+                raise ValueError(f"{directory} holds {what}, which has no {' or '.join(told)}; leave that out")
+            return load_it(directory)
     pipeline, options, step, origin, log, notes = open_folder(directory, pipeline_folder.Wishes(**wishes))
     beside = {} if log is None else {"directory": directory, "log": log}
     run = Run.of_pipeline(pipeline, options, step=step, origin=origin, **beside)

@@ -53,6 +53,12 @@ def latent(digits, made, tmp_path_factory):
 # ---- the autoencoder -------------------------------------------------------------------------------------------------
 
 
+def test_it_is_opened_without_wishes(made):
+    with pytest.raises(ValueError, match="holds an autoencoder, which has no size or prediction; leave that out"):
+        pydiff.load(made.directory, size=8, prediction="eps", variant=None)
+    assert pydiff.load(made.directory, variant=None).step == AUTOENCODER["steps"]
+
+
 def test_it_learns_and_its_latents_have_unit_scale(made, digits):
     before = AutoencoderTask(digits, AutoencoderOptions(**AUTOENCODER)).model
     untrained = AutoencoderRun(before, digits.shape, {})
