@@ -96,6 +96,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "all are made with one length",
     ("pydiff/training/shards.py", "cut", "parts = min(parts, n)"): "min does not mind the order",
     (
+        "pydiff/diffusion/samplers/adaptive_steps.py",
+        "adaptive",
+        "h[going] *= np.clip(safety / np.sqrt(np.maximum(1e-10, error)), 0.1, 5.0)",
+    ): "nor does maximum, of numbers that are none",
+    (
         "pydiff/training/gradient.py",
         "Gradient.of_step",
         "share = (group.seconds - seconds) / max(time.monotonic() - began, 2e-09)",
