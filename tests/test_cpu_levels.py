@@ -60,7 +60,11 @@ def test_what_a_kernel_does_wrong_is_found(words, before, after, message, tmp_pa
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("left_.wait(lock, [this] { return seated_ == 0; });", "", "a region ended before its items"),
+        (
+            "left_.wait(lock, [this] { return seated_ == 0; });",
+            "",
+            "a region ended before its items|an item was run 0 times",
+        ),
         (
             "        pthread_atfork(",
             "        if (!state_pointer) pthread_atfork(",

@@ -78,7 +78,7 @@ def render(page):
     """A Page as the text of one HTML file."""
     curve = loss.curve(page.log)
     return fill(
-        asset("page.html").replace("image", page.noun),
+        _told(asset("page.html"), page.noun),
         {
             "css": asset("page.css"),
             "js": asset("page.js"),
@@ -87,7 +87,7 @@ def render(page):
             "opening": page.opening,
             "data": sections.gallery(visible(page.training), page.captions) + sections.note(page.note),
             "forward": sections.forward(page.forward),
-            "target": TARGETS[page.prediction].replace("image", page.noun),
+            "target": _told(TARGETS[page.prediction], page.noun),
             "loss": training(curve),
             "options": sections.options(page.options),
             "reverse": sections.reverse(page.trace, page.sampler),
@@ -99,6 +99,11 @@ def render(page):
             "numbers": data_json(_numbers(page.forward, page.trace, curve)),
         },
     )
+
+
+def _told(prose, noun):
+    """The same of sounds, say, where it speaks of images."""
+    return prose.replace("an image", f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}").replace("image", noun)
 
 
 def asset(name):
