@@ -236,6 +236,7 @@ void check_few() {
 #endif
     const pid_t pid = fork();
     if (pid == 0) {
+        alarm(10);  // as above
         rlimit room{};
         long pages = 0;
         if (std::unique_ptr<FILE, int (*)(FILE*)> file{std::fopen("/proc/self/statm", "r"), std::fclose})
@@ -291,7 +292,7 @@ void check_fork() {}
 #endif
 
 const Op parallel_op("parallel", {check_once, check_nested, check_prepared, check_numbers, check_scratch, check_waits,
-                                  check_exceptions, check_few, check_fork});
+                                  check_exceptions, check_fork, check_few});
 
 }  // namespace
 }  // namespace pydiff::check
