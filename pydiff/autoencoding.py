@@ -10,6 +10,7 @@ latents are good for.
 import contextlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,9 @@ class AutoencoderRun:
     trained on. notes: what was said when it was opened.
     """
 
-    def __init__(self, autoencoder, shape, options, *, origin=None, step=0, directory=None, dataset=None, log=()):
+    def __init__(
+        self, autoencoder, shape, options, *, origin=None, step: Any = 0, directory=None, dataset=None, log=()
+    ):
         self.autoencoder, self.codec = autoencoder, LatentSpace(autoencoder, shape[:2])
         self.options, self.directory, self._step = options, directory, step
         self.origin = Origin() if origin is None else origin

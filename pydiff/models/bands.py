@@ -104,7 +104,7 @@ def convolved(conv, x, norm=None, *, upsample=1, add=None, out=None):
     shape = (1, *layer.result(height, width))
     out = np.empty(shape, x.dtype) if out is None else out
     seen, begin, end = np.empty((1, 0, width, channels), x.dtype), 0, 0  # rows [begin, end) of what is convolved
-    for first, last in bands(*shape[1:3], max(channels, shape[3])):
+    for first, last in bands(shape[1], shape[2], max(channels, shape[3])):
         above, below = layer.sees(first, last)
         upper, lower = max(above, 0), min(below, height)
         seen = np.concatenate([seen[:, upper - begin :], _rows(x, max(end, upper), lower, norm, upsample)], axis=1)

@@ -193,6 +193,7 @@ void check_scratch() {
         float* longer = scratch(3, 1 << 20);
         std::fill(longer, longer + (1 << 20), 1.0f);
         if (scratch(3, 5) != longer) fail("scratch that shrinks");
+#if !defined(__SANITIZE_ADDRESS__)  // which ends the process itself where there is no memory
         for (int round = 0; round < 2; ++round) {
             try {
                 scratch(4, size_t{1} << 58);
@@ -200,6 +201,7 @@ void check_scratch() {
             } catch (const std::bad_alloc&) {
             }
         }
+#endif
         float* again = scratch(4, 1000);
         std::fill(again, again + 1000, 2.0f);
         return longer[(1 << 20) - 1] == 1.0f ? void() : fail("scratch that is too short");
