@@ -435,6 +435,7 @@ def test_what_cannot_be_opened_is_one_sentence(copy, name, monkeypatch):
     assert [path.name for path in copy.parent.iterdir()] == ["model"]  # nothing was executed
 
 
+@pytest.mark.filterwarnings("ignore:(invalid|overflow):RuntimeWarning")  # NumPy's, in place of the kernels
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_no_numbers_draw_nothing(copy, value, capsys):
     _array(copy, "conv_in.bias", lambda a: a + np.float32(value))
