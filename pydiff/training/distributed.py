@@ -92,11 +92,11 @@ def _mpi(size):
     from mpi4py import MPI
 
     vendor = MPI.get_vendor()[0]
-    variable, kind = SPEAKS.get(vendor, ("PATH", "list"))
+    variable, kind = SPEAKS.get(vendor, ("", ""))
     foreign = "OMPI_COMM_WORLD_SIZE" in os.environ and vendor != "Open MPI"
     slurm = "SLURM_STEP_NUM_TASKS" in os.environ
     told = os.environ.get("SLURM_MPI_TYPE", "none")
-    if slurm and told != "none" and variable not in os.environ and is_first():
+    if slurm and told != "none" and kind and variable not in os.environ and is_first():
         sys.stderr.write(  # for the library may end the process now, and nothing can be said after it
             f"pydiff: srun --mpi={told} starts {vendor} only where that was built for it; if it stops here, use "
             f"srun --mpi={kind}\n"
@@ -106,7 +106,7 @@ def _mpi(size):
             warnings.simplefilter("ignore")  # mpi4py's page on what the sentence below says
             MPI.Init_thread(MPI.THREAD_FUNNELED)  # this thread alone speaks to MPI
     if foreign or size not in (None, MPI.COMM_WORLD.Get_size()):
-        use = f"srun --mpi={kind}" if slurm else f"the mpiexec of {vendor}"
+        use = f"srun --mpi={kind}" if slurm and kind else f"the mpiexec of {vendor}"
         raise RuntimeError(
             f"mpi4py has loaded the library of {vendor}, and they were started by another MPI; use {use}, or set "
             "MPI4PY_LIBMPI to the path of the other's libmpi.so"

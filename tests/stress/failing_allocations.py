@@ -16,12 +16,12 @@ import faulthandler
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from tests.stress.children import in_child
 
 HERE = Path(__file__).parent
 AT_ONCE, AFTERWARDS, OTHER_ERROR, OTHER_RESULT, NOT_AGAIN = 0, 10, 11, 12, 13
@@ -115,27 +115,16 @@ def prepare(folder):
 
 def attempt(function, expected, library, number, least, source) -> int:
     """What became of it, in a forked process: a key of SAID, or less than 0 for a signal. 124: it hung."""
-    child = os.fork()
-    if child == 0:
-        code = NOT_AGAIN
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            with open(source.parent / "said", "w") as stream:
-                faulthandler.enable(stream, all_threads=False)
-                code = tried(function, expected, library, number, least, source)
-        finally:
-            os._exit(code)
-    end = time.monotonic() + TIMEOUT
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return 124
+
+    def work():
+        with open(source.parent / "said", "w") as stream:
+            faulthandler.enable(stream, all_threads=False)
+            try:
+                return tried(function, expected, library, number, least, source)
+            except BaseException:  # when there was memory again
+                return NOT_AGAIN
+
+    return in_child(work, TIMEOUT)
 
 
 def tried(function, expected, library, number, least, source) -> int:

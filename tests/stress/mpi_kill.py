@@ -1,6 +1,6 @@
 """Kill -9 one process of a training over MPI, start it again on another number of processes, compare the end.
 
-    python -m tests.stress.mpi_kill [--kills 200] [--at-once 1] [--json tests/stress/mpi_kill.json]
+    python -m tests.stress.mpi_kill [--kills 200] [--at-once 1] [--json tests/stress/mpi_kill.json [--more]]
 
 Every life of the run has 1 to 4 processes. One of them, any, is killed: in half of the lives some time after the start,
 in the other half some time after a step that was drawn, so that kills hit the imports, the meeting of the processes,
@@ -106,8 +106,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", type=int, default=1, help="trials side by side, which disturb each other")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--more", action="store_true", help="adds to the figures in that file; take another seed")
     arguments = parser.parse_args()
-    if arguments.at_once > 1:
+    if arguments.at_once > 1 or arguments.more:
         return side_by_side(arguments)
     figures = trial(arguments)
     print(json.dumps(figures, indent=1))
@@ -129,11 +130,12 @@ def side_by_side(arguments):
             subprocess.Popen([*this, "--seed", str(arguments.seed + i), "--json", place], stdout=subprocess.DEVNULL)
             for i, place in enumerate(places)
         ]
+        before = [json.loads(arguments.json.read_text())] if arguments.more else []
         running = True
         while running:
             time.sleep(5)
             running = any(trial.poll() is None for trial in trials)
-            figures = added_up([json.loads(place.read_text()) for place in places if place.exists()])
+            figures = added_up([*before, *(json.loads(place.read_text()) for place in places if place.exists())])
             if figures:
                 write(arguments.json, figures)
     print(json.dumps(figures, indent=1))

@@ -16,13 +16,11 @@ pytest are loaded already, so that most take a few seconds. Faults in the pool o
 
 import argparse
 import ast
-import contextlib
 import itertools
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,8 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.stress.children import in_child
 
 ROOT = Path(__file__).resolve().parents[2]
 # What may be at fault, and the tests that are asked about it.
@@ -99,7 +99,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "pydiff/diffusion/samplers/adaptive_steps.py",
         "adaptive",
         "h[going] *= np.clip(safety / np.sqrt(np.maximum(1e-10, error)), 0.1, 5.0)",
-    ): "nor does maximum, of numbers that are none",
+    ): "nor does maximum, which answers NaN in either",
     (
         "pydiff/training/gradient.py",
         "Gradient.of_step",
@@ -336,34 +336,6 @@ def settle_in(tree: Path):
         "finders = {f: getattr(f, '__name__', type(f).__name__) for f in sys.meta_path}\n"
         "sys.meta_path[:] = [f for f, name in finders.items() if 'ScikitBuild' not in name]\n"
     )
-
-
-def in_child(work, timeout) -> int:
-    """work() in a forked process group; its number, 1 if it did not return one, 124 if it took too long."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setpgid(0, 0)
-            null = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):
-                os.dup2(null, stream)
-            code = int(work())
-        finally:
-            os._exit(code)
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.02)
-    else:
-        status = 124 << 8
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    if status == 124 << 8:
-        os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 class Recorder:
