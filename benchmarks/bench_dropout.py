@@ -22,9 +22,8 @@ def cases(settings):
     rng = np.random.default_rng(0)
     shapes = {"tiny": TINY}
     if not settings.quick:
-        shapes |= {
-            name: (w.batch, w.size, w.size, w.config()["block_out_channels"][0]) for name, w in WORKLOADS.items()
-        }
+        widths = {name: w.config["block_out_channels"][0] for name, w in WORKLOADS.items()}
+        shapes |= {name: (w.batch, w.size, w.size, widths[name]) for name, w in WORKLOADS.items()}
     for name, shape in shapes.items():
         yield case_of(name, shape, rng, settings)
 

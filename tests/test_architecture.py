@@ -309,8 +309,8 @@ SPINE_OPS = [
     f"ops/{name}.py" for name in ("__init__", "elementwise", "shape", "reduction", *sorted({*NATIVE_OPS} - BESIDE))
 ]
 FLOORS = {
-    # 20 of it to tell type checkers what a Tensor and a Function are, 10 for gradients wider than what they are of, 30 for
-    # dropout whose masks are drawn where they are needed
+    # 20 of it to tell type checkers what a Tensor and a Function are, 10 for gradients wider than what they are of, 30
+    # for dropout whose masks are drawn where they are needed
     "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", *SPINE_OPS], 1510),
     "network": (
         [

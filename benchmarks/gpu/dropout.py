@@ -1,5 +1,5 @@
-"""dropout: y = m x with masks drawn on the spot; its gradient is the same launch. Peer: torch's, which draws and keeps a
-mask; it is judged by the mask it drew itself.
+"""dropout: y = m x with masks drawn on the spot; its gradient is the same launch. Peer: torch's, which draws and keeps
+a mask; it is judged by the mask it drew itself.
 """
 
 import math
