@@ -254,10 +254,7 @@ def test_kernels_for_cupy_are_those_of_the_emulator():
 @pytest.mark.parametrize(
     ("options", "uploads"),
     [
-        (
-            {},
-            7,
-        ),  # images, step numbers, two of the noise's key, coefficients of noise and loss, the optimiser's schedule
+        ({}, 7),  # images, step numbers, two of the noise's key, coefficients of noise and of loss, the schedule
         (SMALL, 11),  # labels, what their gradient is sorted by, two of the key of all dropout masks
         ({"shards": 2}, 13),  # all but the schedule twice
         ({"offset_noise": 0.1, "self_conditioning": True}, 15),
