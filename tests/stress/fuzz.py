@@ -2,7 +2,7 @@
 
     python -m tests.stress.data_fuzz --count 100000 --seed 3 --minutes 10 --json FIGURES [--more]
 
-`--minutes` ends a run before its count is reached. `--more` adds to the figures that are in FIGURES; a seed that was run
+`--minutes` ends a run before its count is reached. `--more` adds to the figures that are in FIGURES; a seed that ran
 before is refused, for it would be the same files once more.
 """
 
