@@ -148,12 +148,10 @@ def convolve(x, w, bias, add, window, y):
         # The kernels add it to their float32 sums: a bfloat16 one is widened.
         bias = None if bias is None else contiguous(bias if bias.dtype.kind == "f" else bias.astype("float32"))
         add = None if add is None else contiguous(add)
-        corner = (window.padding[0][0], window.padding[1][0])
-        kernel(x, w, bias, add, window.stride, corner, window.upsample[0], y)
+        kernel(x, w, bias, add, window.stride, (window.padding[0][0], window.padding[1][0]), window.upsample[0], y)
         return y
-    wide = widened(x)  # the array path cannot multiply bfloat16
-    sums = forward_arrays(
-        repeat_pixels(wide, window.upsample), widened(w), window.stride, window.padding, y.shape, window.dilation,
+    sums = forward_arrays(  # which cannot multiply bfloat16
+        repeat_pixels(widened(x), window.upsample), widened(w), window.stride, window.padding, y.shape, window.dilation,
         window.groups,
     )  # fmt: skip
     if bias is not None:
