@@ -14,7 +14,8 @@ from pydiff.nn.module import Module, Parameter
 
 
 class Deferred(Parameter):
-    """Takes the place of the parameter `like`. read: gives its values, in like's layout, as float32.
+    """Takes the place of the parameter `like`. read: gives its values, in like's layout, as float32; read.rows, if it
+    has that, those of some numbers (N,) along the first axis.
 
     kept: whether values that were read stay. Values that are set stay in any case.
     """
@@ -35,6 +36,11 @@ class Deferred(Parameter):
         if self.kept:
             self._values = values
         return values
+
+    def rows(self, numbers):
+        """data[numbers]; while all of it is in the file, no others are read, if `read` has a way to."""
+        some = getattr(self._read, "rows", None)
+        return self.data[numbers] if self._values is not None or some is None else some(numbers)
 
     @data.setter
     def data(self, values):

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from pydiff import ops
+from pydiff.nn.deferred import Deferred
 from pydiff.nn.module import Module, Parameter
 from pydiff.nn.module import _state as state
+from pydiff.tensor import Tensor, grad_enabled
 
 
 class Linear(Module):
@@ -110,6 +112,10 @@ class TokenEmbedding(Embedding):
     """The same for integers of any shape, (N, T) -> (N, T, dim), arrays or Tensors, on the host or beside the table."""
 
     def forward(self, ids):
+        if isinstance(self.weight, Deferred) and self.weight.waiting and not grad_enabled():
+            some, places = np.unique(ids, return_inverse=True)  # of a large table in a file: few are read
+            if ids.size and some[0] >= 0 and some[-1] < len(self.weight):
+                return ops.embedding(Tensor(self.weight.rows(some)), places.reshape(ids.shape))
         return ops.embedding(self.weight, ids)
 
 
