@@ -143,7 +143,7 @@ def test_every_half_is_widened_as_numpy_does():
 
 @pytest.mark.usefixtures("simd")
 def test_what_cannot_be_turned_is_refused():
-    w, out = np.ones((4, 3, 2), np.float16), np.empty((2, 3, 6), np.float32)
+    w, out = np.ones((4, 3, 2), np.float16), np.zeros((2, 3, 6), np.float32)
     for bad in [(w, -1, out), (w, 3, out), (w, 0, out[:, :, :3].copy()), (w[:, ::2], 0, out), (w[0], 0, out),
                 (w.astype(np.float64), 0, out), (w.view(np.int16), 0, out), (w, 0, out.astype(np.float16)),
                 (w, 0, np.empty((3, 2, 6), np.float32))]:  # fmt: skip

@@ -37,10 +37,20 @@ class Deferred(Parameter):
             self._values = values
         return values
 
-    def rows(self, numbers):
-        """data[numbers]; while all of it is in the file, no others are read, if `read` has a way to."""
-        some = getattr(self._read, "rows", None)
-        return self.data[numbers] if self._values is not None or some is None else some(numbers)
+    def excerpt(self, numbers):
+        """(table, places) with table[places] = data[numbers]: while the values are in the file, no others are read, if
+        `read` has a way to.
+        """
+        rows = getattr(self._read, "rows", None)
+        if (
+            self._values is None
+            and rows is not None
+            and numbers.size
+            and 0 <= numbers.min() <= numbers.max() < len(self)
+        ):
+            some, places = np.unique(numbers, return_inverse=True)
+            return rows(some), places.reshape(numbers.shape)
+        return self, numbers
 
     @data.setter
     def data(self, values):

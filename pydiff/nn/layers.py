@@ -12,7 +12,7 @@ from pydiff import ops
 from pydiff.nn.deferred import Deferred
 from pydiff.nn.module import Module, Parameter
 from pydiff.nn.module import _state as state
-from pydiff.tensor import Tensor, grad_enabled
+from pydiff.tensor import grad_enabled
 
 
 class Linear(Module):
@@ -112,10 +112,8 @@ class TokenEmbedding(Embedding):
     """The same for integers of any shape, (N, T) -> (N, T, dim), arrays or Tensors, on the host or beside the table."""
 
     def forward(self, ids):
-        if isinstance(self.weight, Deferred) and self.weight.waiting and not grad_enabled():
-            some, places = np.unique(ids, return_inverse=True)  # of a large table in a file: few are read
-            if ids.size and some[0] >= 0 and some[-1] < len(self.weight):
-                return ops.embedding(Tensor(self.weight.rows(some)), places.reshape(ids.shape))
+        if isinstance(self.weight, Deferred) and not grad_enabled():
+            return ops.embedding(*self.weight.excerpt(ids))
         return ops.embedding(self.weight, ids)
 
 
