@@ -110,6 +110,7 @@ def judge(work, path):
     back = pydiff.load(work / "autoencoder").reconstruct(real)
     save_png(work / "grid.png", grid(np.concatenate([*shown, back[:16]]), columns=16))
     return {
+        "script": "papers.latent",
         "data": f"{len(data)} images of {data.shape[0]} x {data.shape[1]}, {len(held)} held out",
         "drawn": DRAWN,
         "drawing": DRAWING,
@@ -137,9 +138,15 @@ def table(result):
     lines.append(f"| the same, encoded and decoded | | | | {result['reconstructed']['distance']:.3f} | |")
     pixels, latent = result["rows"]
     better = [name for name in ("distance", "seconds_an_image") if latent[name] < pixels[name]]
-    names = {"distance": "the distance", "seconds_an_image": "time"}
-    verdict = f"Latents win in {' and in '.join(names[name] for name in better)}." if better else "Latents lose."
-    return "\n".join([*lines, "", verdict])
+    names = {"distance": "the distance", "seconds_an_image": "the time of an image"}
+    lost = [name for name in names if name not in better]
+    verdict = f"Latents win in {' and in '.join(names[name] for name in better)}" if better else ""
+    if lost:
+        verdict += f"{', and lose' if better else 'Latents lose'} in {' and in '.join(names[name] for name in lost)}"
+    ratio = pixels["seconds_an_image"] / latent["seconds_an_image"]
+    psnr = result["reconstructed"]["psnr"]
+    said = f"An image in pixels takes {ratio:.1f} times as long; the autoencoder gives images back at {psnr:.1f} dB."
+    return "\n".join([*lines, "", f"{verdict}. {said}"])
 
 
 def main(arguments=None):
