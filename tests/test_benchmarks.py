@@ -371,8 +371,8 @@ def test_whoever_is_not_restrained_is_not_compared(monkeypatch):
 
 @pytest.mark.parametrize("op", ["linear", "adamw"])
 def test_contenders_in_processes_of_their_own(op, monkeypatch, tmp_path, capfd):
-    """The first case: adamw, whose contenders know a truth of their own, and linear layers with inference engines, which
-    say if they are not there."""
+    """The first case: of adamw, whose contenders know a truth of their own, and of linear layers, with inference
+    engines, which say if they are not there."""
     monkeypatch.setattr(harness, "timed", lambda op, device: [next(cases.timed(op, device))])
     status, report = run_script(op, tmp_path / "report.json", "--processes", "--rounds", "1", "--seconds", "0.1")
     assert status == 0
