@@ -19,6 +19,7 @@ from pydiff import ops, random
 from pydiff.arrays import array_module, empty, to_host
 from pydiff.diffusion import Process, path, schedule
 from pydiff.diffusion.samplers import ddim_step, ddpm_step
+from pydiff.ops.noise import key_on
 from pydiff.reference.denoise import denoise as reference
 from pydiff.tensor import Tensor, no_grad
 
@@ -195,8 +196,8 @@ def truth(device, inputs, step):
     _, dx, df, x_next, x0_hat = truth_of(device, op, slow, (*arguments, inputs.x * 0 + 1))
     if step.s:
         few, key = slice(max(4, 2**20 // (x_next.size // len(x_next)))), inputs.key
-        host = random.Key(key.seed, key.purpose, to_host(key.sample)[few], to_host(key.step)[few])
-        z = device.asarray(random.normal(host, x_next.shape[1:], np.float64))
+        key = key._replace(sample=key.sample[few], step=key.step[few])
+        z = device.asarray(random.normal(key, x_next.shape[1:], np.float64))
         x_next, x0_hat = x_next[few] + s * z, x0_hat[few]
     return [x_next, x0_hat, dx, df]
 
@@ -243,7 +244,7 @@ def by_kernel(device, step):
 
     def build(i):
         x, f, f_uncond, past = rows(i.x, i.f, i.f_uncond, i.past)
-        coefficients_, key = table(device, step), i.key and tuple(i.key)
+        coefficients_, key = table(device, step), i.key and key_on(i.x, i.key)
 
         def call():
             x_next, x0_hat = empty(x, x.shape), empty(x, x.shape)

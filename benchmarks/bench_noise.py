@@ -18,6 +18,7 @@ from benchmarks.workloads import WORKLOADS
 from pydiff import ops, random
 from pydiff.arrays import to_host
 from pydiff.diffusion import schedule
+from pydiff.ops.noise import key_on
 from pydiff.reference.noise import noise as reference
 from pydiff.tensor import Tensor, no_grad
 
@@ -74,11 +75,10 @@ def truth_of(device, inputs):
     first numbers of the first sample are compared with pydiff/reference."""
     x0, alpha, sigma, key, *loss = inputs
     few = slice(max(4, 2**20 // math.prod(x0.shape[1:])))
-    host = random.Key(key.seed, key.purpose, to_host(key.sample)[few], to_host(key.step)[few])
-    eps = random.normal(host, x0.shape[1:], np.float64)
+    eps = random.normal(key._replace(sample=key.sample[few], step=key.step[few]), x0.shape[1:], np.float64)
     first = np.asarray(to_host(device.wide(x0[:1])).reshape(1, -1)[:, :192])
     numbers = (to_host(a[:1]) for a in (alpha, sigma))
-    expected = reference(first, *numbers, host.seed, host.purpose, host.sample[:1], host.step[:1])
+    expected = reference(first, *numbers, key.seed, key.purpose, key.sample[:1], key.step[:1])
     drawn = eps.reshape(len(eps), -1)[:1, :192]
     mixed = float(alpha[0]) * first + float(sigma[0]) * drawn
     if not error_of([mixed, drawn], expected) <= 1e-12:
@@ -164,7 +164,7 @@ def normal(device, inputs):
 
     def call():
         eps = device.xp.empty((len(x0), math.prod(x0.shape[1:])), x0.dtype)
-        device.kernels.normal(key.seed, key.purpose, key.sample, key.step, eps)
+        device.kernels.normal(*key_on(x0, key), eps)
         return eps.reshape(x0.shape)
 
     return call

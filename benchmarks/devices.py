@@ -72,9 +72,8 @@ class Random:
         return np.random.default_rng([self.seed, high, n]).integers(high, size=n)
 
     def key(self, n, purpose):
-        """A key of pydiff.random for n samples, on the device."""
-        sample, step = (self.device.asarray(self.integers(2**31 - k, n).astype(np.uint32)) for k in (1, 2))
-        return random.Key(7, purpose, sample, step)
+        """A key of pydiff.random for n samples. Ops move it to the device, once."""
+        return random.key(7, purpose, *(self.integers(2**31 - i, n) for i in (1, 2)))
 
 
 class Device:

@@ -20,7 +20,7 @@ from benchmarks.devices import GPUS, Gpu
 from benchmarks.gpu import ceilings, machine, models
 from benchmarks.harness import check, in_a_line, line_of, measure
 
-OPS = ("group_norm", "conv2d", "attention", "linear", "layer_norm", "gelu", "noise", "denoise", "adamw")
+OPS = ("group_norm", "conv2d", "attention", "linear", "layer_norm", "gelu", "noise", "dropout", "denoise", "adamw")
 LOST = 3  # exit status: the GPU does not answer
 
 
