@@ -194,6 +194,8 @@ def opened_in(latent, dataset, beside=None) -> LatentSpace:
 
     ValueError, in one sentence, where images and autoencoder do not go together.
     """
+    if dataset.noun != "image":
+        raise ValueError(f"latents are those of images, and {dataset.name} holds {dataset.noun}s; leave latent out")
     autoencoder = open_autoencoder(latent, beside)
     height, width, channels = dataset.shape
     if autoencoder.config["in_channels"] != channels:
