@@ -4,8 +4,9 @@
 
 A fault is one changed operator, comparison, constant or condition, one statement taken away, or two arguments swapped.
 Which tests run is decided by a map of the functions that every test enters, recorded once or made of a covered run
-(tests.stress.covered): those that enter the faulty function, the shortest first, until one of them fails. A fault that none of them notices has survived, unless it
-is among the EQUIVALENT ones below, each with the reason why no test can tell it from the original.
+(tests.stress.covered): those that enter the faulty function, the shortest first, until one of them fails. A fault that
+none of them notices has survived, unless it is among the EQUIVALENT ones below, each with the reason why no test can
+tell it from the original.
 
 `--json FILE` is written after every fault; the same command goes on where it was stopped. `--budget S` gives every
 fault S seconds of tests; survivors can be given more with `--again FILE`, which tries them anew.
