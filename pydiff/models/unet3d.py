@@ -18,7 +18,7 @@ from pydiff import ops
 from pydiff.arrays import array_module, to_host
 from pydiff.models.blocks import Downsample, ResnetBlock
 from pydiff.models.registry import register
-from pydiff.models.unet import UNet2D, check_told, for_each, sinusoids
+from pydiff.models.unet import TimestepEmbedding, UNet2D, check_told, for_each, sinusoids
 from pydiff.models.unet_condition import ConditionedTimestepEmbedding, UNet2DCondition, Upsample
 from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module, MultiHeadAttention, Transformer2DModel
 from pydiff.nn.temporal import TemporalConvLayer, TransformerTemporalModel
@@ -112,7 +112,10 @@ class ClipUNet(Module):
     added to the step number. use_linear_projection: see UNet2DCondition. transformer_in: whether attention in time
     comes first of all. activation: of the transformers' inner layers. temporal_dropout: in the temporal convolutions.
     frame_positions: whether every frame is told its number beside the step number; nothing else tells frames apart but
-    the ends of the clip. seed: of the initial weights. ValueError, in one sentence, for options that cannot be built.
+    the ends of the clip. pooled_context: whether the mean of the context is added to the step number, too (Saharia et
+    al. 2022, "Imagen", section 2.3), with one more layer behind the sum, so that every layer knows which way a thing
+    goes of which this is frame f. seed: of the initial weights. ValueError, in one sentence, for options that cannot be
+    built.
     """
 
     fixed = ("context",)  # see graph.py
@@ -140,6 +143,7 @@ class ClipUNet(Module):
         activation="gelu-approximate",
         temporal_dropout=0.0,
         frame_positions=False,
+        pooled_context=False,
         seed=0,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "seed", "__class__")}
@@ -165,6 +169,11 @@ class ClipUNet(Module):
             self.frame_embedding = Linear(channels[0], temb_dim)
             for p in self.frame_embedding.parameters():
                 p.bound = 0.0  # it begins as nothing, like every layer of time
+        self.context_embedding: Any = None
+        self.mixing: Any = None
+        if config["pooled_context"]:
+            self.context_embedding = TimestepEmbedding(config["cross_attention_dim"], temb_dim)
+            self.mixing = Linear(temb_dim, temb_dim)
         self.transformer_in = None
         if config["transformer_in"]:
             self.transformer_in = TransformerTemporalModel(channels[0], 8, heads[0], groups, config["activation"])
@@ -237,11 +246,14 @@ class ClipUNet(Module):
             raise ValueError(f"this model takes {told}, and was given {'some' if width is None else 'none'}")
         if width is not None:
             made["context"] = _vectors("encoder_hidden_states", encoder_hidden_states, like, (n, None, width))
+        seen = None
         if encoder_attention_mask is not None and width is not None:
-            mask = np.asarray(to_host(encoder_attention_mask)) != 0
+            seen = mask = np.asarray(to_host(encoder_attention_mask)) != 0
             if mask.shape != made["context"].shape[:2]:
                 raise ValueError(f"encoder_attention_mask must be {made['context'].shape[:2]}, got {mask.shape}")
             made["mask"] = Tensor(xp.asarray(mask))
+        if self.context_embedding is not None:
+            made["pooled"] = _mean(made["context"], seen)
         if like.ndim == 5 and self.frame_embedding is not None:
             places = sinusoids(np.arange(like.shape[1]), self.options["block_out_channels"][0])
             made["places"] = Tensor(xp.asarray(places.astype(like.dtype)))
@@ -256,10 +268,11 @@ class ClipUNet(Module):
             )
         return made
 
-    def body(self, x, step, context=None, mask=None, label=None, timestep_cond=None, places=None):
+    def body(self, x, step, context=None, mask=None, label=None, timestep_cond=None, places=None, pooled=None):
         """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""
         temb = self.time_embedding(step, timestep_cond)
         temb = temb if label is None else temb + label
+        temb = temb if pooled is None else temb + self.context_embedding(pooled)
         frames, shape = None, x.shape
         if x.ndim == 5:
             frames = shape[1]
@@ -271,6 +284,7 @@ class ClipUNet(Module):
                 temb = each_frame(temb, frames)
             context, mask = (each_frame(a, frames) for a in (context, mask))
         temb = ops.silu(temb)
+        temb = temb if pooled is None else ops.silu(self.mixing(temb))
         h = self.conv_in(x)
         h = h if frames is None or self.transformer_in is None else self.transformer_in(h, frames)
         skips = [h]
@@ -293,7 +307,7 @@ class ClipUNet(Module):
 
 DIFFUSERS = {  # what UNet3DConditionModel cannot choose
     "num_class_embeds": None, "use_linear_projection": True, "transformer_in": True, "activation": "geglu",
-    "temporal_dropout": 0.1, "frame_positions": False,
+    "temporal_dropout": 0.1, "frame_positions": False, "pooled_context": False,
 }  # fmt: skip
 
 
@@ -401,6 +415,14 @@ def _widened_config(image_model, theirs):
     return {name: theirs[name] for name in same} | types | more | {"attention_head_dim": heads}
 
 
+def _mean(context, seen):
+    """The mean (N, D) of the states (N, T, D) that are seen, (N, T) truth values, None for all; 0 where none is."""
+    if seen is None:
+        return context.mean(axis=1)
+    share = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)  # (N, T)
+    return (context * Tensor(array_module(context.data).asarray(share[..., None], context.dtype))).sum(axis=1)
+
+
 def _vectors(name, value, like, expected):
     made = value if isinstance(value, Tensor) else Tensor(array_module(like).asarray(value, like.dtype))
     if made.ndim != len(expected) or any(s not in (None, m) for s, m in zip(expected, made.shape, strict=True)):
@@ -431,5 +453,7 @@ def _check(config):
         )
     if config["cross_attention_dim"] is not None and not isinstance(config["cross_attention_dim"], int):
         raise ValueError("cross_attention_dim is one number for all levels, or None")
+    if config["pooled_context"] and config["cross_attention_dim"] is None:
+        raise ValueError("pooled_context needs a context; give cross_attention_dim")
     if config["layers_per_block"] < 1:
         raise ValueError("a U-Net needs at least one layer per block")

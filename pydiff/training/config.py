@@ -140,6 +140,8 @@ class Options(ReadingOptions, LoopOptions):
     """How much each noise level counts."""
     timestep_sampling: Literal["uniform", "stratified", "lognormal", "logit_normal", "loss_aware"] = "uniform"
     """Which t are drawn: all alike, evenly in every batch, more of the middle, or more where the loss is large."""
+    timestep_shift: float = 1.0
+    """Factor on sigma / alpha of the t that are drawn: more than 1 teaches noisier levels, as clips need."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Also learn the variance of a step back, by the variational bound; sampler ddpm then uses it."""
     self_conditioning: bool = False
@@ -194,6 +196,9 @@ class Options(ReadingOptions, LoopOptions):
         for name in ("channels", "attention"):
             _several(self, name, 1 if name == "channels" else 0)
         _between(self, "offset_noise", 0, math.inf)
+        _between(self, "timestep_shift", 1e-3, 1e3)
+        if self.timestep_shift != 1 and self.timestep_sampling == "loss_aware":
+            raise ValueError("timestep_shift has no say where timestep_sampling='loss_aware'; leave one of them out")
         _between(self, "cache_gb", 0, math.inf)
         if not isinstance(self.text, str | os.PathLike):
             raise ValueError(f"text must be a name or a folder, got {self.text!r}; 'none' for no captions")

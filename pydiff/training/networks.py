@@ -55,6 +55,8 @@ def build_clip_unet(options, shape, embeddings, context):
         norm_num_groups=options.groups,
         temporal_dropout=options.dropout,
         frame_positions=True,
+        pooled_context=context is not None,
+        activation="gelu",
         cross_attention_dim=context,
         attention_head_dim=head_dim[0] if len(set(head_dim)) == 1 else head_dim,
         num_class_embeds=embeddings,

@@ -183,14 +183,22 @@ CLIP = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim
 
 
 @settings(max_examples=6)
-@given(frames=st.integers(1, 5), height=st.integers(2, 5), width=st.integers(3, 5), told=st.booleans())
-def test_the_gradient_is_the_slope(frames, height, width, told):
-    rng = np.random.default_rng(7 * frames + height)
-    more = {"cross_attention_dim": 3} if told else {"num_class_embeds": 4, "transformer_in": True}
+@given(
+    frames=st.integers(1, 5),
+    height=st.integers(2, 5),
+    width=st.integers(3, 5),
+    kind=st.sampled_from(["class", "states", "states and their mean"]),
+)
+def test_the_gradient_is_the_slope(frames, height, width, kind):
+    rng, told = np.random.default_rng(7 * frames + height), kind != "class"
+    more = {"num_class_embeds": 4, "transformer_in": True}
+    if told:
+        more = {"cross_attention_dim": 3, "pooled_context": "mean" in kind}
     model = shaken(ClipUNet(**CLIP, **more, frame_positions=told))
     t = np.array([5, 600])
     given = {"encoder_hidden_states": rng.standard_normal((2, 4, 3))} if told else {"class_labels": np.array([0, 3])}
     names = ["conv_in.weight", "mid_block.temp_convs.0.conv4.3.weight", "mid_block.temp_attentions.0.proj_out.weight"]
+    names += ["context_embedding.linear_1.weight", "mixing.weight"] if more.get("pooled_context") else []
     parameters = [dict(model.named_parameters())[name] for name in names]
     x = rng.standard_normal((2, frames, height, width, 3))
 
@@ -212,8 +220,10 @@ def test_the_gradient_is_the_slope(frames, height, width, told):
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7, 6, 3), (2, 1, 8, 8, 3), (2, 8, 8, 3)])
-def test_a_played_network_answers_the_same(shape):
-    model = shaken(ClipUNet(**CLIP, cross_attention_dim=6, frame_positions=True), dtype=np.float32)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_played_network_answers_the_same(shape, pooled):
+    options = {"cross_attention_dim": 6, "frame_positions": True, "pooled_context": pooled}
+    model = shaken(ClipUNet(**CLIP, **options), dtype=np.float32)
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape).astype(np.float32)
     told = {
@@ -241,6 +251,34 @@ def test_frames_that_are_told_their_numbers_are_told_apart():
         assert positions or np.allclose(made[:, 0], image, rtol=1e-12)
 
 
+def test_the_mean_of_the_context_reaches_every_layer():
+    """Also where no layer attends to it, as the middle's attention is silenced here; and what is masked has no part."""
+    blocks = {"down_block_types": ("DownBlock3D",) * 2, "up_block_types": ("UpBlock3D",) * 2}
+    rng = np.random.default_rng(2)
+    x, states = rng.standard_normal((2, 3, 4, 4, 3)), rng.standard_normal((2, 5, 6))
+    mask = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 1, 1]])
+    others = np.where(mask[..., None], states, rng.standard_normal(states.shape))
+    shuffled = states[:, ::-1]
+    for pooled in (False, True):
+        model = shaken(ClipUNet(**CLIP, **blocks, cross_attention_dim=6, frame_positions=True, pooled_context=pooled))
+        attention = dict(model.named_parameters())["mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"]
+        attention.data = np.zeros_like(attention.data)
+
+        def answer(states, mask=None, x=x, model=model):
+            with no_grad():
+                return model(x, 5, encoder_hidden_states=states, encoder_attention_mask=mask).data
+
+        assert np.array_equal(answer(states), answer(2 * states)) != pooled
+        assert_close(answer(shuffled), answer(states), rtol=1e-9)
+        assert_close(answer(others, mask), answer(states, mask), rtol=1e-9)
+        image = answer(states, mask, x[:, 0])
+        assert np.array_equal(image, answer(2 * states, mask, x[:, 0])) != pooled
+        if pooled:
+            seen = np.stack([row[m > 0].mean(axis=0, keepdims=True) for row, m in zip(states, mask, strict=True)])
+            assert_close(answer(seen), answer(states, mask), rtol=1e-9)
+            assert np.isfinite(answer(states, np.zeros_like(mask))).all()  # nobody says anything
+
+
 @pytest.mark.parametrize("cls", [ClipUNet, UNet3D])
 def test_a_configuration_survives_json(cls):
     model = cls(**SMALL)
@@ -265,6 +303,7 @@ def test_a_sample_does_not_depend_on_the_others():
         ({"attention_head_dim": [4]}, "attention_head_dim must be one number"),
         ({"layers_per_block": 0}, "at least one layer"),
         ({"cross_attention_dim": (3, 4)}, "one number for all levels"),
+        ({"pooled_context": True}, "pooled_context needs a context"),
     ],
 )
 def test_what_cannot_be_built_is_said(options, message):
