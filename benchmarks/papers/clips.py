@@ -35,7 +35,7 @@ CHANCE = {
     "shape": 1 / len(SHAPES), "colour": 1 / len(COLOURS), "direction": 1 / len(DIRECTIONS), "speed": 1 / len(SPEEDS),
 }  # fmt: skip
 RECIPE = {
-    "batch_size": 4, "channels": (16, 32, 64), "groups": 4, "attention": (2,), "lr": 2e-3, "warmup": 50, "ema": 0.998,
+    "batch_size": 4, "channels": (16, 32, 64), "groups": 4, "attention": (2,), "lr": 1.5e-3, "warmup": 50, "ema": 0.998,
     "prediction": "x0", "timestep_sampling": "logit_normal", "timestep_shift": 4.0, "sample_every": 0,
     "checkpoint_every": 100,
 }  # fmt: skip
