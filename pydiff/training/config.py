@@ -159,11 +159,11 @@ class Options(ReadingOptions, LoopOptions):
     flip: bool = False
     """Mirror half of the images left to right."""
     channels: tuple[int, ...] = ()
-    """Channels of every level of the U-Net, from the top; left out, chosen by image size."""
+    """Channels of every level of the U-Net, from the top; left out, chosen by image size, and narrower for clips."""
     layers: int = 1
     """Residual blocks per level."""
     attention: tuple[int, ...] | None = None
-    """Levels with attention (0 is the top); left out, those of at most 16 x 16 pixels, the top excepted."""
+    """Levels with attention (0 is the top); left out, those up to 16 x 16 pixels but the top; for clips the last."""
     head_dim: int = 8
     """Channels of an attention head."""
     groups: int = 8
