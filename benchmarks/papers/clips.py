@@ -1,6 +1,6 @@
 """Does a clip show what its caption says? Every word is measured, and whether it is one object throughout.
 
-    python -m benchmarks.papers.clips --out DIR [--steps 5000] [--json FILE]
+    python -m benchmarks.papers.clips --out DIR [--steps 6000] [--json FILE]
 
 A model learns the moving shapes (pydiff.data.moving) and their captions, and draws combinations of the training clips
 and the sixteen that no training clip has. The tracker (pydiff.data.track) that judges them is right about every clip
@@ -106,7 +106,7 @@ def main(arguments=None):
     """Trains, draws, judges, and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument(
         "--each",
         type=int,

@@ -357,7 +357,7 @@ class ClipUNet(Module):
         return h if frames is None else h.reshape((*shape[:-1], h.shape[-1]))
 
     def position(self, right, down, along=None):
-        """Where every pixel is, as conv_in is told it, ([F,] H, W, C): of the half waves (count, 2 WAVES) of each axis."""
+        """Where every pixel is, ([F,] H, W, C), for conv_in: of the half waves (count, 2 WAVES) of each axis."""
         in_time, below, beside = self.position_embedding
         below, beside = below(down), beside(right)
         where = below.reshape((len(below), 1, below.shape[1])) + beside

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Collection
 
 CLIPS = {
-    "steps": 5000, "batch_size": 4, "lr": 1.5e-3, "warmup": 50, "ema": 0.998, "groups": 4, "prediction": "x0",
+    "steps": 6000, "batch_size": 4, "lr": 1.5e-3, "warmup": 50, "ema": 0.998, "groups": 4, "prediction": "x0",
     "timestep_sampling": "logit_normal", "timestep_shift": 3.0,
 }  # fmt: skip
 TOGETHER = {"timestep_shift": "timestep_sampling", "lr": "batch_size", "groups": "channels"}  # who chose one has both

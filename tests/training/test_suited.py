@@ -45,7 +45,7 @@ def test_a_run_that_goes_on_keeps_its_own():
 
 def test_the_recipe_that_was_measured_is_what_one_gets():
     options, _ = suited(Options(), (), CLIP_DATA)
-    measured = Options(**{"steps": 5000, **RECIPE})
+    measured = Options(**{"steps": 6000, **RECIPE})
     without = {"sample_every": measured.sample_every, "checkpoint_every": measured.checkpoint_every}
     same = {"channels": measured.channels, "attention": measured.attention}
     assert dataclasses.replace(options, **without, **same) == measured
