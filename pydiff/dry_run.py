@@ -23,9 +23,8 @@ def dry_run(data, *, device="cpu", model=None, latent=None, **options) -> str:
     with backend.use_device(device):
         dataset = load(data, **reading(options.to_config()))
         lines = [dataset.summary()]
-        if model is None and latent is None and options.init_from is None:
-            options, notes = suited(options, given, dataset)
-            lines += notes
+        if model != "autoencoder":
+            options = suited(options, given, dataset, model or latent, announce=lines.append)
         if model == "autoencoder":
             task = AutoencoderTask(dataset, options)
         elif model == "classifier":

@@ -23,7 +23,6 @@ from pydiff.preview import preview_png
 from pydiff.printed import all_printable, printable
 from pydiff.reopen import all_or_some, describe, finish, open_folder
 from pydiff.steering import SteeredPipeline
-from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
 from pydiff.trained import place as shipped
 from pydiff.training import Interrupted, Options, fit, join, opened, reading, settled, task_for
@@ -353,18 +352,12 @@ def train(
     with group.together(), group.own_processors(device):
         announce, tell = heard(announce, group.first)
         named = {"codec": codec} if isinstance(codec, str) else {}
-        given, asked = options.keys(), Options.from_keywords(options | named)
-        options = settled(asked, out, group)
+        given, options = options, settled(Options.from_keywords(options | named), out, group)
         low_precision(options, device)  # is refused before data are read
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
             dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
-            if model is None and latent is None and asked.init_from is None:
-                saved = group.agree(None if out is None or not group.first else RunDirectory(out).saved_options())
-                asked, notes = suited(asked, given, dataset, saved)
-                options = settled(asked, out, group)
-                for note in notes:
-                    announce(note)
+            options = suited(options, given, dataset, model or latent, out, group, announce)
             codec = opened_in(latent, dataset, out) if latent is not None else None if named else codec
             task, begin = warm(
                 lambda network: task_for(dataset, options, network, codec, images), options.init_from, out, model

@@ -20,15 +20,19 @@ CLIP_DATA = moving_shapes(4, frames=2, size=8)
 SMALL = {"steps": 1, "batch_size": 2, "channels": (4,), "groups": 2, "head_dim": 2, "timesteps": 10, "sample_every": 0}
 
 
+def refused(note):
+    raise AssertionError(note)
+
+
 def test_images_are_trained_as_before():
     options = Options()
-    assert suited(options, (), pydiff.data.load("digits")) == (options, [])
+    assert suited(options, (), pydiff.data.load("digits"), announce=refused) is options
 
 
 @given(st.sets(st.sampled_from(list(Options.__dataclass_fields__))))
 def test_clips_get_what_suits_them_where_nobody_chose(names):
-    plain = Options()
-    options, notes = suited(plain, names, CLIP_DATA)
+    plain, notes = Options(), []
+    options = suited(plain, names, CLIP_DATA, announce=notes.append)
     for name in Options.__dataclass_fields__:
         free = name in CLIPS and not {name, TOGETHER.get(name, name)} & names
         assert getattr(options, name) == (CLIPS[name] if free else getattr(plain, name))
@@ -37,14 +41,21 @@ def test_clips_get_what_suits_them_where_nobody_chose(names):
     assert len(notes) == bool(changed)
 
 
-def test_a_run_that_goes_on_keeps_its_own():
-    before = dataclasses.replace(Options(), prediction="v", batch_size=7, lr=0.5)
-    options, _ = suited(dataclasses.replace(Options(), steps=9), ("steps",), CLIP_DATA, before.to_config())
-    assert options == dataclasses.replace(before, steps=9)
+def test_a_run_that_goes_on_keeps_its_own(tmp_path):
+    before = pydiff.train(CLIP_DATA, out=tmp_path, progress=False, **SMALL, lr=0.5, prediction="v", ema=0.5)
+    chosen = {"channels": (4,), "groups": 2, "head_dim": 2, "timesteps": 10, "sample_every": 0}
+    after = pydiff.train(CLIP_DATA, out=tmp_path, progress=False, steps=3, **chosen)
+    assert after.step == 3
+    assert after.options == before.options | {"steps": 3}
+
+
+def test_what_one_brings_oneself_is_trained_as_it_was():
+    for network, options in ((object(), Options()), (None, Options(init_from="runs/x"))):
+        assert suited(options, (), CLIP_DATA, network, announce=refused) is options
 
 
 def test_the_recipe_that_was_measured_is_what_one_gets():
-    options, _ = suited(Options(), (), CLIP_DATA)
+    options = suited(Options(), (), CLIP_DATA)
     measured = Options(**{"steps": 6000, **RECIPE})
     without = {"sample_every": measured.sample_every, "checkpoint_every": measured.checkpoint_every}
     same = {"channels": measured.channels, "attention": measured.attention}
