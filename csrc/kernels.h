@@ -22,7 +22,7 @@ struct Conv2dShape {
     int64_t kh, kw, cout;          // w  (kh, kw, cin, cout)
     int64_t oh, ow;                // y  (n, oh, ow, cout)
     int64_t stride_h, stride_w;
-    int64_t pad_top, pad_left;     // bottom and right padding follow from oh, ow
+    int64_t pad_top, pad_left;     // bottom and right padding follow from oh, ow; forward, pad_top may be 1 - up
     int64_t up = 1;                // 1 or 2
 };
 

@@ -26,9 +26,9 @@ std::string text(const Shape& shape);  // as Python writes it
 // ValueError if it is another one. -1 in the expected shape matches any size.
 void check_shape(const char* name, const Shape& shape, const Shape& expected);
 
-enum class Type { float32, bfloat16, float64, uint32, int32, boolean, other };
-constexpr int64_t bytes_of[] = {4, 2, 8, 4, 4, 1, 1};
-constexpr const char* name_of[] = {"float32", "bfloat16", "float64", "uint32", "int32", "bool"};
+enum class Type { float32, bfloat16, float64, uint32, int32, boolean, float16, other };
+constexpr int64_t bytes_of[] = {4, 2, 8, 4, 4, 1, 2, 1};
+constexpr const char* name_of[] = {"float32", "bfloat16", "float64", "uint32", "int32", "bool", "float16"};
 
 #if defined(PYDIFF_CPU)
 constexpr bool on_cpu = true;

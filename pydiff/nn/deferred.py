@@ -14,7 +14,8 @@ from pydiff.nn.module import Module, Parameter
 
 
 class Deferred(Parameter):
-    """Takes the place of the parameter `like`. read: gives its values, in like's layout, as float32.
+    """Takes the place of the parameter `like`. read: gives its values, in like's layout, as float32; read.rows, if it
+    has that, those of some numbers (N,) along the first axis.
 
     kept: whether values that were read stay. Values that are set stay in any case.
     """
@@ -35,6 +36,21 @@ class Deferred(Parameter):
         if self.kept:
             self._values = values
         return values
+
+    def excerpt(self, numbers):
+        """(table, places) with table[places] = data[numbers]: while the values are in the file, no others are read, if
+        `read` has a way to.
+        """
+        rows = getattr(self._read, "rows", None)
+        if (
+            self._values is None
+            and rows is not None
+            and numbers.size
+            and 0 <= numbers.min() <= numbers.max() < len(self)
+        ):
+            some, places = np.unique(numbers, return_inverse=True)
+            return rows(some), places.reshape(numbers.shape)
+        return self, numbers
 
     @data.setter
     def data(self, values):

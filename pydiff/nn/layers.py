@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from pydiff import ops
+from pydiff.nn.deferred import Deferred
 from pydiff.nn.module import Module, Parameter
 from pydiff.nn.module import _state as state
+from pydiff.tensor import grad_enabled
 
 
 class Linear(Module):
@@ -110,6 +112,8 @@ class TokenEmbedding(Embedding):
     """The same for integers of any shape, (N, T) -> (N, T, dim), arrays or Tensors, on the host or beside the table."""
 
     def forward(self, ids):
+        if isinstance(self.weight, Deferred) and not grad_enabled():
+            return ops.embedding(*self.weight.excerpt(ids))
         return ops.embedding(self.weight, ids)
 
 

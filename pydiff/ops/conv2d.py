@@ -125,25 +125,7 @@ class Conv2d(Function):
     def forward(self, x, w, bias, add, *, window, shape):
         x, w = contiguous(x), contiguous(w)
         self.saved, self.window = (x, w, None if bias is None else bias.shape), window
-        kernel = native(x, "conv2d_forward") if window.served else None
-        if kernel:
-            y = empty(x, shape)
-            # The kernels add it to their float32 sums: a bfloat16 one is widened.
-            bias = None if bias is None else contiguous(bias if bias.dtype.kind == "f" else bias.astype("float32"))
-            add = None if add is None else contiguous(add)
-            corner = (window.padding[0][0], window.padding[1][0])
-            kernel(x, w, bias, add, window.stride, corner, window.upsample[0], y)
-            return y
-        wide = widened(x)  # the array path cannot multiply bfloat16
-        y = forward_arrays(
-            repeat_pixels(wide, window.upsample), widened(w), window.stride, window.padding, shape, window.dilation,
-            window.groups,
-        )  # fmt: skip
-        if bias is not None:
-            y += bias if bias.ndim == 1 else bias[:, None, None, :]
-        if add is not None:
-            y += add
-        return y.astype(x.dtype, copy=False)
+        return convolve(x, w, bias, add, window, empty(x, shape))
 
     def backward(self, dy):
         x, w, bias_shape = self.saved
@@ -153,6 +135,29 @@ class Conv2d(Function):
         if self.needs[1] or self.needs[2]:
             dw, dbias = weight_gradient(dy, x, w.shape, bias_shape, self.window)
         return dx, dw, dbias, dy if self.needs[3] else None
+
+
+def convolve(x, w, bias, add, window, y):
+    """What conv2d makes of these arrays, in y (N, OH, OW, Cout), which is returned. x, w and y are contiguous.
+
+    Here the padding above and below may be negative, of an enlarged image: as many of its rows are left out, fewer than
+    one pixel became.
+    """
+    kernel = native(x, "conv2d_forward") if window.served else None
+    if kernel:
+        # The kernels add it to their float32 sums: a bfloat16 one is widened.
+        bias = None if bias is None else contiguous(bias if bias.dtype.kind == "f" else bias.astype("float32"))
+        add = None if add is None else contiguous(add)
+        kernel(x, w, bias, add, window.stride, (window.padding[0][0], window.padding[1][0]), window.upsample[0], y)
+        return y
+    sums = forward_arrays(  # which cannot multiply bfloat16
+        repeat_pixels(widened(x), window.upsample), widened(w), window.stride, window.padding, y.shape, window.dilation,
+        window.groups,
+    )  # fmt: skip
+    if bias is not None:
+        sums += bias if bias.ndim == 1 else bias[:, None, None, :]
+    y[...] = sums if add is None else sums + add
+    return y
 
 
 def input_gradient(dy, w, x_shape, window):
@@ -210,6 +215,9 @@ def _taps(padded, kernel_size, stride, out_size, dilation):
 
 
 def _pad(x, padding):
+    (top, bottom), _ = padding
+    x = x[:, max(-top, 0) : x.shape[1] - max(-bottom, 0)]
+    padding = tuple((max(before, 0), max(behind, 0)) for before, behind in padding)
     return array_module(x).pad(x, ((0, 0), *padding, (0, 0))) if padding != ((0, 0), (0, 0)) else x
 
 

@@ -79,15 +79,18 @@ def statistics(x, groups, eps):
     return statistics_arrays(x3, groups, eps)
 
 
-def normalised(x, gamma, beta, mean, rstd, silu):
-    """Some positions x (N, ..., C) as `group_norm` normalises them with all others, bit for bit."""
+def normalised(x, gamma, beta, mean, rstd, silu, out=None):
+    """Some positions x (N, ..., C) as `group_norm` normalises them with all others, bit for bit. out: where they go,
+    contiguous.
+    """
     x3 = contiguous(x).reshape(len(x), -1, x.shape[-1])
+    out = empty(x, x.shape) if out is None else out
+    y = out.reshape(x3.shape)
     if _in_halves(x3):
-        y = empty(x3, x3.shape)
         backend.cpu.group_norm_apply(x3, contiguous(gamma), contiguous(beta), mean, rstd, mean.shape[1], silu, y)
     else:
-        y = normalised_arrays(x3, gamma, beta, mean, rstd, silu)
-    return y.reshape(x.shape)
+        y[...] = normalised_arrays(x3, gamma, beta, mean, rstd, silu)
+    return out
 
 
 def _in_halves(x):

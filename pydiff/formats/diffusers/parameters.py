@@ -3,11 +3,12 @@ and the way back.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from pydiff import backend
 from pydiff.formats.safetensors import CheckpointError, Made, Weight
 from pydiff.nn import Module
 from pydiff.nn.deferred import defer
@@ -53,43 +54,63 @@ def fill(model: Module, weights: Mapping[str, Weight], deferred: bool = False):
         if not weights[name].floating:
             raise ValueError(f"{name} holds no fractions, expected floating numbers")
     if deferred:
-        defer(model, {name: reader(weights[name], p.file_axes) for name, p in parameters.items()})
+        defer(model, {name: Reader(weights[name], p.file_axes) for name, p in parameters.items()})
         return
     for name, p in parameters.items():
         p.data[...] = weights[name].read().transpose(tuple(np.argsort(p.file_axes)))
 
 
-def reader(weight: Weight, file_axes) -> Callable[[], np.ndarray]:
-    """A function that reads an array of a file into the layout of a parameter: float32, contiguous. Where the file lets
-    it, a part at a time, so that a large one is never held twice.
+class Reader:
+    """Reads an array of a file into the layout of a parameter, float32, contiguous, whenever it is called. Where the
+    file lets it, a part at a time, so that a large one is never held twice.
     """
-    axes = tuple(np.argsort(file_axes))
-    shape = tuple(weight.shape[i] for i in axes)
 
-    def read():
-        made = np.empty(shape, np.float32)
-        if weight.part is None:
-            return _copied(weight.read().transpose(axes), made)
-        rows = weight.shape[0]
-        step = max(TILE, LARGE * rows // max(1, math.prod(shape)) // TILE * TILE)
+    def __init__(self, weight: Weight, file_axes):
+        self.weight, self.file_axes, self.axes = weight, tuple(file_axes), tuple(np.argsort(file_axes))
+        self.shape = tuple(weight.shape[i] for i in self.axes)
+
+    def __call__(self):
+        made, part = np.empty(self.shape, np.float32), self.weight.part
+        if part is None:
+            self._put(self.weight.read(), made, 0)
+            return made
+        rows = self.weight.shape[0]
+        step = max(TILE, LARGE * rows // max(1, math.prod(self.shape)) // TILE * TILE)
         for first in range(0, rows, step):
-            last = min(first + step, rows)
-            here = (slice(None),) * file_axes[0] + (slice(first, last),)
-            _copied(weight.part(first, last).transpose(axes), made[here])
+            self._put(part(first, min(first + step, rows)), made, first)
         return made
 
-    return read
+    def rows(self, numbers):
+        """Those with these numbers (N,) along the parameter's first axis."""
+        part = self.weight.part
+        if part is None or self.axes[0] != 0:
+            return self()[numbers]
+        made = np.empty((len(numbers), *self.shape[1:]), np.float32)
+        for i, number in enumerate(numbers):
+            made[i] = part(number, number + 1).transpose(self.axes)[0]
+        return made
+
+    def _put(self, rows, made, first):
+        """Rows from `first` on, as the file has them, to their place in `made`."""
+        last = len(self.shape) - 1
+        turned = self.file_axes == (last, last - 1, *range(last - 1))  # (outputs, inputs, ..) to (.., inputs, outputs)
+        if last and turned and backend.cpu is not None and rows.dtype in (np.float16, np.float32):
+            taps = math.prod(self.shape[:-2])
+            rows = np.ascontiguousarray(rows).reshape(*rows.shape[:2], taps)
+            backend.cpu.turn_weights(rows, first, made.reshape(taps, *self.shape[-2:]))
+        else:
+            here = (slice(None),) * self.file_axes[0] + (slice(first, first + len(rows)),)
+            _copy(rows.transpose(self.axes), made[here])
 
 
-def _copied(array, made):
-    """`made`, of the same shape and with the array's values; tile by tile, which is faster where axes change places."""
+def _copy(array, made):
+    """The array's values to `made`, of the same shape; tile by tile, which is faster where axes change places."""
     if array.ndim < 2 or array.flags.c_contiguous:
         made[...] = array
-        return made
+        return
     for i in range(0, array.shape[-1], TILE):
         for j in range(0, array.shape[-2], TILE):
             made[..., j : j + TILE, i : i + TILE] = array[..., j : j + TILE, i : i + TILE]
-    return made
 
 
 def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
