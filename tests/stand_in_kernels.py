@@ -141,6 +141,10 @@ class StandIns:
         off = wide(f)[0] - column(p) * wide(x0)[0] - column(q) * eps_of(f.shape[1], key)
         write(df, column(dloss) * column(weight) * 2 / f.shape[1] * off)
 
+    def dropout_forward(self, x, p, scale, seed, purpose, sample, step, y):
+        u = philox.uniform(philox.Key(seed, purpose, sample, step), x.shape[1:])
+        write(y, wide(x)[0] * np.where(u >= p, scale, 0.0))
+
     def denoise_forward(self, x, f, f_uncond, table, row, history, noise, x_next, x0_hat):
         key = None if noise is None else philox.Key(*noise)
         values = denoise.forward_arrays(*wide(x, f, f_uncond), step_of(table, row), wide(*history), key)

@@ -43,7 +43,7 @@ from pydiff.ops.group_norm import GroupNorm
 from pydiff.ops.group_norm import forward_arrays as group_norm_arrays
 from pydiff.tensor import Tensor
 
-OPS = ["adamw", "attention", "conv2d", "denoise", "gelu", "group_norm", "layer_norm", "linear", "noise"]
+OPS = ["adamw", "attention", "conv2d", "denoise", "dropout", "gelu", "group_norm", "layer_norm", "linear", "noise"]
 
 
 @pytest.fixture(autouse=True)

@@ -158,7 +158,7 @@ def test_a_wrong_element_is_noticed(device, monkeypatch, name, value):
             for row in cases_.check(device, case, SEED)]  # fmt: skip
     wrong = {row["op"] for row in rows if not row["ok"]}
     assert wrong, f"a wrong element of {name} went unnoticed"
-    assert any(row["ok"] for row in rows) or name == "conv2d_forward"
+    assert any(row["ok"] for row in rows) or name in ("conv2d_forward", "dropout_forward")  # part of every case
 
 
 def test_a_result_that_does_not_repeat_is_noticed(device, monkeypatch):

@@ -21,7 +21,7 @@ from benchmarks.gpu.case import Random, check, in_a_line
 from benchmarks.gpu.device import DEVICES, Device
 from benchmarks.gpu.timing import line_of, measure
 
-OPS = ("group_norm", "conv2d", "attention", "layer_norm", "gelu", "noise", "denoise", "adamw")
+OPS = ("group_norm", "conv2d", "attention", "layer_norm", "gelu", "noise", "dropout", "denoise", "adamw")
 LOST = 3  # exit status: the GPU does not answer
 
 
