@@ -612,8 +612,8 @@ def prompts_in(path):
 
 @contextlib.contextmanager
 def wide_enough(least=20):
-    """While tyro writes, a terminal has at least so many columns: in five and fewer it would search for ever for a place
-    to break a line.
+    """While tyro writes, a terminal has at least so many columns: in five and fewer it would search for ever for a
+    place to break a line.
     """
     before = os.environ.get("COLUMNS")
     if shutil.get_terminal_size().columns < least:
