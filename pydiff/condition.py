@@ -116,7 +116,7 @@ class Condition(Mapping):
     __rmul__ = __mul__
 
     def _combine(self, other, operation):
-        """Combines floats by `operation` and masks by "or". Integers, such as classes, have no sum: they must be equal."""
+        """Combines floats by `operation`, masks by "or". Integers, such as classes, have no sum: they must be equal."""
         if not isinstance(other, Condition):
             return NotImplemented
         if {n: a.shape for n, a in self.items()} != {n: a.shape for n, a in other.items()}:

@@ -77,7 +77,7 @@ class Fit:
         self._check(self.limit.check, self.taken, f"all frames of {self.name}")
 
     def check_file(self, path: Path, count: int, size: tuple[int, int]):
-        """Raises TooLarge for a possible decompression bomb: a tiny file with `count` frames of this (height, width)."""
+        """Raises TooLarge for a possible decompression bomb: tiny, with `count` frames of this (height, width)."""
         told = f"{printable(path.name)}, {plural(count, 'frame')} of {size[0]} x {size[1]},"
         self._check(self.limit.check_unfolding, count * size[0] * size[1] * 4, path.stat().st_size, told)
 

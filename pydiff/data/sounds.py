@@ -93,7 +93,9 @@ class Sounds(Dataset):
 
 
 def fitting(rate: int, length: int) -> dict:
-    """Bands and window of a spectrogram: windows of about 64 ms, at most half the sound, a quarter of a window apart."""
+    """Bands and window of a spectrogram: windows of 64 ms or so, at most half the sound, a quarter of a window
+    apart.
+    """
     size = 2 ** round(math.log2(min(0.064 * rate, max(length / 2, 16))))
     return {"size": size, "hop": size // 4, "bands": min(32, size // 2)}
 
