@@ -131,7 +131,7 @@ def steps_of(path: Path):
 
 
 def ddpm_step(alpha_t, sigma_t, alpha_s, sigma_s, variance="small") -> tuple[float, float, float]:
-    """(a, b, std): DDPM's reverse step, eq. 6 and 7, with either variance of section 3.2. The last step adds no noise."""
+    """(a, b, std): DDPM's reverse step, eq. 6 and 7, with either variance of section 3.2; std is 0 in the last."""
     a, b, small = posterior_coefficients(alpha_t, sigma_t, alpha_s, sigma_s)
     large = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2 if sigma_s > 0 else 0.0
     return a, b, math.sqrt(max(small if variance == "small" else large, 0.0))  # 0 steps round to below 0
