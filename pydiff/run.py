@@ -1,5 +1,4 @@
-"""The front door: `train` learns from data, `load` opens what was learned, and `Run` samples from it, edits with it and
-reports on it.
+"""The front door: `train` learns from data, `load` opens what was learned, `Run` draws samples, edits and reports.
 
 A Run holds a Pipeline (which draws the samples), the history of a training and the folder it was saved in. Everything
 it does is delegated to modules below, none of which knows about Run.
@@ -135,7 +134,7 @@ class Run:
         device=None,
         **more,
     ):
-        """Draws n new images, 16 if None: (n, H, W, C) uint8. Image i depends on (seed, i) alone, not on n or
+        """Draws n new images, 16 if None: (n, H, W, C) uint8. Image i depends only on (seed, i), not on n or
         batch_size.
 
         sampler: a name in pydiff.diffusion.samplers.SAMPLERS (docs/samplers.md helps to choose); None takes the
@@ -296,8 +295,7 @@ def load(directory, **wishes):
     `Run.sample` uses the folder's scheduler unless it is given a sampler. What was assumed or ignored is in `notes` and
     goes to the logger "pydiff", which prints it if logging is not configured.
 
-    Raises FileNotFoundError or CheckpointError if there is no such folder or it is damaged. docs/folders.md lists what
-    can be opened.
+    Raises FileNotFoundError or CheckpointError for a missing or damaged folder. docs/folders.md lists what opens.
     """
     directory = shipped(directory)
     if not directory.is_dir() and not directory.is_file():

@@ -1,4 +1,4 @@
-"""The part of a page that shows clips as clips: a slider over time, and one over the steps of the noise."""
+"""The part of a page that plays clips: one slider for time, one for the denoising steps."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from pydiff.report.grid import grid
 from pydiff.report.story import embedded, player
 from pydiff.report.trace import steps_to_record
 
-CLIPS, STEPS = 9, 16  # clips and steps of the noise that are shown
+CLIPS, STEPS = 9, 16  # clips and denoising steps that are shown
 
 
 def oversee(states, kept, clips=CLIPS, steps=STEPS):
-    """The states of a sampler, unchanged; `kept` gets (step, steps, x, x0) of some of them, x of the first clips."""
+    """Passes the states of a sampler through; appends (step, steps, x, x0) of some, for the first clips, to `kept`."""
     wanted = None
     for state in states:
         wanted = wanted or {1, *steps_to_record(state.steps, steps)}
@@ -21,12 +21,12 @@ def oversee(states, kept, clips=CLIPS, steps=STEPS):
 
 
 def clips_section(kept, codec, data=None):
-    """HTML: what was drawn as it came out of the noise, beside what the network took it for. data: clips to compare."""
+    """HTML: the clips as they emerge from the noise, beside the predicted clean clips. data: real clips."""
     columns = int(np.ceil(np.sqrt(len(kept[0][2]))))
     wait = round(1000 / codec.rate)
 
     def sheets(arrays):
-        """(steps, frames, height, width, C) of arrays of x, a clip's frames in a grid."""
+        """(steps, frames, height, width, C) from arrays of x, with the clips' frames in a grid."""
         decoded = [codec.decode(x) for x in arrays]
         return np.stack([np.stack([grid(c[:, f], columns, scale=2) for f in range(c.shape[1])]) for c in decoded])
 
