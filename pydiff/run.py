@@ -103,9 +103,8 @@ class Run:
         return self
 
     def dataset(self, data=None):
-        """The training data; if not in memory, they are loaded again from their original place, or from `data`.
-
-        Raises ValueError if they are missing there, or if other data are found.
+        """The training data, loaded again if not in memory, from where they were or from `data`. Raises ValueError if
+        they are missing there, or have changed.
         """
         if self._dataset is None or data is not None:
             self._dataset = self.origin.load(self._read, data)
@@ -143,9 +142,8 @@ class Run:
             ("trailing", "leading", "linspace", "karras", "exponential", "continuous").
         eta: fraction of fresh noise in ddim and dpm2, 0 to 1.
         labels: class numbers or names (n,), for a conditional model; by default the classes take turns.
-        prompts: for a model with a text encoder: n images of each (1 if n is None), one prompt after the other; image k
-            of each starts from noise k. "[a] - [b] + [c]" is computed on the embeddings. negative_prompt: what guidance
-            leads away from.
+        prompts: with a text encoder: n images of each (1 if n is None), one prompt after the other; image k of each
+            starts from noise k. "[a] - [b] + [c]" is computed. negative_prompt: what guidance leads away from.
         condition: other arrays that the model was trained with, by name, or what `embed` returns.
         guidance: how strongly to follow labels, prompts and condition (Ho & Salimans 2022); 1 is no guidance, None the
             model's default. interval: (low, high), the noise levels sigma / alpha at which it acts. rescale: 0 to 1,
@@ -181,8 +179,8 @@ class Run:
         **more,
     ):
         """The reverse process as a generator of SamplerState, one per step, with arrays on the model's device. n:
-        number of images, or the numbers (indices) of the images. prompts: one for each of them, or one for all. The
-        other arguments are those of `sample`, apart from batch_size and progress.
+        number of images, or their numbers. prompts: one for each of them, or one for all. The other arguments are those
+        of `sample`, apart from batch_size and progress.
         """
         self.to(device or self.device)
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
@@ -206,7 +204,7 @@ class Run:
         return edit.variations(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
 
     def interpolate(self, seed_a, seed_b, shares, *, label=None, condition=None, **options):
-        """Images between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all K."""
+        """Images between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all."""
         n, words = np.size(shares), ("prompts", "negative_prompt")
         given = {"condition": condition} | {name: options.pop(name) for name in words if name in options}
         given |= {} if label is None else {"labels": np.full(n, label)}
@@ -215,8 +213,7 @@ class Run:
     def steered(self, classifier, by="noise"):
         """This model as a Run that is steered by the classes of a ClassifierRun (classifier guidance); see steering.py.
 
-        classifier: a ClassifierRun, or its folder. by: "noise" or "gradient", what the push is measured relative to;
-        `guidance` is its strength.
+        classifier: one, or its folder. by: "noise" or "gradient", what scales the push; `guidance` is its strength.
         """
         steered = SteeredPipeline(self.pipeline, opened_classifier(classifier), by)
         return Run.of_pipeline(steered, self.options, step=self.step, origin=self.origin)
@@ -326,16 +323,17 @@ def train(
         sounds or films, an archive, a .npz, .npy or .parquet file, an array (N, H, W, C) of images, (N, F, H, W, C) of
         clips or (N, D) of points, or a Dataset; docs/data.md. images: data to be learned beside clips.
     out: the folder for checkpoints, log, samples and the finished model in out/model. The same call on the same folder
-    continues where the last one stopped, with results bitwise equal to those of an uninterrupted run. None keeps
-    everything in memory. device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator). A run may continue on
-    another device than it began on; its results then differ by rounding. model: a network of your own, see
-    `DiffusionTask`; "autoencoder", which returns an AutoencoderRun and takes the
+        continues where the last one stopped, bitwise equal to an uninterrupted run. None keeps everything in memory.
+    device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator). A run may continue on another device than it
+        began on; its results then differ by rounding.
+    model: a network of your own, see `DiffusionTask`; "autoencoder", which returns an AutoencoderRun and takes the
         options of AutoencoderOptions; or "classifier" of noisy samples, which returns a ClassifierRun, see
-        `Run.steered`. codec: one of your own, or a name, see Options.
-    latent: an AutoencoderRun, or the folder of one, in whose latent space to diffuse. progress: whether to show a bar.
-    announce: called with a few lines about the data before the first step. watch: called with the step number and a few
-    images (N, H, W, C) uint8 whenever samples are drawn during training; needs `out`. distributed: "auto" shares the
-    work with the other processes that mpiexec started, "mpi" insists on that, "off"
+        `Run.steered`. codec: a codec of your own, or a name, see Options.
+    latent: an AutoencoderRun, or the folder of one, in whose latent space to diffuse.
+    progress: whether to show a bar. announce: called with a few lines about the data before the first step. watch:
+        called with the step number and a few images (N, H, W, C) uint8 whenever samples are drawn during training;
+        needs `out`.
+    distributed: "auto" shares the work with the other processes that mpiexec started, "mpi" insists on that, "off"
         works alone; docs/distributed.md.
 
     All other keywords are fields of pydiff.Options.

@@ -29,13 +29,13 @@ class Dataset:
     images   (N, H, W, C) uint8, or float32 in [-1, 1] where the source is finer than 8 bits; read-only; or
              stream.StreamedImages, which are decoded when they are needed
     labels   (N,) int64 in 0 .. len(classes) - 1, or None; read-only
-    classes the name of each class, or None skipped (path, reason) of every file that could not be used, in order of
-    path
+    classes  the name of each class, or None
+    skipped  (path, reason) of every file that could not be used, in order of path
     notes    what was decided for you: the size, the value range, the layout
-    columns {name: (N, ...)}: further arrays that a network may be given; read-only nothing {name: one row (...)} of
-    each column that means "nothing asked for", for classifier-free guidance
+    columns  {name: (N, ...)}: further arrays that a network may be given; read-only
+    nothing  {name: one row (...)} of each column that means "nothing asked for", for classifier-free guidance
     captions   for each image a tuple of its captions, () if it has none; None: no image has any
-    languages for each caption its language, such as "en", "" if unknown; None: all are unknown
+    languages  for each caption its language, such as "en", "" if unknown; None: all are unknown
     """
 
     name: str
