@@ -3,7 +3,7 @@ WebDataset's .json and .cls beside it, which may also give its class.
 
     metadata.jsonl   {"file_name": "a.png", "text": "a red circle"}                  one JSON object per line
     metadata.csv     file_name,text_en,text_de                                       separated by , ; or tabs
-    a.txt, a.de.txt one caption per line for a.png; the second in German
+    a.txt, a.de.txt  one caption per line for a.png; the second in German
     a.json           {"caption": "a red circle", "label": 3} for a.png
     a.cls            3
 
