@@ -24,8 +24,8 @@ from pydiff.store.newest import newest_step
 from pydiff.training import Interrupted, Trainer, join, settled, task_for
 from pydiff.training.forecast import duration, pace
 
-SHOWN, QUICKLY = 20, 25  # digits of the first act, and the steps in which they are drawn
-BESIDE = 3.0  # seconds for what of the page is not drawing: the film, neighbours, files
+SHOWN, QUICKLY = 20, 25  # digits of the first act, and the steps to draw them
+BESIDE = 3.0  # seconds for the rest of the page: the film, neighbours, files
 PAGE_SAMPLES = 16
 
 

@@ -27,7 +27,7 @@ from pydiff.sound.codec import SoundCodec
 from pydiff.sound.wav import told_in, wav_bytes
 from pydiff.store.files import write_atomic
 
-BATCH, LONG = 64, 40  # samples drawn at a time; characters of a class or prompt in a file's name
+BATCH, LONG = 64, 40  # samples drawn at a time; characters of a class or prompt in a file name
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,22 @@ class Order:
 
     @property
     def total(self) -> int:
-        """How many samples are drawn in all: n of each prompt."""
+        """The total number of samples: n for each prompt."""
         return self.n * len(self.prompts or [""])
 
     def rows(self, conditioning, chosen):
-        """(numbers, Condition) of those of all samples that have these places."""
+        """(numbers, Condition) of the samples at these positions among all."""
         numbers = chosen % self.n
         labels = None if self.label is None else np.full(len(chosen), self.label)
         prompts = None if self.prompts is None else [self.prompts[i // self.n] for i in chosen]
         return numbers, conditioning.rows(numbers, labels, None, prompts, self.negative_prompt)
 
     def told(self, i) -> dict[str, str]:
-        """What is said of the sample at this place alone."""
+        """The metadata of the sample at this position."""
         return ({} if self.prompts is None else {"prompt": self.prompts[i // self.n]}) | {"number": str(i % self.n)}
 
     def names(self, conditioning) -> list[str]:
-        """Of a file for each sample, without the suffix: its place, and its prompt or class."""
+        """File names of all samples, without the suffix: position, and prompt or class."""
         words = [""] * self.total
         if self.prompts is not None:
             words = [self.prompts[i // self.n] for i in range(self.total)]
@@ -74,11 +74,11 @@ class Order:
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C while samples were drawn; the message says how many there are."""
+    """Ctrl-C while samples were being drawn; the message says how many there are."""
 
 
 class Drawn(NamedTuple):
-    """drawn: samples that were drawn now. kept: that were there already. wanted: both, if nothing stopped it."""
+    """drawn: samples drawn now. kept: samples that existed already. wanted: their sum, if nothing stopped it."""
 
     drawn: int
     kept: int
@@ -86,7 +86,7 @@ class Drawn(NamedTuple):
 
 
 def slug(words: str) -> str:
-    """A part of a file's name that says as much."""
+    """Words as part of a file name."""
     return re.sub(r"[^\w]+", "-", words)[:LONG].strip("-_")
 
 
@@ -102,7 +102,7 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
         raise ValueError(f"n must be at least 1, got {order.n}")
     names = order.names(pipeline.conditioning)
     if order.prompts is None:
-        order.rows(pipeline.conditioning, np.arange(1))  # a label that the model does not know is no reason for folders
+        order.rows(pipeline.conditioning, np.arange(1))  # an unknown label raises before folders are made
     check_place(out, pipeline.codec)
     said = recipe(pipeline, order)
     missing, folder = np.arange(order.total), out.suffix == ""
@@ -161,8 +161,8 @@ def _batches(pipeline, order, wanted, progress):
             chosen = wanted[first : first + size]
             numbers, asked = order.rows(pipeline.conditioning, chosen)
             for state in pipeline.sample_states(numbers, order.seed, asked=asked, **options):
-                x, bar.total = state.x, len(wanted) * state.steps  # some schedulers take a step more than was asked for
-                with contextlib.suppress(OSError, ValueError):  # a terminal that is gone costs the bar alone
+                x, bar.total = state.x, len(wanted) * state.steps  # some schedulers take one step more than requested
+                with contextlib.suppress(OSError, ValueError):  # without a terminal, only the bar is lost
                     bar.update(len(chosen))
             yield chosen, pipeline.decoded(x)
 
@@ -180,8 +180,8 @@ def _write(out, names, samples, codec, order, chosen, said):
 
 
 def recipe(pipeline, order: Order) -> dict[str, str]:
-    """What all samples of an order have in common, as texts: the model's weights, the seed, the way they are drawn."""
-    digest = hashlib.blake2b()  # quick: a model may have gigabytes, of which no second copy is made
+    """Metadata common to all samples of an order: the model's weights, the seed, the way they are drawn."""
+    digest = hashlib.blake2b()  # fast, and without a copy: a model may have gigabytes
     for name, p in itertools.chain.from_iterable(network.named_parameters() for network in pipeline.networks):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(p.numpy()).reshape(-1).view(np.uint8))
@@ -200,13 +200,13 @@ def _own(pipeline):
 
 
 def there(path: Path, said: dict[str, str]) -> bool:
-    """Whether this very sample is in a file already. ValueError, in one sentence, where another one is."""
+    """Whether this very sample is already in a file. Raises ValueError if another sample is."""
     if not os.path.lexists(path):
         return False
     try:
         found = told_in(path.read_bytes()) if path.suffix == ".wav" else _told_in_image(path)
     except (OSError, ValueError, SyntaxError):
-        return False  # damaged: it is drawn again
+        return False  # damaged, so draw it again
     for name in {**said, **found}:
         if found.get(name) != said.get(name):
             raise ValueError(
@@ -225,12 +225,12 @@ def _told_in_image(path):
 
 
 def suffix_of(codec) -> str:
-    """Of the file that is written last of each sample, and says what it is."""
+    """The suffix of the file that is written last for each sample, and that carries its metadata."""
     return ".wav" if isinstance(codec, SoundCodec) else ".png"
 
 
 def check_place(out: Path, codec):
-    """ValueError or OSError, in one sentence, for a place where samples cannot be written; makes the folders."""
+    """Makes the folders; raises ValueError or OSError if samples cannot be written there."""
     files.check_name(out, codec)
     folder = out if out.suffix == "" else out.parent
     if folder is not out and out.is_dir():

@@ -80,7 +80,7 @@ class Plan:
         self.steps.append(Step(operation, options, sources, first, len(outputs), []))
 
     def _split(self, fixed):
-        """Moves the steps that depend on fixed arguments and parameters alone from `steps` to `once`."""
+        """Moves the steps that depend only on fixed arguments and parameters from `steps` to `once`."""
         given = {*range(len(self.signature)), *(s.result + i for s in self.steps for i in range(s.results))}
         known = set(range(len(self.values))) - given  # parameters and constants
         told, self.once, late = set(fixed), [], []
@@ -96,12 +96,12 @@ class Plan:
         kept = {self.result, *self.handed_on}
         for step in reversed(self.steps):
             for place in {step.result, *step.sources} - kept:
-                if self.values[place] is None:  # constants and parameters stay
+                if self.values[place] is None:  # not a constant or parameter
                     step.done.append(place)
                     kept.add(place)
 
     def early(self, *arrays):
-        """What the calls with these fixed arguments have in common: a list to be given to them."""
+        """The values that all calls with these fixed arguments share: a list to pass to those calls."""
         values = self._values(arrays)
         self._run(self.once, values)
         return [values[place] for place in self.handed_on]
@@ -127,7 +127,7 @@ class Plan:
         for operation, options, sources, result, _, done in steps:
             function = operation()
             function.needs = [False] * len(sources)
-            arrays = [values[i] for i in sources]  # a parameter's is looked up now: it may still be in its file
+            arrays = [values[i] for i in sources]  # a parameter's array is read here: it may still be in its file
             made = function.forward(*[a.data if isinstance(a, Tensor) else a for a in arrays], **options)
             if isinstance(made, tuple):
                 values[result : result + len(made)] = made
@@ -170,7 +170,9 @@ class Played:
             return first
 
     def _early(self, key, x, encoded):
-        """What the calls with this plan and these fixed arguments have in common, of the last few arguments."""
+        """The values that all calls with this plan and these fixed arguments share, cached for the last few
+        arguments.
+        """
         plan, fixed = self.plans[key], [encoded[name] for name in getattr(self.model, "fixed", ()) if name in encoded]
         if not plan.once:
             return None
