@@ -14,8 +14,8 @@ FEW = 16  # images that are encoded for a training in latents
 def dry_run(data, *, device="cpu", model=None, latent=None, **options) -> str:
     """A few lines: memory from small steps, time from a few whole ones. Nothing is written.
 
-    data, device, model, latent, options: as for `pydiff.train`. ValueError, in one sentence, for a training that cannot
-    fit into memory, with what would.
+    data, device, model, latent, options: as for `pydiff.train`. Raises ValueError for a training that cannot fit into
+    memory, with what would.
     """
     kind = AutoencoderOptions if model == "autoencoder" else Options
     options = settled(kind.from_keywords(options), None, join("off"))

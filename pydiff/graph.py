@@ -37,10 +37,10 @@ class Plan:
 
     first: the array that the recorded call gave; whoever takes it may set this to None. fixed: places of arguments that
     stay the same from call to call: what depends on them alone, such as the keys and values of a prompt, is computed by
-    `early`, once, and given to the calls.
-    What is recorded holds for arguments of the same shapes and dtypes. Parameters are looked up at every call, so they
-    may change; whatever else `function` read or decided is fixed. ValueError if it used a tensor that is neither an
-    argument nor a parameter nor an operation's result: that may depend on what it was given.
+    `early`, once, and given to the calls. What is recorded holds for arguments of the same shapes and dtypes.
+    Parameters are looked up at every call, so they may change; whatever else `function` read or decided is fixed.
+    Raises ValueError if it used a tensor that is neither an argument nor a parameter nor an operation's result: that
+    may depend on what it was given.
     """
 
     def __init__(self, function, *arrays, fixed=()):

@@ -106,7 +106,7 @@ class Latents(Codec):
 
     @classmethod
     def from_config(cls, config, beside=None):
-        """With the autoencoder that is beside the network. ValueError where there is none."""
+        """With the autoencoder that is beside the network. Raises ValueError if there is none."""
         autoencoder = (beside or {}).get("vae")
         if autoencoder is None:
             raise ValueError("its latents need an autoencoder, and there is no vae/ beside the network")
@@ -114,7 +114,7 @@ class Latents(Codec):
 
 
 def check_size(size, factor: int):
-    """ValueError, in one sentence, unless the factor divides height and width."""
+    """Raises ValueError unless the factor divides height and width."""
     if len(size) != 2 or any(n < factor or n % factor for n in size):
         near = " x ".join(str(max(factor, round(n / factor) * factor)) for n in size)
         shown = " x ".join(map(str, size))

@@ -57,7 +57,7 @@ class Points(Codec):
         return ((samples - self.mean) / np.float32(self.scale)).astype(np.float32)
 
     def decode(self, x):
-        """x -> (N, D) float32. ValueError for NaN and infinity."""
+        """x -> (N, D) float32. Raises ValueError for NaN and infinity."""
         x = to_host(x)
         if not np.isfinite(x).all():
             raise ValueError(f"{np.count_nonzero(~np.isfinite(x))} of {x.size} numbers are NaN or infinite")

@@ -52,7 +52,7 @@ def _files(root) -> dict:
 
 
 def load_cifar(root, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """The training set (or asked.split), (N, 32, 32, 3) uint8, with classes. ValueError for damaged files."""
+    """The training set (or asked.split), (N, 32, 32, 3) uint8, with classes. Raises ValueError for damaged files."""
     layout, split = _layout(root), asked.split or "train"
     files = layout["train"] + layout["test"] if split == "all" else layout.get(split, [])
     if split == "meta" or not files:

@@ -20,7 +20,7 @@ MOST = 1 << 24  # bytes of a file
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """{word: its vectors (k, C) float32}. CheckpointError, in one sentence, for what is no such file."""
+    """{word: its vectors (k, C) float32}. Raises CheckpointError for what is no such file."""
     path = Path(path).expanduser()
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(RegularFile(path))

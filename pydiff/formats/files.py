@@ -46,7 +46,7 @@ class RegularFile:
                 os.close(descriptor)
 
     def read(self, begin: int, count: int) -> np.ndarray:
-        """`count` bytes from `begin`, (count,) uint8. CheckpointError where the file does not have them."""
+        """`count` bytes from `begin`, (count,) uint8. Raises CheckpointError if the file does not have them."""
         if begin + count > self.size:
             raise damaged(self.path, f"it has {self.size} bytes, and byte {begin + count} was asked for")
         if self._closed and self._lasting and _identity(os.fstat(self._descriptor)) != self._found:  # pyright: ignore[reportArgumentType]

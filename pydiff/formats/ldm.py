@@ -68,8 +68,8 @@ OTHERS = {  # a name in files of other families -> what they are
 def recognised(weights: Weights, source: object, averaged: bool = False, inferred: bool = True) -> Found:
     """The parts of a file with these names. averaged: take the U-Net's averaged weights.
 
-    inferred: whether configurations are needed; {} in their place if not.
-    CheckpointError, in one sentence, for other families and for parts that are missing.
+    inferred: whether configurations are needed; {} in their place if not. Raises CheckpointError for other families and
+    for parts that are missing.
     """
     for beginning, kind in OTHERS.items():
         if any(name.startswith(beginning) for name in weights):

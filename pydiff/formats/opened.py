@@ -17,7 +17,7 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
-    """What is there; its notes are logged too. CheckpointError, in one sentence, for what cannot be opened."""
+    """What is there; its notes are logged too. Raises CheckpointError for what cannot be opened."""
     try:
         if path.is_file():
             if path.suffix not in SUFFIXES:

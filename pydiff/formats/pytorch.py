@@ -286,7 +286,7 @@ def _weight(file, source, name, tensor, blocks: Mapping[str, Block]) -> Weight:
 class Machine:
     """The instructions of a pickled state dict, on plain values: dicts, lists, tuples, numbers, text, what is above.
 
-    source: for messages. CheckpointError for every instruction and every name beyond those.
+    source: for messages. Raises CheckpointError for every instruction and every name beyond those.
     """
 
     def __init__(self, source: object):

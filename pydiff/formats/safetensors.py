@@ -152,8 +152,8 @@ def _narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 def contents(file, source: object) -> dict[str, Weight]:
     """The arrays of a safetensors file, in the order of their bytes, each to be read on its own.
 
-    file: with `size` and `read(begin, count)`, see files.RegularFile. source: for messages.
-    CheckpointError for anything but a well-formed file, of which the header alone is read here.
+    file: with `size` and `read(begin, count)`, see files.RegularFile. source: for messages. Raises CheckpointError for
+    anything but a well-formed file, of which the header alone is read here.
     """
     head = file.read(0, min(8, file.size))
     length = int.from_bytes(head.tobytes(), "little") if head.size == 8 else 0

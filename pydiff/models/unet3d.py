@@ -112,7 +112,7 @@ class ClipUNet(Module):
     added to the step number. use_linear_projection: see UNet2DCondition. transformer_in: whether attention in time
     comes first of all. activation: of the transformers' inner layers. temporal_dropout: in the temporal convolutions.
     frame_positions: whether every frame is told its number beside the step number; nothing else tells frames apart but
-    the ends of the clip. seed: of the initial weights. ValueError, in one sentence, for options that cannot be built.
+    the ends of the clip. seed: of the initial weights. Raises ValueError for options that cannot be built.
     """
 
     fixed = ("context",)  # see graph.py

@@ -193,7 +193,8 @@ def save_model(
     elsewhere, see `open_model`. extra: JSON for pydiff. index, scheduler: contents of model_index.json and
     scheduler_config.json. beside: {folder: (config, arrays)} of further networks, see BESIDE. dtype: of the files, a
     name in DTYPES; None keeps float32 or float64. Raises CheckpointError if the disk write fails (the old model is then
-    still there), or if the folder holds other files, which replacing it would delete; ValueError for another dtype.
+    still there), or if the folder holds other files, which replacing it would delete; ValueError for another
+    dtype.
     """
     beside = dict(beside or {})
     if unknown := beside.keys() - BESIDE.keys():

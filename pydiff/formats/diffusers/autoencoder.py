@@ -111,7 +111,7 @@ def read_model(
 
 def save(directory: Path, model: Autoencoder, extra: dict, dtype: str | None = None) -> None:
     """Writes a folder with vae/, replacing one that is there. extra: JSON, see `history`. dtype: of the weights in the
-    file, a name in checkpoint.DTYPES; None keeps what they have. CheckpointError where the disk refuses.
+    file, a name in checkpoint.DTYPES; None keeps what they have. Raises CheckpointError if the disk refuses.
     """
     if dtype not in (None, *checkpoint.DTYPES):
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(checkpoint.DTYPES)}")
@@ -144,7 +144,7 @@ def open_folder(
 ) -> tuple[Autoencoder, list]:
     """(autoencoder, notes) of a folder that has a vae/ or is one, of whichever version. variant: "fp16".
 
-    What pydiff saved is checked byte for byte. CheckpointError, in one sentence, where it is damaged or incomplete.
+    What pydiff saved is checked byte for byte. Raises CheckpointError if it is damaged or incomplete.
     """
     folder = sealed.resolve(Path(folder).resolve())
     names = _names(folder)

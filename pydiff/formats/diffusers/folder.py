@@ -43,7 +43,7 @@ class Parts(NamedTuple):
 
 
 def read_parts(directory: Path) -> Parts:
-    """What is where. CheckpointError, in one sentence, for a folder that is none of these or has parts besides."""
+    """What is where. Raises CheckpointError for a folder that is none of these or has parts besides."""
     names = _names(directory)
     index = read_json(directory / INDEX) if INDEX in names else {}
     unet_class, scheduler_class = _classes(index, directory / INDEX)

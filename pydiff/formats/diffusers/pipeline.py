@@ -85,9 +85,9 @@ def save(directory, pipeline: Pipeline, history, dtype: str | None = None, train
 
     history: JSON, comes back from `load`. dtype: of the weights in the file, float32, float16, bfloat16 or float64;
     None keeps what the network has. trained: the parameters of which a training's checkpoints have the weights, in
-    their order; those are left out here, and `load` is told them. CheckpointError where the disk refuses or the folder
-    holds something else; ValueError for a network whose class has no registered name, and for a pipeline that is kept
-    elsewhere.
+    their order; those are left out here, and `load` is told them. Raises CheckpointError if the disk refuses or the
+    folder holds something else; ValueError for a network whose class has no registered name, and for a pipeline
+    that is kept elsewhere.
     """
     if pipeline.kept_elsewhere:
         raise ValueError(pipeline.kept_elsewhere)
@@ -162,8 +162,8 @@ NOTHING = Wishes()
 def load(directory, wishes: Wishes = NOTHING, weights: np.ndarray | None = None) -> Loaded:
     """What is in such a folder; its notes are logged too.
 
-    weights: (P,), all parameters as the optimiser keeps them, for a folder that was saved without.
-    CheckpointError, in one sentence, for a folder that is damaged, unknown or incomplete.
+    weights: (P,), all parameters as the optimiser keeps them, for a folder that was saved without. Raises
+    CheckpointError for a folder that is damaged, unknown or incomplete.
     """
     directory = Path(directory)
     if weights is None:
@@ -208,7 +208,7 @@ def _load_theirs(directory, wishes) -> Loaded:
 
 
 def _refuse_unused(directory, wishes, *names):
-    """CheckpointError for a wish that this folder has no use for: nothing is ignored in silence."""
+    """Raises CheckpointError for a wish that this folder has no use for: nothing is ignored in silence."""
     for name in names:
         if getattr(wishes, name) != getattr(NOTHING, name):
             raise CheckpointError(f"{name} is nothing that {directory} could be told: {UNUSED[name]}; leave it out.")

@@ -70,7 +70,7 @@ def is_one(directory: Path) -> bool:
 
 
 def check_not_alone(directory: Path):
-    """CheckpointError, in one sentence, for the folder of one part: what is missing, and where it may be."""
+    """Raises CheckpointError for the folder of one part: what is missing, and where it may be."""
     alone = not os.path.isfile(directory / INDEX) and os.path.isfile(directory / CONFIG)
     kind = read_json(directory / CONFIG).get("_class_name") if alone else None
     if kind == unet_condition.CLASS and not os.path.isfile(directory / SEAL):
@@ -117,7 +117,7 @@ def load(directory: Path, wishes: Wishes = NOTHING) -> Loaded:
 
 
 def assembled(parts: Parts, wishes: Wishes, source: object) -> Loaded:
-    """A pipeline of these parts. CheckpointError, in one sentence, where they do not go together."""
+    """A pipeline of these parts. Raises CheckpointError if they do not go together."""
     if parts.scheduler is None and wishes.scheduler is None:
         raise CheckpointError(f"{source} has no scheduler: give one with scheduler= (--scheduler).")
     scheduler: Any
@@ -146,7 +146,7 @@ def assembled(parts: Parts, wishes: Wishes, source: object) -> Loaded:
 
 
 def check_family(index: Mapping, source: object):
-    """CheckpointError for a model_index.json of anything else than Stable Diffusion 1 and 2 and their kin."""
+    """Raises CheckpointError for a model_index.json of anything else than Stable Diffusion 1 and 2 and their kin."""
     name = str(index.get("_class_name"))
     found = [kind for part, kind in FAMILIES.items() if _class_of(index, part) or part in name]
     if found or name not in PIPELINES:
@@ -158,7 +158,7 @@ def check_family(index: Mapping, source: object):
 
 
 def check_together(parts: Parts, source: object):
-    """CheckpointError, in one sentence, unless text encoder, U-Net and autoencoder are made for each other."""
+    """Raises CheckpointError unless text encoder, U-Net and autoencoder are made for each other."""
     unet, vae, text = parts.unet.config, parts.vae.config, parts.text.config
     if unet["addition_embed_type"] is not None or unet["encoder_hid_dim"] is not None:
         raise CheckpointError(f"{source} is of Stable Diffusion XL or another family: pydiff opens 1 and 2.")
@@ -185,7 +185,9 @@ def check_together(parts: Parts, source: object):
 
 
 def check_room(directory: Path):
-    """CheckpointError where the weights of a folder need more memory than is free, as float32 and without reading."""
+    """Raises CheckpointError if the weights of a folder need more memory than is free, as float32 and without
+    reading.
+    """
     free, needed = memory.free(), 0
     for part in ("unet", "vae", "text_encoder"):
         sizes = {}
@@ -198,7 +200,7 @@ def check_room(directory: Path):
 
 
 def refuse_too_large(needed: int, free: int | None, source: object):
-    """CheckpointError for weights that do not fit."""
+    """Raises CheckpointError for weights that do not fit."""
     if free is not None and needed > free:
         raise CheckpointError(
             f"{source} needs {needed / 2**30:.1f} GB of memory for its weights, and {free / 2**30:.1f} GB are free: "

@@ -24,8 +24,8 @@ OLD = "text_model."  # how transformers before 5 begin the names of a text encod
 def save(directory, pipeline: StableDiffusion, dtype: str | None = None) -> list[str]:
     """Writes the folder, replacing one that this wrote. Returns sentences on what is not in it.
 
-    dtype: of the weights in the files, a name in checkpoint.DTYPES; None keeps what they have.
-    ValueError for another; CheckpointError where the disk refuses or the folder holds something else.
+    dtype: of the weights in the files, a name in checkpoint.DTYPES; None keeps what they have. Raises ValueError for
+    another; CheckpointError if the disk refuses or the folder holds something else.
     """
     if dtype not in (None, *checkpoint.DTYPES):
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(checkpoint.DTYPES)}")

@@ -103,7 +103,9 @@ def _compare(config, weights, source):
 def open_folder(
     folder: Path, variant: str | None = None, known_class: str | None = None, deferred: bool = False
 ) -> tuple[Module, list[str]]:
-    """(tower, notes) of a folder with config.json and weights. CheckpointError where it is damaged or incomplete."""
+    """(tower, notes) of a folder with config.json and weights. Raises CheckpointError if it is damaged or
+    incomplete.
+    """
     names = _names(folder)
     if CONFIG not in names:
         raise CheckpointError(
@@ -115,7 +117,7 @@ def open_folder(
 
 
 def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """(tokenizer, most tokens of a prompt) of a folder. CheckpointError where it is damaged or of another kind."""
+    """(tokenizer, most tokens of a prompt) of a folder. Raises CheckpointError if it is damaged or of another kind."""
     names = _names(folder)
     said = read_json(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
     kind = said.get("tokenizer_class", "CLIPTokenizer")

@@ -67,7 +67,7 @@ RULES = {
 
 
 def read_config(config: Mapping, source: object) -> Checked:
-    """The options in a config.json. CheckpointError, in one sentence, for a value that cannot be."""
+    """The options in a config.json. Raises CheckpointError for a value that cannot be."""
     known, unknown = checked(config, RULES, source)
     known = {name: value for name, value in known.items() if value is not None or name == "mid_block_type"}
     notes = []

@@ -93,8 +93,8 @@ def from_diffusers(
 
     literal: False repairs what docs/samplers.md lists. mu: for `use_dynamic_shifting`, as in diffusers' set_timesteps.
     timesteps, sigmas: falling, of one's own in place of steps, for the classes in TAKES and as diffusers takes them.
-    begin: how many of the steps are left out at the noisy end, for the classes in BEGINS_LATE.
-    ValueError, in one sentence, for a class or an option that is not supported.
+    begin: how many of the steps are left out at the noisy end, for the classes in BEGINS_LATE. Raises ValueError for a
+    class or an option that is not supported.
     """
     name = config.get("_class_name")
     if name not in SCHEDULERS:

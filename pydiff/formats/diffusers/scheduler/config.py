@@ -107,8 +107,8 @@ def of_class(config: Mapping, name: str) -> dict:
 def read_config(config: Mapping, source: object, known_class: str | None = None) -> tuple[dict, list[str]]:
     """(the configuration with `_class_name`, sentences on what was passed over).
 
-    known_class: what the model_index.json says, for a scheduler_config.json that does not. CheckpointError, in one
-    sentence, for options of a wrong type or out of range, and where the class is said nowhere.
+    known_class: what the model_index.json says, for a scheduler_config.json that does not. Raises CheckpointError for
+    options of a wrong type or out of range, and where the class is said nowhere.
     """
     name = config.get("_class_name", known_class)
     if not isinstance(name, str):

@@ -56,8 +56,8 @@ class StoredScheduler:
         return min(few, self.config.get("num_train_timesteps", 1000))
 
     def __call__(self, steps: int, timesteps=None, sigmas=None, begin=0) -> DiffusersScheduler:
-        """The scheduler for this many steps, or for these. begin: how many are left out at the noisy end. ValueError
-        for what it does not take.
+        """The scheduler for this many steps, or for these. begin: how many are left out at the noisy end. Raises
+        ValueError for what it does not take.
         """
         return from_diffusers(self._used, steps, timesteps=timesteps, sigmas=sigmas, begin=begin)
 
@@ -73,7 +73,7 @@ def with_class(config: dict, name: str) -> dict:
 
 
 def with_prediction(config: dict, prediction: str) -> dict:
-    """The same configuration for a network that predicts something else. ValueError for an unknown word.
+    """The same configuration for a network that predicts something else. Raises ValueError for an unknown word.
 
     prediction: pydiff's name (eps, x0, v, flow) or diffusers' (epsilon, sample, v_prediction, flow_prediction).
     """
