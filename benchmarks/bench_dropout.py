@@ -2,61 +2,58 @@
 U-Nets in workloads.py.
 """
 
+import math
 import sys
 
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.contenders import OTHER, PEER, Contender, arrays, house, peer, variants
+from benchmarks.cases import PEER, SMALL, Case, Contender, Problem, by_reference, error_of, nbytes_of
+from benchmarks.contenders import peer
 from benchmarks.workloads import WORKLOADS
 from pydiff import ops, random
+from pydiff.arrays import to_host
 from pydiff.reference.dropout import dropout as reference
 from pydiff.tensor import Tensor
 
-TINY = (2, 4, 4, 3)
+TINY = [(2, 4, 4, 3), (3, 7), (2, 96)]
+SHAPES = [(w.batch, w.size, w.size, w.config["block_out_channels"][0]) for w in WORKLOADS.values()]
+CHECKS = [(1, 3), (3, 7), (5, 64), (2, 1023), (4, 3072), (130, 192)]
+GPU = [(shape, dtype) for shape in ((64, 64, 64, 128), (128, 32, 32, 128)) for dtype in ("float32", "bfloat16")]
 LIMIT, SHARE = 2e-7, 0.1
 
 
-def cases(settings):
-    """One case a shape."""
-    rng = np.random.default_rng(0)
-    shapes = {"tiny": TINY}
-    if not settings.quick:
-        widths = {name: w.config["block_out_channels"][0] for name, w in WORKLOADS.items()}
-        shapes |= {name: (w.batch, w.size, w.size, widths[name]) for name, w in WORKLOADS.items()}
-    for name, shape in shapes.items():
-        yield case_of(name, shape, rng, settings)
-
-
-def case_of(name, shape, rng, settings):
+def cases_of(device, shape, dtype):
     """y and dx at one shape."""
 
-    def make(rng):
-        key = random.key(7, random.DROPOUT, range(shape[0]), int(rng.integers(2**31)))
-        return rng.standard_normal(shape, np.float32), rng.standard_normal(shape, np.float32), key
+    def make(random_):
+        x, dy = (random_.normal(*shape, dtype=dtype) for _ in range(2))
+        return x, dy, random_.key(len(x), random.DROPOUT)
 
-    nbytes = int(4 * np.prod(shape))
-    sets = variants(make, 2 * nbytes, rng)
-    contenders = [*house(ours, settings.all_levels), *torch_contender()]
-    if name == "tiny":
-        slow = lambda i: lambda: [reference(a, SHARE, *i[2]) for a in i[:2]]  # noqa: E731
-        contenders.insert(0, Contender("reference (float64)", OTHER, slow, arrays))
-    words = f"{name}: {shape[0]} x {'x'.join(map(str, shape[1:]))}"
-    # x and dy read, y and dx written
-    return harness.Case("dropout", words, sets, contenders, truth(*sets[0]), LIMIT, nbytes=4 * nbytes)
+    problem = Problem(
+        "dropout", f"{shape[0]} x {'x'.join(map(str, shape[1:]))}", dtype, make, lambda i: truth(device, *i)
+    )
+    nbytes = 4 * nbytes_of(shape, dtype)  # x and dy read, y and dx written
+    entrants = [*device.ours(ours), *by_torch(device)]
+    if nbytes < SMALL and not device.gpu:
+        entrants.insert(0, by_reference(lambda i: [reference(a, SHARE, *i[2]) for a in i[:2]]))
+    yield Case("dropout", problem, slice(2), entrants, device.limit(LIMIT, dtype), nbytes=nbytes)
 
 
-def truth(x, dy, key):
-    """y and dx in float64, compared with pydiff/reference on the first sample."""
-    exact = [ops.dropout(a.astype(np.float64), SHARE, key).data for a in (x, dy)]
-    alone = random.key(key.seed, key.purpose, key.sample[:1], key.step[:1])
-    if not harness.error_of([exact[0][:1]], [reference(x[:1], SHARE, *alone)]) <= 1e-12:
-        raise AssertionError("dropout in float64 does not agree with its reference")
-    return exact
+def truth(device, x, dy, key):
+    """y and dx in float64, of as many samples as draw a million numbers; compared with pydiff/reference on the first
+    numbers of the first sample."""
+    few = slice(max(4, 2**20 // math.prod(x.shape[1:])))
+    mask = random.uniform(key._replace(sample=key.sample[few], step=key.step[few]), x.shape[1:]) >= SHARE
+    first = np.asarray(to_host(device.wide(x[:1])).reshape(1, -1)[:, :192])
+    expected = reference(first, SHARE, key.seed, key.purpose, key.sample[:1], key.step[:1])
+    if not error_of([first * mask.reshape(len(mask), -1)[:1, :192] / (1 - SHARE)], [expected]) <= 1e-12:
+        raise AssertionError("the masks of dropout do not agree with the reference")
+    return [device.wide(a[few]) * device.asarray(mask / (1 - SHARE)) for a in (x, dy)]
 
 
 def ours(inputs):
-    """build(inputs) for contenders.house."""
+    """build(inputs) for Device.ours."""
     x, dy, key = inputs
 
     def call():
@@ -68,31 +65,28 @@ def ours(inputs):
     return call
 
 
-def torch_contender():
+def by_torch(device):
     """torch's dropout, judged by the mask it drew itself: a share of zeros within six standard errors."""
-    torch = peer("torch")
-    if torch is None:
-        return
+    for name, dropout in device.torch_ways(lambda x: peer("torch").nn.functional.dropout(x, SHARE)):
 
-    def make(inputs):
-        x, dy = (torch.from_numpy(a) for a in inputs[:2])
+        def make(inputs, dropout=dropout):
+            x, dy = (device.tensor(a) for a in inputs[:2])
 
-        def call():
-            leaf = x.detach().requires_grad_()
-            y = torch.nn.functional.dropout(leaf, SHARE)
-            y.backward(dy)
-            return y, leaf.grad
+            def call():
+                leaf = x.detach().requires_grad_()
+                y = dropout(leaf)
+                y.backward(dy)
+                return y, leaf.grad
 
-        return call
+            return call
 
-    def own_truth(inputs, outputs):
-        kept = outputs[0] != 0
-        fine = abs(kept.mean() - (1 - SHARE)) <= 6 * np.sqrt(SHARE * (1 - SHARE) / kept.size)
-        mask = kept / (1 - SHARE) if fine else np.nan
-        return [mask * a.astype(np.float64) for a in inputs[:2]]
+        def own_truth(inputs, outputs):
+            kept = outputs[0] != 0
+            fine = abs(kept.mean() - (1 - SHARE)) <= 6 * math.sqrt(SHARE * (1 - SHARE) / kept.size)
+            return [kept / (1 - SHARE) * device.wide(a) if fine else outputs[0] * math.nan for a in inputs[:2]]
 
-    yield Contender("torch", PEER, make, lambda results: [r.detach().numpy() for r in results], own_truth)
+        yield Contender(name, PEER, make, exact=own_truth)
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main(cases, __doc__))
+    sys.exit(harness.main("dropout"))
