@@ -1,5 +1,6 @@
-"""Samples drawn into files: the place is checked first, each batch is written as it comes, and a folder that has some
-of them already gets the others.
+"""Samples into files: checks first that they can be written, writes each batch as it is finished, and adds the missing
+samples to a folder that has some of them already.
+
 
     order = Order(n=64, seed=1, label="cat", options={"steps": 20})
     draw(pipeline, Path("cats"), order)         cats/000000-cat.png ..
@@ -27,15 +28,15 @@ from pydiff.sound.codec import SoundCodec
 from pydiff.sound.wav import told_in, wav_bytes
 from pydiff.store.files import write_atomic
 
-BATCH, LONG = 64, 40  # samples drawn at a time; characters of a class or prompt in a file name
+BATCH, LONG = 64, 40  # samples per batch; characters of a class or prompt in a file name
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be drawn. n: samples of each prompt, or in all. label: the class of all, by name or number, or None.
+    """Which samples to draw. n: samples of each prompt, or in all. label: the class of all, by name or number, or None.
 
-    options: of `Pipeline.sample`, sampler, steps, guidance, eta and those of the sampler. Sample number i of a prompt
-    depends on the seed, i and the prompt alone.
+    options: of `Pipeline.sample`: sampler, steps, guidance, eta and those of the sampler. Sample number i of a prompt
+    depends only on the seed, i and the prompt.
     """
 
     n: int = 16
@@ -74,7 +75,7 @@ class Order:
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C while samples were being drawn; the message says how many there are."""
+    """Ctrl-C while sampling; the message says how many samples were written."""
 
 
 class Drawn(NamedTuple):
@@ -93,9 +94,9 @@ def slug(words: str) -> str:
 def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn:
     """Draws into a .png (a grid), .npz or .wav, or into a folder, which may have some of these samples already.
 
-    ValueError or OSError, in one sentence, before anything is drawn, where that cannot be written, or where a folder
-    has other samples under these names. Ctrl-C keeps what was drawn, and raises KeyboardInterrupt.
-    group: training.distributed.Group, whose processes share a folder; None is this one alone.
+    Raises ValueError or OSError before anything is drawn if the output cannot be written, or if a folder has other
+    samples under these names. Ctrl-C keeps what was drawn, and raises KeyboardInterrupt. group:
+    training.distributed.Group, whose processes share a folder; None for this process only.
     """
     first = group is None or group.first
     if order.n < 1:
@@ -141,9 +142,9 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
 
 
 def share(missing, rank, size):
-    """Those of the missing samples that one of `size` processes draws: whole batches in turn, or less if there are few.
+    """The missing samples that process `rank` of `size` draws: whole batches in turn, or smaller ones if there are few.
 
-    It does not matter which: a sample's bits do not depend on the others in its batch.
+    The split does not affect the samples: a sample's bits do not depend on the others in its batch.
     """
     length = max(1, min(BATCH, -(-len(missing) // size)))
     return missing[np.arange(len(missing)) // length % size == rank]
@@ -180,7 +181,7 @@ def _write(out, names, samples, codec, order, chosen, said):
 
 
 def recipe(pipeline, order: Order) -> dict[str, str]:
-    """Metadata common to all samples of an order: the model's weights, the seed, the way they are drawn."""
+    """Metadata common to all samples of an order: the model's weights, the seed, the sampling options."""
     digest = hashlib.blake2b()  # fast, and without a copy: a model may have gigabytes
     for name, p in itertools.chain.from_iterable(network.named_parameters() for network in pipeline.networks):
         digest.update(name.encode())

@@ -1,9 +1,9 @@
-"""The emulator of CUDA kernels, pydiff._simt: compiled when somebody first asks for it, once for all who do.
+"""The emulator of CUDA kernels, pydiff._simt: compiled on first use, once for all users of the cache.
 
-It is for tests and for stepping through a kernel, so an installation has its sources only (csrc/simt and csrc/cuda).
-The module is kept in the user's cache, under a name that is a hash of everything it is made from: sources, compiler,
-flags, Python, pybind11. So are the files it is linked from, and after a change only those that changed are compiled.
-Everything is written under another name first, and renamed when it is whole: a build may be killed at any moment.
+It is for tests and for stepping through a kernel, so an installation contains only its sources (csrc/simt and
+csrc/cuda). The module is stored in the user's cache, under a name that is a hash of everything it is made from:
+sources, compiler, flags, Python, pybind11. So are the object files it is linked from; after a change only the affected
+ones are compiled. Every file is written under a temporary name and then renamed: a build may be killed at any moment.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ def build():
 
 
 class Recipe:
-    """What is compiled how, and the names of the results.
+    """What is compiled and how, and the names of the results.
 
     folder: of the cache. units: {source: its object file}. module: the file that is linked from them.
     """
