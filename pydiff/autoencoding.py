@@ -103,8 +103,8 @@ class AutoencoderRun:
     def sample(self, *_, **__):
         """Raises ValueError: an autoencoder alone does not generate images."""
         raise ValueError(
-            f"{self.name} is an autoencoder, which draws nothing by itself; train a diffusion model in its latents: "
-            f"pydiff train DATA --latent {self.directory or 'FOLDER'}"
+            f"{self.name or 'this'} is an autoencoder, which draws nothing by itself; train a diffusion model in its "
+            f"latents: pydiff train DATA --latent {self.directory or 'FOLDER'}"
         )
 
     inpaint = image_to_image = variations = interpolate = sample

@@ -245,6 +245,8 @@ class Sample:
         many = prompts is None and not given and not run.pipeline.edits_by_scheduler
         n = (16 if many else 1) if self.n is None else self.n
         if given:
+            if n < 1:
+                raise ValueError(f"n must be at least 1, got {n}")
             return self.redraw(run, out, n, prompts)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
@@ -278,6 +280,8 @@ class Sample:
                 raise ValueError(f"--{flag} is for images without a given one; leave it out, or --image")
         if self.image is None:
             raise ValueError("a mask says where an image is to be drawn anew; give that too, --image")
+        if (noun := run.codec.noun) != "image":
+            raise ValueError(f"--image is for models that draw images, and this one makes {noun}s; leave it out")
         if self.mask is not None and self.sampler is not None:
             raise ValueError("filling in has its own way back from noise; leave out --sampler, or --mask")
         check_place(out, run.codec)
@@ -605,9 +609,17 @@ def show(run):
 
 
 def prompts_in(path):
-    """The non-empty lines of a file, or of the standard input for "-"."""
-    text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """The non-empty lines of a file, or of the standard input for "-". Raises ValueError if there are none."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8; save it as that") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a file with a prompt a line") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no prompts; write one a line")
+    return lines
 
 
 @contextlib.contextmanager

@@ -217,6 +217,10 @@ class Conditioning:
         if self.encoder is None:
             raise ValueError("this model was trained without captions, so prompts cannot be given")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        for prompt in prompts:
+            # What bytes of another encoding become on the command line.
+            if isinstance(prompt, str) and re.search("[\ud800-\udfff]", prompt):
+                raise ValueError(f"the prompt {prompt!a:.80} holds bytes that are no text in UTF-8; type it anew")
         parts = [text.arithmetic(prompt) for prompt in prompts]
         encoded = {}  # each prompt is encoded once and alone, so that its vectors depend on nothing else
         for prompt in dict.fromkeys(prompt for terms in parts for _, prompt in terms):

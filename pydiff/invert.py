@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff import memory
+from pydiff.data import is_sound
 from pydiff.data import load as load_data
 from pydiff.formats import embeddings
 from pydiff.store.files import write_atomic
@@ -52,7 +53,11 @@ def learn(pipeline, data, word: str, *, out=None, device="cpu", progress=True, a
     options = InversionOptions.from_keywords(options)
     encoder = _checked(pipeline, word, options)
     height, width, channels = pipeline.codec.image_shape
+    if is_sound(data):
+        raise ValueError("words are learned from images, and these data are sounds")
     dataset = load_data(data, size=(height, width), channels=channels)
+    if dataset.noun != "image":
+        raise ValueError(f"words are learned from images, and {dataset.name} holds {dataset.noun}s")
     begin_at(encoder, word, options)
     pipeline.to(device).check_memory(pipeline.codec.shape[:2])
     task = InversionTask(dataset, pipeline.model, pipeline.process, pipeline.codec, encoder, word, options)

@@ -198,6 +198,8 @@ def opened_in(latent, dataset, beside=None) -> LatentSpace:
 
     Raises ValueError if images and autoencoder do not fit together.
     """
+    if dataset.noun != "image":
+        raise ValueError(f"latents are those of images, and {dataset.name} holds {dataset.noun}s; leave latent out")
     autoencoder = open_autoencoder(latent, beside)
     height, width, channels = dataset.shape
     if autoencoder.config["in_channels"] != channels:

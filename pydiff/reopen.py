@@ -16,7 +16,7 @@ from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.pipeline import Pipeline
 from pydiff.store import checkpoint, kept
-from pydiff.store.folder import RunDirectory
+from pydiff.store.folder import RunDirectory, trained_in
 from pydiff.store.log import Log
 from pydiff.store.newest import Newest, newest_step, read_newest
 
@@ -30,6 +30,13 @@ class Opened(NamedTuple):
     origin: Origin
     log: Log | None
     notes: list[str]
+
+
+# What the run of something that draws nothing is good for.
+ELSEWHERE = {
+    "a segmenter": "pydiff.segment.load opens it, and its page is segmentation.html",
+    "a word": "it goes with the model that it was learned for: pydiff sample MODEL --embedding FILE",
+}
 
 
 def is_run(directory: Path) -> bool:
@@ -65,6 +72,10 @@ def _open_run(folder, wishes) -> Opened:
         if done is None:
             raise CheckpointError(str(error)) from error
         notes.append(str(error))
+    if (what := trained_in(config)) in ELSEWHERE:
+        raise CheckpointError(
+            f"{folder.path} holds the run of {what}, which draws nothing by itself; {ELSEWHERE[what]}."
+        )
     found = newer(folder, config, done, notes)
     if found is not None:
         described = folder.path / "pipeline"

@@ -13,6 +13,7 @@ from pydiff import memory
 from pydiff.arrays import array_module
 from pydiff.condition import Condition
 from pydiff.diffusion.denoiser import denoiser
+from pydiff.diffusion.guidance import check_scale
 from pydiff.latents import Latents
 from pydiff.models.unet import sinusoids
 from pydiff.nn import deferred
@@ -81,6 +82,7 @@ class StableDiffusion(Pipeline):
 
     def _told(self, condition, guidance):
         """With the sinusoids of guidance - 1, by which the network knows how much to follow."""
+        check_scale(guidance)
         vector = sinusoids(np.array([1000.0 * (guidance - 1)]), self.told, False, 1, SHARPEST)[0].astype(np.float32)
         rows = np.broadcast_to(vector, (condition.rows, len(vector)))
         like = next(iter(condition.values()))

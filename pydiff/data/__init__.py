@@ -118,7 +118,7 @@ def load(
     sound = rate is not None or seconds is not None or isinstance(source, Sounds)
     if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
         raise ValueError("cache_gb is for images; leave it out for sounds")
-    if not cache_gb and (sound or _is_sound(source)):
+    if not cache_gb and (sound or is_sound(source)):
         wanted = asked(layout=layout, pages=pages, split=split, bits=bits, limit=limit)
         return _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted)
     check_frames(frames, frame_rate)
@@ -190,7 +190,7 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
     raise TypeError(f"cannot load data from {type(source).__name__}; expected {_NAMES}, {EXPECTED}")
 
 
-def _is_sound(source) -> bool:
+def is_sound(source) -> bool:
     """Whether a source holds sounds: by its name, by its class, or as a folder with more sounds than images."""
     if isinstance(source, str) and (source in NAMED or source in NAMED_SOUNDS):
         return source in NAMED_SOUNDS

@@ -163,6 +163,11 @@ def _load_folder(root, size) -> Masked:
         else []
     )
     sources = {path: places[0] / path for path, mask in pairs.items() if mask is not None}
+    if not sources:
+        raise ValueError(
+            f"{printable(str(root))} has no image with a mask of its name: {plural(len(found), 'image')} in "
+            f"{printable(places[0].name)}, {plural(len(masks), 'mask')} in {printable(places[1].name)}"
+        )
     names, images, image_notes = read_images(root, sources, asked(size), skipped)
     values, kept = [], []
     for i, name in enumerate(names):

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 from pydiff.data import archives, arrays, cifar, folder, idx, parquet
 from pydiff.data.asked import CONCERNS, Asked
+from pydiff.data.clip_files import FILMS
 from pydiff.data.dataset import Dataset
 from pydiff.data.image import SUFFIXES
+from pydiff.data.sounds import SUFFIXES as SOUNDS
 from pydiff.data.unreadable import advice_on, readable
 from pydiff.printed import printable
 
@@ -43,7 +45,10 @@ FILES: dict[str, tuple[Callable[[Path, Asked], Dataset], tuple[str, ...]]] = {
     **dict.fromkeys(archives.SUFFIXES, (archives.load_archive, tuple(CONCERNS))),
 }
 BATCHES = ("data_batch_", "test_batch")  # how names of CIFAR's begin
-EXPECTED = "a folder or archive of images, a .npz, .npy or .parquet file, files of MNIST or CIFAR, an array, or a list"
+EXPECTED = (
+    "a folder of images, sounds or clips, an archive of images, a .npz, .npy or .parquet file, files of MNIST or "
+    "CIFAR, an array, or a list"
+)
 
 
 def load_tree(root, asked: Asked) -> Dataset:
@@ -70,6 +75,8 @@ def load_path(path: Path, asked: Asked, known: str) -> Dataset:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES | readable()[0]:
         raise ValueError(f"{shown} is one image; give the folder that it is in, or a list of images in Python")
+    if (what := "sound" if suffix in SOUNDS else "clip" if suffix in FILMS else None) is not None:
+        raise ValueError(f"{shown} is one {what}; give the folder that it is in")
     if suffix in (".pkl", ".pickle"):
         raise ValueError(f"{shown} is a pickle, which could run anything; save its arrays with numpy.savez")
     advice = advice_on(suffix.removeprefix("."))

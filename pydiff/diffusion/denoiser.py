@@ -6,7 +6,7 @@ import inspect
 import math
 
 from pydiff.arrays import array_module, contiguous
-from pydiff.diffusion.guidance import check_limits, classifier_free, level_of
+from pydiff.diffusion.guidance import check_limits, check_scale, classifier_free, level_of
 from pydiff.diffusion.samplers import SAMPLERS, walk
 from pydiff.diffusion.self_conditioning import SelfConditioned
 from pydiff.graph import Played
@@ -37,6 +37,7 @@ def denoiser(
     self-conditioned network is clipped. Arrays in, arrays out. The model may remember its last x0-hat: make a new one
     for every run. Raises ValueError for guidance that this condition or these options do not allow.
     """
+    check_scale(guidance)
     played = Played(network)
     if guidance == 1 and (interval is not None or rescale):
         raise ValueError("interval and rescale say how guidance works, and guidance is 1; give another guidance")

@@ -33,6 +33,7 @@ def classifier_free(
     rescale: 0 .. 1, how far each image's x0-hat is rescaled to the standard deviation of the conditional one (Lin et
     al. 2024, "Common diffusion noise schedules and sample steps are flawed", eq. 15 and 16).
     """
+    check_scale(scale)
     check_limits(interval, rescale)
 
     def model(x, t):
@@ -44,6 +45,12 @@ def classifier_free(
         return _rescaled(process, x, t, guided, f, rescale) if rescale else guided
 
     return model
+
+
+def check_scale(scale: float):
+    """ValueError, in one sentence, for a strength of guidance that is no finite number."""
+    if isinstance(scale, bool | str) or np.ndim(scale) or not np.isfinite(np.asarray(scale, np.float64)):
+        raise ValueError(f"guidance is {scale!r}, expected a finite number; 1 is none, and 2 to 8 are usual")
 
 
 def check_limits(interval: tuple[float, float], rescale: float):
@@ -98,6 +105,7 @@ def classifier_guided(
         f = f - f.dtype.type(scale) * column(q - p * sigma / alpha, x) * push
         return array_module(x).concatenate([f, answer[..., x.shape[-1] :]], axis=-1)
 
+    check_scale(scale)
     if process.preconditioned:
         raise ValueError("classifier guidance needs a network that is told t; use another prediction than edm")
     return guided

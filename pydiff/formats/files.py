@@ -101,21 +101,26 @@ def read_file(path: Path, size: int | None = None, limit: int | None = None) -> 
         return file.read(0, file.size)
 
 
+READS = ("read ", "list ")  # how actions begin that need what they name
+
+
 @contextlib.contextmanager
 def disk(action: str) -> Iterator[None]:
     """Turns the operating system's errors into a CheckpointError that says what failed."""
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"Could not {action}: {error.strerror or error}; {advice_on(error)}.") from error
+        raise CheckpointError(
+            f"Could not {action}: {error.strerror or error}; {advice_on(error, action.startswith(READS))}."
+        ) from error
 
 
-def advice_on(error: OSError) -> str:
-    """What to do about an error of the operating system, in a few words."""
+def advice_on(error: OSError, reads: bool = False) -> str:
+    """What to do about an error of the operating system, in a few words. reads: something that should be there."""
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
         return "something else has this name, choose another"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "change its permissions, or choose another place"
     if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP, errno.EINVAL):
-        return "choose another place"
+        return "restore it from a copy or use another" if reads else "choose another place"
     return "check the disk"

@@ -28,7 +28,9 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
         stable_diffusion.check_not_alone(path)
         return pipeline.load(path, wishes)
     except OSError as error:
-        raise CheckpointError(f"Could not read {path}: {error.strerror or error}; {advice_on(error)}.") from error
+        raise CheckpointError(
+            f"Could not read {path}: {error.strerror or error}; {advice_on(error, reads=True)}."
+        ) from error
 
 
 def save(directory, made: Pipeline, history: dict, dtype: str | None = None) -> list[str]:

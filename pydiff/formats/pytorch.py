@@ -267,7 +267,8 @@ def _weight(file, source, name, tensor, blocks: Mapping[str, Block]) -> Weight:
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     count, begin = math.prod(tensor.shape), begin + storage.first * dtype.itemsize
     held = (storage.first + storage.count) * dtype.itemsize
-    if math.prod(filter(None, tensor.shape)) * dtype.itemsize >= 1 << 63:  # an empty one, with sizes beyond NumPy's
+    made = 4 if dtype.char in "eH" else dtype.itemsize  # bytes of a number; halves become float32
+    if math.prod(filter(None, tensor.shape)) * made >= 1 << 63:  # an empty one, with sizes beyond NumPy's
         raise damaged(source, f"{name!a:.60} has a shape that NumPy cannot hold")
     if held > size or (count and last >= storage.count) or count > storage.count:
         raise damaged(source, f"{name!a:.60} has the shape {tensor.shape}, more than its {size} bytes hold")

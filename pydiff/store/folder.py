@@ -34,6 +34,18 @@ class KernelWarning(UserWarning):
     """A run resumes with kernels whose arithmetic differs from the one it began with."""
 
 
+def trained_in(config: dict) -> str:
+    """What the run with this config.json trains, in words: an autoencoder, a classifier, a segmenter, a word, or else a
+    diffusion model.
+    """
+    model = str(config.get("model"))  # not stored by pydiff 0.1, which had none of the others
+    if model.endswith(", segmenting"):
+        return "a segmenter"
+    if model.startswith("the word "):
+        return "a word"
+    return {"AutoencoderKL": "an autoencoder", "NoisyClassifier": "a classifier"}.get(model, "a diffusion model")
+
+
 class RunDirectory:
     """The folder of a training run; see the top of this file. log: its Log."""
 
@@ -147,6 +159,8 @@ class RunDirectory:
 
     def _compare(self, before, config, options):
         """The options that the run had. Raises ValueError if it is another run."""
+        if (then := trained_in(before)) != (now := trained_in(config)):
+            raise ValueError(f"{self.path} holds the run of {then}, and this is one of {now}; choose another folder")
         try:
             old_options = type(options).from_keywords(before["options"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:

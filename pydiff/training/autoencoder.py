@@ -101,6 +101,8 @@ class AutoencoderTask(Task):
     unit = "images"
 
     def __init__(self, dataset, options: AutoencoderOptions):
+        if dataset.noun != "image":
+            raise ValueError(f"autoencoders are for images, and {dataset.name} holds {dataset.noun}s")
         self.dataset, self.options, self.codec = dataset, options.check(), Pixels(dataset.shape)
         self.model = network_for(options, dataset.shape).recompute_blocks(options.recompute)
         height, width, _ = dataset.shape

@@ -26,10 +26,8 @@ class ClassifyTask(Task):
     and for options that apply only to diffusion models.
     """
 
-    unit = "samples"
-
     def __init__(self, dataset, options):
-        self.dataset, self.options = dataset, checked(options)
+        self.dataset, self.options, self.unit = dataset, checked(options), f"{dataset.noun}s"
         self.conditioning = Conditioning(dataset.classes)
         count = len(dataset.classes or ())
         if count < 2:

@@ -131,10 +131,8 @@ class DiffusionTask(Task):
     set's own. Raises ValueError for data that lack what the options ask for.
     """
 
-    unit = "images"
-
     def __init__(self, dataset, options, model: Module | None = None, codec: Codec | None = None):
-        self.dataset, self.options = dataset, options.check()
+        self.dataset, self.options, self.unit = dataset, options.check(), f"{dataset.noun}s"
         known = dataset.conditioning if options.conditional else Conditioning()
         if options.conditional and known.empty:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydiff.formats import safetensors
 from pydiff.formats import weights as weight_files
-from pydiff.formats.diffusers.folder import CONFIG, read_json
+from pydiff.formats.diffusers.folder import CONFIG, INDEX, read_json
 from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, reshaped, ways_to_write
 from pydiff.formats.files import RegularFile, disk
 from pydiff.formats.safetensors import CheckpointError, Weight
@@ -193,9 +193,10 @@ def history(folder: Path) -> dict:
 def holds_autoencoder(folder: Path) -> bool:
     """Whether a folder contains only an autoencoder: a vae/ without a network next to it, or the vae/ itself."""
     folder = sealed.resolve(Path(folder).resolve())
-    if (folder / FOLDER).is_dir() and not (folder / "unet").exists():
-        return (folder / FOLDER / CONFIG).is_file()
     try:
+        if (folder / FOLDER).is_dir() and not (folder / "unet").exists():
+            index = folder / INDEX  # which may say that there should be one
+            return (folder / FOLDER / CONFIG).is_file() and not (index.is_file() and "unet" in read_json(index))
         return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("_class_name") in RULES
     except CheckpointError:
         return False

@@ -254,6 +254,8 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             raise CheckpointError(
                 f"{directory} is of schema {schema!a:.40}, and this pydiff knows up to {SCHEMA}: use a newer one."
             )
+        if "segmentation" in extra:
+            raise CheckpointError(f"{directory} holds a segmenter, which draws nothing; pydiff.segment.load opens it.")
         check_extra(extra, directory / checkpoint.SEAL)
         checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
         model = read_model(checked, found.weights, directory)

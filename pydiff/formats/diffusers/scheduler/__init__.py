@@ -107,7 +107,8 @@ def from_diffusers(
     for what, values in own.items():
         steps = len(values) - (what == "sigmas" and name == "EulerDiscreteScheduler")  # which names the last level too
     if steps is None or not 1 <= steps <= config["num_train_timesteps"]:
-        raise ValueError(f"got {steps} steps, expected 1 .. {config['num_train_timesteps']}; use fewer")
+        advice = "use at least one" if steps is None or steps < 1 else "use fewer"
+        raise ValueError(f"got {steps} steps, expected 1 .. {config['num_train_timesteps']}; {advice}")
     if begin and name not in BEGINS_LATE:
         raise ValueError(f"{name} cannot begin half way; name a sampler, such as ddim or dpm_solver")
     if not 0 <= begin < steps:
