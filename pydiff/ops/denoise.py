@@ -11,11 +11,14 @@ fresh noise, and the history holds earlier x0_hats or other values that a multis
 Reference: reference/denoise.py. Kernels: csrc/cpu/denoise.cpp, csrc/cuda/denoise.cu.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from pydiff import random
-from pydiff.arrays import array_module, contiguous, empty
+from pydiff.arrays import array_module, contiguous, empty, sent
 from pydiff.backend import FLOAT32, is_bfloat16, native
 from pydiff.ops.noise import key_on
 from pydiff.tensor import Function
@@ -95,9 +98,15 @@ class Denoise(Function):
 
 
 def _table(x, step, c=()):
-    """The coefficients in the kernel's order, as a table of one row on x's device."""
+    """The coefficients in the kernel's order, as a table of one row where x lives; it is moved there once."""
     row = [step.u, step.v, step.low, step.high, step.a, step.b, step.d, step.s, step.guidance, *c]
-    return array_module(x).asarray([row], FLOAT32)
+    return sent(_kept(np.array(row, FLOAT32).tobytes()), x)
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept(row):
+    """The table of these bytes, always the same array, which cannot be written to; see `sent`."""
+    return np.frombuffer(row, FLOAT32).reshape(1, -1)
 
 
 def _flat_shape(x):
