@@ -130,7 +130,9 @@ template <>
 void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {
     if (by_winograd(s)) return winograd_forward(s, x, w, addends, y);
     if (s.up == 2) return conv2d_forward(without_upsampling(s), upsampled(s, x).get(), w, addends, y);
-    if (!narrow_output_suits(s)) return direct_forward(s, x, w, addends, y);
+    if (!narrow_output_suits(s))
+        return pointwise(s) && !addends.bias_step ? pointwise_forward(s, x, w, addends, y)
+                                                  : direct_forward(s, x, w, addends, y);
     narrow_forward(s, x, w, addends.bias_step ? nullptr : addends.bias, y);
     add_rest(s, addends, y);
 }
@@ -145,6 +147,8 @@ void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w
     }
     if (s.stride_h == 1 && s.stride_w == 1 && narrow_output_suits(mirrored(s)))
         narrow_backward_input(mirrored(s), dy, w, dx);
+    else if (pointwise(s))
+        pointwise_backward_input(s, dy, w, dx);
     else
         direct_backward_input(s, dy, w, dx);
 }
@@ -162,6 +166,8 @@ void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* 
     const bool winograd = by_winograd(s);
     if (winograd)  // (2)
         winograd_backward_weight(s, dy, x, dw);
+    else if (pointwise(s) && s.up == 1)
+        pointwise_backward_weight(s, dy, x, dw, dbias_step ? nullptr : dbias);  // (2), (3)
     else
         direct_backward_weight(without_upsampling(s), dy, s.up == 2 ? (made = upsampled(s, x)).get() : x, dw,
                                dbias_step ? nullptr : dbias);  // (2), (3)
