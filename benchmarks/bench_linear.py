@@ -1,6 +1,6 @@
 """linear layers: forward, gradient of the input, gradient of the weights, at the shapes of Stable Diffusion 1.5.
 
-Those of its transformer blocks, its text encoder and its step embedding. conv2d's kernels compute them, as 1 x 1 filters.
+Those of its transformer blocks, its text encoder and its step embedding; conv2d computes them, with 1 x 1 filters.
 """
 
 import sys

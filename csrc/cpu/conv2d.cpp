@@ -13,8 +13,9 @@
 //   (2)  dw[a, b, c, o] = sum_{n, i, j} X[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
 //   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o],   or dbias[n, o] = sum_{i, j}
 //
-// A linear layer is the case of a 1 x 1 kernel. Three ways lead there: conv2d_direct.cpp takes any shape, conv2d_winograd.cpp
-// the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few output channels. In all of them an image's y and dx are
+// A linear layer is the case of a 1 x 1 kernel. Four ways lead there: conv2d_direct.cpp takes any shape,
+// conv2d_winograd.cpp the 3 x 3 kernels of a U-Net, faster, conv2d_pointwise.cpp the 1 x 1 kernels of linear layers, and
+// conv2d_narrow.cpp few output channels. In all of them an image's y and dx are
 // the same alone and in any batch, and no bit of any result depends on the number of threads. Only Winograd's reads
 // upsampled images without making them; for the others they are made here.
 #include <algorithm>
@@ -164,13 +165,13 @@ void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* 
         return;
     }
     const bool winograd = by_winograd(s);
-    if (winograd)  // (2)
+    if (winograd) {  // (2)
         winograd_backward_weight(s, dy, x, dw);
-    else if (pointwise(s) && s.up == 1)
-        pointwise_backward_weight(s, dy, x, dw, dbias_step ? nullptr : dbias);  // (2), (3)
-    else
-        direct_backward_weight(without_upsampling(s), dy, s.up == 2 ? (made = upsampled(s, x)).get() : x, dw,
-                               dbias_step ? nullptr : dbias);  // (2), (3)
+    } else {  // (2), (3)
+        const float* const seen = s.up == 2 ? (made = upsampled(s, x)).get() : x;
+        const auto way = pointwise(s) ? pointwise_backward_weight : direct_backward_weight;
+        way(without_upsampling(s), dy, seen, dw, dbias_step ? nullptr : dbias);
+    }
     if (dbias && (winograd || dbias_step)) backward_bias(groups, s.n / groups * pixels, s.cout, dy, dbias);  // (3)
 }
 

@@ -1,4 +1,4 @@
-// The three ways to compute conv2d, and what they share; conv2d.cpp chooses between them.
+// The four ways to compute conv2d, and what they share; conv2d.cpp chooses between them.
 #pragma once
 #include <algorithm>
 
@@ -45,13 +45,10 @@ inline Conv2dShape mirrored(const Conv2dShape& s) {
 }
 void winograd_backward_input(const Conv2dShape& mirrored, int64_t down, const float* dy, const float* w, float* dx);
 
-// Whether the matrix of patches is x itself, pixel by pixel; all pixels may then be taken for one line.
+// Whether the matrix of patches is x itself, pixel by pixel.
 inline bool pointwise(const Conv2dShape& s) {
     return s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_top == 0 && s.pad_left == 0 &&
            s.oh == s.h && s.ow == s.w;
-}
-inline Conv2dShape in_one_line(const Conv2dShape& s) {
-    return {1, 1, s.n * s.h * s.w, s.cin, 1, 1, s.cout, 1, s.n * s.h * s.w, 1, 1, 0, 0};
 }
 
 // dw adds up blocks of at most so many pixels, and those of a part before the parts: by shapes only.

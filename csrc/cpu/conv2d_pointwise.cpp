@@ -4,17 +4,21 @@
 //   (2)  dx (rows, cin)  = dy (rows, cout)    w^T (cout, cin)
 //   (3)  dw (cin, cout)  = x^T (cin, rows)    dy  (rows, cout),     dbias = the sum of dy's rows
 //
-// Layout and work. A register tile (gemm.h) takes some 114 of 117 GFLOP/s where b lies packed in L1 and a in L2, so all
-// that can be lost is lost on the way there. An item of work is a rectangle of the result: some rows and a strip of
-// columns. Its strip of b, panel_depth deep, is packed into L2 and meets the item's rows block by block; a block of a,
-// block_rows x panel_depth, stays in L2 while all panels of the strip pass. So memory is asked for w once for every few
-// hundred rows, and for x once for every strip. Weights are not packed ahead of the product: the first tile of a panel
-// copies what it multiplies, which costs next to nothing, and meanwhile the next panel's rows are fetched, for each lies
-// in another page of memory, where the processor foresees nothing. With the 64 or 77 rows of a text a panel is used a
-// dozen times only, and packing it for itself would take a sixth of the time.
+// Layout and work. A register tile (gemm.h) comes within a few hundredths of the processor's peak where b lies packed in
+// L1 and a in L2: whatever is lost is lost on the way there.
+//
+//   - An item of work is a rectangle of the result: some rows and a strip of columns. Its strip of b, panel_depth deep, is
+//     packed into L2 and meets the item's rows block by block; a block of a, block_rows x panel_depth, stays in L2 while
+//     all panels of the strip pass. So memory is asked for w once for every few hundred rows, and for x once a strip.
+//   - (1) packs no weights ahead of the product: the first tile of a panel copies what it multiplies, for which it has
+//     time, and meanwhile the next panel's rows are fetched. Each of them lies in another page of memory, so the processor
+//     foresees none. With the 64 or 77 rows of a text, a panel is used a dozen times only: packing it for itself would
+//     be felt, and waiting for its rows even more.
+//   - (2) with few rows computes dx^T, for which dy is packed and not w, and transposes it.
+//   - (3) copies some rows of x side by side, because a tile would otherwise meet a line of the cache in every step.
 //
 // Order of summation: (1) and (2) by blocks of at most panel_depth, as in conv2d_direct.cpp; (3) by the blocks and parts
-// of WeightParts. How the result is cut into items changes no bit, so it may follow the number of threads.
+// that conv2d_methods.h names. How the result is cut into items changes no bit, so it may follow the number of threads.
 #include <algorithm>
 
 #include "conv2d_methods.h"
@@ -28,25 +32,28 @@ enum Slot { strip_slot, rows_slot, sums_slot, packed_slot, bias_slot };
 
 constexpr int64_t block_rows = 16 * tile_rows;  // x panel_depth floats: 96 KB
 
-// The result (m, n) in items of at most `rows` x `columns`.
+// Parts of a result that every thread has some of to choose from; one thread alone takes what it likes best.
+int64_t wanted_items() { return threads() == 1 ? 1 : 8 * threads(); }
+
+// The result (m, n) in items of at most `rows` x `columns`: whole blocks of rows and tiles of columns, as far as there
+// are such.
 struct Items {
     int64_t m, n, rows, columns, down, across;
 
-    // As large as is useful, and smaller until every thread has some to choose from. rows are whole blocks, columns whole
-    // tiles, as far as there are such.
-    Items(int64_t m_, int64_t n_, int64_t most_rows, int64_t most_columns) : m(m_), n(n_) {
-        const int64_t wanted = threads() == 1 ? 1 : 8 * threads();
+    Items(int64_t m_, int64_t n_, int64_t most_columns, int64_t least_columns) : m(m_), n(n_) {
         const auto cut = [](int64_t size, int64_t most, int64_t unit) {
             const int64_t units = ceil_div(size, unit), pieces = ceil_div(units, std::max<int64_t>(1, most / unit));
-            return ceil_div(units, pieces) * unit;
+            return ceil_div(units, std::max<int64_t>(1, pieces)) * unit;
         };
-        rows = cut(m, most_rows, block_rows);
-        columns = cut(n, most_columns, tile_columns);
-        while (ceil_div(m, rows) * ceil_div(n, columns) < wanted && (rows > block_rows || columns > tile_columns)) {
-            if (rows > block_rows && (rows >= 4 * columns || columns == tile_columns))
+        rows = std::max(block_rows, cut(m, 5 * block_rows, block_rows));
+        columns = std::max<int64_t>(tile_columns, cut(n, most_columns, tile_columns));
+        while (ceil_div(m, rows) * ceil_div(n, columns) < wanted_items()) {
+            if (columns > least_columns && columns > tile_columns && (4 * columns > rows || rows == block_rows))
+                columns = cut(n, columns - tile_columns, tile_columns);
+            else if (rows > block_rows)
                 rows = cut(m, rows - block_rows, block_rows);
             else
-                columns = cut(n, columns - tile_columns, tile_columns);
+                break;
         }
         down = ceil_div(m, rows);
         across = ceil_div(n, columns);
@@ -66,9 +73,9 @@ Rectangle item_at(const Items& items, int64_t i) {
     return {r, std::min(r + items.rows, items.m), o, std::min(o + items.columns, items.n)};
 }
 
-// about what a product takes on one thread
+// About what a product takes on one thread: for the arithmetic, and for reading the weights.
 double nanoseconds(int64_t m, int64_t n, int64_t k) {
-    return 0.04 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+    return (0.02 * static_cast<double>(m) + 0.1) * static_cast<double>(n) * static_cast<double>(k);
 }
 
 // The right factor b (k, n): as it lies, or the transposed of what lies there, (n, k).
@@ -119,7 +126,7 @@ void multiply(const Product& p, const Rectangle& at) {
                     else if (k + depth < p.k)
                         beside.next = p.b.at(k + depth, at.o);
                 }
-                beside.fetch_c = true;
+                beside.fetch_c = cuts > 1;
                 gemm_panel(Order::rows, rows, width, count, p.a + r * p.k + k, p.k, b, ldb,
                            Start{p.bias ? p.bias + o : nullptr, !first}, p.c + r * p.n + o, p.n, {}, beside);
             }
@@ -131,39 +138,49 @@ void multiply(const Product& p, const Rectangle& at) {
 
 void multiply(const Product& p) {
     if (p.m * p.n == 0) return;
-    const Items items(p.m, p.n, 5 * block_rows, 128);
+    const Items items(p.m, p.n, 128, 32);
     parallel_for(items.count(), 1, [&](int64_t i) { multiply(p, item_at(items, i)); }, nanoseconds(p.m, p.n, p.k));
 }
 
-// dx^T (cin, rows) = w (cin, cout) dy^T (cout, rows): dy is packed and not w, which is multiplied where it lies.
+// dx^T (cin, rows) = w (cin, cout) dy^T (cout, rows): dy is packed, once for all, and w multiplied where it lies. With
+// few rows that saves what packing w would take.
+constexpr int64_t few_rows = 256;
+
 void multiply_exchanged(int64_t rows, int64_t cin, int64_t cout, const float* dy, const float* w, float* dx) {
     const int64_t cuts = std::max<int64_t>(1, ceil_div(cout, panel_depth)), depth = ceil_div(cout, cuts);
     const int64_t pitch = panel_width(rows), tiles = ceil_div(rows, tile_columns);
-    float* const packed = scratch(packed_slot, static_cast<size_t>(cout * pitch));
-    // block by block, and within a block by tile_columns rows of dy
-    const auto panel_at = [&](int64_t k, int64_t r) {
-        return packed + k * pitch + std::min(depth, cout - k) * r;
-    };
-    parallel_for(cuts * tiles, 1, [&](int64_t item) {
-        const int64_t k = item / tiles * depth, r = item % tiles * tile_columns;
-        const int64_t width = std::min<int64_t>(tile_columns, rows - r);
-        pack_transposed(width, std::max<int64_t>(0, std::min(depth, cout - k)), dy + r * cout + k, cout, panel_at(k, r),
-                        panel_width(width));
-    }, 0.3 * static_cast<double>(rows) * static_cast<double>(cout));
-    const Items items(cin, 1, block_rows, 1);
-    parallel_for(items.count(), 1, [&](int64_t item) {
-        const int64_t c = item * items.rows, count = std::min(items.rows, cin - c);
-        float* const sums = scratch(sums_slot, static_cast<size_t>(count * pitch));
-        for (int64_t cut = 0; cut < cuts; ++cut) {
-            const int64_t k = cut * depth;
-            for (int64_t r = 0; r < rows; r += tile_columns) {
-                const int64_t width = std::min<int64_t>(tile_columns, rows - r);
-                gemm_panel(Order::rows, count, width, std::max<int64_t>(0, std::min(depth, cout - k)), w + c * cout + k, cout, panel_at(k, r),
-                           panel_width(width), Start{nullptr, cut > 0}, sums + r, pitch);
-            }
-        }
-        transpose(count, rows, sums, pitch, dx + c, cin);
-    }, nanoseconds(rows, cin, cout));
+    const auto depth_at = [&](int64_t cut) { return std::max<int64_t>(0, std::min(depth, cout - cut * depth)); };
+    float* const packed = scratch(packed_slot, static_cast<size_t>(cout * pitch));  // by cuts, in each panel by panel
+    const auto panel_at = [&](int64_t cut, int64_t r) { return packed + cut * depth * pitch + depth_at(cut) * r; };
+    parallel_for(
+        cuts * tiles, 1,
+        [&](int64_t item) {
+            const int64_t cut = item / tiles, r = item % tiles * tile_columns;
+            const int64_t width = std::min<int64_t>(tile_columns, rows - r);
+            const float* const from = dy + r * cout + cut * depth;
+            pack_transposed(width, depth_at(cut), from, cout, panel_at(cut, r), panel_width(width));
+        },
+        0.3 * static_cast<double>(rows) * static_cast<double>(cout));
+    const int64_t share = ceil_div(ceil_div(cin, wanted_items()), tile_rows) * tile_rows;
+    const int64_t channels = std::clamp<int64_t>(share, 4 * tile_rows, block_rows);  // of dx, in an item
+    parallel_for(
+        ceil_div(cin, channels), 1,
+        [&](int64_t item) {
+            const int64_t c = item * channels, count = std::min(channels, cin - c);
+            float* const sums = scratch(sums_slot, static_cast<size_t>(count * pitch));
+            for (int64_t cut = 0; cut < cuts; ++cut)
+                for (int64_t r = 0; r < rows; r += tile_columns) {
+                    const int64_t width = std::min<int64_t>(tile_columns, rows - r);
+                    const float* const panel = panel_at(cut, r);
+                    Beside beside;
+                    beside.next = panel + depth_at(cut) * panel_width(width);
+                    beside.next_step = tile_columns;
+                    gemm_panel(Order::rows, count, width, depth_at(cut), w + c * cout + cut * depth, cout, panel,
+                               panel_width(width), Start{nullptr, cut > 0}, sums + r, pitch, {}, beside);
+                }
+            transpose(count, rows, sums, pitch, dx + c, cin);
+        },
+        nanoseconds(rows, cin, cout));
 }
 
 // dw and dbias
@@ -207,7 +224,7 @@ void part_of_weights(const Conv2dShape& s, const Cut& cut, int64_t part, const f
             // the rows that are packed next, some of them beside every panel
             const bool down = r + block_rows < at.r_end;
             const int64_t soon = down ? k : k + together, share = ceil_div(together, ceil_div(columns, tile_columns));
-            const int64_t last = std::min(soon + together, end);
+            const int64_t last = std::max(soon, std::min(soon + together, end));
             const float* const next = x + (down ? r + block_rows : at.r);
             int64_t asked = soon;
             for (int64_t o = at.o; o < at.o_end; o += tile_columns) {
@@ -218,8 +235,8 @@ void part_of_weights(const Conv2dShape& s, const Cut& cut, int64_t part, const f
                     for (int64_t b = 0; bias && b < count; b += cut.block)
                         add_rows(std::min(cut.block, count - b), width, panel + b * step, step, bias + (o - at.o));
                 }
-                for (const int64_t until = std::min(asked + share, last); asked < until; ++asked)
-                    for (int64_t e = 0; e < block_rows + 16; e += 16) __builtin_prefetch(next + asked * s.cin + e, 0, 2);
+                prefetch_rows(std::min(share, last - asked), block_rows, next + asked * s.cin, s.cin);
+                asked = std::min(asked + share, last);
                 for (int64_t b = 0; b < count; b += cut.block) {
                     const bool begin = k + b == first;
                     gemm_panel(Order::columns, rows, width, std::min(cut.block, count - b), xs + b * panel_width(rows),
@@ -239,20 +256,20 @@ void pointwise_forward(const Conv2dShape& s, const float* x, const float* w, con
 
 void pointwise_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx) {  // (2)
     const int64_t rows = s.n * s.h * s.w;
-    if (rows > 0 && rows <= 256) return multiply_exchanged(rows, s.cin, s.cout, dy, w, dx);
+    if (rows <= few_rows) return multiply_exchanged(rows, s.cin, s.cout, dy, w, dx);
     multiply({s.n * s.h * s.w, s.cin, s.cout, dy, {w, s.cout, true}, nullptr, nullptr, dx});
 }
 
 void pointwise_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw, float* dbias) {  // (3)
     const Cut cut(s);
     const int64_t size = s.cin * s.cout;
-    const Items items(s.cin, s.cout, 5 * block_rows, 320);
+    const Items items(s.cin, s.cout, 320, 64);
     float* const biases = scratch(bias_slot, static_cast<size_t>(cut.parts * s.cout));
     const auto bias_of = [&](int64_t part, const Rectangle& at) {
         return dbias && at.r == 0 ? biases + part * s.cout + at.o : nullptr;
     };
     // The parts of a rectangle one after the other, or, if there are few rectangles, each on its own and then their sum.
-    const bool together = cut.parts == 1 || items.count() >= 2 * threads();
+    const bool together = cut.parts == 1 || threads() == 1 || items.count() >= 2 * threads();
     if (together) {
         parallel_for(items.count(), 1, [&](int64_t item) {
             const Rectangle at = item_at(items, item);

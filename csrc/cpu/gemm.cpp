@@ -133,7 +133,7 @@ inline void transpose_8x8(const float* a, int64_t lda, float* b, int64_t ldb) {
     for (int j = 0; j < 8; j += 4, a += 4, b += 4 * ldb) {
         __m256 r[4];
         for (int i = 0; i < 4; ++i)
-            r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a + i * lda)), _mm_loadu_ps(a + (i + 4) * lda), 1);
+            r[i] = _mm256_set_m128(_mm_loadu_ps(a + (i + 4) * lda), _mm_loadu_ps(a + i * lda));
         const __m256 low01 = _mm256_unpacklo_ps(r[0], r[1]), low23 = _mm256_unpacklo_ps(r[2], r[3]);
         const __m256 high01 = _mm256_unpackhi_ps(r[0], r[1]), high23 = _mm256_unpackhi_ps(r[2], r[3]);
         _mm256_storeu_ps(b, _mm256_shuffle_ps(low01, low23, 0x44));
@@ -156,15 +156,29 @@ void gemm_panel(Order order, int64_t m, int64_t n, int64_t k, const float* a, in
     const Tile whole = pick(tile_rows, vectors);
     const int64_t share = beside.next ? ceil_div(k, ceil_div(m, tile_rows)) : 0;  // of the next rows of b, at each tile
     for (int64_t r = 0, asked = 0; r < m; r += tile_rows) {
-        for (const int64_t end = std::min(asked + share, k); asked < end; ++asked)
-            for (int64_t j = 0; j < tile_columns; j += line) prefetch(beside.next, asked * beside.next_step + j + line - 1);
+        if (asked < k && share) {
+            const int64_t count = std::min(share, k - asked);
+            prefetch_rows(count, tile_columns, beside.next + asked * beside.next_step, beside.next_step);
+            asked += count;
+        }
         for (int64_t i = r; beside.fetch_c && i < std::min(r + tile_rows, m); ++i)
             for (int64_t j = 0; j < n + line - 1; j += line) __builtin_prefetch(c + i * ldc + std::min(j, n - 1), 1, 3);
-        const bool packs = r == 0 && beside.panel;
-        const Operands o{n, k, a + r * row_step, lda, b, ldb, c + r * ldc, ldc, runs.count, a_skip, b_skip, beside.panel};
-        (packs ? tile<Order::rows, tile_rows, tile_vectors, true> : r + tile_rows <= m ? whole : pick(m - r, vectors))(o, start);
-        if (packs) b = beside.panel, ldb = tile_columns;
+        const Operands o{n,   k,          a + r * row_step, lda,    b,           ldb, c + r * ldc,
+                         ldc, runs.count, a_skip,           b_skip, beside.panel};
+        if (r == 0 && beside.panel) {
+            tile<Order::rows, tile_rows, tile_vectors, true>(o, start);
+            b = beside.panel;
+            ldb = tile_columns;
+        } else {
+            (r + tile_rows <= m ? whole : pick(m - r, vectors))(o, start);
+        }
     }
+}
+
+void prefetch_rows(int64_t rows, int64_t n, const float* first, int64_t step) {
+    for (int64_t r = 0; r < rows; ++r)
+        // the last float of every line's length: where rows begin within a line, the neighbour asks for the first part
+        for (int64_t j = line - 1; j < n; j += line) prefetch(first, r * step + j);
 }
 
 void pack_panel(int64_t k, int64_t n, const float* b, int64_t ldb, float* panel) {
