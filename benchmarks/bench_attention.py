@@ -1,14 +1,17 @@
-"""attention, forward and backward: the shapes of the U-Nets in workloads.py, larger heads, and Stable Diffusion's."""
+"""attention, forward and backward: the shapes of the U-Nets in workloads.py, larger heads, and Stable Diffusion's.
+
+On a GPU: 65,536 queries in all, whatever their length and the heads' width; q, k and v lie packed, as one linear layer
+leaves them. The peers are torch's scaled_dot_product_attention, and there each of its kernels by name.
+"""
 
 import sys
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from benchmarks import harness
-from benchmarks.contenders import OTHER, PEER, Contender, arrays, house, peer, variants
+from benchmarks.cases import OTHER, PEER, Contender, Problem, Unsupported, by_direction, truth_of
+from benchmarks.contenders import peer
 from pydiff import ops
-from pydiff.ops.attention import Attention
+from pydiff.arrays import array_module
 from pydiff.reference.attention import attention as reference
 from pydiff.tensor import Tensor, no_grad
 
@@ -27,7 +30,7 @@ class Shape(NamedTuple):
         return f"{self.batch} x {self.tokens} tokens{seen}, {self.heads} heads of {self.d}"
 
 
-TINY = Shape(2, 16, 2, 8)
+TINY = [Shape(2, 16, 2, 8), Shape(2, 5, 2, 5, keys=7), Shape(1, 17, 2, 8, causal=True)]
 SHAPES = [
     Shape(128, 16, 8, 8),  # digits8
     Shape(128, 64, 8, 8),  # digits16
@@ -35,8 +38,6 @@ SHAPES = [
     Shape(32, 64, 16, 8),
     Shape(8, 256, 32, 8),  # image64
     Shape(8, 64, 32, 8),
-]
-OTHERS = [
     Shape(32, 256, 2, 64),  # the same channels in larger heads
     Shape(8, 256, 4, 64),
     Shape(8, 1024, 8, 32),
@@ -51,110 +52,103 @@ OTHERS = [
     Shape(1, 77, 12, 64, causal=True),  # its text encoder
     Shape(1, 4096, 1, 512, backward=False),  # its autoencoder
 ]
+OF_WORKLOADS = 6  # the first of them
+CHECKS = [
+    Shape(1, 1, 1, 8), Shape(2, 5, 2, 5, keys=7), Shape(1, 33, 3, 8, keys=17), Shape(2, 64, 2, 32),
+    Shape(1, 130, 2, 64, keys=65), Shape(2, 77, 1, 80), Shape(1, 77, 12, 64, causal=True), Shape(1, 100, 2, 128),
+    Shape(1, 256, 1, 256), Shape(2, 1024, 4, 64),
+]  # fmt: skip
+# The widths that diffusion models use most come first; float32 where DDPM's U-Net attends.
+HEADS = {64: 4, 256: 1, 32: 8, 128: 2, 8: 8}  # of width d
+GPU = [
+    (Shape(65536 // tokens // heads, tokens, heads, d), "bfloat16")
+    for d, heads in HEADS.items() for tokens in (256, 1024, 4096, 64)
+]  # fmt: skip
+GPU.insert(4, (Shape(256, 256, 1, 256), "float32"))
 LIMIT = 2e-5
 
 
-def cases(settings):
-    """One case or two a shape."""
-    rng = np.random.default_rng(0)
-    for shape in [TINY] if settings.quick else [TINY, *SHAPES, *OTHERS]:
-        yield from cases_of(shape, rng, settings)
+def cases_of(device, shape, dtype):
+    """forward and, but where memory forbids, backward at one shape."""
+    batch, tokens, heads, d, keys, causal, backward = shape
+    keys, channels = keys or tokens, heads * d
+    op, slow = (lambda *a, f=f: f(*a, heads, causal=causal) for f in (ops.attention, reference))
 
+    def make(random):
+        if device.gpu and keys == tokens:
+            packed = random.normal(batch, tokens, 3 * channels, dtype=dtype)
+            q, k, v = (packed[..., i * channels : (i + 1) * channels] for i in range(3))
+        else:
+            q, k, v = (random.normal(batch, t, channels, dtype=dtype) for t in (tokens, keys, keys))
+        return q, k, v, random.normal(batch, tokens, channels, dtype=dtype)
 
-def cases_of(shape, rng, settings):
-    """forward and backward at one shape."""
-    batch, tokens, heads, d = shape[:4]
-    keys, channels = shape.keys or tokens, heads * d
+    def exactly(q, k, v):
+        if backward or q.shape[1] <= 512:
+            return op(q, k, v)
+        with no_grad():  # in float64, which keeps all probabilities, a part of the queries at a time
+            parts = [op(q[:, i : i + 512], k, v).data for i in range(0, q.shape[1], 512)]
+        return Tensor(array_module(*parts).concatenate(parts, 1))
 
-    def make(rng):
-        return tuple(rng.standard_normal((batch, t, channels), np.float32) for t in (tokens, keys, keys, tokens))
+    def truth(inputs):
+        inputs = inputs if backward else (*inputs[:-1], None)
+        return truth_of(device, exactly, slow, inputs, first=lambda a: [i[:1, :64] for i in a])
 
-    def attend(q, k, v):
-        if shape.backward:
-            return ops.attention(q, k, v, heads, causal=shape.causal)
-        # In float64, which keeps all probabilities, a part of the queries at a time.
-        with no_grad():
-            parts = [ops.attention(q[:, i : i + 512], k, v, heads).data for i in range(0, q.shape[1], 512)]
-        return Tensor(np.concatenate(parts, 1))
-
-    # The array path and torch's "math" keep all probabilities for the backward: fewer sets where those are large.
-    kept = 4 * batch * heads * tokens * keys
-    sets = variants(make, max(16 * batch * tokens * channels, kept / 4), rng)
-    *inputs, dout = sets[0]
-    small = lambda a: [i[:1, :128] for i in a]  # noqa: E731
-    harness.truth(
-        lambda *a: ops.attention(*a, heads, causal=shape.causal),
-        lambda *a: reference(*a, heads, causal=shape.causal),
-        small(inputs),
-        small([dout])[0],
-        lambda a: a,
-        rng,
-    )
-    wide = [a.astype(np.float64) for a in inputs]
-    out, *gradients = harness.differentiate(attend, wide, dout.astype(np.float64) if shape.backward else None)
-    pairs = tokens * (tokens + 1) // 2 if shape.causal else tokens * keys  # of a query and a key it sees
+    pairs = tokens * (tokens + 1) // 2 if causal else tokens * keys  # of a query and a key it sees
     product = 2 * batch * heads * pairs * d
     # forward: q kᵀ and p v; backward: dv, dp, dq, dk (what is computed again to save memory does not count)
-    for direction, exact, flops in (("forward", [out], 2 * product), ("backward", gradients, 4 * product)):
-        if direction == "backward" and not shape.backward:
-            continue
-        contenders = [*house(ours(direction, shape), settings.all_levels), *torch_contenders(direction, shape)]
-        if shape == TINY and direction == "forward":
-            slow = lambda i: lambda: [reference(*i[:3], heads)]  # noqa: E731
-            contenders.insert(0, Contender("reference (float64)", OTHER, slow, arrays))
-        yield harness.Case(f"attention {direction}", str(shape), sets, contenders, exact, LIMIT, flops=flops)
+    flops = {"forward": 2 * product} | ({"backward": 4 * product} if backward else {})
+    problem = Problem("attention", str(shape), dtype, make, truth)
+    peers = lambda direction: sdpa(device, direction, shape, dtype)  # noqa: E731
+    yield from by_direction(device, problem, op, slow, peers, LIMIT, flops=flops)
 
 
-def ours(direction, shape):
-    """build(inputs) for contenders.house."""
-
-    def build(inputs):
-        q, k, v, dout = inputs
-        if direction == "forward":
-            q, k, v = Tensor(q), Tensor(k), Tensor(v)
-            return no_grad()(lambda: ops.attention(q, k, v, shape.heads, causal=shape.causal))
-        function = Attention()
-        function.needs = [True] * 3
-        function.forward(q, k, v, None, heads=shape.heads, scale=shape.d**-0.5, causal=shape.causal)
-        return lambda: function.backward(dout)
-
-    return build
-
-
-def torch_contenders(direction, shape):
-    """torch's scaled_dot_product_attention as diffusers calls it, from (N, T, C) to (N, T, C): with the kernel that
-    torch chooses, and with the one that holds all scores, which is sometimes faster."""
-    torch = peer("torch")
+def sdpa(device, direction, shape, dtype):
+    """torch's scaled_dot_product_attention as diffusers calls it, from (N, T, C) to (N, T, C): on the CPU with the
+    kernel that torch chooses, and with the one that holds all scores, which is sometimes faster; on a GPU with each
+    that knows this type. There the one that holds all scores is for orientation."""
+    torch: Any = peer("torch")
     if torch is None:
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def attend(q, k, v):
-        q, k, v = (a.unflatten(2, (shape.heads, -1)).transpose(1, 2) for a in (q, k, v))  # (N, heads, T, d), no copy
-        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=shape.causal)
-        return attended.transpose(1, 2).flatten(2)
+    ways = {"torch SDPA": list(SDPBackend.__members__.values()), "torch SDPA math": [SDPBackend.MATH]}
+    if device.gpu:
+        low = {"SDPA flash": [SDPBackend.FLASH_ATTENTION], "SDPA cuDNN": [SDPBackend.CUDNN_ATTENTION]}
+        ways = low if dtype == "bfloat16" else {}
+        ways |= {"SDPA efficient": [SDPBackend.EFFICIENT_ATTENTION], "SDPA math": [SDPBackend.MATH]}
+    for name, backends in ways.items():
 
-    for name, backends in (
-        ("torch SDPA", list(SDPBackend.__members__.values())),
-        ("torch SDPA math", [SDPBackend.MATH]),
-    ):
+        def make(inputs, name=name, backends=backends):
+            if device.name == "simt" and name != "SDPA math":
+                raise Unsupported("needs a GPU")
+            # (N, heads, T, d), views
+            q, k, v, dout = (device.tensor(a).unflatten(2, (shape.heads, -1)).transpose(1, 2) for a in inputs)
+            leaves = [a.detach().requires_grad_(direction == "backward") for a in (q, k, v)]
 
-        def make(inputs, backends=backends):
-            q, k, v, dout = (torch.from_numpy(a) for a in inputs)
-            with sdpa_kernel(backends):
-                if direction == "forward":
+            def attend():
+                with sdpa_kernel(backends):
+                    return torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=shape.causal)
 
-                    def forward():
-                        with torch.no_grad(), sdpa_kernel(backends):
-                            return [attend(q, k, v)]
-
-                    return forward
-                leaves = [a.requires_grad_() for a in (q, k, v)]
-                out = attend(*leaves)
+            try:
+                out = attend()
+            except RuntimeError as error:
+                if "No available kernel" in str(error):
+                    raise Unsupported("torch has no such kernel for this shape") from None
+                raise
+            if direction == "forward":
+                return torch.no_grad()(lambda: [merged(attend())])
             return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
 
-        yield Contender(name, PEER, make, lambda results: [r.detach().numpy() for r in results])
+        def outputs(results):
+            return [merged(r) if r.ndim == 4 else r for r in results]
+
+        yield Contender(name, OTHER if name == "SDPA math" else PEER, make, outputs)
+
+
+def merged(x):
+    """(N, heads, T, d) -> (N, T, heads·d)"""
+    return x.transpose(1, 2).flatten(2)
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main(cases, __doc__))
+    sys.exit(harness.main("attention"))

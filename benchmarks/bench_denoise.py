@@ -1,172 +1,301 @@
-"""denoise: one step of DDIM and one of DDPM after the network was asked, at the image sizes of workloads.py, 16 at a
-time, and the gradient of the DDIM step."""
+"""denoise: a step of a sampler after the network was asked: DDIM, DDIM with guidance, DPM-Solver++(2M) with its
+history, and DDPM with fresh noise; and the gradients of DDIM's. On the CPU at the sizes of workloads.py, 16 images.
 
+The peers are the formulas of diffusers' schedulers.
+"""
+
+import math
 import sys
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.contenders import OTHER, PEER, Contender, arrays, house, peer, variants
+from benchmarks.bench_noise import looking_normal
+from benchmarks.cases import PEER, Case, Contender, Problem, by_reference, nbytes_of, truth_of
+from benchmarks.contenders import peer
 from benchmarks.workloads import WORKLOADS
 from pydiff import ops, random
+from pydiff.arrays import array_module, empty, to_host
 from pydiff.diffusion import Process, path, schedule
 from pydiff.diffusion.samplers import ddim_step, ddpm_step
-from pydiff.ops.denoise import Denoise
+from pydiff.ops.noise import key_on
 from pydiff.reference.denoise import denoise as reference
 from pydiff.tensor import Tensor, no_grad
 
-TINY = (2, 4, 4, 3)
-LIMIT = 5e-6
+TINY = [(2, 4, 4, 3), (3, 7), (2, 96)]
+SHAPES = [(16, w.size, w.size, w.channels) for w in WORKLOADS.values()]
+CHECKS = [(1, 3), (3, 7), (2, 1023), (4, 3072), (33, 192)]
+GPU = [(shape, dtype) for shape in ((1024, 64, 64, 4), (16, 32, 32, 3)) for dtype in ("float32", "bfloat16")]
+LIMIT, GUIDANCE = 1e-5, 3.0  # guidance multiplies rounding errors
 WAY = path(schedule("linear"), 50)
-MIDDLE = 25  # the step that is timed: from WAY's entry 25 to entry 26
+MIDDLE = 25  # the step in question: from WAY's entry 25 to entry 26
+ALPHA, SIGMA = (a[MIDDLE - 1 : MIDDLE + 2].tolist() for a in (WAY.alpha, WAY.sigma))  # before, here, next
 
 
-def cases(settings):
-    """Three cases a shape."""
-    rng = np.random.default_rng(0)
-    images = {} if settings.quick else {name: (16, w.size, w.size, w.channels) for name, w in WORKLOADS.items()}
-    for name, shape in ({"tiny": TINY} | images).items():
-        yield from cases_of(name, shape, rng, settings)
+class Sampler(NamedTuple):
+    """step: the coefficients; formula(x, f, f_uncond, past) -> x_next, x0_hat and, if it draws noise, that."""
+
+    step: ops.DenoiseStep
+    formula: Any
+    backward: bool = False
 
 
-def step_of(sampler):
-    """The coefficients of the middle step."""
-    (alpha_t, alpha_s), (sigma_t, sigma_s) = (a[MIDDLE : MIDDLE + 2].tolist() for a in (WAY.alpha, WAY.sigma))
-    u, v = Process(schedule("linear")).x0_coefficients(alpha_t, sigma_t)
-    a, b, std = {"ddim": ddim_step, "ddpm": ddpm_step}[sampler](alpha_t, sigma_t, alpha_s, sigma_s)
-    return ops.DenoiseStep(u, v, a, b, s=std, low=-1.0, high=1.0)
+# ---- the steps, and how diffusers computes them ----------------------------------------------------------------------
 
 
-def cases_of(name, shape, rng, settings):
-    """A DDIM step, a DDPM step, and the gradient of a DDIM step at one shape."""
+def samplers():
+    """{name: Sampler}"""
+    (_, here, after), (_, sigma, sigma_after) = ALPHA, SIGMA
+    u, v = Process(schedule("linear")).x0_coefficients(here, sigma)
+    ends = here, sigma, after, sigma_after
+    a, b, _ = ddim_step(*ends)
+    clip = {"low": -1.0, "high": 1.0}
+    found = {"ddim": Sampler(ops.DenoiseStep(u, v, a, b, **clip), ddim, backward=True)}
+    found["ddim guided"] = Sampler(ops.DenoiseStep(u, v, a, b, **clip, guidance=GUIDANCE), guided_ddim, backward=True)
+    r, decay = solver_terms()
+    b, c = -after * decay * (1 + 0.5 / r), after * decay * 0.5 / r
+    found["dpm-solver++ 2m"] = Sampler(ops.DenoiseStep(u, v, sigma_after / sigma, b, c=(c,)), dpm_solver)
+    a, b, std = ddpm_step(*ends)
+    found["ddpm"] = Sampler(ops.DenoiseStep(u, v, a, b, s=std, **clip), ddpm)
+    return found
 
-    def make(rng):
-        x, f = rng.standard_normal((2, *shape), np.float32)
-        return x, f, random.key(7, random.SAMPLE, range(shape[0]), int(rng.integers(2**31)))
 
-    nbytes = int(4 * np.prod(shape))
-    sets = variants(make, 2 * nbytes, rng)
-    x, f, key = sets[0]
-    words = f"{name}: {shape[0]} x {'x'.join(map(str, shape[1:]))}"
-    for sampler in ("ddim", "ddpm"):
-        step = step_of(sampler)
-        z = random.normal(key, shape[1:], np.float64) if step.s else None
-        exact = list(reference(x, f, *coefficients(step), z=z))
-        contenders = [*house(ours(step), settings.all_levels), *torch_steps(sampler, step)]
-        if name == "tiny" and sampler == "ddim":
-            slow = lambda i, step=step: lambda: reference(*i[:2], *coefficients(step))  # noqa: E731
-            contenders.insert(0, Contender("reference (float64)", OTHER, slow, arrays))
-        # x and f read, x_next and x0_hat written
-        yield harness.Case(f"denoise {sampler}", words, sets, contenders, exact, LIMIT, nbytes=4 * nbytes)
+def solver_terms():
+    """r and exp(-h) - 1 of DPM-Solver++, from differences h of lambda = log(alpha / sigma)."""
+    before, here, after = (math.log(a / s) for a, s in zip(ALPHA, SIGMA, strict=True))
+    h = after - here
+    return (here - before) / h, math.expm1(-h)
 
-    exact = truth_backward(x, f, step_of("ddim"), rng)
-    contenders = [*house(backward, settings.all_levels), *torch_backward()]
-    # x, f and two gradients read (x and f stand in for these), dx and df written
-    yield harness.Case("denoise backward", words, sets, contenders, exact, LIMIT, nbytes=6 * nbytes)
+
+def predicted_x0(x, f):
+    """pred_original_sample, before clipping."""
+    return (x - SIGMA[1] * f) / ALPHA[1]
+
+
+def ddim(x, f, _f_uncond=None, _past=None):
+    """DDIMScheduler.step, eta = 0, use_clipped_model_output."""
+    x0 = predicted_x0(x, f).clamp(-1, 1)
+    eps = (x - ALPHA[1] * x0) / SIGMA[1]
+    return ALPHA[2] * x0 + SIGMA[2] * eps, x0
+
+
+def guided_ddim(x, f, f_uncond, _past=None):
+    """The same behind a pipeline's guidance."""
+    return ddim(x, f_uncond + GUIDANCE * (f - f_uncond))
+
+
+def dpm_solver(x, f, _f_uncond, past):
+    """DPMSolverMultistepScheduler's second-order update, dpmsolver++, midpoint."""
+    r, decay = solver_terms()
+    x0 = predicted_x0(x, f)
+    d1 = (1 / r) * (x0 - past)
+    return (SIGMA[2] / SIGMA[1]) * x - (ALPHA[2] * decay) * x0 - 0.5 * (ALPHA[2] * decay) * d1, x0
+
+
+def ddpm(x, f, _f_uncond=None, _past=None):
+    """DDPMScheduler.step, variance_type fixed_small."""
+    ratio = (ALPHA[1] / ALPHA[2]) ** 2  # current_alpha_t
+    x0 = predicted_x0(x, f).clamp(-1, 1)
+    mean = ALPHA[2] * (1 - ratio) / SIGMA[1] ** 2 * x0 + ratio**0.5 * SIGMA[2] ** 2 / SIGMA[1] ** 2 * x
+    variance = SIGMA[2] ** 2 / SIGMA[1] ** 2 * (1 - ratio)
+    z = peer("torch").randn_like(x)
+    return mean + variance**0.5 * z, x0, z
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+class Given(NamedTuple):
+    """The inputs of a step: arrays of the device; f_uncond, past and key may be None. dx_next, dx0_hat: gradients."""
+
+    x: Any
+    f: Any
+    f_uncond: Any
+    past: Any
+    key: Any
+    dx_next: Any
+    dx0_hat: Any
+
+
+def cases_of(device, shape, dtype):
+    """A step of every sampler at one shape, and gradients of steps."""
+    for name, sampler in samplers().items():
+        yield from cases_of_sampler(device, name, sampler, shape, dtype)
+
+
+def cases_of_sampler(device, name, sampler, shape, dtype):
+    """One step, forward and perhaps backward."""
+    step, limit = sampler.step, device.limit(LIMIT, "float32")  # which x is in, whatever f is in
+    words = f"{shape[0]} x {'x'.join(map(str, shape[1:]))}"
+    problem = Problem(
+        f"denoise {name}", words, dtype, lambda r: make(device, r, step, shape, dtype), lambda i: truth(device, i, step)
+    )
+    x_next, x0_hat, dx, df = range(4)
+    entrants = [*device.ours(by_kernel(device, step) if device.gpu else by_op(step)), *by_torch(device, sampler)]
+    if not device.gpu and name == "ddim" and math.prod(shape) < 1e4:
+        entrants.insert(0, by_reference(lambda i: reference(i.x, i.f, *coefficients(step))))
+    # x, f, f_uncond and the history read, x_next and x0_hat written
+    nbytes = nbytes_of(shape, "float32") * (3 + len(step.c)) + nbytes_of(shape, dtype) * (1 + (step.guidance != 1))
+    yield Case(f"denoise {name}", problem, (x_next, x0_hat), entrants, limit, nbytes=nbytes)
+    if sampler.backward:
+        build = backward_by_kernel(device, step) if device.gpu else backward_by_op(step)
+        entrants = [*device.ours(build), *by_torch(device, sampler, backward=True)]
+        # x, f, f_uncond and two gradients read, dx and df written
+        nbytes = nbytes_of(shape, "float32") * 4 + nbytes_of(shape, dtype) * (2 + (step.guidance != 1))
+        limit = device.limit(LIMIT, dtype)
+        yield Case(f"denoise {name} backward", problem, (dx, df), entrants, limit, nbytes=nbytes)
+
+
+def make(device, random_, step, shape, dtype):
+    """x is such that x0-hat keeps away from the ends of the clip: there, rounding decides whether a gradient is let
+    through."""
+    f, f_uncond = (random_.normal(*shape, dtype=dtype) for _ in range(2))
+    x0, past, dx_next, dx0_hat = (random_.normal(*shape, scale=s) for s in (0.8, 1, 1, 1))
+    x0 = array_module(x0).where(abs(abs(x0) - 1) < 0.02, 0.5 * x0, x0)
+    guided = device.wide(f)
+    if step.guidance != 1:
+        guided = device.wide(f_uncond) + step.guidance * (guided - device.wide(f_uncond))
+    x = ((x0 - step.v * guided) / step.u).astype(np.float32)
+    key = random_.key(len(x), random.SAMPLE) if step.s else None
+    return Given(x, f, f_uncond if step.guidance != 1 else None, past if step.c else None, key, dx_next, dx0_hat)
 
 
 def coefficients(step):
-    """In the reference's order."""
-    return step.u, step.v, step.low, step.high, step.a, step.b, step.d, step.s
+    """In the reference's order, as the kernels have them: float32."""
+    numbers = (step.u, step.v, step.low, step.high, step.a, step.b, step.d, step.s)
+    return tuple(float(np.float32(number)) for number in numbers)
 
 
-def ours(step):
-    """build(inputs) for contenders.house."""
+def truth(device, inputs, step):
+    """x_next, x0_hat, dx, df in float64. Of a step that draws noise, which takes a while, x_next and x0_hat for as many
+    samples as draw a million numbers."""
+    u, v, low, high, a, b, d, s = coefficients(step)
+    c = tuple(float(np.float32(c)) for c in step.c)
+    without = ops.DenoiseStep(u, v, a, b, d, 0.0, c, low, high, step.guidance)
+    f_uncond, past = (None if e is None else device.wide(e) for e in (inputs.f_uncond, inputs.past))
 
-    def build(inputs):
-        x, f, key = inputs
-        x, f, key = Tensor(x), Tensor(f), key if step.s else None
-        return no_grad()(lambda: ops.denoise(x, f, step, noise=key))
+    def rest(like):
+        """f_uncond and the history of as many samples, where they are."""
+        found = [None if e is None else e[: len(like)] for e in (f_uncond, past)]
+        return [e if e is None or array_module(e) is array_module(like) else to_host(e) for e in found]
+
+    # The gradients by g and h are the step's two results.
+    def op(x, f, g, h):
+        uncond, history = rest(x.data)
+        x_next, x0_hat = ops.denoise(x, f, without, () if history is None else (history,), f_uncond=uncond)
+        return x_next * g + x0_hat * h
+
+    def slow(x, f, g, h):
+        uncond, history = rest(x)
+        history, numbers = () if history is None else (history,), coefficients(without)
+        x_next, x0_hat = reference(x, f, *numbers, c, history, f_uncond=uncond, guidance=step.guidance)
+        return x_next * g + x0_hat * h
+
+    arguments = inputs.x, inputs.f, inputs.dx_next, inputs.dx0_hat
+    _, dx, df, x_next, x0_hat = truth_of(device, op, slow, (*arguments, inputs.x * 0 + 1))
+    if step.s:
+        few, key = slice(max(4, 2**20 // (x_next.size // len(x_next)))), inputs.key
+        key = key._replace(sample=key.sample[few], step=key.step[few])
+        z = device.asarray(random.normal(key, x_next.shape[1:], np.float64))
+        x_next, x0_hat = x_next[few] + s * z, x0_hat[few]
+    return [x_next, x0_hat, dx, df]
+
+
+# ---- pydiff: build(inputs) for Device.ours ---------------------------------------------------------------------------
+
+
+def by_op(step):
+    """One step by the op."""
+
+    def build(i):
+        x, f, past = Tensor(i.x), Tensor(i.f), () if i.past is None else (i.past,)
+        return no_grad()(lambda: ops.denoise(x, f, step, past, i.key, i.f_uncond))
 
     return build
 
 
-def backward(inputs):
-    """build(inputs) for contenders.house: dx_next is f, dx0_hat is x."""
-    x, f, _ = inputs
-    function = Denoise()
-    function.needs = [True, True, False]
-    function.forward(x, f, None, step=step_of("ddim"), history=(), noise=None)
-    return lambda: function.backward(f, x)
+def backward_by_op(step):
+    """Its gradients."""
+
+    def build(i):
+        x, f = (Tensor(a, requires_grad=True) for a in (i.x, i.f))
+        function: Any = ops.denoise(x, f, step, f_uncond=i.f_uncond)[0].maker
+        return lambda: function.backward(i.dx_next, i.dx0_hat)
+
+    return build
 
 
-def truth_backward(x, f, step, rng):
-    """dx and df in float64 for dx_next = f and dx0_hat = x, compared with the slope of pydiff/reference."""
-    x, f = x.astype(np.float64), f.astype(np.float64)
-    wide = [Tensor(a, requires_grad=True) for a in (x, f)]
-    x_next, x0_hat = ops.denoise(*wide, step)
-    (x_next * f + x0_hat * x).sum().backward()
-    dx, df = (t.grad for t in wide)
-    p, q = rng.standard_normal((2, *x.shape))
-
-    def value(h):
-        after, clean = reference(x + h * p, f + h * q, *coefficients(step))
-        return np.sum(after * f) + np.sum(clean * x)
-
-    slope, expected = (value(1e-6) - value(-1e-6)) / 2e-6, np.sum(dx * p) + np.sum(df * q)
-    # A pixel may cross the clip within the step of the difference, hence 1e-3.
-    if not abs(slope - expected) <= 1e-3 * (np.abs(dx * p).sum() + np.abs(df * q).sum()):
-        raise AssertionError("the gradient of denoise in float64 does not agree with the reference's slope")
-    return [dx, df]
+def rows(*arrays):
+    """(N, ..) -> (N, size)"""
+    return [None if a is None else a.reshape(len(a), -1) for a in arrays]
 
 
-# ---- torch, with the formulas of diffusers' DDIMScheduler and DDPMScheduler ----
+def table(device, step):
+    """Coefficients as a CUDA graph wants them: on the device, in the second row of a table. The first is not to be
+    read."""
+    row = [step.u, step.v, step.low, step.high, step.a, step.b, step.d, step.s, step.guidance, *step.c]
+    both = np.array([[math.nan] * len(row), row], np.float32)
+    return device.asarray(both), device.asarray(np.ones(1, np.int32))
 
 
-def torch_x0(x, f):
-    """The clipped x0-hat: x = alpha x0 + sigma f solved for x0."""
-    alpha_t, sigma_t = float(WAY.alpha[MIDDLE]), float(WAY.sigma[MIDDLE])
-    return ((x - sigma_t * f) / alpha_t).clamp(-1, 1)
+def by_kernel(device, step):
+    """One step by the kernel."""
 
+    def build(i):
+        x, f, f_uncond, past = rows(i.x, i.f, i.f_uncond, i.past)
+        coefficients_, key = table(device, step), i.key and key_on(i.x, i.key)
 
-def torch_ddim(x, f):
-    """x_next and x0_hat of a DDIM step (eta = 0, eps-hat computed again from the clipped x0-hat)."""
-    alpha_t, sigma_t = float(WAY.alpha[MIDDLE]), float(WAY.sigma[MIDDLE])
-    x0 = torch_x0(x, f)
-    eps = (x - alpha_t * x0) / sigma_t
-    return float(WAY.alpha[MIDDLE + 1]) * x0 + float(WAY.sigma[MIDDLE + 1]) * eps, x0
-
-
-def torch_steps(sampler, step):
-    """One step by torch eager."""
-    torch = peer("torch")
-    if torch is None:
-        return
-
-    def make(inputs):
-        x, f = (torch.from_numpy(a) for a in inputs[:2])
-
-        @torch.no_grad()
         def call():
-            if sampler == "ddim":
-                return torch_ddim(x, f)
-            x0, z = torch_x0(x, f), torch.randn_like(x)
-            return step.b * x0 + step.a * x + step.s * z, x0, z
+            x_next, x0_hat = empty(x, x.shape), empty(x, x.shape)
+            history = [] if past is None else [past]
+            device.kernels.denoise_forward(x, f, f_uncond, *coefficients_, history, key, x_next, x0_hat)
+            return x_next.reshape(i.x.shape), x0_hat.reshape(i.x.shape)
 
         return call
 
-    def outputs(results):
-        return [r.numpy() for r in results]
-
-    def own_truth(inputs, got):
-        return [*reference(*inputs[:2], *coefficients(step), z=got[2]), got[2].astype(np.float64)]
-
-    yield Contender("torch", PEER, make, outputs, own_truth if sampler == "ddpm" else None)
+    return build
 
 
-def torch_backward():
-    """The gradient of the DDIM step by torch's autograd."""
-    torch = peer("torch")
-    if torch is None:
-        return
+def backward_by_kernel(device, step):
+    """Its gradients."""
 
-    def make(inputs):
-        x, f = (torch.from_numpy(a).requires_grad_() for a in inputs[:2])
-        results, gradients = torch_ddim(x, f), (f.detach(), x.detach())
-        return lambda: torch.autograd.grad(results, (x, f), gradients, retain_graph=True)
+    def build(i):
+        given, coefficients_ = rows(i.dx_next, i.dx0_hat, i.x, i.f, i.f_uncond), table(device, step)
 
-    yield Contender("torch", PEER, make, lambda results: [r.numpy() for r in results])
+        def call():
+            dx, df = empty(given[2], given[2].shape), empty(given[3], given[3].shape)
+            device.kernels.denoise_backward(*given, *coefficients_, dx, df)
+            return dx.reshape(i.x.shape), df.reshape(i.x.shape)
+
+        return call
+
+    return build
+
+
+def by_torch(device, sampler, backward=False):
+    """diffusers' formula, eager and on a GPU compiled. Those that draw noise are judged by the noise they drew."""
+    torch: Any = peer("torch")
+    for name, formula in device.torch_ways(sampler.formula):
+
+        def make(i, formula=formula):
+            x, f, f_uncond, past = (None if a is None else device.tensor(a) for a in i[:4])
+
+            def step(x, f):  # in float32, as ours: multiples of f would be far off in bfloat16
+                return formula(x, f.float(), None if f_uncond is None else f_uncond.float(), past)
+
+            if not backward:
+                return torch.no_grad()(lambda: step(x, f))
+            leaves = [a.detach().requires_grad_() for a in (x, f)]
+            results, gradients = step(*leaves), [device.tensor(a) for a in (i.dx_next, i.dx0_hat)]
+            return lambda: torch.autograd.grad(results, leaves, gradients, retain_graph=True)
+
+        def own(i, got):
+            x_next, x0_hat, *_ = truth(device, i._replace(key=None), sampler.step._replace(s=0.0))
+            return [x_next + float(np.float32(sampler.step.s)) * got[2], x0_hat, looking_normal(got[2])]
+
+        yield Contender(name, PEER, make, exact=own if sampler.step.s else None)
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main(cases, __doc__))
+    sys.exit(harness.main("denoise"))

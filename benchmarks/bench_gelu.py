@@ -3,97 +3,57 @@ blocks and of small text encoders."""
 
 import sys
 
-import numpy as np
-
 from benchmarks import harness
-from benchmarks.contenders import OTHER, PEER, Contender, arrays, house, peer, variants
+from benchmarks.cases import Problem, by_direction, by_torch, nbytes_of, truth_of
+from benchmarks.contenders import peer
 from pydiff import ops
-from pydiff.ops.gelu import GEGLU, GELU
 from pydiff.reference import gelu as reference
-from pydiff.tensor import Tensor, no_grad
 
-TINY = (2, 8, 16)
-# batch, tokens, channels of the output
+# name, then the shape of the output: batch, tokens, channels
+TINY = [("gelu", 2, 8, 16), ("gelu gate", 2, 8, 16), ("gelu", 5, 7), ("gelu gate", 5, 7)]
 GATES = [(1, 4096, 1280), (2, 4096, 1280), (2, 1024, 2560), (2, 256, 5120), (32, 64, 256)]
-ENCODERS = [(1, 77, 3072), (32, 64, 1024)]
+SHAPES = [("gelu", 1, 77, 3072), ("gelu", 32, 64, 1024), *(("gelu gate", *shape) for shape in GATES)]
+CHECKS = [
+    (name, *shape) for shape in ((1, 1), (5, 7), (3, 40), (77, 3072), (1030, 320)) for name in ("gelu", "gelu gate")
+]
+GPU = [
+    (("gelu gate", 8, *shape), dtype)
+    for shape in ((4096, 1280), (1024, 2560), (256, 5120)) for dtype in ("float32", "bfloat16")
+]  # fmt: skip
 LIMIT = 2e-6
-OPS = {"gelu": (ops.gelu, GELU, reference.gelu, 1), "geglu": (ops.geglu, GEGLU, reference.geglu, 2)}
 
 
-def cases(settings):
-    """Two cases a shape."""
-    rng = np.random.default_rng(0)
-    for name, shapes in (("gelu", ENCODERS), ("geglu", GATES)):
-        for shape in [TINY] if settings.quick else [TINY, *shapes]:
-            yield from cases_of(name, shape, rng, settings)
-
-
-def cases_of(name, shape, rng, settings):
+def cases_of(device, shape, dtype):
     """forward and backward at one shape."""
-    op, _, equation, halves = OPS[name]
-    *lead, c = shape
-    x_shape = (*lead, halves * c)
+    name, *shape = shape
+    op, slow, theirs, halves = {
+        "gelu": (ops.gelu, reference.gelu, gelu, 1), "gelu gate": (ops.geglu, reference.geglu, gate, 2)
+    }[name]  # fmt: skip
 
-    def make(rng):
-        return rng.standard_normal(x_shape, np.float32), rng.standard_normal(shape, np.float32)
+    def make(random):  # x is wide enough for both ends of the curve
+        *lead, c = shape
+        return random.normal(*lead, halves * c, dtype=dtype, scale=2), random.normal(*shape, dtype=dtype)
 
-    nbytes = 4 * int(np.prod(shape))
-    sets = variants(make, 2 * nbytes, rng)
-    x, dy = sets[0]
-    y, dx = harness.truth(op, equation, [x], dy, lambda a: (a[0][:1, :2],), rng)
-    for direction, exact, moved in (
-        ("forward", [y], (1 + halves) * nbytes),
-        ("backward", [dx], (1 + 2 * halves) * nbytes),
-    ):
-        contenders = [*house(ours(name, direction), settings.all_levels), *torch_contenders(name, direction)]
-        if shape == TINY and direction == "forward":
-            slow = lambda i: lambda: [equation(i[0])]  # noqa: E731
-            contenders.insert(0, Contender("reference (float64)", OTHER, slow, arrays))
-        words = f"{' x '.join(map(str, lead))} x {c}"
-        label = "gelu" if name == "gelu" else "gelu gate"
-        yield harness.Case(f"{label} {direction}", words, sets, contenders, exact, LIMIT, nbytes=moved)
+    def truth(inputs):
+        return truth_of(device, op, slow, inputs, first=lambda a: [a[0][:2].reshape(-1, a[0].shape[-1])[:2]])
+
+    problem = Problem(name, " x ".join(map(str, shape)), dtype, make, truth)
+    nbytes = nbytes_of(shape, dtype)
+    nbytes = {"forward": (1 + halves) * nbytes, "backward": (1 + 2 * halves) * nbytes}
+    peers = lambda direction: by_torch(device, direction, theirs)  # noqa: E731
+    yield from by_direction(device, problem, op, slow, peers, LIMIT, nbytes=nbytes)
 
 
-def ours(name, direction):
-    """build(inputs) for contenders.house."""
-    op, function_class, _, _ = OPS[name]
-
-    def build(inputs):
-        x, dy = inputs
-        if direction == "forward":
-            x = Tensor(x)
-            return no_grad()(lambda: op(x))
-        function = function_class()
-        function.needs = [True]
-        function.forward(x)
-        return lambda: [function.backward(dy)]
-
-    return build
+def gelu(x):
+    """torch's."""
+    return peer("torch").nn.functional.gelu(x)
 
 
-def torch_contenders(name, direction):
-    """torch eager, as diffusers calls it: the gate is a chunk, a GELU and a product."""
-    torch = peer("torch")
-    if torch is None:
-        return
-    gelu = torch.nn.functional.gelu
-
-    def theirs(x):
-        if name == "gelu":
-            return gelu(x)
-        a, b = x.chunk(2, dim=-1)
-        return a * gelu(b)
-
-    def make(inputs):
-        x, dy = (torch.from_numpy(a) for a in inputs)
-        if direction == "forward":
-            return torch.no_grad()(lambda: [theirs(x)])
-        x = x.requires_grad_()
-        y = theirs(x)
-        return lambda: torch.autograd.grad(y, [x], dy, retain_graph=True)
-
-    yield Contender("torch", PEER, make, lambda results: [r.numpy() for r in results])
+def gate(x):
+    """As diffusers' GEGLU computes it behind its projection: a chunk, a GELU and a product."""
+    a, b = x.chunk(2, dim=-1)
+    return a * gelu(b)
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main(cases, __doc__))
+    sys.exit(harness.main("gelu"))

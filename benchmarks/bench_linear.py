@@ -1,21 +1,20 @@
-"""linear layers: forward, gradient of the input, gradient of the weights, at the shapes of Stable Diffusion 1.5.
+"""Linear layers: forward, gradient of the input, gradient of the weights, at the shapes of Stable Diffusion 1.5.
 
-Those of its transformer blocks, its text encoder and its step embedding; conv2d computes them, with 1 x 1 filters.
+Those of its transformer blocks, its text encoder and its step embedding. conv2d's kernels compute them, as 1 x 1
+filters.
 """
 
 import sys
+from typing import Any
 
-import numpy as np
-
-from benchmarks import harness
-from benchmarks.contenders import OTHER, PEER, Contender, arrays, house, peer, variants
+from benchmarks import harness, runtimes
+from benchmarks.cases import OF_LAYERS, PEER, Contender, Problem, by_direction, truth_of
+from benchmarks.contenders import peer
 from pydiff import ops
-from pydiff.ops.conv2d import Linear
 from pydiff.reference.conv2d import conv2d
-from pydiff.tensor import Tensor, no_grad
 
-TINY = (32, 16, 24)
 # rows (pixels or tokens), channels in, channels out
+TINY = [(32, 16, 24), (5, 3, 7)]
 SHAPES = [
     # the U-Net at 64 x 64, 32 x 32, 16 x 16 and 8 x 8 pixels: queries, the gate, the layer behind it
     *((4096, 320, 320), (4096, 320, 2560), (4096, 1280, 320)),
@@ -27,83 +26,57 @@ SHAPES = [
     *((77, 768, 768), (77, 768, 3072), (77, 3072, 768)),
     *((2, 320, 1280), (2, 1280, 1280)),
 ]
+CHECKS = [(1, 1, 1), (5, 3, 7), (77, 33, 65), (130, 320, 640)]
+GPU = [((8 * rows, cin, cout), "bfloat16") for rows, cin, cout in SHAPES[:9]]
 LIMIT = 1e-5
 
 
-def reference(x, w, bias):
+def cases_of(device, shape, dtype):
+    """forward, backward_input and backward_weight at one shape."""
+    rows, cin, cout = shape
+
+    def make(random):
+        x, dy = random.normal(rows, cin, dtype=dtype), random.normal(rows, cout, dtype=dtype)
+        return x, random.normal(cin, cout, dtype=dtype, scale=cin**-0.5), random.parameters(cout), dy
+
+    def truth(inputs):
+        return truth_of(device, ops.linear, slow, inputs, first=lambda a: [a[0][:8, :96], a[1][:96, :80], a[2][:80]])
+
+    def peers(direction):
+        return [*by_torch(device, direction), *(runtimes.linear(device, layer) if direction == "forward" else ())]
+
+    problem = Problem("linear", f"{rows} rows, {cin} to {cout}", dtype, make, truth)
+    flops = dict.fromkeys(OF_LAYERS, 2 * rows * cin * cout)
+    yield from by_direction(device, problem, ops.linear, slow, peers, LIMIT, OF_LAYERS, flops=flops)
+
+
+def slow(x, w, bias):
     """The equation, as a 1 x 1 convolution of one row of pixels."""
     return conv2d(x[None, None], w[None, None], bias)[0, 0]
 
 
-def cases(settings):
-    """Three cases a shape."""
-    rng = np.random.default_rng(0)
-    for shape in [TINY] if settings.quick else [TINY, *SHAPES]:
-        yield from cases_of(shape, rng, settings)
+def layer(x, w, bias):
+    """torch's, whose weights are (cout, cin)."""
+    return peer("torch").nn.functional.linear(x, w, bias)
 
 
-def cases_of(shape, rng, settings):
-    """forward, backward_input and backward_weight at one shape."""
-    rows, cin, cout = shape
-
-    def make(rng):
-        x, dy = rng.standard_normal((rows, cin), np.float32), rng.standard_normal((rows, cout), np.float32)
-        w = rng.standard_normal((cin, cout), np.float32) / np.float32(cin**0.5)
-        return x, w, rng.standard_normal(cout, np.float32), dy
-
-    sets = variants(make, 4 * (rows * cin + cin * cout + rows * cout), rng)
-    *inputs, dy = sets[0]
-    y, dx, dw, dbias = harness.truth(
-        ops.linear, reference, inputs, dy, lambda a: (a[0][:8, :96], a[1][:96, :80], a[2][:80]), rng
-    )
-    for direction, exact in (("forward", [y]), ("backward_input", [dx]), ("backward_weight", [dw, dbias])):
-        contenders = [*house(ours(direction), settings.all_levels), *torch_contenders(direction)]
-        if shape == TINY and direction == "forward":
-            slow = lambda i: lambda: [reference(*i[:3])]  # noqa: E731
-            contenders.insert(0, Contender("reference (float64)", OTHER, slow, arrays))
-        words = f"{rows} rows, {cin} to {cout}"
-        flops = 2 * rows * cin * cout
-        yield harness.Case(f"linear {direction}", words, sets, contenders, exact, LIMIT, flops=flops)
-
-
-def ours(direction):
-    """build(inputs) for contenders.house."""
-
-    def build(inputs):
-        x, w, bias, dy = inputs
-        if direction == "forward":
-            x, w, bias = Tensor(x), Tensor(w), Tensor(bias)
-            return no_grad()(lambda: ops.linear(x, w, bias))
-        function = Linear()
-        function.needs = [direction == "backward_input", *(2 * [direction == "backward_weight"]), False]
-        function.forward(x, w, bias, None)
-        return lambda: function.backward(dy)
-
-    return build
-
-
-def torch_contenders(direction):
-    """torch eager, whose weights are (cout, cin); gradients are the products that its autograd forms."""
-    torch = peer("torch")
+def by_torch(device, direction):
+    """torch eager; gradients are the products that its autograd forms."""
+    torch: Any = peer("torch")
     if torch is None:
         return
 
     def make(inputs):
-        x, w, bias, dy = (torch.from_numpy(a) for a in inputs)
-        w = w.t().contiguous()
-        call = {
-            "forward": lambda: [torch.nn.functional.linear(x, w, bias)],
-            "backward_input": lambda: [dy @ w],
-            "backward_weight": lambda: [dy.t() @ x, dy.sum(0)],
-        }[direction]
-        return torch.no_grad()(call)
+        x, w, bias, dy = (device.tensor(a) for a in inputs)
+        w, bias = w.t().contiguous(), bias.to(x.dtype)
+        calls = {"forward": lambda: [layer(x, w, bias)], "backward_input": lambda: [dy @ w]}
+        return torch.no_grad()(calls.get(direction, lambda: [dy.t() @ x, dy.sum(0)]))
 
     def outputs(results):
-        first, *rest = (r.numpy() for r in results)
-        return [first.T if direction == "backward_weight" else first, *rest]
+        return [results[0].t(), results[1]] if direction == "backward_weight" else results
 
     yield Contender("torch", PEER, make, outputs)
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main(cases, __doc__))
+    sys.exit(harness.main("linear"))

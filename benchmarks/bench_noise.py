@@ -1,146 +1,185 @@
 """noise: x_t = alpha x0 + sigma eps with fresh eps, at the batches of the U-Nets in workloads.py, and its gradient; and
 all that a training step does with its noise: x_t, the squared error of a network's answer, and the answer's gradient.
+
+pydiff draws the noise again where it is needed; its peers keep theirs. Those with generators of their own are judged by
+the noise they drew, which has to look normal.
 """
 
+import math
 import sys
+from typing import Any
 
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.contenders import OTHER, PEER, Contender, arrays, house, peer, variants
+from benchmarks.cases import OTHER, PEER, Case, Contender, Problem, by_reference, error_of, nbytes_of
+from benchmarks.contenders import peer
 from benchmarks.workloads import WORKLOADS
 from pydiff import ops, random
+from pydiff.arrays import to_host
 from pydiff.diffusion import schedule
-from pydiff.ops.noise import Noise
+from pydiff.ops.noise import key_on
 from pydiff.reference.noise import noise as reference
 from pydiff.tensor import Tensor, no_grad
 
-TINY = (2, 4, 4, 3)
+TINY = [(2, 4, 4, 3), (3, 7), (2, 96)]
+SHAPES = [(w.batch, w.size, w.size, w.channels) for w in WORKLOADS.values()]
+CHECKS = [(1, 3), (3, 7), (5, 64), (2, 1023), (4, 3072), (130, 192)]
+GPU = [(shape, dtype) for shape in ((2048, 64, 64, 3), (128, 32, 32, 3)) for dtype in ("float32", "bfloat16")]
 LIMIT = 5e-6  # normals in float32 against normals in float64
+LEVELS = schedule("linear")
 
 
-def cases(settings):
-    """Three cases a shape."""
-    rng = np.random.default_rng(0)
-    shapes = {"tiny": TINY} | ({} if settings.quick else batches())
-    for name, shape in shapes.items():
-        yield from cases_of(name, shape, rng, settings)
+def cases_of(device, shape, dtype):
+    """forward, backward, and training; on a GPU also normals alone and any loss, which are checked there only."""
+    limit, nbytes = device.limit(LIMIT, dtype), nbytes_of(shape, dtype)
 
+    def make(random_, general=False):
+        x0, f = (random_.normal(*shape, dtype=dtype) for _ in range(2))
+        t = random_.integers(LEVELS.T, shape[0])
+        alpha, sigma = (device.asarray(a[t].astype(np.float32)) for a in (LEVELS.alpha, LEVELS.sigma))
+        zero = 0 * alpha
+        loss = [zero, zero + 1, zero + 1, zero + 1 / len(t)]  # the target is eps; the mean over the batch is wanted
+        if general:
+            loss = [random_.normal(len(t)) for _ in loss]
+        return x0, alpha, sigma, random_.key(len(t), random.NOISE), f, *loss
 
-def batches():
-    """{workload: shape of its batch}"""
-    return {name: (w.batch, w.size, w.size, w.channels) for name, w in WORKLOADS.items()}
+    def problem(general=False):
+        return Problem(
+            "noise", f"{shape[0]} x {'x'.join(map(str, shape[1:]))}", dtype, lambda r: make(r, general),
+            lambda inputs: truth_of(device, inputs),
+        )  # fmt: skip
 
-
-def cases_of(name, shape, rng, settings):
-    """forward, backward and loss at one shape."""
-    n = shape[0]
-    s = schedule("linear")
-
-    def make(rng):
-        x0 = rng.standard_normal(shape, np.float32)
-        t = rng.integers(s.T, size=n)
-        step = int(rng.integers(2**31))
-        return (
-            x0,
-            s.alpha[t].astype(np.float32),
-            s.sigma[t].astype(np.float32),
-            random.key(7, random.NOISE, range(n), step),
-        )
-
-    nbytes = int(4 * np.prod(shape))
-    sets = variants(make, nbytes, rng)
-    exact = truth(*sets[0])
-    contenders = [*house(forward, settings.all_levels), *others(), *torch_forward()]
-    if name == "tiny":
-        slow = lambda i: lambda: reference(*i[:3], i[3].seed, i[3].purpose, i[3].sample, i[3].step)  # noqa: E731
-        contenders.insert(0, Contender("reference (float64)", OTHER, slow, arrays))
-    words = f"{name}: {n} x {'x'.join(map(str, shape[1:]))}"
+    plain, (x_t, eps, dx0, losses, df) = problem(), range(5)
+    entrants = [*device.ours(forward), *others(device), *by_torch(device, add_noise, exact=own_truth(device, 2))]
+    if 3 * nbytes < 1e4 and not device.gpu:
+        entrants.insert(0, by_reference(lambda i: reference(*i[:3], *i[3])))
     # x0 read, x_t and eps written
-    yield harness.Case("noise forward", words, sets, contenders, exact, LIMIT, nbytes=3 * nbytes)
-
-    x0, alpha, _, _ = sets[0]  # x0 stands in for dx_t
-    exact = [x0.astype(np.float64) * column(alpha, x0)]
-    contenders = [*house(backward, settings.all_levels), *torch_backward()]
-    yield harness.Case("noise backward", words, sets, contenders, exact, LIMIT, nbytes=2 * nbytes)
-
-    sets = variants(lambda rng: (*make(rng), rng.standard_normal(shape, np.float32)), 2 * nbytes, rng)
-    x_t, eps = truth(*sets[0][:4])
-    exact = [x_t, *truth_of_loss(sets[0][4], eps)]
-    contenders = [*house(training, settings.all_levels), *torch_training()]
+    yield Case("noise forward", plain, (x_t, eps), entrants, limit, nbytes=3 * nbytes)
+    entrants = [*device.ours(backward), *by_torch(device, lambda x0, alpha, *_: [alpha * x0])]
+    yield Case("noise backward", plain, (dx0,), entrants, limit, nbytes=2 * nbytes)
+    entrants = [*device.ours(training), *by_torch(device, train, exact=own_truth(device, 4))]
     # x0 and the answer read, x_t and the gradient written
-    yield harness.Case("noise and loss", words, sets, contenders, exact, LIMIT, nbytes=4 * nbytes)
+    yield Case("noise and loss", plain, (x_t, losses, df), entrants, limit, nbytes=4 * nbytes)
+    if device.gpu:
+        yield Case("normal", plain, (eps,), list(device.ours(lambda i: normal(device, i))), limit)
+        anyhow = list(device.ours(lambda i: lambda: training(i)()[1:]))
+        yield Case("noise loss", problem(general=True), (losses, df), anyhow, limit)
 
 
-def truth(x0, alpha, sigma, key):
-    """x_t and eps in float64, compared with pydiff/reference on the first sample."""
-    eps = random.normal(key, x0.shape[1:], np.float64)
-    x_t = column(alpha, x0).astype(np.float64) * x0 + column(sigma, x0).astype(np.float64) * eps
-    expected = reference(x0[:1], alpha[:1], sigma[:1], key.seed, key.purpose, key.sample[:1], key.step[:1])
-    if not harness.error_of([x_t[:1], eps[:1]], expected) <= 1e-12:
+# ---- the truth -------------------------------------------------------------------------------------------------------
+
+
+def truth_of(device, inputs):
+    """x_t, eps, dx0, the losses and the answer's gradient in float64, of as many samples as draw a million numbers. The
+    first numbers of the first sample are compared with pydiff/reference."""
+    x0, alpha, sigma, key, *loss = inputs
+    few = slice(max(4, 2**20 // math.prod(x0.shape[1:])))
+    eps = random.normal(key._replace(sample=key.sample[few], step=key.step[few]), x0.shape[1:], np.float64)
+    first = np.asarray(to_host(device.wide(x0[:1])).reshape(1, -1)[:, :192])
+    numbers = (to_host(a[:1]) for a in (alpha, sigma))
+    expected = reference(first, *numbers, key.seed, key.purpose, key.sample[:1], key.step[:1])
+    drawn = eps.reshape(len(eps), -1)[:1, :192]
+    mixed = float(alpha[0]) * first + float(sigma[0]) * drawn
+    if not error_of([mixed, drawn], expected) <= 1e-12:
         raise AssertionError("random.normal in float64 does not agree with the reference of noise")
-    return [x_t, eps]
+    eps = device.asarray(eps)
+    return [mix(device, x0[few], alpha[few], sigma[few], eps), eps, column(alpha, x0) * device.wide(x0),
+            *squared_error(device, x0[few], eps, *(a[few] for a in loss))]  # fmt: skip
 
 
-def truth_of_loss(f, eps):
-    """The mean squared error of f, which predicts eps, of every sample, and the gradient of their mean; in float64."""
-    difference = f.astype(np.float64) - eps
-    return (difference**2).mean(axis=(1, 2, 3)), 2 * difference / difference.size
+def mix(device, x0, alpha, sigma, eps):
+    """x_t in float64."""
+    return column(alpha, x0) * device.wide(x0) + column(sigma, x0) * eps
+
+
+def squared_error(device, x0, eps, f, p, q, weight, dloss):
+    """(N,) weight mean((f - p x0 - q eps)^2), and the gradient of f, in float64."""
+    off = device.wide(f) - column(p, f) * device.wide(x0) - column(q, f) * eps
+    size = math.prod(f.shape[1:])
+    losses = device.wide(weight) * (off**2).reshape(len(f), -1).mean(axis=1)
+    return losses, column(dloss, f) * column(weight, f) * (2 / size) * off
 
 
 def column(values, like):
-    """(N,) -> (N, 1, 1, 1)"""
-    return values.reshape((-1,) + (1,) * (like.ndim - 1))
+    """(N,) -> (N, 1, ..), float64"""
+    return values.astype(np.float64).reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def own_truth(device, arrays):
+    """exact(inputs, outputs) of a contender with `arrays` outputs of which the last is the noise it drew: the truth
+    given that noise."""
+
+    def exact(inputs, outputs):
+        x0, alpha, sigma, _, *loss = inputs
+        eps = outputs[-1]
+        losses = squared_error(device, x0, eps, *loss) if arrays > 2 else ()
+        return [mix(device, x0, alpha, sigma, eps), *losses, looking_normal(eps)]
+
+    return exact
+
+
+def looking_normal(eps):
+    """eps itself, or NaN where its mean and variance are not within six standard errors of 0 and 1; bfloat16's rounding
+    is allowed for."""
+    bound = 6 / math.sqrt(eps.size)
+    normal = abs(eps.mean()) <= bound and abs((eps**2).mean() - 1) <= math.sqrt(2) * bound + 0.01
+    return eps if normal else eps * math.nan
+
+
+# ---- pydiff: build(inputs) for Device.ours ---------------------------------------------------------------------------
 
 
 def forward(inputs):
-    """build(inputs) for contenders.house."""
-    x0, *rest = inputs
+    """x_t and eps."""
+    x0, *rest = inputs[:4]
     x0 = Tensor(x0)
     return no_grad()(lambda: ops.noise(x0, *rest))
 
 
 def backward(inputs):
-    """build(inputs) for contenders.house."""
-    function = Noise()
-    function.needs = [True, False, False, False]
-    function.forward(*inputs)
-    return lambda: function.backward(inputs[0], None)
+    """The gradient of the image; x0 stands in for dx_t."""
+    x0, *rest = inputs[:4]
+    function: Any = ops.noise(Tensor(x0, requires_grad=True), *rest)[0].maker
+    return lambda: function.backward(x0, None)
 
 
 def training(inputs):
-    """build(inputs) for contenders.house: noise that is never stored."""
-    x0, alpha, sigma, key, f = inputs
-    zero, one, mean = np.zeros(len(x0)), np.ones(len(x0)), np.full(len(x0), 1 / len(x0), np.float32)
+    """x_t, losses and the gradient of the answer: noise that is never stored."""
+    x0, alpha, sigma, key, f, p, q, weight, dloss = inputs
 
     def call():
         x_t, _ = ops.noise(x0, alpha, sigma, key, keep=False)
         answer = Tensor(f, requires_grad=True)
-        losses = ops.noise_loss(answer, x0, zero, one, one, key)
-        losses.backward(mean)
+        losses = ops.noise_loss(answer, x0, p, q, weight, key)
+        losses.backward(dloss)
         return x_t, losses, answer.grad
 
     return call
 
 
-# ---- contenders with generators of their own: their x_t is checked against their own eps ----
+def normal(device, inputs):
+    """eps alone, which is a kernel but no op."""
+    x0, key = inputs[0], inputs[3]
+
+    def call():
+        eps = device.xp.empty((len(x0), math.prod(x0.shape[1:])), x0.dtype)
+        device.kernels.normal(*key_on(x0, key), eps)
+        return eps.reshape(x0.shape)
+
+    return call
 
 
-def own_truth(inputs, outputs):
-    """The truth given the contender's own eps; NaN where that does not look normal (mean 0, variance 1)."""
-    x0, alpha, sigma, _ = inputs
-    eps = outputs[1].astype(np.float64)
-    bound = 6 / np.sqrt(eps.size)  # six standard errors of the mean
-    normal = abs(eps.mean()) <= bound and abs((eps**2).mean() - 1) <= np.sqrt(2) * bound
-    return [column(alpha, x0) * x0 + column(sigma, x0) * eps, eps if normal else np.full_like(eps, np.nan)]
+# ---- others ----------------------------------------------------------------------------------------------------------
 
 
-def others():
+def others(device):
     """NumPy's own generator, on its one thread."""
 
     def make(inputs):
-        x0, alpha, sigma, _ = inputs
-        alpha, sigma, generator = column(alpha, x0), column(sigma, x0), np.random.default_rng(0)
+        x0, alpha, sigma, *_ = inputs
+        alpha, sigma = (a.reshape((-1,) + (1,) * (x0.ndim - 1)) for a in (alpha, sigma))
+        generator = np.random.default_rng(0)
 
         def call():
             eps = generator.standard_normal(x0.shape, np.float32)
@@ -148,68 +187,36 @@ def others():
 
         return call
 
-    yield Contender("NumPy Generator", OTHER, make, arrays, own_truth)
+    if not device.gpu:
+        yield Contender("NumPy Generator", OTHER, make, exact=own_truth(device, 2))
 
 
-def torch_forward():
-    """torch.randn_like and the formula of diffusers' schedulers."""
-    torch = peer("torch")
-    if torch is None:
-        return
+def by_torch(device, function, exact=None):
+    """function(x0, alpha, sigma, f) -> tensors, eager and on a GPU compiled."""
+    for name, way in device.torch_ways(function):
 
-    def make(inputs):
-        x0, alpha, sigma = (torch.from_numpy(a) for a in inputs[:3])
-        alpha, sigma = (a.reshape(-1, *[1] * (x0.ndim - 1)) for a in (alpha, sigma))
+        def make(inputs, way=way):
+            x0, alpha, sigma, f = (device.tensor(inputs[i]) for i in (0, 1, 2, 4))
+            alpha, sigma = (a.to(x0.dtype).reshape(-1, *[1] * (x0.ndim - 1)) for a in (alpha, sigma))
+            return lambda: way(x0, alpha, sigma, f)
 
-        @torch.no_grad()
-        def call():
-            eps = torch.randn_like(x0)
-            return alpha * x0 + sigma * eps, eps
-
-        return call
-
-    yield Contender("torch", PEER, make, lambda results: [r.numpy() for r in results], own_truth)
+        yield Contender(name, PEER, make, exact=exact)
 
 
-def torch_backward():
-    """The gradient of the image, alpha dx_t."""
-    torch = peer("torch")
-    if torch is None:
-        return
-
-    def make(inputs):
-        dx_t, alpha = (torch.from_numpy(a) for a in inputs[:2])
-        alpha = alpha.reshape(-1, *[1] * (dx_t.ndim - 1))
-        return torch.no_grad()(lambda: [alpha * dx_t])
-
-    yield Contender("torch", PEER, make, lambda results: [r.numpy() for r in results])
+def add_noise(x0, alpha, sigma, _f):
+    """torch.randn_like and the formula of diffusers' schedulers: x_t and eps."""
+    eps = peer("torch").randn_like(x0)
+    return alpha * x0 + sigma * eps, eps
 
 
-def torch_training():
-    """torch.randn_like, the formula of diffusers' schedulers, and autograd of the squared error."""
-    torch = peer("torch")
-    if torch is None:
-        return
-
-    def make(inputs):
-        x0, alpha, sigma, f = (torch.from_numpy(inputs[i]) for i in (0, 1, 2, 4))
-        alpha, sigma = (a.reshape(-1, *[1] * (x0.ndim - 1)) for a in (alpha, sigma))
-
-        def call():
-            eps = torch.randn_like(x0)
-            x_t, answer = alpha * x0 + sigma * eps, f.detach().requires_grad_()
-            losses = torch.nn.functional.mse_loss(answer, eps, reduction="none").mean(dim=(1, 2, 3))
-            losses.mean().backward()
-            return x_t, losses, answer.grad, eps
-
-        return call
-
-    def own_truth_of_loss(inputs, outputs):
-        x_t, eps = own_truth(inputs[:4], [outputs[0], outputs[3]])
-        return [x_t, *truth_of_loss(inputs[4], eps), eps]
-
-    yield Contender("torch", PEER, make, lambda results: [r.detach().numpy() for r in results], own_truth_of_loss)
+def train(x0, alpha, sigma, f):
+    """The same, and the squared error with its gradient."""
+    torch: Any = peer("torch")
+    x_t, eps = add_noise(x0, alpha, sigma, f)
+    losses = torch.nn.functional.mse_loss(f, eps, reduction="none").flatten(1).mean(1)
+    df = torch.ops.aten.mse_loss_backward(torch.ones((), dtype=f.dtype, device=f.device), f, eps, 1)
+    return x_t, losses, df, eps
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main(cases, __doc__))
+    sys.exit(harness.main("noise"))

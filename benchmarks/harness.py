@@ -1,155 +1,141 @@
-"""What every bench_<op>.py shares: first all contenders are checked against float64, then they are timed in turns.
+"""What benchmarks of ops share: first all contenders are checked against float64, then they are timed in turns.
 
 A contender that is wrong, or that gives NaN, is not timed, and the script ends with status 1.
+
+    python -m benchmarks.bench_conv2d        `main` here; benchmarks.gpu asks for `check` and `measure` itself
 """
 
 import argparse
+import importlib
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import traceback
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from benchmarks.contenders import OURS, PEER, Contender, available_threads, keep_freed_memory, peer, set_threads
+from benchmarks.cases import OURS, PEER, Unsupported, error_of, timed
+from benchmarks.contenders import available_threads, keep_freed_memory, peer, set_threads
+from benchmarks.devices import Cpu, Settings
 from benchmarks.machine import ceilings, describe, stolen_time
+from benchmarks.processes import ContenderFailed, workers
 from benchmarks.restraint import ENVIRONMENT, in_words, restrain
-from benchmarks.timing import take_turns
+from benchmarks.timing import alternate, figures
 from pydiff import backend
-from pydiff.tensor import Tensor
-
-
-class Settings(NamedTuple):
-    """quick: few and small shapes, few repetitions. all_levels: every instruction set. rounds, seconds: timing.py."""
-
-    quick: bool = False
-    all_levels: bool = False
-    rounds: int = 15
-    seconds: float = 12.0
-
-
-@dataclass
-class Case:
-    """One thing to compute at one shape.
-
-    inputs: sets of inputs to rotate through. exact: float64 arrays, the truth for inputs[0]. limit: largest error
-    allowed, relative to max|exact| of each array. flops or nbytes: what the equation needs, whichever bounds it.
-    """
-
-    op: str
-    shape: str
-    inputs: list
-    contenders: list[Contender]
-    exact: list[np.ndarray]
-    limit: float
-    flops: float | None = None
-    nbytes: float | None = None
-    rows: list[dict] = field(default_factory=list)
-
-
-# ---- correctness -----------------------------------------------------------------------------------------------------
-
-
-def error_of(got, exact):
-    """Largest |got - exact| relative to max|exact|, of the worst array; NaN for NaN or a wrong shape."""
-    if len(got) != len(exact) or any(g.shape != e.shape for g, e in zip(got, exact, strict=True)):
-        return float("nan")
-    errors = [
-        np.abs(g.astype(np.float64) - e).max() / max(np.abs(e).max(), 1e-30) for g, e in zip(got, exact, strict=True)
-    ]
-    return float(np.max(errors))  # np.max, unlike max, hands a NaN on
-
-
-def truth(op, reference, inputs, cotangent, first, rng):
-    """[output, gradient of every input], float64: what contenders are compared with.
-
-    The array path in float64, after it has been compared with pydiff/reference on a smaller problem: the output itself,
-    and the gradients against the reference's slope along a random direction with a random cotangent.
-    op: Tensors -> Tensor; reference: arrays -> array; first(inputs): the inputs of the first sample alone.
-    """
-    wide = [a.astype(np.float64) for a in first(inputs)]
-    out, *gradients = differentiate(op, wide, None)
-    expected = reference(*wide)
-    trusted = error_of([out], [expected]) <= 1e-9
-    weights = rng.standard_normal(out.shape)
-    out, *gradients = differentiate(op, wide, weights)
-    directions = [rng.standard_normal(a.shape) for a in wide]
-    ahead, behind = (reference(*(a + h * d for a, d in zip(wide, directions, strict=True))) for h in (1e-5, -1e-5))
-    slope = np.sum(weights * (ahead - behind)) / 2e-5
-    parts = [np.sum(g * d) for g, d in zip(gradients, directions, strict=True)]
-    trusted = trusted and abs(sum(parts) - slope) <= 1e-5 * (sum(map(abs, parts)) + 1e-3)
-    if not trusted:
-        raise AssertionError(f"the array path in float64 does not agree with the reference of {reference.__name__}")
-    return differentiate(op, [a.astype(np.float64) for a in inputs], cotangent.astype(np.float64))
-
-
-def differentiate(op, inputs, cotangent):
-    """[output, gradient of every input]; with cotangent None the output alone."""
-    tensors = [Tensor(a, requires_grad=cotangent is not None) for a in inputs]
-    out = op(*tensors)
-    if cotangent is None:
-        return [out.data]
-    out.backward(cotangent)
-    return [out.data, *(t.grad for t in tensors)]
-
 
 # ---- one case --------------------------------------------------------------------------------------------------------
 
 
-def run_case(case, settings, limits, show=print):
-    """Checks and times every contender, fills case.rows and prints them. limits: the machine's ceilings.
+def check(device, case):
+    """Rows about one case on a GPU: ours by the naive kernel and by the fast one, each twice, against float64."""
+    (inputs, *_), exact = device.inputs(case.problem), case.exact(device.truth(case.problem))
+    (contender,) = [c for c in case.contenders if c.kind == OURS]
+    return [_checked(device, case, contender, inputs, exact, naive) for naive in (*[True] * case.naive, False)]
 
-    Returns the names of the contenders that were wrong.
+
+def _checked(device, case, contender, inputs, exact, naive):
+    row = {"op": case.op, "shape": case.problem.shape, "dtype": case.problem.dtype}
+    row |= {"kernel": "naive" if naive else "fast", "limit": case.limit, "ok": False, "error": None, "repeats": None}
+    try:
+        if device.reason:
+            raise RuntimeError(device.reason)
+        device.kernels.set_naive(naive)
+        with device.unwritten_is_nan():
+            first, second = (contender.outputs(contender.make(inputs)()) for _ in range(2))
+        device.synchronize()
+    except Exception as error:  # whatever it was, the other kernels want to be checked too
+        device.synchronize()  # unless it was the GPU's: then the process has to end
+        return row | {"failure": in_a_line(error)}
+    finally:
+        if not device.reason:
+            device.kernels.set_naive(False)
+    got = [device.wide(a) for a in first]
+    error = error_of(got, contender.exact(inputs, got) if contender.exact else exact)
+    repeats = all(same_bits(a, b) for a, b in zip(first, second, strict=True))
+    return row | {"error": finite(error), "repeats": repeats, "ok": repeats and error <= case.limit}
+
+
+def same_bits(a, b):
+    """Whether two arrays are the same to the last bit."""
+    bits = f"uint{8 * a.dtype.itemsize}"
+    return a.shape == b.shape and bool((a.view(bits) == b.view(bits)).all())
+
+
+def measure(device, case, limits):
+    """(rows, ratio) of one case: everyone checked against float64, then those who are right are timed.
+
+    limits: the ceilings, perhaps empty. ratio: the best peer's median over ours, or None.
     """
-    show(f"\n{case.op}   {case.shape}")
-    runs, errors = {}, {}
+    rows = {c.name: first_row(case, c) for c in case.contenders}
+    if getattr(device, "settings", None) and device.settings.processes:
+        taken = measure_apart(device, case, rows)
+    else:
+        taken = measure_here(device, case, rows)
+    for name, found in taken.items():
+        rows[name] |= found | rate_of(device, case, found["median_ms"], limits)
+    return list(rows.values()), ratio(rows.values())
+
+
+def first_row(case, contender):
+    """A row before anything is known."""
+    row = {"op": case.op, "shape": case.problem.shape, "dtype": case.problem.dtype}
+    row |= {"name": contender.name, "kind": contender.kind, "error": None, "wrong": True, "quiet": True}
+    return row | {"median_ms": None, "min_ms": None}
+
+
+def measure_here(device, case, rows):
+    """{name: figures} of those who are right, all in this process; the errors of everyone go into their rows."""
+    (first, *others), exact = device.inputs(case.problem, many=True), case.exact(device.truth(case.problem))
+    programs = {}
     for contender in case.contenders:
-        run = contender.make(case.inputs[0])
-        got = contender.outputs(run())
-        exact = contender.exact(case.inputs[0], got) if contender.exact else case.exact
-        errors[contender.name] = error_of(got, exact)
-        if errors[contender.name] <= case.limit:
-            runs[contender.name] = [run, *(contender.make(inputs) for inputs in case.inputs[1:])]
-    calls = {name: (lambda i, each=each: each[i % len(each)]()) for name, each in runs.items()}
-    timings = take_turns(calls, settings.rounds, settings.seconds) if calls else {}
-    for contender in case.contenders:
-        row = row_of(case, contender, errors[contender.name], timings.get(contender.name), limits)
-        case.rows.append(row)
-        show(line_of(row, case.limit))
-    value = ratio(case.rows)
-    if value is not None:
-        show(f"  best peer / ours      {value:9.2f}")
-    return [f"{case.op} {case.shape}: {name}" for name in errors if name not in runs]
+        row = rows[contender.name]
+        try:
+            call = contender.make(first)
+            got = [device.wide(a) for a in contender.outputs(call())]
+            device.synchronize()
+            if judged(row, case, contender, got, contender.exact(first, got) if contender.exact else exact):
+                programs[contender.name] = device.program([call, *map(contender.make, others)])
+        except Unsupported as reason:
+            row |= {"unsupported": str(reason)}
+        except Exception as error:  # the other contenders want their turn
+            device.synchronize()
+            row |= {"wrong": True, "failure": in_a_line(error)}
+            traceback.print_exc()
+    return device.take_turns(programs) if programs else {}
 
 
-def row_of(case, contender, error, timing, limits):
-    """A row of the report."""
-    row = {"op": case.op, "shape": case.shape, "name": contender.name, "kind": contender.kind}
-    row["error"] = error if np.isfinite(error) else None
-    row["wrong"] = timing is None
-    if timing is None:
-        return row | {"median_ms": None, "min_ms": None}
-    row |= {"median_ms": timing.median * 1e3, "min_ms": timing.minimum * 1e3}
-    row |= {"kept": timing.kept, "discarded": timing.discarded, "quiet": timing.quiet}
-    unit, amount, ceiling = (
-        ("gflops", case.flops, limits["sgemm_gflops"]) if case.flops else ("gbs", case.nbytes, limits["copy_gbs"])
-    )
-    rate = amount / timing.median * 1e-9
-    return row | {unit: rate, "share": rate / ceiling}
-
-
-def line_of(row, limit):
-    """A row as text."""
-    error = "NaN" if row["error"] is None else f"{row['error']:.1e}"
+def judged(row, case, contender, got, exact):
+    """Whether it is right; its row says so."""
+    error, allowed = error_of(got, exact), contender.limit or case.limit
+    row |= {"error": finite(error), "wrong": not error <= allowed}
     if row["wrong"]:
-        return f"  {row['name']:<22}WRONG, not timed: error {error}, allowed {limit:.1e}"
-    rate = f"{row['gflops']:7.1f} GFLOP/s" if "gflops" in row else f"{row['gbs']:7.1f} GB/s   "
-    noisy = "" if row["quiet"] else "  disturbed"
+        row["failure"] = f"error {error:.1e}, allowed {allowed:.1e}".replace("nan", "NaN")
+    return not row["wrong"]
+
+
+def rate_of(device, case, milliseconds, limits):
+    """A row's part about the rate, and its share of the ceiling that bounds it."""
+    if case.flops:
+        unit, rate, bound = device.unit, case.flops * device.scale, device.bound(case.problem.dtype)
+    else:
+        unit, rate, bound = "gbs", case.nbytes * 1e-9, "copy_gbs"
+    rate /= milliseconds * 1e-3
+    return {unit: rate, "share": rate / limits[bound] if limits.get(bound) else None}
+
+
+def line_of(row):
+    """A row as text."""
+    head = f"  {row['name']:<28}"
+    if "unsupported" in row:
+        return f"{head}not possible: {row['unsupported']}"
+    if row["wrong"]:
+        return f"{head}WRONG, not timed: {row['failure']}"
+    unit, words = next((u, w) for u, w in (("gflops", "GFLOP/s"), ("tflops", "TFLOP/s"), ("gbs", "GB/s")) if u in row)
+    share = "" if row["share"] is None else f"{row['share']:6.1%}"
+    how = row["how"] if "how" in row else f"{row['kept']} of {row['kept'] + row['discarded']} kept"
     return (
-        f"  {row['name']:<22}{row['median_ms']:9.3f} ms (min {row['min_ms']:.3f}) {rate} {row['share']:6.1%}"
-        f"   error {error}   {row['kept']} of {row['kept'] + row['discarded']} kept{noisy}"
+        f"{head}{row['median_ms']:10.4f} ms (min {row['min_ms']:.4f}) {row[unit]:7.1f} {words:<7} {share}"
+        f"   error {row['error']:.1e}   {how}{'' if row['quiet'] else '  disturbed'}"
     )
 
 
@@ -165,11 +151,74 @@ def ratio(rows):
     return min(r["median_ms"] for r in peers) / ours[0]["median_ms"]
 
 
-# ---- a whole script --------------------------------------------------------------------------------------------------
+def finite(value):
+    """The number, or None, which is how JSON says NaN."""
+    return value if math.isfinite(value) else None
 
 
-def run(scripts: list[Callable[[Settings], Iterator[Case]]], settings, threads, show=print):
-    """Runs the cases of several scripts. Returns the report, a dict for JSON, whose "wrong" names wrong contenders."""
+def in_a_line(error):
+    """An exception as a line of a report."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+
+
+# ---- everyone in a process of their own ------------------------------------------------------------------------------
+
+
+class Alone:
+    """A contender of a case in its own process (processes.py)."""
+
+    def __init__(self, settings, op, title, name):
+        device = Cpu(settings)
+        (self.case,) = [case for case in timed(op, device) if case.title == title]
+        (self.contender,) = [c for c in self.case.contenders if c.name == name]
+        self.device, self.calls, self.turn = device, None, 0
+
+    def answer(self):
+        """What it computes of the first inputs, and its own truth, if it has one; or why it cannot."""
+        keep_freed_memory()
+        self.sets = self.device.inputs(self.case.problem, many=True)
+        try:
+            self.calls = [self.contender.make(self.sets[0])]
+            got = [self.device.wide(a).copy() for a in self.contender.outputs(self.calls[0]())]
+        except Unsupported as reason:
+            return str(reason)
+        self.calls += map(self.contender.make, self.sets[1:])
+        return got, self.contender.exact(self.sets[0], got) if self.contender.exact else None
+
+    def step(self):
+        """One call, on the next inputs."""
+        self.calls[self.turn % len(self.calls)]()
+        self.turn += 1
+
+
+def measure_apart(device, case, rows):
+    """{name: figures} of those who are right, everyone in a process of their own: no library's threads or allocator can
+    then meet another's."""
+    settings, exact = device.settings, case.exact(device.truth(case.problem))
+    factories = {c.name: partial(Alone, settings, case.problem.op, case.title, c.name) for c in case.contenders}
+    with workers(factories, backend.threads()) as running:
+        right = {}
+        for contender in case.contenders:
+            row, worker = rows[contender.name], running[contender.name]
+            try:
+                answer = worker.ask("answer")
+            except ContenderFailed as failure:
+                row |= {"failure": failure.reason}
+                print(failure, file=sys.stderr)
+                continue
+            if isinstance(answer, str):
+                row |= {"unsupported": answer}
+            elif judged(row, case, contender, answer[0], exact if answer[1] is None else answer[1]):
+                right[contender.name] = worker.repetition
+        timings = alternate(right, settings.rounds, settings.seconds) if right else {}
+    return {name: figures(t) for name, t in timings.items()}
+
+
+# ---- a whole script, on the CPU --------------------------------------------------------------------------------------
+
+
+def run(ops, settings, threads, show=print):
+    """Runs the cases of some ops. Returns the report, a dict for JSON, whose "wrong" names wrong contenders."""
     peer("torch")  # set_threads speaks to those who are there
     set_threads(threads)
     keep_freed_memory()  # everyone's outputs then come from memory that is there already, as in training
@@ -179,14 +228,26 @@ def run(scripts: list[Callable[[Settings], Iterator[Case]]], settings, threads, 
     show(heading(report))
     if backend.cpu is None:
         show(f"no C++ rows: the compiled kernels are {backend.cpu_reason}")
-    for cases in scripts:
-        for case in cases(settings):
-            report["wrong"] += run_case(case, settings, limits, show)
-            report["rows"] += case.rows
-            if ratio(case.rows) is not None:
-                report["ratio"][f"{case.op} {case.shape}"] = ratio(case.rows)
+    device = Cpu(settings)
+    for op in ops:
+        for case in timed(op, device):
+            run_case(device, case, report, show)
     report["machine"]["stolen_seconds"] = None if stolen is None else stolen_time() - stolen
     return report
+
+
+def run_case(device, case, report, show=print):
+    """One case into the report and onto the screen."""
+    name = f"{case.op} {case.problem.shape}"
+    show(f"\n{case.op}   {case.problem.shape}")
+    rows, value = measure(device, case, report["ceilings"])
+    for row in rows:
+        show(line_of(row))
+    report["rows"] += rows
+    report["wrong"] += [f"{name}: {row['name']}" for row in rows if row["wrong"] and "unsupported" not in row]
+    if value is not None:
+        report["ratio"][name] = value
+        show(f"  best peer / ours      {value:9.2f}")
 
 
 def heading(report):
@@ -221,23 +282,25 @@ def parser(description):
     return p
 
 
-def main(cases, description, arguments=None):
-    """A bench_<op>.py script: returns its exit status."""
-    p = parser(description)
+def main(op, arguments=None):
+    """The script of an op: returns its exit status."""
+    module = importlib.import_module(f"benchmarks.bench_{op}")
+    p = parser(module.__doc__)
     p.add_argument("--all-levels", action="store_true", help="time the C++ kernels at every instruction set")
     p.add_argument("--rounds", type=int, metavar="N", help="undisturbed repetitions to aim at (default 15)")
     p.add_argument("--seconds", type=float, metavar="S", help="most time for a case (default 12)")
+    p.add_argument("--processes", action="store_true", help="everyone in a process of their own")
+    p.set_defaults(part=None)
+    if hasattr(module, "PARTS"):
+        p.add_argument("--part", choices=module.PARTS, help="other shapes; without the array path")
     options = p.parse_args(arguments)
     if options.threads < 1:
         p.error(f"--threads must be at least 1, got {options.threads}")
     restrain(options.simd, arguments)
+    more = {name: getattr(options, name) for name in ("rounds", "seconds", "part", "processes")}
     settings = settings_of(options.quick, options.all_levels)
-    if options.rounds is not None:
-        settings = settings._replace(rounds=options.rounds)
-    if options.seconds is not None:
-        settings = settings._replace(seconds=options.seconds)
-    report = run([cases], settings, options.threads)
-    return finish(report, options.json)
+    settings = settings._replace(**{name: value for name, value in more.items() if value is not None})
+    return finish(run([op], settings, options.threads), options.json)
 
 
 def settings_of(quick, all_levels=False):

@@ -158,3 +158,14 @@ def summary(repetitions):
     if not quiet:
         kept = [r.seconds for r in sorted(repetitions, key=lambda r: r.waited)[:ENOUGH]]
     return Timing(statistics.median(kept), min(kept), len(kept), len(repetitions) - len(kept), quiet)
+
+
+def figures(timing):
+    """A row's part about time."""
+    return {
+        "median_ms": timing.median * 1e3,
+        "min_ms": timing.minimum * 1e3,
+        "kept": timing.kept,
+        "discarded": timing.discarded,
+        "quiet": timing.quiet,
+    }

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.contenders import OTHER, OURS, PEER, set_threads
+from benchmarks.cases import OTHER, OURS, PEER
+from benchmarks.contenders import set_threads
 from benchmarks.machine import ceilings, describe
 from benchmarks.processes import ContenderFailed, workers
 from benchmarks.restraint import restrain

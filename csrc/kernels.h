@@ -140,6 +140,14 @@ template <class T>
 void noise_loss_backward(int64_t n, int64_t size, const float* dloss /* (n) */, const T* f, const T* x0, const float* p,
                          const float* q, const float* weight, const NoiseKey& key, T* df ON_STREAM);
 
+// ---- dropout
+
+// y = x / (1 - p) where u >= p, 0 x elsewhere, with u in [0, 1) a function of (seed, purpose, sample, step, element).
+// scale: 1 / (1 - p). Its own backward: dx from dy.
+template <class T>
+void dropout_forward(int64_t n, int64_t size, const T* x /* (n, size) */, float p, float scale, const NoiseKey& key, T* y
+             ON_STREAM);
+
 // ---- denoise: the image and its history stay float32; T is what the network gives
 
 // One reverse step of any sampler.   f = f_uncond + guidance (f_cond - f_uncond)

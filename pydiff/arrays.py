@@ -8,6 +8,8 @@ else moves by itself.
 
 import math
 import sys
+import threading
+import weakref
 
 import numpy as np
 
@@ -90,6 +92,30 @@ def _for_threads(a, b):
 def empty(like, shape):
     """An uninitialised C-ordered array of like's dtype on like's device: where every op's output comes from."""
     return array_module(like).empty(shape, like.dtype)
+
+
+class _Sent(threading.local):
+    """What this thread has moved by `sent`: {id of a host array: (reference to it, its copy on the device)}."""
+
+    def __init__(self):
+        self.copies = {}
+
+
+_sent = _Sent()
+
+
+def sent(a, like):
+    """`a`, a NumPy array that cannot be written to, where like is: moved once, however often it is asked for.
+
+    Every small array that is moved costs a GPU's stream a gap. The copy lives as long as `a` does.
+    """
+    xp = array_module(like)
+    if xp is np or a.flags.writeable:
+        return xp.asarray(a)
+    copies, number = _sent.copies, id(a)
+    if number not in copies:
+        copies[number] = weakref.ref(a, lambda _: copies.pop(number, None)), xp.asarray(a)
+    return copies[number][1]
 
 
 def contiguous(x):

@@ -22,9 +22,8 @@ def main(ops, json=None, quick=False):
     if str(checkout) not in sys.path:
         sys.path.append(str(checkout))
     harness = importlib.import_module("benchmarks.harness")
-    scripts = [importlib.import_module(f"benchmarks.bench_{op}") for op in ops or known]
     contenders = importlib.import_module("benchmarks.contenders")
-    report = harness.run([s.cases for s in scripts], harness.settings_of(quick), contenders.available_threads())
+    report = harness.run(ops or known, harness.settings_of(quick), contenders.available_threads())
     if harness.finish(report, json):
         raise RuntimeError(f"{len(report['wrong'])} contenders computed something wrong: {', '.join(report['wrong'])}")
 

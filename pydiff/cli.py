@@ -3,7 +3,9 @@
 The flags of `train` and `demo` are the fields of Options; tyro reads names, types, defaults and help texts from there.
 """
 
+import contextlib
 import os
+import shutil
 import sys
 import warnings
 from dataclasses import dataclass, field, replace
@@ -608,6 +610,23 @@ def prompts_in(path):
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+@contextlib.contextmanager
+def wide_enough(least=20):
+    """While tyro writes, a terminal has at least so many columns: in five and fewer it would search for ever for a
+    place to break a line.
+    """
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < least:
+        os.environ["COLUMNS"] = str(least)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["COLUMNS"] = before
+        else:
+            os.environ.pop("COLUMNS", None)
+
+
 def main(arguments=None):
     """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
     from pydiff.store.checkpoint import CheckpointError
@@ -626,7 +645,8 @@ def main(arguments=None):
         union = union | other
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
     try:
-        command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
+        with wide_enough():
+            command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
         with warnings.catch_warnings():
             warnings.simplefilter("always", PromptWarning)
             shown = warnings.showwarning

@@ -37,7 +37,9 @@ MASK = 0xFFFFFFFF
 
 
 class Key(NamedTuple):
-    """Where to draw from: a stream of elements for each of N pairs (sample, step). Made by `key`, which checks it."""
+    """Where to draw from: a stream of elements for each of N pairs (sample, step). Made by `key`, which checks it and
+    gives arrays that cannot be written to.
+    """
 
     seed: int
     purpose: int
@@ -59,8 +61,10 @@ def key(seed: int, purpose: int, sample, step=0) -> Key:
     sample, step = _counter_word("sample", sample), _counter_word("step", step)
     if sample.size != step.size and 1 not in (sample.size, step.size):
         raise ValueError(f"got {sample.size} samples and {step.size} steps; give one of each, or equally many")
-    sample, step = np.broadcast_arrays(sample, step)
-    return Key(int(seed), int(purpose), np.ascontiguousarray(sample), np.ascontiguousarray(step))
+    sample, step = (np.array(values, order="C") for values in np.broadcast_arrays(sample, step))
+    for values in (sample, step):
+        values.flags.writeable = False  # a copy on a GPU serves as long as they live
+    return Key(int(seed), int(purpose), sample, step)
 
 
 def numbers_of(n, count: int | None = None) -> np.ndarray:

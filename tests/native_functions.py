@@ -135,6 +135,10 @@ FUNCTIONS = {
         "dloss": In(2), "f": In(2, 9), "x0": In(2, 9), "p": In(2), "q": In(2), "weight": In(2), "seed": SEED,
         "purpose": PURPOSE, "sample": In(2, dtype=U32), "step": In(2, dtype=U32), "df": Out(2, 9),
     },
+    "dropout_forward": {
+        "x": In(2, 9), "p": REAL, "scale": REAL, "seed": SEED, "purpose": PURPOSE,
+        "sample": In(2, dtype=U32), "step": In(2, dtype=U32), "y": Out(2, 9),
+    },
     "denoise_forward": {
         "x": In(2, 9), "f": In(2, 9), "f_uncond": In(2, 9, optional=True),
         "table": In(3, 9, free=(0,)), "row": In(1, dtype=I32, optional=True),
@@ -308,6 +312,7 @@ def of_any_size(name, rng):
         "noise_backward": lambda: [array(*x), array(n), array(*x)],
         "noise_loss_forward": lambda: [array(*x), array(*x), array(n), array(n), array(n), *key, array(n)],
         "noise_loss_backward": lambda: [*(array(*s) for s in ((n,), x, x, (n,), (n,), (n,))), *key, array(*x)],
+        "dropout_forward": lambda: [array(*x), 0.25, 2.0, *key, array(*x)],
         "denoise_backward": lambda: [
             *(array(*x) for _ in range(4)), either(*x), array(2, 9 + size(0, 2)), None, array(*x), array(*x)
         ],

@@ -88,13 +88,14 @@ class StandIns:
 
     def attention_forward(self, q, k, v, heads, scale, causal, key_mask, out, lse):
         q, k, v = wide(q, k, v)
-        write(out, attention.forward_arrays(q, k, v, heads, scale, causal, key_mask)[0])
-        s = (attention._split(q, heads) @ attention._split(k, heads).swapaxes(2, 3)) * scale
-        write(lse, np.log(np.exp(s).sum(-1)))
+        values, p = attention.forward_arrays(q, k, v, heads, scale, causal, key_mask)
+        write(out, values)
+        write(lse, np.log(((p > 0) * np.exp(logits(q, k, heads, scale))).sum(-1)))
 
-    def attention_backward(self, dout, q, k, v, _out, _lse, heads, scale, causal, key_mask, dq, dk, dv):
-        dout, q, k, v = wide(dout, q, k, v)
-        p = attention.forward_arrays(q, k, v, heads, scale, causal, key_mask)[1]
+    def attention_backward(self, dout, q, k, v, _out, lse, heads, scale, causal, key_mask, dq, dk, dv):
+        dout, q, k, v, lse = wide(dout, q, k, v, lse)
+        seen = attention.forward_arrays(q, k, v, heads, scale, causal, key_mask)[1] > 0
+        p = seen * np.exp(logits(q, k, heads, scale) - lse[..., None])  # as the kernels have it, from what is kept
         for out, value in zip((dq, dk, dv), attention.backward_arrays(dout, q, k, v, p, heads, scale), strict=True):
             write(out, value)
 
@@ -141,6 +142,10 @@ class StandIns:
         off = wide(f)[0] - column(p) * wide(x0)[0] - column(q) * eps_of(f.shape[1], key)
         write(df, column(dloss) * column(weight) * 2 / f.shape[1] * off)
 
+    def dropout_forward(self, x, p, scale, seed, purpose, sample, step, y):
+        u = philox.uniform(philox.Key(seed, purpose, sample, step), x.shape[1:])
+        write(y, wide(x)[0] * np.where(u >= p, scale, 0.0))
+
     def denoise_forward(self, x, f, f_uncond, table, row, history, noise, x_next, x0_hat):
         key = None if noise is None else philox.Key(*noise)
         values = denoise.forward_arrays(*wide(x, f, f_uncond), step_of(table, row), wide(*history), key)
@@ -162,6 +167,11 @@ class StandIns:
 
     def squared_norm(self, g, norm2):
         write(norm2, [np.sum(wide(g)[0] ** 2)])
+
+
+def logits(q, k, heads, scale):
+    """(N, heads, Tq, Tk)"""
+    return (attention._split(q, heads) @ attention._split(k, heads).swapaxes(2, 3)) * scale
 
 
 def backward_of(function, dy, x):

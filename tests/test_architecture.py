@@ -282,12 +282,12 @@ def test_the_table_itself_points_down():
 
 
 def test_the_reference_stands_alone():
-    """It imports NumPy and the standard library; only tests and benchmarks import it."""
+    """It imports NumPy, the standard library and itself; only tests and benchmarks import it."""
     for module, tree in TREES.items():
         used = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         used |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         if module.startswith("pydiff.reference"):
-            assert used <= {"numpy", "math"}
+            assert {name for name in used if not name.startswith("pydiff.reference.")} <= {"numpy", "math"}
         else:
             assert not any("reference" in str(name) for name in used), module
 
@@ -304,13 +304,14 @@ def test_compiled_modules_are_named_where_they_are_loaded_only():
 
 # What a reader of one sitting reads, floor by floor: explicit lists, and how many lines of code each may have. Breadth
 # (more operations, samplers, formats, evaluation) lives beside these floors, not in them.
-BESIDE = {"gelu", "layer_norm"}  # what transformers need; they have kernels, too
+BESIDE = {"dropout", "gelu", "layer_norm"}  # off by default, or what transformers need; they have kernels, too
 SPINE_OPS = [
     f"ops/{name}.py" for name in ("__init__", "elementwise", "shape", "reduction", *sorted({*NATIVE_OPS} - BESIDE))
 ]
 FLOORS = {
-    # 20 of it to tell type checkers what a Tensor and a Function are, 10 for gradients wider than what they are of
-    "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", *SPINE_OPS], 1480),
+    # 20 of it to tell type checkers what a Tensor and a Function are, 10 for gradients wider than what they are of, 20
+    # for small arrays that are moved to a GPU once
+    "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", *SPINE_OPS], 1500),
     "network": (
         [
             "nn/module.py", "nn/layers.py", "nn/attention.py", "optim.py", "models/registry.py", "models/blocks.py",

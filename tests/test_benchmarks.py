@@ -19,9 +19,12 @@ import pydiff.bench
 from benchmarks import (
     autoencoder_bands,
     bench_conv2d,
+    cases,
     contenders,
+    devices,
     harness,
     restraint,
+    runtimes,
     sampling,
     scaling,
     stable_diffusion,
@@ -31,7 +34,7 @@ from benchmarks import (
     whole,
     winograd,
 )
-from benchmarks.contenders import OTHER, OURS, PEER, Contender
+from benchmarks.cases import OTHER, OURS, PEER, Case, Contender, Problem
 from benchmarks.processes import ContenderFailed, in_a_line
 from benchmarks.timing import Repetition
 from benchmarks.workloads import WORKLOADS
@@ -43,7 +46,7 @@ from pydiff.ops.group_norm import GroupNorm
 from pydiff.ops.group_norm import forward_arrays as group_norm_arrays
 from pydiff.tensor import Tensor
 
-OPS = ["adamw", "attention", "conv2d", "denoise", "gelu", "group_norm", "layer_norm", "linear", "noise"]
+OPS = ["adamw", "attention", "conv2d", "denoise", "dropout", "gelu", "group_norm", "layer_norm", "linear", "noise"]
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +59,9 @@ def one_thread():
 
 
 def run_script(module, path, *arguments):
-    """(exit status, report)"""
+    """(exit status, report) of a module, or of the script of an op."""
     arguments = ["--quick", "--threads", "1", "--json", str(path), *arguments]
-    whole = hasattr(module, "main")
-    status = module.main(arguments) if whole else harness.main(module.cases, module.__doc__, arguments)
+    status = harness.main(module, arguments) if isinstance(module, str) else module.main(arguments)
     return status, json.loads(path.read_text())
 
 
@@ -69,14 +71,15 @@ def run_script(module, path, *arguments):
 @pytest.mark.parametrize("op", OPS)
 def test_kernel_script_checks_and_times_everyone(op, tmp_path):
     script = importlib.import_module(f"benchmarks.bench_{op}")
-    status, report = run_script(script, tmp_path / "report.json", "--all-levels")
+    status, report = run_script(op, tmp_path / "report.json", "--all-levels")
     assert status == 0
     assert report["wrong"] == []
     assert report["machine"]["threads"] == 1
     assert report["ceilings"]["sgemm_gflops"] > 0
     assert report["ceilings"]["copy_gbs"] > 0
     for row in report["rows"]:
-        assert row["op"].startswith(op)
+        assert row["op"].startswith((op, "squared_norm"))
+        assert row["dtype"] == "float32"
         assert row["error"] <= script.LIMIT
         assert 0 < row["min_ms"] <= row["median_ms"]
         assert row.get("gflops", row.get("gbs")) > 0
@@ -164,7 +167,7 @@ def test_scaling_script_runs(tmp_path):
 
 
 def test_wide_convolutions_are_none_of_the_workloads():
-    wide = [shape for part in bench_conv2d.WIDE.values() for shape in part]
+    wide = [shape for part in bench_conv2d.PARTS.values() for shape in part]
     assert not set(wide) & set(bench_conv2d.SHAPES)
     assert all(kernel == 3 and stride == 1 for _, _, kernel, stride, *_ in wide)
 
@@ -363,6 +366,72 @@ def test_whoever_is_not_restrained_is_not_compared(monkeypatch):
         restraint.instruction_sets()
 
 
+# ---- everyone in a process of their own ----
+
+
+@pytest.mark.parametrize("op", ["linear", "adamw"])
+def test_contenders_in_processes_of_their_own(op, monkeypatch, tmp_path, capfd):
+    """The first case: of adamw, whose contenders know a truth of their own, and of linear layers, with inference
+    engines, which say if they are not there."""
+    monkeypatch.setattr(harness, "timed", lambda op, device: [next(cases.timed(op, device))])
+    status, report = run_script(op, tmp_path / "report.json", "--processes", "--rounds", "1", "--seconds", "0.1")
+    assert status == 0
+    assert report["wrong"] == []
+    assert all(row["error"] <= 1e-5 and row["median_ms"] > 0 for row in report["rows"])
+    names = {row["name"] for row in report["rows"]}
+    assert "array path" in names
+    if op == "linear":
+        said = capfd.readouterr().err
+        for module, name in (("openvino", "OpenVINO"), ("ncnn", "ncnn")):
+            if contenders.peer(module) is None:
+                assert f"{module} is not installed and is left out" in said
+            elif module == "ncnn" or contenders.peer("torch"):
+                assert name in names
+
+
+@pytest.mark.filterwarnings("default")  # of torch, about what OpenVINO calls
+def test_engines_compute_convolutions():
+    device = devices.Cpu(devices.Settings(processes=True))
+    if not runtimes.available(device):
+        pytest.skip("neither OpenVINO nor ncnn is installed")
+    for shape in (
+        (1, 16, 3, 1, 8, 5), (1, (8, 6), 3, 1, 8, 5, "enlarged"), (1, 17, 3, 2, 8, 5), (2, 6, 1, 1, 8, 5, "addends"),
+    ):  # fmt: skip
+        case = next(bench_conv2d.cases_of(device, shape, "float32"))
+        (inputs,), (exact,) = device.inputs(case.problem), case.exact(device.truth(case.problem))
+        for contender in case.contenders:
+            (got,) = contender.outputs(contender.make(inputs)())
+            assert cases.error_of([device.wide(got)], [exact]) < 1e-5, contender.name
+        names = {c.name for c in case.contenders}
+        assert ("OpenVINO" in names) == bool(contenders.peer("openvino") and contenders.peer("torch"))
+        assert ("ncnn" in names) == (bool(contenders.peer("ncnn")) and shape[0] == 1)
+
+
+class Faulty:
+    """In place of harness.Alone: a contender whose process fails, or ends."""
+
+    def __init__(self, _settings, _op, _title, name):
+        self.name = name
+
+    def answer(self):
+        if self.name == "ends":
+            os._exit(7)
+        raise ValueError("out of\nsomething")
+
+
+def test_a_process_that_fails_costs_its_row_only(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(harness, "Alone", Faulty)
+    entrants = [Contender(name, OTHER, Counted(0).make) for name in ("raises", "ends")]
+    monkeypatch.setattr(harness, "timed", lambda _op, _device: [small_case(entrants)])
+    status, report = run_script("adamw", tmp_path / "report.json", "--processes")
+    assert status == 1
+    assert [row["failure"] for row in report["rows"]] == [
+        "ValueError: out of something",
+        "its process ended with status 7",
+    ]
+    assert "Traceback" in capfd.readouterr().err
+
+
 # ---- what is wrong is not timed ----
 
 
@@ -380,25 +449,52 @@ class Counted:
         return call
 
 
-@pytest.mark.parametrize("off", [0.01, math.nan, np.zeros((2, 3))], ids=["wrong", "nan", "shape"])
-def test_wrong_contender_is_not_timed_and_fails_the_script(off, tmp_path, capsys):
-    right, wrong = Counted(0), Counted(off)
+def small_case(entrants):
+    """A case whose right answer is 1 2 3."""
     exact = np.array([1.0, 2.0, 3.0])
+    return Case("thing", Problem("thing", "3", "float32", lambda _random: exact, lambda _: [exact]), slice(1), entrants,
+                limit=1e-6, flops=1.0)  # fmt: skip
 
-    def cases(_settings):
-        entrants = [Contender(name, OTHER, c.make, contenders.arrays) for name, c in (("right", right), ("bad", wrong))]
-        yield harness.Case("thing", "3", [exact], entrants, [exact], limit=1e-6, flops=1.0)
 
-    path = tmp_path / "report.json"
-    assert harness.main(cases, "", ["--quick", "--threads", "1", "--json", str(path)]) == 1
+def report_on(monkeypatch, tmp_path, *entrants):
+    """(exit status, report) of a script with this one case."""
+    monkeypatch.setattr(harness, "timed", lambda _op, _device: [small_case(list(entrants))])
+    return run_script("adamw", tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("off", [0.01, math.nan, np.zeros((2, 3))], ids=["wrong", "nan", "shape"])
+def test_wrong_contender_is_not_timed_and_fails_the_script(off, monkeypatch, tmp_path, capsys):
+    right, wrong = Counted(0), Counted(off)
+    entrants = [Contender(name, OTHER, c.make) for name, c in (("right", right), ("bad", wrong))]
+    status, report = report_on(monkeypatch, tmp_path, *entrants)
+    assert status == 1
     assert wrong.calls == 1
     assert right.calls > 5
-    report = json.loads(path.read_text())
     assert report["wrong"] == ["thing 3: bad"]
     bad = next(row for row in report["rows"] if row["name"] == "bad")
     assert bad["wrong"]
     assert bad["median_ms"] is None
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_contender_that_raises_leaves_the_others_their_turn(monkeypatch, tmp_path, capsys):
+    def fails(_inputs):
+        raise ValueError("no\nsuch thing")
+
+    def cannot(_inputs):
+        raise cases.Unsupported("needs another machine")
+
+    entrants = [Contender(name, OTHER, make) for name, make in (("a", fails), ("b", cannot), ("c", Counted(0).make))]
+    status, report = report_on(monkeypatch, tmp_path, *entrants)
+    assert status == 1
+    assert report["wrong"] == ["thing 3: a"]
+    failed, unsupported, fine = report["rows"]
+    assert failed["failure"] == "ValueError: no such thing"
+    assert unsupported["unsupported"] == "needs another machine"
+    assert fine["median_ms"] > 0
+    said = capsys.readouterr()
+    assert "not possible: needs another machine" in said.out
+    assert "Traceback" in said.err
 
 
 class WrongKernels:
@@ -416,9 +512,9 @@ class WrongKernels:
 
 
 def test_wrong_kernel_fails_its_script(monkeypatch, tmp_path):
-    monkeypatch.setattr(contenders, "levels", lambda every=False: {"wrong": WrongKernels()})  # noqa: ARG005
-    script = importlib.import_module("benchmarks.bench_group_norm")
-    status, report = run_script(script, tmp_path / "report.json")
+    for module in (contenders, devices):
+        monkeypatch.setattr(module, "levels", lambda every=False: {"wrong": WrongKernels()})  # noqa: ARG005
+    status, report = run_script("group_norm", tmp_path / "report.json")
     assert status == 1
     assert [name.rpartition(": ")[2] for name in report["wrong"]] == ["C++ wrong"] * 2
     assert report["ratio"] == {}
@@ -431,20 +527,32 @@ def test_wrong_array_path_is_not_taken_for_the_truth(monkeypatch, tmp_path):
     original = GroupNorm.backward
     monkeypatch.setattr(GroupNorm, "backward", lambda self, dy: original(self, dy * 1.001))
     with pytest.raises(AssertionError, match="does not agree with the reference"):
-        run_script(importlib.import_module("benchmarks.bench_group_norm"), tmp_path / "report.json")
+        run_script("group_norm", tmp_path / "report.json")
 
 
 @pytest.mark.parametrize("scale", [1.001, math.nan])
 def test_truth_notices_a_wrong_op(scale):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 3))
-    square = lambda x: x * x  # noqa: E731
-    arguments = ([x], x, lambda a: [a[0][:1]], rng)
-    y, dx = harness.truth(square, square, *arguments)
+    x = np.random.default_rng(0).standard_normal((2, 3))
+    square, device = lambda x: x * x, devices.Cpu()
+    y, dx = cases.truth_of(device, square, square, (x, x))
     np.testing.assert_allclose(y, x**2)
     np.testing.assert_allclose(dx, 2 * x * x)
     with pytest.raises(AssertionError, match="does not agree"):
-        harness.truth(lambda x: x * x * scale, square, *arguments)
+        cases.truth_of(device, lambda x: x * x * scale, square, (x, x))
+
+
+def test_errors_are_relative_and_nan_never_passes():
+    exact = np.array([[3.0, -4.0]])
+    off = np.array([[3.0, -4.4]])
+    assert cases.error_of([off], [exact]) == pytest.approx(0.1)
+    assert cases.error_of([np.concatenate([off, 9 * off])], [exact]) == pytest.approx(0.1)  # the first rows
+    for wrong in (np.array([[3.0, np.nan]]), np.array([[3.0, np.inf]]), np.zeros((1, 3)), np.zeros((0, 2)), np.zeros(2),
+                  np.concatenate([off, off * np.nan])):  # fmt: skip
+        assert math.isnan(cases.error_of([off, wrong], [exact, exact]))
+        assert math.isnan(cases.error_of([wrong, off], [exact, exact]))
+    assert math.isnan(cases.error_of([off], [exact, exact]))
+    assert cases.error_of([np.array(2.0)], [np.array(1.0)]) == 1.0
+    assert cases.error_of([np.zeros((0, 3))], [np.zeros((0, 3))]) == 0.0
 
 
 # ---- timing ----
@@ -587,8 +695,10 @@ def shapes_of(workload, monkeypatch):
 def test_shapes_are_those_of_the_workloads(monkeypatch):
     found = [shapes_of(workload, monkeypatch) for workload in WORKLOADS.values()]
     for op in ("conv2d", "group_norm", "attention"):
-        shapes = importlib.import_module(f"benchmarks.bench_{op}").SHAPES
-        shapes = {shape[:4] for shape in shapes} if op == "attention" else set(shapes)
+        script = importlib.import_module(f"benchmarks.bench_{op}")
+        shapes = set(script.SHAPES)
+        if op == "attention":
+            shapes = {shape[:4] for shape in script.SHAPES[: script.OF_WORKLOADS]}
         known = set().union(*(seen[op] for seen in found))
         assert shapes <= known, shapes - known
 
@@ -670,7 +780,8 @@ def test_bench_command_explains_what_is_wrong(tmp_path, monkeypatch):
 
 def test_a_contender_without_kernels_is_the_array_path():
     build = lambda _inputs: lambda: backend.cpu  # noqa: E731
-    entrants = {c.name: c.make(None)() for c in contenders.house(build, every=True)}
+    device = devices.Cpu(devices.Settings(all_levels=True))
+    entrants = {c.name: c.make(None)() for c in device.ours(build)}
     assert entrants.pop("array path") is None
     assert set(entrants.values()) == set(contenders.levels(every=True).values())
 

@@ -1,6 +1,7 @@
 """The command line as a user meets it: subprocesses, files, exit codes, one-sentence errors."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 import pydiff
+from pydiff import cli
 
 TINY = ["--channels", "8", "8", "--groups", "4", "--batch-size", "4"]
 
@@ -166,6 +168,28 @@ def test_train_takes_the_objectives(tmp_path):
     assert done.returncode == 0, done.stderr
     run = pydiff.load(out)
     assert (run.variance, run.self_conditioning, run.options["timestep_sampling"]) == ("learned", True, "loss_aware")
+
+
+@pytest.mark.parametrize("columns", [1, 5, 19])
+def test_help_and_mistakes_end_in_a_terminal_of_few_columns(columns):
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    # tyro writes of mistakes in 40 columns at least.
+    for arguments, code, stream, width in (["info", "--help"], 0, "stdout", 20), (["train"], 2, "stderr", 40):
+        command = [sys.executable, "-m", "pydiff", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+        assert done.returncode == code
+        frames = [line for line in getattr(done, stream).splitlines() if line.startswith("╰")]
+        assert frames, "nothing was written"
+        assert all(len(line) == width for line in frames)
+
+
+def test_a_narrow_terminal_is_as_narrow_as_it_was(monkeypatch, capsys):
+    for columns in ("3", None):
+        monkeypatch.delenv("COLUMNS", raising=False) if columns is None else monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((3, 24)))
+        assert cli.main(["info"]) == 0
+        assert os.environ.get("COLUMNS") == columns
+    assert "CPU kernels" in capsys.readouterr().out
 
 
 def test_help_of_an_option_is_one_line():

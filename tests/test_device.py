@@ -251,14 +251,23 @@ def test_kernels_for_cupy_are_those_of_the_emulator():
 
 
 @pytest.mark.usefixtures("cuda_kernels")
-@pytest.mark.parametrize("options", [{}, SMALL, {"shards": 2}, {"offset_noise": 0.1, "self_conditioning": True}])
-def test_a_step_waits_once_for_the_device_when_all_of_it_is_under_way(options):
+@pytest.mark.parametrize(
+    ("options", "uploads"),
+    [
+        ({}, 7),  # images, step numbers, two of the noise's key, coefficients of noise and of loss, the schedule
+        (SMALL, 11),  # labels, what their gradient is sorted by, two of the key of all dropout masks
+        ({"shards": 2}, 13),  # all but the schedule twice
+        ({"offset_noise": 0.1, "self_conditioning": True}, 15),
+    ],
+)
+def test_a_step_waits_once_for_the_device_when_all_of_it_is_under_way(options, uploads):
     steps = training_steps(diffusion_trainer(load("digits"), pydiff.Options(**{**TINY, **options}), "cuda"))
     next(steps)
     fake_cupy.happened.clear()
     next(steps)
     assert fake_cupy.happened.count("wait") == 1
     assert fake_cupy.happened[-2:] == ["adamw", "wait"]
+    assert fake_cupy.happened.count("upload") == uploads
 
 
 @pytest.mark.usefixtures("cuda_kernels")
@@ -530,3 +539,19 @@ def test_cupy_takes_the_arguments_that_pydiff_gives(real_cupy):
             assert (len(node.args), options) == (function.nin, {}), function
         else:
             inspect.signature(function).bind(*node.args, **options)
+
+
+# ---- what is moved -------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_written_to_is_sent_once_and_forgotten_with_it(cupy):
+    like, a = cupy.asarray(np.zeros(2)), np.arange(3)
+    fake_cupy.happened.clear()
+    assert arrays.sent(a, like) is not arrays.sent(a, like)  # it may have changed meanwhile
+    a.flags.writeable = False
+    assert arrays.sent(a, like) is arrays.sent(a, like)
+    assert fake_cupy.happened.count("upload") == 3
+    assert arrays.sent(a, np.zeros(2)) is a
+    before = len(arrays._sent.copies)
+    del a
+    assert len(arrays._sent.copies) == before - 1

@@ -123,3 +123,16 @@ def test_the_readme_is_one_screen_whose_links_lead_somewhere():
     for page in (README, *PAGE.parent.glob("*.md")):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="the scripts are not here, only the installed package")
+def test_every_step_of_the_night_is_in_the_table_and_in_the_workflow():
+    """All but slurm, which needs a Slurm that answers."""
+    script, workflow = (
+        (PAGE.parents[1] / name).read_text() for name in (".ci/nightly", ".github/workflows/nightly.yml")
+    )
+    functions = re.findall(r"^step_(\w+)\(\)", script, re.MULTILINE)
+    listed = re.findall(r"^(\w+) +\d+ min", script, re.MULTILINE)
+    assert sorted(functions) == sorted(listed)
+    (matrix,) = re.findall(r"step: \[(.*)\]", workflow)
+    assert sorted([*matrix.split(", "), "slurm"]) == sorted(listed)

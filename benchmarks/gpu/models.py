@@ -11,9 +11,9 @@ import statistics
 import numpy as np
 import torch
 
-from benchmarks import harness
-from benchmarks.gpu.case import OTHER, OURS, PEER, finite, in_a_line
+from benchmarks.cases import OTHER, OURS, PEER
 from benchmarks.gpu.unet_shapes import CONFIG, TINY_CONFIG, macs
+from benchmarks.harness import finite, in_a_line, ratio
 from pydiff import optim
 from pydiff import random as philox
 from pydiff.diffusion import Process, ddim, initial_noise, path, schedule
@@ -65,7 +65,7 @@ class Pydiff:
     """A model of ours with its optimiser, and made-up images, on the device."""
 
     def __init__(self, device, batch):
-        if device.kernels is None:
+        if device.reason:
             raise RuntimeError(device.reason)
         self.xp, self.steps, options = device.xp, sampling_steps(device), config(device)
         self.model = UNet2D(**options)
@@ -261,5 +261,5 @@ def race(device, title, entrants, method, batch, flops):
             row |= {"median_ms": median * 1e3, "min_ms": min(seconds[row["name"]]) * 1e3}
             row |= {"images_s": batch / median, "turns": len(seconds[row["name"]])}
             row |= {} if device.tiny else {"tflops": flops / median * 1e-12}
-    value = harness.ratio(rows)
+    value = ratio(rows)
     return [row | {"ratio": value} if row["kind"] == OURS else row for row in rows]

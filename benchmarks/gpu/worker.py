@@ -8,7 +8,6 @@ access, the process ends with status 3, and the parent goes on with the next tas
 """
 
 import argparse
-import importlib
 import itertools
 import json
 import os
@@ -16,66 +15,65 @@ import sys
 import time
 from functools import partial
 
+from benchmarks.cases import checked, timed
+from benchmarks.devices import GPUS, Gpu
 from benchmarks.gpu import ceilings, machine, models
-from benchmarks.gpu.case import Random, check, in_a_line
-from benchmarks.gpu.device import DEVICES, Device
-from benchmarks.gpu.timing import line_of, measure
+from benchmarks.harness import check, in_a_line, line_of, measure
 
-OPS = ("group_norm", "conv2d", "attention", "layer_norm", "gelu", "noise", "denoise", "adamw")
+OPS = ("group_norm", "conv2d", "attention", "linear", "layer_norm", "gelu", "noise", "dropout", "denoise", "adamw")
 LOST = 3  # exit status: the GPU does not answer
 
 
 def cases(device, which):
-    """All cases of `checks` or `timings`, the ops in turns, so that a stage cut short has seen each of them."""
-    lists = [list(getattr(importlib.import_module(f"benchmarks.gpu.{op}"), which)(device)) for op in OPS]
-    return [case for group in itertools.zip_longest(*lists) for case in group if case is not None]
+    """All cases that are `checked` or `timed`, the ops in turns, so that a stage cut short has seen each of them."""
+    groups = itertools.zip_longest(*(list(which(op, device)) for op in OPS))
+    return [case for group in groups for case in group if case is not None]
 
 
-def correctness(device, seed, _limits):
+def correctness(device, _limits):
     """A task for every case."""
-    return {case.title: partial(_check, device, case, seed) for case in cases(device, "checks")}
+    return {case.title: partial(_check, device, case) for case in cases(device, checked)}
 
 
-def _check(device, case, seed):
-    return {"rows": check(device, case, seed)}
+def _check(device, case):
+    return {"rows": check(device, case)}
 
 
-def timing(device, seed, limits):
+def timing(device, limits):
     """A task for every case."""
-    return {case.title: partial(_measure, device, case, seed, limits) for case in cases(device, "timings")}
+    return {case.title: partial(_measure, device, case, limits) for case in cases(device, timed)}
 
 
-def _measure(device, case, seed, limits):
-    rows, ratio = measure(device, case, seed, limits)
+def _measure(device, case, limits):
+    rows, ratio = measure(device, case, limits)
     print(case.title, *map(line_of, rows), sep="\n")
     return {"rows": rows, "ratio": {} if ratio is None else {case.title: ratio}}
 
 
-def warm(device, seed, _limits):
+def warm(device, _limits):
     """Compiles what the timing stage will want compiled, while the kernels are still being built."""
     found = {}
-    for case in cases(device, "timings"):
+    for case in cases(device, timed):
         compiled = [c for c in case.contenders if "compile" in c.name or c.name == "Triton"]
         if compiled:
-            found[case.title] = partial(_warm, case, compiled, seed, device)
+            found[case.title] = partial(_warm, case, compiled, device)
     return found
 
 
-def _warm(case, contenders, seed, device):
-    device.release()
-    inputs = case.make(Random(device, seed, case.title))
+def _warm(case, contenders, device):
+    inputs, *_ = device.inputs(case.problem)
     for contender in contenders:
-        contender.prepare(inputs)()
+        contender.make(inputs)()
     device.synchronize()
     return {}
 
 
-def warm_model(batch, device, _seed, _limits):
+def warm_model(batch, device, _limits):
     """Compiles the peer's U-Net for one batch size."""
     return {f"compile, batch {batch}": partial(models.warm, device, batch)}
 
 
-def whole(device, _seed, _limits):
+def whole(device, _limits):
     """A task for every section of models.py."""
     return {name: partial(_whole, name, task) for name, task in models.tasks(device).items()}
 
@@ -88,11 +86,11 @@ def _whole(name, task):
 
 
 STAGES = {
-    "machine": lambda device, _seed, _limits: {"machine": partial(machine.describe, device)},
+    "machine": lambda device, _limits: {"machine": partial(machine.describe, device)},
     "warm": warm,
     **{f"warm-{batch}": partial(warm_model, batch) for batch in (16, 64, 128)},
     "correctness": correctness,
-    "ceilings": lambda device, _seed, _limits: {"ceilings": partial(ceilings.ceilings, device)},
+    "ceilings": lambda device, _limits: {"ceilings": partial(ceilings.ceilings, device)},
     "timing": timing,
     "models": whole,
 }
@@ -103,7 +101,7 @@ def main(arguments=None):
     """Returns the exit status."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("stage", choices=STAGES)
-    p.add_argument("--device", choices=DEVICES, required=True)
+    p.add_argument("--device", choices=GPUS, required=True)
     p.add_argument("--seed", type=int, required=True)
     p.add_argument("--limits", type=json.loads, default={}, help="the ceilings, as JSON")
     p.add_argument("--first", type=int, default=0, help="the task to begin with")
@@ -117,8 +115,8 @@ def main(arguments=None):
 def serve(options, tell):
     """Does the tasks and tells about each."""
     try:
-        device = Device(options.device, with_kernels=options.stage.partition("-")[0] not in WITHOUT_KERNELS)
-        tasks = STAGES[options.stage](device, options.seed, options.limits)
+        device = Gpu(options.device, options.stage.partition("-")[0] not in WITHOUT_KERNELS, options.seed)
+        tasks = STAGES[options.stage](device, options.limits)
     except Exception as error:  # in one sentence, where a traceback would only be in the log
         tell({"broken": in_a_line(error)})
         raise

@@ -364,6 +364,21 @@ void bind_noise_loss_backward(py::object dloss, py::object f, py::object x0, py:
     });
 }
 
+// ---------------------------------------------------------------- dropout
+
+void bind_dropout_forward(py::object x, float p, float scale, uint64_t seed, uint32_t purpose, py::object sample,
+                  py::object step, py::object y) {
+    Call call;
+    const Argument xa = call.array(x, "x", {-1, -1}, floating);
+    check_noise_size(xa.size(1));
+    const NoiseKey key = noise_key(call, seed, purpose, sample, step, xa.size(0));
+    const Argument ya = call.array(y, "y", xa.shape, {xa.type}, Use::out);
+    call.run(xa.type, [&](auto zero, auto... rest) {
+        using T = decltype(zero);
+        dropout_forward<T>(xa.size(0), xa.size(1), xa.as<T>(), p, scale, key, ya.as<T>(), rest...);
+    });
+}
+
 // ---------------------------------------------------------------- denoise
 
 // table (rows, 9 + k)
@@ -488,6 +503,7 @@ void bind_kernels(py::module_& m) {
     m.def("noise_backward", &bind_noise_backward);
     m.def("noise_loss_forward", &bind_noise_loss_forward);
     m.def("noise_loss_backward", &bind_noise_loss_backward);
+    m.def("dropout_forward", &bind_dropout_forward);
     m.def("denoise_forward", &bind_denoise_forward);
     m.def("denoise_backward", &bind_denoise_backward);
     m.def("adamw", &bind_adamw);

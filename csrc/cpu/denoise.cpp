@@ -18,7 +18,7 @@
 namespace pydiff {
 namespace {
 
-constexpr int64_t tile = 4096;  // elements of one work item; a multiple of every normals_width
+constexpr int64_t tile = 4096;  // elements of one work item; a multiple of every drawn_width
 
 // The row of the table that holds this step.
 struct Coefficients {
@@ -59,7 +59,7 @@ void denoise_forward(int64_t n, int64_t size, const DenoiseTable& table, const f
             for (int64_t e = begin; e < end; e += simd_width) update(i * size + e, end - e, [](vfloat&) {});
             return;
         }
-        for (int64_t e = begin; e < end; e += normals_width) {
+        for (int64_t e = begin; e < end; e += drawn_width) {
             vfloat z[4];
             normals(*key, i, e, z);
             for (int64_t k = 0, at = e; k < 4 && at < end; ++k, at += simd_width)

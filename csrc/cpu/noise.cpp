@@ -22,7 +22,7 @@
 namespace pydiff {
 namespace {
 
-constexpr int64_t tile = 4096;  // elements of one work item; a multiple of every normals_width
+constexpr int64_t tile = 4096;  // elements of one work item; a multiple of every drawn_width
 constexpr double with_normals = 2;  // about the nanoseconds of an element for which a normal is drawn ..
 constexpr double without = 0.25;    // .. and of one that is only multiplied
 
@@ -31,7 +31,7 @@ constexpr double without = 0.25;    // .. and of one that is only multiplied
 template <class Item>
 inline void differences(int64_t i, int64_t begin, int64_t end, int64_t size, const float* f, const float* x0, float p,
                         float q, const NoiseKey& key, Item&& item) {
-    for (int64_t e = begin; e < end; e += normals_width) {
+    for (int64_t e = begin; e < end; e += drawn_width) {
         vfloat z[4] = {};
         if (q != 0) normals(key, i, e, z);
         for (int64_t k = 0, element = e; k < 4 && element < end; ++k, element += simd_width) {
@@ -48,7 +48,7 @@ template <>
 void normal(int64_t n, int64_t size, const NoiseKey& key, float* eps) {
     parallel_tiles(n, size, tile, with_normals, [&](int64_t i, int64_t begin, int64_t end) {
         float* out = eps + i * size;
-        for (int64_t e = begin; e < end; e += normals_width) {
+        for (int64_t e = begin; e < end; e += drawn_width) {
             vfloat z[4];
             normals(key, i, e, z);
             for (int64_t k = 0, at = e; k < 4 && at < end; ++k, at += simd_width) store_upto(out + at, z[k], end - at);
@@ -62,7 +62,7 @@ void noise_forward(int64_t n, int64_t size, const float* x0, const float* alpha,
     parallel_tiles(n, size, tile, with_normals, [&](int64_t i, int64_t begin, int64_t end) {
         const float a = alpha[i], s = sigma[i];
         const int64_t row = i * size;
-        for (int64_t e = begin; e < end; e += normals_width) {
+        for (int64_t e = begin; e < end; e += drawn_width) {
             vfloat z[4];
             normals(key, i, e, z);
             for (int64_t k = 0, at = e; k < 4 && at < end; ++k, at += simd_width) {

@@ -76,28 +76,46 @@ inline vfloat interleave_last(vfloat a, vfloat b, std::index_sequence<I...>) {
     return __builtin_shufflevector(a, b, (I / 4 * 4 + 2 + I % 4 / 2 + I % 2 * simd_width)...);
 }
 
-// How many consecutive elements of a sample `normals` makes at once.
-constexpr int64_t normals_width = 4 * simd_width;
+// How many consecutive elements of a sample `normals` and `uniforms` make at once.
+constexpr int64_t drawn_width = 4 * simd_width;
 
-// Elements [first, first + normals_width) of sample i of the batch, in order; first is a multiple of 4.
-inline void normals(const NoiseKey& key, int64_t i, int64_t first, vfloat z[4]) {
-    // Transposing four blocks within each 128 bits puts block p's four normals side by side. Blocks are dealt to the
-    // elements so that this alone gives consecutive order: element p holds block (p % 4) (simd_width / 4) + p / 4.
+// The words of elements [first, first + drawn_width) of sample i of the batch; first is a multiple of 4. Element p of
+// w[k] is word k of block (p % 4) (simd_width / 4) + p / 4: blocks are dealt so that `in_order` needs one transposition.
+inline void drawn_words(const NoiseKey& key, int64_t i, int64_t first, vuint w[4]) {
     vuint block;
     for (int p = 0; p < simd_width; ++p) block[p] = static_cast<uint32_t>(p % 4 * (simd_width / 4) + p / 4);
-    vuint w0 = block + static_cast<uint32_t>(first / 4), w1 = vuint{} + key.step[i];
-    vuint w2 = vuint{} + key.sample[i], w3 = vuint{} + key.purpose;
-    philox4x32(key.seed, w0, w1, w2, w3);
-    vfloat z0, z1, z2, z3;
-    box_muller(w0, w1, z0, z1);
-    box_muller(w2, w3, z2, z3);
+    w[0] = block + static_cast<uint32_t>(first / 4), w[1] = vuint{} + key.step[i];
+    w[2] = vuint{} + key.sample[i], w[3] = vuint{} + key.purpose;
+    philox4x32(key.seed, w[0], w[1], w[2], w[3]);
+}
+
+// What was made of each of those words, in the order of the elements: transposing four vectors within each 128 bits puts
+// a block's four numbers side by side.
+inline void in_order(vfloat z[4]) {
     const auto all = std::make_index_sequence<simd_width>();
-    const vfloat even_first = interleave_first(z0, z2, all), even_last = interleave_last(z0, z2, all);
-    const vfloat odd_first = interleave_first(z1, z3, all), odd_last = interleave_last(z1, z3, all);
+    const vfloat even_first = interleave_first(z[0], z[2], all), even_last = interleave_last(z[0], z[2], all);
+    const vfloat odd_first = interleave_first(z[1], z[3], all), odd_last = interleave_last(z[1], z[3], all);
     z[0] = interleave_first(even_first, odd_first, all);
     z[1] = interleave_last(even_first, odd_first, all);
     z[2] = interleave_first(even_last, odd_last, all);
     z[3] = interleave_last(even_last, odd_last, all);
+}
+
+// Standard normals for elements [first, first + drawn_width) of sample i, in order; first is a multiple of 4.
+inline void normals(const NoiseKey& key, int64_t i, int64_t first, vfloat z[4]) {
+    vuint w[4];
+    drawn_words(key, i, first, w);
+    box_muller(w[0], w[1], z[0], z[1]);
+    box_muller(w[2], w[3], z[2], z[3]);
+    in_order(z);
+}
+
+// Uniform numbers in [0, 1), multiples of 2^-24, for the same elements.
+inline void uniforms(const NoiseKey& key, int64_t i, int64_t first, vfloat u[4]) {
+    vuint w[4];
+    drawn_words(key, i, first, w);
+    for (int k = 0; k < 4; ++k) u[k] = __builtin_convertvector((vint)(w[k] >> 8), vfloat) * 0x1p-24f;
+    in_order(u);
 }
 
 }  // namespace pydiff

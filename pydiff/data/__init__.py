@@ -118,8 +118,8 @@ def load(
     if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
         raise ValueError("cache_gb is for images; leave it out for sounds")
     if not cache_gb and (sound or _is_sound(source)):
-        wanted = asked(layout=layout, pages=pages, split=split, bits=bits, limit=limit).only("a set of sounds")
-        return _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted.limit)
+        wanted = asked(layout=layout, pages=pages, split=split, bits=bits, limit=limit)
+        return _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted)
     check_frames(frames, frame_rate)
     wanted = asked(size, channels, layout, pages, split, bits, limit, frame_rate)
     if cache_gb:
@@ -135,8 +135,8 @@ def load(
         return animated_emoji(frames, frame_rate, wanted.size, wanted.channels)
     path = Path(source).expanduser() if isinstance(source, str | os.PathLike) and source not in NAMED else None
     if path is not None and path.is_dir() and (frames is not None or frame_rate is not None or holds_clips(path)):
-        wanted.only(f"{printable(str(path))} (clips)")
-        return load_clips(path, frames, frame_rate, wanted.size, wanted.channels, wanted.limit)
+        wanted.only(f"{printable(str(path))} (clips)", "split")
+        return load_clips(path, frames, frame_rate, wanted.size, wanted.channels, wanted.limit, split=split)
     dataset = _of_length(_loaded(source, labels, captions, wanted), frames, frame_rate)
     return _fitted(dataset, wanted)
 
@@ -198,12 +198,14 @@ def _is_sound(source) -> bool:
     return isinstance(source, Sounds)
 
 
-def _load_sounds(source, size, channels, labels, captions, rate, seconds, limit) -> Sounds:
+def _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted: Asked) -> Sounds:
     if size is not None or labels is not None or captions is not None:
         given = "size" if size is not None else "labels" if labels is not None else "captions"
         raise ValueError(
             f"{given} was given with sounds, which have rate and seconds, and their folders' names as classes"
         )
+    is_folder = isinstance(source, (str, os.PathLike)) and source not in NAMED_SOUNDS
+    wanted.only(*("a folder of sounds", "split") if is_folder else ("a set of sounds",))
     if isinstance(source, Sounds):
         if (rate or source.rate, channels or source.shape[2]) != (source.rate, source.shape[2]) or seconds is not None:
             raise ValueError("a data set of sounds has its rate and length; give rate and seconds where it is loaded")
@@ -218,7 +220,7 @@ def _load_sounds(source, size, channels, labels, captions, rate, seconds, limit)
     if not path.is_dir():
         reason = "is not a folder of sounds" if path.exists() else "is not there"
         raise ValueError(f"{str(source)!r} {reason}; rate and seconds are for sounds")
-    return load_sounds(path, rate, seconds, channels, limit)
+    return load_sounds(path, rate, seconds, channels, wanted.limit, wanted.split)
 
 
 def _is_pillow(source) -> bool:

@@ -13,7 +13,7 @@ BITS = (8, 10, 12, 14, 16)
 CONCERNS = {
     "layout": "arrays and .npz and .npy files",
     "pages": "images in folders, archives, lists and .parquet files",
-    "split": "folders and archives of images, folders of .parquet files, and files of MNIST or CIFAR",
+    "split": "folders of images, sounds, clips or .parquet files, archives of images, and files of MNIST or CIFAR",
     "bits": "grey deeper than 8 bits, in arrays or images",
 }
 

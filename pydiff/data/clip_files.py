@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff.data import captions as words
+from pydiff.data.classes import divided
 from pydiff.data.clips import RATE, Clips, check_frames
 from pydiff.data.dataset import plural, some
 from pydiff.data.folder import _choose_size, labels_of
@@ -104,6 +105,7 @@ def load_clips(
     channels: int | None = None,
     limit: Limit = USUAL,
     *,
+    split: str | None = None,
     only=None,
     told=None,
 ) -> Clips:
@@ -113,8 +115,9 @@ def load_clips(
     None takes the middle of what the files have. size: (height, width). channels: 1 or 3 (what is transparent lies on
     white), or 4; None: 1 if all is grey, else 3. Captions as for images. Where there are no animated files and films,
     every folder of images is a clip, its frames in the order of their names. limit: of memory, for all frames at the
-    size that they are given. only: which files count, Path -> bool. told: the caption of a file, path -> str, in place
-    of those that are found. ValueError if nothing is left, if more than half are broken, or above the limit.
+    size that they are given. split: which of folders called train, val and test, or "all"; None is train. only: which
+    files count, Path -> bool. told: the caption of a file, path -> str, in place of those that are found. ValueError if
+    nothing is left, if more than half are broken, or above the limit.
     """
     check_frames(frames, rate)
     frames = FRAMES if frames is None else frames
@@ -132,6 +135,8 @@ def load_clips(
         }
     elif still:
         notes.append(f"{plural(len(still), 'image')} beside the clips left out")
+    kept, split_notes = divided(list(sources), split, printable(str(root)), "clip")
+    sources, notes = {path: sources[path] for path in kept}, [*split_notes, *notes]
     sizes = [found for found in map(_size_of, sources.values()) if found is not None]
     fit, reels = Fit(size or _choose_size(sizes, notes), channels, limit, printable(str(root))), {}
     for path, source in sources.items():

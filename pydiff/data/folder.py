@@ -83,8 +83,8 @@ def said_of(root, names: list[str], paths: list[str], found: Found) -> Said:
         class_notes = renumbered(classes)
     else:
         inside = root.inside if hasattr(root, "inside") else str
-        labels, classes, class_notes = labels_of(undivided([inside(name) for name in names]))
-        if classes is None and not class_notes and (could := labels_of(undivided([inside(p) for p in paths]))[1]):
+        labels, classes, class_notes = labels_of([inside(name) for name in names])
+        if classes is None and not class_notes and (could := labels_of([inside(p) for p in paths])[1]):
             class_notes = [f"no classes: of {len(could)} folders, images of one alone can be used"]
         if told is not None and told.classes:
             class_notes.append(f"{plural(len(told.classes), 'image')} with a class in a file beside it, not all")
@@ -227,8 +227,10 @@ def _stack(images: list[np.ndarray], channels: int | None) -> tuple[np.ndarray, 
 
 
 def labels_of(paths: list[str], noun: str = "image") -> tuple[np.ndarray | None, list[str] | None, list[str]]:
-    """Labels (N,), class names and notes. Images beside the class folders, or a single folder, mean no classes."""
-    within = [path.rpartition("/")[0] for path in paths]
+    """Labels (N,), class names and notes. Images beside the class folders, or a single folder, mean no classes, and
+    folders called train, val and test are none.
+    """
+    within = [path.rpartition("/")[0] for path in undivided(paths)]
     counts = Counter(within)
     folders = {folder: folder.split("/") if folder else [] for folder in counts}
     levels = zip(*folders.values(), strict=False)

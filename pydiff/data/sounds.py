@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pydiff.data.classes import divided
 from pydiff.data.dataset import Dataset, plural
 from pydiff.data.image import not_a_file
 from pydiff.data.limits import USUAL, Limit
@@ -103,10 +104,12 @@ def load_sounds(
     seconds: float | None = None,
     channels: int | None = None,
     limit: Limit = USUAL,
+    split: str | None = None,
 ) -> Sounds:
     """All sounds under a folder, in order of path; classes as for images: the first folder that they do not all share.
 
     rate: samples a second, 8000 if None. seconds: of every sound, 1 if None. channels: 1 (mixed), which is None, or 2.
+    split: which of folders called train, val and test, or "all"; None is train.
     Files with the suffix of a sound that cannot be read, or hold silence alone, are skipped and listed; so are those
     that take more memory than the limit while they are read.
     ValueError if no sound is left, or if more than half are broken, or if all together take more than the limit.
@@ -117,8 +120,9 @@ def load_sounds(
     paths, _, skipped = find_files(root, SUFFIXES)
     if not paths:
         raise ValueError(f"{root} holds no sounds; expected files such as .wav in it or in its subfolders")
-    files = {path: root / path for path in paths}
-    return load_files(printable(str(root)), files, rate, seconds, channels, skipped=skipped, limit=limit)
+    paths, notes = divided(paths, split, printable(str(root)), "sound")
+    files, name = {path: root / path for path in paths}, printable(str(root))
+    return load_files(name, files, rate, seconds, channels, skipped=skipped, limit=limit, notes=notes)
 
 
 def load_files(
@@ -132,9 +136,11 @@ def load_files(
     labels=None,
     classes=None,
     limit: Limit = USUAL,
+    notes=(),
 ) -> Sounds:
     """Files of sound by name, or their contents, as Sounds. labels: {name: number of its class}, with classes, their
-    names; None reads classes from the names, which are paths. skipped: what is known to be unusable already.
+    names; None reads classes from the names, which are paths. skipped: what is known to be unusable already. notes:
+    what is to be said first.
 
     ValueError if more than half are broken.
     """
@@ -161,7 +167,7 @@ def load_files(
     else:
         numbers = np.array([labels[path] for path in found], np.int64)
     samples = np.stack([piece for one in usable.values() for piece in one.pieces])[:, None]
-    notes = [*notes_on(list(usable.values()), rate, seconds), *class_notes]
+    notes = [*notes, *notes_on(list(usable.values()), rate, seconds), *class_notes]
     return Sounds(name, samples, numbers, classes, skipped, notes, rate=rate)
 
 

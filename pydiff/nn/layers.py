@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pydiff import ops, random
-from pydiff.arrays import array_module
+from pydiff import ops
 from pydiff.nn.module import Module, Parameter
 from pydiff.nn.module import _state as state
 
@@ -126,10 +125,6 @@ class Dropout(Module):
         key = getattr(state, "dropout", None)
         if not self.p or key is None:
             return x
-        if len(key.sample) != len(x):
-            raise ValueError(f"got dropout masks for {len(key.sample)} samples, but an input of shape {x.shape}")
         # The number of the dropout call goes into the purpose's upper bits: every layer draws its own mask.
         state.dropout = key._replace(purpose=key.purpose + 256)
-        xp = array_module(x.data)
-        keep = xp.asarray(random.uniform(key, x.shape[1:]) >= self.p)
-        return x * (keep / (1 - self.p)).astype(x.dtype)
+        return ops.dropout(x, self.p, key)

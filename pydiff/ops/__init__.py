@@ -6,6 +6,7 @@ from pydiff.ops.attention import attention
 from pydiff.ops.conv2d import conv2d, linear
 from pydiff.ops.conv_transpose2d import conv_transpose2d
 from pydiff.ops.denoise import DenoiseStep, denoise
+from pydiff.ops.dropout import dropout
 from pydiff.ops.elementwise import (
     absolute,
     add,
@@ -60,6 +61,7 @@ __all__ = [
     "cross_entropy",
     "denoise",
     "divide",
+    "dropout",
     "embedding",
     "erf",
     "exp",

@@ -59,9 +59,14 @@ def sum_by_tree(total, ids, values):
     rows, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
     place = np.arange(len(ids)) - np.repeat(starts, counts)
     behind = np.repeat(counts, counts) - place  # how many of the row are left, itself included
-    values, step = values[xp.asarray(order)], 1
+    parts, step = [order, rows, starts], 1
     while step < counts.max(initial=0):
         takes = np.flatnonzero((place % (2 * step) == 0) & (behind > step))
-        values[xp.asarray(takes)] += values[xp.asarray(takes + step)]
+        parts += [takes, takes + step]
         step *= 2
-    total[xp.asarray(rows)] = values[xp.asarray(starts)]
+    moved, ends = xp.asarray(np.concatenate(parts)), np.cumsum([len(part) for part in parts])  # one journey for all
+    order, rows, starts, *rounds = (moved[end - len(part) : end] for part, end in zip(parts, ends, strict=True))
+    values = values[order]
+    for takes, taken in zip(rounds[::2], rounds[1::2], strict=True):
+        values[takes] += values[taken]
+    total[rows] = values[starts]

@@ -14,8 +14,10 @@ Reference: reference/noise.py. Kernels: csrc/cpu/noise.cpp, csrc/cuda/noise.cu. 
 import math
 from typing import Any
 
+import numpy as np
+
 from pydiff import random
-from pydiff.arrays import array_module, contiguous, empty
+from pydiff.arrays import array_module, contiguous, empty, sent
 from pydiff.backend import FLOAT32, is_bfloat16, native
 from pydiff.tensor import Function
 
@@ -116,13 +118,14 @@ def _difference(f, x0, p, q, _weight, key):
 
 def key_on(x, key):
     """The key with its arrays where x lives, as the kernels take it."""
-    xp = array_module(x)
-    return key.seed, key.purpose, xp.asarray(key.sample), xp.asarray(key.step)
+    return key.seed, key.purpose, sent(key.sample, x), sent(key.step, x)
 
 
 def _coefficients(x, *values):
     """(N,) arrays where x lives, as exact as its sums: of x's dtype, or float32 beside bfloat16."""
     xp, dtype = array_module(x), FLOAT32 if is_bfloat16(x.dtype) else x.dtype
+    if xp is not np and all(isinstance(value, np.ndarray) for value in values):
+        return [*xp.asarray(np.stack(values), dtype)]  # one journey for all
     return [contiguous(xp.asarray(value, dtype)) for value in values]
 
 

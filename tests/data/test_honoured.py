@@ -92,6 +92,38 @@ def test_every_wish_is_honoured_or_refused(tmp_path, source):
     assert len(load(data, **options)), "which works"
 
 
+def folders_of_frames(folder, n=3):
+    for i in range(n):
+        image_folder(folder / f"clip {i}", [f"frame {k}" for k in range(8)])
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "noun"),
+    [
+        (sounds, {}, "sound"),
+        (lambda folder: animations(folder, n=3), {"frames": 8}, "clip"),
+        (folders_of_frames, {"frames": 8}, "clip"),
+    ],
+    ids=["sounds", "animations", "folders of frames"],
+)
+def test_parts_of_sounds_and_clips_are_no_classes(tmp_path, make, options, noun):
+    for folder in ("p/train/up", "p/train/down", "p/test/up", "q/up/train", "q/up/val", "q/down/train", "q/down/val"):
+        make(tmp_path / folder)
+    data = load(tmp_path / "p", **options)
+    assert (len(data), data.classes) == (6, ["down", "up"])
+    assert any(f"train/ (6 {noun}s) taken; left out: test/ (3 {noun}s)" in note for note in data.notes)
+    assert (len(load(tmp_path / "p", split="test", **options)), len(load(tmp_path / "p", split="all", **options))) == (
+        3,
+        9,
+    )
+    assert load(tmp_path / "p", split="all", **options).classes == ["down", "up"]
+    for split, count in ((None, 6), ("val", 6), ("all", 12)):
+        data = load(tmp_path / "q", split=split, **options)
+        assert (len(data), data.classes) == (count, ["down", "up"])
+    with pytest.raises(ValueError, match="has test, train, and no val; use split='test'"):
+        load(tmp_path / "p", split="val", **options)
+
+
 def test_an_archive_goes_by_what_is_in_it(tmp_path):
     for part in ("train", "val"):
         image_folder(tmp_path / "p" / part / "x")

@@ -40,6 +40,7 @@ CALLS = {
     ),
     "cross_entropy": ([(2, 3)], {"labels": np.array([2, 0])}),
     "divide": ([(2, 3), (3,)], {}),
+    "dropout": ([IMAGE], {"p": 0.3, "key": KEY}),
     "embedding": ([(4, 3)], {"ids": np.array([[0, 2], [3, 0]])}),
     "erf": ([(2, 3)], {}),
     "exp": ([(2, 3)], {}),

@@ -6,18 +6,17 @@ Each file starts as a right one and gets up to three mutations of its header's m
 of its text or of its bytes. What we accept is compared with the safetensors package, where that accepts it too.
 """
 
-import argparse
 import json
 import resource
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from pydiff.formats import safetensors as tensorfile
+from tests.stress import fuzz
 
 DTYPES = [*tensorfile.EXACT, *tensorfile.HALF]
 NUMBERS = [0, 1, -1, 2, 3, 7, 8, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30]
@@ -151,12 +150,13 @@ def agrees(arrays: dict, data: bytes) -> bool:
     return theirs.keys() == arrays.keys()
 
 
-def run(count: int, seed: int) -> dict:
-    """Read `count` files and say what happened."""
+def run(count: int, seed: int, minutes: float = float("inf")) -> dict:
+    """Read `count` files, or as many as it can in so many minutes, and say what happened."""
     rng = np.random.default_rng(seed)
-    result = {"count": count, "seed": seed, "accepted": 0, "refused": 0, "disagreements_with_safetensors": 0}
+    result = {"count": 0, "seeds": [seed], "accepted": 0, "refused": 0, "disagreements_with_safetensors": 0}
     others, slowest, largest = [], 0.0, 0
-    for _ in range(count):
+    for _ in fuzz.Until(count, minutes):
+        result["count"] += 1
         data = case(rng)
         start = time.perf_counter()
         try:
@@ -178,20 +178,14 @@ def run(count: int, seed: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=200_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    options = parser.parse_args()
+    options = fuzz.options(__doc__, 200_000).parse_args()
+    fuzz.check(options)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    result = run(options.count, options.seed)
+    result = run(options.count, options.seed, options.minutes)
     result["seconds"] = time.perf_counter() - start
     result["peak_memory_growth_kb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    fuzz.finish(options, result)
     sys.exit(bool(result["other_exceptions"] or result["disagreements_with_safetensors"]))
 
 

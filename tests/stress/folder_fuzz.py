@@ -8,7 +8,6 @@ Allowed are FileNotFoundError and CheckpointError of one printable sentence, qui
 still opens is drawn from, now and then: a ValueError of one sentence is allowed there, too.
 """
 
-import argparse
 import copy
 import hashlib
 import json
@@ -35,6 +34,7 @@ from pydiff.formats.safetensors import CheckpointError
 from pydiff.models import UNet2D
 from pydiff.store import checkpoint, sealed
 from tests.models.configurations import SMALL
+from tests.stress import fuzz
 
 NUMBERS = [0, 1, -1, 2, 3, 4, 5, 7, 8, 10, 16, 100, 999, 1000, 1001, 20000, 10**6, 10**9, 2**31, 2**63, 10**18, 10**30,
            10**300, 0.0, 0.5, -0.5, 1.0, 1.5, 1e-30, 1e-8, 1e8, 1e300, float("inf"), float("-inf"),
@@ -258,18 +258,16 @@ def tried(folder: Path, draw: bool) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=40_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = fuzz.options(__doc__, 40_000)
     parser.add_argument("--draw", type=int, default=5, help="draw from one in so many that open")
-    parser.add_argument("--json", type=Path, help="where to write the result")
     options = parser.parse_args()
+    fuzz.check(options)
     logging.getLogger("pydiff").addHandler(logging.NullHandler())
     rng, results, kinds, bad, slowest = random.Random(options.seed), {}, Counter(), [], (0.0, "")
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
         every = targets(make(Path(directory)))
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for _ in range(options.count):
+        for _ in fuzz.Until(options.count, options.minutes):
             target = every[rng.randrange(len(every))]
             target.spoil(rng)
             start = time.perf_counter()
@@ -277,7 +275,7 @@ def main() -> None:
             slowest = max(
                 slowest, (time.perf_counter() - start, target.path.read_bytes()[:300].decode("utf-8", "replace"))
             )
-            if what in ("bad sentence", "other exception"):
+            if what in ("bad sentence", "other exception") and len(bad) < fuzz.KEPT:
                 contents = target.path.read_bytes()[:1500].decode("utf-8", "replace")
                 bad.append({"file": target.name, "what": what, "said": sentence[:500], "contents": contents})
             target.restore()
@@ -285,14 +283,11 @@ def main() -> None:
             results.setdefault(target.name.split(",")[0], Counter())[what] += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     result = {
-        "count": options.count, "seed": options.seed, **kinds, "by_file": results, "bad": bad,
+        "count": sum(kinds.values()), "seeds": [options.seed], **kinds, "by_file": results, "bad": bad,
         "slowest_seconds": round(slowest[0], 3), "slowest": slowest[1], "peak_memory_growth_kb": grown,
         "seconds": round(time.perf_counter() - began),
     }  # fmt: skip
-    text = json.dumps(result, indent=1)
-    print(text[:6000])
-    if options.json:
-        options.json.write_text(text + "\n")
+    fuzz.finish(options, result)
     sys.exit(bool(bad))
 
 

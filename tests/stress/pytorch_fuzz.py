@@ -8,8 +8,6 @@ numbers in them changed, bytes flipped, the end cut off, zip's own headers chang
 is imported, called or opened. Every array that comes out is read, and must lie inside of the file's bytes.
 """
 
-import argparse
-import json
 import pickletools
 import resource
 import struct
@@ -17,13 +15,13 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
 from pydiff.formats import pytorch
 from pydiff.formats.safetensors import CheckpointError, damaged
 from tests.formats.test_pytorch import Called, Name, Rebuilt, Storage, archive_bytes, old_bytes, pickled
+from tests.stress import fuzz
 
 WATCHED = ("exec", "compile", "os.system", "subprocess.Popen", "socket.connect", "import", "os.posix_spawn", "open",
            "os.remove", "os.rename", "pickle.find_class", "shutil.rmtree", "ctypes.dlopen")  # fmt: skip
@@ -149,8 +147,8 @@ def spoiled(data: bytes, rng) -> bytes:
             return bytes(flipped)
 
 
-def run(count: int, seed: int) -> dict:
-    """Reads `count` files and says what happened."""
+def run(count: int, seed: int, minutes: float = float("inf")) -> dict:
+    """Reads `count` files, or as many as it can in so many minutes, and says what happened."""
     rng, kinds, others, seen, armed = np.random.default_rng(seed), Counter(), [], [], False
     bases = [Base(rng) for _ in range(2000)]
     slowest = arrays = 0
@@ -163,7 +161,8 @@ def run(count: int, seed: int) -> dict:
     for encoding in ("raw-unicode-escape", "unicode-escape", "latin-1", "ascii", "cp437"):  # genops' and zipfile's
         b"x".decode(encoding)
     sys.addaudithook(hook)
-    for _ in range(count):
+    until = fuzz.Until(count, minutes)
+    for _ in until:
         data = case(bases, rng)
         file, start, armed = Bytes(data), time.perf_counter(), True
         try:
@@ -180,7 +179,7 @@ def run(count: int, seed: int) -> dict:
         armed = False
         slowest = max(slowest, time.perf_counter() - start)
     return {
-        "count": count, "seed": seed, **kinds, "arrays_read": arrays, "other_exceptions": others[:20],
+        "count": until.count, "seeds": [seed], **kinds, "arrays_read": arrays, "other_exceptions": others[:20],
         "watched_events": seen[:20], "slowest_seconds": slowest,
     }  # fmt: skip
 
@@ -205,20 +204,14 @@ def memory_of_the_first(count: int, seed: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="where to write the result")
-    options = parser.parse_args()
+    options = fuzz.options(__doc__, 1_000_000).parse_args()
+    fuzz.check(options)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    result = run(options.count, options.seed)
+    result = run(options.count, options.seed, options.minutes)
     result["seconds"] = round(time.perf_counter() - start)
     result["peak_memory_growth_kb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     result["most_bytes_at_once"] = memory_of_the_first(min(options.count, 20_000), options.seed)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    fuzz.finish(options, result)
     sys.exit(bool(result["other_exceptions"] or result["watched_events"] or result.get("bad sentence")))
 
 
