@@ -1,5 +1,5 @@
-"""Parameters of a network and arrays of a file: names of earlier versions, shapes compared before the first is read,
-and the way back.
+"""Copies arrays of a file into a network's parameters and back: handles names of earlier versions, and compares shapes
+before reading the first array.
 """
 
 import math
@@ -19,8 +19,8 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 
 
 class Checked(NamedTuple):
-    """What a config.json says. config: the options of the class, all of them allowed. notes: sentences on what was
-    passed over.
+    """A config.json that passed its checks. config: the options of the class, all of them valid. notes: sentences on
+    what was ignored.
     """
 
     class_name: str
@@ -29,7 +29,7 @@ class Checked(NamedTuple):
 
 
 def attention_renamed(name: str) -> str:
-    """The name that diffusers has given a parameter of an attention since 2023; other names as they are."""
+    """The name that diffusers has given an attention's parameter since 2023; other names unchanged."""
     parts = name.split(".")
     if len(parts) > 3 and "attentions" in parts:
         parts[-2] = OLD_NAMES.get(parts[-2], parts[-2])
@@ -39,7 +39,7 @@ def attention_renamed(name: str) -> str:
 def fill(model: Module, weights: Mapping[str, Weight], deferred: bool = False):
     """Reads every array into its parameter; names and shapes are compared before the first is read.
 
-    deferred: each is read when it is used, see nn/deferred.py.
+    deferred: each is read on first use, see nn/deferred.py.
     """
     parameters = dict(model.named_parameters())
     missing, extra = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
@@ -114,8 +114,8 @@ def _copy(array, made):
 
 
 def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
-    """The weights of linear layers as matrices where a file has them as 1 x 1 convolutions (o, i, 1, 1), and the other
-    way round.
+    """Weights with the shapes that the model's linear layers and 1 x 1 convolutions need: (o, i, 1, 1) of a file
+    becomes a matrix (o, i), and vice versa.
     """
     made = dict(weights)
     for name, p in model.named_parameters():
@@ -133,13 +133,13 @@ def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
 
 
 def _in_shape(weight: Weight, shape) -> Weight:
-    """The same numbers in a shape with as many in every one of the first axis."""
+    """The same numbers in another shape; the first axis keeps its length."""
     part = None if weight.part is None else lambda first, last: weight.part(first, last).reshape(-1, *shape[1:])  # pyright: ignore[reportOptionalCall]
     return weight._replace(shape=shape, read=lambda: weight.read().reshape(shape), part=part)
 
 
 def ways_to_write(model: Module) -> dict:
-    """The parameters as checkpoint.save_model takes them: made one by one, in the layout of the file."""
+    """The parameters as checkpoint.save_model takes them: created one at a time, in the layout of the file."""
 
     def made(p):
         shape = tuple(p.shape[i] for i in p.file_axes)
@@ -149,8 +149,8 @@ def ways_to_write(model: Module) -> dict:
 
 
 def places(model: Module, trained) -> dict[str, list]:
-    """{name: [first, shape, file_axes]}: where each parameter is in the flat arrays of the optimiser of these
-    parameters. JSON.
+    """{name: [first, shape, file_axes]}, JSON: where each parameter is in the flat arrays of an optimiser of the
+    parameters `trained`.
     """
     firsts, end = {}, 0
     for p in trained:
@@ -159,9 +159,9 @@ def places(model: Module, trained) -> dict[str, list]:
 
 
 def placed(extra: Mapping, flat: np.ndarray, source) -> dict[str, dict[str, Weight]]:
-    """{file: {name: weight}} of the parameters that extra["parameters"] places in such a flat array (P,).
+    """{file: {name: weight}} of the parameters that extra["parameters"] locates in a flat array (P,).
 
-    CheckpointError, in one sentence, where they do not fit in.
+    Raises CheckpointError if they do not fit.
     """
     found, ends = {}, [0]
     try:
