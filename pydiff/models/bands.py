@@ -20,6 +20,7 @@ import numpy as np
 
 from pydiff import backend
 from pydiff.arrays import contiguous
+from pydiff.backend import native
 from pydiff.ops.conv2d import Window, as_padding, convolve
 from pydiff.ops.group_norm import normalised, statistics
 from pydiff.tensor import Tensor
@@ -190,7 +191,12 @@ class Convolution:
 
     def __call__(self, rows, padding=(0, 0), add=None, out=None):
         """rows, add: arrays (1, R, W, C). padding: rows of zeros above and below. out: where the result goes."""
-        window = Window((self.stride,) * 2, (tuple(padding), self.sides), (self.upsample,) * 2)
+        upsample = self.upsample
+        if upsample > 1 and native(rows, "conv2d_forward") is None:
+            rows, upsample = rows.repeat(upsample, axis=1).repeat(upsample, axis=2), 1
+            rows = rows[:, max(-padding[0], 0) : rows.shape[1] - max(-padding[1], 0)]
+            padding = [max(side, 0) for side in padding]
+        window = Window((self.stride,) * 2, (tuple(padding), self.sides), (upsample,) * 2)
         if out is None:
             out = np.empty((1, *self.result(len(rows[0]), rows.shape[2])), rows.dtype)
         return convolve(contiguous(rows), contiguous(self.weight), self.bias, add, window, out)

@@ -140,8 +140,8 @@ class Conv2d(Function):
 def convolve(x, w, bias, add, window, y):
     """What conv2d makes of these arrays, in y (N, OH, OW, Cout), which is returned. x, w and y are contiguous.
 
-    Here the padding above and below may be negative, of an enlarged image: as many of its rows are left out, fewer than
-    one pixel became.
+    With kernels, the padding above and below may be negative, of an enlarged image: as many of its rows are left out,
+    fewer than one pixel became.
     """
     kernel = native(x, "conv2d_forward") if window.served else None
     if kernel:
@@ -150,10 +150,8 @@ def convolve(x, w, bias, add, window, y):
         add = None if add is None else contiguous(add)
         kernel(x, w, bias, add, window.stride, (window.padding[0][0], window.padding[1][0]), window.upsample[0], y)
         return y
-    sums = forward_arrays(  # which cannot multiply bfloat16
-        repeat_pixels(widened(x), window.upsample), widened(w), window.stride, window.padding, y.shape, window.dilation,
-        window.groups,
-    )  # fmt: skip
+    x, w = repeat_pixels(widened(x), window.upsample), widened(w)  # the array path cannot multiply bfloat16
+    sums = forward_arrays(x, w, window.stride, window.padding, y.shape, window.dilation, window.groups)
     if bias is not None:
         sums += bias if bias.ndim == 1 else bias[:, None, None, :]
     y[...] = sums if add is None else sums + add
@@ -215,9 +213,6 @@ def _taps(padded, kernel_size, stride, out_size, dilation):
 
 
 def _pad(x, padding):
-    (top, bottom), _ = padding
-    x = x[:, max(-top, 0) : x.shape[1] - max(-bottom, 0)]
-    padding = tuple((max(before, 0), max(behind, 0)) for before, behind in padding)
     return array_module(x).pad(x, ((0, 0), *padding, (0, 0))) if padding != ((0, 0), (0, 0)) else x
 
 
