@@ -81,6 +81,7 @@ class Train:
     accumulate: int | None = None
     """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
+    named: Annotated[frozenset[str], tyro.conf.Suppress] = frozenset()  # the options that have a flag; see main
 
     def run(self):
         from pydiff.training.distributed import is_first
@@ -99,9 +100,14 @@ class Train:
             self.run_classifier(training)
             return
         if self.dry_run:
-            self.foretell(training.to_config(), latent=self.latent)
+            self.foretell(chosen(training, self.named), latent=self.latent)
             return
-        run = train_command(self.data, self.out, training, self.device, images=self.images, latent=self.latent)
+        from pydiff.run import train
+
+        run: Any = train(
+            self.data, out=self.out, device=self.device, announce=say, images=self.images, latent=self.latent,
+            **chosen(training, self.named),
+        )  # fmt: skip
         if is_first():
             show(run)
             shown = typed(self.out)
@@ -593,6 +599,19 @@ def train_command(data, out, options, device, **more):
     return train(data, out=out, device=device, announce=say, **more, **options.to_config())
 
 
+def chosen(options, named):
+    """The options, as keywords, that somebody chose: those with a flag, and those that are not the default."""
+    plain = type(options)()
+    config = options.to_config()
+    return {name: v for name, v in config.items() if name in named or getattr(options, name) != getattr(plain, name)}
+
+
+def flags(arguments) -> frozenset:
+    """Names of the options that have a flag among these arguments."""
+    names = (a[2:].partition("=")[0].replace("-", "_") for a in arguments if a.startswith("--"))
+    return frozenset(form for name in names for form in (name, name.removeprefix("no_")))
+
+
 def show(run):
     """A few samples in the terminal, if there is one."""
     if sys.stdout is None:
@@ -647,6 +666,8 @@ def main(arguments=None):
     try:
         with wide_enough():
             command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
+        if isinstance(command, Train):
+            command.named = flags(sys.argv[1:] if arguments is None else arguments)
         with warnings.catch_warnings():
             warnings.simplefilter("always", PromptWarning)
             shown = warnings.showwarning

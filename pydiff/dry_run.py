@@ -6,6 +6,7 @@ from pydiff.latent_space import EncodedFew, opened_in
 from pydiff.training import AutoencoderOptions, AutoencoderTask, Options, Trainer, join, reading, settled, task_for
 from pydiff.training.classify import ClassifyTask
 from pydiff.training.forecast import duration, forecast
+from pydiff.training.suited import suited
 from pydiff.warm import warm
 
 FEW = 16  # images that are encoded for a training in latents
@@ -18,10 +19,12 @@ def dry_run(data, *, device="cpu", model=None, latent=None, **options) -> str:
     fit into memory, with what would.
     """
     kind = AutoencoderOptions if model == "autoencoder" else Options
-    options = settled(kind.from_keywords(options), None, join("off"))
+    given, options = options.keys(), settled(kind.from_keywords(options), None, join("off"))
     with backend.use_device(device):
         dataset = load(data, **reading(options.to_config()))
         lines = [dataset.summary()]
+        if model != "autoencoder":
+            options = suited(options, given, dataset, model or latent, announce=lines.append)
         if model == "autoencoder":
             task = AutoencoderTask(dataset, options)
         elif model == "classifier":

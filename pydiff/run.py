@@ -29,6 +29,7 @@ from pydiff.training import Interrupted, Options, fit, join, opened, reading, se
 from pydiff.training.changes import heard
 from pydiff.training.forecast import check_room
 from pydiff.training.precision import low_precision
+from pydiff.training.suited import suited
 from pydiff.warm import warm
 
 
@@ -351,11 +352,12 @@ def train(
     with group.together(), group.own_processors(device):
         announce, tell = heard(announce, group.first)
         named = {"codec": codec} if isinstance(codec, str) else {}
-        options = settled(Options.from_keywords(options | named), out, group)
+        given, options = options, settled(Options.from_keywords(options | named), out, group)
         low_precision(options, device)  # is refused before data are read
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
             dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
+            options = suited(options, given, dataset, model or latent, out, group, announce)
             codec = opened_in(latent, dataset, out) if latent is not None else None if named else codec
             task, begin = warm(
                 lambda network: task_for(dataset, options, network, codec, images), options.init_from, out, model

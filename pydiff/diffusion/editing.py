@@ -79,11 +79,26 @@ def variations(model, images, process: Process, path: Path, amount=0.3, seed=0, 
     if not 0.0 <= amount <= 1.0:
         raise ValueError(f"amount is {amount}, expected 0 (the same image) .. 1 (another); choose a number between")
     numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
-    for state in ddim_inversion(model, images, process, path, iterations=1):
+    traced, scale = _traced(process, path)
+    for state in ddim_inversion(model, images * images.dtype.type(scale), process, traced, iterations=1):
         x = state.x
     fresh = _normal(random.key(seed, random.SAMPLE, numbers), x) * x.dtype.type(path.sigma[0])
     x = x.dtype.type(np.sqrt(1.0 - amount**2)) * x + x.dtype.type(amount) * fresh
     return ddim(model, x, process, path, seed=seed, sample=numbers, **more)
+
+
+def _traced(process, path):
+    """(path, scale): the way on which an image times `scale` is traced to its noise.
+
+    The answer of a network that says x0 tells nothing of the noise where there is none (sigma = 0): there an image is
+    taken for x at t = 0, whose noise is the least that the network knows.
+    """
+    if process.prediction != "x0":
+        return path, 1.0
+    noisy = path.t > 0
+    alpha, sigma = process.schedule.at(0)
+    ends = (np.append(level[:-1][noisy], end) for level, end in ((path.alpha, alpha), (path.sigma, sigma)))
+    return Path(path.t[noisy], *ends), float(alpha)
 
 
 def interpolate(a, b, shares) -> np.ndarray:

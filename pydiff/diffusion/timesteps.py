@@ -10,10 +10,12 @@ from pydiff import random
 TIMESTEPS = ("uniform", "stratified", "lognormal", "logit_normal")
 
 
-def draw_timesteps(name: str, schedule, seed: int, step: int, numbers, total: int | None = None) -> np.ndarray:
+def draw_timesteps(name, schedule, seed: int, step: int, numbers, total: int | None = None, shift: float = 1.0):
     """t of the samples with these numbers in one training step: (N,) int64.
 
-    numbers: (N,), or how many there are. total: samples in the global batch, N if None.
+    numbers: (N,), or how many there are. total: samples in the global batch, N if None. shift: factor on sigma / alpha
+    of every t drawn; more than 1 for what is large or says a thing many times over, such as the frames of a clip, and
+    is still recognised under more noise (Esser et al. 2024, eq. 23).
     "uniform"; "stratified": one in each of `total` equal parts of 0 .. T-1, which makes the loss less noisy (Kingma et
     al. 2021, appendix I.1); "lognormal": log(sigma / alpha) ~ N(-1.2, 1.2^2) (Karras et al. 2022, table 1);
     "logit_normal": logit of sigma / (alpha + sigma) ~ N(0, 1) (Esser et al. 2024, eq. 19). ValueError for another name.
@@ -21,6 +23,9 @@ def draw_timesteps(name: str, schedule, seed: int, step: int, numbers, total: in
     if name not in TIMESTEPS:
         raise ValueError(f"there are no timesteps {name!r}; choose one of {', '.join(TIMESTEPS)}")
     numbers = random.numbers_of(numbers)
+    if shift != 1:
+        alpha, sigma = schedule.at(draw_timesteps(name, schedule, seed, step, numbers, total))
+        return np.rint(schedule.t_at(alpha, shift * sigma)).astype(np.int64)
     total = len(numbers) if total is None else total
     key = random.key(seed, random.TIMESTEP, numbers, step)
     if name == "uniform":

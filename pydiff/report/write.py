@@ -9,7 +9,7 @@ from pydiff import random
 from pydiff.printed import typed
 from pydiff.report import attributes as patterns
 from pydiff.report import listen, words
-from pydiff.report.clips_page import CLIPS, clips_section, oversee
+from pydiff.report.clips_page import clips_section, oversee, room
 from pydiff.report.film import save_film
 from pydiff.report.forward import add_noise
 from pydiff.report.grid import grid, save_png
@@ -76,7 +76,7 @@ def write_report(
     heard = listen.Heard([], [], []) if isinstance(codec, SoundCodec) else None
     states = states if heard is None else listen.overhear(states, codec, heard)
     overseen, kept = [], codec.kind == "frames"
-    states = oversee(states, overseen) if kept else states
+    states = oversee(states, overseen, codec.shape) if kept else states
     trace, x = record(states, codec, schedule=schedule, **budget(n, training.shape[1:]))
     drawn = codec.decode(x)
     samples = codec.show(drawn)
@@ -110,7 +110,7 @@ def write_report(
 
 
 def _in_time(codec, dataset, overseen):
-    data = None if dataset is None else dataset.samples(spread(len(dataset), CLIPS))
+    data = None if dataset is None else dataset.samples(spread(len(dataset), room(codec.shape).clips))
     return clips_section(overseen, codec, data)
 
 
@@ -186,9 +186,17 @@ def reduced(images, largest):
 
 
 def budget(n, shape, keep=100):
-    """What to record of n images of shape (H, W, C): {"samples", "keep", "factor"}."""
+    """What to record of n images of shape (H, W, C): {"samples", "keep", "factor"}; at most SLIDER_VALUES of them, for
+    which the frames of a long clip, side by side, are reduced further than an image.
+    """
     factor = shrinking(shape)
-    cells = SLIDER_VALUES // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
+
+    def cells_at(factor):
+        return SLIDER_VALUES // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
+
+    while cells_at(factor) < 4 * 10 and factor < min(shape[:2]):
+        factor += 1
+    cells = cells_at(factor)
     samples = min(n, max(cells // 30, 4))
     return {"samples": samples, "keep": min(keep, max(cells // samples, 10)), "factor": factor}
 

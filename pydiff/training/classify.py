@@ -46,7 +46,8 @@ class ClassifyTask(Task):
         """x0 in the data's order at drawn t, as those of a diffusion model; the condition is what is to be found."""
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
         chosen, x0 = self.shown(step, numbers)
-        t = draw_timesteps(options.timestep_sampling, self.process.schedule, seed, step, numbers, options.batch_size)
+        kind, schedule = options.timestep_sampling, self.process.schedule
+        t = draw_timesteps(kind, schedule, seed, step, numbers, options.batch_size, options.timestep_shift)
         wanted = self.dataset.condition(chosen, self.conditioning)
         return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), wanted)
 

@@ -140,6 +140,8 @@ class Options(ReadingOptions, LoopOptions):
     """How much each noise level counts."""
     timestep_sampling: Literal["uniform", "stratified", "lognormal", "logit_normal", "loss_aware"] = "uniform"
     """Which t are drawn: all alike, evenly in every batch, more of the middle, or more where the loss is large."""
+    timestep_shift: float = 1.0
+    """Factor on sigma / alpha of the t that are drawn: more than 1 teaches noisier levels, as clips need."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Also learn the variance of a step back, by the variational bound; sampler ddpm then uses it."""
     self_conditioning: bool = False
@@ -157,11 +159,11 @@ class Options(ReadingOptions, LoopOptions):
     flip: bool = False
     """Mirror half of the images left to right."""
     channels: tuple[int, ...] = ()
-    """Channels of every level of the U-Net, from the top; left out, chosen by image size."""
+    """Channels of every level of the U-Net, from the top; left out, chosen by image size, and narrower for clips."""
     layers: int = 1
     """Residual blocks per level."""
     attention: tuple[int, ...] | None = None
-    """Levels with attention (0 is the top); left out, those of at most 16 x 16 pixels, the top excepted."""
+    """Levels with attention (0 is the top); left out, those up to 16 x 16 pixels but the top; for clips the last."""
     head_dim: int = 8
     """Channels of an attention head."""
     groups: int = 8
@@ -194,6 +196,9 @@ class Options(ReadingOptions, LoopOptions):
         for name in ("channels", "attention"):
             _several(self, name, 1 if name == "channels" else 0)
         _between(self, "offset_noise", 0, math.inf)
+        _between(self, "timestep_shift", 1e-3, 1e3)
+        if self.timestep_shift != 1 and self.timestep_sampling == "loss_aware":
+            raise ValueError("timestep_shift has no say where timestep_sampling='loss_aware'; leave one of them out")
         _between(self, "cache_gb", 0, math.inf)
         if not isinstance(self.text, str | os.PathLike):
             raise ValueError(f"text must be a name or a folder, got {self.text!r}; 'none' for no captions")

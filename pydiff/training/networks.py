@@ -39,10 +39,17 @@ def build_points(options, shape, embeddings, context):
 
 
 def build_clip_unet(options, shape, embeddings, context):
-    """The U-Net of clips (F, H, W, C): that of images of the frames' size, with temporal layers between."""
+    """The U-Net of clips (F, H, W, C): that of images of the frames' size, with temporal layers between.
+
+    Where the options do not say, it has a level more, and half as many channels, than one of images, and attends on its
+    lowest level alone: for the same time more clips are seen.
+    """
     _, height, width, c = shape
-    channels = options.channels or default_channels(min(height, width))
-    attends = levels_with_attention(options, channels, min(height, width))
+    usual = default_channels(min(height, width))
+    channels = options.channels or (usual[0] // 2, *usual)
+    attends = [len(channels) - 1]
+    if options.attention is not None:
+        attends = levels_with_attention(options, channels, min(height, width))
     head_dim = [math.gcd(options.head_dim, n) for n in channels]
     made = ClipUNet(
         sample_size=height if height == width else [height, width],
@@ -55,6 +62,10 @@ def build_clip_unet(options, shape, embeddings, context):
         norm_num_groups=options.groups,
         temporal_dropout=options.dropout,
         frame_positions=True,
+        pooled_context=context is not None,
+        resnet_time_scale_shift="scale_shift",
+        pixel_positions=True,
+        activation="gelu",
         cross_attention_dim=context,
         attention_head_dim=head_dim[0] if len(set(head_dim)) == 1 else head_dim,
         num_class_embeds=embeddings,

@@ -152,7 +152,7 @@ class DiffusionTask(Task):
             t, _ = self.history.draw(seed, step, numbers)
         else:
             kind, schedule = options.timestep_sampling, self.process.schedule
-            t = draw_timesteps(kind, schedule, seed, step, numbers, options.batch_size)
+            t = draw_timesteps(kind, schedule, seed, step, numbers, options.batch_size, options.timestep_shift)
         condition = Condition(rows=len(numbers))
         if not self.conditioning.empty:
             withheld = random.uniform(random.key(seed, random.CONDITION, numbers, step)) < options.label_drop
