@@ -1,6 +1,6 @@
 """Are the sounds right? Pitch, glides and formants of generated tones, measured beside real ones.
 
-    python -m benchmarks.papers.sound --out DIR [--steps 1600] [--json FILE]
+    python -m benchmarks.papers.sound --out DIR [--steps 5000] [--json FILE]
 
 A waveform model learns 1,650 quarter seconds made by formula (pydiff.data.tones), with their classes: four notes, two
 sweeps, five vowels. Then, for each guidance scale, it makes --count sounds of each class, and these are measured:
@@ -146,7 +146,7 @@ def main(arguments=None):
     """Trains, makes sounds, measures, prints the table, writes the JSON. Returns the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--sampling-steps", type=int, default=25)
     parser.add_argument("--json", type=Path)
