@@ -56,7 +56,7 @@ def cases_of(device, shape, dtype):
 
     def make(random):
         p, g, m, v, ema = (random.normal(size) for _ in range(5))
-        return p, g, 0.1 * m, 0.01 * v**2, ema, device.asarray(np.array([LR, STEP, EMA, clip]))
+        return p, g, 0.1 * m, 0.01 * v**2, ema, device.xp.asarray(np.array([LR, STEP, EMA, clip]))
 
     words = f"{name}: {size:,} parameters in {len(sizes)} arrays"
     problem = Problem(f"adamw{clip or ''}", words, dtype, make, lambda inputs: truth(device, inputs))

@@ -12,14 +12,13 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.bench_noise import looking_normal
-from benchmarks.cases import PEER, Case, Contender, Problem, by_reference, nbytes_of, truth_of
+from benchmarks.cases import PEER, Case, Contender, Problem, by_reference, images, nbytes_of, of_few, truth_of
 from benchmarks.contenders import peer
 from benchmarks.workloads import WORKLOADS
 from pydiff import ops, random
-from pydiff.arrays import array_module, empty, to_host
+from pydiff.arrays import array_module, to_host
 from pydiff.diffusion import Process, path, schedule
 from pydiff.diffusion.samplers import ddim_step, ddpm_step
-from pydiff.ops.noise import key_on
 from pydiff.reference.denoise import denoise as reference
 from pydiff.tensor import Tensor, no_grad
 
@@ -34,7 +33,7 @@ ALPHA, SIGMA = (a[MIDDLE - 1 : MIDDLE + 2].tolist() for a in (WAY.alpha, WAY.sig
 
 
 class Sampler(NamedTuple):
-    """step: the coefficients; formula(x, f, f_uncond, past) -> x_next, x0_hat and, if it draws noise, that."""
+    """step: the coefficients; formula(x, f, and f_uncond or the history) -> x_next, x0_hat and the noise it drew."""
 
     step: ops.DenoiseStep
     formula: Any
@@ -73,19 +72,19 @@ def predicted_x0(x, f):
     return (x - SIGMA[1] * f) / ALPHA[1]
 
 
-def ddim(x, f, _f_uncond=None, _past=None):
+def ddim(x, f):
     """DDIMScheduler.step, eta = 0, use_clipped_model_output."""
     x0 = predicted_x0(x, f).clamp(-1, 1)
     eps = (x - ALPHA[1] * x0) / SIGMA[1]
     return ALPHA[2] * x0 + SIGMA[2] * eps, x0
 
 
-def guided_ddim(x, f, f_uncond, _past=None):
+def guided_ddim(x, f, f_uncond):
     """The same behind a pipeline's guidance."""
     return ddim(x, f_uncond + GUIDANCE * (f - f_uncond))
 
 
-def dpm_solver(x, f, _f_uncond, past):
+def dpm_solver(x, f, past):
     """DPMSolverMultistepScheduler's second-order update, dpmsolver++, midpoint."""
     r, decay = solver_terms()
     x0 = predicted_x0(x, f)
@@ -93,7 +92,7 @@ def dpm_solver(x, f, _f_uncond, past):
     return (SIGMA[2] / SIGMA[1]) * x - (ALPHA[2] * decay) * x0 - 0.5 * (ALPHA[2] * decay) * d1, x0
 
 
-def ddpm(x, f, _f_uncond=None, _past=None):
+def ddpm(x, f):
     """DDPMScheduler.step, variance_type fixed_small."""
     ratio = (ALPHA[1] / ALPHA[2]) ** 2  # current_alpha_t
     x0 = predicted_x0(x, f).clamp(-1, 1)
@@ -107,12 +106,12 @@ def ddpm(x, f, _f_uncond=None, _past=None):
 
 
 class Given(NamedTuple):
-    """The inputs of a step: arrays of the device; f_uncond, past and key may be None. dx_next, dx0_hat: gradients."""
+    """The inputs of a step: arrays of the device; f_uncond and key may be None. dx_next, dx0_hat: gradients."""
 
     x: Any
     f: Any
     f_uncond: Any
-    past: Any
+    history: tuple
     key: Any
     dx_next: Any
     dx0_hat: Any
@@ -120,45 +119,40 @@ class Given(NamedTuple):
 
 def cases_of(device, shape, dtype):
     """A step of every sampler at one shape, and gradients of steps."""
+    wide, low, words = nbytes_of(shape, "float32"), nbytes_of(shape, dtype), images(shape)
     for name, sampler in samplers().items():
-        yield from cases_of_sampler(device, name, sampler, shape, dtype)
+        step, guided = sampler.step, sampler.step.guidance != 1
+
+        def make(random_, step=step):
+            return inputs_of(device, random_, step, shape, dtype)
+
+        def exactly(inputs, step=step):
+            return truth(device, inputs, step)
+
+        problem, limit = Problem(f"denoise {name}", words, dtype, make, exactly), device.limit(LIMIT, "float32")
+        entrants = [*device.ours(ours(step)), *by_torch(device, sampler)]
+        if name == "ddim" and wide < 1e4 and not device.gpu:
+            entrants.insert(0, by_reference(lambda i, step=step: reference(i.x, i.f, *coefficients(step))))
+        # x, f, f_uncond and the history read, x_next and x0_hat written; limit: x is in float32, whatever f is in
+        nbytes = (3 + len(step.c)) * wide + (1 + guided) * low
+        yield Case(problem.op, problem, slice(2), entrants, limit, nbytes=nbytes)
+        if sampler.backward:
+            entrants = [*device.ours(ours(step, True)), *by_torch(device, sampler, True)]
+            # x, f, f_uncond and two gradients read, dx and df written
+            nbytes, limit = 4 * wide + (2 + guided) * low, device.limit(LIMIT, dtype)
+            yield Case(f"{problem.op} backward", problem, slice(2, 4), entrants, limit, nbytes=nbytes)
 
 
-def cases_of_sampler(device, name, sampler, shape, dtype):
-    """One step, forward and perhaps backward."""
-    step, limit = sampler.step, device.limit(LIMIT, "float32")  # which x is in, whatever f is in
-    words = f"{shape[0]} x {'x'.join(map(str, shape[1:]))}"
-    problem = Problem(
-        f"denoise {name}", words, dtype, lambda r: make(device, r, step, shape, dtype), lambda i: truth(device, i, step)
-    )
-    x_next, x0_hat, dx, df = range(4)
-    entrants = [*device.ours(by_kernel(device, step) if device.gpu else by_op(step)), *by_torch(device, sampler)]
-    if not device.gpu and name == "ddim" and math.prod(shape) < 1e4:
-        entrants.insert(0, by_reference(lambda i: reference(i.x, i.f, *coefficients(step))))
-    # x, f, f_uncond and the history read, x_next and x0_hat written
-    nbytes = nbytes_of(shape, "float32") * (3 + len(step.c)) + nbytes_of(shape, dtype) * (1 + (step.guidance != 1))
-    yield Case(f"denoise {name}", problem, (x_next, x0_hat), entrants, limit, nbytes=nbytes)
-    if sampler.backward:
-        build = backward_by_kernel(device, step) if device.gpu else backward_by_op(step)
-        entrants = [*device.ours(build), *by_torch(device, sampler, backward=True)]
-        # x, f, f_uncond and two gradients read, dx and df written
-        nbytes = nbytes_of(shape, "float32") * 4 + nbytes_of(shape, dtype) * (2 + (step.guidance != 1))
-        limit = device.limit(LIMIT, dtype)
-        yield Case(f"denoise {name} backward", problem, (dx, df), entrants, limit, nbytes=nbytes)
-
-
-def make(device, random_, step, shape, dtype):
+def inputs_of(device, random_, step, shape, dtype):
     """x is such that x0-hat keeps away from the ends of the clip: there, rounding decides whether a gradient is let
     through."""
     f, f_uncond = (random_.normal(*shape, dtype=dtype) for _ in range(2))
     x0, past, dx_next, dx0_hat = (random_.normal(*shape, scale=s) for s in (0.8, 1, 1, 1))
     x0 = array_module(x0).where(abs(abs(x0) - 1) < 0.02, 0.5 * x0, x0)
-    guided = device.wide(f)
-    if step.guidance != 1:
-        guided = device.wide(f_uncond) + step.guidance * (guided - device.wide(f_uncond))
-    x = ((x0 - step.v * guided) / step.u).astype(np.float32)
+    guided, uncond = device.wide(f), device.wide(f_uncond)
+    x = ((x0 - step.v * (uncond + step.guidance * (guided - uncond))) / step.u).astype(np.float32)
     key = random_.key(len(x), random.SAMPLE) if step.s else None
-    return Given(x, f, f_uncond if step.guidance != 1 else None, past if step.c else None, key, dx_next, dx0_hat)
+    return Given(x, f, f_uncond if step.guidance != 1 else None, (past,) * len(step.c), key, dx_next, dx0_hat)
 
 
 def coefficients(step):
@@ -173,102 +167,42 @@ def truth(device, inputs, step):
     u, v, low, high, a, b, d, s = coefficients(step)
     c = tuple(float(np.float32(c)) for c in step.c)
     without = ops.DenoiseStep(u, v, a, b, d, 0.0, c, low, high, step.guidance)
-    f_uncond, past = (None if e is None else device.wide(e) for e in (inputs.f_uncond, inputs.past))
+    wide = [device.wide(a) for a in inputs.history]
+    f_uncond = None if inputs.f_uncond is None else device.wide(inputs.f_uncond)
 
-    def rest(like):
-        """f_uncond and the history of as many samples, where they are."""
-        found = [None if e is None else e[: len(like)] for e in (f_uncond, past)]
-        return [e if e is None or array_module(e) is array_module(like) else to_host(e) for e in found]
+    def rest(x):
+        """f_uncond and the history, of as many samples, where x is."""
+        beside = lambda a: (a if array_module(a) is array_module(x) else to_host(a))[: len(x)]  # noqa: E731
+        return {"history": [*map(beside, wide)], "f_uncond": None if f_uncond is None else beside(f_uncond)}
 
     # The gradients by g and h are the step's two results.
     def op(x, f, g, h):
-        uncond, history = rest(x.data)
-        x_next, x0_hat = ops.denoise(x, f, without, () if history is None else (history,), f_uncond=uncond)
+        x_next, x0_hat = ops.denoise(x, f, without, **rest(x.data))
         return x_next * g + x0_hat * h
 
     def slow(x, f, g, h):
-        uncond, history = rest(x)
-        history, numbers = () if history is None else (history,), coefficients(without)
-        x_next, x0_hat = reference(x, f, *numbers, c, history, f_uncond=uncond, guidance=step.guidance)
+        x_next, x0_hat = reference(x, f, *coefficients(without), c, guidance=step.guidance, **rest(x))
         return x_next * g + x0_hat * h
 
-    arguments = inputs.x, inputs.f, inputs.dx_next, inputs.dx0_hat
-    _, dx, df, x_next, x0_hat = truth_of(device, op, slow, (*arguments, inputs.x * 0 + 1))
+    given = inputs.x, inputs.f, inputs.dx_next, inputs.dx0_hat, inputs.x * 0 + 1
+    _, dx, df, x_next, x0_hat = truth_of(device, op, slow, given)
     if step.s:
-        few, key = slice(max(4, 2**20 // (x_next.size // len(x_next)))), inputs.key
-        key = key._replace(sample=key.sample[few], step=key.step[few])
-        z = device.asarray(random.normal(key, x_next.shape[1:], np.float64))
+        few, key = of_few(inputs.key, x_next.shape)
+        z = device.xp.asarray(random.normal(key, x_next.shape[1:], np.float64))
         x_next, x0_hat = x_next[few] + s * z, x0_hat[few]
     return [x_next, x0_hat, dx, df]
 
 
-# ---- pydiff: build(inputs) for Device.ours ---------------------------------------------------------------------------
-
-
-def by_op(step):
-    """One step by the op."""
+def ours(step, backward=False):
+    """build(inputs) for Device.ours: a step, or its gradients."""
 
     def build(i):
-        x, f, past = Tensor(i.x), Tensor(i.f), () if i.past is None else (i.past,)
-        return no_grad()(lambda: ops.denoise(x, f, step, past, i.key, i.f_uncond))
-
-    return build
-
-
-def backward_by_op(step):
-    """Its gradients."""
-
-    def build(i):
-        x, f = (Tensor(a, requires_grad=True) for a in (i.x, i.f))
-        function: Any = ops.denoise(x, f, step, f_uncond=i.f_uncond)[0].maker
+        x, f = (Tensor(a, requires_grad=backward) for a in (i.x, i.f))
+        take = lambda: ops.denoise(x, f, step, i.history, i.key, i.f_uncond)  # noqa: E731
+        if not backward:
+            return no_grad()(take)
+        function: Any = take()[0].maker
         return lambda: function.backward(i.dx_next, i.dx0_hat)
-
-    return build
-
-
-def rows(*arrays):
-    """(N, ..) -> (N, size)"""
-    return [None if a is None else a.reshape(len(a), -1) for a in arrays]
-
-
-def table(device, step):
-    """Coefficients as a CUDA graph wants them: on the device, in the second row of a table. The first is not to be
-    read."""
-    row = [step.u, step.v, step.low, step.high, step.a, step.b, step.d, step.s, step.guidance, *step.c]
-    both = np.array([[math.nan] * len(row), row], np.float32)
-    return device.asarray(both), device.asarray(np.ones(1, np.int32))
-
-
-def by_kernel(device, step):
-    """One step by the kernel."""
-
-    def build(i):
-        x, f, f_uncond, past = rows(i.x, i.f, i.f_uncond, i.past)
-        coefficients_, key = table(device, step), i.key and key_on(i.x, i.key)
-
-        def call():
-            x_next, x0_hat = empty(x, x.shape), empty(x, x.shape)
-            history = [] if past is None else [past]
-            device.kernels.denoise_forward(x, f, f_uncond, *coefficients_, history, key, x_next, x0_hat)
-            return x_next.reshape(i.x.shape), x0_hat.reshape(i.x.shape)
-
-        return call
-
-    return build
-
-
-def backward_by_kernel(device, step):
-    """Its gradients."""
-
-    def build(i):
-        given, coefficients_ = rows(i.dx_next, i.dx0_hat, i.x, i.f, i.f_uncond), table(device, step)
-
-        def call():
-            dx, df = empty(given[2], given[2].shape), empty(given[3], given[3].shape)
-            device.kernels.denoise_backward(*given, *coefficients_, dx, df)
-            return dx.reshape(i.x.shape), df.reshape(i.x.shape)
-
-        return call
 
     return build
 
@@ -279,19 +213,17 @@ def by_torch(device, sampler, backward=False):
     for name, formula in device.torch_ways(sampler.formula):
 
         def make(i, formula=formula):
-            x, f, f_uncond, past = (None if a is None else device.tensor(a) for a in i[:4])
-
-            def step(x, f):  # in float32, as ours: multiples of f would be far off in bfloat16
-                return formula(x, f.float(), None if f_uncond is None else f_uncond.float(), past)
-
+            x, f, *rest = map(device.tensor, (i.x, i.f, *([] if i.f_uncond is None else [i.f_uncond]), *i.history))
+            # in float32, as ours: multiples of f would be far off in bfloat16
+            take = lambda x, f: formula(x, f.float(), *(a.float() for a in rest))  # noqa: E731
             if not backward:
-                return torch.no_grad()(lambda: step(x, f))
+                return torch.no_grad()(lambda: take(x, f))
             leaves = [a.detach().requires_grad_() for a in (x, f)]
-            results, gradients = step(*leaves), [device.tensor(a) for a in (i.dx_next, i.dx0_hat)]
+            results, gradients = take(*leaves), [device.tensor(a) for a in (i.dx_next, i.dx0_hat)]
             return lambda: torch.autograd.grad(results, leaves, gradients, retain_graph=True)
 
         def own(i, got):
-            x_next, x0_hat, *_ = truth(device, i._replace(key=None), sampler.step._replace(s=0.0))
+            x_next, x0_hat, *_ = truth(device, i, sampler.step._replace(s=0.0))
             return [x_next + float(np.float32(sampler.step.s)) * got[2], x0_hat, looking_normal(got[2])]
 
         yield Contender(name, PEER, make, exact=own if sampler.step.s else None)

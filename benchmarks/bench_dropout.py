@@ -5,10 +5,8 @@ U-Nets in workloads.py.
 import math
 import sys
 
-import numpy as np
-
 from benchmarks import harness
-from benchmarks.cases import PEER, SMALL, Case, Contender, Problem, by_reference, error_of, nbytes_of
+from benchmarks.cases import PEER, SMALL, Case, Contender, Problem, by_reference, error_of, images, nbytes_of, of_few
 from benchmarks.contenders import peer
 from benchmarks.workloads import WORKLOADS
 from pydiff import ops, random
@@ -30,9 +28,7 @@ def cases_of(device, shape, dtype):
         x, dy = (random_.normal(*shape, dtype=dtype) for _ in range(2))
         return x, dy, random_.key(len(x), random.DROPOUT)
 
-    problem = Problem(
-        "dropout", f"{shape[0]} x {'x'.join(map(str, shape[1:]))}", dtype, make, lambda i: truth(device, *i)
-    )
+    problem = Problem("dropout", images(shape), dtype, make, lambda i: truth(device, *i))
     nbytes = 4 * nbytes_of(shape, dtype)  # x and dy read, y and dx written
     entrants = [*device.ours(ours), *by_torch(device)]
     if nbytes < SMALL and not device.gpu:
@@ -43,13 +39,13 @@ def cases_of(device, shape, dtype):
 def truth(device, x, dy, key):
     """y and dx in float64, of as many samples as draw a million numbers; compared with pydiff/reference on the first
     numbers of the first sample."""
-    few = slice(max(4, 2**20 // math.prod(x.shape[1:])))
-    mask = random.uniform(key._replace(sample=key.sample[few], step=key.step[few]), x.shape[1:]) >= SHARE
-    first = np.asarray(to_host(device.wide(x[:1])).reshape(1, -1)[:, :192])
+    few, drawn = of_few(key, x.shape)
+    mask = random.uniform(drawn, x.shape[1:]) >= SHARE
+    first = to_host(device.wide(x[:1])).reshape(1, -1)[:, :192]
     expected = reference(first, SHARE, key.seed, key.purpose, key.sample[:1], key.step[:1])
     if not error_of([first * mask.reshape(len(mask), -1)[:1, :192] / (1 - SHARE)], [expected]) <= 1e-12:
         raise AssertionError("the masks of dropout do not agree with the reference")
-    return [device.wide(a[few]) * device.asarray(mask / (1 - SHARE)) for a in (x, dy)]
+    return [device.wide(a[few]) * device.xp.asarray(mask / (1 - SHARE)) for a in (x, dy)]
 
 
 def ours(inputs):

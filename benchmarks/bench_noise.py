@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.cases import OTHER, PEER, Case, Contender, Problem, by_reference, error_of, nbytes_of
+from benchmarks.cases import OTHER, PEER, Case, Contender, Problem, by_reference, error_of, images, nbytes_of, of_few
 from benchmarks.contenders import peer
 from benchmarks.workloads import WORKLOADS
 from pydiff import ops, random
@@ -37,7 +37,7 @@ def cases_of(device, shape, dtype):
     def make(random_, general=False):
         x0, f = (random_.normal(*shape, dtype=dtype) for _ in range(2))
         t = random_.integers(LEVELS.T, shape[0])
-        alpha, sigma = (device.asarray(a[t].astype(np.float32)) for a in (LEVELS.alpha, LEVELS.sigma))
+        alpha, sigma = (device.xp.asarray(a[t].astype(np.float32)) for a in (LEVELS.alpha, LEVELS.sigma))
         zero = 0 * alpha
         loss = [zero, zero + 1, zero + 1, zero + 1 / len(t)]  # the target is eps; the mean over the batch is wanted
         if general:
@@ -45,20 +45,17 @@ def cases_of(device, shape, dtype):
         return x0, alpha, sigma, random_.key(len(t), random.NOISE), f, *loss
 
     def problem(general=False):
-        return Problem(
-            "noise", f"{shape[0]} x {'x'.join(map(str, shape[1:]))}", dtype, lambda r: make(r, general),
-            lambda inputs: truth_of(device, inputs),
-        )  # fmt: skip
+        return Problem("noise", images(shape), dtype, lambda r: make(r, general), lambda inputs: truth(device, inputs))
 
     plain, (x_t, eps, dx0, losses, df) = problem(), range(5)
-    entrants = [*device.ours(forward), *others(device), *by_torch(device, add_noise, exact=own_truth(device, 2))]
+    entrants = [*device.ours(forward), *others(device), *by_torch(device, add_noise, exact=own_truth(device))]
     if 3 * nbytes < 1e4 and not device.gpu:
         entrants.insert(0, by_reference(lambda i: reference(*i[:3], *i[3])))
     # x0 read, x_t and eps written
     yield Case("noise forward", plain, (x_t, eps), entrants, limit, nbytes=3 * nbytes)
     entrants = [*device.ours(backward), *by_torch(device, lambda x0, alpha, *_: [alpha * x0])]
     yield Case("noise backward", plain, (dx0,), entrants, limit, nbytes=2 * nbytes)
-    entrants = [*device.ours(training), *by_torch(device, train, exact=own_truth(device, 4))]
+    entrants = [*device.ours(training), *by_torch(device, train, exact=own_truth(device))]
     # x0 and the answer read, x_t and the gradient written
     yield Case("noise and loss", plain, (x_t, losses, df), entrants, limit, nbytes=4 * nbytes)
     if device.gpu:
@@ -70,35 +67,29 @@ def cases_of(device, shape, dtype):
 # ---- the truth -------------------------------------------------------------------------------------------------------
 
 
-def truth_of(device, inputs):
+def truth(device, inputs):
     """x_t, eps, dx0, the losses and the answer's gradient in float64, of as many samples as draw a million numbers. The
     first numbers of the first sample are compared with pydiff/reference."""
-    x0, alpha, sigma, key, *loss = inputs
-    few = slice(max(4, 2**20 // math.prod(x0.shape[1:])))
-    eps = random.normal(key._replace(sample=key.sample[few], step=key.step[few]), x0.shape[1:], np.float64)
-    first = np.asarray(to_host(device.wide(x0[:1])).reshape(1, -1)[:, :192])
-    numbers = (to_host(a[:1]) for a in (alpha, sigma))
-    expected = reference(first, *numbers, key.seed, key.purpose, key.sample[:1], key.step[:1])
-    drawn = eps.reshape(len(eps), -1)[:1, :192]
-    mixed = float(alpha[0]) * first + float(sigma[0]) * drawn
-    if not error_of([mixed, drawn], expected) <= 1e-12:
+    x0, alpha, sigma, key = inputs[:4]
+    eps = random.normal(of_few(key, x0.shape)[1], x0.shape[1:], np.float64)
+    first, drawn = to_host(device.wide(x0[:1])).reshape(1, -1)[:, :192], eps.reshape(len(eps), -1)[:1, :192]
+    alpha0, sigma0 = float(alpha[0]), float(sigma[0])
+    expected = reference(first, [alpha0], [sigma0], key.seed, key.purpose, key.sample[:1], key.step[:1])
+    if not error_of([alpha0 * first + sigma0 * drawn, drawn], expected) <= 1e-12:
         raise AssertionError("random.normal in float64 does not agree with the reference of noise")
-    eps = device.asarray(eps)
-    return [mix(device, x0[few], alpha[few], sigma[few], eps), eps, column(alpha, x0) * device.wide(x0),
-            *squared_error(device, x0[few], eps, *(a[few] for a in loss))]  # fmt: skip
+    eps = device.xp.asarray(eps)
+    x_t, losses, df = given_noise(device, inputs, eps)
+    return [x_t, eps, column(alpha, x0) * device.wide(x0), losses, df]
 
 
-def mix(device, x0, alpha, sigma, eps):
-    """x_t in float64."""
-    return column(alpha, x0) * device.wide(x0) + column(sigma, x0) * eps
-
-
-def squared_error(device, x0, eps, f, p, q, weight, dloss):
-    """(N,) weight mean((f - p x0 - q eps)^2), and the gradient of f, in float64."""
-    off = device.wide(f) - column(p, f) * device.wide(x0) - column(q, f) * eps
-    size = math.prod(f.shape[1:])
+def given_noise(device, inputs, eps):
+    """x_t, the losses and the answer's gradient in float64, of as many samples as there is noise of."""
+    x0, alpha, sigma, _, f, p, q, weight, dloss = (a if isinstance(a, random.Key) else a[: len(eps)] for a in inputs)
+    x0, f = device.wide(x0), device.wide(f)
+    off = f - column(p, f) * x0 - column(q, f) * eps
     losses = device.wide(weight) * (off**2).reshape(len(f), -1).mean(axis=1)
-    return losses, column(dloss, f) * column(weight, f) * (2 / size) * off
+    df = column(dloss, f) * column(weight, f) * (2 / math.prod(f.shape[1:])) * off
+    return column(alpha, x0) * x0 + column(sigma, x0) * eps, losses, df
 
 
 def column(values, like):
@@ -106,17 +97,11 @@ def column(values, like):
     return values.astype(np.float64).reshape((-1,) + (1,) * (like.ndim - 1))
 
 
-def own_truth(device, arrays):
-    """exact(inputs, outputs) of a contender with `arrays` outputs of which the last is the noise it drew: the truth
-    given that noise."""
-
-    def exact(inputs, outputs):
-        x0, alpha, sigma, _, *loss = inputs
-        eps = outputs[-1]
-        losses = squared_error(device, x0, eps, *loss) if arrays > 2 else ()
-        return [mix(device, x0, alpha, sigma, eps), *losses, looking_normal(eps)]
-
-    return exact
+def own_truth(device):
+    """exact(inputs, outputs) of a contender whose last output is the noise it drew: the truth given that noise."""
+    return lambda inputs, outputs: [
+        *given_noise(device, inputs, outputs[-1])[: len(outputs) - 1], looking_normal(outputs[-1])
+    ]  # fmt: skip
 
 
 def looking_normal(eps):
@@ -188,7 +173,7 @@ def others(device):
         return call
 
     if not device.gpu:
-        yield Contender("NumPy Generator", OTHER, make, exact=own_truth(device, 2))
+        yield Contender("NumPy Generator", OTHER, make, exact=own_truth(device))
 
 
 def by_torch(device, function, exact=None):

@@ -89,6 +89,17 @@ def nbytes_of(shape, dtype):
     return math.prod(shape) * (2 if dtype == "bfloat16" else 4)
 
 
+def images(shape):
+    """(N, ..) in words."""
+    return f"{shape[0]} x {'x'.join(map(str, shape[1:]))}"
+
+
+def of_few(key, shape):
+    """(slice, key): as many samples of this shape as draw a million numbers, which takes NumPy a while."""
+    few = slice(max(4, 2**20 // math.prod(shape[1:])))
+    return few, key._replace(sample=key.sample[few], step=key.step[few])
+
+
 def timed(op, device):
     """The cases of an op that are timed on a device. Where it is checked elsewhere, it takes a peer to be timed."""
     module = importlib.import_module(f"benchmarks.bench_{op}")

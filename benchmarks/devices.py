@@ -89,10 +89,6 @@ class Device:
 
     # ---- arrays ----
 
-    def asarray(self, a):
-        """A NumPy array moved to the device."""
-        return self.xp.asarray(a)
-
     def generator(self, seed) -> Any:
         """For `normal`."""
         return np.random.default_rng(seed)

@@ -89,7 +89,7 @@ class Torch:
         """Builds the model."""
         self.model = torch_unet(self.workload, weights, self.channels_last, self.exact).eval()
         if self.compiled is not None:
-            self.model = self.torch.compile(self.model, options=self.compiled)
+            self.model = self.torch.compile(self.model, **self.compiled)
 
     def walk(self, steps):
         """The images after every step of one drawing."""

@@ -16,6 +16,7 @@ from benchmarks import whole
 from benchmarks.contenders import keep_freed_memory
 from benchmarks.workloads import WORKLOADS, torch_unet
 from pydiff import backend, nn, optim, random
+from pydiff.arrays import to_host
 from pydiff.diffusion import Process, schedule
 from pydiff.models import UNet2D
 from pydiff.ops.attention import Attention
@@ -26,15 +27,20 @@ LR, EMA, CLIP, WEIGHT_DECAY = 1e-4, 0.999, 1.0, 0.01
 
 
 class Pydiff:
-    """pydiff's training step. size: of the images, if not the workload's."""
+    """pydiff's training step. workload: its name, or a Workload. size: of the images, if not the workload's."""
 
-    def __init__(self, workload, batch, recompute=False, size=None):
-        self.workload = WORKLOADS[workload]._replace(**({} if size is None else {"size": size}))
-        with backend.use_device("cpu"):
+    def __init__(self, workload, batch, recompute=False, size=None, device="cpu"):
+        self.workload = WORKLOADS[workload] if isinstance(workload, str) else workload
+        self.workload = self.workload._replace(**({} if size is None else {"size": size}))
+        self.device = device
+        with backend.use_device(device) as xp:
             self.model = UNet2D(**self.workload.config).recompute_blocks(recompute)
+            for p in self.model.parameters():
+                p.data = xp.asarray(p.data)
             self.optimizer = optim.AdamW(self.model, weight_decay=WEIGHT_DECAY)
+            self.x0 = xp.asarray(self.workload.images(batch))
         self.process = Process(schedule("linear"))
-        self.x0, self.sample, self.done = self.workload.images(batch), np.arange(batch), 0
+        self.sample, self.done = np.arange(batch), 0
 
     def weights(self):
         """{name: array in PyTorch's layout}"""
@@ -46,28 +52,28 @@ class Pydiff:
 
     def operations(self):
         """Floating-point operations of one step that are products: three times those of a forward pass."""
-        with no_grad(), backend.use_device("cpu"):
+        with no_grad(), backend.use_device(self.device):
             return 3 * products_of(lambda: self.model(self.x0, np.zeros(len(self.x0), np.int64)))
 
-    def draw(self, step):
+    def example(self, step):
         """t and the noise's key."""
         t = random.integers(random.key(0, random.TIMESTEP, self.sample, step), self.process.schedule.T)
         return t, random.key(0, random.NOISE, self.sample, step)
 
     def loss_and_gradient(self):
         """The loss of step 1 and {parameter: gradient in PyTorch's layout}."""
-        with backend.use_device("cpu"):
+        with backend.use_device(self.device):
             self.optimizer.zero_grad()
-            loss = self.process.loss(self.model, self.x0, *self.draw(1))
+            loss = self.process.loss(self.model, self.x0, *self.example(1))
             loss.backward()
         return loss.item(), {name: in_file_order(p) for name, p in self.model.named_parameters()}
 
     def step(self):
         """One training step."""
         self.done += 1
-        with backend.use_device("cpu"):
+        with backend.use_device(self.device):
             self.optimizer.zero_grad()
-            self.process.loss(self.model, self.x0, *self.draw(self.done)).backward()
+            self.process.loss(self.model, self.x0, *self.example(self.done)).backward()
             self.optimizer.step(self.done, LR, EMA, CLIP)
 
     def profile(self, steps):
@@ -119,7 +125,7 @@ def products_of(run):
 
 def in_file_order(p: nn.Parameter):
     """A parameter's gradient, axes as in PyTorch."""
-    grad = np.zeros(p.shape, np.float32) if p.grad is None else p.grad
+    grad = np.zeros(p.shape, np.float32) if p.grad is None else to_host(p.grad)
     return grad.transpose(p.file_axes).copy()
 
 
@@ -160,37 +166,49 @@ def label(function, method):
 class Torch:
     """The same step by torch and diffusers, with torch's fused AdamW and foreach average.
 
-    keep: freed memory stays in the process, as in pydiff's; torch does not do that by itself. compiled: options of
-    torch.compile, or None for eager mode. exact: in float64.
+    workload: its name, or a Workload. keep: freed memory stays in the process, as in pydiff's; torch does not do that
+    by itself. compiled: what torch.compile is told, or None for eager mode. exact: in float64. low: autocast to
+    bfloat16. at: torch's device.
     """
 
-    def __init__(self, workload, batch, channels_last=False, compiled=None, keep=False, exact=False):
+    def __init__(
+        self, workload, batch, channels_last=False, compiled=None, keep=False, exact=False, low=False, at="cpu"
+    ):
         import torch
 
         if keep:
             keep_freed_memory()
-        self.torch, self.workload, self.batch = torch, WORKLOADS[workload], batch
-        self.channels_last, self.compiled, self.exact = channels_last, compiled, exact
-        dtype = np.float64 if exact else np.float32
+        self.torch, self.batch = torch, batch
+        self.workload = WORKLOADS[workload] if isinstance(workload, str) else workload
+        self.channels_last, self.compiled, self.exact, self.low = channels_last, compiled, exact, low
+        dtype, self.at = np.float64 if exact else np.float32, torch.device(at)
         x0 = torch.from_numpy(self.workload.images(batch).astype(dtype)).permute(0, 3, 1, 2)
-        self.x0 = x0 if channels_last else x0.contiguous()
+        self.x0 = (x0 if channels_last else x0.contiguous()).to(self.at)
         levels = schedule("linear")
-        self.alpha, self.sigma = (torch.from_numpy(a.astype(dtype)) for a in (levels.alpha, levels.sigma))
+        tables = (torch.from_numpy(a.astype(dtype)).to(self.at) for a in (levels.alpha, levels.sigma))
+        self.alpha, self.sigma = tables
 
     def load(self, weights):
         """Builds model and optimiser."""
-        self.model = torch_unet(self.workload, weights, self.channels_last, self.exact)
+        self.model = torch_unet(self.workload, weights, self.channels_last, self.exact).to(self.at)
         self.names, self.parameters = zip(*self.model.named_parameters(), strict=True)
         self.optimizer = self.torch.optim.AdamW(self.parameters, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
         self.average = [p.detach().clone() for p in self.parameters]
         if self.compiled is not None:
-            self.model = self.torch.compile(self.model, options=self.compiled)
+            self.model = self.torch.compile(self.model, **self.compiled)
+
+    def predict(self, x, t):
+        """The model's answer, in x's type."""
+        if self.at.type == "cuda":
+            self.torch.compiler.cudagraph_mark_step_begin()
+        with self.torch.autocast(self.at.type, self.torch.bfloat16, enabled=self.low):
+            f = self.model(x, t)
+        return (f if isinstance(f, self.torch.Tensor) else f.sample).to(x.dtype)
 
     def loss(self, t, eps):
         """Mean squared error of the predicted noise."""
         alpha, sigma = (a[t].reshape(-1, 1, 1, 1) for a in (self.alpha, self.sigma))
-        predicted = self.model(alpha * self.x0 + sigma * eps, t).sample
-        return self.torch.nn.functional.mse_loss(predicted, eps)
+        return self.torch.nn.functional.mse_loss(self.predict(alpha * self.x0 + sigma * eps, t), eps)
 
     def loss_and_gradient(self):
         """The same as Pydiff's, with the same t and noise."""
@@ -198,15 +216,15 @@ class Torch:
         t = random.integers(random.key(0, random.TIMESTEP, sample, 1), len(self.alpha))
         eps = random.normal(random.key(0, random.NOISE, sample, 1), self.workload.images(1).shape[1:])
         self.optimizer.zero_grad()
-        eps = self.torch.from_numpy(eps).permute(0, 3, 1, 2).to(self.x0.dtype)
-        loss = self.loss(self.torch.from_numpy(t), eps)
+        eps = self.torch.from_numpy(eps).permute(0, 3, 1, 2).to(self.at, self.x0.dtype)
+        loss = self.loss(self.torch.from_numpy(t).to(self.at), eps)
         loss.backward()
-        return loss.item(), {n: p.grad.numpy().copy() for n, p in zip(self.names, self.parameters, strict=True)}
+        return loss.item(), {n: p.grad.cpu().numpy().copy() for n, p in zip(self.names, self.parameters, strict=True)}
 
     def step(self):
         """One training step."""
         torch = self.torch
-        t = torch.randint(len(self.alpha), (self.batch,))
+        t = torch.randint(len(self.alpha), (self.batch,), device=self.at)
         self.optimizer.zero_grad()
         self.loss(t, torch.randn_like(self.x0)).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)

@@ -25,7 +25,7 @@ JUDGE = "torch in float64"
 FACTOR, FLOOR, SENSELESS = 4.0, 4 * float(np.finfo(np.float32).eps), 1e-3
 # What torch.compile is told. By itself it changes the layout of convolutions where it thinks that pays; torch
 # 2.13.0+cpu then gets gradients of some filters of cifar32 and image64 wrong, zero for example, and only then.
-COMPILED = {"torch compile": {}, "torch compile NCHW": {"layout_optimization": False}}
+COMPILED = {"torch compile": {}, "torch compile NCHW": {"options": {"layout_optimization": False}}}
 QUICK_BATCH = 2
 
 

@@ -41,13 +41,25 @@ WORKLOADS = {
 }
 
 
+def unet_class():
+    """(UNet2DModel, whose): diffusers', or where that is not installed the part of it that DDPM's U-Net needs."""
+    try:
+        from diffusers import UNet2DModel
+    except ModuleNotFoundError:
+        from benchmarks.gpu.torch_unet import UNet2DModel
+
+        return UNet2DModel, "torch"
+    return UNet2DModel, "diffusers"
+
+
 def torch_unet(workload, weights, channels_last, exact=False):
     """diffusers' UNet2DModel with these weights ({name: array in PyTorch's layout}), in either memory layout.
 
     exact: in float64, and the sinusoids of the step numbers too, which diffusers always computes in float32.
     """
     import torch
-    from diffusers import UNet2DModel
+
+    UNet2DModel, _ = unet_class()
 
     class Sinusoids(torch.nn.Module):
         def forward(self, t):

@@ -114,13 +114,13 @@ class Train:
             say(f"model in {self.out / 'model'}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
 
     def foretell(self, options, **more):
-        """The dry run."""
+        """Prints the forecast of a dry run."""
         from pydiff.dry_run import dry_run
 
         say(dry_run(self.data, device=self.device, **more, **options))
 
     def run_classifier(self, options):
-        """The same for a classifier."""
+        """`run` for a classifier."""
         if self.latent is not None or self.images is not None:
             raise ValueError("a classifier is trained on its data alone; leave out --latent and --images")
         options = replace(options, sample_every=0)
@@ -134,7 +134,7 @@ class Train:
         )
 
     def run_autoencoder(self, options):
-        """The same for an autoencoder."""
+        """`run` for an autoencoder."""
         from pydiff.run import train
         from pydiff.training import AutoencoderOptions
 
@@ -228,7 +228,7 @@ class Sample:
             self.draw(group)
 
     def draw(self, group):
-        """Draws, together with the other processes of the group."""
+        """Draws, sharing the work with the other processes of the group."""
         from pydiff.drawing import Order, draw
         from pydiff.report.files import check_name, default_name
         from pydiff.run import load
@@ -251,6 +251,8 @@ class Sample:
         many = prompts is None and not given and not run.pipeline.edits_by_scheduler
         n = (16 if many else 1) if self.n is None else self.n
         if given:
+            if n < 1:
+                raise ValueError(f"n must be at least 1, got {n}")
             return self.redraw(run, out, n, prompts)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
@@ -270,7 +272,7 @@ class Sample:
             say(f"{plural(done.wanted, run.codec.noun)}{kind} in {out}{kept}")
 
     def redraw(self, run, out, n, prompts):
-        """Draws anew from the image that is given, n of each prompt."""
+        """Draws n images for each prompt, starting from the given image."""
         import numpy as np
 
         from pydiff.data.given import image_from, mask_from
@@ -284,11 +286,13 @@ class Sample:
                 raise ValueError(f"--{flag} is for images without a given one; leave it out, or --image")
         if self.image is None:
             raise ValueError("a mask says where an image is to be drawn anew; give that too, --image")
+        if (noun := run.codec.noun) != "image":
+            raise ValueError(f"--image is for models that draw images, and this one makes {noun}s; leave it out")
         if self.mask is not None and self.sampler is not None:
             raise ValueError("filling in has its own way back from noise; leave out --sampler, or --mask")
         check_place(out, run.codec)
         *size, channels = run.codec.image_shape
-        own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion draws images of any size
+        own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion takes images of any size
         image = image_from(self.image, None if own else size, channels, self.limit)
         numbers = np.tile(np.arange(n), len(prompts or [""]))
         guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
@@ -561,10 +565,10 @@ COMMANDS = {
 
 
 def say(*lines, to="stdout", image=False):
-    """Prints lines. A terminal or a pipe that is gone stops no command: what is said to it is lost, and that is all.
+    """Prints lines. If the terminal or pipe is gone, the output is lost, but the command goes on.
 
-    image: whether they are one, whose control characters are meant; in all others, which may hold names of files,
-    they are written out.
+    image: whether the lines are an image, whose control characters are intended; in all others, which may contain names
+    of files, control characters are escaped.
     """
     stream = getattr(sys, to)
     if stream is None:
@@ -573,19 +577,19 @@ def say(*lines, to="stdout", image=False):
     try:
         try:
             print(text, file=stream, flush=True)
-        except UnicodeEncodeError:  # a terminal of another language than a name
+        except UnicodeEncodeError:  # the terminal's encoding does not have a character
             print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
     except (OSError, ValueError):
         setattr(sys, to, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
 
 
 def tame(lines):
-    """Text with everything in it written out that would do something to a terminal, but for ends of lines."""
+    """Text with all control characters escaped, except ends of lines."""
     return "\n".join(map(printable, str(lines).split("\n")))
 
 
 def announce():
-    """Says aloud when the slow path is taken: pip hides why."""
+    """Prints a warning if the slow path is taken, as pip hides the reason."""
     from pydiff import backend
 
     if backend.cpu is None:
@@ -613,7 +617,7 @@ def flags(arguments) -> frozenset:
 
 
 def show(run):
-    """A few samples in the terminal, if there is one."""
+    """Prints a few samples, if the output is a terminal."""
     if sys.stdout is None:
         return
     from pydiff.report.grid import grid
@@ -624,15 +628,23 @@ def show(run):
 
 
 def prompts_in(path):
-    """The lines of a file, or of the standard input for -, that are not empty."""
-    text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """The non-empty lines of a file, or of the standard input for "-". Raises ValueError if there are none."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8; save it as that") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a file with a prompt a line") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no prompts; write one a line")
+    return lines
 
 
 @contextlib.contextmanager
 def wide_enough(least=20):
-    """While tyro writes, a terminal has at least so many columns: in five and fewer it would search for ever for a
-    place to break a line.
+    """Inside, tyro sees a terminal of at least this many columns: with five or fewer it would never find a place to
+    break a line.
     """
     before = os.environ.get("COLUMNS")
     if shutil.get_terminal_size().columns < least:
@@ -647,7 +659,9 @@ def wide_enough(least=20):
 
 
 def main(arguments=None):
-    """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
+    """Entry point of the `pydiff` command; returns the exit status. Errors that a user can correct are printed as one
+    sentence.
+    """
     from pydiff.store.checkpoint import CheckpointError
     from pydiff.text import PromptWarning
     from pydiff.training import Interrupted
@@ -681,7 +695,7 @@ def main(arguments=None):
         if is_first():
             say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
-    except BrokenPipeError:  # whoever reads has read enough
+    except BrokenPipeError:  # the reader has closed the pipe
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         return 0
     except KeyboardInterrupt as stopped:

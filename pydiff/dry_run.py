@@ -1,4 +1,4 @@
-"""`pydiff train --dry-run`: what a training would take, said before it takes it."""
+"""`pydiff train --dry-run`: estimates what a training would take, without training."""
 
 from pydiff import backend, memory
 from pydiff.data import load
@@ -13,10 +13,10 @@ FEW = 16  # images that are encoded for a training in latents
 
 
 def dry_run(data, *, device="cpu", model=None, latent=None, **options) -> str:
-    """A few lines: memory from small steps, time from a few whole ones. Nothing is written.
+    """A report of a few lines: memory from small steps, time from a few full ones. Nothing is written.
 
-    data, device, model, latent, options: as for `pydiff.train`. ValueError, in one sentence, for a training that cannot
-    fit into memory, with what would.
+    data, device, model, latent, options: as for `pydiff.train`. Raises ValueError, with options that would fit, for a
+    training that does not fit into memory.
     """
     kind = AutoencoderOptions if model == "autoencoder" else Options
     given, options = options.keys(), settled(kind.from_keywords(options), None, join("off"))

@@ -174,7 +174,7 @@ MAY_IMPORT = {
     "formats.schema": "formats.safetensors",
     "formats.diffusers.scheduler": "codec diffusion formats.safetensors formats.schema",
     "formats.diffusers.folder": "formats.safetensors formats.files",
-    "formats.diffusers.parameters": "nn formats.safetensors",
+    "formats.diffusers.parameters": "backend nn formats.safetensors",
     "formats.diffusers.unet": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
     "formats.diffusers.autoencoder": "models store formats.safetensors formats.files formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.parameters",

@@ -290,6 +290,16 @@ def test_a_step_that_is_not_finite_is_taken_back_on_the_device(monkeypatch, what
 
 
 @pytest.mark.usefixtures("cuda_kernels")
+def test_the_coefficients_of_a_sampler_are_sent_once():
+    run, sent = train(device="cuda"), []
+    for seed in (1, 2):
+        fake_cupy.happened.clear()
+        run.sample(2, steps=7, sampler="ddpm", seed=seed)
+        sent.append(fake_cupy.happened.count("upload"))
+    assert sent[0] - sent[1] == 7
+
+
+@pytest.mark.usefixtures("cuda_kernels")
 def test_drawing_waits_once_for_the_images():
     run = train(device="cuda")
     for steps in (2, 6):

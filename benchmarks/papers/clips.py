@@ -1,7 +1,6 @@
 """Does a clip show what its caption says? Every word is measured, and whether it is one object throughout.
 
     python -m benchmarks.papers.clips --out DIR [--steps 6000] [--json FILE]
-    python -m benchmarks.papers.clips --out DIR --steps 1500 --json FILE --without "the caption's mean"
 
 A model learns the moving shapes (pydiff.data.moving) and their captions, and draws combinations of the training clips
 and the sixteen that no training clip has. The tracker (pydiff.data.track) that judges them is right about every clip
@@ -10,7 +9,7 @@ which must fail, and chance. Continuation and interpolation in time are judged b
 Wilson's at 95 % (1927). Besides, for several noise levels, the model's error of the clean clip stands beside the least
 that is possible: that of the mean over all clips of the caption, weighted by how well they explain the noisy clip, and
 of the same mean frame by frame, which cannot know what moves. Where the model's lies says whether it looks along time.
-With --without, a short training says what a part of the recipe is worth. The same command goes on where it was stopped.
+The same command goes on where it was stopped.
 """
 
 import argparse
@@ -27,12 +26,9 @@ from benchmarks.papers.unseen import wilson
 from pydiff import no_grad, random
 from pydiff.data.moving import COLOURS, COMBINATIONS, DIRECTIONS, SHAPES, SPEEDS, caption, held_out, moving_shapes
 from pydiff.data.track import shuffled, track
-from pydiff.models import ClipUNet
 from pydiff.report.film import save_film
 from pydiff.report.grid import grid, save_png
 from pydiff.tensor import Tensor
-from pydiff.training.captions import captions_for
-from pydiff.training.networks import build_network
 
 WORDS = ("shape", "colour", "direction", "speed", "constant", "all")
 CHANCE = {
@@ -43,13 +39,6 @@ RECIPE = {
     "prediction": "x0", "timestep_sampling": "logit_normal", "timestep_shift": 3.0, "sample_every": 0,
     "checkpoint_every": 100,
 }  # fmt: skip
-WITHOUT = {  # name: options and parts of the network in place of the recipe's
-    "nothing": ({}, {}),
-    "noisier levels": ({"timestep_sampling": "uniform", "timestep_shift": 1.0}, {}),
-    "the clean clip's error": ({"prediction": "eps"}, {}),
-    "the caption's mean": ({}, {"pooled_context": False}),
-    "positions, scale and shift": ({}, {"pixel_positions": False, "resnet_time_scale_shift": "default"}),
-}
 GUIDANCE = (1.0, 3.0)
 LEVELS = (100, 300, 500, 700, 800, 850, 900, 950)  # of 1,000
 WAY = {"sampler": "dpm_solver", "steps": 20}
@@ -113,19 +102,6 @@ def errors_by_noise(run, count=24, candidates=400) -> dict:
     return found
 
 
-def without(name, out, steps):
-    """What the recipe is worth without one of its parts, see WITHOUT: errors by noise, and a score of drawn clips."""
-    options, network = WITHOUT[name]
-    recipe = RECIPE | {"steps": steps, "text": "glove"} | options
-    data = pydiff.data.load("moving-shapes")
-    width = captions_for(data, "glove", 0)[0].width
-    config = build_network(pydiff.Options(**recipe), data.coded("auto"), None, width).config
-    run = pydiff.train(data, model=ClipUNet(**(config | network)), out=out, **recipe)
-    some = [c for c in COMBINATIONS if not held_out(*c)][::2]
-    clips, wanted = drawn(run, some, 1, 4, max(GUIDANCE))
-    return {"steps": steps, "score": score(clips, wanted), "errors_by_noise": errors_by_noise(run)}
-
-
 def main(arguments=None):
     """Trains, draws, judges, and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -138,16 +114,8 @@ def main(arguments=None):
         help="clips of every held-out combination; of every other one of the rest a quarter",
     )
     parser.add_argument("--noise-only", action="store_true", help="renew the errors by noise in the JSON, no more")
-    parser.add_argument("--without", choices=WITHOUT, help="train --steps without a part of the recipe; no more")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    if options.without:
-        part = without(options.without, options.out / "without" / options.without, options.steps)
-        found = json.loads(options.json.read_text())  # now: others may have written meanwhile
-        found.setdefault("without", {})[options.without] = json.loads(json.dumps(part))
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-        print(without_table(found))
-        return
     if options.noise_only:
         found = json.loads(options.json.read_text())
         found["errors_by_noise"] = errors_by_noise(pydiff.load(options.out / "run"))
@@ -188,8 +156,6 @@ def main(arguments=None):
         "sampling": WAY, "best_guidance": guidance, "chance": CHANCE, "rows": rows,
         "errors_by_noise": errors_by_noise(run),
     }  # fmt: skip
-    if options.json and options.json.is_file():
-        found |= {name: part for name, part in json.loads(options.json.read_text()).items() if name == "without"}
     print(table(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -203,10 +169,7 @@ def table(found):
         lines.append(f"| {name} ({row['clips']}) | {' | '.join(cells)} |")
     chance = [f"{found['chance'][w]:.2f}" if w in found["chance"] else "" for w in WORDS]
     lines.append(f"| chance | {' | '.join(chance)} |")
-    more = [
-        part(found) for name, part in (("errors_by_noise", noise_table), ("without", without_table)) if name in found
-    ]
-    return "\n\n".join(["\n".join(lines), *more])
+    return "\n".join(lines) + ("\n\n" + noise_table(found) if "errors_by_noise" in found else "")
 
 
 def noise_table(found):
@@ -215,18 +178,6 @@ def noise_table(found):
     lines = [f"| error at t = | {' | '.join(str(t) for t in errors)} |", "|---" * (len(errors) + 1) + "|"]
     for name, said in (("model", "the model"), ("best_by_frames", "best, frame by frame"), ("best", "best")):
         lines.append(f"| {said} | {' | '.join(f'{1000 * row[name]:.1f}' for row in errors.values())} |")
-    return "\n".join(lines)
-
-
-def without_table(found):
-    """The recipe without one of its parts, in Markdown."""
-    levels = [t for t in LEVELS if t >= 700]
-    lines = [f"| without | steps | direction | speed | all | {' | '.join(f'error at t = {t}' for t in levels)} |"]
-    lines.append("|---" * (5 + len(levels)) + "|")
-    for name, row in ((n, found["without"][n]) for n in WITHOUT if n in found["without"]):
-        cells = [f"{row['score'][word]['share']:.2f}" for word in ("direction", "speed", "all")]
-        cells += [f"{1000 * row['errors_by_noise'][str(t)]['model']:.1f}" for t in levels]
-        lines.append(f"| {name} | {row['steps']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

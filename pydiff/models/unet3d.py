@@ -487,8 +487,7 @@ def _widened_config(image_model, theirs):
 
 def _mean(context, seen):
     """The mean (N, D) of the states (N, T, D) that are seen, (N, T) truth values, None for all; 0 where none is."""
-    if seen is None:
-        return context.mean(axis=1)
+    seen = np.ones(context.shape[:2]) if seen is None else seen
     share = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)  # (N, T)
     return (context * Tensor(array_module(context.data).asarray(share[..., None], context.dtype))).sum(axis=1)
 

@@ -59,7 +59,7 @@ def oversee(states, kept, shape):
 
 
 def clips_section(kept, codec, data=None):
-    """HTML: what was drawn as it came out of the noise, beside what the network took it for. data: clips to compare."""
+    """HTML: the clips as they emerge from the noise, beside the predicted clean clips. data: real clips."""
     columns = int(np.ceil(np.sqrt(len(kept[0][2]))))
     wait, factor = round(1000 / codec.rate), room(codec.shape).factor
 

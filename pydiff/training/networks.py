@@ -1,4 +1,4 @@
-"""Which network learns from samples of which codec, where the caller brings none."""
+"""Which network is trained on samples of which codec, by default."""
 
 import math
 
@@ -7,10 +7,10 @@ from pydiff.training.config import build_unet, default_channels, levels_with_att
 
 
 def build_network(options, codec, embeddings=None, context=None):
-    """The network of a run on what this codec makes of the data.
+    """The network for training on data encoded by this codec.
 
-    embeddings: rows of the table of classes, or None. context: channels of a text encoder's states, or None.
-    ValueError for a combination that there is no network for.
+    embeddings: rows of the class embedding table, or None. context: channels of a text encoder's states, or None.
+    Raises ValueError for a combination that has no network.
     """
     build = NETWORKS.get(codec.kind)
     return (
@@ -21,7 +21,7 @@ def build_network(options, codec, embeddings=None, context=None):
 
 
 def build_points(options, shape, embeddings, context):
-    """The network of points (D,). options.channels: its width; options.layers: its residual blocks, 4 for 1."""
+    """The network for points (D,). options.channels: its width; options.layers: its residual blocks, 4 if 1."""
     if context is not None:
         raise ValueError("points cannot be trained with captions; leave them out (text='none') or use classes")
     if options.self_conditioning and options.variance == "learned":
@@ -75,9 +75,9 @@ def build_clip_unet(options, shape, embeddings, context):
 
 
 def build_line_unet(options, shape, embeddings, context):
-    """The U-Net of sounds (1, L, C): four samples at a time, every level a quarter of the one above.
+    """The U-Net for sounds (1, L, C): four samples at a time, each level a quarter of the one above.
 
-    Attention on levels of at most 128 places, where options.attention does not say.
+    By default, levels of at most 128 positions have attention.
     """
     if context is not None:
         raise ValueError("sounds as waveforms cannot be trained with captions; use classes, or codec='spectrogram'")
