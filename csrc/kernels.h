@@ -70,7 +70,7 @@ struct AttentionShape {
     int64_t n, tq, tk, heads, d;               // q (n, tq, heads*d), k and v (n, tk, heads*d), out (n, tq, heads*d)
     int64_t q_batch, q_row, k_batch, k_row, v_batch, v_row;  // strides in elements; the last axis is contiguous
     float scale;
-    bool causal = false;                       // query i sees the keys 0 .. i alone
+    bool causal = false;                       // query i sees only the keys 0 .. i
 };
 
 // key_mask: false for keys that no query of a sample sees. A query that sees none gets 0, and an lse of 0.

@@ -1,5 +1,5 @@
 // One call from Python to a kernel: its arrays checked, its scratch memory, its stream. What differs between NumPy's
-// arrays, CuPy's and those of the emulator stands in cpu/bindings.cpp, cuda/bindings.cpp and simt/call.cpp.
+// arrays, CuPy's and those of the emulator is in cpu/bindings.cpp, cuda/bindings.cpp and simt/call.cpp.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -96,7 +96,8 @@ public:
         finish();
 #endif
     }
-    // The same for IN_WORKSPACE, with so many bytes: uninitialised, aligned to 256, kept until the stream is past this.
+    // The same for IN_WORKSPACE, with this many bytes: uninitialised, aligned to 256, kept until the stream is past
+    // this.
     template <class Launch>
     void run_in(size_t bytes, Type type, Launch&& launch) {
 #if defined(PYDIFF_CPU)

@@ -76,7 +76,7 @@ def write_report(
     states = states if heard is None else listen.overhear(states, codec, heard)
     overseen, kept = [], codec.kind == "frames"
     states = oversee(states, overseen, codec.shape) if kept else states
-    trace, x = record(states, codec, schedule=schedule, **budget(n, training.shape[1:]))
+    trace, x = record(states, codec, schedule=schedule, **budget(n, training.shape[1:], values=slider_values(codec)))
     drawn = codec.decode(x)
     samples = codec.show(drawn)
     save_png(directory / "samples.png", grid(samples))
@@ -184,14 +184,19 @@ def reduced(images, largest):
     return images if factor == 1 else np.rint(shrink(images, factor)).astype(np.uint8)
 
 
-def budget(n, shape, keep=100):
-    """What to record of n images of shape (H, W, C): {"samples", "keep", "factor"}; at most SLIDER_VALUES of them, for
-    which the frames of a long clip, side by side, are reduced further than an image.
+def slider_values(codec):
+    """What a slider may hold; half as much of clips, which have sliders over time besides."""
+    return SLIDER_VALUES // 2 if codec.kind == "frames" else SLIDER_VALUES
+
+
+def budget(n, shape, keep=100, values=SLIDER_VALUES):
+    """What to record of n images of shape (H, W, C): {"samples", "keep", "factor"}; at most `values` of them, for which
+    the frames of a long clip, side by side, are reduced further than an image.
     """
     factor = shrinking(shape)
 
     def cells_at(factor):
-        return SLIDER_VALUES // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
+        return values // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
 
     while cells_at(factor) < 4 * 10 and factor < min(shape[:2]):
         factor += 1
@@ -202,7 +207,7 @@ def budget(n, shape, keep=100):
 
 def _forward(codec, source, schedule, seed, shape):
     """The Forward for the page. source: a data set, or samples."""
-    kept = budget(8, shape, keep=41)
+    kept = budget(8, shape, keep=41, values=slider_values(codec))
     chosen = spread(len(source), kept["samples"])
     samples = source[chosen] if isinstance(source, np.ndarray) else source.samples(chosen)
     eps = random.normal(random.key(seed, random.NOISE, np.arange(len(samples))), codec.shape)
