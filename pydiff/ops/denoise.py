@@ -92,8 +92,7 @@ class Denoise(Function):
         if not kernel:
             return *backward_arrays(dx_next, dx0_hat, x, f, f_uncond, self.step), None
         dx, df = empty(x, _flat_shape(x)), empty(f, _flat_shape(x))
-        table = _table(x, self.step)
-        kernel(_flat(dx_next), _flat(dx0_hat), _flat(x), _flat(f), _flat(f_uncond), table, None, dx, df)
+        kernel(_flat(dx_next), _flat(dx0_hat), _flat(x), _flat(f), _flat(f_uncond), _table(x, self.step), None, dx, df)
         return dx.reshape(x.shape), df.reshape(x.shape), None
 
 
@@ -103,10 +102,8 @@ def _table(x, step, c=()):
     return sent(_kept(np.array(row, FLOAT32).tobytes()), x)
 
 
-@functools.lru_cache(maxsize=4096)
-def _kept(row):
-    """The table of these bytes, always the same array, which cannot be written to; see `sent`."""
-    return np.frombuffer(row, FLOAT32).reshape(1, -1)
+# The table of these bytes: always the same array, which cannot be written to; see `sent`.
+_kept = functools.lru_cache(maxsize=4096)(lambda row: np.frombuffer(row, FLOAT32).reshape(1, -1))
 
 
 def _flat_shape(x):
