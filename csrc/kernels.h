@@ -22,7 +22,7 @@ struct Conv2dShape {
     int64_t kh, kw, cout;          // w  (kh, kw, cin, cout)
     int64_t oh, ow;                // y  (n, oh, ow, cout)
     int64_t stride_h, stride_w;
-    int64_t pad_top, pad_left;     // bottom and right padding follow from oh, ow
+    int64_t pad_top, pad_left;     // bottom and right padding follow from oh, ow; forward, pad_top may be 1 - up
     int64_t up = 1;                // 1 or 2
 };
 
@@ -70,7 +70,7 @@ struct AttentionShape {
     int64_t n, tq, tk, heads, d;               // q (n, tq, heads*d), k and v (n, tk, heads*d), out (n, tq, heads*d)
     int64_t q_batch, q_row, k_batch, k_row, v_batch, v_row;  // strides in elements; the last axis is contiguous
     float scale;
-    bool causal = false;                       // query i sees the keys 0 .. i alone
+    bool causal = false;                       // query i sees only the keys 0 .. i
 };
 
 // key_mask: false for keys that no query of a sample sees. A query that sees none gets 0, and an lse of 0.

@@ -39,8 +39,7 @@ __all__ = [
 
 __version__ = "0.2.0"
 
-# Imported when somebody asks for them, as all other modules are: name -> module, and what it is called there, ""
-# for the module itself.
+# Imported when first used, as all other modules are: name -> (module, name in that module), "" for the module itself.
 LATER = {
     "data": ("pydiff.data", ""),
     "diffusion": ("pydiff.diffusion", ""),

@@ -1,9 +1,9 @@
-"""What NumPy and CuPy have in common: which of the two an array belongs to, moving between host and device, and the few
-copies and sums over whole images that the compiled helpers do on all threads.
+"""What NumPy and CuPy share: which of the two an array belongs to, moves between host and device, and the few copies
+and sums over whole images that compiled helpers do on all threads.
 
-Images, parameters and all that has their size live on the device. One number for each image (t, alpha, sigma,
-labels, keys) stays a NumPy array, in float64 or integers, until it meets an image: `column` moves it there. Nothing
-else moves by itself.
+Images, parameters and all arrays of their size live on the device. Arrays with one number per image (t, alpha, sigma,
+labels, keys) stay NumPy arrays, in float64 or integers, until they meet an image: `column` moves them. Nothing else
+moves implicitly.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from pydiff import backend
 from pydiff.backend import FLOAT32
 
-LARGE = 1 << 15  # elements: below, waking threads costs more than they save
+LARGE = 1 << 15  # elements; below this, waking threads costs more than they save
 
 
 def array_module(*arrays):
@@ -28,19 +28,19 @@ def array_module(*arrays):
 
 
 def to_host(a):
-    """The NumPy array with a's values: a itself where it is one, else a copy from the GPU, which waits for it."""
+    """The NumPy array with a's values: a itself if it is one, else a copy from the GPU, which waits for it."""
     return np.asarray(a) if array_module(a) is np else a.get()
 
 
 def column(values, like):
-    """(N,) numbers -> (N, 1, ..) of like's dtype where like is, to multiply every element of a sample."""
+    """(N,) numbers -> (N, 1, ..) of like's dtype on its device, to multiply every element of a sample."""
     return array_module(like).asarray(values, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
 
 
 def add(a, b):
-    """a + b. On all threads for large float32 arrays, if b has a's shape or is a row, (N, 1, .., C), for every sample.
+    """a + b, on all threads for large float32 arrays, if b has a's shape or is one row per sample, (N, 1, .., C).
 
-    The bits are NumPy's, which does this on one thread: in a training step that cost as much as a tenth.
+    The result is bitwise NumPy's, which uses one thread: that took up to a tenth of a training step.
     """
     if not _for_threads(a, b) or (a.shape[0], a.shape[-1]) != (b.shape[0], b.shape[-1]):
         return a + b
@@ -53,7 +53,7 @@ def add(a, b):
 
 
 def join(a, b):
-    """a (N, .., A) and b (N, .., B) side by side, (N, .., A + B); on all threads like `add`."""
+    """a (N, .., A) and b (N, .., B) concatenated, (N, .., A + B); on all threads like `add`."""
     if not _for_threads(a, b) or a.shape[:-1] != b.shape[:-1]:
         return array_module(a).concatenate([a, b], axis=-1)
     out = np.empty((*a.shape[:-1], a.shape[-1] + b.shape[-1]), a.dtype)
@@ -62,8 +62,8 @@ def join(a, b):
 
 
 def split(x, size):
-    """The first `size` channels of x (N, .., C), and the others: large arrays are copied on all threads like `add`, so
-    that both parts are contiguous for whoever adds or convolves them; small ones and the GPU's are cut into views.
+    """The first `size` channels of x (N, .., C), and the others. Large arrays are copied on all threads like `add`, so
+    that both parts are contiguous for later operations; small ones and the GPU's are cut into views.
     """
     a, b = x[..., :size], x[..., size:]
     if _for_threads(x, x):
@@ -77,7 +77,7 @@ def _rows(x):
 
 
 def _for_threads(a, b):
-    """Whether both are arrays that the helpers of csrc/cpu/elementwise.h take, and large enough to be worth it."""
+    """Whether the helpers of csrc/cpu/elementwise.h take both arrays, and they are large enough to be worth it."""
     return (
         backend.cpu is not None
         and type(a) is type(b) is np.ndarray
@@ -90,12 +90,12 @@ def _for_threads(a, b):
 
 
 def empty(like, shape):
-    """An uninitialised C-ordered array of like's dtype on like's device: where every op's output comes from."""
+    """An uninitialised C-ordered array of like's dtype on like's device, for the output of an operation."""
     return array_module(like).empty(shape, like.dtype)
 
 
 class _Sent(threading.local):
-    """What this thread has moved by `sent`: {id of a host array: (reference to it, its copy on the device)}."""
+    """What this thread has moved with `sent`: {id of a host array: (reference to it, its copy on the device)}."""
 
     def __init__(self):
         self.copies = {}
@@ -105,9 +105,9 @@ _sent = _Sent()
 
 
 def sent(a, like):
-    """`a`, a NumPy array that cannot be written to, where like is: moved once, however often it is asked for.
+    """The read-only NumPy array `a` on like's device: moved only once, however often it is needed.
 
-    Every small array that is moved costs a GPU's stream a gap. The copy lives as long as `a` does.
+    Every small transfer stalls a GPU's stream. The copy lives as long as `a` does.
     """
     xp = array_module(like)
     if xp is np or a.flags.writeable:

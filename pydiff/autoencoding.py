@@ -1,10 +1,9 @@
-"""An autoencoder's run: `train_autoencoder` learns one from data; AutoencoderRun encodes, decodes and shows what
-latents are good for.
+"""Autoencoders: `train_autoencoder` trains one; AutoencoderRun encodes, decodes and reports on it.
 
-    made = pydiff.train("emoji", model="autoencoder", out="small")
-    x = made.encode(images)                       latents (N, h, w, C), of std 1
-    made.decode(x)                                and back
-    pydiff.train("emoji", latent="small")         a diffusion model in these latents
+made = pydiff.train("emoji", model="autoencoder", out="small")
+x = made.encode(images)                       latents (N, h, w, C), of std 1
+made.decode(x)                                and back
+pydiff.train("emoji", latent="small")         a diffusion model in these latents
 """
 
 import contextlib
@@ -33,11 +32,11 @@ from pydiff.training.forecast import check_room
 
 
 class AutoencoderRun:
-    """A trained (or half-trained) autoencoder with what is needed to use it and to look at it.
+    """A trained (or half-trained) autoencoder with everything needed to use it and to look at it.
 
     autoencoder: the network with averaged weights. codec: LatentSpace of images of the training data's size. options:
-    dict. step: training steps done, or a function that says. directory: the run's Path, or None. data_name: what it was
-    trained on. notes: what was said when it was opened.
+    dict. step: training steps done, or a function that returns them. directory: the run's Path, or None. data_name:
+    what it was trained on. notes: sentences on what was assumed or ignored when it was opened.
     """
 
     def __init__(
@@ -57,27 +56,29 @@ class AutoencoderRun:
 
     @property
     def name(self):
-        """The folder's name, or the data set's."""
+        """The folder's name if the run has one, else the name of the data set."""
         return printable(self.directory.name) if self.directory is not None else self.data_name
 
     def dataset(self, data=None):
-        """The training data, loaded again if need be; ValueError where they are not what they were. data: where they
-        are, if they are not where they were.
+        """The training data, loaded again if not in memory, from where they were or from `data`. Raises ValueError if
+        they are missing there, or have changed.
         """
         if self._dataset is None or data is not None:
             self._dataset = self.origin.load(lambda place: load_data(place, size=self.options.get("size")), data)
         return self._dataset
 
     def log(self):
-        """One dict a step: step, loss, lr, grad_norm, images_per_second, time, device."""
+        """One dict per training step: step, loss, lr, grad_norm, images_per_second, time, device."""
         return list(self._log.entries)
 
     def encode(self, images):
-        """uint8 (N, H, W, C) -> latents (N, h, w, C') float32, of mean 0 and std 1 where images are like the data."""
+        """uint8 (N, H, W, C) -> latents (N, h, w, C') float32, of mean 0 and std 1 for images like the
+        training data.
+        """
         return self.codec.encode_given(images)
 
     def decode(self, x):
-        """Turns latents (N, h, w, C) into uint8 images (N, H, W, C)."""
+        """Latents (N, h, w, C') -> uint8 images (N, H, W, C)."""
         return self.codec.decode(x)
 
     def reconstruct(self, images):
@@ -85,45 +86,47 @@ class AutoencoderRun:
         return self.decode(self.encode(images))
 
     def psnr(self, images):
-        """How well images come back, peak signal to noise in dB, one for each: (N,); infinite where nothing differs."""
+        """Peak signal-to-noise ratio of the reconstructions of images (N, H, W, C) uint8, in dB: (N,); infinite if
+        exact.
+        """
         from pydiff.report.autoencoder import psnr
 
         return psnr(images, self.reconstruct(images))
 
     def preview(self):
-        """Some images of the data, and then what becomes of them: (16, H, W, C) uint8, or fewer."""
+        """Some images of the data, followed by their reconstructions: (16, H, W, C) uint8, or fewer."""
         data = self.dataset()
         images = data.samples(np.unique(np.linspace(0, len(data) - 1, 8).round().astype(int)))
         made = self.codec.decode(self.codec.encode(images))
         return np.concatenate([self.codec.show(images), made])
 
     def sample(self, *_, **__):
-        """ValueError: an autoencoder draws nothing from noise by itself."""
+        """Raises ValueError: an autoencoder alone does not generate images."""
         raise ValueError(
-            f"{self.name} is an autoencoder, which draws nothing by itself; train a diffusion model in its latents: "
-            f"pydiff train DATA --latent {self.directory or 'FOLDER'}"
+            f"{self.name or 'this'} is an autoencoder, which draws nothing by itself; train a diffusion model in its "
+            f"latents: pydiff train DATA --latent {self.directory or 'FOLDER'}"
         )
 
     inpaint = image_to_image = variations = interpolate = sample
     pipeline = property(sample)
 
     def to(self, device):
-        """Where it computes follows the arrays; only "cpu" is there to be asked for. Returns the run."""
+        """Moves the network to a device. Returns the run."""
         with backend.use_device(device) as xp:
             self.autoencoder.to(xp)
         return self
 
     def save(self, directory, dtype=None):
         """Writes a folder with vae/, which pydiff.load and diffusers' AutoencoderKL.from_pretrained(subfolder="vae")
-        open. dtype: of the weights in the file, "float16" or "bfloat16"; None keeps them as they are.
+        open. dtype: of the weights in the file, "float16" or "bfloat16"; None keeps their dtype.
         """
         history = {"options": all_printable(self.options), "origin": self.origin.to_config(), "step": self.step}
         history["shape"] = list(self.codec.pixels.shape)
         autoencoder_folder.save(directory, self.autoencoder, history, dtype)
 
     def report(self, directory=None, data=None, **options):
-        """Writes report.html beside the run, or into `directory`; returns its path. See report.autoencoder. data: where
-        the training data are, if they are not where they were.
+        """Writes report.html to the run's folder or `directory`; returns its path. See report.autoencoder. data: where
+        the training data are, if they have moved.
         """
         from pydiff.report.autoencoder import write_autoencoder_report
 
@@ -138,7 +141,7 @@ class AutoencoderRun:
 
 
 def train_named(model, data, latent, codec, **arguments):
-    """What pydiff.train learns in place of a diffusion model, by its name: an autoencoder."""
+    """Trains the model of this name in place of a diffusion model: an autoencoder. Raises ValueError for any other."""
     if model != "autoencoder" or latent is not None or codec is not None:
         raise ValueError(
             f"model is {model!r}, expected a network, 'classifier' without a latent, or 'autoencoder', "
@@ -150,9 +153,9 @@ def train_named(model, data, latent, codec, **arguments):
 def train_autoencoder(
     data, *, out=None, progress=True, device="cpu", announce=None, watch=None, distributed="auto", **options
 ):  # fmt: skip
-    """Trains an autoencoder and returns the finished AutoencoderRun; arguments and errors as those of pydiff.train.
+    """Trains an autoencoder and returns the finished AutoencoderRun; arguments and errors as for pydiff.train.
 
-    Every other keyword is a field of AutoencoderOptions.
+    All other keywords are fields of AutoencoderOptions.
     """
     group = join(distributed)
     with group.together(), group.own_processors(device):
@@ -185,7 +188,7 @@ def train_autoencoder(
 
 
 def holds_autoencoder(directory) -> bool:
-    """Whether a folder is a run, finished or not, or a model of an autoencoder alone."""
+    """Whether a folder is the run of an autoencoder, finished or not, or holds only an autoencoder."""
     directory = Path(directory)
     if not is_run(directory):
         return autoencoder_folder.holds_autoencoder(directory)
@@ -198,9 +201,9 @@ def holds_autoencoder(directory) -> bool:
 
 
 def load_autoencoder(directory) -> AutoencoderRun:
-    """Opens a run's folder, a model that AutoencoderRun.save wrote, or an autoencoder of diffusers.
+    """Opens a run's folder, a folder written by AutoencoderRun.save, or an autoencoder of diffusers.
 
-    A run that is unfinished, or going on right now, is opened from its newest checkpoint, and says so.
+    A run that is unfinished, or still in progress, is opened from its newest checkpoint, which its notes say.
     """
     directory, config, notes = Path(directory), {}, []
     folder = RunDirectory(directory) if is_run(directory) else None
@@ -243,7 +246,7 @@ def _unfinished(folder, config, found, notes):
 
 
 def _followed(model, history, folder, notes):
-    """The AutoencoderRun with this history."""
+    """The AutoencoderRun of this model, with this history."""
     size, channels = model.config.get("sample_size") or 8 * model.factor, model.config["in_channels"]
     sides = size if isinstance(size, list) else [size, size]
     shape = history.get("shape") or [*(max(1, side // model.factor) * model.factor for side in sides), channels]

@@ -1,4 +1,4 @@
-"""The one switch: on which device this thread computes, and which compiled kernels serve an array.
+"""The only switch: on which device this thread computes, and which compiled kernels serve an array.
 
 Everything above this file asks `native(x, "group_norm_forward")` for a compiled function; a None means "use the array
 path" (arrays.py has what NumPy and CuPy share). Environment, read once at import:
@@ -9,8 +9,8 @@ path" (arrays.py has what NumPy and CuPy share). Environment, read once at impor
     PYDIFF_THREADS  threads of the compiled CPU kernels (default: the processors this process may run on)
 
 A device is "cpu" (NumPy), "cuda" (CuPy and the CUDA kernels) or "simt": NumPy arrays and the same CUDA kernels, run on
-the CPU by the emulator of csrc/simt, for tests and for stepping through one (docs/simt.md). Each Python thread is on a
-device of its own: a new one begins on the CPU, whatever the thread that started it is doing.
+the CPU by the emulator of csrc/simt, for tests and for stepping through a kernel (docs/simt.md). Each Python thread has
+its own current device: a new thread begins on the CPU, whatever the thread that started it is using.
 """
 
 import contextlib
@@ -38,31 +38,33 @@ cpu: Any
 cpu, cpu_reason = compiled.load_cpu(NATIVE, _setting("PYDIFF_SIMD", ("", *compiled.LEVELS), ""))
 cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
 DEVICES = ("cpu", "cuda", "simt")
-# Goes up with every commit that changes the arithmetic of a kernel, and so the last bits of a training: checkpoints
-# remember it, and a run that goes on with another generation says so. 2: Winograd's algorithm for 3 x 3 kernels of more
-# than 512 x 512 weights, too. 3: layer norm, GELU and GEGLU have kernels. 4: causal and masked attention, too.
+# Increases with every commit that changes the arithmetic of a kernel, and so the last bits of a training: checkpoints
+# record it, and a run that resumes with another generation says so. 2: Winograd's algorithm also for 3 x 3 kernels of
+# more than 512 x 512 weights. 3: layer norm, GELU and GEGLU have kernels. 4: causal and masked attention, too.
 KERNEL_GENERATION = 4
 
 
 class _Here(threading.local):
-    """The devices that this thread has entered and not yet left, innermost last, and what follows from them."""
+    """The devices that this thread has entered and not yet left, innermost last, and the state that follows
+    from them.
+    """
 
     def __init__(self):
-        self.entered = []  # [device], each a list of its own, so that two of one name are two entries
-        self.emulator = None  # pydiff._simt where the innermost is "simt"
-        self.arena = None  # the scope in which NumPy's arrays come from the arena, where one of them is "cpu"
+        self.entered = []  # [device], each a separate list, so that equal names are distinct entries
+        self.emulator = None  # pydiff._simt if the innermost is "simt"
+        self.arena = None  # the scope in which NumPy's arrays come from the arena, if one of them is "cpu"
 
 
 here = _Here()
 
 
 def _follow(state):
-    """Makes kernels and memory of a thread those of what it has entered now. state: its here.__dict__."""
+    """Sets a thread's kernels and memory according to the devices it has entered. state: its here.__dict__."""
     entered = [device for (device,) in state["entered"]]
     simt = bool(entered) and entered[-1] == "simt"
     state["emulator"] = _emulator() if simt else None
     if state is not here.__dict__:
-        return  # NumPy knows the memory of its own thread only; that follows when the thread itself next comes by
+        return  # NumPy's allocator is per thread; it is set when that thread itself next calls this
     if "cpu" in entered and state["arena"] is None:
         state["arena"] = arena()
         state["arena"].__enter__()
@@ -79,11 +81,11 @@ def __getattr__(name):
 
 @contextlib.contextmanager
 def use_device(device):
-    """Inside, this thread computes on this device: yields the array library, numpy or cupy. On "cpu" in `arena`.
+    """Inside, this thread computes on this device: yields the array library, numpy or cupy. "cpu" also enters `arena`.
 
-    Blocks may end in another order than they began, as in generators that take turns: the innermost that is still open
-    counts. A generator that is itself to be on a device, wherever it is asked for its next item, wants `on_device`.
-    RuntimeError, in one sentence, if the device cannot be used here; ValueError for an unknown name.
+    Blocks may end in another order than they began, as in interleaved generators: the innermost that is still open
+    counts. To run a generator on a device, wherever its items are consumed, use `on_device`. Raises RuntimeError if the
+    device cannot be used here, ValueError for an unknown name.
     """
     global cuda
     if device not in DEVICES:
@@ -91,7 +93,7 @@ def use_device(device):
     xp = _cupy() if device == "cuda" else np
     if device == "cuda" and cuda is None and NATIVE != "off":
         cuda = compiled.load("pydiff._cuda", "the module of CUDA kernels")
-    state, entry = here.__dict__, [device]  # this thread's: the block of a generator may be left by another one
+    state, entry = here.__dict__, [device]  # this thread's: another thread may leave a generator's block
     state["entered"].append(entry)
     try:
         _follow(state)
@@ -102,7 +104,7 @@ def use_device(device):
 
 
 def on_device(device, steps):
-    """The items of a generator that runs on this device, while whoever takes them may be elsewhere."""
+    """Yields the items of a generator that runs on this device, while its consumer may be on another."""
     with trimmed(), contextlib.closing(steps):
         while True:
             with use_device(device):
@@ -114,14 +116,15 @@ def on_device(device, steps):
 
 
 def arena():
-    """A context manager: inside, in this thread, new NumPy arrays take the memory of earlier ones (csrc/cpu/arena.h).
-    The arrays may outlive it. Without compiled kernels nothing changes.
+    """A context manager: inside, in this thread, new NumPy arrays reuse the memory of earlier ones (csrc/cpu/arena.h).
+
+    The arrays may outlive it. Without compiled kernels it does nothing.
     """
     return contextlib.nullcontext() if cpu is None else cpu.Arena()
 
 
 def trim():
-    """Hands back to the system what the arena holds and no array uses, and this thread's scratch memory."""
+    """Returns to the system the memory that the arena holds but no array uses, and this thread's scratch memory."""
     if cpu is not None:
         cpu.arena_trim()
         cpu.release_scratch()
@@ -129,7 +132,7 @@ def trim():
 
 @contextlib.contextmanager
 def trimmed():
-    """`trim` afterwards. Also a decorator."""
+    """Calls `trim` at the end. Also a decorator."""
     try:
         yield
     finally:
@@ -137,18 +140,18 @@ def trimmed():
 
 
 def _emulator():
-    """The emulator's module, which takes a minute to compile when it is asked for the first time."""
+    """The emulator's module, which takes a minute to compile when first used."""
     from pydiff.emulator import load
 
     return load()
 
 
 def _cupy():
-    """CuPy, once it is known to work: importing it succeeds on machines without a driver."""
+    """CuPy, after checking that it works: importing it succeeds on machines without a driver."""
     try:
         import cupy
     except ImportError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]  # CuPy's own text is a page
+        reason = str(error.__cause__ or error).strip().splitlines()[0]  # CuPy's own message is a page long
         raise RuntimeError(
             f"device cuda needs CuPy, which could not be imported ({reason}); pip install 'pydiff[cuda13]', "
             "or [cuda12] for a driver of CUDA 12"
@@ -163,17 +166,17 @@ def _cupy():
 
 
 def is_bfloat16(dtype):
-    """Whether this is the bfloat16 of ml_dtypes, whose kind is V, as if unknown."""
+    """Whether this is the bfloat16 of ml_dtypes, whose kind is V, like unknown types."""
     return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
 def widened(a):
-    """a, or if it is bfloat16 the same in float32: NumPy multiplies no matrices of it, and rounds after every step."""
+    """a, converted to float32 if it is bfloat16: NumPy cannot multiply bfloat16 matrices, and rounds at every step."""
     return a.astype(FLOAT32) if is_bfloat16(a.dtype) else a
 
 
 def bfloat16():
-    """The dtype, which NumPy and CuPy do not have of their own. RuntimeError in one sentence without its package."""
+    """The bfloat16 dtype of ml_dtypes, as NumPy and CuPy have none. Raises RuntimeError if that package is missing."""
     try:
         import ml_dtypes
     except ImportError:
@@ -182,9 +185,9 @@ def bfloat16():
 
 
 def native(x, name):
-    """The compiled function `name` (`csrc/kernels.h` lists them) that serves arrays like x, or None: array path.
+    """The compiled function `name` (`csrc/kernels.h` lists them) that serves arrays like x; None means the array path.
 
-    x: ndarray. The CPU kernels are float32, the CUDA kernels float32 and bfloat16; the rest takes the array path.
+    x: ndarray. The CPU kernels take float32, the CUDA kernels float32 and bfloat16; all else takes the array path.
     """
     kernels = (here.emulator or cpu) if type(x) is np.ndarray else cuda
     served = kernels is not None and (x.dtype == FLOAT32 or (kernels is not cpu and is_bfloat16(x.dtype)))
@@ -195,7 +198,7 @@ _winograd = True
 
 
 def arithmetic():
-    """What the last bits of a training on the CPU depend on, as JSON: checkpoints remember it."""
+    """What determines the last bits of a training on the CPU, as JSON, for checkpoints."""
     level = "arrays" if cpu is None else cpu_reason.split()[-1]
     return {"generation": KERNEL_GENERATION, "kernels": level, "winograd": _winograd and cpu is not None}
 
@@ -222,7 +225,7 @@ def threads():
 
 
 def set_threads(n):
-    """Set the number of threads of the compiled CPU kernels (n >= 1). Results do not depend on it, bit for bit."""
+    """Sets the number of threads of the compiled CPU kernels (n >= 1). Results do not depend on it, bit for bit."""
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"threads must be a whole number of at least 1, got {n!r}")
     if cpu is not None:

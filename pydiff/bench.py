@@ -1,6 +1,6 @@
 """`pydiff bench`: runs the kernel benchmarks of the source checkout, benchmarks/bench_<op>.py.
 
-They are not part of the installed package: they compare with other libraries, and serve those who work on pydiff.
+They are not part of the installed package: they compare with other libraries, and are for developers of pydiff.
 """
 
 import importlib
@@ -11,8 +11,8 @@ from pathlib import Path
 def main(ops, json=None, quick=False):
     """Times the named ops (all, if the list is empty) and prints a table; `json` is a file for the figures.
 
-    FileNotFoundError if pydiff was installed without its sources, ValueError for an unknown op, RuntimeError if a
-    contender computed something wrong; each in one sentence.
+    Raises FileNotFoundError if pydiff was installed without its sources, ValueError for an unknown op, RuntimeError if
+    a contender gave wrong results.
     """
     checkout = find_checkout()
     known = sorted(file.stem.removeprefix("bench_") for file in (checkout / "benchmarks").glob("bench_*.py"))
@@ -29,7 +29,7 @@ def main(ops, json=None, quick=False):
 
 
 def find_checkout():
-    """The folder that holds benchmarks/: the one of an editable installation, else the current one."""
+    """The folder that contains benchmarks/: that of an editable installation, else the current one."""
     candidates = [Path(__file__).resolve().parent.parent, Path.cwd()]
     for folder in candidates:
         if (folder / "benchmarks" / "harness.py").is_file():

@@ -1,8 +1,8 @@
-"""A classifier's run: `train_classifier` learns one from noisy samples; ClassifierRun says what samples are, and steers
-runs that were trained without classes.
+"""Classifiers: `train_classifier` trains one on noisy samples; ClassifierRun predicts classes, and steers runs that
+were trained without classes.
 
     judge = pydiff.train("synthetic-digits", model="classifier", codec="spectrogram", out="runs/digits")
-    judge.accuracy(data)                             share of samples whose class it finds
+    judge.accuracy(data)                             fraction of samples classified correctly
     run.steered(judge).sample(4, labels=["seven"])   see steering.py
 """
 
@@ -56,21 +56,21 @@ class ClassifierRun:
 
     @property
     def name(self):
-        """The folder's name, or the data set's."""
+        """The folder's name if the run has one, else the name of the data set."""
         return printable(self.directory.name) if self.directory is not None else self.data_name
 
     def log(self):
-        """One dict a step: step, loss, lr, grad_norm, images_per_second, time, device."""
+        """One dict per training step: step, loss, lr, grad_norm, images_per_second, time, device."""
         return list(self._log.entries)
 
     def to(self, device):
-        """Moves the model to a device, where it computes from then on. Returns the run."""
+        """Moves the model to a device, where it then computes. Returns the run."""
         with backend.use_device(device) as xp:
             self.model.to(xp)
         return self
 
     def log_probabilities(self, samples, t=0, seed=0):
-        """log p(class | x_t) of samples as people see them: (N, K) float32. t: the noise put onto them, 0 the least."""
+        """log p(class | x_t) of samples: (N, K) float32. t: the noise level that is added to them, 0 is the lowest."""
         x, found = self.codec.encode(samples), []
         for first in range(0, len(x), BATCH):
             part = x[first : first + BATCH]
@@ -81,11 +81,13 @@ class ClassifierRun:
         return np.concatenate(found)
 
     def predict(self, samples, t=0, seed=0):
-        """The class that is the most likely of each sample: numbers (N,)."""
+        """The most likely class of each sample: numbers (N,)."""
         return self.log_probabilities(samples, t, seed).argmax(1)
 
     def accuracy(self, data, t=0, seed=0):
-        """The share of a Dataset's samples whose class is found, 0 to 1. ValueError for one of other classes."""
+        """The fraction of a Dataset's samples that are classified correctly. Raises ValueError if its classes
+        differ.
+        """
         if data.classes != self.classes:
             raise ValueError(f"{data.name} has other classes than {self.name} knows; give data with the same names")
         chosen = np.arange(len(data))
@@ -93,7 +95,7 @@ class ClassifierRun:
         return float((self.predict(data.samples(chosen), t, seed) == wanted).mean())
 
     def sample(self, *_, **__):
-        """ValueError: a classifier draws nothing."""
+        """Raises ValueError: a classifier does not generate samples."""
         raise ValueError(
             f"{self.name} is a classifier, which draws nothing by itself; it steers a run that was trained without "
             f"classes: pydiff sample RUN --classifier {self.directory or 'FOLDER'}"
@@ -103,7 +105,7 @@ class ClassifierRun:
     pipeline = property(sample)
 
     def save(self, directory, dtype=None):
-        """Writes a folder that pydiff.load opens. dtype: of the weights, "float16" or "bfloat16"; None keeps them."""
+        """Writes a folder that pydiff.load opens. dtype: of the weights, "float16" or "bfloat16"; None keeps theirs."""
         told = {"classes": self.classes, "codec": self.codec.to_config(), "step": self.step}
         told["options"] = all_printable(self.options)
         told["origin"] = self.origin.to_config(place=False)
@@ -119,8 +121,8 @@ class ClassifierRun:
 def train_classifier(
     data, *, out=None, progress=True, device="cpu", announce=None, distributed="auto", **options
 ):  # fmt: skip
-    """Trains a classifier of noisy samples and returns the finished ClassifierRun; arguments and errors as those of
-    pydiff.train, of whose options those are refused that belong to diffusion models alone.
+    """Trains a classifier of noisy samples and returns the finished ClassifierRun; arguments and errors as for
+    pydiff.train. Raises ValueError for options that apply only to diffusion models.
     """
     group = join(distributed)
     with group.together(), group.own_processors(device):
@@ -151,7 +153,7 @@ def train_classifier(
 
 
 def holds_classifier(directory) -> bool:
-    """Whether a folder is a run, finished or not, or a model of a classifier."""
+    """Whether a folder is the run of a classifier, finished or not, or holds a classifier."""
     directory = Path(directory)
     with contextlib.suppress(ValueError, OSError):
         if is_run(directory):
@@ -162,7 +164,7 @@ def holds_classifier(directory) -> bool:
 
 
 def opened_classifier(classifier) -> ClassifierRun:
-    """A ClassifierRun, or the one in a folder; ValueError, in one sentence, for anything else."""
+    """The ClassifierRun given, or the one in this folder. Raises ValueError for anything else."""
     if isinstance(classifier, str | os.PathLike):
         return load_classifier(classifier)
     if not isinstance(classifier, ClassifierRun):
@@ -171,9 +173,9 @@ def opened_classifier(classifier) -> ClassifierRun:
 
 
 def load_classifier(directory) -> ClassifierRun:
-    """Opens a classifier's run, or a folder that ClassifierRun.save wrote.
+    """Opens a classifier's run, or a folder written by ClassifierRun.save.
 
-    FileNotFoundError or CheckpointError, in one sentence, if there is none, or if it is unfinished or damaged.
+    Raises FileNotFoundError or CheckpointError if there is none, or if it is unfinished or damaged.
     """
     directory = Path(directory).expanduser()
     if not holds_classifier(directory):

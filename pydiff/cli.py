@@ -81,6 +81,7 @@ class Train:
     accumulate: int | None = None
     """Parts in which a batch is computed, one after the other, for less memory: what --shards does in one process."""
     training: Options = field(default_factory=Options)
+    named: Annotated[frozenset[str], tyro.conf.Suppress] = frozenset()  # the options that have a flag; see main
 
     def run(self):
         from pydiff.training.distributed import is_first
@@ -99,22 +100,27 @@ class Train:
             self.run_classifier(training)
             return
         if self.dry_run:
-            self.foretell(training.to_config(), latent=self.latent)
+            self.foretell(chosen(training, self.named), latent=self.latent)
             return
-        run = train_command(self.data, self.out, training, self.device, images=self.images, latent=self.latent)
+        from pydiff.run import train
+
+        run: Any = train(
+            self.data, out=self.out, device=self.device, announce=say, images=self.images, latent=self.latent,
+            **chosen(training, self.named),
+        )  # fmt: skip
         if is_first():
             show(run)
             shown = typed(self.out)
             say(f"model in {self.out / 'model'}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
 
     def foretell(self, options, **more):
-        """The dry run."""
+        """Prints the forecast of a dry run."""
         from pydiff.dry_run import dry_run
 
         say(dry_run(self.data, device=self.device, **more, **options))
 
     def run_classifier(self, options):
-        """The same for a classifier."""
+        """`run` for a classifier."""
         if self.latent is not None or self.images is not None:
             raise ValueError("a classifier is trained on its data alone; leave out --latent and --images")
         options = replace(options, sample_every=0)
@@ -128,7 +134,7 @@ class Train:
         )
 
     def run_autoencoder(self, options):
-        """The same for an autoencoder."""
+        """`run` for an autoencoder."""
         from pydiff.run import train
         from pydiff.training import AutoencoderOptions
 
@@ -222,7 +228,7 @@ class Sample:
             self.draw(group)
 
     def draw(self, group):
-        """Draws, together with the other processes of the group."""
+        """Draws, sharing the work with the other processes of the group."""
         from pydiff.drawing import Order, draw
         from pydiff.report.files import check_name, default_name
         from pydiff.run import load
@@ -245,6 +251,8 @@ class Sample:
         many = prompts is None and not given and not run.pipeline.edits_by_scheduler
         n = (16 if many else 1) if self.n is None else self.n
         if given:
+            if n < 1:
+                raise ValueError(f"n must be at least 1, got {n}")
             return self.redraw(run, out, n, prompts)
         more = {"spacing": self.spacing, "interval": self.interval, "rescale": self.rescale}
         more |= {} if self.threshold is None else {"threshold": self.threshold}
@@ -264,7 +272,7 @@ class Sample:
             say(f"{plural(done.wanted, run.codec.noun)}{kind} in {out}{kept}")
 
     def redraw(self, run, out, n, prompts):
-        """Draws anew from the image that is given, n of each prompt."""
+        """Draws n images for each prompt, starting from the given image."""
         import numpy as np
 
         from pydiff.data.given import image_from, mask_from
@@ -278,11 +286,13 @@ class Sample:
                 raise ValueError(f"--{flag} is for images without a given one; leave it out, or --image")
         if self.image is None:
             raise ValueError("a mask says where an image is to be drawn anew; give that too, --image")
+        if (noun := run.codec.noun) != "image":
+            raise ValueError(f"--image is for models that draw images, and this one makes {noun}s; leave it out")
         if self.mask is not None and self.sampler is not None:
             raise ValueError("filling in has its own way back from noise; leave out --sampler, or --mask")
         check_place(out, run.codec)
         *size, channels = run.codec.image_shape
-        own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion draws images of any size
+        own = run.pipeline.edits_by_scheduler and self.size is None  # Stable Diffusion takes images of any size
         image = image_from(self.image, None if own else size, channels, self.limit)
         numbers = np.tile(np.arange(n), len(prompts or [""]))
         guidance = run.pipeline.default_guidance if self.guidance is None else self.guidance
@@ -555,10 +565,10 @@ COMMANDS = {
 
 
 def say(*lines, to="stdout", image=False):
-    """Prints lines. A terminal or a pipe that is gone stops no command: what is said to it is lost, and that is all.
+    """Prints lines. If the terminal or pipe is gone, the output is lost, but the command goes on.
 
-    image: whether they are one, whose control characters are meant; in all others, which may hold names of files,
-    they are written out.
+    image: whether the lines are an image, whose control characters are intended; in all others, which may contain names
+    of files, control characters are escaped.
     """
     stream = getattr(sys, to)
     if stream is None:
@@ -567,19 +577,19 @@ def say(*lines, to="stdout", image=False):
     try:
         try:
             print(text, file=stream, flush=True)
-        except UnicodeEncodeError:  # a terminal of another language than a name
+        except UnicodeEncodeError:  # the terminal's encoding does not have a character
             print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
     except (OSError, ValueError):
         setattr(sys, to, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
 
 
 def tame(lines):
-    """Text with everything in it written out that would do something to a terminal, but for ends of lines."""
+    """Text with all control characters escaped, except ends of lines."""
     return "\n".join(map(printable, str(lines).split("\n")))
 
 
 def announce():
-    """Says aloud when the slow path is taken: pip hides why."""
+    """Prints a warning if the slow path is taken, as pip hides the reason."""
     from pydiff import backend
 
     if backend.cpu is None:
@@ -593,8 +603,21 @@ def train_command(data, out, options, device, **more):
     return train(data, out=out, device=device, announce=say, **more, **options.to_config())
 
 
+def chosen(options, named):
+    """The options, as keywords, that somebody chose: those with a flag, and those that are not the default."""
+    plain = type(options)()
+    config = options.to_config()
+    return {name: v for name, v in config.items() if name in named or getattr(options, name) != getattr(plain, name)}
+
+
+def flags(arguments) -> frozenset:
+    """Names of the options that have a flag among these arguments."""
+    names = (a[2:].partition("=")[0].replace("-", "_") for a in arguments if a.startswith("--"))
+    return frozenset(form for name in names for form in (name, name.removeprefix("no_")))
+
+
 def show(run):
-    """A few samples in the terminal, if there is one."""
+    """Prints a few samples, if the output is a terminal."""
     if sys.stdout is None:
         return
     from pydiff.report.grid import grid
@@ -605,15 +628,23 @@ def show(run):
 
 
 def prompts_in(path):
-    """The lines of a file, or of the standard input for -, that are not empty."""
-    text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """The non-empty lines of a file, or of the standard input for "-". Raises ValueError if there are none."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8; save it as that") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a file with a prompt a line") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no prompts; write one a line")
+    return lines
 
 
 @contextlib.contextmanager
 def wide_enough(least=20):
-    """While tyro writes, a terminal has at least so many columns: in five and fewer it would search for ever for a
-    place to break a line.
+    """Inside, tyro sees a terminal of at least this many columns: with five or fewer it would never find a place to
+    break a line.
     """
     before = os.environ.get("COLUMNS")
     if shutil.get_terminal_size().columns < least:
@@ -628,7 +659,9 @@ def wide_enough(least=20):
 
 
 def main(arguments=None):
-    """Entry point of the `pydiff` command; returns the exit status. Errors a user can mend are one sentence."""
+    """Entry point of the `pydiff` command; returns the exit status. Errors that a user can correct are printed as one
+    sentence.
+    """
     from pydiff.store.checkpoint import CheckpointError
     from pydiff.text import PromptWarning
     from pydiff.training import Interrupted
@@ -647,6 +680,8 @@ def main(arguments=None):
     try:
         with wide_enough():
             command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
+        if isinstance(command, Train):
+            command.named = flags(sys.argv[1:] if arguments is None else arguments)
         with warnings.catch_warnings():
             warnings.simplefilter("always", PromptWarning)
             shown = warnings.showwarning
@@ -660,7 +695,7 @@ def main(arguments=None):
         if is_first():
             say(f"\n{stopped}; the same command goes on from there", to="stderr")
         return 130
-    except BrokenPipeError:  # whoever reads has read enough
+    except BrokenPipeError:  # the reader has closed the pipe
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
         return 0
     except KeyboardInterrupt as stopped:

@@ -1,11 +1,11 @@
 """The edge between what people see and what is diffused.
 
-    samples      what people have: uint8 images (N, H, W, C); later sounds, clips
+    samples      what users have: uint8 images (N, H, W, C), sounds, clips, points
     x            what is diffused: float32 (N, *codec.shape), in codec.limits if it has any
 
-Whoever shows, saves, cuts or compares asks the Codec; nothing else knows what a number in x means. `Pixels` is the
-codec of image models. A codec of another kind (latents of an autoencoder, a spectrogram) is a subclass with a `kind`,
-which `register` makes known to folders on disk.
+All code that shows, saves, clips or compares samples goes through the Codec; nothing else knows what a number in x
+means. `Pixels` is the codec of image models. A codec of another kind (latents of an autoencoder, a spectrogram) is a
+subclass with a `kind` of its own, which `register` makes known so that saved models can be opened.
 """
 
 import functools
@@ -16,11 +16,14 @@ import numpy as np
 from pydiff.arrays import to_host
 
 LOW, HIGH = PIXEL_RANGE = (-1.0, 1.0)  # black and white as floats
-NOISE_RANGE = 3.0  # standard deviations of noise that black and white stand for; 99.7 % of a normal lies inside
+NOISE_RANGE = 3.0  # black and white are +-3 standard deviations of noise, which hold 99.7 % of a normal distribution
 
 
 def from_uint8(images) -> np.ndarray:
-    """uint8 of any shape to float32 in [-1, 1]: u / 127.5 - 1, so that 0 is -1 and 255 is 1 exactly."""
+    """uint8 of any shape to float32 in [-1, 1]: u / 127.5 - 1, so that 0 maps to -1 and 255 to 1 exactly.
+
+    Raises TypeError for any other dtype.
+    """
     images = np.asarray(images)
     if images.dtype != np.uint8:
         raise TypeError(f"got {images.dtype} pixels, expected uint8; pydiff.data.load converts other images")
@@ -30,7 +33,8 @@ def from_uint8(images) -> np.ndarray:
 def to_uint8(x) -> np.ndarray:
     """Floats in [-1, 1], of any shape, to the nearest of the 256 grey levels; values outside are clipped.
 
-    The inverse of `from_uint8` on its 256 values. Raises ValueError for NaN and infinity, which have no nearest level.
+    The inverse of `from_uint8` on its 256 values. Raises TypeError unless x is floating-point, and ValueError for NaN
+    and infinity, which have no nearest level.
     """
     x = np.asarray(x)
     if x.dtype.kind != "f":
@@ -43,40 +47,41 @@ def to_uint8(x) -> np.ndarray:
 
 
 class Codec:
-    """Base of all codecs. A subclass defines shape, encode and decode, and what else differs from this.
+    """Base class of all codecs. A subclass defines shape, encode and decode, and overrides what differs from the
+    defaults.
 
     kind: its name in files. noun: what a sample is called. shape: of one x, channels last. limits: (low, high) between
-    which every x0 lies, or None; samplers cut their predicted x0 there.
+    which every x0 lies, or None; samplers clip their predicted x0 to it.
     """
 
     kind, noun = "", "image"
     limits: tuple[float, float] | None = None
-    bits: tuple[float, bool] | None = None  # see likelihood.py: (log2 of sample / x, a number; whether on 256 levels)
+    bits: tuple[float, bool] | None = None  # see likelihood.py: (log2 of the scale sample / x, whether on 256 levels)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one x, without the axis of samples."""
+        """Shape of one x, without the axis of samples."""
         raise NotImplementedError
 
-    @functools.cached_property  # and no property, so that a codec may have an attribute of this name
+    @functools.cached_property  # not a property, so that a subclass may assign an attribute of this name
     def image_shape(self) -> tuple[int, ...]:
-        """(H, W, C) of the images that are given and shown, where x is no image."""
+        """(H, W, C) of the images that are given and shown, for codecs whose x is not an image."""
         return self.shape
 
     def shape_of(self, samples) -> tuple[int, ...]:  # noqa: ARG002
-        """Of the x of these samples, for codecs that take several sizes."""
+        """Shape of one x that encodes these samples, for codecs that take several sizes."""
         return self.shape
 
     def encode(self, samples) -> np.ndarray:
-        """Samples to x: float32 (N, *shape). ValueError, in one sentence, for samples that do not fit."""
+        """Samples to x: float32 (N, *shape). Raises ValueError for samples that do not fit."""
         raise NotImplementedError
 
     def decode(self, x):
-        """x, on any device, to samples. Values outside of `limits` are cut."""
+        """x, on any device, to samples. Values outside `limits` are clipped."""
         raise NotImplementedError
 
     def encode_given(self, samples) -> np.ndarray:
-        """What a user hands in for editing, encoded. A codec may be stricter here than with a checked data set."""
+        """Encodes samples that a user passes for editing. A codec may be stricter here than with a checked data set."""
         return self.encode(samples)
 
     def show(self, samples) -> np.ndarray:
@@ -84,33 +89,31 @@ class Codec:
         return samples
 
     def show_x(self, x) -> np.ndarray:
-        """x, noisy or predicted, as such images."""
+        """x, noisy or predicted, as images: uint8 (N, H, W, C)."""
         return self.show(self.decode(x))
 
     def show_noise(self, eps) -> np.ndarray:
-        """Noise like x as images: three standard deviations are black and white, no noise is mid grey."""
+        """Noise of the shape of x as images: +-3 standard deviations are white and black, zero is mid grey."""
         return to_uint8(to_host(eps) / NOISE_RANGE)
 
     mask_forms = "(H, W) or (N, H, W)"
 
     def mask_axes(self, mask) -> np.ndarray:
-        """A mask as a user gives it, see `mask_forms`, with as many axes as samples have."""
+        """A user's mask, of a form that `mask_forms` lists, with as many axes as samples have."""
         return {2: mask[None, ..., None], 3: mask[..., None]}.get(mask.ndim, mask) if mask.ndim else mask
 
     def encode_mask(self, mask) -> np.ndarray:
-        """(N, H, W, C or 1) from 0 to 1 over samples -> the same over x, to be broadcast to (N, *shape)."""
+        """A mask over samples, (N, H, W, C or 1) from 0 to 1, as one over x that broadcasts to (N, *shape)."""
         return mask
 
     def kept(self, drawn, _given, _mask):
-        """Inpainted samples with what the mask keeps of those given, for codecs that cannot decode it to what it
-        was.
-        """
+        """Inpainted samples with the kept part of the given ones put back, for codecs that do not decode it exactly."""
         return drawn
 
     def reader(self, dataset, flip=False):  # noqa: ARG002 - for those that do
-        """A function (indices (n,), which of them are mirrored (n,) bool or None) -> x (n, *shape) of a Dataset.
+        """A function (indices (n,), which of them to mirror (n,) bool or None) -> x (n, *shape) of a Dataset's samples.
 
-        flip: whether there will be mirrored ones. A codec that takes long may encode all of them at once.
+        flip: whether any samples will be mirrored. A slow codec may encode the whole data set here, in advance.
         """
 
         def read(indices, mirrored=None):
@@ -123,19 +126,19 @@ class Codec:
         return read
 
     def keep_in(self, folder):
-        """Called when a training has a folder: what the codec needs, or wants to keep, can be written there."""
+        """Called when a training has a folder: the codec can write there what it needs or wants to keep."""
 
     def to(self, xp):  # noqa: ARG002 - for those that compute
-        """Moves what it computes with to the device of this array library, numpy or cupy. Returns the codec."""
+        """Moves the networks it computes with to the device of this array library, numpy or cupy. Returns the codec."""
         return self
 
     @property
     def beside(self) -> dict:
-        """Networks of its own, by the folders in which they are saved beside the one that draws."""
+        """{folder: network} of the codec's own networks; each is saved in its folder beside the diffusion model."""
         return {}
 
     def to_config(self) -> dict:
-        """For JSON; `from_config` of it is an equal codec."""
+        """A dict for JSON; `from_config` turns it into an equal codec."""
         return {"kind": self.kind, "shape": list(self.shape)}
 
     @classmethod
@@ -145,7 +148,7 @@ class Codec:
 
 
 class Levels(Codec):
-    """Base of codecs of 256 levels that are diffused as they are: uint8 (N, *shape), or floats in [-1, 1] where the
+    """Base class of codecs whose samples are diffused as they are: uint8 (N, *shape), or float32 in [-1, 1] if the
     source is finer than 8 bits.
     """
 
@@ -169,7 +172,7 @@ class Levels(Codec):
         return from_uint8(samples) if samples.dtype == np.uint8 else samples
 
     def encode_given(self, samples):
-        """uint8 alone: nobody can tell which range the floats of a stranger have."""
+        """Like `encode`, but takes uint8 only: the range of a user's floats cannot be known."""
         samples = np.asarray(samples)
         if samples.dtype != np.uint8 or not samples.ndim or not len(samples):
             raise self._unfit(samples)
@@ -182,11 +185,11 @@ class Levels(Codec):
         )
 
     def decode(self, x):
-        """Turns floats (N, *shape) in [-1, 1] into uint8."""
+        """Floats (N, *shape) in [-1, 1] to uint8. Values outside are clipped."""
         return to_uint8(to_host(x).clip(*PIXEL_RANGE))  # an overflow is white, or black; NaN is an error
 
     def show(self, samples):
-        """uint8 is shown as it is."""
+        """uint8 samples as they are; floats rounded to uint8."""
         return samples if samples.dtype == np.uint8 else to_uint8(samples)
 
 
@@ -209,7 +212,7 @@ def register(codec: type[Kind]) -> type[Kind]:
 
 
 def from_config(config: dict, beside: dict | None = None) -> Codec:
-    """The codec that `to_config` described; ValueError for a kind nobody has registered.
+    """The codec that `to_config` described; raises ValueError for an unregistered kind.
 
     beside: networks that were saved with it, by their folders.
     """

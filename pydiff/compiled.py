@@ -12,25 +12,25 @@ LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline"
 
 
 def record():
-    """What CMakeLists.txt wrote about the build, as a dict; empty where nothing was installed."""
+    """What CMakeLists.txt recorded about the build, as a dict; empty if nothing was installed."""
     import json
     from pathlib import Path
 
     import pydiff
 
-    for folder in pydiff.__path__:  # two in an editable installation: the sources, and what was built from them
+    for folder in pydiff.__path__:  # two in an editable installation: the sources and the build
         if (path := Path(folder, "_build.json")).is_file():
             return json.loads(path.read_text())
     return {}
 
 
 def built():
-    """The instruction sets that there are modules for, best first."""
+    """The instruction sets for which there are modules, best first."""
     return [level for level in LEVELS if _there(level)]
 
 
 def levels():
-    """Those of them that this processor can run. ImportError without any."""
+    """Those of them that this processor can run. Raises ImportError if there are no modules."""
     return [level for level in importlib.import_module(LEVELS["baseline"]).supported_levels() if _there(level)]
 
 
@@ -65,12 +65,12 @@ def load_cpu(mode, wanted):
 
 
 def why_not(what):
-    """Why the installation has no "cpu" or "cuda" module, in half a sentence."""
+    """Why the installation has no "cpu" or "cuda" module, as half a sentence."""
     return record().get(f"no_{what}") or "pydiff is not installed here, or not for this Python"
 
 
 def load(module, what):
-    """Another compiled module; RuntimeError in one sentence if there is none."""
+    """Another compiled module. Raises RuntimeError if there is none."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,12 +1,12 @@
-"""What a network is told besides x and t: class labels, the vectors of a text, masks. The lecture's second context.
+"""What a network is given besides x and t: class labels, text embeddings, masks. The lecture's second context.
 
     condition = conditioning.rows(numbers, labels=[3, 7])     what a user asks for, as arrays
     conditioning.rows(numbers, prompts=["a cat", "a dog"])    the same in words
     f = model(x, t, **condition)                              what a network sees
     condition.null(), condition.drop(where)                   nothing asked for: for classifier-free guidance
 
-Nobody else counts classes, knows an empty prompt, or looks at these arrays. Conditions are vectors, which can be added
-and subtracted: embed("man firefighter") - embed("man") + embed("woman").
+No other module counts classes, recognises an empty prompt, or looks inside these arrays. Conditions are vectors, which
+can be added and subtracted: embed("man firefighter") - embed("man") + embed("woman").
 """
 
 import functools
@@ -29,11 +29,11 @@ NONE: Mapping = {}  # never written to
 
 
 class Condition(Mapping):
-    """Named arrays with N rows each, one row a sample; a mapping, so that `**condition` gives them to a network.
+    """Named arrays with N rows each, one row per sample; a mapping, so that `**condition` passes them to a network.
 
-    arrays: {name: (N, ...)}, none of them for an unconditional network. nothing: {name: one row (...)} that says
-    "nothing asked for"; names that are missing there have no such row, and then guidance is not possible.
-    rows: N, for a condition without arrays. ValueError for unequal numbers of rows.
+    arrays: {name: (N, ...)}, empty for an unconditional network. nothing: {name: one row (...)} that means "nothing
+    asked for"; an array whose name is missing here has no such row, which rules out guidance. rows: N, needed if there
+    are no arrays. Raises ValueError for unequal numbers of rows.
     """
 
     __slots__ = ("_arrays", "_nothing", "rows")
@@ -57,18 +57,18 @@ class Condition(Mapping):
 
     @property
     def has_null(self) -> bool:
-        """Whether there is something to leave out, and a row that says so for all of it."""
+        """Whether there are arrays, and all of them have a row that means "nothing asked for"."""
         return bool(self._arrays) and self._arrays.keys() <= self._nothing.keys()
 
     def take(self, indices) -> "Condition":
-        """The condition of these samples, in this order."""
+        """The condition of the samples with these indices, in this order."""
         taken = {name: a[indices] for name, a in self._arrays.items()}
         return Condition(taken, self._nothing, len(np.arange(self.rows)[indices]))
 
     def null(self) -> "Condition":
-        """The same number of rows, all of them saying "nothing asked for". ValueError where nothing says that.
+        """The same number of rows, all meaning "nothing asked for". Raises ValueError if an array has no such row.
 
-        They are as long as the null row, whatever the context that was asked for.
+        Each is as long as the null row, whatever the length of the context it replaces.
         """
         self._check_null()
         rows = {}
@@ -78,7 +78,7 @@ class Condition(Mapping):
         return Condition(rows, self._nothing, self.rows)
 
     def drop(self, where) -> "Condition":
-        """The rows where the mask (N,) is True replaced by the null ones. ValueError where there is no such row."""
+        """The rows where the mask (N,) is True replaced by null rows. Raises ValueError if an array has no null row."""
         self._check_null()
         dropped = {}
         for name, a in self._arrays.items():
@@ -87,13 +87,13 @@ class Condition(Mapping):
         return Condition(dropped, self._nothing, self.rows)
 
     def repeat(self, n: int) -> "Condition":
-        """n rows of a condition of one row; one of n rows is returned as it is. ValueError for any other."""
+        """A condition of one row repeated n times; one of n rows is returned as it is. Raises ValueError for others."""
         return self if self.rows == n else self._only_row().take(np.zeros(n, np.int64))
 
     def against(self, other: "Condition") -> "Condition":
-        """With the only row of another condition in the place of "nothing asked for".
+        """This condition with the only row of another in place of its null row.
 
-        Guidance then leads away from that, as from a negative prompt.
+        Guidance then leads away from that row, as from a negative prompt.
         """
         row = other._only_row()
         return Condition(self._arrays, self._nothing | {name: a[0] for name, a in row.items()}, self.rows)
@@ -116,7 +116,7 @@ class Condition(Mapping):
     __rmul__ = __mul__
 
     def _combine(self, other, operation):
-        """Vectors by the operation, masks by or; of whole numbers, such as classes, there is no sum."""
+        """Combines floats by `operation`, masks by "or". Integers, such as classes, have no sum: they must be equal."""
         if not isinstance(other, Condition):
             return NotImplemented
         if {n: a.shape for n, a in self.items()} != {n: a.shape for n, a in other.items()}:
@@ -135,7 +135,7 @@ class Condition(Mapping):
             raise ValueError(f"this model was never shown samples without {missing}, so guidance cannot leave it out")
 
     def to(self, xp) -> "Condition":
-        """With floats and masks on the device of this library; integers stay on the host, for networks look them up."""
+        """Moves floats and masks to this library's device; integers stay on the host, where networks look them up."""
         moved = {n: xp.asarray(a) if a.dtype.kind in "fb" else a for n, a in self._arrays.items()}
         return Condition(moved, self._nothing, self.rows)
 
@@ -146,12 +146,12 @@ class Condition(Mapping):
 
 
 class Conditioning:
-    """What kind of condition a model was trained with, and how a user's words become a Condition.
+    """What kind of condition a model was trained with, and how what a user asks for becomes a Condition.
 
-    classes: the classes' names, or None. nothing: {name: row} of further arrays, each with the row that says "nothing
-    asked for". encoder: the TextEncoder that makes arrays of prompts, or None; it brings its own rows. withheld:
-    whether classes were withheld now and then in training, for which the table of class vectors has one row more;
-    without it guidance is not possible.
+    classes: the classes' names, or None. nothing: {name: row} of further arrays, each with the row that means "nothing
+    asked for". encoder: the TextEncoder that turns prompts into arrays, or None; it provides its own null rows.
+    withheld: whether classes were sometimes withheld in training, in which case the class embedding table has one more
+    row; otherwise guidance is not possible.
     """
 
     def __init__(
@@ -163,26 +163,28 @@ class Conditioning:
 
     @property
     def nothing(self) -> dict[str, np.ndarray]:
-        """{name: the row that says "nothing asked for"} of all arrays; that of an encoder in training changes."""
+        """{name: the row that means "nothing asked for"} of all arrays. An encoder's row changes as it is trained."""
         return self.given if self.encoder is None else self.given | self.encoder.null()
 
     @property
     def empty(self) -> bool:
-        """Whether the model is told nothing but x and t."""
+        """Whether the model is given nothing but x and t."""
         return self.classes is None and not self.given and self.encoder is None
 
     @property
     def embeddings(self) -> int | None:
-        """Rows of a table of class vectors: one for each class and, the last, one for "class withheld"; or None."""
+        """Rows of the class embedding table: one per class, and the last for "class withheld" if there is one; None
+        without classes.
+        """
         return None if self.classes is None else len(self.classes) + self.withheld
 
     def rows(self, numbers, labels=None, condition=None, prompts=None, negative_prompt=None) -> Condition:
-        """The condition of the samples with these numbers (N,).
+        """The condition of the samples with these numbers (N,), one row each.
 
         labels: class numbers or names (N,); None lets the classes take turns by the samples' numbers. condition: the
-        further arrays by name, (N, ...) each, or a Condition such as `embed` gives, of N rows or one; what is left out
-        is null. prompts: N of them, or one for all, see `embed`. negative_prompt: what guidance leads away from,
-        instead of from "nothing asked for". ValueError, in one sentence, for what does not fit.
+        further arrays by name, (N, ...) each, or a Condition of N rows or one, such as `embed` returns; missing arrays
+        are null. prompts: N of them, or one for all, see `embed`. negative_prompt: what guidance leads away from, in
+        place of "nothing asked for". Raises ValueError for labels, names or shapes that do not fit.
         """
         n = len(numbers)
         given = dict(condition.repeat(n) if isinstance(condition, Condition) else condition or {})
@@ -207,16 +209,20 @@ class Conditioning:
         return Condition(arrays, self._null_rows(nothing), n)
 
     def embed(self, prompts) -> Condition:
-        """What a prompt, or a sequence of N, is for the network: a Condition of one row, or N.
+        """One prompt, or a sequence of N, as the network sees it: a Condition of one row, or of N.
 
-        "[man firefighter] - [man] + [woman]" is calculated. What of a prompt is not used is said in a PromptWarning;
-        ValueError, in one sentence, for a prompt of which nothing is understood, and without a text encoder.
+        "[man firefighter] - [man] + [woman]" is computed on the embeddings. A PromptWarning says which parts of a
+        prompt are not used. Raises ValueError for a prompt of which nothing is understood, or without a text encoder.
         """
         if self.encoder is None:
             raise ValueError("this model was trained without captions, so prompts cannot be given")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        for prompt in prompts:
+            # What bytes of another encoding become on the command line.
+            if isinstance(prompt, str) and re.search("[\ud800-\udfff]", prompt):
+                raise ValueError(f"the prompt {prompt!a:.80} holds bytes that are no text in UTF-8; type it anew")
         parts = [text.arithmetic(prompt) for prompt in prompts]
-        encoded = {}  # each prompt once, and by itself: what it becomes depends on nothing else
+        encoded = {}  # each prompt is encoded once and alone, so that its vectors depend on nothing else
         for prompt in dict.fromkeys(prompt for terms in parts for _, prompt in terms):
             for remark in self.encoder.remarks(prompt):
                 warnings.warn(remark, text.PromptWarning, stacklevel=2)
@@ -227,11 +233,11 @@ class Conditioning:
         return Condition(arrays, {name: nothing[name] for name in arrays}, len(rows))
 
     def nothing_asked(self, n: int) -> Condition:
-        """The condition of n samples of which nothing is asked."""
+        """The condition of n samples for which nothing is asked for."""
         return self.rows(np.zeros(n, np.int64)).null()
 
     def of_data(self, labels, columns: Mapping, captions: Sequence[str] | None = None) -> Condition:
-        """The condition of a data set: its labels (N,) or None, its further arrays, and a caption each."""
+        """The condition of samples of a data set: their labels (N,) or None, further arrays, and one caption each."""
         arrays = {} if self.classes is None else {LABELS: labels}
         columns = columns if self.encoder is None else {**columns, **self.encoder.encode(captions)}
         nothing = self.nothing
@@ -256,9 +262,9 @@ class Conditioning:
         return {LABELS: labels}
 
     def _numbered(self, labels) -> np.ndarray:
-        """Labels, names or numbers, as numbers. Where classes are called 5 and 7, a 5 is the name."""
+        """Labels, names or numbers, as numbers. Where class names are numbers, such as "5", a 5 is a name."""
         if isinstance(labels, list | tuple) and {isinstance(label, str) for label in labels} == {True, False}:
-            labels = [str(label) for label in labels]  # NumPy would do so, too
+            labels = [str(label) for label in labels]  # as NumPy would
         labels = np.asarray(labels)
         if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.ravel()):
             labels = labels.astype(str)
@@ -270,14 +276,15 @@ class Conditioning:
 
     @property
     def named_by_numbers(self) -> bool:
-        """Whether classes have names that look like numbers, and other numbers than these: labels 1 .. K, say."""
+        """Whether all class names look like numbers but are not 0 .. K-1: labels 1 .. K, say."""
         numbers = [str(i) for i in range(len(self.classes or ()))]
         return self.classes != numbers and all(_NUMBER.fullmatch(name) for name in self.classes or ("",))
 
     def number_of(self, name: str) -> int:
-        """The class with this name; where no name looks like a number, also the one with this number.
+        """The number of the class with this name or, unless all names look like numbers, with this number.
 
-        ValueError for neither. Classes are called as they are printed, with control characters written out.
+        Raises ValueError if there is neither. Names are matched as given and as printed, with control characters
+        escaped.
         """
         classes, printed = self.classes or [], printable(name)
         for known in (name, printed):
@@ -290,7 +297,7 @@ class Conditioning:
         raise ValueError(f"there is no class '{printed}'; choose one of {known}{number}")
 
     def to_config(self) -> dict:
-        """For JSON; `from_config` of it is an equal conditioning."""
+        """A dict for JSON; `from_config` turns it into an equal Conditioning."""
         rows = {n: {"dtype": r.dtype.name, "row": r.tolist()} for n, r in self.given.items()}
         more = {} if self.encoder is None else {"text_encoder": self.encoder.to_config()}
         more |= {} if self.withheld else {"withheld": False}
@@ -298,7 +305,7 @@ class Conditioning:
 
     @classmethod
     def from_config(cls, config, network=None) -> "Conditioning":
-        """The conditioning that `to_config` described. network: of its text encoder, see `text.from_config`."""
+        """The Conditioning that `to_config` described. network: the text encoder's network, see `text.from_config`."""
         rows = {name: np.array(r["row"], r["dtype"]) for name, r in config.get("nothing", {}).items()}
         encoder = text.from_config(config["text_encoder"], network) if config.get("text_encoder") else None
         return cls(config.get("classes"), rows, encoder, config.get("withheld", True))

@@ -1,7 +1,8 @@
-"""`pydiff demo`, in two acts: digits at once, from the model that comes with pydiff; then a model of one's own, from
-the beginning, with how long that takes on this machine said before; and a page with both.
+"""`pydiff demo`, in two acts: digits at once, from the model that comes with pydiff; then a model trained from scratch,
+with an estimate of how long that takes on this machine; and a page with both.
 
-Every act leaves its files before the next begins. So Ctrl-C leaves what there is, and the same call goes on from there.
+Every act writes its files before the next starts. So Ctrl-C keeps what is finished, and the same call resumes from
+there.
 """
 
 import contextlib
@@ -24,14 +25,14 @@ from pydiff.store.newest import newest_step
 from pydiff.training import Interrupted, Trainer, join, settled, task_for
 from pydiff.training.forecast import duration, pace
 
-SHOWN, QUICKLY = 20, 25  # digits of the first act, and the steps in which they are drawn
-BESIDE = 3.0  # seconds for what of the page is not drawing: the film, neighbours, files
+SHOWN, QUICKLY = 20, 25  # digits of the first act, and the steps to draw them
+BESIDE = 3.0  # seconds for the rest of the page: the film, neighbours, files
 PAGE_SAMPLES = 16
 
 
 class FirstAct(NamedTuple):
-    """images: (SHOWN, 8, 8, 1) uint8, of the digits 0 to 9 in turn. seconds: from opening the model to the last one.
-    each: seconds for a step of one image.
+    """images: (SHOWN, 8, 8, 1) uint8, of the digits 0 to 9 in turn. seconds: from opening the model to the last image.
+    each: seconds per step of one image.
     """
 
     images: np.ndarray
@@ -43,8 +44,8 @@ def demo(out, options, device="cpu", page_steps=None, say=print):
     """Both acts and the page. Returns the finished run's page, a Path.
 
     out: folder for shipped.png, samples.png, film, report.html and the run. options: Options of the second act.
-    page_steps: of the way back that the page shows; None for all of them, as in the lecture. say: called with lines of
-    text, and with image=True where they are an image.
+    page_steps: steps of the reverse process on the page; None for all of them, as in the lecture. say: called with
+    lines of text, and with image=True for lines that form an image.
     """
     out, options = Path(out).expanduser(), options.check()
     first = first_act(out, device)
@@ -69,7 +70,7 @@ def demo(out, options, device="cpu", page_steps=None, say=print):
 
 
 def first_act(out, device="cpu"):
-    """Draws with the model that comes with pydiff, as shipped.png in the folder `out`. Returns the FirstAct."""
+    """Samples the model that comes with pydiff into shipped.png in the folder `out`. Returns the FirstAct."""
     began = time.perf_counter()
     made = load(trained.FOLDER / "digits").to(device)
     drawing = time.perf_counter()
@@ -81,9 +82,9 @@ def first_act(out, device="cpu"):
 
 
 def foretold(out, options, device, each, page_steps):
-    """A sentence: what the second act is, and how long it takes here. each: seconds for a step of one image.
+    """A sentence: what the second act is, and how long it takes here. each: seconds per step of one image.
 
-    It is worked out from a few steps of a training that is thrown away, and from what the first act took.
+    The estimate is based on a few steps of a training that is discarded, and on the time of the first act.
     """
     taken = newest_step(RunDirectory(out).checkpoints) or 0
     left = max(0, options.steps - taken)
@@ -103,7 +104,7 @@ def foretold(out, options, device, each, page_steps):
 
 
 def watcher(say):
-    """What `train` calls with samples on the way: shows a row of them above the bar of progress."""
+    """The function that `train` calls with preview samples: it prints a row of them above the progress bar."""
 
     def watch(step, images):
         from tqdm import tqdm
@@ -116,7 +117,7 @@ def watcher(say):
 
 
 def in_terminal(images):
-    """Images (N, H, W, C) uint8 as text: ten in a row where there is room for them, else five, or all eight."""
+    """Images (N, H, W, C) uint8 as text, as many per row as fit the terminal: ten, eight, five, two or one."""
     width = images.shape[2] + 1
     fitting = [n for n in (10, 8, 5, 2) if len(images) % n == 0 and n * width < shutil.get_terminal_size().columns]
     return show(grid(images, columns=max(fitting, default=1), scale=1))

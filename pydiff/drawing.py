@@ -1,5 +1,6 @@
-"""Samples drawn into files: the place is checked first, each batch is written as it comes, and a folder that has some
-of them already gets the others.
+"""Samples into files: checks first that they can be written, writes each batch as it is finished, and adds the missing
+samples to a folder that has some of them already.
+
 
     order = Order(n=64, seed=1, label="cat", options={"steps": 20})
     draw(pipeline, Path("cats"), order)         cats/000000-cat.png ..
@@ -27,15 +28,15 @@ from pydiff.sound.codec import SoundCodec
 from pydiff.sound.wav import told_in, wav_bytes
 from pydiff.store.files import write_atomic
 
-BATCH, LONG = 64, 40  # samples drawn at a time; characters of a class or prompt in a file's name
+BATCH, LONG = 64, 40  # samples per batch; characters of a class or prompt in a file name
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be drawn. n: samples of each prompt, or in all. label: the class of all, by name or number, or None.
+    """Which samples to draw. n: samples of each prompt, or in all. label: the class of all, by name or number, or None.
 
-    options: of `Pipeline.sample`, sampler, steps, guidance, eta and those of the sampler. Sample number i of a prompt
-    depends on the seed, i and the prompt alone.
+    options: of `Pipeline.sample`: sampler, steps, guidance, eta and those of the sampler. Sample number i of a prompt
+    depends only on the seed, i and the prompt.
     """
 
     n: int = 16
@@ -47,22 +48,22 @@ class Order:
 
     @property
     def total(self) -> int:
-        """How many samples are drawn in all: n of each prompt."""
+        """The total number of samples: n for each prompt."""
         return self.n * len(self.prompts or [""])
 
     def rows(self, conditioning, chosen):
-        """(numbers, Condition) of those of all samples that have these places."""
+        """(numbers, Condition) of the samples at these positions among all."""
         numbers = chosen % self.n
         labels = None if self.label is None else np.full(len(chosen), self.label)
         prompts = None if self.prompts is None else [self.prompts[i // self.n] for i in chosen]
         return numbers, conditioning.rows(numbers, labels, None, prompts, self.negative_prompt)
 
     def told(self, i) -> dict[str, str]:
-        """What is said of the sample at this place alone."""
+        """The metadata of the sample at this position."""
         return ({} if self.prompts is None else {"prompt": self.prompts[i // self.n]}) | {"number": str(i % self.n)}
 
     def names(self, conditioning) -> list[str]:
-        """Of a file for each sample, without the suffix: its place, and its prompt or class."""
+        """File names of all samples, without the suffix: position, and prompt or class."""
         words = [""] * self.total
         if self.prompts is not None:
             words = [self.prompts[i // self.n] for i in range(self.total)]
@@ -74,11 +75,11 @@ class Order:
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C while samples were drawn; the message says how many there are."""
+    """Ctrl-C while sampling; the message says how many samples were written."""
 
 
 class Drawn(NamedTuple):
-    """drawn: samples that were drawn now. kept: that were there already. wanted: both, if nothing stopped it."""
+    """drawn: samples drawn now. kept: samples that existed already. wanted: their sum, if nothing stopped it."""
 
     drawn: int
     kept: int
@@ -86,23 +87,23 @@ class Drawn(NamedTuple):
 
 
 def slug(words: str) -> str:
-    """A part of a file's name that says as much."""
+    """Words as part of a file name."""
     return re.sub(r"[^\w]+", "-", words)[:LONG].strip("-_")
 
 
 def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn:
     """Draws into a .png (a grid), .npz or .wav, or into a folder, which may have some of these samples already.
 
-    ValueError or OSError, in one sentence, before anything is drawn, where that cannot be written, or where a folder
-    has other samples under these names. Ctrl-C keeps what was drawn, and raises KeyboardInterrupt.
-    group: training.distributed.Group, whose processes share a folder; None is this one alone.
+    Raises ValueError or OSError before anything is drawn if the output cannot be written, or if a folder has other
+    samples under these names. Ctrl-C keeps what was drawn, and raises KeyboardInterrupt. group:
+    training.distributed.Group, whose processes share a folder; None for this process only.
     """
     first = group is None or group.first
     if order.n < 1:
         raise ValueError(f"n must be at least 1, got {order.n}")
     names = order.names(pipeline.conditioning)
     if order.prompts is None:
-        order.rows(pipeline.conditioning, np.arange(1))  # a label that the model does not know is no reason for folders
+        order.rows(pipeline.conditioning, np.arange(1))  # an unknown label raises before folders are made
     check_place(out, pipeline.codec)
     said = recipe(pipeline, order)
     missing, folder = np.arange(order.total), out.suffix == ""
@@ -141,9 +142,9 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
 
 
 def share(missing, rank, size):
-    """Those of the missing samples that one of `size` processes draws: whole batches in turn, or less if there are few.
+    """The missing samples that process `rank` of `size` draws: whole batches in turn, or smaller ones if there are few.
 
-    It does not matter which: a sample's bits do not depend on the others in its batch.
+    The split does not affect the samples: a sample's bits do not depend on the others in its batch.
     """
     length = max(1, min(BATCH, -(-len(missing) // size)))
     return missing[np.arange(len(missing)) // length % size == rank]
@@ -161,8 +162,8 @@ def _batches(pipeline, order, wanted, progress):
             chosen = wanted[first : first + size]
             numbers, asked = order.rows(pipeline.conditioning, chosen)
             for state in pipeline.sample_states(numbers, order.seed, asked=asked, **options):
-                x, bar.total = state.x, len(wanted) * state.steps  # some schedulers take a step more than was asked for
-                with contextlib.suppress(OSError, ValueError):  # a terminal that is gone costs the bar alone
+                x, bar.total = state.x, len(wanted) * state.steps  # some schedulers take one step more than requested
+                with contextlib.suppress(OSError, ValueError):  # without a terminal, only the bar is lost
                     bar.update(len(chosen))
             yield chosen, pipeline.decoded(x)
 
@@ -180,8 +181,8 @@ def _write(out, names, samples, codec, order, chosen, said):
 
 
 def recipe(pipeline, order: Order) -> dict[str, str]:
-    """What all samples of an order have in common, as texts: the model's weights, the seed, the way they are drawn."""
-    digest = hashlib.blake2b()  # quick: a model may have gigabytes, of which no second copy is made
+    """Metadata common to all samples of an order: the model's weights, the seed, the sampling options."""
+    digest = hashlib.blake2b()  # fast, and without a copy: a model may have gigabytes
     for name, p in itertools.chain.from_iterable(network.named_parameters() for network in pipeline.networks):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(p.numpy()).reshape(-1).view(np.uint8))
@@ -200,13 +201,13 @@ def _own(pipeline):
 
 
 def there(path: Path, said: dict[str, str]) -> bool:
-    """Whether this very sample is in a file already. ValueError, in one sentence, where another one is."""
+    """Whether this very sample is already in a file. Raises ValueError if another sample is."""
     if not os.path.lexists(path):
         return False
     try:
         found = told_in(path.read_bytes()) if path.suffix == ".wav" else _told_in_image(path)
     except (OSError, ValueError, SyntaxError):
-        return False  # damaged: it is drawn again
+        return False  # damaged, so draw it again
     for name in {**said, **found}:
         if found.get(name) != said.get(name):
             raise ValueError(
@@ -225,12 +226,12 @@ def _told_in_image(path):
 
 
 def suffix_of(codec) -> str:
-    """Of the file that is written last of each sample, and says what it is."""
+    """The suffix of the file that is written last for each sample, and that carries its metadata."""
     return ".wav" if isinstance(codec, SoundCodec) else ".png"
 
 
 def check_place(out: Path, codec):
-    """ValueError or OSError, in one sentence, for a place where samples cannot be written; makes the folders."""
+    """Makes the folders; raises ValueError or OSError if samples cannot be written there."""
     files.check_name(out, codec)
     folder = out if out.suffix == "" else out.parent
     if folder is not out and out.is_dir():

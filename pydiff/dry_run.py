@@ -1,4 +1,4 @@
-"""`pydiff train --dry-run`: what a training would take, said before it takes it."""
+"""`pydiff train --dry-run`: estimates what a training would take, without training."""
 
 from pydiff import backend, memory
 from pydiff.data import load
@@ -6,22 +6,25 @@ from pydiff.latent_space import EncodedFew, opened_in
 from pydiff.training import AutoencoderOptions, AutoencoderTask, Options, Trainer, join, reading, settled, task_for
 from pydiff.training.classify import ClassifyTask
 from pydiff.training.forecast import duration, forecast
+from pydiff.training.suited import suited
 from pydiff.warm import warm
 
 FEW = 16  # images that are encoded for a training in latents
 
 
 def dry_run(data, *, device="cpu", model=None, latent=None, **options) -> str:
-    """A few lines: memory from small steps, time from a few whole ones. Nothing is written.
+    """A report of a few lines: memory from small steps, time from a few full ones. Nothing is written.
 
-    data, device, model, latent, options: as for `pydiff.train`. ValueError, in one sentence, for a training that cannot
-    fit into memory, with what would.
+    data, device, model, latent, options: as for `pydiff.train`. Raises ValueError, with options that would fit, for a
+    training that does not fit into memory.
     """
     kind = AutoencoderOptions if model == "autoencoder" else Options
-    options = settled(kind.from_keywords(options), None, join("off"))
+    given, options = options.keys(), settled(kind.from_keywords(options), None, join("off"))
     with backend.use_device(device):
         dataset = load(data, **reading(options.to_config()))
         lines = [dataset.summary()]
+        if model != "autoencoder":
+            options = suited(options, given, dataset, model or latent, announce=lines.append)
         if model == "autoencoder":
             task = AutoencoderTask(dataset, options)
         elif model == "classifier":

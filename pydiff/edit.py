@@ -1,7 +1,8 @@
 """Editing for users: samples in, samples out. `Run` has these as methods; diffusion/editing.py has the equations.
 
-Image i depends on the seed, its number (numbers[i], by itself i), and what is given for it: not on the others. All
-is computed on the pipeline's device; what comes in and goes out are NumPy arrays, encoded and decoded by its codec.
+Image i depends on the seed, on its number (numbers[i], by default i) and on its own inputs, but not on the other
+images. Everything is computed on the pipeline's device; inputs and results are NumPy arrays, encoded and decoded by its
+codec.
 """
 
 import numpy as np
@@ -12,13 +13,14 @@ from pydiff.diffusion.samplers import SAMPLERS
 
 
 def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trailing", strength=1.0, **common):
-    """Draws anew where `mask` is 1 or True and keeps the images where it is 0.
+    """Redraws the images where `mask` is 1 or True and keeps them where it is 0: N samples.
 
     mask: (H, W), (N, H, W) or (N, H, W, 1 or C), bool or 0 .. 1; of clips (F,), whole frames, (H, W) or (F, H, W); of
-    points (D,) or (N, D). resample: RePaint, with each step taken so many times, so that the new part comes to fit the
-    rest; 0 for the model's own scheduler, with what is known put in after every step. None is 5, or 0 for models of
-    Stable Diffusion; those that were trained to fill in do that, whatever is said. steps: 50 if None, or what suits the
-    scheduler. strength: for the latter two, see `image_to_image`. `common`: see `edited`.
+    points (D,) or (N, D). resample: RePaint's number of times that each step is taken, which makes the new part fit the
+    rest; 0 uses the model's own scheduler and puts the known part back after every step. None is 5, or 0 for Stable
+    Diffusion models; models that were trained to inpaint ignore it. steps: 50 if None, or the scheduler's default.
+    strength: for the model's own scheduler and for models trained to inpaint, see `image_to_image`. `common`: see
+    `edited`.
     """
     given, mask = _mask(mask, pipeline.codec, images)
     resample = (0 if pipeline.edits_by_scheduler else 5) if resample is None else resample
@@ -45,10 +47,11 @@ def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trail
 def image_to_image(
     pipeline, images, strength=0.5, *, sampler=None, steps=None, spacing="trailing", options=None, **common
 ):
-    """Draws the images anew from `strength` of the way to noise: small values keep much, 1 keeps nothing.
+    """Adds noise to the images, `strength` of the way to pure noise, and denoises them again: N samples. Small values
+    keep much of an image, 1 keeps nothing.
 
-    sampler: None is the scheduler that a model of Stable Diffusion came with, or ddim. steps: of the whole way, 50 if
-    None, or what suits the scheduler. options: of the sampler, a dict. `common`: see `edited`.
+    sampler: None is the scheduler that a Stable Diffusion model came with, or ddim. steps: of the whole way from noise,
+    50 if None, or the scheduler's default. options: of the sampler, a dict. `common`: see `edited`.
     """
     if sampler is None and pipeline.edits_by_scheduler:
         steps = pipeline.default_steps() if steps is None else steps
@@ -71,9 +74,10 @@ def image_to_image(
 
 
 def variations(pipeline, images, strength=0.3, *, steps=50, spacing="trailing", **common):
-    """Images like these: their noise, found by DDIM inversion, mixed with `strength` (0 .. 1) of other noise.
+    """Images like these, N samples: their noise, found by DDIM inversion, is mixed with `strength` (0 .. 1) of other
+    noise.
 
-    `common`: see `edited`.
+    Raises ValueError if the model's schedule or prediction does not allow the inversion. `common`: see `edited`.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}, expected 0 (the same image) .. 1 (another); choose one between")
@@ -97,8 +101,8 @@ def variations(pipeline, images, strength=0.3, *, steps=50, spacing="trailing", 
 def interpolate(pipeline, seed_a, seed_b, shares, *, asked=None, steps=50, spacing="trailing", guidance=1.0):
     """Images between those that sample(1, seed_a) and sample(1, seed_b) draw: K samples.
 
-    shares: (K,) from 0 (the first) to 1 (the second). The noises are mixed on the great circle and drawn by DDIM.
-    asked: a Condition of K rows; None lets the conditioning choose for the first sample, and the others follow it.
+    shares: (K,) from 0 (the first) to 1 (the second). The noises are interpolated on the great circle and denoised by
+    DDIM. asked: a Condition of K rows; None takes the condition of sample number 0 for all of them.
     """
     shares = np.asarray(shares, np.float64)
     if shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all():
@@ -122,11 +126,11 @@ def edited(
     pipeline, images, draw, *, seed=0, asked=None, guidance=None, numbers=None, batch_size=None, beside=None,
     progress=False,
 ):  # fmt: skip
-    """draw(model, x0, here, seed=, sample=, guidance=, clip=) for batch after batch: N samples.
+    """Calls draw(model, x0, here, seed=, sample=, guidance=, clip=) for each batch; returns N samples.
 
-    images: N samples as the codec takes them. asked: their Condition; left out, the model is asked for nothing.
-    numbers: of the images, 0 .. N-1 if None; here: the slice of the batch. guidance, batch_size: None for what suits
-    the model. beside: what the network sees beside x, (N, ..), or None. progress: True shows a bar.
+    images: N samples as the codec takes them. asked: their Condition; by default nothing is asked for. numbers: of the
+    images, 0 .. N-1 if None. here: the slice of the batch. guidance, batch_size: None for the model's defaults. beside:
+    further channels that the network sees beside x, (N, ..), or None. progress: True shows a bar.
     """
     from tqdm import tqdm
 
@@ -156,7 +160,9 @@ def edited(
 
 
 def _own_scheduler(pipeline, steps, strength):
-    """(the model's scheduler for the last `strength` of the steps, how many are left out), as diffusers counts."""
+    """(the model's scheduler for the last `strength` of the steps, how many steps are skipped), counted as diffusers
+    does.
+    """
     if pipeline.scheduler is None:
         raise ValueError("this model came without a scheduler that could fill in; leave out resample=0")
     if not 0 < strength <= 1:
@@ -168,12 +174,12 @@ def _own_scheduler(pipeline, steps, strength):
 
 
 def _without_clip(more):
-    """The scheduler's configuration says what is clipped."""
+    """Drops `clip`: the scheduler's configuration says what is clipped."""
     return {name: value for name, value in more.items() if name != "clip"}
 
 
 def _mask(mask, codec, images):
-    """A mask over samples, checked and with all axes, and as one over x, (N, ..)."""
+    """(the checked mask over samples with all axes, the same over x, (N, ..))."""
     given, shape = np.asarray(mask), np.shape(images)
     mask = codec.mask_axes(given)
     fits = mask.ndim == len(shape) > 0 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))

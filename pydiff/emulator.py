@@ -1,9 +1,9 @@
-"""The emulator of CUDA kernels, pydiff._simt: compiled when somebody first asks for it, once for all who do.
+"""The emulator of CUDA kernels, pydiff._simt: compiled on first use, once for all users of the cache.
 
-It is for tests and for stepping through a kernel, so an installation has its sources only (csrc/simt and csrc/cuda).
-The module is kept in the user's cache, under a name that is a hash of everything it is made from: sources, compiler,
-flags, Python, pybind11. So are the files it is linked from, and after a change only those that changed are compiled.
-Everything is written under another name first, and renamed when it is whole: a build may be killed at any moment.
+It is for tests and for stepping through a kernel, so an installation contains only its sources (csrc/simt and
+csrc/cuda). The module is stored in the user's cache, under a name that is a hash of everything it is made from:
+sources, compiler, flags, Python, pybind11. So are the object files it is linked from; after a change only the affected
+ones are compiled. Every file is written under a temporary name and then renamed: a build may be killed at any moment.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ NAME = "pydiff._simt"
 FLAGS = ["-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # #pragma unroll is nvcc's
 LINK = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-PYTHON = ("bindings", "call")  # what talks to it computes nothing, and is half of the compiler's work
-DAYS = 30  # what nobody has used for so long is deleted
+PYTHON = ("bindings", "call")  # the Python interface computes nothing, but is half of the compiler's work
+DAYS = 30  # builds unused for this long are deleted
 _alone = threading.Lock()
 _refused = None  # a sentence, once a build has failed in this process
 
 
 def load():
-    """The module, built first if need be. RuntimeError in one sentence if that is impossible."""
+    """The emulator's module, built first if necessary. Raises RuntimeError if that fails."""
     with _alone:
         if NAME not in sys.modules:
             spec = importlib.util.spec_from_file_location(NAME, build())
@@ -45,7 +45,7 @@ def load():
 
 
 def describe():
-    """For `pydiff info`; builds nothing."""
+    """A line for `pydiff info`; builds nothing."""
     try:
         made = Recipe().module
     except RuntimeError as error:
@@ -56,7 +56,7 @@ def describe():
 
 
 def build():
-    """The module's file. Whoever comes while it is being built waits for it."""
+    """The path of the module, built if necessary. Other processes wait for a build in progress."""
     global _refused
     if _refused:
         raise RuntimeError(_refused)
@@ -76,7 +76,7 @@ def build():
 
 
 class Recipe:
-    """What is compiled how, and the names of the results.
+    """What is compiled and how, and the names of the results.
 
     folder: of the cache. units: {source: its object file}. module: the file that is linked from them.
     """
@@ -105,22 +105,22 @@ class Recipe:
         return sorted(path for path in (self.csrc / folder).iterdir() if path.suffix in suffixes)
 
     def compile(self, source, to):
-        """The compiler's command."""
+        """The command that compiles a source."""
         python = source.parent.name == "bindings" or source.stem in PYTHON
         language = [] if source.suffix == ".cpp" else ["-x", "c++"]
         return [*self.compiler, *FLAGS, "-O1" if python else "-O2", *self.include, *language, "-c", source, "-o", to]
 
     def link(self, to):
-        """The linker's."""
+        """The command that links the module."""
         return [*self.compiler, "-pthread", *LINK, *self.units.values(), "-o", to]
 
 
 def _build(recipe, began):
-    """Compiles what is missing, as many files at a time as there are processors, and links. In the lock."""
+    """Compiles missing objects, as many at a time as there are processors, and links. Call with the lock held."""
     said = recipe.module.with_suffix(".failed")
-    if said.is_file() and said.stat().st_mtime > began:  # the build that this process has waited for
+    if said.is_file() and said.stat().st_mtime > began:  # built while this process waited
         raise RuntimeError(said.read_text())
-    for left in recipe.folder.glob("building-*"):  # by a build that was killed
+    for left in recipe.folder.glob("building-*"):  # left by a build that was killed
         shutil.rmtree(left, ignore_errors=True)
     missing = sorted((s for s, made in recipe.units.items() if not made.is_file()), key=lambda s: -_weight(s))
     print(f"pydiff compiles the emulator of CUDA kernels, once: {len(missing)} files ..", file=sys.stderr, flush=True)
@@ -145,7 +145,7 @@ def _build(recipe, began):
 
 
 def _make(command, source, to, folder):
-    """Runs command(source, a new file) and gives the file its name."""
+    """Runs command(source, a temporary file) and renames the file to `to`."""
     part = Path(folder, to.name)
     done = subprocess.run([str(word) for word in command(source, part)], capture_output=True, text=True)
     if done.returncode:
@@ -168,7 +168,9 @@ def _replace(path, text, folder):
 
 @contextlib.contextmanager
 def _locked(folder):
-    """Alone with the cache; yields when this process began to wait. A process that dies lets go of the lock."""
+    """Holds the lock of the cache; yields the time at which this process began to wait. The lock of a dead process is
+    released.
+    """
     try:
         import fcntl
     except ImportError:
@@ -181,7 +183,7 @@ def _locked(folder):
 
 
 def _sources():
-    """csrc of the installation or, where pydiff is imported from a checkout, of that."""
+    """The csrc folder of the installation or, if pydiff is imported from a checkout, of the checkout."""
     package = Path(__file__).resolve().parent
     for csrc in (package / "csrc", package.parent / "csrc"):
         if (csrc / "simt").is_dir():
@@ -190,7 +192,7 @@ def _sources():
 
 
 def _compiler():
-    """The C++ compiler and its arguments: CXX, or what is there."""
+    """The C++ compiler and its arguments: from CXX, or the first one found."""
     wanted = shlex.split(os.environ.get("CXX", ""))
     for words in [wanted] if wanted else (["c++"], ["g++"], ["clang++"]):
         if shutil.which(words[0]):
@@ -219,11 +221,11 @@ def _digest(*texts):
 
 
 def _use(path):
-    """Notes that it was used today."""
-    with contextlib.suppress(OSError):  # a cache that may only be read
+    """Records that the path was used today."""
+    with contextlib.suppress(OSError):  # the cache may be read-only
         os.utime(path)
 
 
 def _weight(source):
-    """What takes long goes first, so that no processor is left alone with it at the end."""
+    """A sort key that puts the slowest files first, so that no processor works on one alone at the end."""
     return (source.stem in ("kernels", *PYTHON, "attention", "group_norm")) * 1e6 + source.stat().st_size

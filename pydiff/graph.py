@@ -1,8 +1,9 @@
-"""A network's forward pass as a list of operations: recorded once, then played without the Python around them.
+"""A network's forward pass as a list of operations: recorded once, then replayed without the Python around them.
 
-A sampler asks one network for the same shapes dozens of times. What layers do in Python besides their operations, such
-as finding parameters, checking shapes and wrapping arrays, costs as much as the operations where images are small.
-So the first call is recorded, as a frame a CUDA graph would record, and the others go through the list:
+A sampler evaluates one network for the same shapes dozens of times. What layers do in Python besides their operations,
+such as finding parameters, checking shapes and wrapping arrays, costs as much as the operations where images are small.
+So the first call is recorded, much as a CUDA graph is captured, and later calls go through the list:
+
 
     values = [arguments, parameters, constants, room for every result]
     for each step:  values[result] = Operation().forward(*values[sources])
@@ -20,8 +21,8 @@ CONTEXTS = 4  # a prompt, a negative prompt, and two more
 
 
 class Step(NamedTuple):
-    """One operation: its class and options, where among the values its arguments are and its first result goes, and
-    how many it has, and which values nobody needs afterwards.
+    """One operation: its class and options; where in the list of values its arguments are, where its first result goes,
+    and how many results it has; and which values are not needed afterwards.
     """
 
     operation: type
@@ -33,14 +34,14 @@ class Step(NamedTuple):
 
 
 class Plan:
-    """function(*tensors) -> Tensor, recorded from one call without gradients; to be called with arrays, gives an array.
+    """function(*tensors) -> Tensor, recorded from one call without gradients. Called with arrays, it returns an array.
 
-    first: the array that the recorded call gave; whoever takes it may set this to None. fixed: places of arguments that
-    stay the same from call to call: what depends on them alone, such as the keys and values of a prompt, is computed by
-    `early`, once, and given to the calls.
-    What is recorded holds for arguments of the same shapes and dtypes. Parameters are looked up at every call, so they
-    may change; whatever else `function` read or decided is fixed. ValueError if it used a tensor that is neither an
-    argument nor a parameter nor an operation's result: that may depend on what it was given.
+    first: the array that the recorded call returned; a caller that uses it may set this to None. fixed: positions of
+    arguments that stay the same from call to call: what depends only on them, such as the keys and values of a prompt,
+    is computed once, by `early`, and passed to the calls. A recording is valid for arguments of the same shapes and
+    dtypes. Parameters are looked up at every call, so they may change; whatever else `function` read or decided is
+    fixed. Raises ValueError if it used a tensor that is neither an argument nor a parameter nor an operation's result:
+    such a tensor may depend on the arguments.
     """
 
     def __init__(self, function, *arrays, fixed=()):
@@ -80,7 +81,7 @@ class Plan:
         self.steps.append(Step(operation, options, sources, first, len(outputs), []))
 
     def _split(self, fixed):
-        """Moves the steps that depend on fixed arguments and parameters alone from `steps` to `once`."""
+        """Moves the steps that depend only on fixed arguments and parameters from `steps` to `once`."""
         given = {*range(len(self.signature)), *(s.result + i for s in self.steps for i in range(s.results))}
         known = set(range(len(self.values))) - given  # parameters and constants
         told, self.once, late = set(fixed), [], []
@@ -96,12 +97,12 @@ class Plan:
         kept = {self.result, *self.handed_on}
         for step in reversed(self.steps):
             for place in {step.result, *step.sources} - kept:
-                if self.values[place] is None:  # constants and parameters stay
+                if self.values[place] is None:  # not a constant or parameter
                     step.done.append(place)
                     kept.add(place)
 
     def early(self, *arrays):
-        """What the calls with these fixed arguments have in common: a list to be given to them."""
+        """The values that all calls with these fixed arguments share: a list to pass to those calls."""
         values = self._values(arrays)
         self._run(self.once, values)
         return [values[place] for place in self.handed_on]
@@ -127,7 +128,7 @@ class Plan:
         for operation, options, sources, result, _, done in steps:
             function = operation()
             function.needs = [False] * len(sources)
-            arrays = [values[i] for i in sources]  # a parameter's is looked up now: it may still be in its file
+            arrays = [values[i] for i in sources]  # a parameter's array is read here: it may still be in its file
             made = function.forward(*[a.data if isinstance(a, Tensor) else a for a in arrays], **options)
             if isinstance(made, tuple):
                 values[result : result + len(made)] = made
@@ -138,19 +139,19 @@ class Plan:
 
 
 class Played:
-    """A network for sampling: what comes after the encoding of step and condition is played from a plan, one for each
+    """A network for sampling: what follows the embedding of step and condition is replayed from a plan, one for each
     combination of argument names, shapes and dtypes.
 
-    model: what has `encoded` and `body`, as UNet2D does; another network is called as it is. Its parameters may change,
-    the rest may not. What depends on its `fixed` arguments alone, such as the keys and values of a context, is computed
-    when such an argument is first seen, as the same array, and with the parameters of then.
+    model: has `encoded` and `body`, as UNet2D does; any other network is called unchanged. Its parameters may change,
+    everything else may not. What depends only on its `fixed` arguments, such as the keys and values of a context, is
+    computed when such an argument (identified as the same array) is first seen, with the parameters at that time.
     """
 
     def __init__(self, model):
         self.model, self.plans, self.early = model, {}, {}
 
     def __call__(self, x, t, **condition):
-        """x (N, ...) array, t and condition as the network takes them -> array."""
+        """x (N, ...) array, t and condition as the network takes them -> the network's output, an array."""
         with no_grad():
             if not hasattr(self.model, "body"):
                 return self.model(x, t, **condition).data
@@ -170,7 +171,9 @@ class Played:
             return first
 
     def _early(self, key, x, encoded):
-        """What the calls with this plan and these fixed arguments have in common, of the last few arguments."""
+        """The values that all calls with this plan and these fixed arguments share, cached for the last few
+        arguments.
+        """
         plan, fixed = self.plans[key], [encoded[name] for name in getattr(self.model, "fixed", ()) if name in encoded]
         if not plan.once:
             return None

@@ -1,4 +1,4 @@
-"""What this installation of pydiff consists of: built, found, used, and why not the rest."""
+"""What this installation of pydiff consists of: what is built, found and used, and why the rest is not."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def describe():
-    """A table as text, one line for each thing that could make pydiff faster or more capable."""
+    """A table as text, one line for each thing that can make pydiff faster or more capable."""
     import pydiff
 
     rows = [
@@ -79,7 +79,7 @@ def _emulator():
 
 
 def _cuda():
-    """The GPUs found, or what is missing; this does import CuPy, which takes a moment."""
+    """The GPUs found, or what is missing. This imports CuPy, which takes a moment."""
     from pydiff import backend
 
     try:

@@ -1,5 +1,5 @@
-"""A word for what words do not name: `learn` trains the vectors of a new word on a few images, for Stable Diffusion as
-it is, and writes them into a file that this and other programs read.
+"""A word for what words do not name: `learn` trains the vectors of a new word on a few images, for an unchanged Stable
+Diffusion model, and writes them to a file that pydiff and other programs read.
 
     from pydiff import invert
 
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff import memory
+from pydiff.data import is_sound
 from pydiff.data import load as load_data
 from pydiff.formats import embeddings
 from pydiff.store.files import write_atomic
@@ -27,11 +28,11 @@ from pydiff.training.forecast import MARGIN, duration, fitted, peak
 from pydiff.training.inversion import InversionOptions, InversionTask
 from pydiff.training.loop import Trainer
 
-SIDES = (8, 16, 24)  # of latents with which small steps are taken, to foretell
+SIDES = (8, 16, 24)  # of latents in the small steps for the forecast
 
 
 class Learned(NamedTuple):
-    """word; vectors: (k, C) float32; file: where they are, or None; steps: done."""
+    """word. vectors: (k, C) float32. file: where they were written, or None. steps: taken."""
 
     word: str
     vectors: np.ndarray
@@ -40,20 +41,23 @@ class Learned(NamedTuple):
 
 
 def learn(pipeline, data, word: str, *, out=None, device="cpu", progress=True, announce=None, dry_run=False, **options):
-    """Trains the vectors of a new word and returns Learned; afterwards `pipeline` knows the word, too.
+    """Trains the vectors of a new word and returns Learned; afterwards `pipeline` also knows the word.
 
-    pipeline: of a model of Stable Diffusion. data: a folder of images, or whatever pydiff.data.load takes; each is
-    brought to the size that the model draws. out: folder of the training, which the same call goes on with, and of the
-    word's file. announce: called with a few lines before the first step: what it will take. dry_run: no step is
-    taken, and None returned. options: of InversionOptions.
-    ValueError, in one sentence, for what cannot work; Interrupted (a KeyboardInterrupt) after Ctrl-C, with checkpoint
-    and file of what was learned so far.
+    pipeline: of a Stable Diffusion model. data: a folder of images, or whatever pydiff.data.load takes; each is resized
+    to the model's image size. out: folder of the training, which the same call resumes, and of the word's file.
+    announce: called with a few lines before the first step, on what it will take. dry_run: takes no step and returns
+    None. options: of InversionOptions. Raises ValueError for inputs that cannot work, and Interrupted (a
+    KeyboardInterrupt) after Ctrl-C, with checkpoint and file of what was learned so far.
     """
     announce = announce or (lambda *_: None)
     options = InversionOptions.from_keywords(options)
     encoder = _checked(pipeline, word, options)
     height, width, channels = pipeline.codec.image_shape
+    if is_sound(data):
+        raise ValueError("words are learned from images, and these data are sounds")
     dataset = load_data(data, size=(height, width), channels=channels)
+    if dataset.noun != "image":
+        raise ValueError(f"words are learned from images, and {dataset.name} holds {dataset.noun}s")
     begin_at(encoder, word, options)
     pipeline.to(device).check_memory(pipeline.codec.shape[:2])
     task = InversionTask(dataset, pipeline.model, pipeline.process, pipeline.codec, encoder, word, options)
@@ -73,7 +77,7 @@ def learn(pipeline, data, word: str, *, out=None, device="cpu", progress=True, a
 
 
 def _finish(task, encoder, word, file) -> np.ndarray:
-    """Puts what was learned into the table of tokens and into the file."""
+    """Puts the learned vectors into the token embedding and into the file."""
     vectors = np.array(task.model.vectors.numpy(), np.float32)
     encoder.relearn(word, vectors)
     if file is not None:
@@ -83,7 +87,7 @@ def _finish(task, encoder, word, file) -> np.ndarray:
 
 
 def _checked(pipeline, word: str, options) -> Clip:
-    """The text encoder, where this model can learn this word."""
+    """The text encoder. Raises ValueError if this model cannot learn this word."""
     encoder = None if pipeline is None else pipeline.conditioning.encoder
     if pipeline is None or not isinstance(encoder, Clip) or not hasattr(pipeline, "seen_beside"):
         raise ValueError("words are learned for models of Stable Diffusion; give the folder or file of one")
@@ -100,7 +104,7 @@ def _checked(pipeline, word: str, options) -> Clip:
 
 
 def begin_at(encoder: Clip, word: str, options: InversionOptions):
-    """The encoder knows the word from now on: as the mean of the vectors of a near one."""
+    """Adds the word to the encoder, with the mean vector of a similar word."""
     numbers = encoder.tokenizer.numbers(options.start)
     if not numbers:
         raise ValueError("start needs a word that is near, such as 'cat'")
@@ -109,9 +113,9 @@ def begin_at(encoder: Clip, word: str, options: InversionOptions):
 
 
 def foretold(task, options, device="cpu") -> str:
-    """A line: memory and time that the training will take, from small steps that change nothing.
+    """A line on the memory and time that the training will take, from small steps that change nothing.
 
-    ValueError, in one sentence, where the memory is not there.
+    Raises ValueError if there is not enough memory.
     """
     trainer = Trainer(task, options, device)
     batch = task.batch(1, np.arange(1))
@@ -141,7 +145,7 @@ def foretold(task, options, device="cpu") -> str:
 
 
 def _at(pixels, values, whole) -> float:
-    """What is measured on small squares, at `whole` pixels: a constant, a share of the pixels, one of their square."""
+    """Extrapolates values measured on small squares to `whole` pixels: a constant, a linear and a quadratic part."""
     if len(values) == 1:
         return float(values[0])
     fixed, linear, square = fitted(pixels, values)
@@ -149,5 +153,5 @@ def _at(pixels, values, whole) -> float:
 
 
 def _file_name(word: str) -> str:
-    """The word as a file's name."""
+    """The word as a file name."""
     return re.sub(r"[^\w-]+", "", word, flags=re.ASCII) or "word"

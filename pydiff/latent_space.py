@@ -1,12 +1,12 @@
-"""The latents of images that a model is trained on: encoded once, kept, and shown as the images they stand for.
+"""The latents of images that a model is trained on: encoded once, kept, and shown as the images they represent.
 
     codec = LatentSpace(autoencoder, (64, 64))
     x = codec.encode(images)     uint8 (N, 64, 64, 3) -> float32 (N, 16, 16, 4), of about unit standard deviation
     codec.decode(x)              and back
 
-Nothing that trains, draws or edits knows of it: it is a Codec, that of latents.py with what a training wants besides.
-What is diffused is the most likely latent of each image; the autoencoder's own uncertainty is far smaller than the
-noise that is added to it.
+Training, sampling and editing do not know about it: it is a Codec, that of latents.py plus what training needs. What is
+diffused is the most likely latent of each image; the autoencoder's own uncertainty is far smaller than the noise that
+is added to it.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ from pydiff.latents import Latents
 from pydiff.models import Autoencoder, name_of
 from pydiff.store import sealed
 
-AT_ONCE = 1 << 17  # pixels that are encoded or decoded at a time; no sample depends on it
-COPY = "autoencoder"  # in the folder of a run: the autoencoder that it was trained in
+AT_ONCE = 1 << 17  # pixels that are encoded or decoded at a time; samples do not depend on it
+COPY = "autoencoder"  # in the folder of a run: its autoencoder
 CACHE, SEAL, TABLE = "latents", "manifest.json", "latents.safetensors"  # beside it: the data, encoded
 
 
 @register
 class LatentSpace(Latents):
-    """Images as the latents of an autoencoder that gives back as many channels as it takes. limits is None: nobody cuts
-    latents.
+    """Images as the latents of an autoencoder with as many output as input channels. limits is None: latents are not
+    clipped.
 
-    autoencoder: models.Autoencoder, by whose factor both sides can be divided, or ValueError in one sentence. Whatever
-    is encoded or decoded goes to where it is; `to` moves it.
+    autoencoder: models.Autoencoder, whose factor must divide both sides, else ValueError. Arrays are encoded and
+    decoded on its device; `to` moves it.
     """
 
     kind = "latent space"
@@ -58,7 +58,7 @@ class LatentSpace(Latents):
         return self._encoded(self.pixels.encode(samples))
 
     def encode_given(self, samples):
-        """uint8 alone, as of Pixels."""
+        """Like `encode`, but takes uint8 only, as Pixels does."""
         return self._encoded(self.pixels.encode_given(samples))
 
     def _encoded(self, images):
@@ -79,21 +79,21 @@ class LatentSpace(Latents):
         return [slice(first, first + count) for first in range(0, n, count)]
 
     def show(self, samples):
-        """uint8 images (N, H, W, C) to be shown, of samples that are uint8 or floats in [-1, 1]."""
+        """Images (N, H, W, C), uint8 or floats in [-1, 1], as uint8."""
         return self.pixels.show(samples)
 
     def show_noise(self, eps):
-        """A channel of the latent as one of the image, each of its numbers as a square."""
+        """Noise with each latent channel as an image channel and each number as a square."""
         eps = to_host(eps)[..., np.arange(self.pixels.shape[-1]) % self.shape[-1]]
         return to_uint8(eps.repeat(self.factor, axis=1).repeat(self.factor, axis=2) / NOISE_RANGE)
 
     def encode_mask(self, mask):
-        """Drawn anew where any of a latent's pixels is, in any channel."""
+        """A latent is redrawn if any of its pixels is, in any channel."""
         n, (h, w, _) = len(mask), self.shape
         return mask.reshape(n, h, self.factor, w, self.factor, mask.shape[-1]).max((2, 4, 5))[..., None]
 
     def kept(self, drawn, samples, mask):
-        """The pixels that were to be kept, which latents keep in general but not in every pixel."""
+        """`drawn` where the mask is 1, else the given pixels, which latents reproduce only approximately."""
         mixed = mask * drawn.astype(np.float32) + (1 - mask) * np.asarray(samples).astype(np.float32)
         return np.rint(mixed).astype(np.uint8)
 
@@ -112,25 +112,27 @@ class LatentSpace(Latents):
         return self._digest
 
     def to_config(self):
-        """The size and the autoencoder's digest; the autoencoder itself is beside the network."""
+        """A dict for JSON: the size and the autoencoder's digest; the autoencoder itself is saved beside the
+        network.
+        """
         return {**super().to_config(), "autoencoder": self.digest()}
 
     def keep_in(self, folder):
-        """Copies the autoencoder into the folder of a run, where the encoded data are kept from then on, too."""
+        """Copies the autoencoder into the folder of a run, where the encoded data are then kept too."""
         self._folder = Path(folder)
         copy = self._folder / COPY
         if not sealed.resolve(copy).is_dir():
             autoencoder_folder.save(copy, self.autoencoder, {})
 
     def reader(self, dataset, flip=False):
-        """A function (indices (n,), which of them are mirrored (n,) or None) -> x (n, *shape) of a data set, which is
-        encoded once, when it is first called. flip: whether there will be mirrored ones.
+        """A function (indices (n,), which of them to mirror (n,) or None) -> x (n, *shape) of a data set, which is
+        encoded once, at the first call. flip: whether any samples will be mirrored.
         """
         return Encoded(self, dataset, flip)
 
 
 class Encoded:
-    """A data set in latents, encoded when the first of them is asked for, and kept beside the run if there is one."""
+    """A data set in latents, encoded at first use, and stored in the run's folder if there is one."""
 
     def __init__(self, codec: LatentSpace, dataset, flip: bool):
         self.codec, self.dataset, self.flip, self.table = codec, dataset, flip, None
@@ -142,7 +144,7 @@ class Encoded:
         return self.table[indices if mirrored is None else indices + len(self.dataset) * mirrored]
 
     def _made(self):
-        """Latents of all images, and of all mirrored ones behind them: (N or 2 N, *shape)."""
+        """Latents of all images, followed by those of the mirrored ones if `flip`: (N or 2 N, *shape)."""
         n, codec = len(self.dataset), self.codec
         table = np.empty((n * (1 + self.flip), *codec.shape), np.float32)
         for here in codec._batches(n):
@@ -154,7 +156,9 @@ class Encoded:
         return table
 
     def _kept(self):
-        """Those in the run's folder, if they are of these data and this autoencoder; else they are made and written."""
+        """The latents in the run's folder, if they are of these data and this autoencoder; otherwise computed and
+        stored.
+        """
         folder, kind = self.codec._folder / CACHE, "pydiff latents"  # pyright: ignore[reportOptionalOperand]
         info = {"data": self.dataset.fingerprint(), "autoencoder": self.codec.digest(), "flip": bool(self.flip)}
         path = sealed.resolve(folder)
@@ -172,9 +176,9 @@ class Encoded:
 
 
 class EncodedFew(Encoded):
-    """The first few images of a data set, encoded, in place of all of them: for a training that is only foretold.
+    """The first few images of a data set, encoded, in place of all of them, for the forecast of a training.
 
-    seconds, bytes: what encoding all of them will take, about.
+    seconds, bytes: estimates for encoding all of them.
     """
 
     def __init__(self, whole: Encoded, count: int):
@@ -192,8 +196,10 @@ class EncodedFew(Encoded):
 def opened_in(latent, dataset, beside=None) -> LatentSpace:
     """The codec for a data set in the latents of an autoencoder; latent, beside: see open_autoencoder.
 
-    ValueError, in one sentence, where images and autoencoder do not go together.
+    Raises ValueError if images and autoencoder do not fit together.
     """
+    if dataset.noun != "image":
+        raise ValueError(f"latents are those of images, and {dataset.name} holds {dataset.noun}s; leave latent out")
     autoencoder = open_autoencoder(latent, beside)
     height, width, channels = dataset.shape
     if autoencoder.config["in_channels"] != channels:
@@ -205,11 +211,10 @@ def opened_in(latent, dataset, beside=None) -> LatentSpace:
 
 
 def open_autoencoder(source, beside=None) -> Autoencoder:
-    """The autoencoder in the folder of a run, of a model or of a pipeline that has one, or a vae/ of diffusers.
+    """The autoencoder in the folder of a run, of a model or of a pipeline, or in a vae/ of diffusers.
 
-    beside: the folder of a run that has a copy of it, which serves where `source` is no more. A model, or whatever has
-    one as its `autoencoder`, is taken as it is. FileNotFoundError or CheckpointError, in one sentence, where there is
-    none.
+    beside: the folder of a run that has a copy of it, used if `source` no longer exists. A model, or an object that has
+    one as its `autoencoder`, is used directly. Raises FileNotFoundError or CheckpointError if there is none.
     """
     if isinstance(source, Autoencoder):
         return source
@@ -232,10 +237,10 @@ def open_autoencoder(source, beside=None) -> Autoencoder:
 
 
 def previewer(source):
-    """A function x -> uint8 images (N, H, W, C), to look at latents on their way: x or x0 of a SamplerState, say.
+    """A function x -> uint8 images (N, H, W, C), to look at latents during sampling: x or x0 of a SamplerState, say.
 
-    source: the folder of an autoencoder, an AutoencoderTiny for speed, or one at hand. It must be one for the same
-    latents: TAESD is for those of Stable Diffusion.
+    source: the folder of an autoencoder, an AutoencoderTiny for speed, or a model. It must be for the same latents:
+    TAESD is for those of Stable Diffusion.
     """
     autoencoder = open_autoencoder(source)
     expected = autoencoder.config["latent_channels"]

@@ -1,9 +1,11 @@
-"""The codec of latent diffusion: people see images, and what is diffused are the numbers an autoencoder makes of them.
+"""The codec of latent diffusion: users see images, and what is diffused are latents that an autoencoder computes from
+them.
+
 
     codec = Latents(autoencoder, (512, 512))        shape (64, 64, 4), for a factor of 8
     codec.encode(images), codec.decode(x)           uint8 (N, H, W, 3) and back, one image at a time
 
-Always in float32 or better: the autoencoders of some published models overflow float16.
+Computes in float32 or better: the autoencoders of some published models overflow float16.
 """
 
 import numpy as np
@@ -18,7 +20,7 @@ from pydiff.tensor import no_grad
 class Latents(Codec):
     """autoencoder: an Autoencoder, on the device where x is decoded. size: (height, width) in pixels.
 
-    ValueError for a size that the autoencoder's factor does not divide.
+    Raises ValueError for a size that the autoencoder's factor does not divide.
     """
 
     kind = "latents"
@@ -38,11 +40,13 @@ class Latents(Codec):
         return (*self.size, self.autoencoder.config["in_channels"])
 
     def shape_of(self, samples):
-        """As `shape`, for images of any size."""
+        """The shape of the latents (h, w, C) of these samples, images of any size."""
         return (*(n // self.factor for n in np.shape(samples)[1:3]), self.shape[-1])
 
     def encode(self, samples):
-        """uint8 (N, H, W, C), of any size that the factor divides -> the most likely latents, scaled: float32."""
+        """uint8 (N, H, W, C), of any size that the factor divides -> the most likely latents (N, h, w, C), scaled:
+        float32.
+        """
         samples = np.asarray(samples)
         channels = self.autoencoder.config["in_channels"]
         if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] != channels or not len(samples):
@@ -51,13 +55,13 @@ class Latents(Codec):
         return np.concatenate([self.encode_floats(from_uint8(image[None])) for image in samples])
 
     def encode_with_holes(self, samples, holes):
-        """The same with mid grey where holes (N, H, W, 1) are 1, for networks that fill in."""
+        """Like `encode`, with mid grey where holes (N, H, W, 1) are 1, for inpainting networks."""
         check_size(np.shape(samples)[1:3], self.factor)
         x = from_uint8(samples) * (1 - np.asarray(holes, np.float32))
         return np.concatenate([self.encode_floats(one[None]) for one in x])
 
     def encode_floats(self, x):
-        """The same of images (N, H, W, C) in [-1, 1]."""
+        """Like `encode`, for float images (N, H, W, C) in [-1, 1]."""
         with no_grad():
             z = self.autoencoder.scaled(self.autoencoder.encode(self._here(x)).mode()).data
         return to_host(z).astype(np.float32, copy=False)
@@ -67,12 +71,12 @@ class Latents(Codec):
         return np.concatenate([to_uint8(self.decode_floats(one[None]).clip(*PIXEL_RANGE)) for one in x])
 
     def decode_floats(self, x):
-        """The same as floats, which may go beyond [-1, 1]."""
+        """Like `decode`, but to floats, which may exceed [-1, 1]."""
         with no_grad():
             return to_host(self.autoencoder.decode(self.autoencoder.unscaled(self._here(x))).data)
 
     def _here(self, x):
-        """An array where the autoencoder is, as precise as that."""
+        """An array on the autoencoder's device, with its precision."""
         like = self.autoencoder.parameters()[0].data
         xp = array_module(like)
         return xp.asarray(x if xp is array_module(x) else to_host(x), like.dtype)
@@ -82,12 +86,12 @@ class Latents(Codec):
         return samples
 
     def show_noise(self, eps):
-        """The first three channels, or one, as colours: noise of latents has no colours of its own."""
+        """The first three channels, or the only one, as colours: noise in latents has no colours."""
         eps = to_host(eps)
         return to_uint8(eps[..., : 3 if eps.shape[-1] >= 3 else 1] / NOISE_RANGE)
 
     def encode_mask(self, mask):
-        """(N, H, W, 1) over pixels -> (N, h, w, 1): that of the first pixel of each latent."""
+        """(N, H, W, 1) over pixels -> (N, h, w, 1): the value at the first pixel of each latent."""
         return mask[:, :: self.factor, :: self.factor, :1]
 
     def to(self, xp):
@@ -97,16 +101,16 @@ class Latents(Codec):
 
     @property
     def beside(self):
-        """The autoencoder, for the folder of a model."""
+        """{"vae": the autoencoder}, to be saved in the model's folder."""
         return {"vae": self.autoencoder}
 
     def to_config(self):
-        """Without the autoencoder, which is saved beside the network."""
+        """A dict for JSON, without the autoencoder, which is saved next to the network."""
         return {"kind": self.kind, "size": list(self.size)}
 
     @classmethod
     def from_config(cls, config, beside=None):
-        """With the autoencoder that is beside the network. ValueError where there is none."""
+        """The codec with the autoencoder saved next to the network. Raises ValueError if there is none."""
         autoencoder = (beside or {}).get("vae")
         if autoencoder is None:
             raise ValueError("its latents need an autoencoder, and there is no vae/ beside the network")
@@ -114,7 +118,7 @@ class Latents(Codec):
 
 
 def check_size(size, factor: int):
-    """ValueError, in one sentence, unless the factor divides height and width."""
+    """Raises ValueError unless the factor divides height and width."""
     if len(size) != 2 or any(n < factor or n % factor for n in size):
         near = " x ".join(str(max(factor, round(n / factor) * factor)) for n in size)
         shown = " x ".join(map(str, size))

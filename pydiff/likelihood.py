@@ -3,8 +3,8 @@
     bits = - log2 p(sample) / numbers  <=  L_T + sum over t of L_{t-1} + L_0       Sohl-Dickstein et al. 2015, eq. 14;
                                                                                    Ho et al. 2020, eq. 5
 with L_T = KL(q(x_T | x_0) | N(0, 1)), L_{t-1} = KL(q(x_{t-1} | x_t, x_0) | p(x_{t-1} | x_t)), L_0 = - log p(x_0 | x_1).
-Of samples on 256 levels, such as images, it is the probability that is bounded (L_0 as Ho et al., eq. 13); of points
-the density, which may be any positive number, so that bits may be negative.
+For samples on 256 levels, such as images, the bound is on the probability (L_0 as Ho et al., eq. 13); for points it is
+on the density, which may be any positive number, so that bits may be negative.
 """
 
 import math
@@ -18,13 +18,13 @@ from pydiff.tensor import Tensor
 
 
 def bits(pipeline, samples, asked=None, seed=0, numbers=None, variance=None, batch_size=256, progress=False):
-    """The bound for each sample, in bits a number: (N,) float64. One draw of the noise for every t.
+    """The bound for each sample, in bits per number: (N,) float64, with one draw of the noise for every t.
 
     samples: as the codec takes them. asked: their Condition; None asks for nothing. numbers: of the samples, which
-    choose their noise; 0 .. N-1 if None. variance: of the model's steps back, "small" (the posterior's, right where x0
-    is one of few levels) or "large" (that of the step forth, right where x0 may be anything; Ho et al., section 3.2);
-    None takes what suits the codec. Both are bounds. ValueError for a model that nothing but its own scheduler knows
-    how to ask, for a schedule without noise at t = 0, and for a codec in which density cannot be told.
+    determine their noise; 0 .. N-1 if None. variance: of the model's reverse steps, "small" (the posterior's, right if
+    x0 is one of few levels) or "large" (that of the forward step, right if x0 may be anything; Ho et al., section 3.2);
+    None takes the one that suits the codec. Both give bounds. Raises ValueError for a model that only its own scheduler
+    can evaluate, for a schedule without noise at t = 0, and for a codec without a density.
     """
     from tqdm import tqdm
 
@@ -66,7 +66,7 @@ def _nats(process, model, x0, seed, numbers, discrete, large, limits, bar):
         x_t, _ = process.q_sample(x0, at, random.key(seed, random.NOISE, numbers, t), keep=False)
         seen = process.network_input(x_t, at)
         guess = process.to_x0(x_t, model(*seen), at).astype(np.float64)
-        guess = guess if limits is None else guess.clip(*limits)  # as samplers do
+        guess = guess if limits is None else guess.clip(*limits)  # like the samplers
         if t == 0:
             variance = float((schedule.sigma[0] / schedule.alpha[0]) ** 2)
             total = total + _decoder(x0, guess, variance, discrete, axes, size)

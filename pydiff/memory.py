@@ -1,4 +1,4 @@
-"""How much memory this process may still take: of the machine, of its control group, of its own limits."""
+"""How much memory this process can still use, given the machine, its control group and its own limits."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ GROUPS = (  # (limit, use) of control groups, version 2 and version 1
 
 
 def free() -> int | None:
-    """Bytes, or None where the system does not say."""
+    """Free memory in bytes; None if the system does not report it."""
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     for limit, use in GROUPS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        with contextlib.suppress(OSError, ValueError):  # "max" is not a number
             found.append(int(Path(limit).read_text()) - int(Path(use).read_text()))
     with contextlib.suppress(OSError, ValueError, ImportError, IndexError):
         import resource
@@ -29,7 +29,7 @@ def free() -> int | None:
 
 
 def check(size: float, what: str, advice: str):
-    """ValueError, in one sentence, where so many bytes are not free. what: takes them. advice: what would help."""
+    """Raises ValueError if `size` bytes are not free. what: what needs them. advice: what would help."""
     there = free()
     if there is not None and size > there:
         raise ValueError(f"{what} would take {told(size)} of memory, and {told(there)} are free; {advice}")

@@ -1,6 +1,6 @@
-"""Where public names went: old import paths keep working, with a DeprecationWarning that names the new one.
+"""Where public names have moved: old import paths keep working, with a DeprecationWarning that names the new one.
 
-docs/migration.md is the same table in words. Nothing is imported before somebody asks for a name.
+docs/migration.md is the same table in words. Nothing is imported before a name is used.
 """
 
 import importlib
@@ -25,11 +25,11 @@ MODULES: dict[str, tuple[str, ...]] = {  # old name -> the modules that have its
     ),
     "pydiff.diffusion.diffusers_config": ("pydiff.formats.diffusers.scheduler",),
 }
-NAMES: dict[str, str] = {"pydiff.backend": "pydiff.arrays"}  # modules that are still there, without some of their names
+NAMES: dict[str, str] = {"pydiff.backend": "pydiff.arrays"}  # modules that exist but have lost some names
 
 
 class _Moved(types.ModuleType):
-    """Stands in sys.modules under an old name."""
+    """A stand-in in sys.modules under an old name."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -41,7 +41,7 @@ class _Moved(types.ModuleType):
 
 
 def _found(old, name, places):
-    """[the object] of the first of these modules that has the name, with a warning; or []."""
+    """[the object] from the first of these modules that has the name, with a warning; [] if none has."""
     for target in places:
         module = importlib.import_module(target)
         if hasattr(module, name):
@@ -51,7 +51,7 @@ def _found(old, name, places):
 
 
 def _elsewhere(old):
-    """The module's __getattr__ for names that are no longer in it, before its own if it has one."""
+    """A __getattr__ for a module, which looks up moved names before calling the module's own, if it has one."""
     own = vars(sys.modules[old]).get("__getattr__")
 
     def get(name):
@@ -65,9 +65,9 @@ def _elsewhere(old):
 
 
 def register(later=()):
-    """Makes the old names importable, and attributes of their packages: but `pydiff.train` is the function.
+    """Makes the old names importable, also as attributes of their packages; except that `pydiff.train` is the function.
 
-    later: names that `pydiff` has as soon as somebody asks. Packages that are not loaded yet look here themselves.
+    later: names that `pydiff` resolves when first used. Packages that are not loaded yet look here themselves.
     """
     for name in MODULES:
         module = sys.modules.setdefault(name, _Moved(name, f"Has moved to {', '.join(MODULES[name])}."))

@@ -1,7 +1,7 @@
 """The optimiser: AdamW with an average of the weights, clipping, and learning rates as functions of the step.
 
-All parameters live in one flat buffer, and so do their gradients, Adam's two moments and the average: one kernel call
-updates everything, one reduction gives the global norm. The model's parameters become views into the buffer.
+All parameters are in one flat buffer, and so are their gradients, Adam's two moments and the average: one kernel call
+updates everything, one reduction gives the global norm. The model's parameters become views of the buffer.
 """
 
 import math
@@ -23,8 +23,8 @@ def warmup_cosine(step, total, peak, warmup=0, floor=0.0):
 
 
 def ema_decay(step, maximum):
-    """Decay of the average at optimiser step `step`: short-lived at first, so that early averages are not the noise the
-    weights began as. (1 + t) / (10 + t) as in TensorFlow's ExponentialMovingAverage, at most `maximum`.
+    """Decay of the average at optimiser step `step`: small at first, so that early averages forget the random initial
+    weights. (1 + t) / (10 + t) as in TensorFlow's ExponentialMovingAverage, at most `maximum`.
     """
     return min(maximum, (1 + step) / (10 + step))
 
@@ -33,9 +33,9 @@ class AdamW:
     """Adam with decoupled weight decay for the parameters of one model.
 
     model: nn.Module, all parameters of one dtype; they become views of one flat array. A replaced p.data or p.grad is
-    heard: the next step takes the new values over. beta1, beta2, eps, weight_decay: as in Loshchilov & Hutter 2019.
-    low: None, or bfloat16: matrices and filters become views of a copy of p in it (training/precision.py).
-    Attributes p, g, m, v, ema: flat arrays (P,). ema starts as a copy of p. low: the copy, or None.
+    noticed: the next step adopts the new values. beta1, beta2, eps, weight_decay: as in Loshchilov & Hutter 2019. low:
+    None, or bfloat16: matrices and filters become views of a copy of p in it (training/precision.py). Attributes p, g,
+    m, v, ema: flat arrays (P,). ema starts as a copy of p. low: the copy, or None.
     """
 
     def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, low=None):
@@ -58,7 +58,7 @@ class AdamW:
             p.data, p.grad, p.grad_buffer = data, None, grad
 
     def views(self, flat):
-        """Arrays in the parameters' shapes that look into a flat buffer."""
+        """Views of a flat buffer in the parameters' shapes."""
         ends = np.cumsum([p.size for p in self.parameters]).tolist()
         return [flat[end - p.size : end].reshape(p.shape) for p, end in zip(self.parameters, ends, strict=True)]
 
@@ -68,7 +68,7 @@ class AdamW:
             p.grad = None
 
     def gather(self):
-        """The flat gradient: zeros where a parameter had no part in the loss; a replaced p.grad is taken as it is."""
+        """The flat gradient: zeros for parameters that had no part in the loss; a replaced p.grad is copied in."""
         for name, p, grad in zip(self.names, self.parameters, self._grads, strict=True):
             if p.grad is None:
                 grad[...] = 0
@@ -79,7 +79,7 @@ class AdamW:
         return self.g
 
     def adopt(self):
-        """Where p.data was replaced by another array, its values are the parameter's from here on."""
+        """Copies in the values of every p.data that was replaced by another array."""
         for name, p, data, master in zip(self.names, self.parameters, self._data, self.masters, strict=True):
             if p.data is not data:
                 self._take(name, master, p.data, "data")
@@ -88,7 +88,7 @@ class AdamW:
                 p.data = data
 
     def round_copy(self):
-        """Makes the copy anew, after p was written to."""
+        """Updates the bfloat16 copy after p was written to."""
         if self.low is not None:
             self.low[...] = self.p
 

@@ -1,9 +1,9 @@
-"""Everything that is needed to draw, and nothing of how it was learned: network, process, codec, conditioning.
+"""Everything needed to sample, and nothing about the training: network, process, codec, conditioning.
 
-    pipeline.sample(16, seed=1)         samples, as people see them
-    pipeline.sample_states(16, seed=1)  the way there: a SamplerState a step, in the codec's x
+    pipeline.sample(16, seed=1)         samples, such as uint8 images
+    pipeline.sample_states(16, seed=1)  the steps to them: one SamplerState per step, in the codec's x
 
-From words to samples without a return: conditioning -> denoiser -> sampler -> codec. edit.py does the same from
+Data flow in one direction, from words to samples: conditioning -> denoiser -> sampler -> codec. edit.py starts from
 samples.
 """
 
@@ -22,16 +22,16 @@ from pydiff.diffusion.samplers import SAMPLERS
 class Pipeline:
     """A network with the process it was trained for.
 
-    model: nn.Module, model(x, t, **condition) -> Tensor. process: its diffusion process. codec: between what is
-    diffused and what people see. conditioning: what the network is told besides. variance ("fixed" or "learned") and
-    self_conditioning: what the network's channels are for besides x. device: where the model is. scheduler: how to draw
-    where no sampler is named, for a model that came with one, see formats.diffusers.scheduler.stored; or None.
+    model: nn.Module, model(x, t, **condition) -> Tensor. process: its diffusion process. codec: converts between
+    samples and what is diffused. conditioning: what else the network is given. variance ("fixed" or "learned") and
+    self_conditioning: the meaning of the network's further channels. device: where the model is. scheduler: the default
+    way to sample, for a model that came with one, see formats.diffusers.scheduler.stored; or None.
     """
 
-    default_guidance, batch_size = 1.0, 64  # where nobody says otherwise
-    kept_elsewhere = ""  # why `Run.save` does not write it, in one sentence
-    described: dict = {}  # noqa: RUF012 - never written to; what a sample's file says besides the recipe
-    edits_by_scheduler = False  # whether edits are done by the scheduler it came with, where nobody names a way
+    default_guidance, batch_size = 1.0, 64  # defaults for `sample`
+    kept_elsewhere = ""  # a sentence on why `Run.save` does not write it, if so
+    described: dict = {}  # noqa: RUF012 - never written to; further metadata for a sample's file
+    edits_by_scheduler = False  # whether edits use the model's own scheduler by default
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class Pipeline:
         self.scheduler = scheduler
 
     def to(self, device):
-        """Moves the model to a device, where everything is drawn from then on. Returns the pipeline.
+        """Moves the model to a device, where it then stays and samples. Returns the pipeline.
 
-        A model that was in training elsewhere follows it no longer. ValueError or RuntimeError, in one sentence, for a
-        device that does not exist or cannot be used here.
+        A model that was following a training elsewhere no longer does. Raises ValueError or RuntimeError for a device
+        that does not exist or cannot be used here.
         """
         with backend.use_device(device) as xp:
             self.model.to(xp)
@@ -76,7 +76,7 @@ class Pipeline:
         progress=False,
         **more,
     ):
-        """n new samples; sample i depends on (seed, i) and its row of `asked`, a Condition, alone. See `Run.sample`.
+        """n new samples; sample i depends only on (seed, i) and on its row of `asked`, a Condition. See `Run.sample`.
 
         n: how many, or their numbers (N,).
         """
@@ -115,10 +115,10 @@ class Pipeline:
         rescale=0.0,
         **options,
     ):
-        """The way to the samples that `sample` draws: a generator of SamplerState, arrays on the device.
+        """The steps to the samples that `sample` draws: a generator of SamplerState, arrays on the device.
 
         n: how many, or their numbers (N,). asked: their Condition; None lets the conditioning choose. sampler: None for
-        the scheduler that the model came with, or else ddim. options: of the sampler.
+        the scheduler that the model came with, else ddim. options: of the sampler.
         """
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
         steps = self.default_steps(sampler) if steps is None else steps
@@ -147,7 +147,7 @@ class Pipeline:
         return backend.on_device(self.device, SAMPLERS[sampler](model, x, self.process, way, **arguments))
 
     def _scheduled(self, numbers, seed, steps, asked, guidance, interval, rescale, options):
-        """The states that the model's own scheduler goes through."""
+        """The states of the model's own scheduler."""
         own = {name: options.pop(name) for name in ("timesteps", "sigmas") if name in options}
         made, learned = self.scheduler(steps, **own), self.scheduler.learned_variance
         with backend.use_device(self.device) as xp:
@@ -158,7 +158,7 @@ class Pipeline:
         return backend.on_device(self.device, made.sample(model, x, **arguments))
 
     def decoded(self, x):
-        """Samples of x, when the last step is done."""
+        """Samples from the x of the last step."""
         return self.codec.decode(x)
 
     def preview(self):
@@ -166,7 +166,7 @@ class Pipeline:
         return self.sample(16, steps=min(25, self.process.schedule.T))
 
     def default_steps(self, sampler=None) -> int:
-        """How many steps are taken where nobody says: 50, or what suits the model's own scheduler."""
+        """The default number of steps: 50, or that of the model's own scheduler."""
         if sampler is None and self.scheduler is not None:
             return self.scheduler.default_steps
         return min(50, self.process.schedule.T)
@@ -178,27 +178,29 @@ class Pipeline:
         return denoiser(self.model, self.process, channels, condition, guidance, interval, rescale, **more)
 
     def beside(self, images, mask):  # noqa: ARG002
-        """What the network sees of given images beside x when it fills in a mask, (N, ..): nothing, None."""
+        """Further channels (N, ..) that the network sees beside x when it inpaints the given images; None if it takes
+        none.
+        """
         return None
 
     def check_memory(self, size, n=1):
-        """MemoryError where n samples of this size at a time need more than is free, as far as that is known."""
+        """Raises MemoryError if n samples of this size at a time need more memory than is free, if that is known."""
 
     def check_free(self):
-        """ValueError for a model that nothing but its own scheduler knows how to ask."""
+        """Raises ValueError for a model that only its own scheduler can evaluate."""
         if self.scheduler is not None and self.scheduler.alone:
             raise ValueError(
                 f"this model is drawn by its own {self.scheduler.name} alone; leave the sampler out, and do not edit"
             )
 
     def check_sampler(self, sampler, options, interval=None, rescale=0.0):
-        """ValueError or TypeError, in one sentence, for a sampler or options that do not go with this network."""
+        """Raises ValueError or TypeError for a sampler or options that do not work with this network."""
         kind = {"self_conditioning": self.self_conditioning, "learned_variance": self.variance == "learned"}
         check_sampler(sampler, options, interval, rescale, **kind)
 
     @property
     def networks(self):
-        """All that have a say in what is drawn."""
+        """All networks that take part in sampling."""
         return (self.model,)
 
     @property
@@ -208,7 +210,7 @@ class Pipeline:
 
 
 def pixels_of(model, self_conditioning=False) -> Pixels:
-    """The codec of a network of images, read from its configuration."""
+    """The codec of an image network, from its configuration."""
     size = model.config["sample_size"]
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return Pixels((height, width, model.config["in_channels"] // (2 if self_conditioning else 1)))

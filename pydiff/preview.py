@@ -1,9 +1,9 @@
-"""What a training shows of itself on the way: a few samples, as a PNG, and to whoever watches."""
+"""The preview of a training in progress: a few samples, as a PNG, and for a callback."""
 
 
 def preview_png(live, watch=None):
-    """The bytes of a PNG. live: the run in training, of a diffusion model or of an autoencoder, whose images stand
-    above what becomes of them. watch: called with the step and the images (N, H, W, C) uint8; or None.
+    """The bytes of a PNG of a few samples. live: the run in training, of a diffusion model, or of an autoencoder, whose
+    originals are above their reconstructions. watch: called with the step and the images (N, H, W, C) uint8; or None.
     """
     from pydiff.report.grid import grid, png_bytes
 

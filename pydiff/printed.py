@@ -1,21 +1,21 @@
-"""How names that somebody else chose, of files, folders and classes, are printed: as one line, with nothing in it that
-a terminal would act upon; and paths as they have to be typed.
+"""How names of files, folders and classes are printed: as one line, without anything that a terminal would interpret;
+and paths as they are typed in a shell.
 """
 
 import shlex
 
 
 def printable(path: str) -> str:
-    """File names need not be valid text, nor one line; this form can be printed and stored anywhere."""
+    """The name in a form that can be printed and stored anywhere: file names need not be valid text, nor one line."""
     try:
         text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character that stands for no byte: not from a file system
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte: not from a file system
         text = path.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def all_printable(values):
-    """The same dicts, lists and tuples with every string in them printable: options, in which a path may stand."""
+    """The same dicts, lists and tuples with every string in them printable, for options, which may contain paths."""
     if isinstance(values, str):
         return printable(values)
     if isinstance(values, dict):
@@ -24,11 +24,11 @@ def all_printable(values):
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of others says, in one short line that can be printed."""
+    """The first line of another library's exception, short and printable."""
     lines = str(error).splitlines()
     return printable(lines[0][:160]) if lines and lines[0] else type(error).__name__
 
 
 def typed(path: object) -> str:
-    """A path as a shell takes it, in a command that is shown for copying."""
+    """A path quoted for a shell, for commands that are shown to be copied."""
     return shlex.quote(printable(str(path)))

@@ -1,13 +1,13 @@
 """Random numbers as a pure function of (seed, purpose, sample, step, element): no state, nothing to restore on resume.
 
 Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a 64-bit key
-and a 128-bit counter into four 32-bit words. Here the key is the seed and the counter says what the number is for:
+and a 128-bit counter into four 32-bit words. Here the key is the seed, and the counter says what the number is for:
 
     key      (seed low word, seed high word)
     counter  (block, step, sample, purpose)          element i of a sample is word i % 4 of block i // 4
 
-So a sample gets the same numbers alone or in any batch, on any number of threads, and before or after a resume.
-This file is the reference for the native kernels: they agree bit for bit in the words and to rounding in the normals.
+So a sample gets the same numbers alone or in any batch, with any number of threads, and before or after a resume. This
+file is the reference for the native kernels: their words agree bit for bit, their normals to rounding.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ SAMPLE = 4  # x_T and the noise of the samplers
 DROPOUT = 5
 AUGMENT = 6
 CONDITION = 7  # which conditions are dropped for classifier-free guidance
-OFFSET = 8  # one number an image and channel, for offset noise
-SELF_CONDITION = 9  # which examples are shown the network's own x0-hat in training
-CAPTION = 10  # which of an image's captions a training example is told
+OFFSET = 8  # one number per image and channel, for offset noise
+SELF_CONDITION = 9  # which training examples get the network's own x0-hat
+CAPTION = 10  # which of an image's captions a training example gets
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al., table 2
 WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, in units of 2^-32
@@ -38,7 +38,7 @@ MASK = 0xFFFFFFFF
 
 class Key(NamedTuple):
     """Where to draw from: a stream of elements for each of N pairs (sample, step). Made by `key`, which checks it and
-    gives arrays that cannot be written to.
+    makes its arrays read-only.
     """
 
     seed: int
@@ -50,7 +50,8 @@ class Key(NamedTuple):
 def key(seed: int, purpose: int, sample, step=0) -> Key:
     """A checked `Key`. `sample` and `step` are integers or (N,) integer arrays and broadcast against each other.
 
-    ValueError unless 0 <= seed < 2^64 and purpose, sample and step are in 0 .. 2^32 - 1; TypeError if not integers.
+    Raises ValueError unless 0 <= seed < 2^64 and purpose, sample and step are in 0 .. 2^32 - 1; TypeError if not
+    integers.
     """
     if not isinstance(seed, (int, np.integer)) or not isinstance(purpose, (int, np.integer)):
         raise TypeError(f"seed and purpose must be integers, got {seed!r} and {purpose!r}; convert them with int()")
@@ -63,7 +64,7 @@ def key(seed: int, purpose: int, sample, step=0) -> Key:
         raise ValueError(f"got {sample.size} samples and {step.size} steps; give one of each, or equally many")
     sample, step = (np.array(values, order="C") for values in np.broadcast_arrays(sample, step))
     for values in (sample, step):
-        values.flags.writeable = False  # a copy on a GPU serves as long as they live
+        values.flags.writeable = False  # so that one copy on a GPU suffices
     return Key(int(seed), int(purpose), sample, step)
 
 
@@ -85,7 +86,7 @@ def _counter_word(name: str, values) -> np.ndarray:
 
 
 def philox4x32(counter: Sequence, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Philox4x32-10: four uint32 arrays, which broadcast against each other, to four of the common shape."""
+    """Philox4x32-10: maps four uint32 arrays, which broadcast against each other, to four of the common shape."""
     c0, c1, c2, c3 = (np.asarray(word, dtype=np.uint32) for word in counter)
     k0, k1 = seed & MASK, seed >> 32
     for _ in range(ROUNDS):

@@ -1,7 +1,7 @@
-"""What is in a folder: a model, or a run that is finished, unfinished, or going on right now.
+"""Opens a folder: a model, or a run that is finished, unfinished, or still in progress.
 
-A finished run is opened from its model. Any other one is opened from the average of the weights in its newest
-checkpoint and from pipeline/, which was written when it began. Nothing is locked, so a training is not disturbed.
+A finished run is opened from its model. Any other run is opened from the averaged weights in its newest checkpoint and
+from pipeline/, which was written when it began. Nothing is locked, so a training in progress is not disturbed.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.pipeline import Pipeline
 from pydiff.store import checkpoint, kept
-from pydiff.store.folder import RunDirectory
+from pydiff.store.folder import RunDirectory, trained_in
 from pydiff.store.log import Log
 from pydiff.store.newest import Newest, newest_step, read_newest
 
@@ -32,19 +32,26 @@ class Opened(NamedTuple):
     notes: list[str]
 
 
+# What the run of something that draws nothing is good for.
+ELSEWHERE = {
+    "a segmenter": "pydiff.segment.load opens it, and its page is segmentation.html",
+    "a word": "it goes with the model that it was learned for: pydiff sample MODEL --embedding FILE",
+}
+
+
 def is_run(directory: Path) -> bool:
-    """Whether a folder is that of a training run, and not of a model."""
+    """Whether a folder is that of a training run, rather than a model."""
     if any((directory / name).exists() for name in ("log.jsonl", "checkpoints", "pipeline")):
         return True
     with contextlib.suppress(ValueError, OSError):
-        return "fingerprint" in RunDirectory(directory).config()  # one that has taken no step yet
+        return "fingerprint" in RunDirectory(directory).config()  # a run that has taken no step yet
     return False
 
 
 def open_folder(directory: Path, wishes=pipeline_folder.NOTHING) -> Opened:
-    """The model in a folder or file, with what is known of its training.
+    """The model in a folder or file, with what is known about its training.
 
-    FileNotFoundError or CheckpointError, in one sentence, if there is none or it is damaged.
+    Raises FileNotFoundError or CheckpointError if there is none or it is damaged.
     """
     if is_run(directory):
         return _open_run(RunDirectory(directory), wishes)
@@ -65,6 +72,10 @@ def _open_run(folder, wishes) -> Opened:
         if done is None:
             raise CheckpointError(str(error)) from error
         notes.append(str(error))
+    if (what := trained_in(config)) in ELSEWHERE:
+        raise CheckpointError(
+            f"{folder.path} holds the run of {what}, which draws nothing by itself; {ELSEWHERE[what]}."
+        )
     found = newer(folder, config, done, notes)
     if found is not None:
         described = folder.path / "pipeline"
@@ -86,8 +97,11 @@ def _open_run(folder, wishes) -> Opened:
 
 
 def newer(folder: RunDirectory, config: dict, done: int | None, notes: list[str]) -> Newest | None:
-    """The average of the weights in the newest checkpoint of a run, where that is later than the finished model, of
-    step `done`. config: the run's. notes: what is passed over is added. CheckpointError for one of another run.
+    """The averaged weights in the newest checkpoint of a run, if that is later than the finished model, of step `done`;
+    else None.
+
+    config: the run's. notes: damaged checkpoints that are skipped are added. Raises CheckpointError for one of another
+    run.
     """
     newest = newest_step(folder.checkpoints)
     if done is not None and not (config and newest is not None and newest > done):
@@ -104,7 +118,7 @@ def newer(folder: RunDirectory, config: dict, done: int | None, notes: list[str]
 
 
 def nothing_yet(folder: RunDirectory, config: dict) -> FileNotFoundError:
-    """That a run has neither a model nor a checkpoint."""
+    """The error for a run that has neither a model nor a checkpoint."""
     every = config["options"].get("checkpoint_every")
     return FileNotFoundError(
         f"{folder.path} has no checkpoint yet; the first is written after step {every}, or at Ctrl-C"
@@ -112,24 +126,24 @@ def nothing_yet(folder: RunDirectory, config: dict) -> FileNotFoundError:
 
 
 def how_far(folder: RunDirectory, config: dict, step: int) -> list[str]:
-    """A sentence on a run that has not come to its end."""
+    """[a sentence on a run that is unfinished], else []."""
     steps = config.get("options", {}).get("steps", step)
     return [f"{folder.path} is unfinished: step {step:,} of {steps:,}"] if step < steps else []
 
 
 def _twice(load):
-    """Once more where a training replaced the folder while it was read."""
+    """Tries again if a training replaced the folder while it was being read."""
     try:
         return load()
     except CheckpointError:
         return load()
 
 
-# ---- what a run writes of itself when it begins ----------------------------------------------------------------------
+# ---- what a run writes about itself when it begins -------------------------------------------------------------------
 
 
 def describe(folder: RunDirectory, pipeline: Pipeline, origin: Origin, trained):
-    """Writes pipeline/, where it is not there or damaged, and data/ into a run's folder; see `keep_data`.
+    """Writes pipeline/, if it is missing or damaged, and data/ into a run's folder; see `keep_data`.
 
     trained: the pipeline's parameters in the order of the optimiser's.
     """
@@ -144,7 +158,7 @@ def describe(folder: RunDirectory, pipeline: Pipeline, origin: Origin, trained):
 
 
 def keep_data(folder: RunDirectory, origin: Origin):
-    """Writes data/, what is known of the data, where it is not there, damaged, or the data were moved."""
+    """Writes data/, what is known about the data, if it is missing or damaged, or if the data were moved."""
     try:
         known = kept.read(folder.path / "data")
     except CheckpointError:
@@ -155,7 +169,7 @@ def keep_data(folder: RunDirectory, origin: Origin):
 
 
 def finish(folder: RunDirectory, save):
-    """Writes the finished model, save(path). CheckpointError, in one sentence, where the disk refuses."""
+    """Writes the finished model by save(path). Raises CheckpointError if the disk write fails."""
     try:
         save(folder.path / "model")
     except CheckpointError as error:
@@ -168,7 +182,7 @@ def finish(folder: RunDirectory, save):
 
 
 def origin_of(folder: RunDirectory, config: dict) -> Origin:
-    """What a run's folder says of its data; of one by an older pydiff, what its config.json says."""
+    """The Origin stored in a run's folder or, for a run by an older pydiff, from its config.json."""
     said = {"name": config.get("data", ""), "fingerprint": config.get("fingerprint")}
     try:
         known = kept.read(folder.path / "data")
@@ -183,8 +197,8 @@ def origin_of(folder: RunDirectory, config: dict) -> Origin:
 
 
 def all_or_some(origin: Origin, read, given=None) -> tuple[Dataset | None, bool, str]:
-    """(the training data, whether that is all of it, a sentence where it is not): those where they lay, or `given`, or
-    the few that were kept with the run, or None.
+    """(the training data, whether they are complete, a sentence if not): from where they were or from `given`; else the
+    few kept with the run, or None.
     """
     try:
         return origin.load(read, given), True, ""

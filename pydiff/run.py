@@ -1,8 +1,7 @@
-"""The front door: `train` learns from data, `load` opens what was learned, `Run` draws from it, edits with it, shows
-it.
+"""The front door: `train` learns from data, `load` opens what was learned, `Run` draws samples, edits and reports.
 
-A Run holds a Pipeline (what draws), the history of a training, and the folder it lies in; everything it can do is done
-by a module below that knows no Run.
+A Run holds a Pipeline (which draws the samples), the history of a training and the folder it was saved in. Everything
+it does is delegated to modules below, none of which knows about Run.
 """
 
 import logging
@@ -29,6 +28,7 @@ from pydiff.training import Interrupted, Options, fit, join, opened, reading, se
 from pydiff.training.changes import heard
 from pydiff.training.forecast import check_room
 from pydiff.training.precision import low_precision
+from pydiff.training.suited import suited
 from pydiff.warm import warm
 
 
@@ -36,11 +36,11 @@ class Run:
     """A trained (or half-trained) diffusion model with everything needed to use it and to look at it.
 
     model: the network with averaged weights. process: its diffusion process. options: dict of the training options.
-    classes: names of the classes of a conditional model, else None. step: training steps that its weights have seen.
-    directory: the run's Path, or None. data_name: what it was trained on; origin: what else is known of that. device:
-    where the model is and where it draws, "cpu", "cuda" or "simt"; `to` moves it. variance, self_conditioning: see
-    Options. log: a Log, or dicts. pipeline: what draws.
-    notes: sentences on what `load` assumed or passed over.
+    classes: names of the classes of a conditional model, else None. step: number of training steps behind its weights.
+    directory: the run's Path, or None. data_name: what it was trained on; origin: what else is known about that data.
+    device: where the model is and where it samples, "cpu", "cuda" or "simt"; `to` moves it. variance,
+    self_conditioning: see Options. log: a Log, or dicts. pipeline: the Pipeline that draws the samples. notes:
+    sentences on what `load` assumed or ignored.
     """
 
     notes: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Run:
 
     @classmethod
     def of_pipeline(cls, pipeline, options, **history):
-        """A Run around a Pipeline of any kind. history: data_name, step, directory, dataset, log, origin."""
+        """A Run around a Pipeline of any kind. history: keywords data_name, step, directory, dataset, log, origin."""
         return cls(pipeline.model, pipeline.process, options, pipeline=pipeline, **history)
 
     model = property(lambda self: self.pipeline.model)
@@ -90,22 +90,22 @@ class Run:
 
     @property
     def name(self):
-        """The folder's name, or the data set's."""
+        """The folder's name if the run has one, else the name of the data set."""
         return printable(self.directory.name) if self.directory is not None else self.data_name
 
     @property
     def shape(self):
-        """Of what is diffused, (H, W, C) of an image."""
+        """Shape of one diffused sample, without the axis of samples: (H, W, C) for an image."""
         return self.codec.shape
 
     def to(self, device):
-        """Moves the model to a device, where everything is drawn from then on. Returns the run. See `Pipeline.to`."""
+        """Moves the model to `device`, where it then stays and samples. Returns the run. See `Pipeline.to`."""
         self.pipeline.to(device)
         return self
 
     def dataset(self, data=None):
-        """The training data, loaded again if need be, from where they lay or from `data`. ValueError, in one sentence,
-        where they are not there, or where other data are.
+        """The training data, loaded again if not in memory, from where they were or from `data`. Raises ValueError if
+        they are missing there, or have changed.
         """
         if self._dataset is None or data is not None:
             self._dataset = self.origin.load(self._read, data)
@@ -115,7 +115,7 @@ class Run:
         return load_data(source, **reading(self.options))
 
     def log(self):
-        """One dict a step: step, loss, lr, grad_norm, images_per_second, time, device."""
+        """One dict per training step: step, loss, lr, grad_norm, images_per_second, time, device."""
         return self._log.entries
 
     def sample(
@@ -134,25 +134,25 @@ class Run:
         device=None,
         **more,
     ):
-        """Draws n new images, 16 if None: (n, H, W, C) uint8. Image i depends on (seed, i) alone, not on n or
+        """Draws n new images, 16 if None: (n, H, W, C) uint8. Image i depends only on (seed, i), not on n or
         batch_size.
 
         sampler: a name in pydiff.diffusion.samplers.SAMPLERS (docs/samplers.md helps to choose); None takes the
-            scheduler that the model came with, or ddim.
-        steps: how many of the T noise levels to visit, 50 if there are so many; spacing: which ones ("trailing",
-            "leading", "linspace", "karras", "exponential", "continuous").
-        eta: share of fresh noise in ddim and dpm2, 0 to 1.
-        labels: class numbers or names (n,), for a conditional model; without them, the classes take turns.
-        prompts: for a model with a text encoder: n images of each (1 if None), one prompt after the other; image k of
-            each begins with noise k. "[a] - [b] + [c]" is calculated. negative_prompt: what guidance leads away from.
+            scheduler that the model came with, else ddim.
+        steps: how many of the T noise levels to visit; by default 50, or all T if there are fewer. spacing: which ones
+            ("trailing", "leading", "linspace", "karras", "exponential", "continuous").
+        eta: fraction of fresh noise in ddim and dpm2, 0 to 1.
+        labels: class numbers or names (n,), for a conditional model; by default the classes take turns.
+        prompts: with a text encoder: n images of each (1 if n is None), one prompt after the other; image k of each
+            starts from noise k. "[a] - [b] + [c]" is computed. negative_prompt: what guidance leads away from.
         condition: other arrays that the model was trained with, by name, or what `embed` returns.
-        guidance: how strongly to follow labels, prompts and condition (Ho & Salimans 2022); 1 is plain, None what
-            suits the model. interval: (low, high), the noise levels sigma / alpha where it acts. rescale: 0 to 1, how
-            far contrast is brought back.
-        batch_size: how many to draw at a time. progress: True shows a bar.
-        device: "cpu", "cuda" or "simt" moves the model there, to stay; None leaves it where it is.
+        guidance: how strongly to follow labels, prompts and condition (Ho & Salimans 2022); 1 is no guidance, None the
+            model's default. interval: (low, high), the noise levels sigma / alpha at which it acts. rescale: 0 to 1,
+            how much of the excess contrast is removed.
+        batch_size: how many images to draw at a time. progress: True shows a bar.
+        device: "cpu", "cuda" or "simt" moves the model there, where it then stays; None leaves it where it is.
 
-        Every other keyword is an option of the sampler, such as order, churn, clip or threshold; see its docstring.
+        All other keywords are options of the sampler, such as order, churn, clip or threshold; see its docstring.
         """
         self.to(device or self.device)
         numbers, prompts = _of_each(n, prompts)
@@ -160,7 +160,7 @@ class Run:
         return self.pipeline.sample(numbers, seed, sampler, steps, asked, guidance, eta, **more)
 
     def embed(self, prompt):
-        """A prompt as a Condition, for `condition=`; embed(a) - embed(b) + embed(c) is one, too."""
+        """A prompt as a Condition, for `condition=`. So is any combination, such as embed(a) - embed(b) + embed(c)."""
         return self.conditioning.embed(prompt)
 
     def sample_states(
@@ -179,9 +179,9 @@ class Run:
         device=None,
         **more,
     ):
-        """The reverse process as a generator of SamplerState, one a step, arrays where the model is. n: number of
-        images, or their numbers. prompts: one for each of them, or one for all. The other arguments are those of
-        `sample`, apart from batch_size and progress.
+        """The reverse process as a generator of SamplerState, one per step, with arrays on the model's device. n:
+        number of images, or their numbers. prompts: one for each of them, or one for all. The other arguments are those
+        of `sample`, apart from batch_size and progress.
         """
         self.to(device or self.device)
         numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
@@ -189,15 +189,15 @@ class Run:
         return self.pipeline.sample_states(numbers, seed, sampler, steps, asked, guidance, eta, **more)
 
     def inpaint(self, images, mask, **options):
-        """Draws anew where mask is 1, keeps the images where it is 0: (N, H, W, C) uint8. See `edit.inpaint`.
+        """Redraws the images where mask is 1 and keeps them where it is 0: (N, H, W, C) uint8. See `edit.inpaint`.
 
-        This and the other edits: labels, condition as for `sample`, prompts one for each image or one for all,
-        negative_prompt; left out, nothing is asked for.
+        All edits take labels, condition and negative_prompt as `sample` does, and prompts, one for each image or one
+        for all; without any of these, the model draws unconditionally.
         """
         return edit.inpaint(self.pipeline, images, mask, **_asked(self.conditioning, len(images), options))
 
     def image_to_image(self, images, strength=0.5, **options):
-        """Draws images anew from some way to noise: (N, H, W, C) uint8. See `edit.image_to_image`."""
+        """Adds noise to the images and denoises them again: (N, H, W, C) uint8. See `edit.image_to_image`."""
         return edit.image_to_image(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
 
     def variations(self, images, strength=0.3, **options):
@@ -212,9 +212,9 @@ class Run:
         return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **_asked(self.conditioning, n, given), **options)
 
     def steered(self, classifier, by="noise"):
-        """This model as a Run with the classes of a ClassifierRun, which steers what it draws; see steering.py.
+        """This model as a Run that is steered by the classes of a ClassifierRun (classifier guidance); see steering.py.
 
-        classifier: one, or its folder. by: "noise" or "gradient", how the push is measured; guidance is its strength.
+        classifier: one, or its folder. by: "noise" or "gradient", what scales the push; `guidance` is its strength.
         """
         steered = SteeredPipeline(self.pipeline, opened_classifier(classifier), by)
         return Run.of_pipeline(steered, self.options, step=self.step, origin=self.origin)
@@ -222,18 +222,18 @@ class Run:
     def save(self, directory, dtype=None):
         """Writes the model as a folder that pydiff.load and diffusers' DDPMPipeline.from_pretrained open.
 
-        dtype: of the weights in the file, "float16" or "bfloat16" for half the size; None keeps them as they are.
-        Returns a list of sentences on what diffusers cannot do with it, or what is not in it; mostly empty.
-        A model of Stable Diffusion becomes a folder of diffusers' StableDiffusionPipeline. docs/folders.md.
+        dtype: of the weights in the file, "float16" or "bfloat16" for half the size; None keeps their dtype. Returns a
+        list of sentences on what diffusers cannot do with the folder, or what is missing from it; usually empty. A
+        Stable Diffusion model is written as a folder for diffusers' StableDiffusionPipeline. See docs/folders.md.
         """
         origin = self.origin.to_config(place=False)  # the folder may be given to others
         history = {"options": all_printable(self.options), "data": self.data_name, "step": self.step, "origin": origin}
         return opened_model.save(directory, self.pipeline, history, dtype)
 
     def report(self, directory=None, data=None, **options):
-        """Writes report.html, samples.png and the film beside the run, or into `directory`; returns the page's path.
+        """Writes report.html, samples.png and the film to the run's folder or `directory`; returns the page's path.
 
-        data: where the training data are, if they are not where they were. Without them, the page shows those few that
+        data: where the training data are, if they have moved. Without them, the page shows only the few samples that
         were kept with the run, and no nearest neighbours.
         """
         from pydiff.report import write_report
@@ -260,7 +260,7 @@ class Run:
 
 
 def _of_each(n, prompts):
-    """(numbers, prompts) of n samples of each prompt, one prompt after the other, or of n samples without any."""
+    """(numbers, prompts) for n samples of each prompt, one prompt after the other, or for n samples without prompts."""
     if prompts is None:
         return np.arange(16 if n is None else n), None
     prompts, n = [prompts] if isinstance(prompts, str) else list(prompts), 1 if n is None else n
@@ -268,7 +268,7 @@ def _of_each(n, prompts):
 
 
 def _asked(conditioning, n, options):
-    """Options of an edit of n samples, with what the user asks for as a Condition."""
+    """The options of an edit of n samples, with labels, prompts and conditions among them made one Condition."""
     names = ("labels", "condition", "prompts", "negative_prompt")
     words = {name: options.pop(name) for name in names if name in options}
     if any(word is not None for word in words.values()):
@@ -278,21 +278,22 @@ def _asked(conditioning, n, options):
 
 
 def load(directory, **wishes):
-    """Opens the folder of a run, or a model folder written by Run.save or by diffusers, and returns a Run; an
-    AutoencoderRun or a ClassifierRun where it holds one of these.
+    """Opens the folder of a run, or a model folder written by Run.save or by diffusers. Returns a Run, or an
+    AutoencoderRun or ClassifierRun if that is what the folder holds.
 
-    directory: the folder, or a single file of Stable Diffusion. "digits" is the model that comes with pydiff, unless a
-    folder of that name is here. A run that is unfinished, or going on right now, is opened from its newest checkpoint.
+    directory: the folder, or a single file of Stable Diffusion. "digits" is the model that comes with pydiff, unless
+    the current directory has a folder of that name. A run that is unfinished, or still in progress, is opened from its
+    newest checkpoint.
 
-    wishes: what the folder does not say, or should have said:
+    wishes: what the folder does not say, or says wrongly:
         scheduler: a configuration, a path to one, or a class's name, "DDIMScheduler".
         prediction: "eps", "x0" or "v". size: a side or (height, width). classes: names.
         variant: of the weights, such as "fp16". self_conditioning: True or False.
 
-    Without a sampler by name, the scheduler in the folder draws. What was assumed or passed over is in `notes` and goes
-    to the logger "pydiff", which prints it where nobody listens.
+    `Run.sample` uses the folder's scheduler unless it is given a sampler. What was assumed or ignored is in `notes` and
+    goes to the logger "pydiff", which prints it if logging is not configured.
 
-    FileNotFoundError or CheckpointError, in one sentence, if it is none or damaged. docs/folders.md lists what opens.
+    Raises FileNotFoundError or CheckpointError for a missing or damaged folder. docs/folders.md lists what opens.
     """
     directory = shipped(directory)
     if not directory.is_dir() and not directory.is_file():
@@ -323,23 +324,23 @@ def train(
         sounds or films, an archive, a .npz, .npy or .parquet file, an array (N, H, W, C) of images, (N, F, H, W, C) of
         clips or (N, D) of points, or a Dataset; docs/data.md. images: data to be learned beside clips.
     out: the folder for checkpoints, log, samples and the finished model in out/model. The same call on the same folder
-        goes on where the last one stopped, to the bits of an uninterrupted one. None keeps everything in memory.
-    device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator). A run may go on on another device than it
-        began on, to other bits.
+        continues where the last one stopped, bitwise equal to an uninterrupted run. None keeps everything in memory.
+    device: "cpu", "cuda" (a GPU, through CuPy) or "simt" (the emulator). A run may continue on another device than it
+        began on; its results then differ by rounding.
     model: a network of your own, see `DiffusionTask`; "autoencoder", which returns an AutoencoderRun and takes the
         options of AutoencoderOptions; or "classifier" of noisy samples, which returns a ClassifierRun, see
-        `Run.steered`. codec: one of your own, or a name, see Options.
-    latent: an AutoencoderRun or the folder of one, in whose latents to diffuse.
+        `Run.steered`. codec: a codec of your own, or a name, see Options.
+    latent: an AutoencoderRun, or the folder of one, in whose latent space to diffuse.
     progress: whether to show a bar. announce: called with a few lines about the data before the first step. watch:
-        called with the number of the step and a few images (N, H, W, C) uint8 whenever samples are drawn on the way;
+        called with the step number and a few images (N, H, W, C) uint8 whenever samples are drawn during training;
         needs `out`.
     distributed: "auto" shares the work with the other processes that mpiexec started, "mpi" insists on that, "off"
         works alone; docs/distributed.md.
 
-    Every other keyword is a field of pydiff.Options.
+    All other keywords are fields of pydiff.Options.
 
-    Raises ValueError or TypeError, in one sentence, for data or options that cannot work; RuntimeError for a device
-    that cannot be used; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
+    Raises ValueError or TypeError for data or options that cannot work, RuntimeError for a device that cannot be used,
+    and Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint written.
     """
     if model == "classifier" and latent is None:
         return train_classifier(data, out=out, progress=progress, device=device, announce=announce,
@@ -351,11 +352,12 @@ def train(
     with group.together(), group.own_processors(device):
         announce, tell = heard(announce, group.first)
         named = {"codec": codec} if isinstance(codec, str) else {}
-        options = settled(Options.from_keywords(options | named), out, group)
+        given, options = options, settled(Options.from_keywords(options | named), out, group)
         low_precision(options, device)  # is refused before data are read
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
             dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
+            options = suited(options, given, dataset, model or latent, out, group, announce)
             codec = opened_in(latent, dataset, out) if latent is not None else None if named else codec
             task, begin = warm(
                 lambda network: task_for(dataset, options, network, codec, images), options.init_from, out, model
@@ -383,7 +385,7 @@ def train(
 
 
 def _run_of(trainer, average, folder, origin):
-    """The live view of a training in progress. average: its ema_model."""
+    """A live view of a training in progress, as a Run. average: the trainer's ema_model."""
     task, options = trainer.task, trainer.options
     kind = {"variance": options.variance, "self_conditioning": options.self_conditioning, "device": trainer.device}
     network, conditioning = task.parts(average)

@@ -1,7 +1,7 @@
-"""Segmentation as a front door: `train` learns masks, a Segmenter says what every pixel of an image shows.
+"""The front door to segmentation: `train` learns masks, a Segmenter predicts the class of every pixel of an image.
 
 result = pydiff.segment.train("shapes", out="runs/shapes")       result.segmenter.predict(images) -> masks
-pydiff.segment.load("runs/shapes")                               the same again from its folder
+pydiff.segment.load("runs/shapes")                               the Segmenter from the run's folder
 """
 
 from pathlib import Path
@@ -30,20 +30,20 @@ HELD_OUT = 0.2
 
 
 class Segmenter:
-    """A trained network with what it knows of classes. model: a UNet2D with a channel a class. classes: their names."""
+    """A trained network with its classes. model: a UNet2D with one output channel per class. classes: their names."""
 
     def __init__(self, model, classes, device="cpu"):
         self.model, self.classes, self.device = model, list(classes), device
 
     @property
     def shape(self):
-        """(H, W, C) of the images it was trained with; others of even sides are taken, too."""
+        """(H, W, C) of the images it was trained with; other sizes with even sides are also accepted."""
         size = self.model.config["sample_size"]
         height, width = size if isinstance(size, list) else (size, size)
         return height, width, self.model.config["in_channels"]
 
     def scores(self, images, batch_size=64):
-        """images (N, H, W, C) uint8 -> (N, H, W, K) float32, the logarithms of the classes' odds."""
+        """images (N, H, W, C) uint8 -> (N, H, W, K) float32, the logits of the classes."""
         images = np.asarray(images)
         if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != self.shape[2] or not len(images):
             raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 (N, H, W, {self.shape[2]})")
@@ -55,7 +55,7 @@ class Segmenter:
         return np.concatenate(parts)
 
     def predict(self, images, batch_size=64):
-        """images (N, H, W, C) uint8 -> masks (N, H, W) int64, the class that is most likely at every pixel."""
+        """images (N, H, W, C) uint8 -> masks (N, H, W) int64, the most likely class of every pixel."""
         return self.scores(images, batch_size).argmax(axis=-1)
 
     def save(self, directory):
@@ -66,8 +66,8 @@ class Segmenter:
 
 
 class Segmented(NamedTuple):
-    """What `train` gives. scores: see `evaluated`. held_out: Masked; predicted, threshold: (N, H, W), the masks that
-    network and threshold make of it. log: a dict a step. page: of the run's folder, or None.
+    """The result of `train`. scores: see `evaluated`. held_out: Masked; predicted, threshold: (N, H, W), the masks that
+    the network and the threshold predict for it. log: one dict per step. page: in the run's folder, or None.
     """
 
     segmenter: Segmenter
@@ -83,11 +83,12 @@ def train(
     data, *, out=None, size=None, dice=1.0, mirror=True, channels=None, device="cpu", progress=True,
     distributed="auto", **options,
 ):  # fmt: skip
-    """Trains a U-Net to say what every pixel shows, on four fifths of the data, and judges it on the rest: Segmented.
+    """Trains a U-Net to classify every pixel, on four fifths of the data, and evaluates it on the rest: Segmented.
 
     data: "shapes", a folder with images/ and masks/, or a Masked. out: folder for checkpoints, log, page and model; the
-    same call goes on where the last one stopped. dice: weight of the Dice loss beside cross-entropy. distributed: see
-    `pydiff.train`. options: those of LoopOptions. ValueError, in one sentence, for data and options that cannot work.
+    same call continues where the last one stopped. dice: weight of the Dice loss relative to the cross-entropy.
+    distributed: see `pydiff.train`. options: those of LoopOptions. Raises ValueError for data and options that cannot
+    work.
     """
     group = join(distributed)
     with group.together(), group.own_processors(device):
@@ -112,7 +113,9 @@ def train(
 
 
 def load(directory, device="cpu") -> Segmenter:
-    """The Segmenter in a run's folder or its model folder. FileNotFoundError or CheckpointError, in one sentence."""
+    """The Segmenter in a run's folder or its model folder. Raises FileNotFoundError or CheckpointError if there is
+    none.
+    """
     directory = Path(directory).expanduser()
     directory = directory / "model" if (directory / "model").is_dir() else directory
     if not directory.is_dir():
@@ -131,7 +134,7 @@ def load(directory, device="cpu") -> Segmenter:
 
 
 def iou(predicted, truth, classes):
-    """Intersection over union of every class, over all pixels: (K,), NaN for a class that neither shows."""
+    """Intersection over union of every class, over all pixels: (K,), NaN for a class that occurs in neither."""
     found = np.full(classes, np.nan)
     for k in range(classes):
         a, b = predicted == k, truth == k
@@ -141,10 +144,10 @@ def iou(predicted, truth, classes):
 
 
 def threshold_baseline(kept, images):
-    """What thresholds of brightness and colour make of images: masks (N, H, W), chosen on the data `kept`.
+    """Masks (N, H, W) predicted by thresholds on brightness or colour, chosen on the data `kept`.
 
-    Of two classes: the threshold of grey, and which side of it, with the best mean IoU. Of more: every pixel is of the
-    class whose mean colour is the nearest.
+    For two classes: the grey threshold, and its direction, with the best mean IoU. For more: every pixel gets the class
+    whose mean colour is nearest.
     """
     classes = len(kept.classes)
     if classes == 2:
@@ -162,7 +165,7 @@ def threshold_baseline(kept, images):
 
 
 def evaluated(predicted, threshold, held_out):
-    """IoU of every class and share of the pixels that are right, of the network's masks and the threshold's."""
+    """IoU of every class and accuracy over the pixels, for the network's masks and the threshold's."""
     count, truth = len(held_out.classes), held_out.masks
     found = {"images": len(held_out), "classes": held_out.classes}
     for name, masks in (("network", predicted), ("threshold", threshold)):

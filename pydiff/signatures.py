@@ -1,7 +1,7 @@
 """The operators and methods of a Tensor as type checkers and editors see them.
 
-At run time there is no such base: `methods.attach` gives Tensor the functions themselves, and tests/test_types.py
-compares names and parameters. Whatever is an array here may be NumPy's or CuPy's.
+At run time there is no such base class: `methods.attach` adds the functions to Tensor, and tests/test_types.py compares
+names and parameters. Arrays here may be NumPy's or CuPy's.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Methods:
     __array_ufunc__: Any
     T: Any
 
-    # Operators: the other one is a Tensor, an array or a number.
+    # Operators: the other operand is a Tensor, an array or a number.
     def __add__(self, y: Any) -> Any: ...
     def __radd__(self, y: Any) -> Any: ...
     def __sub__(self, y: Any) -> Any: ...
@@ -47,7 +47,7 @@ class Methods:
     def __format__(self, spec: str) -> str: ...
     def __array__(self, *_arguments: Any, **_options: Any) -> Any: ...
 
-    # Element by element.
+    # Elementwise.
     def abs(self) -> Any:
         """The absolute value of every element."""
 
@@ -61,7 +61,7 @@ class Methods:
         """The square root of every element."""
 
     def clip(self, low: Any, high: Any) -> Any:
-        """Every element, cut off to [low, high]."""
+        """Every element, clipped to [low, high]."""
 
     # Along axes.
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
@@ -77,16 +77,16 @@ class Methods:
         """The smallest element along axes, or of all."""
 
     def var(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Any:
-        """The variance along axes; ddof is taken from the count."""
+        """The variance along axes; ddof is subtracted from the count."""
 
     def std(self, axis: Axis = None, keepdims: bool = False, ddof: int = 0) -> Any:
         """The square root of the variance."""
 
     def argmax(self, axis: int | None = None) -> Any:
-        """The index of the largest element: an array, no Tensor."""
+        """The index of the largest element: an array, not a Tensor."""
 
     def argmin(self, axis: int | None = None) -> Any:
-        """The index of the smallest element: an array, no Tensor."""
+        """The index of the smallest element: an array, not a Tensor."""
 
     def dot(self, y: Any) -> Any:
         """The matrix product, as NumPy has it."""

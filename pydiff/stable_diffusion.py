@@ -13,6 +13,7 @@ from pydiff import memory
 from pydiff.arrays import array_module
 from pydiff.condition import Condition
 from pydiff.diffusion.denoiser import denoiser
+from pydiff.diffusion.guidance import check_scale
 from pydiff.latents import Latents
 from pydiff.models.unet import sinusoids
 from pydiff.nn import deferred
@@ -45,8 +46,8 @@ class StableDiffusion(Pipeline):
         codec.autoencoder.work_in_bands()  # one image at a time: less memory, and at 512 x 512 less time
 
     def sample_states(self, n: Any = 16, *args, **more):
-        """See Pipeline.sample_states. ValueError for a model that can do nothing but fill in, MemoryError before there
-        is none left.
+        """See Pipeline.sample_states. Raises ValueError for a model that can do nothing but fill in, MemoryError before
+        there is none left.
         """
         if self.seen_beside:
             raise ValueError(
@@ -81,6 +82,7 @@ class StableDiffusion(Pipeline):
 
     def _told(self, condition, guidance):
         """With the sinusoids of guidance - 1, by which the network knows how much to follow."""
+        check_scale(guidance)
         vector = sinusoids(np.array([1000.0 * (guidance - 1)]), self.told, False, 1, SHARPEST)[0].astype(np.float32)
         rows = np.broadcast_to(vector, (condition.rows, len(vector)))
         like = next(iter(condition.values()))
@@ -97,7 +99,7 @@ class StableDiffusion(Pipeline):
         return super().decoded(x)
 
     def check_memory(self, size, n=1):
-        """MemoryError, in one sentence, where n images of this size (h, w) in latents need more than is free."""
+        """Raises MemoryError if n images of this size (h, w) in latents need more than is free."""
         free = memory.free() if self.device == "cpu" else None
         if free is None or (needed := self.memory(size, n)) <= free:
             return

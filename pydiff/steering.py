@@ -1,11 +1,11 @@
-"""A pipeline that was trained without classes, steered by a classifier that has some (Dhariwal & Nichol 2021, algorithm
-2; Kim et al. 2022, "Guided-TTS 2": a model of untranscribed speech, steered by one that knows words).
+"""A pipeline that was trained without classes, steered by a classifier (Dhariwal & Nichol 2021, algorithm 2; Kim et al.
+2022, "Guided-TTS 2": a model of untranscribed speech, steered by a classifier of phonemes).
 
     steered = SteeredPipeline(run.pipeline, judge)      `Run.steered` does this
     steered.sample(4, asked=steered.conditioning.rows(range(4), ["seven"] * 4), guidance=0.5)
 
-It is a pipeline with the classifier's classes: everything that conditional models do, it does, with `guidance` for the
-strength of the steering, 0 for none. Neither network was trained with the other, nor does any of their weights change.
+It is a pipeline with the classifier's classes: it does everything that conditional models do, with `guidance` as the
+strength of the steering, 0 for none. Neither network was trained with the other, and no weights change.
 """
 
 import math
@@ -24,12 +24,12 @@ MEASURES = ("noise", "gradient")
 
 
 class SteeredPipeline(Pipeline):
-    """A Pipeline whose samples are pushed to where a classifier is surer of a class.
+    """A Pipeline whose samples are pushed to where a classifier is more certain of a class.
 
     pipeline: of a model that was trained without classes, or is then asked for nothing. classifier: a ClassifierRun
-    over the same codec, trained on the same noise levels. by: how the push is measured; "noise": its length is
-    `guidance` times that of the predicted noise, at every level (Guided-TTS, eq. 10); "gradient": it is `guidance`
-    times the gradient (Dhariwal & Nichol, algorithm 2). ValueError, in one sentence, for two that do not go together.
+    with the same codec, trained on the same noise levels. by: what scales the push; "noise": its length is `guidance`
+    times that of the predicted noise, at every level (Guided-TTS, eq. 10); "gradient": it is `guidance` times the
+    gradient (Dhariwal & Nichol, algorithm 2). Raises ValueError if the two do not fit together.
     """
 
     kept_elsewhere = "a steered model is two networks; keep the folders of the run and of the classifier"
@@ -42,17 +42,17 @@ class SteeredPipeline(Pipeline):
         self.plain, self.classifier, self.by = pipeline.conditioning, classifier, by
         self.default_guidance = 0.1 if by == "noise" else 1.0
         for p in classifier.model.parameters():
-            p.requires_grad = False  # only that of x is wanted
+            p.requires_grad = False  # only the gradient of x is needed
         self.to(pipeline.device)
 
     @property
     def networks(self):
-        """Both of them."""
+        """Both networks, the model's and the classifier's."""
         return (self.model, self.classifier.model)
 
     @property
     def described(self):
-        """What a sample's file says of it."""
+        """Further metadata for a sample's file."""
         return {"steered by": self.by}
 
     def to(self, device):
@@ -76,7 +76,9 @@ class SteeredPipeline(Pipeline):
 
 
 def log_probability_of(network, wanted, count):
-    """(Tensor x (N, ..), t (N,)) -> Tensor (N,), log p of the classes `wanted` (N,), 0 where it is `count`: nothing."""
+    """A function (Tensor x (N, ..), t (N,)) -> Tensor (N,), log p of the classes `wanted` (N,); 0 where it is `count`,
+    which means no class.
+    """
     wanted = np.asarray(wanted)
     rows, asked = np.arange(len(wanted)), wanted < count
 
@@ -88,7 +90,7 @@ def log_probability_of(network, wanted, count):
 
 
 def check_pair(pipeline, classifier, by):
-    """ValueError, in one sentence, for a model and a classifier that do not go together."""
+    """Raises ValueError for a model and a classifier that do not fit together."""
     if by not in MEASURES:
         raise ValueError(f"a push is measured by {' or '.join(MEASURES)}, got {by!r}")
     if type(pipeline) is not Pipeline or pipeline.process.preconditioned:

@@ -1,13 +1,13 @@
 """Reverse-mode automatic differentiation on arrays: Tensor, Function, backward, no_grad.
 
-A `Tensor` is an array plus, when it was computed from something that wants a gradient, the `Function` that made it.
+A `Tensor` is an array plus, if it was computed from something that requires a gradient, the `Function` that made it.
 Calling `backward` on a result walks those Functions from the newest to the oldest and applies the chain rule in each:
 
-    y = f(x)      forward   remembers what the derivative will need
+    y = f(x)      forward   stores what the derivative will need
     dx = f'(x)ᵀ dy  backward  turns the gradient of the output into gradients of the inputs
 
-Newest to oldest is a valid order because a Function can only use what existed before it, so no graph search and no
-recursion is needed: depth is limited by memory alone.
+Newest to oldest is a valid order because a Function can only use what existed before it, so neither a graph search nor
+recursion is needed: depth is limited only by memory.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from pydiff.arrays import add, array_module
 from pydiff.backend import FLOAT32, is_bfloat16
 
 if TYPE_CHECKING:
-    from pydiff.signatures import Methods  # which pydiff.ops gives to Tensor
+    from pydiff.signatures import Methods  # which pydiff.ops adds to Tensor
 else:
     Methods = object
 
 
 class _State(threading.local):
-    """Each Python thread records, or does not record, for itself."""
+    """Each Python thread records, or does not record, independently."""
 
     enabled = True
     listener = None  # see applied
@@ -56,7 +56,7 @@ def _recording(on):
 
 
 def no_grad():
-    """Nothing computed inside is recorded: for sampling and evaluation. Also works as a decorator."""
+    """Inside, operations are not recorded: for sampling and evaluation. Also works as a decorator."""
     return _recording(False)
 
 
@@ -75,13 +75,13 @@ def _floating(dtype):
 
 
 def refuse_masked(a):
-    """TypeError for masked arrays: their sums leave elements out, and their gradients would not."""
+    """Raises TypeError for masked arrays: their sums leave elements out, but their gradients would not."""
     if isinstance(a, np.ndarray) and hasattr(a, "mask"):
         raise TypeError(f"expected a plain array, got a {type(a).__name__}; .filled(value) makes one")
 
 
 def _array(data):
-    """What a Tensor made from `data` holds: numbers, lists and NumPy's scalars become arrays."""
+    """The array that a Tensor made from `data` holds: numbers, lists and NumPy scalars become arrays."""
     if isinstance(data, Tensor):
         raise TypeError("got a Tensor where an array was expected; use .data, or .detach() to cut the graph")
     refuse_masked(data)
@@ -95,9 +95,8 @@ class Tensor(Methods):
     """An array that can be differentiated.
 
     data: ndarray (NumPy or CuPy) of any shape in float32, float64 or, for the CUDA kernels, bfloat16; Python numbers
-    and lists become float32, integer arrays are kept as they are but cannot want a gradient. The array is shared, not
-    copied.
-    grad: None, or after `backward` an array of the same shape, for tensors made with requires_grad=True.
+    and lists become float32, integer arrays are kept as they are but cannot require a gradient. The array is shared,
+    not copied. grad: None, or after `backward` an array of the same shape, for tensors made with requires_grad=True.
     """
 
     __slots__ = ("__weakref__", "data", "grad", "grad_buffer", "maker", "output_index", "requires_grad")
@@ -112,7 +111,7 @@ class Tensor(Methods):
             raise TypeError(f"only floating-point tensors can require a gradient, got dtype {data.dtype}")
         self.data: Any = data  # NumPy's or CuPy's
         self.grad: Any = None
-        self.grad_buffer: Any = None  # where .grad shall be written; the optimiser keeps all of them in one flat array
+        self.grad_buffer: Any = None  # where .grad is written; the optimiser keeps all of them in one flat array
         self.requires_grad = requires_grad
         self.maker: Function | None = None  # the Function this is an output of, if that was recorded
         self.output_index = 0
@@ -136,7 +135,7 @@ class Tensor(Methods):
         return self.data.item()
 
     def numpy(self):
-        """The values as a NumPy array; shared with the tensor when it lives on the CPU."""
+        """The values as a NumPy array; shared with the tensor if it is on the CPU."""
         return self.data if isinstance(self.data, np.ndarray) else self.data.get()
 
     def detach(self):
@@ -146,9 +145,9 @@ class Tensor(Methods):
     def backward(self, grad=None, finished=None):
         """Adds d(self)/d(leaf), contracted with `grad`, to the .grad of every leaf that requires one.
 
-        grad: array of self's shape, the gradient of the final quantity with respect to self; may be left out (1) for a
-        tensor of one element. finished: called with each leaf as soon as its .grad will not change any more, while the
-        rest is still computed. Frees the graph: a second backward through it raises RuntimeError.
+        grad: array of self's shape, the gradient of the final quantity with respect to self; optional for a tensor with
+        a single element, where it defaults to 1. finished: called with each leaf as soon as its .grad is final, while
+        the rest is still being computed. Frees the graph: a second backward through it raises RuntimeError.
         """
         if grad is None:
             if self.size != 1:
@@ -170,19 +169,18 @@ class Function:
     """One differentiable operation. Subclasses define two methods, side by side:
 
     forward(self, x, y, option=default, *, option) -> array or tuple of arrays, storing on self what backward needs.
-    Its arguments are the parameters that have no default and stand in front of a `*`, or all of `*arrays`; the others
-    are options.
-    backward(self, *grads) -> one gradient (or None) for each argument, in that order. A grad of an unused output is
-    None, unless the op has a single output. `self.needs[i]` says whether the i-th argument wants a gradient, so that
-    backward can save itself the work.
+    Its arguments are the parameters without a default that come before a `*`, or all of `*arrays`; the others are
+    options. backward(self, *grads) -> one gradient (or None) for each argument, in that order. A grad of an unused
+    output is None, unless the op has a single output. `self.needs[i]` says whether the i-th argument requires a
+    gradient, so that backward can skip the work.
 
-    Instead of a backward, `replay(self)` may compute the outputs again, as Tensors whose history goes on from
-    self.inputs (None where no gradient is wanted); see recompute.py.
+    Instead of a backward, `replay(self)` may compute the outputs again, as Tensors whose history continues from
+    self.inputs (None where no gradient is required); see recompute.py.
 
-    `MyOp.apply(x, y, option=...)` unwraps Tensors, runs forward and, if recording, remembers the call. Arguments and
-    options may be given by position or by name, as to any function. TypeError for masked arrays, and for integers or
-    truth values as the first argument, which real-valued formulas would let wrap around or be cut off, unless
-    `integers` says that the operation is right for them.
+    `MyOp.apply(x, y, option=...)` unwraps Tensors, runs forward and, if recording, stores the call. Arguments and
+    options may be given by position or by name, as for any function. Raises TypeError for masked arrays, and for
+    integers or booleans as the first argument, with which real-valued formulas would wrap around or truncate, unless
+    `integers` says that the operation supports them.
     """
 
     replay: Callable[[], list] | None = None  # an operation has a backward instead
@@ -199,12 +197,12 @@ class Function:
 
     @classmethod
     def read_signature(cls):
-        """Looks at forward, once for a class: the names of parameters taken by position, and how many are arguments."""
+        """Inspects forward, once per class: the names of parameters taken by position, and how many are arguments."""
         parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
         cls.names = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
         cls.arguments = sum(p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
         if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-            cls.names, cls.arguments = [], -1  # any number: what is given by position
+            cls.names, cls.arguments = [], -1  # any number, given by position
 
     def forward(self, *arrays):
         """The operation on arrays."""
@@ -212,7 +210,9 @@ class Function:
 
     @classmethod
     def bind(cls, args, options):
-        """The same call, with all arguments by position and all options by name."""
+        """(arguments by position, options by name) of the same call. Raises TypeError for values given twice or too
+        many.
+        """
         if cls.arguments < 0:
             return args, options
         for name, option in zip(cls.names[cls.arguments :], args[cls.arguments :], strict=False):
@@ -260,7 +260,7 @@ class Function:
 def _run_backward(root, grad, finished=None):
     """The chain rule from `root` to the leaves, newest Function first."""
     pending = [] if finished is None else _leaves(root)
-    waiting = {}  # Function -> gradients of its outputs gathered so far
+    waiting = {}  # Function -> gradients of its outputs accumulated so far
     queue = []  # the same Functions as a heap, newest on top
 
     def give(tensor, gradient):
@@ -282,7 +282,7 @@ def _run_backward(root, grad, finished=None):
 
     give(root, grad)
     while queue:
-        while pending and pending[-1][0] > -queue[0][0]:  # all that used this leaf are done, or were never reached
+        while pending and pending[-1][0] > -queue[0][0]:  # all users of this leaf are done, or were never reached
             finished(pending.pop()[1])  # pyright: ignore[reportOptionalCall]
         _, function = heapq.heappop(queue)
         inputs, gradients, needs = function.inputs, waiting.pop(function), function.needs
@@ -309,8 +309,8 @@ def _run_backward(root, grad, finished=None):
 
 
 def _gradient_dtype(tensor, gradient):
-    """What a gradient is kept in: the tensor's own dtype, whatever was computed behind it (a loss in float64 of a
-    network in float32). But float32 for a leaf of 16 bits, if it comes with more than these: 1e-9 is 0 in float16.
+    """The dtype in which a gradient is kept: the tensor's own, whatever was computed after it (a loss in float64 of a
+    network in float32). But float32 for a 16-bit leaf whose gradient arrives with more bits: 1e-9 is 0 in float16.
     """
     low = tensor.maker is None and tensor.dtype.itemsize < FLOAT32.itemsize <= gradient.dtype.itemsize
     return FLOAT32 if low else tensor.dtype
@@ -319,7 +319,7 @@ def _gradient_dtype(tensor, gradient):
 def _leaves(root):
     """[(order of the oldest Function that used it, leaf)] of all leaves below `root`, the oldest use first.
 
-    What a Function replays is newer than the Function, so its own order stands for everything it will record.
+    What a Function replays is newer than the Function, so its own order counts for everything it will record.
     """
     if root.maker is None:
         return [(0, root)]
@@ -338,7 +338,7 @@ def _leaves(root):
 
 
 def _accumulate(leaf, gradient):
-    """Adds to leaf.grad, an array of the leaf's own: the incoming one may be shared with other tensors."""
+    """Adds to leaf.grad, an array that only the leaf owns: the incoming one may be shared with other tensors."""
     if leaf.grad is not None:
         if leaf.grad.dtype.itemsize < gradient.dtype.itemsize:
             leaf.grad = leaf.grad.astype(gradient.dtype)

@@ -1,4 +1,4 @@
-"""A training that begins with the weights of another: of a run's average, or of a model's folder."""
+"""A training that starts from existing weights: the average of a run, or those in a model's folder."""
 
 import hashlib
 from pathlib import Path
@@ -13,10 +13,10 @@ UNET = "UNet2DModel"
 
 
 def warm(task_of, folder, out=None, model=None):
-    """(task, begin): a task whose network the weights in `folder` fit, and what gives it them, see `opened`.
+    """(task, begin): a task whose network fits the weights in `folder`, and a function that loads them, see `opened`.
 
-    task_of: makes the task for a network, or for None, where the options describe that. folder: None for a start with
-    drawn weights; begin is then None. out: the run's folder. model: the network, if the caller gave it.
+    task_of: makes the task for a network, or for None, if the options describe the network. folder: None for randomly
+    initialised weights; begin is then None. out: the run's folder. model: the network, if the caller gave it.
     """
     task = task_of(model)
     if folder is None:
@@ -28,7 +28,7 @@ def warm(task_of, folder, out=None, model=None):
 
 
 class Source:
-    """The weights in a folder; opened when they are needed, which a run that goes on does not.
+    """The weights in a folder; opened only when needed, which is not so when a run resumes.
 
     folder: as the user wrote it.
     """
@@ -39,7 +39,7 @@ class Source:
 
     @property
     def opened(self):
-        """What is in the folder. FileNotFoundError or CheckpointError, in one sentence, where that is nothing."""
+        """The contents of the folder. Raises FileNotFoundError or CheckpointError if there is no model."""
         if self._opened is None:
             path = Path(self.folder).expanduser()
             if not path.is_dir():
@@ -48,8 +48,8 @@ class Source:
         return self._opened
 
     def network_for(self, task: DiffusionTask, out=None):
-        """A network like the one in the folder, for the data and the objective of `task`; None where the options
-        describe it. out: the run's folder, which describes it if it is there already.
+        """A network like the one in the folder, for the data and the objective of `task`; None if the options describe
+        it. out: the run's folder, which describes it if it already exists.
         """
         if task.options.channels or name_of(task.network) != UNET:
             return None
@@ -66,8 +66,8 @@ class Source:
         return build(UNET, config).recompute_blocks(task.options.recompute)
 
     def begin(self, trainer, folder=None):
-        """Gives the trainer these weights, and writes down which they were. ValueError, in one sentence, where they do
-        not fit, or are not those any more that the run began with.
+        """Loads these weights into the trainer and records which they were. Raises ValueError if they do not fit, or if
+        they have changed since the run began.
         """
         weights = self._weights(trainer.task)
         self._compare(weights, trainer.model)
@@ -85,11 +85,11 @@ class Source:
             trainer.notes.append(f"those were trained to predict {theirs}, and this run learns to predict {ours}")
 
     def _weights(self, task):
-        """The state_dict for the model that a task trains."""
+        """A state_dict for the model that the task trains."""
         pipeline = self.opened.pipeline
         if not task.reads:
             return pipeline.model.state_dict()
-        encoder = pipeline.conditioning.encoder  # is trained along, and there has to be the same one
+        encoder = pipeline.conditioning.encoder  # it is trained too, so it must be the same one
         if encoder is None or encoder.identity() != task.encoder.identity():
             raise ValueError(
                 f"the weights of {self.shown} do not fit these captions: its text encoder is another one; give text = "

@@ -243,6 +243,7 @@ ELSEWHERE = {
     ("emulator.py", "pip install pybind11"): "installs a library",
     ("formats/diffusers/pipeline.py", "if they are for self-conditioning, say self_conditioning=True."): (
         "formats/diffusers/test_pipeline.py"),
+    ("formats/diffusers/pipeline.py", "pydiff.segment.load opens it."): "test_other_kinds.py",
     ("sound/codec.py", "pydiff.data.load makes them of files"): "data/test_sounds.py",
     ("stable_diffusion.py", "give image and mask (--image, --mask)"): "formats/diffusers/test_stable_diffusion.py",
     ("store/folder.py", "train in memory (out=None) and save the model"): "needs a system without fcntl",

@@ -216,7 +216,7 @@ def test_inputs_are_not_changed(name):
 # What the modules have besides kernels; the emulator's is tested in tests/simt.
 OTHERS = {"supported_levels", "threads", "set_threads", "use_winograd", "release_scratch"}
 OTHERS |= {"Arena", "arena_counters", "arena_trim", "arena_check"}  # tests/test_arena.py
-OTHERS |= {"add_rows", "join_rows", "split_rows"}  # tests/test_backend.py
+OTHERS |= {"add_rows", "join_rows", "split_rows", "turn_weights"}  # tests/test_backend.py
 OTHERS |= {"group_norm_statistics", "group_norm_apply"}  # tests/ops/test_group_norm.py
 OTHERS |= {"Fault", "set_naive", "set_seed", "counters", "to_bfloat16", "block_sum", "scale", "stage", "matmul_bf16"}
 OTHERS |= {"matmul_tf32", "collectives", "fragments", "atomics", "sqrt_approx", "exp2_fast"}

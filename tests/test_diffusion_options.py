@@ -45,6 +45,7 @@ def weights(run):
         *[("loss_weight", w) for w in WEIGHTS if w != "simple"],
         *[("timestep_sampling", t) for t in TIMESTEPS if t != "uniform"],
         ("offset_noise", 0.5),
+        ("timestep_shift", 3.0),
         ("variance", "learned"),
         ("self_conditioning", True),
     ],

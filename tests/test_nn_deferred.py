@@ -6,17 +6,19 @@ import os
 import numpy as np
 import pytest
 
+from pydiff import backend
 from pydiff.formats import safetensors
 from pydiff.formats.diffusers import parameters
 from pydiff.formats.diffusers.parameters import fill
 from pydiff.formats.files import RegularFile
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.graph import Played
-from pydiff.models import AutoencoderKL, UNet2DCondition
+from pydiff.models import AutoencoderKL, CLIPTextModel, UNet2DCondition
 from pydiff.nn import deferred
 from pydiff.tensor import no_grad
-from tests.bits import assert_same_bits
+from tests.bits import assert_same_bits, check_any_thread_count
 from tests.models.test_unet_condition import BOTH, SMALL
+from tests.strategies import simd  # noqa: F401
 
 FDS = "/proc/self/fd"
 VAE = {
@@ -92,17 +94,81 @@ def test_nothing_is_read_to_be_where_it_is_already(unet, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [None, "F16", "BF16"])
-@pytest.mark.parametrize("axes", [(0,), (1, 0), (0, 1), (3, 2, 0, 1)])
-def test_large_arrays_are_read_in_parts(tmp_path, monkeypatch, dtype, axes):
+@pytest.mark.parametrize("axes", [(0,), (1, 0), (0, 1), (2, 1, 0), (3, 2, 0, 1), (2, 3, 0, 1)])
+@pytest.mark.parametrize("path", ["kernels", "arrays"])
+def test_large_arrays_are_read_in_parts(tmp_path, monkeypatch, dtype, axes, path, simd):  # noqa: ARG001, F811
+    if path == "arrays":
+        monkeypatch.setattr(backend, "cpu", None)
     monkeypatch.setattr(parameters, "LARGE", 300)
     array = np.random.default_rng(0).standard_normal((301, 3, 3, 2)[: len(axes)]).astype(np.float32)
     (tmp_path / "x.safetensors").write_bytes(b"".join(safetensors.pieces({"x": array}, dtype)))
     with RegularFile(tmp_path / "x.safetensors") as file:
         weight = safetensors.contents(file, "x")["x"]
-        made, expected = parameters.reader(weight, axes)(), weight.read().transpose(np.argsort(axes))
-        whole = parameters.reader(weight._replace(part=None), axes)()
-    assert_same_bits([made, whole], [np.ascontiguousarray(expected)] * 2)
+        made, expected = parameters.Reader(weight, axes)(), weight.read().transpose(np.argsort(axes))
+        whole = parameters.Reader(weight._replace(part=None), axes)()
+        numbers = np.array([0, 1]) if axes[0] else np.array([0, 7, 128, 300])
+        some = parameters.Reader(weight, axes).rows(numbers)
+    assert_same_bits([made, whole, some], [*[np.ascontiguousarray(expected)] * 2, expected[numbers]])
     assert made.flags.c_contiguous
+
+
+@pytest.mark.usefixtures("simd")
+@pytest.mark.parametrize("shape", [(1, 1, 1), (64, 64, 1), (65, 7, 9), (3, 200, 9), (130, 1, 4), (0, 3, 1), (5, 0, 9)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_weights_are_turned_on_any_number_of_threads(shape, dtype):
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 1 << 16, shape[0] * shape[1] * shape[2], np.uint16)
+    w = bits.view(np.float16).astype(dtype).reshape(shape)
+
+    def turned():
+        out = np.full((shape[2], shape[1], shape[0] + 5), 7, np.float32)
+        backend.cpu.turn_weights(w, 3, out)
+        return [out]
+
+    expected = np.full((shape[2], shape[1], shape[0] + 5), 7, np.float32)
+    expected[..., 3 : 3 + shape[0]] = w.transpose(2, 1, 0)
+    check_any_thread_count(turned)
+    assert_same_bits(turned(), [expected])
+
+
+@pytest.mark.usefixtures("simd")
+def test_every_half_is_widened_as_numpy_does():
+    w, out = (
+        np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(256, 256, 1),
+        np.empty((1, 256, 256), np.float32),
+    )
+    backend.cpu.turn_weights(w, 0, out)
+    assert np.array_equal(out[0].T.copy().view(np.uint32), w[..., 0].astype(np.float32).view(np.uint32))
+
+
+@pytest.mark.usefixtures("simd")
+def test_what_cannot_be_turned_is_refused():
+    w, out = np.ones((4, 3, 2), np.float16), np.zeros((2, 3, 6), np.float32)
+    for bad in [(w, -1, out), (w, 3, out), (w, 0, out[:, :, :3].copy()), (w[:, ::2], 0, out), (w[0], 0, out),
+                (w.astype(np.float64), 0, out), (w.view(np.int16), 0, out), (w, 0, out.astype(np.float16)),
+                (w, 0, np.empty((3, 2, 6), np.float32))]:  # fmt: skip
+        with pytest.raises((TypeError, ValueError)):
+            backend.cpu.turn_weights(*bad)
+
+
+def test_of_a_table_only_the_rows_that_are_asked_for(tmp_path):
+    model = CLIPTextModel(
+        vocab_size=300, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    other, _ = reopened(model, tmp_path / "weights.safetensors", "F16")
+    model.load_state_dict({n: a.astype(np.float16).astype(np.float32) for n, a in model.state_dict().items()})
+    ids = np.array([[5, 299, 5], [0, 7, 7]])
+    with no_grad():
+        assert_same_bits([other(ids).last_hidden_state.data], [model(ids).last_hidden_state.data])
+    table = other.embeddings.token_embedding.weight
+    assert table.waiting == 4 * 300 * 16
+    other(ids)  # with gradients
+    assert not table.waiting
+    with no_grad():
+        assert_same_bits([other(ids).last_hidden_state.data], [model(ids).last_hidden_state.data])
+    for wrong in (np.array([[300]]), np.array([[-1]])):
+        with pytest.raises(ValueError, match=r"must lie in 0\.\.299"), no_grad():
+            other.embeddings.token_embedding(wrong)
 
 
 def test_an_autoencoder_too_and_only_the_half_that_is_used(tmp_path):

@@ -1,6 +1,6 @@
 """Does a clip show what its caption says? Every word is measured, and whether it is one object throughout.
 
-    python -m benchmarks.papers.clips --out DIR [--steps 3000] [--json FILE]
+    python -m benchmarks.papers.clips --out DIR [--steps 6000] [--json FILE]
 
 A model learns the moving shapes (pydiff.data.moving) and their captions, and draws combinations of the training clips
 and the sixteen that no training clip has. The tracker (pydiff.data.track) that judges them is right about every clip
@@ -35,8 +35,9 @@ CHANCE = {
     "shape": 1 / len(SHAPES), "colour": 1 / len(COLOURS), "direction": 1 / len(DIRECTIONS), "speed": 1 / len(SPEEDS),
 }  # fmt: skip
 RECIPE = {
-    "batch_size": 4, "channels": (16, 32, 64), "groups": 4, "lr": 1e-3, "warmup": 50, "ema": 0.998,
-    "prediction": "x0", "timestep_sampling": "logit_normal", "sample_every": 0, "checkpoint_every": 100,
+    "batch_size": 4, "channels": (16, 32, 64), "groups": 4, "attention": (2,), "lr": 1.5e-3, "warmup": 50, "ema": 0.998,
+    "prediction": "x0", "timestep_sampling": "logit_normal", "timestep_shift": 3.0, "sample_every": 0,
+    "checkpoint_every": 100,
 }  # fmt: skip
 GUIDANCE = (1.0, 3.0)
 LEVELS = (100, 300, 500, 700, 800, 850, 900, 950)  # of 1,000
@@ -105,7 +106,7 @@ def main(arguments=None):
     """Trains, draws, judges, and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument(
         "--each",
         type=int,

@@ -64,11 +64,11 @@ def steps_for(seconds, train):
     return max(PROBE, round(seconds / each))
 
 
-def train_side(work, path, side, minutes):
+def train_side(work, path, side, minutes, prediction):
     """Trains one side into WORK/side and writes what it took to WORK/side.json."""
     data, _ = data_of(path)
-    budget, said = 60 * minutes, {"side": side, "minutes": minutes}
-    made, began = {}, time.process_time()
+    budget, said = 60 * minutes, {"side": side, "minutes": minutes, "prediction": prediction}
+    made, began = {"prediction": prediction}, time.process_time()
     if side == "latent":
         steps = steps_for(SHARE * budget, lambda n: pydiff.train(data, model="autoencoder", steps=n, progress=False,
                                                                  **AUTOENCODER))  # fmt: skip
@@ -76,7 +76,7 @@ def train_side(work, path, side, minutes):
         autoencoder = pydiff.train(data, model="autoencoder", steps=steps, out=work / "autoencoder", **AUTOENCODER)
         said["autoencoder"] = {"steps": steps, "seconds": time.process_time() - began}
         said["autoencoder"]["parameters"] = autoencoder.parameters
-        spent, made = time.process_time() - began, {"latent": autoencoder, **LATENT}
+        spent, made = time.process_time() - began, {**made, "latent": autoencoder, **LATENT}
         encoding = time.process_time()
         autoencoder.codec.reader(data)([0])
         budget -= spent + time.process_time() - encoding
@@ -110,6 +110,7 @@ def judge(work, path):
     back = pydiff.load(work / "autoencoder").reconstruct(real)
     save_png(work / "grid.png", grid(np.concatenate([*shown, back[:16]]), columns=16))
     return {
+        "script": "papers.latent",
         "data": f"{len(data)} images of {data.shape[0]} x {data.shape[1]}, {len(held)} held out",
         "drawn": DRAWN,
         "drawing": DRAWING,
@@ -123,23 +124,29 @@ def judge(work, path):
 def table(result):
     """The result as lines of Markdown, and the verdict."""
     lines = [
-        "| | training, processor minutes | steps | parameters | Fréchet distance | processor ms an image |",
-        "|---|---|---|---|---|---|",
+        "| | predicted | training, processor minutes | steps | parameters | Fréchet distance | processor ms an image |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         steps = " + ".join(f"{row[part]['steps']:,}" for part in ("autoencoder", "unet") if part in row)
         parameters = sum(row[part]["parameters"] for part in ("autoencoder", "unet") if part in row)
         lines.append(
-            f"| {row['side']} | {row['seconds'] / 60:.1f} | {steps} | {parameters:,} | {row['distance']:.3f} | "
-            f"{1000 * row['seconds_an_image']:.0f} |"
+            f"| {row['side']} | {row.get('prediction', 'eps')} | {row['seconds'] / 60:.1f} | {steps} | "
+            f"{parameters:,} | {row['distance']:.3f} | {1000 * row['seconds_an_image']:.0f} |"
         )
-    lines.append(f"| held-out images | | | | {result['held_out']['distance']:.3f} | |")
-    lines.append(f"| the same, encoded and decoded | | | | {result['reconstructed']['distance']:.3f} | |")
+    lines.append(f"| held-out images | | | | | {result['held_out']['distance']:.3f} | |")
+    lines.append(f"| the same, encoded and decoded | | | | | {result['reconstructed']['distance']:.3f} | |")
     pixels, latent = result["rows"]
     better = [name for name in ("distance", "seconds_an_image") if latent[name] < pixels[name]]
-    names = {"distance": "the distance", "seconds_an_image": "time"}
-    verdict = f"Latents win in {' and in '.join(names[name] for name in better)}." if better else "Latents lose."
-    return "\n".join([*lines, "", verdict])
+    names = {"distance": "the distance", "seconds_an_image": "the time of an image"}
+    lost = [name for name in names if name not in better]
+    verdict = f"Latents win in {' and in '.join(names[name] for name in better)}" if better else ""
+    if lost:
+        verdict += f"{', and lose' if better else 'Latents lose'} in {' and in '.join(names[name] for name in lost)}"
+    ratio = pixels["seconds_an_image"] / latent["seconds_an_image"]
+    psnr = result["reconstructed"]["psnr"]
+    said = f"An image in pixels takes {ratio:.1f} times as long; the autoencoder gives images back at {psnr:.1f} dB."
+    return "\n".join([*lines, "", f"{verdict}. {said}"])
 
 
 def main(arguments=None):
@@ -150,11 +157,12 @@ def main(arguments=None):
     parser.add_argument("--data", required=True)
     parser.add_argument("--side", choices=["pixels", "latent"])
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--prediction", choices=["v", "eps"], default="v", help="of the networks, see docs/latents.md")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     chosen.work.mkdir(parents=True, exist_ok=True)
     if chosen.what == "train":
-        return train_side(chosen.work, chosen.data, chosen.side, chosen.minutes)
+        return train_side(chosen.work, chosen.data, chosen.side, chosen.minutes, chosen.prediction)
     result = judge(chosen.work, chosen.data)
     if chosen.json:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,5 +1,5 @@
 // One call from Python to a kernel: its arrays checked, its scratch memory, its stream. What differs between NumPy's
-// arrays, CuPy's and those of the emulator stands in cpu/bindings.cpp, cuda/bindings.cpp and simt/call.cpp.
+// arrays, CuPy's and those of the emulator is in cpu/bindings.cpp, cuda/bindings.cpp and simt/call.cpp.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -26,9 +26,9 @@ std::string text(const Shape& shape);  // as Python writes it
 // ValueError if it is another one. -1 in the expected shape matches any size.
 void check_shape(const char* name, const Shape& shape, const Shape& expected);
 
-enum class Type { float32, bfloat16, float64, uint32, int32, boolean, other };
-constexpr int64_t bytes_of[] = {4, 2, 8, 4, 4, 1, 1};
-constexpr const char* name_of[] = {"float32", "bfloat16", "float64", "uint32", "int32", "bool"};
+enum class Type { float32, bfloat16, float64, uint32, int32, boolean, float16, other };
+constexpr int64_t bytes_of[] = {4, 2, 8, 4, 4, 1, 2, 1};
+constexpr const char* name_of[] = {"float32", "bfloat16", "float64", "uint32", "int32", "bool", "float16"};
 
 #if defined(PYDIFF_CPU)
 constexpr bool on_cpu = true;
@@ -96,7 +96,8 @@ public:
         finish();
 #endif
     }
-    // The same for IN_WORKSPACE, with so many bytes: uninitialised, aligned to 256, kept until the stream is past this.
+    // The same for IN_WORKSPACE, with this many bytes: uninitialised, aligned to 256, kept until the stream is past
+    // this.
     template <class Launch>
     void run_in(size_t bytes, Type type, Launch&& launch) {
 #if defined(PYDIFF_CPU)

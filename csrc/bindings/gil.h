@@ -20,7 +20,7 @@ struct StayHere {
     }
 };
 
-// A function of its own: what unwinds reaches it before the destructor below, which it may not pass.
+// A separate function: what unwinds reaches it before the destructor below, which it may not pass.
 [[gnu::noinline]] inline void take_lock(PyThreadState* state) {
     StayHere stay;
     PyEval_RestoreThread(state);

@@ -13,7 +13,11 @@ inline Type type_of(const pybind11::dtype& dtype) {
     if (dtype.byteorder() != '=' && dtype.byteorder() != '|') return Type::other;
     const char kind = dtype.kind();
     const auto size = dtype.itemsize();
-    if (kind == 'f') return size == 4 ? Type::float32 : size == 8 ? Type::float64 : Type::other;
+    if (kind == 'f')
+        return size == 4   ? Type::float32
+               : size == 8 ? Type::float64
+               : size == 2 ? Type::float16
+                           : Type::other;
     if (kind == 'u') return size == 4 ? Type::uint32 : Type::other;
     if (kind == 'i') return size == 4 ? Type::int32 : Type::other;
     if (kind == 'b') return Type::boolean;

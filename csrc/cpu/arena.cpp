@@ -23,7 +23,7 @@ constexpr size_t least_free = 4 << 10;    // less is not split off
 constexpr size_t chunk_size = 256 << 20;  // or more, for a block that needs more
 constexpr size_t most = std::numeric_limits<size_t>::max() / 4;  // bytes of a block, so that no sum overflows
 
-// What stands right before the caller's memory and says where it is from. Odd numbers, to notice what is neither.
+// The header right before the caller's memory, which says where it is from. Odd numbers, to detect anything else.
 enum class Mark : uint64_t { none = 0, block = 0x9e3779b97f4a7c15, malloc = 0xc2b2ae3d27d4eb4f };
 
 struct Block;
@@ -45,7 +45,7 @@ struct alignas(line) Block {
     Block *previous, *next;  // in its list: of the free blocks that are not the rest of a chunk
     bool free;
     char unused[15];
-    Mark mark;  // last, so that it stands right before the memory
+    Mark mark;  // last, so that it is right before the memory
 
     char* begin() { return reinterpret_cast<char*>(this); }
     char* memory() { return begin() + line; }
@@ -242,7 +242,8 @@ private:
 
     // ---- chunks
 
-    // The free block of a new chunk. If the system refuses, it is asked for less, and then once more without what is free.
+    // The free block of a new chunk. If the system refuses, a smaller one is requested, and then once more without what
+    // is free.
     Block* new_chunk(size_t block) {
         const size_t least = round_up(line + block, huge_page), usual = std::max(least, chunk_size);
         size_t size = usual;
@@ -268,7 +269,7 @@ private:
 // Never destroyed: arrays may be freed while the process exits.
 Arena& arena() {
     static Arena* const the = [] {
-        // A fork waits until nobody is in the arena, so that the child's copy is whole.
+        // A fork waits until no thread is in the arena, so that the child's copy is whole.
         const auto unlock = [] { arena().mutex.unlock(); };
         pthread_atfork([] { arena().mutex.lock(); }, unlock, unlock);
         return new Arena;

@@ -17,7 +17,7 @@
 // A training step frees most arrays in the reverse order in which it made them, so that neighbours meet again.
 //
 // Requests below `arena_least` go to malloc, which is good at them. Any thread may call any of this; a forked child has
-// a copy of its own. array_memory.h is what makes NumPy use it.
+// its own copy. array_memory.h is what makes NumPy use it.
 #pragma once
 #include <cstddef>
 

@@ -20,7 +20,7 @@ struct Handler {
         void* (*malloc)(void*, size_t bytes);
         void* (*calloc)(void*, size_t count, size_t size);
         void* (*realloc)(void*, void* memory, size_t bytes);
-        void (*free)(void*, void* memory, size_t bytes);  // bytes: not those asked for, if it is empty
+        void (*free)(void*, void* memory, size_t bytes);  // bytes: not those requested, if it is empty
     } allocator;
 };
 constexpr int set_handler_at = 304;  // of PyDataMem_SetHandler in the table of NumPy's functions, since NumPy 1.22

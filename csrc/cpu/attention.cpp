@@ -15,8 +15,9 @@
 // the keys are plain vector operations, and no lane is idle however small the heads are. A lane's result depends on its
 // own query only: it is the same in any batch and with any number of threads.
 //
-// A query that is causal sees the keys up to its own number: later ones are left out, block by block, or get scores of
-// -infinity. Keys that a mask hides are left out where rows are copied: what they hold does not matter, and costs nothing.
+// A query that is causal sees the keys up to its own number: later ones are skipped, block by block, or get scores of
+// -infinity. Keys that a mask hides are skipped where rows are copied: their values do not matter, and they cost
+// nothing.
 //
 // An item of work is 256 queries of a head; backward it is a head, or where heads are few a part of its keys: a quarter
 // or at least 256 of them.
@@ -432,8 +433,8 @@ template <>
 void attention_backward(const AttentionShape& s, const float* dout, const float* q, const float* k, const float* v,
                         const bool* key_mask, const float* out, const float* lse, float* dq, float* dk, float* dv) {
     if (s.d == 0) return;  // the outputs are empty, and sum_lanes writes whole vectors: at least one a row
-    // The keys of a head are cut into parts. What they add to dq is added up in this order: block by block where there
-    // are heads enough for all threads, else when all parts have been computed. The arithmetic is the same.
+    // The keys of a head are divided into parts. Their contributions to dq are summed in this order: block by block
+    // where there are heads enough for all threads, else when all parts have been computed. The arithmetic is the same.
     const int64_t most = std::max<int64_t>(256, ceil_div(s.tk, 4)), parts = ceil_div(s.tk, most), row = s.heads * s.d;
     const auto head = [&](int64_t item) {
         const int64_t n = item / s.heads, at = item % s.heads * s.d;

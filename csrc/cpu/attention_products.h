@@ -16,7 +16,7 @@ inline void multiply(Order order, int64_t m, int64_t n, int64_t k, const float* 
                    c + j, ldc);
 }
 
-// c (m, n) += a^T b over the first k of `packed` rows of a (packed, m), which lies tile_rows columns at a time.
+// c (m, n) += a^T b over the first k of `packed` rows of a (packed, m), which is stored tile_rows columns at a time.
 inline void multiply_packed(int64_t m, int64_t n, int64_t k, const float* a, int64_t packed, const float* b, float* c) {
     for (int64_t j = 0; j < n; j += tile_columns)
         for (int64_t r = 0; r < m; r += tile_rows)

@@ -54,6 +54,23 @@ void bind_split_rows(py::object joined, py::object a, py::object b) {
     split_rows(ja.size(0), aa.size(1), ba.size(1), ja.as<float>(), aa.as<float>(), ba.as<float>());
 }
 
+void bind_turn_weights(py::object w, int64_t first, py::object out) {
+    Call call;
+    const Argument wa = call.array(w, "w", {-1, -1, -1}, {Type::float32, Type::float16});
+    const Argument oa = call.array(out, "out", {wa.size(2), wa.size(1), -1}, single, Use::out);
+    if (first < 0 || first > oa.size(2) - wa.size(0))
+        throw py::value_error("out has no room for " + std::to_string(wa.size(0)) + " columns from " +
+                              std::to_string(first));
+    const Unlocked unlocked;
+    const auto turn = [&](const auto* from) {
+        turn_weights(wa.size(0), wa.size(1), wa.size(2), from, oa.size(2), oa.as<float>() + first);
+    };
+    if (wa.type == Type::float16)
+        turn(wa.as<uint16_t>());
+    else
+        turn(wa.as<float>());
+}
+
 // ---- group_norm in two halves ----
 
 void bind_group_norm_statistics(py::object x, int64_t groups, float eps, py::object mean, py::object rstd) {
@@ -92,6 +109,7 @@ void bind(py::module_& m) {
     m.def("add_rows", &bind_add_rows, py::arg("a"), py::arg("b"), py::arg("out"));
     m.def("join_rows", &bind_join_rows, py::arg("a"), py::arg("b"), py::arg("out"));
     m.def("split_rows", &bind_split_rows, py::arg("joined"), py::arg("a"), py::arg("b"));
+    m.def("turn_weights", &bind_turn_weights, py::arg("w"), py::arg("first"), py::arg("out"));
     m.def("group_norm_statistics", &bind_group_norm_statistics, py::arg("x"), py::arg("groups"), py::arg("eps"),
           py::arg("mean"), py::arg("rstd"));
     m.def("group_norm_apply", &bind_group_norm_apply, py::arg("x"), py::arg("gamma"), py::arg("beta"),

@@ -13,8 +13,9 @@
 //   (2)  dw[a, b, c, o] = sum_{n, i, j} X[n, i stride_h + a - pad_top, j stride_w + b - pad_left, c] dy[n, i, j, o]
 //   (3)  dbias[o]       = sum_{n, i, j} dy[n, i, j, o],   or dbias[n, o] = sum_{i, j}
 //
-// A linear layer is the case of a 1 x 1 kernel. Three ways lead there: conv2d_direct.cpp takes any shape, conv2d_winograd.cpp
-// the 3 x 3 kernels of a U-Net, faster, conv2d_narrow.cpp few output channels. In all of them an image's y and dx are
+// A linear layer is the case of a 1 x 1 kernel. Four ways lead there: conv2d_direct.cpp takes any shape,
+// conv2d_winograd.cpp the 3 x 3 kernels of a U-Net, faster, conv2d_pointwise.cpp the 1 x 1 kernels of linear layers, and
+// conv2d_narrow.cpp few output channels. In all of them an image's y and dx are
 // the same alone and in any batch, and no bit of any result depends on the number of threads. Only Winograd's reads
 // upsampled images without making them; for the others they are made here.
 #include <algorithm>
@@ -130,7 +131,9 @@ template <>
 void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {
     if (by_winograd(s)) return winograd_forward(s, x, w, addends, y);
     if (s.up == 2) return conv2d_forward(without_upsampling(s), upsampled(s, x).get(), w, addends, y);
-    if (!narrow_output_suits(s)) return direct_forward(s, x, w, addends, y);
+    if (!narrow_output_suits(s))
+        return pointwise(s) && !addends.bias_step ? pointwise_forward(s, x, w, addends, y)
+                                                  : direct_forward(s, x, w, addends, y);
     narrow_forward(s, x, w, addends.bias_step ? nullptr : addends.bias, y);
     add_rest(s, addends, y);
 }
@@ -145,6 +148,8 @@ void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w
     }
     if (s.stride_h == 1 && s.stride_w == 1 && narrow_output_suits(mirrored(s)))
         narrow_backward_input(mirrored(s), dy, w, dx);
+    else if (pointwise(s))
+        pointwise_backward_input(s, dy, w, dx);
     else
         direct_backward_input(s, dy, w, dx);
 }
@@ -160,11 +165,13 @@ void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* 
         return;
     }
     const bool winograd = by_winograd(s);
-    if (winograd)  // (2)
+    if (winograd) {  // (2)
         winograd_backward_weight(s, dy, x, dw);
-    else
-        direct_backward_weight(without_upsampling(s), dy, s.up == 2 ? (made = upsampled(s, x)).get() : x, dw,
-                               dbias_step ? nullptr : dbias);  // (2), (3)
+    } else {  // (2), (3)
+        const float* const seen = s.up == 2 ? (made = upsampled(s, x)).get() : x;
+        const auto way = pointwise(s) ? pointwise_backward_weight : direct_backward_weight;
+        way(without_upsampling(s), dy, seen, dw, dbias_step ? nullptr : dbias);
+    }
     if (dbias && (winograd || dbias_step)) backward_bias(groups, s.n / groups * pixels, s.cout, dy, dbias);  // (3)
 }
 

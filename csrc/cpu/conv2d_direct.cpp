@@ -152,16 +152,11 @@ Conv2dShape all_of(const Correlations& parts) {
 // what they see of x comes from memory, and is copied at the image's edge, once. Only one alone adds something.
 template <class Pack>
 void correlate(std::vector<Correlation<Pack>> parts, const float* x, const Addends& addends) {
-    const Conv2dShape& only = parts[0].s;
-    const Grid& grid = parts[0].grid;
-    const bool flat = parts.size() == 1 && pointwise(only) && addends.bias_step == 0 && grid.row == only.ow * grid.pixel &&
-                      grid.image == only.oh * grid.row;  // all pixels are one line, in x and in y
-    if (flat) parts[0].s = in_one_line(parts[0].s);
     const Conv2dShape all = all_of(parts);
     const int64_t cout = all.cout;
     if (all.n * all.oh * all.ow * cout == 0) return;
     // A block's pixels stay in the L2 cache with what they see. No bit of the result depends on how it is cut.
-    const int64_t block_pixels = (flat ? 8 : 16) * tile_rows;
+    constexpr int64_t block_pixels = 16 * tile_rows;
     const int64_t columns = std::min(all.ow, block_pixels), across = ceil_div(all.ow, columns);
     const int64_t most_rows = std::clamp<int64_t>(block_pixels / columns, 1, ceil_div(all.n * all.oh * across, 16));
     const int64_t down = ceil_div(all.oh, most_rows), rows = ceil_div(all.oh, down), blocks = all.n * down * across;
@@ -195,8 +190,8 @@ void correlate(std::vector<Correlation<Pack>> parts, const float* x, const Adden
         return;
     }
     const AllPanels w(parts, cout);
-    const int64_t tiles = ceil_div(cout, tile_columns), items = flat ? 32 : 16;
-    const int64_t together = std::clamp<int64_t>(tiles * blocks / items, 1, tiles);
+    const int64_t tiles = ceil_div(cout, tile_columns);
+    const int64_t together = std::clamp<int64_t>(tiles * blocks / 16, 1, tiles);
     const int64_t channels = together * tile_columns, groups = ceil_div(tiles, together);
     const auto compute_part = [&](int64_t item, float* memory) {
         const int64_t o = item % groups * channels;

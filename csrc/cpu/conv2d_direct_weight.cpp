@@ -30,10 +30,8 @@ struct Plan {
     bool exchanged;
 
     explicit Plan(const Conv2dShape& s) : kernel_row(s.kw * s.cin), depth(s.kh * kernel_row) {
-        constexpr int64_t part_pixels = 256, items = 32, cache_floats = 48 << 10;  // a fifth of 1 MB of L2
-        constexpr int64_t all_floats = int64_t{1} << 21;                           // of the sums of all parts
-        const int64_t block_pixels =
-            std::clamp<int64_t>(cache_floats / std::max<int64_t>(1, s.stride_w * s.cin + s.cout), 64, 512);
+        constexpr int64_t items = 32, cache_floats = 48 << 10;  // of a group's rows of dw
+        const int64_t block_pixels = weight_block_pixels(s);
         exchanged = s.cout % simd_width != 0 && s.cin % simd_width == 0;
         across = ceil_div(s.ow, block_pixels);
         columns = ceil_div(s.ow, across);
@@ -41,8 +39,7 @@ struct Plan {
         rows = ceil_div(s.oh, down);
         blocks = s.n * down * across;
         const int64_t size = std::max<int64_t>(1, depth * s.cout);
-        const int64_t most_parts = std::clamp<int64_t>(all_floats / size, 1, items);
-        part = std::max(ceil_div(blocks, most_parts), ceil_div(part_pixels, rows * columns));
+        part = weight_part_blocks(s, blocks, rows * columns);
         parts = ceil_div(blocks, part);
         const int64_t unit = exchanged ? tile_columns : tile_rows;
         const int64_t wanted = std::max(ceil_div(items, parts), ceil_div(size, cache_floats));
@@ -122,8 +119,7 @@ void add_bias(const Conv2dShape& s, const Block& block, const float* dy, int64_t
 
 }  // namespace
 
-void direct_backward_weight(const Conv2dShape& shape, const float* dy, const float* x, float* dw, float* dbias) {
-    const Conv2dShape s = pointwise(shape) ? in_one_line(shape) : shape;
+void direct_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw, float* dbias) {
     const Plan plan(s);
     const int64_t size = plan.depth * s.cout, width = panel_width(s.cout);
     const bool in_place = s.cout % simd_width == 0 || plan.exchanged, direct = plan.parts == 1 && !plan.exchanged;

@@ -1,5 +1,7 @@
-// The three ways to compute conv2d, and what they share; conv2d.cpp chooses between them.
+// The four ways to compute conv2d, and what they share; conv2d.cpp chooses between them.
 #pragma once
+#include <algorithm>
+
 #include "kernels.h"
 
 namespace pydiff {
@@ -14,6 +16,12 @@ void direct_forward(const Conv2dShape& s, const float* x, const float* w, const 
 void direct_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx);
 void direct_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw,
                             float* dbias /* (cout) or null */);
+
+// 1 x 1 kernels that meet every pixel once, with one bias for all samples: linear layers.
+void pointwise_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y);
+void pointwise_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx);
+void pointwise_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw,
+                               float* dbias /* (cout) or null */);
 
 // Few channels of the output. The input gradient is for stride 1 and takes the mirrored shape, see below.
 bool narrow_output_suits(const Conv2dShape& s);
@@ -37,13 +45,22 @@ inline Conv2dShape mirrored(const Conv2dShape& s) {
 }
 void winograd_backward_input(const Conv2dShape& mirrored, int64_t down, const float* dy, const float* w, float* dx);
 
-// Whether the matrix of patches is x itself, pixel by pixel; all pixels may then be taken for one line.
+// Whether the matrix of patches is x itself, pixel by pixel.
 inline bool pointwise(const Conv2dShape& s) {
     return s.kh == 1 && s.kw == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_top == 0 && s.pad_left == 0 &&
            s.oh == s.h && s.ow == s.w;
 }
-inline Conv2dShape in_one_line(const Conv2dShape& s) {
-    return {1, 1, s.n * s.h * s.w, s.cin, 1, 1, s.cout, 1, s.n * s.h * s.w, 1, 1, 0, 0};
+
+// dw adds up blocks of at most so many pixels, and those of a part before the parts: by shapes only.
+inline int64_t weight_block_pixels(const Conv2dShape& s) {
+    constexpr int64_t cache_floats = 48 << 10;  // a fifth of 1 MB of L2
+    return std::clamp<int64_t>(cache_floats / std::max<int64_t>(1, s.stride_w * s.cin + s.cout), 64, 512);
+}
+inline int64_t weight_part_blocks(const Conv2dShape& s, int64_t blocks, int64_t block_pixels) {
+    constexpr int64_t part_pixels = 256, most = 32, all_floats = int64_t{1} << 21;  // of the sums of all parts
+    const int64_t size = std::max<int64_t>(1, s.kh * s.kw * s.cin * s.cout);
+    const int64_t parts = std::clamp<int64_t>(all_floats / size, 1, most);
+    return std::max((blocks + parts - 1) / parts, (part_pixels + block_pixels - 1) / block_pixels);
 }
 
 // What output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one image x see of it: lines of `pitch` floats, one

@@ -79,7 +79,7 @@ void tile(const Conv2dShape& s, const float* x, int64_t x_pitch, const float* w,
 
 using Tile = void (*)(const Conv2dShape&, const float*, int64_t, const float*, int64_t, const float*, int64_t, float*);
 
-// The equation of conv2d.cpp. weight(tap, o, c) is what stands before output o.
+// The equation of conv2d.cpp. weight(tap, o, c) is the factor for output o.
 template <class Weight>
 void correlate(const Conv2dShape& s, const float* x, const Weight& weight, const float* bias, float* y) {
     static_assert(most_outputs == 4, "one entry for each number of outputs");

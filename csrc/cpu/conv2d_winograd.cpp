@@ -13,9 +13,9 @@
 //   dU[p, c, o] = sum_t V[p, t, c] W[p, t, o]
 //   dw          = G^T dU G
 //
-// Of U and V, the smaller is transformed first and as a whole, the larger bit by bit where it is used, so that it stays
-// in a cache. Unless U is large, every thread makes it for itself: reading what another core has just written takes
-// longer than making it again. dU is made in blocks of points and channels, each of which stays in a cache while its tiles are added up.
+// With few channels U is transformed first and as a whole, and V bit by bit where it is used, so that it stays in a cache;
+// otherwise U bit by bit. Unless U is large, every thread makes it for itself: reading what another core has just written
+// takes longer than making it again. dU is made in blocks of points and channels, each of which stays in a cache while its tiles are added up.
 //
 // backward_input is a correlation of dy with the flipped weights. An upsampled image is never made: windows of it are
 // read from the small one, and its gradient's pixels are added up four by four as they leave the transform.
@@ -39,9 +39,11 @@ using winograd::Tiles;
 
 constexpr int64_t points = 36;
 constexpr int64_t block_tiles = 2 * tile_rows;    // V and M of a block stay in the L2 cache
-constexpr int64_t own_weights = 256 * 128;        // U of so many, in every thread's copy, stays in the L3 cache
+constexpr int64_t own_weights = 256 * 128;        // U of fewer, in every thread's copy, stays in the L3 cache
 constexpr int64_t whole_weights = 512 * 512;      // U of more is never made as a whole: it has 36 times as many floats
 constexpr int64_t few_blocks = 16;                // fewer are cut smaller, so that no thread waits long for the last
+constexpr int64_t most_tiles = 128;               // of a pass over the weights: V of 512 channels takes 9 MB
+constexpr int64_t column_panel = std::min(tile_columns, 32);
 
 enum Slot { zero_slot, v_slot, m_slot, u_slot, g_slot };
 
@@ -172,9 +174,9 @@ void correlate_block(const Conv2dShape& s, const Tiles& tiles, const Images& x, 
     }
 }
 
-// Many tiles: all of U first, then blocks of tiles, each of which transforms its own part of x. No bit of the result
-// depends on how the tiles are cut, nor on who makes U.
-void correlate_many(const Conv2dShape& s, const Tiles& tiles, const Images& x, const Weights& w, const Target& to) {
+// Tiles shared out: all of U first, then blocks of tiles, each of which transforms its own part of x. No bit of the
+// result depends on how the tiles are cut, nor on who makes U.
+void correlate_tiles(const Conv2dShape& s, const Tiles& tiles, const Images& x, const Weights& w, const Target& to) {
     constexpr int64_t strip = 16;
     const int64_t panels = ceil_div(s.cout, tile_columns), strips = ceil_div(s.cin, strip);
     const int64_t plane = s.cin * panel_width(s.cout) + Planes::gap;
@@ -183,7 +185,7 @@ void correlate_many(const Conv2dShape& s, const Tiles& tiles, const Images& x, c
         const int64_t k = part / panels * strip, o = part % panels * tile_columns;
         transform_weights(s, w, k, std::min(strip, s.cin - k), o, std::min<int64_t>(tile_columns, s.cout - o), u);
     };
-    if (s.cin * s.cout <= own_weights) {
+    if (s.cin * s.cout < own_weights) {
         const int64_t size = tiles.count < few_blocks * block_tiles ? tile_rows : block_tiles;
         const auto transform_all = [&] {
             const TransformedWeights own{s.cin, plane, room()};
@@ -229,18 +231,18 @@ void multiply_pair(int64_t k, int64_t rows, const float* g, const Planes& v, int
         }
 }
 
-// Few tiles and many channels: U would be larger than V, and no cache would hold it. All of V first, then panels of
-// columns, each of which transforms its own part of the weights, where its products find it in the L2 cache.
+// Columns shared out: V of as many tiles as the L3 cache holds, then panels of columns, each of which transforms its own
+// part of the weights, where its products find it in the L2 cache. A block of tiles there would read all of U, which with
+// many channels comes from far.
 //
 // Beyond whole_weights, M adds up blocks of input channels: one sum over 2560 would round three times as much, and each
 // thread would need ten times the memory for its part of U.
 //
 // Memory: V is the caller's, 36 floats for each tile and channel of x. A thread has nine taps of a panel and a block, the
-// twelve points of a pair, and M: together 21 depth panel + 36 tiles panel floats. So that none of it grows with the
-// batch, more tiles than V has room for go in several passes, which transform the weights anew: with so many tiles in a
-// pass that is a small part of the work.
-void correlate_few(const Conv2dShape& s, const Tiles& tiles, const Images& x, const Weights& w, const Target& to) {
-    constexpr int64_t share = 4, panel = std::min(tile_columns, 32), most_tiles = 1024;
+// twelve points of a pair, and M: together 21 depth panel + 36 tiles panel floats. Every pass over so many tiles
+// transforms the weights anew, which is a small part of its work.
+void correlate_columns(const Conv2dShape& s, const Tiles& tiles, const Images& x, const Weights& w, const Target& to) {
+    constexpr int64_t share = 4, panel = column_panel;
     const int64_t depth = s.cin * s.cout > whole_weights ? ceil_div(s.cin, ceil_div(s.cin, panel_depth)) : s.cin;
     const int64_t v_pitch = panel_width(s.cin);
     const int64_t room = std::clamp<int64_t>(whole_weights / v_pitch, block_tiles, most_tiles);
@@ -272,9 +274,12 @@ void correlate(const Conv2dShape& s, const float* x, const Weights& w, const Tar
     const Tiles tiles(s);
     if (tiles.count == 0) return;
     const Images images{x, s.h, s.w, s.cin, -s.pad_top, -s.pad_left, s.up};
-    // The same bits either way: U, V and the order of the sums over channels are the same. So the batch may decide.
-    const bool few = tiles.count < s.cout || s.cin * s.cout > whole_weights;
-    (few ? correlate_few : correlate_many)(s, tiles, images, w, to);
+    // The same bits either way, up to whole_weights: U, V and the order of the sums over channels are the same. So the
+    // batch may decide, and the threads.
+    const int64_t panels = ceil_div(s.cout, column_panel), rounds = ceil_div(panels, int64_t{threads()});
+    const bool even = 4 * panels >= 3 * rounds * threads();
+    const bool columns = tiles.count < s.cout || s.cin * s.cout > whole_weights || (even && s.cin * s.cout >= own_weights);
+    (columns ? correlate_columns : correlate_tiles)(s, tiles, images, w, to);
 }
 
 // ---------------------------------------------------------------- backward_weight

@@ -2,13 +2,13 @@
 //
 //     y = m x,   m = 1 / (1 - p) where u >= p, else 0        u in [0, 1) from philox.h
 //
-// u is a function of (seed, purpose, sample, step, element), so nobody stores the mask: backward draws it again.
+// u is a function of (seed, purpose, sample, step, element), so the mask is never stored: backward draws it again.
 // Backward, m being a constant:
 //     dx = m dy, the same function
 //
 // Array path: pydiff/ops/dropout.py. Reference: pydiff/reference/dropout.py.
 //
-// Work is cut into tiles of a sample's elements, as for noise.cpp.
+// Work is divided into tiles of a sample's elements, as for noise.cpp.
 #include "kernels.h"
 #include "parallel.h"
 #include "philox.h"

@@ -14,4 +14,12 @@ void join_rows(int64_t rows, int64_t a_size, int64_t b_size, const float* a, con
 // The other way round: the first a_size floats of every row into a, the b_size behind them into b.
 void split_rows(int64_t rows, int64_t a_size, int64_t b_size, const float* joined, float* a, float* b);
 
+// Weights as files have them, w[o, i, k] of outputs, inputs and taps, in the order that convolutions take:
+//
+//   out[(k inputs + i) pitch + o] = w[o, i, k]
+//
+// With `half` they are in half precision (IEEE 754 binary16), and widened; a NaN keeps its bits.
+void turn_weights(int64_t outputs, int64_t inputs, int64_t taps, const float* w, int64_t pitch, float* out);
+void turn_weights(int64_t outputs, int64_t inputs, int64_t taps, const uint16_t* half, int64_t pitch, float* out);
+
 }  // namespace pydiff

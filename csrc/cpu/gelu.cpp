@@ -9,7 +9,7 @@
 //
 // Array path: pydiff/ops/gelu.py. Reference: pydiff/reference/gelu.py.
 //
-// Every element by itself: a vector at a time, in tiles of a row.
+// Elementwise: a vector at a time, in tiles of a row.
 #include "kernels.h"
 #include "parallel.h"
 #include "simd_math.h"

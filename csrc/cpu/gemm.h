@@ -45,6 +45,14 @@ struct Runs {
     int64_t count = 1, a_step = 0, b_step = -1;
 };
 
+// What is done beside the product, while it waits for memory anyway.
+struct Beside {
+    float* panel = nullptr;       // gets the rows of b, as pack_panel leaves them; for n = tile_columns, m > tile_rows
+    const float* next = nullptr;  // k rows of tile_columns floats, next_step apart, that come into the L2 cache
+    int64_t next_step = 0;
+    bool fetch_c = false;         // c is not in the L1 cache: a tile asks for its lines when it begins
+};
+
 // What the sum is added to: nothing, the row vector `bias` (n), or what c holds.
 struct Start {
     const float* bias = nullptr;
@@ -54,11 +62,17 @@ struct Start {
 // a (m, k), b (k, n) with n <= tile_columns, c (m, n); any m, k >= 0. Each row of b must be readable up to the next
 // multiple of simd_width; pack_panel makes such rows. With `runs`, the sum is over runs.count times k terms, in order.
 void gemm_panel(Order order, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
-                const Start& start, float* c, int64_t ldc, const Runs& runs = {});
+                const Start& start, float* c, int64_t ldc, const Runs& runs = {}, const Beside& beside = {});
+
+// Asks for `rows` rows of n floats, which come into the L2 cache meanwhile. Where there is no array, nothing happens.
+void prefetch_rows(int64_t rows, int64_t n, const float* first, int64_t step);
 
 // panel[k, j] = b[k, j] for j < n, 0 from there to the row's end; rows of panel_width(n) floats.
 void pack_panel(int64_t k, int64_t n, const float* b, int64_t ldb, float* panel);
 inline int64_t panel_width(int64_t n) { return (n + simd_width - 1) / simd_width * simd_width; }
+
+// b[j, i] = a[i, j]: a (m, n), b (n, m).
+void transpose(int64_t m, int64_t n, const float* a, int64_t lda, float* b, int64_t ldb);
 
 // panel[j, i] = a[i, j] for i < m, 0 from there to the row's end: a (m, n) transposed, rows of `width` >= m floats.
 void pack_transposed(int64_t m, int64_t n, const float* a, int64_t lda, float* panel, int64_t width);

@@ -60,7 +60,7 @@ void reduce_then_map(const GroupNormShape& s, int64_t parts, double nanoseconds,
             }
         };
         const int64_t worth = static_cast<int64_t>(worth_claiming / (sample + 1)) + 1;
-        const int64_t fair = threads() == 1 ? s.n : s.n / (4 * threads());  // leaves claims to whoever is faster
+        const int64_t fair = threads() == 1 ? s.n : s.n / (4 * threads());  // leaves claims to the faster threads
         parallel_chunks(s.n, std::max(worth, fair), RangeBody(samples), all);
     } else {
         parallel_for(s.n * parts, 1, [&](int64_t item) { reduce(item / parts, item % parts); }, all / 2);

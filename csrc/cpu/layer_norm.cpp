@@ -1,4 +1,4 @@
-// Layer normalisation (Ba, Kiros and Hinton 2016, eq. 4): every row of c channels by itself.
+// Layer normalisation (Ba, Kiros and Hinton 2016, eq. 4): each row of c channels separately.
 //
 //     xhat = (x - mean) rstd,   rstd = 1 / sqrt(var + eps)   mean, var over the c channels of a row
 //     y    = gamma xhat + beta
@@ -35,7 +35,8 @@ double sum_of(vfloat v) {
 }
 
 // sum over the row of term(e, count), which makes a vector of `count` elements from element e on, zeros behind them.
-// Additions wait for each other, so four are under way; a sum in float takes in 256 vectors, then goes on in double.
+// Additions wait for each other, so four sums run in parallel; a sum in float covers 256 vectors, then continues in
+// double.
 template <class Term>
 double row_sum(int64_t c, Term term) {
     constexpr int64_t long_enough = 4 * 64 * simd_width;

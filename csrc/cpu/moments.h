@@ -8,7 +8,7 @@
 
 namespace pydiff {
 
-constexpr int64_t chunk = 128;  // pixels added up in float before the sum goes on in double; few enough to lose nothing
+constexpr int64_t chunk = 128;  // pixels summed in float before the sum continues in double; few enough to lose nothing
 
 // first[c] = sum over the pixels of x - centre[c], second[c] = sum of its square.
 inline void channel_deviations(int64_t pixels, int64_t c, const float* x, const float* centre, float* first,

@@ -3,16 +3,16 @@
 //     x_t  = alpha x0 + sigma eps                             alpha, sigma per sample; eps from philox.h
 //     loss = weight / size sum_e (f - target)^2,   target = p x0 + q eps        p, q, weight per sample
 //
-// eps is a function of (seed, purpose, sample, step, element), so nobody stores it: noise_loss draws it again. A term
-// of the target whose coefficient is 0 is left out: x0 is not read then, or eps not drawn.
+// eps is a function of (seed, purpose, sample, step, element), so it is never stored: noise_loss draws it again. A term
+// of the target whose coefficient is 0 is omitted: x0 is not read then, or eps not drawn.
 // Backward, eps being a constant:
 //     1. dx0 = alpha dx_t
 //     2. df  = dloss weight 2 / size (f - target)
 //
 // Array path: pydiff/ops/noise.py. Reference: pydiff/reference/noise.py.
 //
-// Work is cut into tiles of a sample's elements. eps and x_t leave in one pass: eps is never read back from memory. A
-// loss is a float32 sum per tile and element of the vector, short enough; tiles are added in double and in order.
+// Work is divided into tiles of a sample's elements. eps and x_t leave in one pass: eps is never read back from memory.
+// A loss is a float32 sum per tile and element of the vector, short enough; tiles are added in double and in order.
 #include <vector>
 
 #include "kernels.h"

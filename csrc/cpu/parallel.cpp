@@ -59,9 +59,9 @@ private:
 
 thread_local bool inside_region = false;
 
-// The chunks of a region are cut into shares of consecutive ones, one for each thread of the pool, present or not. A
-// thread begins with its own, the same in every region: what it reads is then likely what it wrote in the region before,
-// and still in its core's cache. Who has done their own share goes on with the others'.
+// The chunks of a region are divided into shares of consecutive ones, one for each thread of the pool, present or not.
+// A thread starts with its own, the same in every region: what it reads is then likely what it wrote in the region
+// before, and still in its core's cache. A thread that has finished its own share continues with the others'.
 struct alignas(64) Share {  // a cache line each
     std::atomic<int64_t> next{0};
     int64_t end = 0;
@@ -73,7 +73,7 @@ struct Region {
     int64_t count, grain;
     std::vector<Share>* shares = nullptr;
     std::atomic<bool> failed{false};
-    std::exception_ptr error;  // written by whoever sets `failed` first; read when all have left
+    std::exception_ptr error;  // written by the thread that sets `failed` first; read when all have left
 
     int64_t chunks() const { return (count + grain - 1) / grain; }
 
@@ -115,7 +115,7 @@ private:
 class Placement {
 #ifdef __linux__
 public:
-    void begin(pthread_t thread) { thread_ = thread; }  // by whoever started the worker
+    void begin(pthread_t thread) { thread_ = thread; }  // by the thread that started the worker
     void here() { processor_ = sched_getcpu(); }        // by the worker: where it is, and where it likely stays
     int processor() const { return processor_; }        // -1: it has not worked yet
     // By the caller: binds the worker to the first processor not in `taken`, and adds that.
@@ -236,7 +236,7 @@ private:
             if (--seated_ == 0) left_.notify_one();
         }
     }
-    // All three under the mutex, so that nobody falls asleep or wakes up meanwhile.
+    // All three under the mutex, so that no thread falls asleep or wakes up meanwhile.
     int asleep() const {
         return static_cast<int>(
             std::count_if(workers_.begin(), workers_.end(), [](const Worker& w) { return w.asleep; }));

@@ -1,6 +1,6 @@
 // Threads: one pool for the whole process, and scratch memory per thread.
 //
-// The rule every kernel keeps: work is cut into items by the *shape of one image*, never by batch size or thread
+// The rule every kernel keeps: work is divided into items by the *shape of one image*, never by batch size or thread
 // count, and no two items add into the same number. Which thread runs an item then cannot change a bit of the result.
 #pragma once
 #include <cstddef>
@@ -24,10 +24,11 @@ private:
     void (*call_)(void*, int64_t, int64_t);
 };
 
-// Runs body over [0, count) in chunks of `grain` items. Every thread begins with its own share of consecutive chunks and
-// then helps with the others', so a busy core does not hold them up: a chunk's neighbours, and the same part of the
-// arrays in the next region, are likely on the same core. Runs inline when one chunk suffices, when the pool is busy with another Python thread's region, or
-// when called from inside a region. An exception thrown by the body is rethrown here, once all threads have stopped.
+// Runs body over [0, count) in chunks of `grain` items. Every thread starts with its own share of consecutive chunks
+// and then helps with the others', so a busy core does not hold them up: a chunk's neighbours, and the same part of the
+// arrays in the next region, are likely on the same core. Runs inline when one chunk suffices, when the pool is busy
+// with another Python thread's region, or when called from inside a region. An exception thrown by the body is rethrown
+// here, once all threads have stopped.
 // nanoseconds: about what the whole region takes on one thread. A short one is left to the threads that are awake.
 void parallel_chunks(int64_t count, int64_t grain, const RangeBody& body, double nanoseconds);
 

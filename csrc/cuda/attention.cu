@@ -17,10 +17,10 @@
 // Layout: q, k and v are (n, t, heads*d) with strides, read where they lie, also side by side in one projection. Only d
 // needs to be contiguous; copies are of 16 bytes where every row of every head starts at a multiple of that, and of
 // single elements otherwise. A block owns rows of one head and makes all of their sums itself, in one order: dq has a
-// kernel of its own, which makes the scores a second time, and there are no atomics.
+// separate kernel, which makes the scores a second time, and there are no atomics.
 //
 // A key that a query does not see, by the mask or because a causal query comes before it, counts as a score of -infinity;
-// tiles that no row of a block sees are left out.
+// tiles that no row of a block sees are skipped.
 //
 // Scores in the thousands are known to a few thousandths only, so exp(s - lse) is right only if the backward pass meets
 // the very rounding errors of the forward pass: it adds up every score in the same order.

@@ -11,7 +11,7 @@ constexpr float log2e = 1.44269504088896340736f;
 constexpr float lowest = -3.402823466e38f;
 
 // The backward pass reads lse and delta of a query as one pair of 8 bytes, from an array (n, heads, padded) whose rows
-// end in zeros: no tile of queries needs an end of its own.
+// end in zeros: no tile of queries needs a special end.
 struct alignas(8) Stat {
     float lse, delta;
 };
@@ -44,7 +44,7 @@ __device__ __forceinline__ int64_t strided_at(const AttentionShape& s, int64_t b
 
 // Which keys are hidden from which queries of a tile; both are counted from the tile's first.
 struct Hidden {
-    const bool* mask;  // (keys) or null: false for keys that nobody sees
+    const bool* mask;  // (keys) or null: false for keys that no query sees
     int keys;          // how many of the tile there are
     int ahead;         // a query sees no keys that are further ahead of it than this: the first query less the first key
     __device__ __forceinline__ bool operator()(int query, int key) const {

@@ -183,7 +183,7 @@ __device__ __forceinline__ void set_columns(float (&c)[tiles][columns][4], int f
 }
 
 // A warp writes out[r, e] = factor[row] c for r < left, e < d. Through its own rows of shared memory, so that a row
-// goes out in pieces of 16 bytes; nobody else may use them any more.
+// goes out in pieces of 16 bytes; no other thread may use them any more.
 template <int D, int tiles>
 __device__ __forceinline__ void store_rows(bfloat16* out, int64_t row, int left, int d, bool aligned,
                                            const float (&c)[tiles][D / 8][4], const float (&factor)[tiles][2],
@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(threads, 2)
     const int64_t end = causal ? keys_end(s, at.first, queries) : s.tk;
     for (int64_t key = 0; key < end; key += keys, parity ^= 1) {
         wait_copies<0>();
-        __syncthreads();  // this tile has landed, and nobody reads the one before any more
+        __syncthreads();  // this tile has landed, and no thread reads the one before any more
         if (key + keys < end) load_keys(key + keys, kv_tiles + (parity ^ 1) * stage);
         const bfloat16* tile = kv_tiles + parity * stage;
         float p[tiles][keys / 8][4];

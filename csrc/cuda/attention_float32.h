@@ -1,6 +1,6 @@
 // attention.cu in float32, with no less: for training in float32, and to compare bfloat16 with on the GPU itself. Heads
 // of more than 256 channels, such as an autoencoder's one head of 512, take these kernels in bfloat16 too: their sums
-// have no room in the registers of one warp. T is what lies in memory.
+// have no room in the registers of one warp. T is the type in memory.
 //
 // 256 threads stand as 16 x 16. A block has 16 R rows (queries; for dk and dv, keys) and steps over tiles of 16 C rows
 // of the other side. Of the scores, thread (y, x) makes rows R y + i and columns x + 16 j; of what has D columns, the

@@ -25,8 +25,8 @@
 //     backward_weight   (a, b, c)      o            pixels of y        pixels of x, by m    dy, by n
 //
 // A sum's order does not depend on where in a tile its pixel is, so an image's y and dx are the same alone and in any
-// batch; a dbias for each sample is summed by blocks of its own. backward_weight has few tiles and many pixels: these
-// are cut into parts, whose sums are added in their order. Heights, widths and kh kw cin are counted in 32 bits,
+// batch; a dbias for each sample is summed by its own blocks. backward_weight has few tiles and many pixels: these are
+// divided into parts, whose sums are added in their order. Heights, widths and kh kw cin are counted in 32 bits,
 // everything else in 64.
 //
 // Beside it: conv2d_gather.h, forward and backward_input; conv2d_weight.h, backward_weight. Here are the naive kernels

@@ -8,7 +8,7 @@ namespace pydiff {
 namespace {
 
 // Enough blocks for a large GPU, but no parts so short that writing and adding their sums costs more than making them.
-// The cut depends on the sizes alone, so that the same call gives the same bits on any GPU.
+// The division depends only on the sizes, so that the same call gives the same bits on any GPU.
 struct Parts {
     int64_t count, pixels;  // of a part
 };

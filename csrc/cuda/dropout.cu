@@ -2,7 +2,7 @@
 //
 //     y = m x,   m = 1 / (1 - p) where u >= p, else 0        u in [0, 1) from philox.h
 //
-// u is a function of (seed, purpose, sample, step, element), so nobody stores the mask: backward draws it again.
+// u is a function of (seed, purpose, sample, step, element), so the mask is never stored: backward draws it again.
 // Backward, m being a constant:
 //     dx = m dy, the same function
 //

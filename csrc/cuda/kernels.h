@@ -13,7 +13,7 @@ namespace pydiff {
 
 using bfloat16 = __nv_bfloat16;
 
-// While true, launchers use the naive kernel of their file: the equation as it stands, to compare the fast one with.
+// While true, launchers use the naive kernel of their file: the equation itself, to compare the fast one with.
 inline bool use_naive = false;
 
 }  // namespace pydiff

@@ -1,4 +1,4 @@
-// Layer normalisation (Ba, Kiros and Hinton 2016, eq. 4): every row of c channels by itself.
+// Layer normalisation (Ba, Kiros and Hinton 2016, eq. 4): each row of c channels separately.
 //
 //     xhat = (x - mean) rstd,   rstd = 1 / sqrt(var + eps)   mean, var over the c channels of a row
 //     y    = gamma xhat + beta

@@ -3,8 +3,8 @@
 //     x_t  = alpha x0 + sigma eps                             alpha, sigma per sample; eps from philox.h
 //     loss = weight / size sum_e (f - target)^2,   target = p x0 + q eps        p, q, weight per sample
 //
-// eps is a function of (seed, purpose, sample, step, element), so nobody stores it: noise_loss draws it again. A term
-// of the target whose coefficient is 0 is left out: x0 is not read then, or eps not drawn.
+// eps is a function of (seed, purpose, sample, step, element), so it is never stored: noise_loss draws it again. A term
+// of the target whose coefficient is 0 is omitted: x0 is not read then, or eps not drawn.
 // Backward, eps being a constant:
 //     1. dx0 = alpha dx_t
 //     2. df  = dloss weight 2 / size (f - target)
@@ -15,7 +15,7 @@
 // accesses of 16 bytes: one in bfloat16; two in float32, one after the other (together they would cost registers, and
 // thereby threads in flight) and a block of threads apart, so that a warp's accesses lie side by side.
 //
-// The sum of a loss: 8 squares a thread, a tree over the block, one number a tile in the workspace; a second kernel
+// The sum of a loss: 8 squares per thread, a tree over the block, one number per tile in the workspace; a second kernel
 // adds the tiles of a sample, in double and in one order. Tiles are cut by `size` alone, so a sample's bits do not
 // depend on the batch. Products and sums that nvcc might fuse in one place and not in another are written as fmaf.
 #include <initializer_list>

@@ -1,9 +1,9 @@
 // One block of CUDA threads on one CPU thread: who runs, who waits, and what they may not do.
 //
-// A thread runs until it must wait for others, or ends. Then any thread that is ready goes on, drawn at random from
+// A thread runs until it must wait for others, or ends. Then any thread that is ready continues, drawn at random from
 // the seed: code that is right only in one order fails for some seed. Of one block nothing runs at the same time as
-// anything else, so a missing barrier shows as a wrong order here and not as a torn value; the race build
-// (sanitize.py) finds the rest. Other CPU threads may run other blocks of the grid (grid.cpp).
+// anything else, so a missing barrier shows as a wrong order here and not as a torn value; the race build (sanitize.py)
+// finds the rest. Other CPU threads may run other blocks of the grid (grid.cpp).
 //
 // Sources: CUDA C++ Programming Guide, "Synchronization Functions", "Warp Vote Functions", "Warp Shuffle Functions".
 #pragma once
@@ -30,7 +30,7 @@ constexpr size_t max_static_bytes = 48 << 10;   // of which arrays of a size kno
 // Small, quick and the same everywhere: xorshift64*, Vigna 2016.
 class Order {
 public:
-    // Every stream of a seed is an order of its own; the mixing is that of splitmix64.
+    // Every stream of a seed is a separate order; the mixing is that of splitmix64.
     void seed(uint64_t seed, uint64_t stream) {
         uint64_t z = (seed + 1) * 0x9E3779B97F4A7C15u + stream * 0xD1B54A32D192ED03u;
         z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;

@@ -59,5 +59,5 @@ inline int __any_sync(unsigned mask, int predicate, pydiff::simt::Site site = py
     return pydiff::simt::ballot("__any_sync", mask, predicate != 0, site) != 0;
 }
 inline int __all_sync(unsigned mask, int predicate, pydiff::simt::Site site = pydiff::simt::Site::here()) {
-    return pydiff::simt::ballot("__all_sync", mask, predicate == 0, site) == 0;  // nobody says no
+    return pydiff::simt::ballot("__all_sync", mask, predicate == 0, site) == 0;  // no thread says no
 }

@@ -1,7 +1,7 @@
 // cp.async: copies from global to shared memory that land some time between their issue and the wait that covers them.
 //
 // Here they land as late as allowed, at the wait (even seeds), or at a synchronisation point before it, drawn at random
-// (odd seeds). From the issue on the destination is poison: whoever reads it too early reads NaN.
+// (odd seeds). From the issue on the destination is poison: a thread that reads it too early reads NaN.
 //
 // Source: PTX ISA, "Data Movement and Conversion Instructions: cp.async, cp.async.commit_group, cp.async.wait_group".
 #pragma once

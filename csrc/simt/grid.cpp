@@ -1,8 +1,8 @@
 // The blocks of a grid, on one CPU thread or several.
 //
-// Blocks are begun in an order drawn from the seed; whoever is free takes the next. What a block does depends on the
-// seed and its own number, not on who runs it, so the result is the same for any number of CPU threads as long as
-// blocks do not depend on one another.
+// Blocks are started in an order drawn from the seed; the next free worker takes the next one. What a block does
+// depends on the seed and its own number, not on who runs it, so the result is the same for any number of CPU threads
+// as long as blocks do not depend on one another.
 #include <atomic>
 #include <chrono>
 #include <mutex>

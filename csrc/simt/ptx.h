@@ -37,7 +37,7 @@ PYDIFF_PTX float sqrt_approx(float x) {
 
 // ---- asynchronous copies: cp.async -------------------------------------------------------------------------------
 
-// Starts a copy of `bytes` (4, 8 or 16) from global to shared memory; what lies behind source_bytes becomes zero.
+// Starts a copy of `bytes` (4, 8 or 16) from global to shared memory; what is after source_bytes becomes zero.
 template <int bytes>
 PYDIFF_PTX void copy_async(void* shared, const void* global, unsigned source_bytes = bytes PYDIFF_SITE) {
     static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async copies 4, 8 or 16 bytes");

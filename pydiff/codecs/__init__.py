@@ -1,4 +1,6 @@
-"""Codecs of what is no image: points and clips. codec.py says what a codec is; importing this makes them known."""
+"""Codecs of samples that are not images: points and clips. codec.py has the interface; importing this
+registers them.
+"""
 
 from pydiff.codecs.frames import Frames
 from pydiff.codecs.points import Points

@@ -1,4 +1,4 @@
-"""Clips: uint8 frames one after the other, diffused as they are, as images are by Pixels."""
+"""Clips: sequences of uint8 frames whose pixels are diffused, as Pixels does for images."""
 
 import numpy as np
 
@@ -9,8 +9,7 @@ from pydiff.codec import Levels, register
 class Frames(Levels):
     """Clips (N, F, H, W, C), uint8 or floats in [-1, 1].
 
-    rate: frames a second, for whoever shows them. Images of a clip are its frames side by side, for a page that knows
-    nothing of time.
+    rate: frames per second, for display. Shown as an image, a clip is its frames side by side.
     """
 
     kind, noun, called = "frames", "clip", "clips"
@@ -24,18 +23,18 @@ class Frames(Levels):
         return strip(super().show(np.asarray(samples)))
 
     def show_noise(self, eps):
-        """The same of noise: three standard deviations are black and white."""
+        """Noise as frames side by side: +-3 standard deviations are white and black."""
         return strip(super().show_noise(eps))
 
     mask_forms = "(F,), (H, W), (F, H, W) or (N, F, H, W, 1)"
 
     def mask_axes(self, mask):
-        """Of whole frames (F,), of the same part of all frames (H, W), or of both."""
+        """A mask of whole frames (F,), of the same region of all frames (H, W), or of both, with all axes of clips."""
         lifted = {1: (None, ..., None, None, None), 2: (None, None, ..., None), 3: (None, ..., None)}
         return mask[lifted[mask.ndim]] if mask.ndim in lifted else mask
 
     def to_config(self):
-        """What JSON has to hold so that `from_config` gives an equal codec."""
+        """A dict for JSON; `from_config` turns it into an equal codec."""
         return {"kind": self.kind, "shape": list(self.shape), "rate": self.rate}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Points: rows of numbers, shifted and scaled so that the data have mean 0 and standard deviation 1 on the whole."""
+"""Points: rows of numbers, shifted and scaled so that the data have mean 0 and overall standard deviation 1."""
 
 import numpy as np
 
@@ -11,8 +11,9 @@ REACH = 3.5  # standard deviations from the middle to its edge
 
 @register
 class Points(Codec):
-    """Points (N, D), float32. mean: (D,); scale: one number for all axes, so that angles stay. reach: the largest
-    number in the x of the data, where samplers cut their x0-hat, or None: what is said of it from noise alone is wild.
+    """Points (N, D), float32. mean: (D,); scale: one number for all axes, so that angles are preserved. reach: the
+    largest magnitude in the x of the data, at which samplers clip x0-hat, or None; x0-hat predicted from pure noise is
+    otherwise wild.
     """
 
     kind, noun = "points", "point"
@@ -26,7 +27,7 @@ class Points(Codec):
 
     @classmethod
     def of(cls, points):
-        """The codec that brings these points (N, D) to mean 0 and a mean square of 1 a number."""
+        """The codec that brings these points (N, D) to mean 0 and mean square 1 per coordinate."""
         points = np.asarray(points, np.float64)
         mean = points.mean(axis=0).astype(np.float32)
         scale = float(np.float32(np.sqrt(((points - mean) ** 2).mean())))
@@ -36,7 +37,9 @@ class Points(Codec):
 
     @property
     def bits(self):
-        """Points are x times `scale`, so that their density is that much smaller."""
+        """(log2 of the scale, False): points are x times `scale`, so their density is smaller by that factor per
+        coordinate.
+        """
         return float(np.log2(self.scale)), False
 
     @property
@@ -54,14 +57,14 @@ class Points(Codec):
         return ((samples - self.mean) / np.float32(self.scale)).astype(np.float32)
 
     def decode(self, x):
-        """x -> (N, D) float32. ValueError for NaN and infinity."""
+        """x -> (N, D) float32. Raises ValueError for NaN and infinity."""
         x = to_host(x)
         if not np.isfinite(x).all():
             raise ValueError(f"{np.count_nonzero(~np.isfinite(x))} of {x.size} numbers are NaN or infinite")
         return (x * np.float32(self.scale) + self.mean).astype(np.float32)
 
     def show(self, samples):
-        """Every point as an image with a dot at its first two numbers: uint8 (N, SIDE, SIDE, 1), white ground."""
+        """Every point as an image with a dot at its first two coordinates: uint8 (N, SIDE, SIDE, 1), on white."""
         return self._dots((np.asarray(samples) - self.mean) / self.scale)
 
     def show_noise(self, eps):
@@ -71,7 +74,7 @@ class Points(Codec):
     mask_forms = "(D,) or (N, D)"
 
     def mask_axes(self, mask):
-        """Of the same numbers of all points, or of each point's own."""
+        """A mask of the same coordinates for all points (D,), or for each point separately (N, D), with all axes."""
         return mask[None] if mask.ndim == 1 else mask
 
     def _dots(self, x):
@@ -82,13 +85,13 @@ class Points(Codec):
         return images
 
     def _place(self, x):
-        """Rows and columns of the pixels of points x, cut to the image."""
+        """Rows and columns of the pixels of points x, clipped to the image."""
         first, second = x[:, 0], x[:, 1] if x.shape[1] > 1 else np.zeros(len(x), x.dtype)
         column, row = ((a / REACH + 1) / 2 * (SIDE - 1) for a in (first, -second))
         return (np.clip(np.rint(a), 0, SIDE - 1).astype(int) for a in (row, column))
 
     def to_config(self):
-        """What JSON has to hold so that `from_config` gives an equal codec."""
+        """A dict for JSON; `from_config` turns it into an equal codec."""
         reach = None if self.limits is None else self.limits[1]
         return {"kind": self.kind, "mean": self.mean.tolist(), "scale": self.scale, "reach": reach}
 

@@ -1,8 +1,8 @@
-"""Training data: shipped sets, folders and archives of images, folders of sounds, files of arrays, and what somebody
-holds in Python all become a Dataset: (N, H, W, C) images, (N, 1, L, C) sounds, with their classes and captions.
+"""Training data: shipped sets, folders and archives of images, folders of sounds, files of arrays, and arrays or lists
+in memory all become a Dataset: (N, H, W, C) images, (N, 1, L, C) sounds, with their classes and captions.
 
 `load` recognises the source; each kind has its own small module, in the tables of sources.py. The rest of pydiff sees
-only `Dataset`, `batch_indices`, `flip` and the two functions at the edge between uint8 and [-1, 1].
+only `Dataset`, `batch_indices`, `flip` and the two functions that convert between uint8 and [-1, 1].
 """
 
 import dataclasses
@@ -87,37 +87,38 @@ def load(
     seconds: float | None = None,
     cache_gb: float = 0,
 ) -> Dataset:
-    """A data set from almost anything. What was decided, converted or left out is in its `notes` and `skipped`.
+    """A data set from almost anything. Its `notes` and `skipped` say what was decided, converted or left out.
 
     source    "digits" (8 x 8, shipped), "emoji" (32 x 32 with captions, shipped), "faces" (25 x 25, needs
               scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), "tones" (sounds, made by
               formula; docs/sound.md has the other named sounds); a folder of images, of sounds, of MNIST's IDX files,
               of CIFAR's batches or of .parquet files, or a .zip or .tar of one; a .npz, .npy or .parquet file; an array
               (N, H, W), (N, H, W, C) or (N, C, H, W); a list of arrays, Pillow images, paths or (image, label); a pair
-              (x, y); a dict of arrays; a generator or another's data set of these; or a Dataset. "./digits" is
+              (x, y); a dict of arrays; a generator or another library's data set of these; or a Dataset. "./digits" is
               a folder of that name
     size      an integer or (height, width): images are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
     labels    (N,) integers or strings, for arrays and lists only: folders and files bring their own
     captions  N strings or sequences of strings, or {language: those}, for arrays only
-    layout    of an array: "NHWC", "NCHW" or "NHW"; None goes by its shape
+    layout    of an array: "NHWC", "NCHW" or "NHW"; None infers it from the shape
     pages     of files that hold several pages or frames: "first" or "all"
-    split     where folders are called train, val and test: one of these, or "all"; None is train
-    bits      8, 10, 12, 14 or 16: how many bits of deeper grey are used; None is as few as hold the values
+    split     if there are folders called train, val and test: one of these, or "all"; None is train
+    bits      8, 10, 12, 14 or 16: how many bits of deeper grey are used; None takes the fewest that hold the values
     limit     GiB of memory that the data may take, 4 if None
-    rate, seconds   of sounds: samples a second, and how long each is made; a folder is then read for its sounds
-    frames, frame_rate  of clips: how many frames of each are taken, 8 if None, at how many a second
+    rate, seconds   of sounds: samples per second, and the length of each; a folder is then read for its sounds
+    frames, frame_rate  of clips: how many frames of each are taken, 8 if None, and how many per second
     cache_gb  above 0, images of a folder, a .zip, .tar or .parquet file are decoded when they are needed, and this
               many GB of them are kept: for data larger than memory, see stream.py
 
-    Raises ValueError for data that cannot be used, FileNotFoundError, and ImportError where a library is missing.
+    Raises ValueError for data that cannot be used, FileNotFoundError for missing files, and ImportError for a missing
+    library.
     """
     if isinstance(cache_gb, bool) or not isinstance(cache_gb, int | float | np.number) or not 0 <= cache_gb < 1 << 40:
         raise ValueError(f"cache_gb is {cache_gb!r}, expected GB of decoded images that are kept, 0 for all in memory")
     sound = rate is not None or seconds is not None or isinstance(source, Sounds)
     if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
         raise ValueError("cache_gb is for images; leave it out for sounds")
-    if not cache_gb and (sound or _is_sound(source)):
+    if not cache_gb and (sound or is_sound(source)):
         wanted = asked(layout=layout, pages=pages, split=split, bits=bits, limit=limit)
         return _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted)
     check_frames(frames, frame_rate)
@@ -146,7 +147,7 @@ def _is_path(source) -> bool:
 
 
 def _of_length(dataset, frames, frame_rate):
-    """A data set that is there, with so many frames a clip. ValueError where it has none or too few."""
+    """A loaded data set cut to this many frames per clip. Raises ValueError if it has no frames, or too few."""
     if frames is None and frame_rate is None:
         return dataset
     if not isinstance(dataset, Clips):
@@ -189,8 +190,8 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
     raise TypeError(f"cannot load data from {type(source).__name__}; expected {_NAMES}, {EXPECTED}")
 
 
-def _is_sound(source) -> bool:
-    """Whether a source is one of sounds: by its name, by its class, or a folder with more sounds than images."""
+def is_sound(source) -> bool:
+    """Whether a source holds sounds: by its name, by its class, or as a folder with more sounds than images."""
     if isinstance(source, str) and (source in NAMED or source in NAMED_SOUNDS):
         return source in NAMED_SOUNDS
     if isinstance(source, (str, os.PathLike)):
@@ -228,7 +229,7 @@ def _is_pillow(source) -> bool:
 
 
 def _fitted(dataset: Dataset, wanted: Asked) -> Dataset:
-    """With the size and the number of channels that are asked for; what that changes is noted."""
+    """The data set at the requested size and number of channels, with notes on what that changed."""
     before: Any = dataset.shape
     if wanted.size is not None and len(before) >= 3:
         pixels = dataset.images.size // (before[-3] * before[-2]) * wanted.size[0] * wanted.size[1]

@@ -1,6 +1,7 @@
-"""Archives, zip and tar: read as if they were folders. Nothing is written, and no name is opened.
+"""Archives, zip and tar, read as if they were folders. Nothing is written to disk, and no member's name is ever opened
+as a path.
 
-What a member would take is compared with the limit before it is unpacked; what cannot be used is listed as skipped.
+The size of a member is compared with the limit before it is unpacked; what cannot be used is listed as skipped.
 """
 
 from collections.abc import Sequence
@@ -20,24 +21,24 @@ MOST = 2_000_000  # members
 
 
 class Held(bytes):
-    """A member of an archive, with what is asked of a Path."""
+    """The contents of a member of an archive, with the methods of Path that readers use."""
 
     def is_file(self) -> bool:
-        """Always."""
+        """Always True: only regular files are members."""
         return True
 
     def read_bytes(self) -> bytes:
-        """Its contents."""
+        """The contents of the member."""
         return self
 
     def stat(self):
-        """st_size: how long it is."""
+        """An object with st_size, the length in bytes."""
         return SimpleNamespace(st_size=len(self))
 
 
 class Archive:
-    """An archive as a folder: its paths, and `/`, which reads a member. ValueError or OSError for one that is damaged,
-    or that unfolds to more than the limit.
+    """An archive as a folder: its paths, and `/`, which reads a member. Raises ValueError or OSError if the archive is
+    damaged, or unpacks to more than the limit.
     """
 
     def __init__(self, path: Path, members: Members, limit: Limit):
@@ -52,16 +53,16 @@ class Archive:
         return Held(self.members.read(number))
 
     def paths(self) -> tuple[list[str], list[tuple[str, str]]]:
-        """(all paths, what was skipped), as a folder gives them."""
+        """(all paths, the (path, reason) of what was skipped), as for a folder."""
         return list(self.members.numbers), list(self.members.skipped)
 
     def length(self, path: str) -> int:
-        """Bytes of a member."""
+        """Length of a member in bytes, unpacked."""
         return self.members.sizes[self.members.numbers[path]]
 
 
 class Archives:
-    """Several archives in a folder as one: the paths of each are below its own name, `0.tar/a.png`."""
+    """Several archives in a folder as one; the paths in each begin with the archive's name, `0.tar/a.png`."""
 
     def __init__(self, folder: Path, parts: dict[str, Archive]):
         self.folder, self.name, self.parts = folder, folder.name, parts
@@ -74,7 +75,7 @@ class Archives:
         return part / inside
 
     def paths(self) -> tuple[list[str], list[tuple[str, str]]]:
-        """Those of all, and what was skipped."""
+        """(the paths in all archives, the (path, reason) of what was skipped)."""
         paths, skipped = [], []
         for name, part in self.parts.items():
             inside, left = part.paths()
@@ -83,12 +84,12 @@ class Archives:
         return paths, skipped
 
     def length(self, path: str) -> int:
-        """Bytes of a member."""
+        """Length of a member in bytes, unpacked."""
         part, inside = self._part(path)
         return part.length(inside)
 
     def inside(self, path: str) -> str:
-        """The path of a member without the name of its archive, which is no class."""
+        """The path of a member without the name of its archive, which is not a class."""
         return self._part(path)[1]
 
     def _part(self, path):
@@ -99,45 +100,45 @@ class Archives:
 
 
 def holds_archives(root) -> bool:
-    """Whether a folder holds archives, and no image as a file of its own."""
+    """Whether a folder holds archives and no image files."""
     found = files_in(root) if isinstance(root, Path) else None
     return found is not None and not found.images and bool(archives_among(found))
 
 
 def archives_among(found: Found) -> list[str]:
-    """The paths of archives among the files of a folder, in order."""
+    """The paths of archives among the files found in a folder, in order."""
     return in_order([path for path in found.others if is_archive(path)])
 
 
 def is_archive(path: str) -> bool:
-    """Whether a file is called like an archive."""
+    """Whether a path has the suffix of an archive."""
     return path.lower().endswith(SUFFIXES)
 
 
 def load_archive(path: Path, asked: Asked) -> Dataset:
-    """The data in an archive of any kind that a folder can hold."""
+    """The data in an archive, of any kind that a folder can hold."""
     from pydiff.data.sources import load_tree
 
     return load_tree(open_archive(path, asked.limit), asked)
 
 
 def load_archives(root: Path, asked: Asked) -> Dataset:
-    """The data in the archives of a folder, taken together."""
+    """The images in all archives of a folder, as one data set."""
     from pydiff.data.folder import load_folder
 
     return load_folder(open_archives(root, archives_among(files_in(root)), asked.limit), asked)
 
 
 def open_archives(root: Path, paths: Sequence[str], limit: Limit, whole: bool = True) -> Archives:
-    """These archives below a folder as one; see `open_archive`."""
+    """These archives below a folder as one Archives; see `open_archive`."""
     return Archives(root, {path: open_archive(root / path, limit, whole) for path in paths})
 
 
 def open_archive(path: Path, limit: Limit, whole: bool = True) -> Archive:
-    """What is in a .zip or .tar file. ValueError, in one sentence, for damaged, encrypted or too large ones.
+    """The members of a .zip or .tar file. Raises ValueError if it is damaged, encrypted or too large.
 
-    whole: whether all of it will be in memory, and must fit; else members are read one by one, which cannot be done
-    where all are packed together.
+    whole: whether all members will be in memory at once, and must fit; otherwise they are read one by one, which is not
+    possible for a .tar that is compressed as a whole.
     """
     where = printable(str(path))
     try:
@@ -162,25 +163,25 @@ def open_archive(path: Path, limit: Limit, whole: bool = True) -> Archive:
 
 
 class _Refused(ValueError):
-    """Sound, and yet not read."""
+    """The archive is intact, but is not read."""
 
 
 class _Room:
-    """Memory that members take, counted before they are unpacked."""
+    """Memory that the members of an archive need, counted before they are unpacked."""
 
     def __init__(self, limit: Limit, path: Path):
         self.limit, self.path, self.taken, self.members = limit, path, 0, 0
         self.packed = path.stat().st_size
 
     def take(self, size: int):
-        """One member more, of so many bytes."""
+        """Counts one more member of `size` bytes; raises _Refused above the limit."""
         self.taken, self.members = self.taken + size, self.members + 1
         if self.members > MOST:
             raise _Refused(f"{printable(str(self.path))} has more than {MOST:,} members; unpack it, give the folder")
         self.passed(self.taken)
 
     def passed(self, size: int):
-        """So many bytes in all."""
+        """Checks `size` bytes in total against the limit."""
         try:
             self.limit.check_unfolding(size, self.packed, printable(str(self.path)))
         except ValueError as error:
@@ -188,7 +189,7 @@ class _Room:
 
 
 class PackedTar(Members):
-    """Of a .tar file that is packed as a whole: all of them are unpacked at once, and kept."""
+    """The members of a .tar file that is compressed as a whole: all of them are unpacked at once, and kept."""
 
     def __init__(self, path, unpacked, room):
         import tarfile
@@ -209,15 +210,15 @@ class PackedTar(Members):
                     if len(data) != info.size:
                         raise ValueError(f"{info.name!a:.80} has {len(data):,} bytes, and {info.size:,} are promised")
                     self.contents.append(data)
-                archive.members = []  # or it would remember them all
+                archive.members = []  # or it would keep them all
 
     def read(self, number):
-        """The contents of one."""
+        """The contents of a member."""
         return self.contents[number]
 
 
 def _packing(path):
-    """How what gzip, bzip2 or xz packed is opened, whatever the file is called; None for all others."""
+    """The function that opens a file compressed by gzip, bzip2 or xz, whatever its name; None for all others."""
     import bz2
     import gzip
     import lzma
@@ -229,14 +230,14 @@ def _packing(path):
 
 
 def _is_zip(path) -> bool:
-    """By its first bytes, whatever the file is called; by its name, where these are nobody's."""
+    """Whether a file is a .zip: by its first bytes, or by its name if these belong to no known format."""
     with open(path, "rb") as raw:
         begin = raw.read(512)
     return begin.startswith(b"PK") or (path.name.lower().endswith(".zip") and begin[257:262] != b"ustar")
 
 
 class _Counted:
-    """A stream that tarfile reads, and what came out of it so far: headers can claim gigabytes, too."""
+    """The unpacked stream that tarfile reads, with its length checked as it grows: headers can also claim gigabytes."""
 
     def __init__(self, stream, room):
         self._stream, self._room, self._count = stream, room, 0

@@ -1,7 +1,7 @@
-"""Arrays in memory and in .npy and .npz files: layout and value range are recognised, and said in the notes.
+"""Arrays in memory and in .npy and .npz files. Layout and value range are recognised, and reported in the notes.
 
-A .npz may hold captions: `captions`, `text` or `prompts`, also `captions_de` and so on, strings (N,), or (N, K) for
-several for an image, "" for none.
+A .npz may hold captions, `captions`, `text` or `prompts`, also `captions_de` and so on: strings (N,), or (N, K) for
+several captions per image, "" for none.
 """
 
 import math
@@ -26,8 +26,8 @@ from pydiff.printed import first_line, printable
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "arr_0")
 NAME_KEYS = ("classes", "class_names", "label_names")
 LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "targets", "label", "target", "arr_1")
-FEW = (1, 2, 3, 4)  # channel counts that name an axis at sight
-SLACK = 1e-5  # rounding that a value range may exceed its ends by
+FEW = (1, 2, 3, 4)  # an axis of this length is taken to be the channels
+SLACK = 1e-5  # how far rounding may take values beyond the ends of their range
 
 
 def load_npy(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
@@ -36,14 +36,14 @@ def load_npy(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
 
 
 def load_npz(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """A .npz file with images and perhaps labels and captions, named as in IMAGE_KEYS and LABEL_KEYS and at the top of
-    this file. What it holds besides is said.
+    """A .npz file with images and perhaps labels and captions, under the names in IMAGE_KEYS and LABEL_KEYS and at the
+    top of this file. Arrays that are not used are listed in the notes.
     """
     return from_named(read_npz(path, asked.limit), path, printable(path.name), asked)
 
 
 def from_named(found: dict, where: object, name: str, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """A data set from arrays by name: those of a .npz file, or of a dict."""
+    """A data set from named arrays: those of a .npz file, or of a dict."""
     where, keys = printable(str(where)), {}
     for key in found:
         if str(key).lower() in keys:
@@ -87,7 +87,7 @@ def from_array(
     asked: Asked = NOTHING_ASKED,
     notes: Sequence[str] = (),
 ) -> Dataset:
-    """A data set from (N, H, W), (N, H, W, C) or (N, C, H, W) images, (N, F, H, W, C) clips of asked.rate frames a
+    """A data set from (N, H, W), (N, H, W, C) or (N, C, H, W) images, (N, F, H, W, C) clips of asked.rate frames per
     second or (N, D) points and, if given, (N,) labels: integers or strings.
 
     captions: N strings or sequences of strings, or {language: those}. uint8 and bool are taken as they are; floats must
@@ -143,8 +143,8 @@ def _channels_last(images: np.ndarray, layout: str | None) -> tuple[np.ndarray, 
         raise ValueError(f"images have shape {shape}, which is not layout={layout!r}; leave it out")
     if images.ndim == 3:
         return images[..., None], f"array {shape} read as (N, H, W)"
-    # An axis of length 1..4 is the channel axis. Where there is none, the other two have the same length in a square
-    # image; in all other cases, the last axis it is.
+    # An axis of length 1..4 is the channel axis. If there is none, two equal axes are those of a square image, and the
+    # third is the channel axis; in all other cases, the last axis is.
     few = shape[3] in FEW or shape[1] in FEW
     first = shape[3] not in FEW and (shape[1] in FEW or (shape[2] == shape[3] != shape[1]))
     first = first if layout is None else layout == "NCHW"
@@ -158,7 +158,7 @@ def _channels_last(images: np.ndarray, layout: str | None) -> tuple[np.ndarray, 
 
 
 def _standard_values(images: np.ndarray, bits: int | None = None) -> tuple[np.ndarray, str | None]:
-    """uint8, or float32 in [-1, 1] if 8 bits would lose something, and a sentence on the range that was recognised."""
+    """(images as uint8, or as float32 in [-1, 1] if 8 bits would lose information; the range as a sentence)."""
     if images.dtype == np.uint16:
         return _deep(images, bits)
     if bits is not None:
@@ -197,7 +197,7 @@ def _standard_values(images: np.ndarray, bits: int | None = None) -> tuple[np.nd
 
 
 def _deep(images, bits):
-    """uint16 over the fewest bits that hold them, or over as many as are asked for."""
+    """uint16 over the fewest bits that hold the values, or over as many as requested."""
     highest = int(images.max())
     if bits is None:
         bits = next(n for n in (8, 10, 12, 14, 16) if highest < 2**n)
@@ -215,7 +215,7 @@ def _deep(images, bits):
 
 
 def _advice(images, low: float, high: float) -> str:
-    """What brings float images into range."""
+    """How to bring these float images into range: half a sentence."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "remove NaN and infinity, with numpy.nan_to_num, and scale them"
     if low < 0:
@@ -236,7 +236,7 @@ def read_npy(path: Path, limit: Limit = USUAL) -> np.ndarray:
     try:
         with open(path, "rb") as stream:
             return _parse_npy(stream, path.stat().st_size)
-    except Exception as error:  # damaged headers make NumPy raise a dozen types, SyntaxError among them
+    except Exception as error:  # damaged headers make NumPy raise a dozen types of error, even SyntaxError
         check_memory(error)
         raise ValueError(f"{where} cannot be read ({first_line(error)}); save it again with numpy.save") from error
 
@@ -262,7 +262,7 @@ def read_npz(path: Path, limit: Limit = USUAL) -> dict[str, np.ndarray]:
 
 
 def _fits(size, path, limit) -> bool:
-    """Whether so many bytes may be unpacked; the one who asks raises the error, outside of what catches all."""
+    """Whether this many bytes may be unpacked. The caller raises the error, outside its catch-all `except`."""
     try:
         limit.check_unfolding(size, path.stat().st_size, "")
     except ValueError:
@@ -271,7 +271,7 @@ def _fits(size, path, limit) -> bool:
 
 
 def _parse_npy(stream, size: int) -> np.ndarray:
-    """NumPy's format, with the lengths checked before anything is allocated: a false header cannot ask for memory."""
+    """Reads NumPy's format, with lengths checked before anything is allocated: a false header cannot claim memory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # headers written by Python 2 warn, and are read all the same
         version = np.lib.format.read_magic(stream)
@@ -280,7 +280,7 @@ def _parse_npy(stream, size: int) -> np.ndarray:
         read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
         try:
             shape, fortran, dtype = read_header(stream)
-        except MemoryError as error:  # of Python's parser, where it is nested too deep
+        except MemoryError as error:  # raised by Python's parser for deep nesting
             raise ValueError("its header is damaged, or there is no memory for it") from error
     if dtype.hasobject:
         raise ValueError("it holds pickled Python objects, which are never opened")
@@ -292,6 +292,6 @@ def _parse_npy(stream, size: int) -> np.ndarray:
         raise ValueError(f"its header promises {expected} bytes of data, and there are {len(data)}")
     if dtype.kind == "U" and data:
         points = np.frombuffer(data, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
-        if points.max() > sys.maxunicode:  # NumPy makes strings of them that no Python can hold
+        if points.max() > sys.maxunicode:  # NumPy would make strings that are invalid in Python
             raise ValueError("it holds text of numbers that are no characters")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")

@@ -1,4 +1,4 @@
-"""What a user may ask of data, whatever they lie in; `load` checks it once, and every reader takes it as it is."""
+"""What a user may request of data of any kind. `load` checks it once, and all readers rely on that."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ LAYOUTS = ("NHWC", "NCHW", "NHW")
 PAGES = ("first", "all")
 SPLITS = ("train", "val", "test", "all")
 BITS = (8, 10, 12, 14, 16)
-# Wishes that not all data know -> the data that do.
+# Options that apply to some kinds of data only -> the kinds they apply to.
 CONCERNS = {
     "layout": "arrays and .npz and .npy files",
     "pages": "images in folders, archives, lists and .parquet files",
@@ -19,8 +19,10 @@ CONCERNS = {
 
 
 class Asked(NamedTuple):
-    """size: (height, width). channels: 1, 3, 4. layout: of arrays. pages: of files that hold several. split: of
-    folders that are divided. bits: of grey levels deeper than 8 bits. limit: of memory. None: what the data suggest.
+    """Options of `load`; None leaves the choice to the data.
+
+    size: (height, width). channels: 1, 3, 4. layout: of arrays. pages: of files that hold several. split: of folders
+    that are divided. bits: of grey levels deeper than 8 bits. limit: of memory.
     """
 
     size: tuple[int, int] | None = None
@@ -30,12 +32,13 @@ class Asked(NamedTuple):
     split: str | None = None
     bits: int | None = None
     limit: Limit = USUAL
-    rate: float | None = None  # of arrays of clips, frames a second
+    rate: float | None = None  # of arrays of clips, frames per second
 
     def only(self, what: str, *served: str) -> "Asked":
-        """These wishes again. ValueError for one that does not concern such data: nothing is ignored in silence.
+        """Returns these options; raises ValueError for one that does not apply to the data, so that none is silently
+        ignored.
 
-        what: the data, in a few words. served: which of the wishes in CONCERNS do concern them.
+        what: the data, in a few words. served: those of the options in CONCERNS that do apply.
         """
         for name, about in CONCERNS.items():
             value = getattr(self, name)
@@ -48,7 +51,7 @@ NOTHING_ASKED = Asked()
 
 
 def asked(size=None, channels=None, layout=None, pages=None, split=None, bits=None, limit=None, rate=None) -> Asked:
-    """What is asked for, checked: ValueError or TypeError, in one sentence, for what cannot be."""
+    """The options, checked, as Asked. Raises ValueError or TypeError for values that cannot be."""
     size = check_size(size)
     if channels is not None and (isinstance(channels, bool) or channels not in (1, 3, 4)):
         raise ValueError(f"channels is {channels!r}, expected 1 (grey), 3 (RGB), 4 (RGBA) or None; leave it out")

@@ -1,16 +1,16 @@
-"""What lies in a folder of images and says something of them: captions in metadata.jsonl, metadata.csv, and a .txt
-beside an image; WebDataset's .json and .cls beside it, which may say its class, too.
+"""Files in a folder of images that describe them: captions in metadata.jsonl, metadata.csv, and a .txt beside an image;
+WebDataset's .json and .cls beside it, which may also give its class.
 
-    metadata.jsonl   {"file_name": "a.png", "text": "a red circle"}                  one JSON object a line
+    metadata.jsonl   {"file_name": "a.png", "text": "a red circle"}                  one JSON object per line
     metadata.csv     file_name,text_en,text_de                                       separated by , ; or tabs
-    a.txt, a.de.txt  one caption a line for a.png; the second in German
+    a.txt, a.de.txt  one caption per line for a.png; the second in German
     a.json           {"caption": "a red circle", "label": 3} for a.png
     a.cls            3
 
 The first two are what Hugging Face's ImageFolder reads, the third is what trainers of Stable Diffusion read. Captions
-stand under `text`, `caption`, `captions` or `prompt`, with or without `_` and a language; a value may be a string, a
-list of strings, or {language: either}. Several captions of an image add up, wherever they are found. File names are
-looked up among the images that were found, and never opened: none leads out of the folder.
+are under `text`, `caption`, `captions` or `prompt`, with or without `_` and a language; a value may be a string, a list
+of strings, or {language: either}. All captions of an image are collected, wherever they are found. File names are only
+looked up among the images that were found, so none can lead out of the folder.
 """
 
 import io
@@ -30,20 +30,20 @@ BESIDE = (".json", ".cls")  # besides .txt
 LABEL = ("label", "labels", "class", "fine_label")
 FILE_NAME = ("file_name", "filename", "file", "image")
 TEXT = re.compile(r"(?:text|caption|prompt)s?(?:[_-]([a-z]{2}(?:[_-][a-z]{2,4})?))?", re.IGNORECASE)
-LARGEST_TXT = 2**20  # bytes; a larger .txt is no caption
-LISTED = 5  # lines, names that a note gives
+LARGEST_TXT = 2**20  # bytes; a larger .txt is not a caption
+LISTED = 5  # how many lines or names a note lists
 
 
 class Caption(NamedTuple):
-    """A caption and its language, "" where nobody says which."""
+    """A caption and its language, "" if unknown."""
 
     text: str
     language: str = ""
 
 
 class Captions:
-    """What is found: `of` {path of an image: its captions}, `classes` {path: the name of its class} where a file
-    beside it gives one, `skipped` (path, reason), and `notes`.
+    """What was found. `of`: {path of an image: its captions}. `classes`: {path: class name} from files beside images.
+    `skipped`: (path, reason). `notes`: sentences.
     """
 
     def __init__(self, images: Iterable[str]):
@@ -54,16 +54,16 @@ class Captions:
         self._composed = {unicodedata.normalize("NFC", path): path for path in self.of}  # macOS takes umlauts apart
 
     def add(self, path: str, captions: Iterable[Caption]):
-        """Adds to an image's captions those that it does not have yet."""
+        """Adds captions to an image, except those that it already has."""
         for text, language in captions:
             caption = Caption(clean(text), language)
             if caption.text and caption not in self.of[path]:
                 self.of[path].append(caption)
 
     def image(self, folder: str, name: str) -> str | None:
-        """The path of the image that `name` means, seen from `folder`; None if there is none.
+        """The path of the image that `name`, relative to `folder`, refers to; None if there is none.
 
-        ValueError for a name that leads out of the folder.
+        Raises ValueError for a name that leads out of the folder.
         """
         for spelling in (name, name.replace("\\", "/")):
             path = posixpath.normpath(posixpath.join(folder, spelling))
@@ -75,9 +75,10 @@ class Captions:
 
 
 def find_captions(root: Path, images: Sequence[str], texts: Sequence[str]) -> Captions | None:
-    """The captions and classes of these images; None where no file holds any.
+    """The captions and classes of these images; None if no file holds any.
 
-    images, texts: paths below root, of the images and of all files called .txt, as in METADATA, or as in BESIDE.
+    images, texts: paths below root, of the images, and of all files that end in .txt or in a name of METADATA or
+    BESIDE.
     """
     if not texts:
         return None
@@ -102,7 +103,7 @@ def find_captions(root: Path, images: Sequence[str], texts: Sequence[str]) -> Ca
 
 
 def columns(captions: Sequence[Sequence[Caption]], names: Sequence[str]) -> tuple[dict, list[str]]:
-    """(the keywords `captions` and `languages` of a Dataset, notes on them) of N images with these names."""
+    """(the keywords `captions` and `languages` of a Dataset, notes on them) for N images with these names."""
     captions = [list(of_one) for of_one in captions]
     if not any(captions):
         return {}, []
@@ -117,19 +118,19 @@ def columns(captions: Sequence[Sequence[Caption]], names: Sequence[str]) -> tupl
 
 
 def clean(text: str) -> str:
-    """One line, umlauts as one character each, without control characters and halves of characters."""
+    """The text on one line, accented letters as one character each, without control characters and lone surrogates."""
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs"))
 
 
 def language_of(key: str) -> str | None:
-    """The language in the name of a column of captions, "" if it has none; None for a column of something else."""
+    """The language in the name of a caption column, "" if it names none; None if the column holds no captions."""
     match = TEXT.fullmatch(key.strip())
     return None if match is None else (match[1] or "").lower().replace("_", "-")
 
 
 def captions_in(value, language: str = "") -> Iterator[Caption]:
-    """Captions from a string, a list of strings or {language: either}; None is none. ValueError for anything else."""
+    """Captions from a string, a list of strings or {language: either}; None yields none. Else raises ValueError."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from captions_in(inner, str(key).lower())
@@ -143,9 +144,9 @@ def captions_in(value, language: str = "") -> Iterator[Caption]:
 
 
 def decode(data: bytes) -> tuple[str, str | None]:
-    """(text, note or None): UTF-8 with or without a byte order mark, UTF-16 with one, else Windows-1252, which is said.
+    """(text, note or None): UTF-8 with or without a byte order mark, UTF-16 with one, else Windows-1252, with a note.
 
-    ValueError for bytes that are no text.
+    Raises ValueError if the bytes are not text.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16"), None
@@ -159,7 +160,7 @@ def decode(data: bytes) -> tuple[str, str | None]:
 
 
 def _read_txt(root: Path, path: str, stems: dict[str, list[str]], found: Captions) -> bool:
-    """Adds the lines of a .txt to the images of its name; False if there are none."""
+    """Adds the lines of a .txt as captions of the images of that name; False if there are none."""
     stem, language = posixpath.splitext(path)[0], ""
     if stem not in stems and (match := re.fullmatch(r"(.+)\.([a-z]{2}(?:-[A-Za-z]{2,4})?)", stem)):
         stem, language = match[1], match[2].lower()
@@ -172,7 +173,7 @@ def _read_txt(root: Path, path: str, stems: dict[str, list[str]], found: Caption
 
 
 def _read_beside(root: Path, path: str, stems: dict[str, list[str]], found: Captions):
-    """Adds what a .json or a .cls says of the images of its name."""
+    """Adds the captions and class in a .json or .cls to the images of that name."""
     images, text = stems.get(posixpath.splitext(path)[0], ()), _read_text(root, path, found, LARGEST_TXT)
     if path.lower().endswith(".cls"):
         facts = {LABEL[0]: " ".join(text.split()) or None}
@@ -199,7 +200,7 @@ def _read_text(root: Path, path: str, found: Captions, largest: int | None = Non
     """The text of a file; "" and a line in `skipped` if it cannot be read."""
     try:
         file = root / path
-        if not file.is_file():  # opening a pipe would wait for ever
+        if not file.is_file():  # opening a pipe would block
             raise ValueError("not a file")
         if largest is not None and file.stat().st_size > largest:
             raise ValueError(f"{file.stat().st_size:,} bytes, too large for a caption")
@@ -217,7 +218,7 @@ def _read_text(root: Path, path: str, found: Captions, largest: int | None = Non
 
 
 def _read_metadata(root: Path, path: str, found: Captions):
-    """Adds what one metadata file says; what cannot be used is listed by line."""
+    """Adds the captions in one metadata file; lines that cannot be used are listed in a note."""
     rows = _json_rows if path.lower().endswith(".jsonl") else _csv_rows
     folder, problems = posixpath.dirname(path), []
     for line, row in rows(_read_text(root, path, found)):

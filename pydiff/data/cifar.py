@@ -1,10 +1,11 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) as they are published: pickled batches, read without unpickling, or binary.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) as published: pickled batches, read without unpickling, or binary ones.
 
 cifar-10-batches-py/data_batch_1 .. 5, test_batch, batches.meta       cifar-100-python/train, test, meta
 cifar-10-batches-bin/data_batch_1.bin .., batches.meta.txt            cifar-100-binary/train.bin, ..
 
-In a folder, or in the .tar.gz that they come in. A pickle is a program; formats/pytorch.py says how its instructions
-are carried out here on plain values, and what a batch needs beyond that are two names of NumPy's.
+They are read from a folder, or from the .tar.gz that they come in. A pickle is a program; formats/pytorch.py explains
+how its instructions are carried out here on plain values only. Beyond that, a batch needs just a few names: those with
+which NumPy pickles arrays.
 """
 
 import numpy as np
@@ -22,12 +23,12 @@ LABELS = ("labels", "fine_labels", "coarse_labels")
 
 
 def holds_cifar(root) -> bool:
-    """Whether a folder or an archive holds batches of CIFAR."""
+    """Whether a folder or an archive holds CIFAR batches."""
     return bool(_layout(root))
 
 
 def _layout(root) -> dict[str, list]:
-    """{"train": files, "test": files, "meta": files}, {} for none."""
+    """{"train": files, "test": files, "meta": files}; {} if there are no batches."""
     files = _files(root)
     for suffix in ("", ".bin"):
         train = [files[name + suffix] for name in TRAIN if name + suffix in files]
@@ -42,7 +43,7 @@ def _layout(root) -> dict[str, list]:
 
 
 def _files(root) -> dict:
-    """{name: file} of a folder, or of the one folder in it, or of an archive."""
+    """{name: file} of a folder, of the only folder inside it, or of an archive."""
     if hasattr(root, "paths"):
         return {path.split("/")[-1]: root / path for path in root.paths()[0]}
     found = {file.name: file for file in root.iterdir() if file.is_file()}
@@ -51,7 +52,7 @@ def _files(root) -> dict:
 
 
 def load_cifar(root, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """The training set (or asked.split), (N, 32, 32, 3) uint8, with classes. ValueError for damaged files."""
+    """The training set (or asked.split), (N, 32, 32, 3) uint8, with classes. Raises ValueError for damaged files."""
     layout, split = _layout(root), asked.split or "train"
     files = layout["train"] + layout["test"] if split == "all" else layout.get(split, [])
     if split == "meta" or not files:
@@ -70,7 +71,7 @@ def load_cifar(root, asked: Asked = NOTHING_ASKED) -> Dataset:
 
 
 def load_batch(path, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """Reads one batch of CIFAR, pickled or binary, by itself."""
+    """Reads a single CIFAR batch, pickled or binary."""
     asked.limit.check(path.stat().st_size * 2, printable(str(path)))
     images, labels = _batch(path, path)
     images = np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
@@ -99,7 +100,7 @@ def _batch(file, where) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _binary(data: bytes, name: str):
-    """A label, or two of which the second is the finer, and 3072 bytes, for each image."""
+    """(pixels, labels) of a binary batch: per image one label, or two of which the second is finer, and 3072 bytes."""
     for labels in (1, 2):
         if data and len(data) % (ROW + labels) == 0:
             rows = np.frombuffer(data, np.uint8).reshape(-1, ROW + labels)
@@ -108,7 +109,7 @@ def _binary(data: bytes, name: str):
 
 
 def _classes(meta, count: int) -> list[str]:
-    """Names of the classes, from the file that has them; numbers where it is missing."""
+    """Names of the classes from the meta file; numbers if it is missing or does not fit."""
     numbers = [str(i) for i in range(count)]
     if not meta or meta[0].stat().st_size > 1 << 20:
         return numbers
@@ -129,14 +130,14 @@ ARRAY, DTYPE, ENCODE = Name("numpy", "ndarray"), Name("numpy", "dtype"), Name("_
 
 
 class _Blank:
-    """An array, or a dtype, that BUILD has still to fill."""
+    """An array or a dtype that a later BUILD instruction fills."""
 
     def __init__(self, kind):
         self.kind = kind
 
 
 class Batch(Machine):
-    """The instructions of a pickled dict of uint8 arrays, lists, numbers and texts."""
+    """Runs the instructions of a pickled dict of uint8 arrays, lists, numbers and strings."""
 
     known = frozenset({*RECONSTRUCT, ARRAY, DTYPE, ENCODE})
 
@@ -184,7 +185,7 @@ def _array(state) -> np.ndarray:
 
 
 def unpickled(data: bytes, source: str) -> dict:
-    """The dict in a pickle of CIFAR's; ValueError for anything else, and nothing that it names is called."""
+    """The dict in a CIFAR pickle. Raises ValueError for anything else; no function that the pickle names is called."""
     try:
         found, _ = Batch(source).run(data)
     except CheckpointError as error:
@@ -195,7 +196,7 @@ def unpickled(data: bytes, source: str) -> dict:
 
 
 def _text(value):
-    """Lists of texts that Python 2 wrote as bytes, as texts."""
+    """Decodes a list of strings that Python 2 wrote as bytes."""
     if isinstance(value, list):
         return [item.decode("latin-1") if isinstance(item, bytes) else item for item in value]
     return value

@@ -1,7 +1,7 @@
-"""Classes of images: their names in the order that people count in, their numbers, and folders that divide the data.
+"""Classes of images: their names in natural order, their numbers, and folders that divide the data into parts.
 
-A class is known by its name. Inside, classes are numbered from 0 in the order of their names; where names look like
-numbers and are not these (labels 1 .. 3), that is said, and whoever asks for "1" gets the class of that name.
+A class is identified by its name. Internally, classes are numbered from 0 in the order of their names. If names look
+like numbers and differ from these (labels 1 .. 3), a note says so, and "1" means the class of that name.
 """
 
 import re
@@ -21,7 +21,7 @@ _SPLIT = re.compile(
 
 
 def natural(name: str) -> list:
-    """A key for sorting: numbers in names count as numbers, so that class10 comes after class9."""
+    """A sort key that compares numbers in names as numbers, so that class10 comes after class9."""
     parts = re.split(r"([0-9]+)", name)
     digits = [part.lstrip("0") for part in parts[1::2]]
     keys: list = [(part,) for part in parts]
@@ -53,7 +53,7 @@ def class_labels(labels, n: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _plain_labels(labels) -> np.ndarray:
-    """Labels as an array; of objects, as pandas has them, if all are strings or all are integers."""
+    """Labels as an array. Object arrays, as pandas has them, must hold only strings or only integers."""
     if isinstance(labels, str | bytes | Set):
         raise ValueError(f"labels are a {type(labels).__name__}, expected a list or an array with one for each image")
     labels = as_array(labels, "labels")
@@ -64,7 +64,7 @@ def _plain_labels(labels) -> np.ndarray:
     if kinds == {str} or (kinds and all(issubclass(kind, int | np.integer) for kind in kinds)):
         return np.array(values).reshape(labels.shape)
     named = [str if isinstance(v, str) else type(v) for v in values]
-    at = named.index(min(kinds, key=named.count))  # what there is least of
+    at = named.index(min(kinds, key=named.count))  # the rarest kind
     raise ValueError(
         f"label number {at} is {values[at]!r}, and the labels are {', '.join(sorted(k.__name__ for k in kinds))}; "
         "give all integers or all strings"
@@ -72,7 +72,7 @@ def _plain_labels(labels) -> np.ndarray:
 
 
 def named_labels(labels, names, where: str):
-    """(labels, a note): the names of labels that count 0 .. K - 1 through K names, else the labels as they are."""
+    """(labels, a note): labels 0 .. K - 1 replaced by their K names; the labels unchanged if the names do not fit."""
     labels, names = _plain_labels(labels), _plain_labels(names)
     if names.ndim != 1 or names.dtype.kind not in "US" or labels.dtype.kind not in "iu" or not labels.size:
         return labels, f"not used: {where} {names.shape} {names.dtype}, which are no names of these labels"
@@ -82,7 +82,7 @@ def named_labels(labels, names, where: str):
 
 
 def renumbered(classes: list[str] | None) -> list[str]:
-    """A note where names look like numbers and classes have other numbers inside."""
+    """A list with one note if class names look like numbers and differ from the internal ones, else an empty list."""
     if not classes or not all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in classes):
         return []
     if classes == [str(i) for i in range(len(classes))]:
@@ -92,9 +92,10 @@ def renumbered(classes: list[str] | None) -> list[str]:
 
 
 def divided(paths: list[str], split: str | None, where: object, noun="image") -> tuple[list[str], list[str]]:
-    """(the paths that count, notes) of images in folders called train, val and test, or of others.
+    """(the paths that count, notes): those in the chosen one of the folders train, val and test; all if there are no
+    such folders.
 
-    split: which of them; None is train. noun: what is at a path. ValueError for a split that is not there.
+    split: which of them; None is train. noun: what is at a path. Raises ValueError if the split does not exist.
     """
     kinds = _kinds(paths)
     if kinds is None:
@@ -116,7 +117,7 @@ def divided(paths: list[str], split: str | None, where: object, noun="image") ->
 
 
 def undivided(paths: list[str]) -> list[str]:
-    """The same paths without the folders called train, val and test that divide them, which are no classes."""
+    """The same paths without the folders train, val and test that divide the data, which are not classes."""
     kinds = _kinds(paths)
     if kinds is None:
         return paths
@@ -126,8 +127,8 @@ def undivided(paths: list[str]) -> list[str]:
 
 
 def _kinds(paths: list[str]) -> dict[str, str] | None:
-    """{folder: "train", "val" or "test"} of all folders at the first level where all are called so, and not alike, and
-    there is a train in each folder above.
+    """{folder: "train", "val" or "test"} of all folders at the first level where every folder has such a name, at least
+    two names differ, and each parent folder has a train; None if there is no such level.
     """
     folders = [folder.split("/") if folder else [] for folder in {path.rpartition("/")[0] for path in paths}]
     for depth in range(min(map(len, folders), default=0)):
@@ -140,7 +141,7 @@ def _kinds(paths: list[str]) -> dict[str, str] | None:
 
 
 def kind_of(name: str) -> str | None:
-    """Which part of divided data a folder of this name is: "train", "val" or "test"; None if it is none."""
+    """Which part of divided data a folder of this name holds: "train", "val" or "test"; None for other names."""
     match = _SPLIT.fullmatch(name)
     return None if match is None else match.lastgroup
 
@@ -153,7 +154,7 @@ def _counted(paths, kinds, depth) -> dict[str, int]:
 
 
 def _upto(path, depth) -> str:
-    """The folders of a path down to this depth."""
+    """The first `depth` folders of a path."""
     return "/".join(path.split("/", depth)[:depth])
 
 

@@ -1,7 +1,7 @@
 """A folder of clips: animated GIF, WebP and PNG files, films (with the extra `video`), and folders of frames.
 
-Every clip is read at one frame rate, by the times at which its frames are shown, so that films of other and of variable
-rates keep their speed; cut into pieces of F frames; and resized like images. What is shorter is listed.
+Every clip is resampled to one frame rate by the display times of its frames, so that films with other or variable rates
+keep their speed; it is cut into pieces of F frames and resized like images. Clips that are too short are listed.
 """
 
 import os
@@ -23,17 +23,17 @@ from pydiff.data.listing import find_files
 from pydiff.data.pixels import resize_image, to_channels
 from pydiff.printed import printable
 
-FRAMES = 8  # of a clip, where nobody says
+FRAMES = 8  # of a clip, by default
 ANIMATED = frozenset((".gif", ".webp", ".apng", ".png"))
 FILMS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv"))
-STEADY = 0.02  # share by which the times of frames may differ at a steady rate
+STEADY = 0.02  # relative spread of the frames' durations up to which a rate counts as steady
 MAX_FRAMES = 20_000  # of one file
-UNTIMED = 0.1  # seconds a frame of a GIF that says 0, as browsers show it
+UNTIMED = 0.1  # seconds per frame of a GIF that says 0, as in browsers
 
 
 class Reel(NamedTuple):
-    """One clip. frames: n of (h, w, C) uint8. starts: (n + 1,) seconds at which they are shown, and the end. kinds: of
-    the frames in the file, whether grey (1), coloured (3) or partly transparent (4).
+    """One clip. frames: n of (h, w, C) uint8. starts: (n + 1,), the seconds at which they are shown, and the end.
+    kinds: those of the frames in the file: grey (1), coloured (3) or partly transparent (4).
     """
 
     frames: list
@@ -42,7 +42,7 @@ class Reel(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Frames a second, on average over the film."""
+        """Frames per second, on average over the film."""
         return len(self.frames) / float(self.starts[-1]) if self.starts[-1] > 0 else 1 / UNTIMED
 
     @property
@@ -53,17 +53,18 @@ class Reel(NamedTuple):
 
 
 class Fit:
-    """What becomes of a frame as soon as it is read, so that no clip is ever held at its own size; and how much memory
-    all frames may take then.
+    """Fits each frame to its final size and channels as soon as it is read, so that no clip is ever held at full size,
+    and counts the memory that all frames take.
 
-    size: (H, W). channels: 1, 3 or 4; None is for those it has, on white. name: of the folder, in messages.
+    size: (H, W). channels: 1, 3 or 4; None keeps those of the frame, transparency on white. name: of the folder, for
+    messages.
     """
 
     def __init__(self, size, channels: int | None = None, limit: Limit = USUAL, name: str = ""):
         self.size, self.channels, self.limit, self.name, self.taken = size, channels, limit, name, 0
 
     def __call__(self, pixels, kinds: set):
-        """(h, w, 3 or 4) uint8 -> (H, W, C), of which kind it was added to `kinds`."""
+        """Fits a frame, (h, w, 3 or 4) uint8 -> (H, W, C), and adds its original kind, 1, 3 or 4, to `kinds`."""
         frame = _fewest(pixels)
         kinds.add(frame.shape[-1])
         if self.channels is not None or frame.shape[-1] == 4:
@@ -71,12 +72,12 @@ class Fit:
         return _sized(frame, self.size)
 
     def take(self, count: int):
-        """So many frames more; TooLarge for too many."""
-        self.taken += count * self.size[0] * self.size[1] * 8  # and once more when all of them become one array
+        """Counts `count` more frames; raises TooLarge above the limit."""
+        self.taken += count * self.size[0] * self.size[1] * 8  # twice: they are also copied into one array
         self._check(self.limit.check, self.taken, f"all frames of {self.name}")
 
     def check_file(self, path: Path, count: int, size: tuple[int, int]):
-        """TooLarge for a file that may be a bomb: tiny, with `count` frames of this (height, width)."""
+        """Raises TooLarge for a possible decompression bomb: tiny, with `count` frames of this (height, width)."""
         told = f"{printable(path.name)}, {plural(count, 'frame')} of {size[0]} x {size[1]},"
         self._check(self.limit.check_unfolding, count * size[0] * size[1] * 4, path.stat().st_size, told)
 
@@ -88,11 +89,11 @@ class Fit:
 
 
 class TooLarge(ValueError):
-    """More than the limit allows: no file is skipped for that."""
+    """More than the memory limit allows; raised for the whole folder, not skipped like a damaged file."""
 
 
 def holds_clips(root: Path) -> bool:
-    """Whether a folder has more films than images: files that can be nothing but clips."""
+    """Whether a folder has more films than images. Films are the files that can only be clips."""
     films = find_files(root, FILMS)[0]
     return bool(films) and len(films) > len(find_files(root)[0])
 
@@ -111,13 +112,13 @@ def load_clips(
 ) -> Clips:
     """All clips under `root`, in order of path; the class is the first folder below the one that all share.
 
-    frames: of each, 8 if None; a longer one gives several, a shorter one is left out and listed. rate: frames a second;
-    None takes the middle of what the files have. size: (height, width). channels: 1 or 3 (what is transparent lies on
-    white), or 4; None: 1 if all is grey, else 3. Captions as for images. Where there are no animated files and films,
-    every folder of images is a clip, its frames in the order of their names. limit: of memory, for all frames at the
-    size that they are given. split: which of folders called train, val and test, or "all"; None is train. only: which
-    files count, Path -> bool. told: the caption of a file, path -> str, in place of those that are found. ValueError if
-    nothing is left, if more than half are broken, or above the limit.
+    frames: of each, 8 if None; a longer clip is cut into several, a shorter one is left out and listed. rate: frames
+    per second; None takes the median of the files' rates. size: (height, width). channels: 1 or 3 (transparency becomes
+    white), or 4; None: 1 if everything is grey, else 3. Captions are read as for images. If there are no animated files
+    and no films, every folder of images is a clip, with its frames in the order of their names. limit: of memory, for
+    all frames at their final size. split: which of the folders called train, val and test, or "all"; None is train.
+    only: which files count, Path -> bool. told: the caption of a file, path -> str, instead of captions found in files.
+    Raises ValueError if nothing is left, if more than half of the files are broken, or above the limit.
     """
     check_frames(frames, rate)
     frames = FRAMES if frames is None else frames
@@ -179,7 +180,7 @@ def load_clips(
 
 
 def _dataset(root, names, pieces, rate, channels, paths, texts, told, skipped, notes) -> Clips:
-    """The Clips of these pieces, lists of frames, with labels and captions by the files they come from."""
+    """The Clips of these pieces, lists of frames, with the labels and captions of the files that they come from."""
     clips = np.stack([np.stack([to_channels(frame, channels) for frame in piece]) for piece in pieces])
     labels, classes, class_notes = labels_of(names, "clip")
     more, captions = {}, None if told else words.find_captions(root, paths, texts)
@@ -194,7 +195,7 @@ def _dataset(root, names, pieces, rate, channels, paths, texts, told, skipped, n
 
 
 def _size_of(source):
-    """(height, width) of a file's frames, or of the first of a folder's; None where they cannot be read."""
+    """(height, width) of a file's frames, or of the first frame in a folder; None if they cannot be read."""
     path = source[0] if isinstance(source, list) else source
     if _suffix(path.name) not in FILMS:
         return read_size(path)
@@ -204,13 +205,13 @@ def _size_of(source):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             return stream.height, stream.width
-    except Exception as error:  # whoever reads it will say why
+    except Exception as error:  # reading the file will say why
         check_memory(error)
         return None
 
 
 def read_reel(path: Path, fit: Fit) -> Reel | str:
-    """A file with moving images, composed to whole frames; or the reason why it cannot be used."""
+    """The frames of a moving-image file, composed to whole frames; or the reason why it cannot be used."""
     try:
         if not path.is_file():
             return not_a_file(path)
@@ -230,7 +231,7 @@ def read_reel(path: Path, fit: Fit) -> Reel | str:
 
 
 def _read_animation(path, fit) -> Reel | str:
-    """GIF, WebP and PNG by Pillow, which lays partial frames over what is there and disposes of them as they say."""
+    """GIF, WebP and PNG by Pillow, which composes partial frames and applies their disposal methods."""
     from PIL import Image
 
     Image.init()
@@ -254,7 +255,7 @@ def _read_animation(path, fit) -> Reel | str:
 
 
 def _read_film(path, fit) -> Reel | str:
-    """MP4 and the like by PyAV, with the time of every frame."""
+    """MP4 and other video files by PyAV, with the time of every frame."""
     import av
 
     frames, starts, kinds = [], [], set()
@@ -278,7 +279,7 @@ def _read_film(path, fit) -> Reel | str:
 
 
 def _read_folder(paths, fit) -> Reel | str:
-    """Images as frames, at RATE; those of another size are made as large as the first."""
+    """Images as frames, RATE of them per second; images of another size are resized to that of the first."""
     size = read_size(paths[0])
     if size is None:
         return f"{printable(paths[0].name)} cannot be read"
@@ -293,14 +294,14 @@ def _read_folder(paths, fit) -> Reel | str:
 
 
 def at_rate(reel: Reel, rate: float) -> list[int]:
-    """Which of its frames are seen in the middle of every 1 / rate seconds: numbers, some of them several times."""
-    count = int(np.ceil(float(reel.starts[-1]) * rate - 0.501))  # whose middle lies in the clip
-    middles = (np.arange(max(count, 1)) + 0.5) / rate - 1e-6  # of two frames that meet there, the earlier one
+    """For every 1 / rate seconds of the clip, the number of the frame shown in the middle; frames may repeat."""
+    count = int(np.ceil(float(reel.starts[-1]) * rate - 0.501))  # intervals whose middle is in the clip
+    middles = (np.arange(max(count, 1)) + 0.5) / rate - 1e-6  # at a change of frames, the earlier one
     return np.clip(np.searchsorted(reel.starts, middles, "right") - 1, 0, len(reel.frames) - 1).tolist()
 
 
 def _rate(reels, rate, notes) -> float:
-    """The rate that all are read at, and notes on those whose own is another or varies."""
+    """The rate at which all clips are read; adds notes on those whose own rate differs or varies."""
     own = [round(reel.rate, 3) for reel in reels.values() if len(reel.frames) > 1]
     chosen = float(rate or (np.median(own) if own else RATE))
     varying = [printable(path) for path, reel in reels.items() if not reel.steady]
@@ -325,7 +326,7 @@ def _sized(frame, target):
 
 
 def _fewest(pixels):
-    """(h, w, 1, 3 or 4) to (h, w, 1), (h, w, 3) or (h, w, 4): drops what carries nothing."""
+    """(h, w, 1, 3 or 4) to (h, w, 1), (h, w, 3) or (h, w, 4): drops channels that carry no information."""
     if pixels.shape[-1] == 4:
         if not (pixels[..., 3] == 255).all():
             return pixels.copy()
@@ -343,7 +344,7 @@ def _suffix(path) -> str:
 
 
 def _natural(path) -> list:
-    """frame-2 before frame-10."""
+    """A sort key that puts frame-2 before frame-10."""
     import re
 
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", path)]

@@ -9,11 +9,11 @@ from pydiff.data.dataset import Dataset, colours, plural
 from pydiff.data.held import as_array
 from pydiff.data.pixels import resize, to_channels
 
-RATE = 8.0  # frames a second where nobody says
+RATE = 8.0  # frames per second, by default
 
 
 def check_frames(frames, rate):
-    """ValueError for a number of frames, or of frames a second, that no clip can have; None is any."""
+    """Raises ValueError for a number of frames, or of frames per second, that no clip can have; None is allowed."""
     whole = isinstance(frames, int | np.integer) and not isinstance(frames, bool)
     if frames is not None and not (whole and frames >= 1):
         raise ValueError(f"frames is {frames!r}, expected a whole number of at least 1, for example 8")
@@ -24,9 +24,9 @@ def check_frames(frames, rate):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clips(Dataset):
-    """N clips of F frames, uint8 or float32 in [-1, 1], as `images` (N, F, H, W, C); the rest as in Dataset.
+    """N clips of F frames, uint8 or float32 in [-1, 1], as `images` (N, F, H, W, C); otherwise a Dataset.
 
-    rate: frames a second.
+    rate: frames per second.
     """
 
     rate: float = RATE
@@ -46,7 +46,7 @@ class Clips(Dataset):
 
     @property
     def codec(self):
-        """The codec that diffuses frames as they are."""
+        """The codec that diffuses the pixels of the frames."""
         return Frames(self.shape, self.rate)
 
     def resized(self, size=None, channels=None):
@@ -59,23 +59,23 @@ class Clips(Dataset):
         return self if clips is self.images else dataclasses.replace(self, images=clips)
 
     def kind(self):
-        """How many clips, how long, how large."""
+        """The number of clips, their length and their size, as a phrase."""
         frames, height, width, channels = self.shape
         many = plural(len(self), "clip")
         return f"{many} of {plural(frames, 'frame')} at {self.rate:g} a second, {height} x {width}, {colours(channels)}"
 
     def facts(self, count=None):
-        """What the page of a run says of the data, {term: description}."""
+        """What a run's page says about the data: {term: description}."""
         frames, height, width, channels = self.shape
         size = f"{height} × {width}, {colours(channels)}"
         return {"Clips": f"{count or len(self):,}, {frames} frames at {self.rate:g} a second, {size}"}
 
     def hints(self):
-        """Sentences for whoever is about to train on this data."""
+        """Sentences of advice on training with this data."""
         return self._hints(compare="compare samples with the nearest clips")
 
     def stills(self) -> Dataset:
-        """Every frame as an image, with its clip's classes and captions: a Dataset of N F images."""
+        """Every frame as an image, with the class and captions of its clip: a Dataset of N F images."""
         frames = self.shape[0]
         rows = np.repeat(np.arange(len(self)), frames)
         labels = None if self.labels is None else self.labels[rows]

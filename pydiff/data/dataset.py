@@ -23,19 +23,19 @@ FEW, LARGE_SIDE, BATCH = 500, 128, 64  # for hints
 class Dataset:
     """Images for training. `pydiff.data.load` makes one from a folder, a file or an array.
 
-    Samples of another kind are a subclass (points.py, clips.py), in which `images` holds what the samples are.
+    Other kinds of samples have subclasses (points.py, clips.py), in which `images` holds the samples.
 
     name     what it was loaded from
     images   (N, H, W, C) uint8, or float32 in [-1, 1] where the source is finer than 8 bits; read-only; or
              stream.StreamedImages, which are decoded when they are needed
     labels   (N,) int64 in 0 .. len(classes) - 1, or None; read-only
-    classes  the name of each label, or None
+    classes  the name of each class, or None
     skipped  (path, reason) of every file that could not be used, in order of path
     notes    what was decided for you: the size, the value range, the layout
-    columns  {name: (N, ...)}: further arrays that a network may be told; read-only
-    nothing  {name: one row (...)} of each that says "nothing asked for", for classifier-free guidance
-    captions   for each image its captions, a tuple of strings, () where there is none; None: no image has any
-    languages  for each caption its language, such as "en", "" where nobody says; None if nobody ever does
+    columns  {name: (N, ...)}: further arrays that a network may be given; read-only
+    nothing  {name: one row (...)} of each column that means "nothing asked for", for classifier-free guidance
+    captions   for each image a tuple of its captions, () if it has none; None: no image has any
+    languages  for each caption its language, such as "en", "" if unknown; None: all are unknown
     """
 
     name: str
@@ -50,7 +50,7 @@ class Dataset:
     languages: Sequence[Sequence[str]] | None = None
 
     noun = "image"  # what one sample is called
-    mirrors = True  # whether a sample seen in a mirror is as good
+    mirrors = True  # whether a mirrored sample is as valid
 
     def __post_init__(self):
         if not self.streamed:
@@ -70,7 +70,7 @@ class Dataset:
 
     @staticmethod
     def _checked(samples) -> np.ndarray:
-        """The samples as an array, or ValueError for what this kind of data set cannot hold."""
+        """The samples as an array; raises ValueError for what this kind of data set cannot hold."""
         return _checked_images(samples)
 
     @property
@@ -80,30 +80,30 @@ class Dataset:
 
     @property
     def stream(self):
-        """What decodes the images when they are needed (stream.py); None if all are in memory."""
+        """The StreamedImages that decodes the images on demand (stream.py); None if all are in memory."""
         return self.images if getattr(self.images, "streamed", False) else None
 
     @property
     def streamed(self) -> bool:
-        """Whether the images are decoded when they are needed."""
+        """Whether the images are decoded on demand."""
         return self.stream is not None
 
     def usable(self, indices) -> np.ndarray:
-        """The indices with those of images that cannot be decoded, which a stream finds out late, replaced."""
+        """The indices, with those of images that cannot be decoded replaced. Only a stream can have such images."""
         return self.images.usable(self._checked_indices(indices)) if self.streamed else np.asarray(indices)
 
     def in_memory(self) -> "Dataset":
-        """The same data with all images decoded."""
+        """The same data with all images decoded into memory."""
         return dataclasses.replace(self, images=self.images[:]) if self.streamed else self
 
     def ahead(self, indices):
-        """Says which images will soon be asked for."""
+        """Announces which images will be needed soon, so that a stream can decode them."""
         if self.streamed:
             self.images.ahead(self._checked_indices(indices))
 
     @property
     def codec(self) -> Codec:
-        """What stands between these samples and what is diffused, where nobody gives another."""
+        """The default codec for these samples."""
         return Pixels(self.shape)
 
     def resized(self, size=None, channels=None) -> "Dataset":
@@ -113,7 +113,7 @@ class Dataset:
         return self if images is self.images else dataclasses.replace(self, images=images)
 
     def coded(self, name: str = "auto") -> Codec:
-        """The codec of this name for these samples; auto is `codec`. ValueError for a name that is not for them."""
+        """The codec of this name for these samples; "auto" is `codec`. Raises ValueError for other kinds of samples."""
         if name != "auto":
             raise ValueError(f"codec {name!r} is for sounds, and {self.name} holds {self.noun}s; leave it out")
         return self.codec
@@ -124,13 +124,13 @@ class Dataset:
 
     @property
     def conditioning(self) -> Conditioning:
-        """What a network could be told about these images."""
+        """The Conditioning of a network that is given everything known about these images."""
         return Conditioning(self.classes, self.nothing)
 
     def condition(self, indices, conditioning: Conditioning | None = None, captions=None) -> Condition:
-        """What is known of the images with these indices (n,): their classes and further columns.
+        """What is known about the images with these indices (n,), as a Condition: their classes and further columns.
 
-        conditioning: which of it counts, all if None. captions: n of them, if it has a text encoder.
+        conditioning: which of it counts, all if None. captions: n of them, if conditioning has a text encoder.
         """
         indices = self._checked_indices(indices)
         labels = None if self.labels is None else self.labels[indices]
@@ -138,9 +138,9 @@ class Dataset:
         return (self.conditioning if conditioning is None else conditioning).of_data(labels, columns, captions)
 
     def titles(self, indices) -> list[str] | None:
-        """A line for each of the images with these indices: its first caption, else its class, else "".
+        """A line for each image with these indices: its first caption, else the name of its class, else "".
 
-        None if there are neither.
+        None if the data set has neither.
         """
         if self.captions is None and self.classes is None:
             return None
@@ -153,9 +153,9 @@ class Dataset:
         return [(*self.captions[i], c)[0] for i, c in zip(indices, classes, strict=True)]  # pyright: ignore[reportReturnType]
 
     def in_languages(self, languages: Sequence[str]) -> "Dataset":
-        """The same images with the captions in these languages alone, and those whose language nobody gives.
+        """The same images with only the captions in these languages, or in an unknown one.
 
-        ValueError if no caption is left.
+        Raises ValueError if no caption is left.
         """
         if self.languages is None:
             return self
@@ -190,7 +190,7 @@ class Dataset:
         return self.subset(rest), dataclasses.replace(self.subset(held), name=f"{self.name} (held out)", skipped=[])
 
     def subset(self, indices) -> "Dataset":
-        """A data set of the images with these indices, in this order; the classes stay as they are."""
+        """A data set of the images with these indices, in this order; the classes are unchanged."""
         indices = self._checked_indices(indices)
         labels = None if self.labels is None else self.labels[indices]
         columns = {name: column[indices] for name, column in self.columns.items()}
@@ -200,10 +200,10 @@ class Dataset:
         return dataclasses.replace(self, images=images, labels=labels, columns=columns, **words)
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of shape, dtype, pixels, labels, columns and captions. Of streamed images, names,
-        lengths and the contents of some stand for the pixels.
+        """SHA-256 (64 hex digits) of shape, dtype, pixels, labels, columns and captions. For streamed images, their
+        names, their sizes and the contents of some of them stand in for the pixels.
 
-        By it a resumed run notices changed data.
+        A resumed run compares it to detect changed data.
         """
         import hashlib
 
@@ -236,18 +236,18 @@ class Dataset:
         return "\n".join(lines)
 
     def kind(self) -> str:
-        """How many samples there are and what they are: a phrase."""
+        """The number of samples and what they are, as a phrase."""
         height, width, channels = self.shape
         return f"{plural(len(self), 'image')}, {height} x {width}, {colours(channels)}"
 
     def facts(self, count: int | None = None) -> dict[str, str]:
-        """The same for a page: {term: description}. count: how many there were, of which these are some."""
+        """What a run's page says about the data: {term: description}. count: of samples, if these are only some."""
         height, width, channels = self.shape
         colour = {1: "grey", 3: "RGB", 4: "RGBA"}.get(channels, f"{channels} channels")
         return {"Images": f"{count or len(self):,}, {height} × {width}, {colour}"}
 
     def hints(self) -> list[str]:
-        """Sentences for whoever is about to train on this data."""
+        """Sentences of advice on training with this data."""
         height, width, _ = self.shape
         found = []
         if height % 4 or width % 4:
@@ -276,13 +276,13 @@ class Dataset:
 
 
 def some(items: Sequence[str], separator: str, shown: int) -> str:
-    """The first of these, and how many more there are."""
+    """The first `shown` items, joined, and how many more there are."""
     rest = [f"and {len(items) - shown:,} more"] if len(items) > shown else []
     return separator.join([*items[:shown], *rest])
 
 
 def colours(channels: int) -> str:
-    """3 channels (RGB), say."""
+    """The channel count as a phrase, such as "3 channels (RGB)"."""
     return plural(channels, "channel") + {1: " (grey)", 3: " (RGB)", 4: " (RGBA)"}.get(channels, "")
 
 
@@ -326,7 +326,7 @@ def _checked_column(name: str, column, dataset) -> np.ndarray:
 
 
 def _checked_captions(captions, languages, n: int):
-    """Tuples of tuples of strings, or None; a string alone is one caption."""
+    """(captions, languages), each a tuple of tuples of strings or None; a single string is one caption."""
     if captions is None and languages is None:
         return None, None
     if captions is None or len(captions) != n or (languages is not None and len(languages) != n):

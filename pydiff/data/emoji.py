@@ -1,10 +1,10 @@
 """Emoji at 32 x 32 with captions in English and German, shipped with pydiff: see emoji.LICENSE.txt, make_emoji.py.
 
-Among them is a full factorial: 80 roles, each drawn as a man and as a woman in six tones. 144 of its 960 images are
-marked, always the same ones, to be held out: whoever trains on the other 816 has seen every role, gender and tone, and
-can ask for descriptions that were never seen together. Two drawings are there twice, among those that are kept: people
-of medium-light skin have blond hair, said or not. Gender and tone are words in the captions of drawings; nothing
-here says anything of people.
+They include a full factorial design: 80 roles, each drawn as a man and as a woman in six tones. 144 of its 960 images,
+always the same ones, are marked to be held out: a model trained on the other 816 has seen every role, gender and tone,
+and can be asked for combinations that it never saw. Two drawings occur twice among those that are kept: people of
+medium-light skin have blond hair, whether the caption says so or not. Gender and tone are words in the captions of
+drawings; nothing here says anything about people.
 """
 
 from pathlib import Path
@@ -32,12 +32,12 @@ class Factorial(NamedTuple):
 
     @property
     def kept(self) -> np.ndarray:
-        """Numbers of the images to train on (816,)."""
+        """Numbers of the images to train on, (816,)."""
         return self.cells[~self.held_out]
 
     @property
     def unseen(self) -> np.ndarray:
-        """Numbers of the images that are held out (144,)."""
+        """Numbers of the images that are held out, (144,)."""
         return self.cells[self.held_out]
 
 
@@ -50,7 +50,7 @@ def load_emoji() -> Dataset:
 
 
 def factorial() -> Factorial:
-    """Which images of the set are the 960, and which of those are held out."""
+    """The full factorial design in the set: which images belong to it, and which of these are held out."""
     arrays = read_npz(FILE)
     roles = tuple(role.decode() for role in arrays["roles"].tolist())
     return Factorial(roles, arrays["cells"].astype(np.int64), arrays["held_out"])

@@ -18,7 +18,7 @@ CLASSES = [
 def load_fashion(folder: Path = FOLDER) -> Dataset:
     """The 60,000 training images (N, 28, 28, 1) uint8 of a folder of IDX files, with classes and captions.
 
-    FileNotFoundError, in one sentence, where the files are not there; ValueError for damaged ones.
+    Raises FileNotFoundError if the files are missing, ValueError if they are damaged.
     """
     if not folder.is_dir() or not idx.holds_idx(folder):
         raise FileNotFoundError(
@@ -29,7 +29,7 @@ def load_fashion(folder: Path = FOLDER) -> Dataset:
 
 
 def named_clothes(dataset: Dataset, name: str | None = None) -> Dataset:
-    """The same data with the names of Fashion-MNIST's ten classes, and a caption each."""
+    """The same data with the names of Fashion-MNIST's ten classes, and a caption for each image."""
     if dataset.labels is None or dataset.labels.max(initial=0) >= len(CLASSES):
         return dataset
     captions = tuple((f"{'an' if word[0] in 'aeiou' else 'a'} {word}",) for word in CLASSES)

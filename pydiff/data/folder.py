@@ -1,5 +1,5 @@
-"""A folder of images, or an archive, as listing.py finds them: chooses size and channel count from the data, and
-skips what is broken.
+"""A folder of images, or an archive, as listed by listing.py: size and channel count are chosen from the data, and
+broken images are skipped.
 """
 
 import os
@@ -33,9 +33,9 @@ def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
     one (up to 256 a side), else a square of 8 to 64 a side that suits the smaller images. asked.channels: 1, 3 or 4;
     None: 1 if every image is grey, 4 if any has transparency, else 3.
 
-    Captions are found where captions.py says, beside class folders or without them. Where the first folders are called
-    train, val and test, train is taken. Files with the suffix of an image that cannot be read are skipped and listed;
-    others are counted. Raises ValueError if no image is left, or if more than half are broken.
+    Captions are read as captions.py describes, with or without class folders. If the first folders are called train,
+    val and test, train is taken. Files with the suffix of an image that cannot be read are skipped and listed; others
+    are counted. Raises ValueError if no image is left, or if more than half are broken.
     """
     found = files_in(root)
     if not found.images:
@@ -54,7 +54,7 @@ def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
 
 
 def _sources(root, paths, skipped) -> dict:
-    """{path: what can be read}; members of an archive that are damaged are added to `skipped`."""
+    """{path: a readable file or contents}; damaged members of an archive are added to `skipped`."""
     sources = {}
     for path in paths:
         try:
@@ -65,7 +65,7 @@ def _sources(root, paths, skipped) -> dict:
 
 
 class Said(NamedTuple):
-    """What folders and files say of N images. labels: (N,), or None. words: captions as keywords of a Dataset."""
+    """What folders and files say about N images. labels: (N,), or None. words: captions as keywords of a Dataset."""
 
     labels: np.ndarray | None
     classes: list[str] | None
@@ -75,7 +75,7 @@ class Said(NamedTuple):
 
 
 def said_of(root, names: list[str], paths: list[str], found: Found) -> Said:
-    """See Said. names: of the images that are used. paths: of all that were found, which a text may be about."""
+    """See Said. names: of the images that are used. paths: of all images found, which a text may refer to."""
     told = words.find_captions(root, paths, found.texts)
     of_file = [path_of(name) for name in names] if told is not None else []
     if told is not None and all(path in told.classes for path in of_file):
@@ -99,15 +99,16 @@ FRAME = "\0frame "  # between the path of a file and the number of a frame: no p
 
 
 def path_of(name: str) -> str:
-    """The path of the file that an image is from."""
+    """The path of the file that holds the image of this name."""
     return name.split(FRAME)[0]
 
 
 def read_images(where, sources: dict, asked: Asked, skipped: list[tuple[str, str]]) -> tuple[list, np.ndarray, list]:
-    """(names of the usable ones, their pixels (N, H, W, C), notes) of images by name: files, contents, Pillow's.
+    """(names of the usable images, their pixels (N, H, W, C), notes) of sources by name: files, contents, Pillow
+    images.
 
-    Adds the others to `skipped`. where: what they come from, for messages. Several frames of one file have its name and
-    FRAME in common.
+    Adds the others to `skipped`. where: what they come from, for messages. The frames of one file are named by its
+    path, FRAME and a number.
     """
     where = printable(str(where))
     with warnings.catch_warnings():
@@ -126,7 +127,7 @@ def read_images(where, sources: dict, asked: Asked, skipped: list[tuple[str, str
 
 
 def _read_all(sources, asked, skipped) -> tuple[dict[str, Decoded], tuple[int, int], list[str]]:
-    """The usable images by name, their size and notes; adds the others to `skipped`."""
+    """({name: usable image}, their size, notes); adds the others to `skipped`."""
     looks = dict(zip(sources, each(partial(look, limit=asked.limit), sources, "looking"), strict=True))
     top, deep_notes = read_depth([found.top for found in looks.values() if found and found.top], asked.bits)
     several = {name: found.frames for name, found in looks.items() if found and found.frames > 1}
@@ -136,7 +137,7 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Decoded], tuple[int, i
     decoded: dict[str, Decoded] = {}
     while True:
         total = sum(found.frames if most is None else 1 for found in looks.values() if found)
-        check_room(max(total, 1), target, 2)  # one by one, and then all in one array; of one channel at least
+        check_room(max(total, 1), target, 2)  # 2 bytes: the images and the one array, at least one channel
         asked.limit.check(total * target[0] * target[1] * 8, f"{plural(total, 'image')} of {target[0]} x {target[1]}")
         reader = partial(read_frames, size=target, top=top, limit=asked.limit, most=most)
         results = dict(zip(sources, each(reader, sources, "reading"), strict=True))
@@ -148,7 +149,8 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Decoded], tuple[int, i
                 decoded |= {f"{path}{FRAME}{i}" if i else path: frame for i, frame in enumerate(result)}
         skipped.sort()
         notes.clear()
-        # Headers of broken files and rotations can mislead the first choice; the second sees the true sizes and stands.
+        # Headers of broken files and rotations can mislead the first choice; the second sees the true sizes and is
+        # final.
         better = asked.size or _choose_size([image.size for image in decoded.values()], notes)
         if better == target or not decoded:
             break
@@ -167,7 +169,7 @@ def _read_all(sources, asked, skipped) -> tuple[dict[str, Decoded], tuple[int, i
 
 
 def read_depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
-    """(what white is in grey deeper than 8 bits, a note): the fewest bits that hold the largest value of them all."""
+    """(the value of white in grey deeper than 8 bits, notes), from the fewest bits that hold the largest value."""
     if not tops:
         return 65535, [f"bits={bits} changes nothing: no image has grey of more than 8 bits"] if bits else []
     if bits is not None:
@@ -183,8 +185,8 @@ def read_depth(tops: list[int], bits: int | None) -> tuple[int, list[str]]:
 
 
 def each(function, sources: Mapping, verb: str, unit: str = "image") -> list:
-    """function(source) of every source, in order, on a few threads, with a progress bar after a second."""
-    from concurrent.futures import ThreadPoolExecutor  # which brings logging with it
+    """[function(source) for every source], in order, on a few threads, with a progress bar after a second."""
+    from concurrent.futures import ThreadPoolExecutor  # imported here, as it imports logging
 
     from tqdm import tqdm
 
@@ -194,7 +196,7 @@ def each(function, sources: Mapping, verb: str, unit: str = "image") -> list:
 
 
 def _choose_size(sizes: list[tuple[int, int]], notes: list[str]) -> tuple[int, int]:
-    """(height, width) for images of these sizes; adds a note unless it is simply the size of them all."""
+    """(height, width) for images of these sizes; adds a note unless that is the size of all of them."""
     if not sizes:
         return REDUCED[0], REDUCED[0]
     if len(set(sizes)) == 1 and max(sizes[0]) <= LARGEST_UNASKED:
@@ -210,7 +212,7 @@ def _choose_size(sizes: list[tuple[int, int]], notes: list[str]) -> tuple[int, i
 
 
 def _stack(images: list[np.ndarray], channels: int | None) -> tuple[np.ndarray, list[str]]:
-    """(N, H, W, C) with the channel count asked for, or the largest that any image needs."""
+    """(the images (N, H, W, C) with the requested channels, or the largest count that any image needs; notes)."""
     counts = [image.shape[-1] for image in images]
     chosen, notes = channels or max(counts), []
     if channels is None and chosen == 4 and min(counts) < 4:
@@ -227,8 +229,8 @@ def _stack(images: list[np.ndarray], channels: int | None) -> tuple[np.ndarray, 
 
 
 def labels_of(paths: list[str], noun: str = "image") -> tuple[np.ndarray | None, list[str] | None, list[str]]:
-    """Labels (N,), class names and notes. Images beside the class folders, or a single folder, mean no classes, and
-    folders called train, val and test are none.
+    """Labels (N,), class names and notes. Images beside the class folders, or a single folder, mean that there are no
+    classes. Folders called train, val and test are not classes.
     """
     within = [path.rpartition("/")[0] for path in undivided(paths)]
     counts = Counter(within)

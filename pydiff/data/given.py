@@ -1,4 +1,4 @@
-"""Images that are given for editing, from files, at the size that a model draws."""
+"""Images that a user gives for editing, read from files at the size of the model's samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +12,18 @@ from pydiff.printed import printable
 
 
 def image_from(path: Path, size: Sequence[int] | None, channels: int, limit: float | None = None) -> np.ndarray:
-    """(H, W, channels) uint8. size: (H, W), to which it is cut in the middle and resized; None for its own.
+    """(H, W, channels) uint8. size: (H, W), to which it is cropped in the middle and resized; None keeps its own size.
 
-    Transparency becomes white where the model has none; grey deeper than 8 bits is read over the bits that it uses.
-    limit: GiB of memory that it may take while it is read, 4 if None. ValueError, in one sentence, for what is no
-    image.
+    Transparency becomes white if the model has no alpha channel; grey deeper than 8 bits is read over the bits that it
+    uses. limit: GiB of memory that it may take while being read, 4 if None. Raises ValueError if the file is not a
+    usable image.
     """
     path, most = Path(path).expanduser(), limit_of(limit)
     seen = look(path, most)
     found = tuple(size) if size is not None else None if seen is None else seen.size
     top = read_depth([seen.top] if seen and seen.top else [], None)[0]
     read = read_image(path, found or (1, 1), top, most)  # pyright: ignore[reportArgumentType]
-    if size is None and not isinstance(read, str) and read.size != found:  # the file says that it lies on its side
+    if size is None and not isinstance(read, str) and read.size != found:  # rotated by its EXIF orientation
         read = read_image(path, read.size, top, most)
     if isinstance(read, str):
         raise ValueError(f"{printable(str(path))} cannot be used: {read}")
@@ -40,6 +40,6 @@ def image_from(path: Path, size: Sequence[int] | None, channels: int, limit: flo
 
 
 def mask_from(path: Path, size: Sequence[int] | None, limit: float | None = None) -> np.ndarray:
-    """(H, W) float32 from a black and white image: 1, where is to be drawn, for white. Errors: as `image_from`."""
+    """(H, W) float32 from a black and white image: white is 1, where to draw. Arguments and errors as `image_from`."""
     grey = image_from(path, size, 1, limit)[..., 0]
     return (grey >= 128).astype(np.float32)

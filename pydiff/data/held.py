@@ -1,4 +1,4 @@
-"""What somebody holds in Python as a plain NumPy array, or a sentence on why it cannot be one."""
+"""Python objects that hold samples, as plain NumPy arrays, or an error that says why they cannot be."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def as_array(values: Any, what: str = "images") -> np.ndarray:
-    """`values` as an array in the byte order of this machine, without a copy where none is needed.
+    """`values` as an array in this machine's byte order, without a copy if none is needed.
 
-    A masked value is none, so masked arrays are taken only where nothing is masked. Tensors of PyTorch that ask for a
-    gradient are taken as they are. what: of whom the message speaks. Raises ValueError or TypeError.
+    Masked arrays are accepted only if no value is masked. PyTorch tensors that require a gradient are detached. what:
+    the name of the values in messages. Raises ValueError or TypeError.
     """
     masked: Any = values
     if np.ma.isMaskedArray(masked) and np.ma.getmaskarray(masked).any():

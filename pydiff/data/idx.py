@@ -1,6 +1,6 @@
-"""MNIST's IDX files, and those of sets that took its format: train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..
+"""IDX files of MNIST, and of data sets in the same format: train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..
 
-With or without .gz, in a folder or in an archive, or one file alone.
+With or without .gz, in a folder or in an archive, or a single file.
 """
 
 import io
@@ -19,9 +19,9 @@ PARTS = {"train": "train", "test": "t10k"}
 
 
 def load_idx(root, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """The training set (or asked.split, "test") of a folder or archive: grey, (N, H, W, 1) uint8, with its classes.
+    """The training set (or that of asked.split) in a folder or archive: grey, (N, H, W, 1) uint8, with its classes.
 
-    ValueError, in one sentence, for damaged files.
+    Raises ValueError for damaged files.
     """
     split = asked.split or "train"
     parts = ["train", "test"] if split == "all" else [split]
@@ -57,7 +57,7 @@ def holds_idx(root) -> bool:
 
 
 def _pair(root, part: str):
-    """(images, labels): where they are; None where one of them is missing."""
+    """(images, labels), the two files of a part; None if one of them is missing."""
     files = {path.split("/")[-1]: path for path in root.paths()[0]} if hasattr(root, "paths") else None
     found = []
     for kind in ("images", "labels"):
@@ -81,10 +81,10 @@ def _part(root, part, limit):
 
 
 def read_idx(file, limit: Limit = USUAL, where=None) -> np.ndarray:
-    """The array of uint8 in an IDX file, a path or its contents, plain or packed by gzip.
+    """The uint8 array in an IDX file, given as a path or its contents, plain or compressed by gzip.
 
-    The bytes 0, 0, 8 and the number of axes, then their lengths as big-endian 32-bit numbers, then the data.
-    ValueError for anything else, and for a file that is longer or shorter than it says.
+    Format: the bytes 0, 0, 8 and the number of axes, then their lengths as big-endian 32-bit numbers, then the data.
+    Raises ValueError for anything else, and if the file is longer or shorter than its header says.
     """
     import gzip
     import zlib
@@ -104,7 +104,7 @@ def read_idx(file, limit: Limit = USUAL, where=None) -> np.ndarray:
 
 
 class _Wrong(ValueError):
-    """Not what an IDX file has."""
+    """The contents are not those of an IDX file."""
 
 
 def _read(stream, packed, limit, where):
@@ -115,7 +115,7 @@ def _read(stream, packed, limit, where):
         raise _Wrong(f"it claims {magic[3]} axes")
     shape = tuple(int.from_bytes(stream.read(4), "big") for _ in range(magic[3]))
     size = math.prod(shape)
-    if size > 1100 * packed:  # more than gzip can unfold to
+    if size > 1100 * packed:  # more than gzip can expand to
         raise _Wrong(f"it claims {size:,} bytes, which {packed:,} cannot hold")
     limit.check_unfolding(size, packed, where)
     data = stream.read(size + 1)

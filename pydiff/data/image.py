@@ -17,12 +17,12 @@ from pydiff.printed import first_line
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 _NAMES = "png apng jpg jpeg jpe jfif gif bmp dib webp avif tif tiff ppm pgm pbm pnm"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
-SEVERAL = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")  # formats whose further frames are images, and not previews
+SEVERAL = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")  # formats whose further frames are images, not previews
 
 # Images above this many pixels (8192 x 8192) are refused before unpacking.
 MAX_PIXELS = 2**26
-LARGE = 2**22  # pixels above which one image is unpacked at a time
-BYTES = 12  # a pixel may take while an image is unpacked, turned and converted
+LARGE = 2**22  # pixels; images above this are unpacked one at a time
+BYTES = 12  # per pixel while an image is unpacked, rotated and converted
 _one_at_a_time = threading.Lock()
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -37,8 +37,9 @@ class Decoded(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What can be said of an image before it is resized: size as stored, number of frames, of grey levels deeper than
-    8 bits the largest, 0 for all others, and whether it has colours that deep, which are read as 8 bits.
+    """What is known about an image before it is decoded. size: (height, width) as stored. frames: their number. top:
+    the largest value of grey deeper than 8 bits, 0 for other images. deep_colour: whether its colours have more than 8
+    bits, of which 8 are read.
     """
 
     size: tuple[int, int]
@@ -50,11 +51,11 @@ class Look(NamedTuple):
 def look(source, limit: Limit = USUAL) -> Look | None:
     """See Look; None if there is no readable header."""
     try:
-        if isinstance(source, Path) and not source.is_file():  # opening a pipe would wait for ever
+        if isinstance(source, Path) and not source.is_file():  # opening a pipe would block
             return None
         with opened(source) as image:
             frames = getattr(image, "n_frames", 1) if image.format in SEVERAL else 1
-            deep = _has_deep_colour(image)  # Pillow forgets it when it decodes
+            deep = _has_deep_colour(image)  # Pillow loses this when it decodes
             return Look((image.height, image.width), frames, _top(image, _packed(source), limit), deep)
     except Exception as error:  # `read_image` reports the reason
         check_memory(error)
@@ -68,22 +69,22 @@ def read_size(source) -> tuple[int, int] | None:
 
 
 def _has_deep_colour(image) -> bool:
-    """Whether the file has more than 8 bits a channel, of which Pillow keeps the upper 8."""
+    """Whether the file has colours of more than 8 bits per channel, of which Pillow keeps the upper 8."""
     if image.mode.startswith("I") or image.mode == "F":
         return False
-    if image.info.get("bit_depth", 8) > 8:  # as pillow-heif tells
+    if image.info.get("bit_depth", 8) > 8:  # set by pillow-heif
         return True
     for decoder, _, _, how in getattr(image, "tile", ()):
         how = how if isinstance(how, tuple) else (how,)
         if decoder.startswith("ppm") and any(isinstance(n, int) and n > 255 for n in how):
-            return True  # the largest value, which a PPM file says
+            return True  # a PPM file states its largest value
         if any(isinstance(word, str) and ";16" in word for word in how):
             return True
     return False
 
 
 def _top(image, packed, limit) -> int:
-    """The largest grey value of an image that has more than 8 bits, or what the file says it can be."""
+    """The largest value of a grey image deeper than 8 bits, or the maximum the file declares; 0 for other images."""
     if not image.mode.startswith("I"):
         return 0
     said = [image.tag_v2.get(tag) for tag in MAX_SAMPLE] if image.format == "TIFF" else []
@@ -100,8 +101,8 @@ def read_image(
 ) -> Decoded | str:
     """One frame of an image, upright, at (height, width) `size`; or the reason why it cannot be used.
 
-    source: a file, the contents of one, or a Pillow image. top: what white is, in grey deeper than 8 bits; None if
-    nobody knows, and such an image cannot be used.
+    source: a file, the contents of one, or a Pillow image. top: the value of white in grey deeper than 8 bits; None if
+    unknown, in which case such an image cannot be used.
     """
     frames = read_frames(source, size, top, limit, most=1, first=frame)
     return frames if isinstance(frames, str) else frames[0]
@@ -139,7 +140,7 @@ def read_frames(
         return "not an image in any known format"
     except Image.DecompressionBombError:
         return f"more pixels than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS:,}; make it smaller"  # pyright: ignore[reportOperatorIssue]
-    except Exception as error:  # decoders raise a dozen types for damaged files; one bad file must not end the run
+    except Exception as error:  # decoders raise a dozen types of error; one damaged file must not end the run
         if isinstance(error, Refused):
             return str(error)
         check_memory(error)
@@ -147,11 +148,11 @@ def read_frames(
 
 
 class Refused(ValueError):
-    """An image that is not damaged, and yet is not read."""
+    """The image is intact, but is not read."""
 
 
 def not_a_file(path: Path) -> str:
-    """Half a sentence on a path where there is none."""
+    """Half a sentence on why there is no file at this path."""
     if path.exists():
         return "not a file"
     return "link to a file that is not there" if path.is_symlink() else "no such file"
@@ -174,19 +175,19 @@ def _check(image, packed: int | None, limit: Limit):
 
 
 def _packed(source) -> int | None:
-    """Bytes of a file or of its contents; None for what is no file."""
+    """Length in bytes of a file or of its contents; None for a Pillow image."""
     if isinstance(source, Path):
         return source.stat().st_size
     return len(source) if isinstance(source, bytes) else None
 
 
 def _room(image):
-    """One large image at a time, however many threads read."""
+    """A lock that allows one large image at a time, however many threads read; small images need none."""
     return _one_at_a_time if image.width * image.height > LARGE else contextlib.nullcontext()
 
 
 def opened(source):
-    """A file, the contents of one, or a copy of a Pillow image, for `with`; of no format beside those in FORMATS."""
+    """A file, the contents of one, or a copy of a Pillow image, for `with`; only in the formats that are allowed."""
     from PIL import Image
 
     if isinstance(source, Image.Image):
@@ -197,7 +198,7 @@ def opened(source):
 
 
 def _eight_bit(image, top):
-    """Any Pillow mode as L, RGB or RGBA."""
+    """An image of any Pillow mode as L, RGB or RGBA."""
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey(image, top)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -222,7 +223,7 @@ def _deep_grey(image, top):
 
 
 def _orientation(image) -> int:
-    """EXIF orientation 1..8; 1 (as stored) if there is none or the metadata is unreadable, as viewers do."""
+    """EXIF orientation 1..8; 1 (as stored) if there is none, or if, as in viewers, the metadata is unreadable."""
     try:
         return image.getexif().get(ORIENTATION, 1)
     except Exception as error:  # metadata is parsed with as many error types as images are
@@ -231,7 +232,7 @@ def _orientation(image) -> int:
 
 
 def _upright(image, orientation: int):
-    """Turned and mirrored as the EXIF orientation asks for."""
+    """The image rotated and mirrored according to its EXIF orientation."""
     from PIL.Image import Transpose
 
     turns = {
@@ -247,7 +248,7 @@ def _upright(image, orientation: int):
 
 
 def _fewest_channels(pixels: np.ndarray) -> np.ndarray:
-    """(h, w) or (h, w, C) to (h, w, 1), (h, w, 3) or (h, w, 4): drops what carries nothing."""
+    """(h, w) or (h, w, C) to (h, w, 1), (h, w, 3) or (h, w, 4): drops channels that carry no information."""
     if pixels.ndim == 2:
         return pixels[..., None]
     if pixels.shape[-1] == 4:

@@ -1,25 +1,25 @@
-"""How much memory data may take. Every reader asks here before it makes room for what a file claims to hold.
+"""How much memory data may take. Every reader checks here before it allocates what a file claims to hold.
 
-A small file can claim gigabytes: 3 MB of zeros, packed, are 3 GB. So there is one limit for what is unpacked, which the
-user can raise, and as long as nobody did, nothing may unfold to many times its own size either.
+A small file can claim gigabytes: 3 GB of zeros compress to 3 MB. So there is one limit on what is unpacked, which the
+user can raise; until then, nothing may expand to many times its own size either.
 """
 
 from typing import NamedTuple
 
 GIB = 1 << 30
 LIMIT = 4.0  # GiB
-SMALL = 64 << 20  # bytes that anything may unfold to
-RATIO = 200  # how many times its size anything larger may unfold to; photographs and numbers stay below 20
+SMALL = 64 << 20  # bytes that anything may expand to
+RATIO = 200  # how many times its size anything larger may expand to; photographs and numbers stay below 20
 
 
 class Limit(NamedTuple):
-    """gib: of memory that data may take. raised: whether the user has said so."""
+    """gib: GiB of memory that data may take. raised: whether the user has set it."""
 
     gib: float = LIMIT
     raised: bool = False
 
     def check(self, size: int, what: str):
-        """ValueError, in one sentence, where this many bytes are too many. what: of whom the message speaks."""
+        """Raises ValueError if this many bytes exceed the limit. what: the data's name in the message."""
         if size > self.gib * GIB:
             much = f"{size / GIB:,.1f}" if size >= GIB else f"{size / GIB:.2g}"
             raise ValueError(
@@ -28,7 +28,7 @@ class Limit(NamedTuple):
             )
 
     def check_unfolding(self, size: int, packed: int, what: str):
-        """The same for something packed into so many bytes, which may also be a bomb: tiny, and huge when unpacked."""
+        """The same for data compressed to `packed` bytes, which may also be a decompression bomb."""
         self.check(size, what)
         if not self.raised and size > SMALL and size > RATIO * packed:
             raise ValueError(
@@ -41,8 +41,8 @@ USUAL = Limit()
 
 
 def check_memory(error: Exception):
-    """Raises MemoryError where an exception of others says that there was none: what there is no room for is not
-    damaged, and must not be missing in silence.
+    """Raises MemoryError if another library's exception reports a lack of memory: data that do not fit are not damaged,
+    and must not be skipped as if they were.
     """
     told = str(error)
     if isinstance(error, MemoryError) or "out of memory" in told or told.startswith("Error -4 "):  # Pillow's, zlib's
@@ -50,12 +50,12 @@ def check_memory(error: Exception):
 
 
 def _enough(size: int) -> int:
-    """Whole GiB that hold so many bytes, and no less than the limit is anyway."""
+    """The smallest whole number of GiB that holds this many bytes, at least the default limit."""
     return max(int(LIMIT), -(-size // GIB))
 
 
 def limit_of(gib) -> Limit:
-    """The limit that a user asks for, in GiB; None is the usual one. ValueError for what is no such number."""
+    """The limit that a user sets, in GiB; None is the default. Raises ValueError for other values."""
     if gib is None:
         return Limit()
     if isinstance(gib, bool | str) or not hasattr(gib, "__float__"):

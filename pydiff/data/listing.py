@@ -1,8 +1,7 @@
-"""Which files below a folder, or in an archive, count as samples, and which of the others say something about them.
+"""Which files below a folder, or in an archive, count as samples, and which of the others describe them.
 
-What is called a folder here may be an archive, see archives.py: all that is asked of one is its `name`, its `paths()`,
-and `root / path`, which can be read. Made for a million files: no object a file but its path, and what depends on its
-folder is found out once.
+"Folder" here includes archives, see archives.py: a folder needs only `name`, `paths()` and `root / path`, which can be
+read. Made for a million files: no object per file except its path, and what depends on the folder is computed once.
 """
 
 import os
@@ -19,8 +18,9 @@ DROPPINGS = ("thumbs.db", "desktop.ini")
 
 
 class Found(NamedTuple):
-    """Paths below a folder, in order: images, files that may say something of them (captions.py), and others; the
-    (path, reason) of folders that cannot be listed; how many thumbnails were left out; folders with nothing in them.
+    """Paths below a folder, in order. images. texts: files that may describe them (captions.py). skipped: the (path,
+    reason) of folders that cannot be listed. others: all other files. thumbnails: how many were left out. empty:
+    folders with nothing in them.
     """
 
     images: list[str]
@@ -32,12 +32,12 @@ class Found(NamedTuple):
 
 
 def find_files(root, suffixes: Set[str] = SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """(files, texts, skipped) of `files_in`, for those with other suffixes."""
+    """(files, texts, skipped) of `files_in`, for files with these suffixes."""
     return files_in(root, suffixes)[:3]
 
 
 def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
-    """What is below `root`, a folder or an archive; images are files with these suffixes. Hidden files and folders of
+    """The files below `root`, a folder or an archive; images are those with these suffixes. Hidden files and folders of
     thumbnails are left out.
 
     Follows links to folders, but enters each folder once, so that a loop of links ends.
@@ -76,12 +76,12 @@ def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
 
 
 def in_order(paths: list[str]) -> list[str]:
-    """Sorted by folder, then by name: as a person goes through them, who compares one name after the other."""
-    return sorted(paths, key=lambda path: path.replace("/", "\0"))  # which is before all that a name may hold
+    """Sorted by folder, then by name: paths are compared one part after the other."""
+    return sorted(paths, key=lambda path: path.replace("/", "\0"))  # NUL sorts before any character of a name
 
 
 def _kind(folder: str) -> tuple[bool, bool]:
-    """(whether a folder, or one that it is in, is hidden; whether one is for thumbnails)."""
+    """(whether the folder or one above it is hidden, whether one of them is for thumbnails)."""
     parts = folder.split("/")
     return any(part.startswith(".") for part in parts), any(part.lower() in FOLDERS for part in parts)
 
@@ -103,7 +103,7 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]], list[str]]:
             skipped.append((printable(folder) or ".", f"folder cannot be listed ({error.strerror})"))
             continue
         for name, is_folder in found:
-            if name.startswith(".") or name == "__MACOSX":  # hidden, or the droppings of an archiver
+            if name.startswith(".") or name == "__MACOSX":  # hidden, or left by an archiver
                 continue
             (inner if is_folder else paths).append(before + name)
         waiting += reversed(inner)  # popped from the end: first name first

@@ -1,7 +1,7 @@
-"""Images that somebody holds in Python: lists of them, (x, y) pairs, lists of pairs, dicts of arrays, and whatever can
-be gone through as a list: generators, and data sets such as those of torchvision.
+"""Images in Python objects: lists of them, (x, y) pairs, lists of pairs, dicts of arrays, and whatever can be iterated
+like a list: generators, and data sets such as those of torchvision.
 
-Images are arrays (H, W) or (H, W, C), Pillow images, or paths; what has an `__array__` counts as an array.
+Images are arrays (H, W) or (H, W, C), Pillow images, or paths; objects with `__array__` count as arrays.
 """
 
 import os
@@ -25,12 +25,12 @@ IMAGE_ROW = ("image", "img", "picture", "x")  # names of the image in a row that
 
 
 def is_pair(source) -> bool:
-    """Whether this is (x, y): images, and labels, which may be too few or too many."""
+    """Whether this is (x, y): images and labels. Their lengths may differ; that is reported later."""
     if not isinstance(source, tuple | list) or len(source) != 2:
         return False
     x, y = source
     if hasattr(x, "__array__") and not _is_pillow(x):
-        # Two arrays may be two images, too: then the second has two axes, or three. Labels may stand in a column.
+        # Two arrays may also be two images: then the second has two or three axes. Labels may be a column.
         labels = np.ndim(y) == 1 or (np.ndim(y) == 2 and (np.ndim(x) >= 4 or np.shape(y)[1] == 1))
         return np.ndim(x) >= 3 and labels and not isinstance(y, str | bytes)
     several = isinstance(source, tuple) and isinstance(x, list | tuple) and len(x) > 0 and all(map(_is_image, x))
@@ -38,9 +38,9 @@ def is_pair(source) -> bool:
 
 
 def listed(source: Iterable, limit: Limit) -> list | None:
-    """The items of a generator, or of what has a length and items by number; None if it is neither.
+    """The items of a generator, or of an object with a length and numbered items; None if it is neither.
 
-    What they take is compared with the limit as they come, so that one without an end comes to one.
+    Their size is compared with the limit as they arrive, so that an endless generator stops there.
     """
     numbered = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     if not (isinstance(source, Iterator) or numbered) or isinstance(source, bytes | bytearray):
@@ -57,7 +57,7 @@ def listed(source: Iterable, limit: Limit) -> list | None:
 def load_list(source: Sequence, labels=None, captions=None, asked: Asked = NOTHING_ASKED) -> Dataset:
     """A data set from a list of images, of (image, label), or of rows {"image": .., "label": .., "text": ..}.
 
-    ValueError or TypeError, in one sentence.
+    Raises ValueError or TypeError for lists that cannot be used.
     """
     items: list[Any] = list(source)
     if not items:
@@ -89,7 +89,7 @@ def load_list(source: Sequence, labels=None, captions=None, asked: Asked = NOTHI
 
 
 def _of_rows(items, labels, captions):
-    """(images, labels, captions) of rows that are dicts."""
+    """(images, labels, captions) from rows that are dicts."""
     found = [{str(key).lower(): value for key, value in item.items()} for item in items]
     label = next((key for key in (*words.LABEL, *LABEL_KEYS) if key in found[0]), None)
     told = next((key for key in found[0] if words.language_of(key) is not None), None)
@@ -103,14 +103,14 @@ def _of_rows(items, labels, captions):
 
 
 def _image_in(item):
-    """The image of an item of a list: itself, the first of a pair, or the one that a dict has under its name."""
+    """The image in an item of a list: the item, the first of a pair, or the value under an image's name in a dict."""
     if isinstance(item, Mapping):
         return next((value for key, value in item.items() if str(key).lower() in IMAGE_ROW), None)
     return item[0] if isinstance(item, tuple | list) and len(item) == 2 else item
 
 
 def _kind(item) -> str:
-    """What an item is, in a few words."""
+    """A few words that say what an item is."""
     if hasattr(item, "__array__"):
         return f"an array of shape {np.shape(item)}"
     name = type(item).__name__
@@ -137,7 +137,7 @@ def _of_several_kinds(items, labels, captions, asked) -> Dataset:
 
 
 def _source(i, item):
-    """What read_images takes."""
+    """An item as `read_images` takes it. Raises FileNotFoundError for a missing file."""
     from PIL import Image
 
     if _is_file(item):
@@ -158,7 +158,7 @@ def _source(i, item):
 
 
 def load_pair(source: Sequence, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """Reads a pair (x, y) of images and their labels, as scikit-learn and Keras give them."""
+    """A data set from a pair (x, y) of images and labels, as scikit-learn and Keras provide them."""
     images, labels = source
     if hasattr(images, "__array__"):
         return from_array(images, labels, asked=asked.only("an array", "layout", "bits"))
@@ -166,7 +166,7 @@ def load_pair(source: Sequence, asked: Asked = NOTHING_ASKED) -> Dataset:
 
 
 def load_mapping(source: Mapping, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """{"images": .., "labels": ..}, named as in a .npz file."""
+    """A data set from {"images": .., "labels": ..}, with names as in a .npz file."""
     return from_named(dict(source), "the dict", "dict", asked.only("a dict of arrays", "layout", "bits"))
 
 

@@ -1,4 +1,4 @@
-"""Writes digits.npz from scikit-learn's copy of the data: `python -m pydiff.data.make_digits`. Users never need it.
+"""Writes digits.npz from scikit-learn's copy of the data: `python -m pydiff.data.make_digits`. Users do not need it.
 
 digits.npz holds images (1797, 8, 8) uint8 in 0..16 and labels (1797,) uint8, as the source has them. Archive members
 carry a fixed date, so the same NumPy and zlib write the same bytes.

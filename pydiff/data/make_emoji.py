@@ -1,8 +1,9 @@
-"""Writes emoji.npz: `python -m pydiff.data.make_emoji [--size 64] [FILE]`. Users of the 32 x 32 set never need it.
+"""Writes emoji.npz: `python -m pydiff.data.make_emoji [--size 64] [FILE]`. Users of the 32 x 32 set do not need it.
 
 Needs npm and `pip install resvg_py==0.5.0`. Fetches two packages with `npm pack`: @iconify-json/fluent-emoji-flat 1.2.6
 (drawings, MIT, Microsoft) and emojibase-data 17.0.0 (names in English and German: MIT; Unicode-3.0, CLDR). Every
-drawing whose character has a name is in, on white, in the order of the drawings' names. Same tools, same bytes.
+drawing whose character has a name is included, on white, in the order of the drawings' names. The same versions of the
+tools write the same bytes.
 
 The file holds images (N, S, S, 3) uint8, captions_en and captions_de (N,) UTF-8, so that any size of it can be loaded
 like any other .npz, and the factorial of emoji.py: roles (80,) names; cells (80, 2, 6), the number of the image of
@@ -45,7 +46,7 @@ HELD_OUT = 144  # of 960: 12 for every gender and tone, one or two for every rol
 
 
 def make(path: Path = FILE, size: int = 32) -> None:
-    """Write the file. ValueError where a package is not the one named above; what npm or a missing library says."""
+    """Writes the file. Raises ValueError for a package other than those named above; also what npm itself raises."""
     archives = fetch()
     icons, characters = (json.loads(archives[name]) for name in (ICONS, CHARACTERS))
     names, captions = captioned(list(icons["icons"]), characters, *(labels(archives[n]) for n in (ENGLISH, GERMAN)))
@@ -59,7 +60,7 @@ def make(path: Path = FILE, size: int = 32) -> None:
 
 
 def fetch() -> dict[str, bytes]:
-    """The files of the packages that are needed, by their path inside."""
+    """{path inside the package: contents} of the files that are needed from the packages."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for package, expected in PACKAGES.items():
@@ -81,10 +82,10 @@ def labels(data: bytes) -> dict[str, str]:
 
 
 def captioned(drawings, characters, english, german) -> tuple[list[str], list[tuple[str, str]]]:
-    """Names of the drawings with captions, and their captions (English, German).
+    """(names of the drawings that have captions, their captions (English, German)).
 
-    Wrestlers and people with bunny ears come in pairs; their drawings in a skin tone, of which the file of characters
-    does not know, are those whose English name says so.
+    Wrestlers and people with bunny ears come in pairs; their drawings in a skin tone, which the file of characters
+    lacks, are matched by their English names.
     """
     codes = {drawing: code.upper().replace("-FE0F", "") for code, drawing in characters.items()}
     plural = {slug(label): code for code, label in english.items()}
@@ -101,7 +102,7 @@ def captioned(drawings, characters, english, german) -> tuple[list[str], list[tu
 
 
 def slug(label: str) -> str:
-    """A name as drawings are called: lower case, hyphens."""
+    """A name spelled as the drawings' file names are: lower case, hyphens."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", label.lower()) if not unicodedata.combining(c))
     return re.sub(r"[^a-z0-9]+", "-", plain.replace("'", "")).strip("-")
 
@@ -119,9 +120,10 @@ def draw(icon: dict, icons: dict, size: int) -> np.ndarray:
 
 
 def factorial(names: list[str]) -> tuple[list[str], np.ndarray]:
-    """The roles that are drawn as a man and as a woman in all six tones, and the image of each cell (R, 2, 6).
+    """The roles that are drawn as a man and as a woman in all six tones, and the images of their cells (R, 2, 6).
 
-    Drawings that face right are those that face left, mirrored: they would give a held-out image away.
+    Drawings that face right are left out: they are mirror images of those that face left, and would give a held-out
+    image away.
     """
     place = {name: i for i, name in enumerate(names)}
     pairs = {name[4:]: (name, f"wo{name}") for name in names if name.startswith("man-")} | PAIRS
@@ -134,7 +136,7 @@ def factorial(names: list[str]) -> tuple[list[str], np.ndarray]:
 
 
 def held_out(roles: int) -> np.ndarray:
-    """(roles, 2, 6) bool: cell 5 i mod 12 of the i-th role of a random order that is gone through again and again."""
+    """(roles, 2, 6) bool: cell 5 i mod 12 of the i-th role, in a random order of the roles that is repeated."""
     order, held = random.permutation(0, random.DATA, 0, roles), np.zeros((roles, len(GENDERS) * len(TONES)), bool)
     for i in range(HELD_OUT):
         held[order[i % roles], 5 * i % 12] = True

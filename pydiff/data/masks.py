@@ -22,13 +22,13 @@ from pydiff.data.pixels import check_size, crop_box
 from pydiff.printed import printable
 
 IMAGES, MASKS = ("images", "image", "imgs"), ("masks", "mask", "labels", "annotations", "segmentations")
-MOST = 64  # classes; more values than that are edges that were smoothed, not classes
+MOST = 64  # classes; more values than this are smoothed edges, not classes
 SIZE, COUNT = 32, 600
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Masked:
-    """Images and what every pixel shows.
+    """Images and the class of every pixel.
 
     name: what they come from. images: (N, H, W, C) uint8. masks: (N, H, W) int64 in 0 .. K-1. classes: K names.
     skipped: (path, reason). notes: sentences on what was decided.
@@ -64,11 +64,11 @@ class Masked:
         return from_uint8(self.images[np.asarray(indices)])
 
     def subset(self, indices):
-        """Those with these indices, in this order."""
+        """The images and masks with these indices, in this order."""
         return dataclasses.replace(self, images=self.images[indices], masks=self.masks[indices])
 
     def split(self, fraction, seed=0):
-        """(rest, held out), a pure function of N, fraction and seed. ValueError where nothing would be left."""
+        """(rest, held out), a pure function of N, fraction and seed. Raises ValueError if one would be empty."""
         n = len(self)
         if not 0 < fraction < 1 or n < 2:
             raise ValueError(f"cannot hold {fraction} of {n} images out; give a share between 0 and 1, and 2 images")
@@ -86,7 +86,7 @@ class Masked:
         return digest.hexdigest()
 
     def summary(self):
-        """A few lines: count, size, classes with their share of the pixels, what was decided and skipped."""
+        """A few lines: count, size, classes with their share of the pixels, what was decided and how much skipped."""
         _, height, width, c = self.images.shape
         shares = np.bincount(self.masks.ravel(), minlength=len(self.classes)) / self.masks.size
         told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in zip(self.classes, shares, strict=True))
@@ -104,8 +104,8 @@ class Masked:
 def shapes(n=COUNT, seed=0, size=SIZE) -> Masked:
     """n grey images (n, size, size, 1) of one to three shapes under uneven light, with noise; classes by shape.
 
-    The light runs across the image by more than the shapes stand out from the ground, so that no threshold of the
-    brightness can part them, let alone tell them from each other.
+    Across the image the light varies by more than the contrast between shapes and background, so that no brightness
+    threshold can separate them, let alone tell them apart.
     """
     if n < 1 or size < 8:
         raise ValueError(f"shapes need n >= 1 and size >= 8, got {n} and {size}")
@@ -129,7 +129,7 @@ def shapes(n=COUNT, seed=0, size=SIZE) -> Masked:
 def load_masked(source, size=None) -> Masked:
     """ "shapes", a folder of images with masks, or a Masked. size: (height, width) or a side; None as for images.
 
-    ValueError, in one sentence, for what cannot be used.
+    Raises ValueError for data that cannot be used.
     """
     size = check_size(size)
     if isinstance(source, Masked):
@@ -163,6 +163,11 @@ def _load_folder(root, size) -> Masked:
         else []
     )
     sources = {path: places[0] / path for path, mask in pairs.items() if mask is not None}
+    if not sources:
+        raise ValueError(
+            f"{printable(str(root))} has no image with a mask of its name: {plural(len(found), 'image')} in "
+            f"{printable(places[0].name)}, {plural(len(masks), 'mask')} in {printable(places[1].name)}"
+        )
     names, images, image_notes = read_images(root, sources, asked(size), skipped)
     values, kept = [], []
     for i, name in enumerate(names):
@@ -174,7 +179,7 @@ def _load_folder(root, size) -> Masked:
             kept.append(i)
     if not kept:
         raise ValueError(f"no image in {root} has a mask that can be used (first: {skipped[0][0]}: {skipped[0][1]})")
-    if any(value.shape[-1] == 3 for value in values):  # grey ones among colours
+    if any(value.shape[-1] == 3 for value in values):  # some are grey, others coloured
         values = [np.broadcast_to(value, (*value.shape[:2], 3)) for value in values]
     levels, masks = np.unique(np.stack(values).reshape(-1, values[0].shape[-1]), axis=0, return_inverse=True)
     if not 2 <= len(levels) <= MOST:
@@ -186,7 +191,7 @@ def _load_folder(root, size) -> Masked:
 
 
 def _read_mask(image, mask, size):
-    """The values of a mask at (height, width) size: (H, W, 1), or (H, W, 3) of colours; or why it cannot be used."""
+    """The values of a mask at (height, width) size: (H, W, 1), or (H, W, 3) for colours; or why it cannot be used."""
     from PIL import Image
 
     try:
@@ -199,7 +204,7 @@ def _read_mask(image, mask, size):
             )
             box = crop_box(plain.height, plain.width, size)
             values = np.asarray(plain.resize((size[1], size[0]), Image.Resampling.NEAREST, box=box)).astype(np.int64)
-    except Exception as error:  # decoders raise a dozen types for damaged files
+    except Exception as error:  # decoders raise a dozen types of error for damaged files
         check_memory(error)
         return f"damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     return values[..., None] if values.ndim == 2 else values

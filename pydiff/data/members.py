@@ -1,8 +1,8 @@
-"""The files in a .zip or .tar file: what they are called, how long they are, and where each of them begins, so that any
-can be read without the others. A million of them takes little more than their names.
+"""The files in a .zip or .tar: their names, their lengths and where each begins, so that any one can be read alone. A
+million of them take little more memory than their names.
 
-Names that lead out of the archive, second members of one name, links, devices and encrypted members are listed as
-skipped. No name is ever opened.
+Names that lead out of the archive, further members of the same name, links, devices and encrypted members are listed as
+skipped. No member's name is ever opened as a path.
 """
 
 import io
@@ -19,17 +19,17 @@ from pathlib import Path
 from pydiff.data.limits import check_memory
 from pydiff.printed import first_line, printable
 
-BLOCK = 512  # a .tar file consists of such
+BLOCK = 512  # bytes; a .tar file consists of such blocks
 END, DIRECTORY, MEMBER = struct.Struct("<4s4H2LH"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
 END64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR64 = 20  # bytes between the two
-FULL = (1 << 32) - 1  # a number that does not fit, and stands behind the name
+FULL = (1 << 32) - 1  # stands for a number that does not fit, and is in the extra field after the name
 ENCRYPTED, UTF8 = 1, 1 << 11  # flags
 COMMENT = 1 << 16  # bytes that may follow the end of a .zip file
 
 
 class Members:
-    """The usable files of an archive. Subclasses find them, with `add`, and read them.
+    """The usable files of an archive. Subclasses find them, calling `add`, and read them.
 
     numbers: {path: number}, in the order of the archive. sizes: bytes of each. skipped: (path, reason).
     """
@@ -38,7 +38,7 @@ class Members:
         self.path, self.numbers, self.sizes, self.skipped = path, {}, array("q"), []
 
     def add(self, name: str, size: int) -> bool:
-        """Whether a member of this name counts; if so, its number is the next one."""
+        """Adds a member if its name is usable, with the next number. Returns whether it was added."""
         path = proper(name)
         if path is None:
             self.skipped.append((printable(name), "its name leads out of the archive"))
@@ -51,12 +51,12 @@ class Members:
         return False
 
     def read(self, number: int) -> bytes:
-        """The contents of one. OSError or ValueError, in a few words, where they cannot be had."""
+        """The contents of a member. Raises OSError or ValueError if they cannot be read."""
         raise NotImplementedError
 
 
 def proper(name: str) -> str | None:
-    """The path of a member in our spelling; None for a name that leads out of the archive."""
+    """The normalised path of a member; None for a name that leads out of the archive."""
     name = name.replace("\\", "/")
     if "//" in name or "./" in name or name.startswith("/") or name.endswith((".", "/")):
         parts = [part for part in name.split("/") if part not in ("", ".")]
@@ -65,7 +65,7 @@ def proper(name: str) -> str | None:
 
 
 class ZipMembers(Members):
-    """Of a .zip file, from the directory at its end. ValueError or zipfile.BadZipFile where there is none."""
+    """The members of a .zip file, from the directory at its end. Raises ValueError or BadZipFile if there is none."""
 
     def __init__(self, path):
         super().__init__(path)
@@ -96,7 +96,7 @@ class ZipMembers(Members):
                 self.methods.append(min(method, 255))
 
     def _directory(self):
-        """(its bytes, how many entries, what has to be added to the places it names)."""
+        """(the directory's bytes, the number of entries, the shift to add to the offsets in it)."""
         length = self.file.length
         tail = self.file.read(max(0, length - COMMENT - END.size), min(length, COMMENT + END.size))
         found = tail.rfind(b"PK\5\6")
@@ -125,7 +125,7 @@ class ZipMembers(Members):
             data = self.file.read(at + MEMBER.size + name + extra, packed)
             with zipfile.ZipExtFile(io.BytesIO(data), "r", info) as stream:
                 contents = stream.read(size + 1)
-        except Exception as error:  # zipfile, zlib, bz2 and lzma have half a dozen types for damaged data
+        except Exception as error:  # zipfile, zlib, bz2 and lzma raise half a dozen types of error
             check_memory(error)
             raise ValueError(first_line(error)) from error
         if len(contents) != size:
@@ -134,7 +134,7 @@ class ZipMembers(Members):
 
 
 def _long(extra, *numbers):
-    """The numbers of a member, those that do not fit from the field that is there for them."""
+    """The numbers of a member, with those too large for their fields taken from the ZIP64 extra field."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
         if kind == 1:
@@ -145,8 +145,8 @@ def _long(extra, *numbers):
 
 
 class TarMembers(Members):
-    """Of a .tar file that is not packed, from header to header. What is behind a damaged header is lost, and listed;
-    tarfile.TarError where not even the first one is sound.
+    """The members of an uncompressed .tar file, read from header to header. What follows a damaged header is lost, and
+    listed; raises tarfile.TarError if even the first header is damaged.
     """
 
     def __init__(self, path):
@@ -187,27 +187,28 @@ class TarMembers(Members):
                     self.at.append(at)
 
     def read(self, number):
-        """The contents."""
+        """The contents of a member."""
         return self.file.read(self.at[number], self.sizes[number])
 
 
 def _unusual(archive):
-    """Whether a header that is for all members says more than a comment."""
+    """Whether a global header, which applies to all members, contains more than comments."""
     return any(name in tarfile.PAX_FIELDS for name in archive.pax_headers)
 
 
 def _plain(header):
-    """(name, size) in the header of a regular file whose name and size are in it: nearly all are like that, and tarfile
-    takes its time. None for any other, tarfile's affair.
+    """(name, size) in the header of a regular file, if both are in it, which is almost always so; a fast path beside
+    tarfile. None for any other header, which tarfile then parses.
     """
     if len(header) < BLOCK or header[156] not in b"0\0" or header[345]:
         return None
     name, size, stated = header[:100].split(b"\0", 1)[0], header[124:136], header[148:156]
     try:
         size, stated = int(size.strip(b" \0"), 8), int(stated.strip(b" \0"), 8)
-    except ValueError:  # a large number, in binary, or nonsense
+    except ValueError:  # a large number in binary, or garbage
         return None
-    # The checksum is the sum of the bytes, with spaces for itself; adler32's lower half is 1 + a sum modulo 65521.
+    # The checksum is the sum of the bytes, with its own taken as spaces; adler32's lower half is 1 + that sum mod
+    # 65521.
     total = zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF
     if total != (1 + stated) % 65521 or size < 0 or not name or name.endswith(b"/"):
         return None
@@ -215,7 +216,7 @@ def _plain(header):
 
 
 class _Pieces:
-    """A file of which pieces are read, by several threads and in any order. It stays open as long as this object is."""
+    """A file that several threads read in pieces, in any order. It stays open as long as this object exists."""
 
     def __init__(self, path):
         self.file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -223,7 +224,7 @@ class _Pieces:
         self.length, self.lock = os.fstat(self.file).st_size, threading.Lock()
 
     def read(self, at, size):
-        """So many bytes from there. ValueError where the file ends before."""
+        """`size` bytes from offset `at`. Raises ValueError if the file ends before."""
         if not (size >= 0 and at >= 0 and at + size <= self.length):
             raise ValueError("the archive ends before it does")
         if hasattr(os, "pread"):

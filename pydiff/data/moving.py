@@ -1,9 +1,9 @@
-"""Moving shapes, made by formula: clips of one object on black, with captions that say all that there is to say.
+"""Moving shapes, generated: clips of one object on black, with captions that describe them completely.
 
     a slow red circle moving left
 
-track.py measures in a clip what its caption says, so that what a model draws can be judged exactly. One combination in
-six is held out: no training clip has it, though every one of its words is in others.
+track.py measures in a clip what its caption says, so that a model's samples can be judged exactly. One combination in
+six is held out: no training clip has it, though each of its words occurs in others.
 """
 
 import itertools
@@ -15,16 +15,16 @@ from pydiff.data.clips import Clips
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (230, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 240), "yellow": (240, 220, 50)}
-DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (down, right) a frame
-SPEEDS = {"slow": 0.5, "fast": 1.2}  # pixels a frame, of SIZE
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (down, right) per frame
+SPEEDS = {"slow": 0.5, "fast": 1.2}  # pixels per frame, at SIZE
 FRAMES, SIZE, COUNT = 8, 16, 3200
-RADIUS = 3.0  # pixels, of SIZE
-FINE = 8  # parts of a pixel's side, for soft edges
+RADIUS = 3.0  # pixels, at SIZE
+FINE = 8  # subpixels per pixel side, for antialiased edges
 COMBINATIONS = tuple(itertools.product(SHAPES, COLOURS, DIRECTIONS, SPEEDS))
 
 
 def held_out(shape, colour, direction, speed) -> bool:
-    """Whether no training clip has this combination: one in six."""
+    """Whether this combination is held out, as one in six is: no training clip has it."""
     places = (SHAPES.index(shape), list(COLOURS).index(colour), list(DIRECTIONS).index(direction))
     return (2 * places[0] + places[1] + places[2] + 3 * list(SPEEDS).index(speed)) % 6 == 0
 
@@ -37,10 +37,11 @@ def caption(shape, colour, direction, speed) -> str:
 def moving_shapes(
     n: int = COUNT, seed: int = 0, frames: int | None = None, size: int = SIZE, combinations=None, rate: float = 8.0
 ) -> Clips:
-    """n clips (n, frames, size, size, 3) of one shape each, the combinations taking turns; a pure function of these.
+    """n clips (n, frames, size, size, 3) of one shape each, the combinations taking turns; a pure function of these
+    arguments.
 
-    combinations: those of them that are shown, all but the held-out ones if None. ValueError where the way of the fast
-    ones does not fit into the image.
+    combinations: those that are shown; None: all but the held-out ones. rate: frames per second. Raises ValueError if
+    the path of the fast ones does not fit into the image.
     """
     frames = FRAMES if frames is None else frames
     unit = size / SIZE
@@ -58,7 +59,7 @@ def moving_shapes(
         shape, colour, direction, speed = shown[i % len(shown)]
         step = np.array(DIRECTIONS[direction]) * SPEEDS[speed] * unit
         way = step * (frames - 1)
-        least = (RADIUS + 0.5) * unit + np.maximum(-way, 0)  # where it may begin
+        least = (RADIUS + 0.5) * unit + np.maximum(-way, 0)  # lower bound of the start
         start = least + share * (size - 2 * (RADIUS + 0.5) * unit - np.abs(way))
         for f in range(frames):
             cover = coverage(shape, start + f * step, size)
@@ -69,7 +70,7 @@ def moving_shapes(
 
 
 def coverage(shape, centre, size) -> np.ndarray:
-    """Which share of every pixel a shape around `centre` (down, right) covers: (size, size) from 0 to 1.
+    """The fraction of every pixel that a shape around `centre` (down, right) covers: (size, size) from 0 to 1.
 
     Coordinates are in pixels from the upper left corner of the image. The centre is the centre of mass.
     """
@@ -81,7 +82,7 @@ def coverage(shape, centre, size) -> np.ndarray:
     elif shape == "square":
         side = 0.86 * radius
         inside = (np.abs(x) <= side) & (np.abs(y) <= side)
-    else:  # point up, as high as wide; its centre of mass lies a third above the base
+    else:  # apex up, as high as wide; its centre of mass is a third of the height above the base
         height = 2.2 * radius
         from_top = y + 2 / 3 * height
         inside = (from_top >= 0) & (from_top <= height) & (np.abs(x) <= from_top / 2)

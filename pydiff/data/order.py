@@ -1,9 +1,8 @@
-"""Which images make up the batch of a step, which are mirrored, and which caption each is told.
+"""Which images make up the batch of a step, which are mirrored, and which caption each is given. All are pure functions
+of the step, so that resuming is exact.
 
-All are pure functions of the step, so resume is exact.
-
-The images form one endless stream, epoch after epoch, each epoch in its own random order. Step s takes the places
-s B .. s B + B - 1 of the stream, so no image is dropped at the end of an epoch, and batches may span epochs.
+The images form one endless stream, epoch after epoch, each epoch in its own random order. Step s takes positions s B ..
+s B + B - 1 of the stream, so no image is dropped at the end of an epoch, and batches may span epochs.
 """
 
 from functools import lru_cache
@@ -14,9 +13,10 @@ from pydiff import random
 
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int = 0) -> np.ndarray:
-    """Indices (batch_size,) int64 in 0 .. n - 1 of the images of this step. Steps may be asked for in any order.
+    """Indices (batch_size,) int64 in 0 .. n - 1 of the images of this step. Steps may be requested in any order.
 
-    Place p of the stream is entry p mod n of the permutation of epoch p // n. The stream does not depend on batch_size.
+    Position p of the stream is entry p mod n of the permutation of epoch p // n. The stream does not depend on
+    batch_size.
     """
     for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("step", step, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -33,7 +33,7 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int = 0) -> np.ndarr
     return np.concatenate(parts)
 
 
-@lru_cache(maxsize=4)  # a large set is not sorted again at each step; it changes no result
+@lru_cache(maxsize=4)  # avoids sorting a large set again at each step; changes no result
 def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     order = random.permutation(seed, random.DATA, epoch, n)
     order.flags.writeable = False
@@ -43,7 +43,7 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 def mirrored(step: int, seed: int = 0, numbers=None, count: int | None = None) -> np.ndarray:
     """Which samples of a batch are mirrored left to right: about half, chosen by (seed, step, number of the sample).
 
-    numbers: (N,), the images' places in the global batch; 0 .. count - 1 if None. Returns (N,) bool.
+    numbers: (N,), the samples' positions in the global batch; 0 .. count - 1 if None. Returns (N,) bool.
     """
     numbers = random.numbers_of(numbers, count)
     return random.uniform(random.key(seed, random.AUGMENT, numbers, step)) < 0.5
@@ -60,7 +60,7 @@ def flip(images: np.ndarray, step: int, seed: int = 0, numbers=None) -> np.ndarr
 def pick_captions(captions, chosen, step: int, seed: int = 0, numbers=None) -> list[str]:
     """One caption for each image of a batch, chosen by (seed, step, number of the sample); "" where it has none.
 
-    captions: Dataset.captions. chosen: (N,), the batch's images. numbers: (N,), their places in the global batch;
+    captions: Dataset.captions. chosen: (N,), the batch's images. numbers: (N,), their positions in the global batch;
     0 .. N-1 if None.
     """
     numbers = random.numbers_of(numbers, len(chosen))

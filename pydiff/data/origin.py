@@ -1,8 +1,8 @@
-"""What a run knows of its data: where it lies, what it must be, and a few samples for when it is not there.
+"""What a run knows about its data: where they are, how to recognise them, and a few samples in case they are missing.
 
 origin = Origin.of(dataset, "~/pics")       at the start of a training
-origin.load()                               the same data again, or a ValueError: other data is never taken for it
-origin.samples                              a Dataset of some of it, kept with the run
+origin.load()                               the same data again; ValueError if they have changed
+origin.samples                              a Dataset of a few of them, kept with the run
 """
 
 import contextlib
@@ -18,17 +18,17 @@ import numpy as np
 from pydiff.data.dataset import Dataset, plural
 from pydiff.printed import printable
 
-LONG, FEW = 500, 8  # characters of a name or caption kept with them, captions of one sample
-KEPT, KEPT_BYTES = 36, 4 << 20  # samples kept with a run: as many as the page shows, and no more than that of memory
+LONG, FEW = 500, 8  # kept with the samples: characters of a name or caption, captions per sample
+KEPT, KEPT_BYTES = 36, 4 << 20  # samples kept with a run: as many as the page shows, up to this many bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Of the data of one run.
+    """Where the data of one run come from.
 
-    name: what it is called. path: where it lies, absolute, or None for arrays and what pydiff ships. count, shape: how
-    many samples of which shape. fingerprint: see `Dataset.fingerprint`. samples: some of them, or None. Whatever is not
-    known is None, and "" for the name.
+    name: what the data are called. path: their absolute path, or None for arrays and what pydiff ships. count, shape:
+    the number and the shape of the samples. fingerprint: see `Dataset.fingerprint`. samples: a few of them, or None.
+    What is not known is None, or "" for the name.
     """
 
     name: str = ""
@@ -40,7 +40,7 @@ class Origin:
 
     @classmethod
     def of(cls, dataset: Dataset, source) -> "Origin":
-        """Of a data set that was loaded from `source`, whatever `pydiff.data.load` takes."""
+        """The Origin of a data set that was loaded from `source`, anything that `pydiff.data.load` takes."""
         path = None
         if isinstance(source, str | os.PathLike) and (found := Path(source).expanduser()).exists():
             path = os.fspath(found.absolute())
@@ -50,9 +50,9 @@ class Origin:
         return cls(printable(dataset.name), path, count, tuple(dataset.shape), dataset.fingerprint(), samples)
 
     def load(self, read: Callable[[object], Dataset], given=None) -> Dataset:
-        """The data again. read: loads it from a place as it was loaded then. given: where it is now, if it was moved.
+        """The data again. read: loads them from a source as they were loaded then. given: where they are now, if moved.
 
-        ValueError, in one sentence, where it is not, or where something else is.
+        Raises ValueError if they are missing, or if other data are found.
         """
         source = self.path or self.name if given is None else given
         if given is None and (not self.name or (self.path is None and os.path.exists(self.name))):
@@ -71,7 +71,7 @@ class Origin:
         return dataset
 
     def namesake(self) -> str:
-        """A sentence on something else of the data's name in the current folder, which is not taken for them; or ""."""
+        """A sentence on another file of the data's name in the current folder, which is not used instead; or ""."""
         if self.path is None or not os.path.exists(name := os.path.basename(self.path)):
             return ""
         with contextlib.suppress(OSError):
@@ -80,23 +80,23 @@ class Origin:
         return f"{printable(name)} in this folder is another one than {printable(self.path)}, and is not used"
 
     def described(self) -> str:
-        """A few words: "the 4 samples 16 x 16 x 3 of 'pics'"."""
+        """The data in a few words: "the 4 samples 16 x 16 x 3 of 'pics'"."""
         if self.count is None:
             return f"the training data {self.name!r}" if self.name else "the training data"
         return f"the {plural(self.count, 'training sample')} {_shape(self.shape)} of {self.name!r}"
 
     def to_config(self, place: bool = True) -> dict:
-        """For JSON, the samples apart. place: whether it says where the data lie."""
+        """A dict for JSON, without the samples. place: whether to include the path of the data."""
         named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "samples"}
         if not place:
             del named["path"]
-        elif self.path is not None and printable(self.path) != self.path:  # a name that is no text, as old disks have
+        elif self.path is not None and printable(self.path) != self.path:  # not valid text, as on old disks
             named |= {"path": None, "path_bytes": os.fsencode(self.path).hex()}
         return named | {"shape": None if self.shape is None else list(self.shape)}
 
     @classmethod
     def from_config(cls, config: Mapping, samples: Dataset | None = None) -> "Origin":
-        """What `to_config` described. ValueError, in one sentence, for what it never says."""
+        """The Origin that `to_config` described. Raises ValueError for a config that it cannot have written."""
         given: dict[str, Any] = {}
         for name, (kind, expected) in _RULES.items():
             value = config.get(name) if isinstance(config, Mapping) else config
@@ -110,7 +110,7 @@ class Origin:
 
 
 def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:
-    """(arrays, JSON) of a small data set: its images, classes and captions, of which the first few and no more."""
+    """(arrays, JSON) of a small data set: its images and classes, and the first few captions of each."""
     arrays, classes = {"images": samples.images}, None
     if samples.labels is not None:
         used, arrays["labels"] = np.unique(samples.labels, return_inverse=True)
@@ -124,7 +124,7 @@ def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def from_files(arrays: Mapping[str, np.ndarray], words: Mapping) -> Dataset:
-    """The data set that `to_files` took apart; columns of numbers are left out."""
+    """The data set that `to_files` was given, without its columns of numbers."""
     kinds = {cls.noun: cls for cls in (Dataset, *Dataset.__subclasses__())}
     kind = kinds[words["kind"]]
     more = {name: words["more"][name] for name in _further(kind)} | {name: words[name] for name in _WORDS}
@@ -132,7 +132,7 @@ def from_files(arrays: Mapping[str, np.ndarray], words: Mapping) -> Dataset:
 
 
 def _further(kind) -> list[str]:
-    """Fields that this kind of data set has besides those of all."""
+    """Fields that this kind of data set has in addition to those of Dataset."""
     return sorted({f.name for f in dataclasses.fields(kind)} - {f.name for f in dataclasses.fields(Dataset)})
 
 

@@ -20,22 +20,22 @@ IMAGE_COLUMNS = ("image", "img", "image", "jpg", "png")
 
 
 def holds_parquet(root) -> bool:
-    """Whether a folder holds .parquet files, and no image as a file of its own."""
+    """Whether a folder holds .parquet files and no image files."""
     found = files_in(root) if isinstance(root, Path) else None
     return found is not None and not found.images and bool(parquets_among(found))
 
 
 def parquets_among(found: Found) -> list[str]:
-    """The paths of .parquet files among the files of a folder, in order."""
+    """The paths of .parquet files among the files found in a folder, in order."""
     return in_order([path for path in found.others if path.lower().endswith(".parquet")])
 
 
 def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     """A .parquet file, or all of them in a folder, in order of path.
 
-    Images stand in one of IMAGE_COLUMNS, as encoded bytes or as the struct {bytes, path}, labels in one of
-    words.LABEL; captions as in captions.py. Other columns are said. Raises ImportError without pyarrow,
-    ValueError for files that cannot be used.
+    Images are in one of IMAGE_COLUMNS, as encoded bytes or as the struct {bytes, path}, labels in one of words.LABEL,
+    captions as in captions.py. Other columns are noted. Raises ImportError without pyarrow, ValueError for files that
+    cannot be used.
     """
     try:
         import pyarrow as arrow
@@ -67,7 +67,7 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
         data = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(data, bytes):
             sources[name] = data
-        else:  # a path alone would have to be opened, wherever it leads
+        else:  # a path alone is not followed: it could lead anywhere
             skipped.append((name, "no image in the file"))
     kept, images, notes = read_images(path, sources, asked, skipped)
     rows = [int(path_of(name).removeprefix("row ")) for name in kept]
@@ -76,8 +76,8 @@ def load_parquet(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
 
 
 def parts_of(root: Path, found: list[str] | None, split: str | None) -> tuple[list[Path], list[str]]:
-    """(the files that count, notes) of these below a folder, None for a file alone, in folders called train, val and
-    test, or called so themselves: train-00000-of-00001.parquet.
+    """(the files that count, notes) of these paths below a folder, in folders called train, val and test or themselves
+    called so: train-00000-of-00001.parquet. found: None for a single file, root.
     """
     where = printable(str(root))
     if found is None:
@@ -92,7 +92,7 @@ def parts_of(root: Path, found: list[str] | None, split: str | None) -> tuple[li
 
 
 def _unpacked(metadata) -> int:
-    """Bytes that a file claims to hold."""
+    """The bytes that a file claims to hold, uncompressed."""
     return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
@@ -113,12 +113,12 @@ def said_in(table, rows, names):
 
 
 def column_of(columns) -> str | None:
-    """Which of the columns holds the images."""
+    """The name of the column that holds the images, None if there is none."""
     return next((name for name in IMAGE_COLUMNS if name in columns), None)
 
 
 def _labels(table, rows):
-    """(labels, classes, notes) of these rows; the names are those that Hugging Face wrote beside them, if any."""
+    """(labels, classes, notes) of these rows; class names are those in Hugging Face's metadata, if any."""
     column = next((name for name in words.LABEL if name in table.column_names), None)
     if column is None:
         return None, None, []
@@ -135,7 +135,7 @@ def _labels(table, rows):
         known = features[column]["names"]
         classes = [str(known[int(value)]) for value in classes]
     except (TypeError, KeyError, ValueError, IndexError):
-        pass  # nobody wrote them: the numbers are their own names
+        pass  # no metadata: the numbers are their own names
     return labels, classes, []
 
 

@@ -34,9 +34,10 @@ def check_size(size) -> tuple[int, int] | None:
 
 
 def crop_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest centred (left, top, right, bottom) of a height x width image with the proportions of `size`.
+    """The largest centred box (left, top, right, bottom) of a height x width image with the proportions of `size`.
 
-    Resizing this box is resizing the shorter side and cropping the middle, without the large image in between.
+    Resizing this box is the same as resizing the shorter side and cropping the middle, without the large intermediate
+    image.
     """
     h, w = size
     box_h, box_w = (height, w * height / h) if w * height <= h * width else (h * width / w, width)
@@ -45,7 +46,7 @@ def crop_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, flo
 
 
 def resize_image(image, size: tuple[int, int]):
-    """A Pillow image, cropped in the middle and resized to (height, width): bicubic, antialiased."""
+    """A Pillow image cropped in the middle and resized to (height, width): bicubic, antialiased."""
     from PIL import Image
 
     if (image.height, image.width) == size:
@@ -75,7 +76,7 @@ def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def check_room(count: int, size: tuple[int, int], each: int):
-    """ValueError, in one sentence, for images of (height, width) too large for memory. each: bytes of a pixel."""
+    """Raises ValueError if this many images of (height, width) are too large for memory. each: bytes per pixel."""
     height, width = size
     least = max(8, int(((memory.free() or 0) / (count * each)) ** 0.5) // 8 * 8)
     what = f"{count:,} images of {height} x {width}"
@@ -83,9 +84,10 @@ def check_room(count: int, size: tuple[int, int], each: int):
 
 
 def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """(..., C) to (..., channels): grey (1), RGB (3) and RGBA (4) into one another, for uint8 and floats in [-1, 1].
+    """(..., C) to (..., channels): converts grey (1), RGB (3) and RGBA (4) into one another, uint8 or floats in [-1,
+    1].
 
-    Colour becomes grey by its luma; transparent images are laid on white; an added alpha channel is opaque.
+    Colour becomes grey by its luma; transparency is composited on white; an added alpha channel is opaque.
     """
     have = images.shape[-1]
     if have == channels:

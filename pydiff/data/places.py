@@ -1,4 +1,4 @@
-"""Where encoded images lie that are read one by one: in a folder or in archives, which listing.py lists, or in rows of
+"""Where encoded images are that are read one by one: in a folder or in archives, listed by listing.py, or in rows of
 .parquet files. Little more is kept of each than its name and its length.
 """
 
@@ -23,7 +23,8 @@ from pydiff.printed import first_line, printable
 
 
 class Places:
-    """names: of all images, in order. sizes: (N,) int64, bytes of each. skipped: (name, reason) of what is no image.
+    """names: of all images, in order. sizes: (N,) int64, bytes of each. skipped: (name, reason) of unusable ones.
+
     notes: on what was left out.
     """
 
@@ -34,20 +35,20 @@ class Places:
         return len(self.names)
 
     def read(self, number) -> Path | bytes:
-        """The encoded image: a file, or its contents. OSError or ValueError where it cannot be had any more."""
+        """The encoded image: a path, or its contents. Raises OSError or ValueError if it can no longer be read."""
         raise NotImplementedError
 
     def frame(self, _number) -> int:
-        """Which frame of the file it is."""
+        """The number of the image's frame in its file."""
         return 0
 
     def said(self) -> Said:
-        """What is known of the images besides: classes and captions."""
+        """What else is known about the images: classes and captions."""
         raise NotImplementedError
 
 
 class Files(Places):
-    """The images below a root, a folder or what stands for one, as `folder.load_folder` takes them."""
+    """The images below a root, a folder or an archive, chosen as `folder.load_folder` does."""
 
     def __init__(self, root, asked: Asked, found: Found):
         self.root, self.found = root, found
@@ -58,7 +59,7 @@ class Files(Places):
         super().__init__(names, sizes, self.found.skipped, notes)
 
     def _frames(self, limit):
-        """Names of all frames of all files, each of which is opened for that."""
+        """Names of all frames of all files, each of which is opened to count them."""
         names = []
         for path in self.paths:
             try:
@@ -69,22 +70,22 @@ class Files(Places):
         return names
 
     def read(self, number):
-        """The file, or the contents of the member."""
+        """The path of the file, or the contents of the member."""
         return self.root / path_of(self.names[number])
 
     def frame(self, number):
-        """As its name says."""
+        """The number of the frame, from its name."""
         return int(self.names[number].partition(FRAME)[2] or 0)
 
     def said(self):
-        """By folders and by files beside them."""
+        """Classes and captions from the folders and from files beside the images."""
         return said_of(self.root, self.names, self.paths, self.found)
 
 
 class Rows(Places):
-    """The images in the rows of parquet files. A group of rows is read at a time, and the last few are kept.
+    """The images in the rows of parquet files. One row group is read at a time, and the last few are kept.
 
-    How long an image is stands nowhere: `sizes` has the length of its file instead.
+    The length of a single image is recorded nowhere: `sizes` has the length of its file instead.
     """
 
     KEPT = 4
@@ -122,7 +123,7 @@ class Rows(Places):
         super().__init__([f"row {i}" for i in range(len(self.at))], sizes, notes=notes)
 
     def said(self):
-        """By columns of their own."""
+        """Classes and captions from the other columns."""
         import pyarrow as arrow
 
         columns = [name for name in self.opened[0].schema_arrow.names if name != self.column]
@@ -130,7 +131,7 @@ class Rows(Places):
         return Said(*said_in(table, list(range(len(self))), self.names), [])
 
     def read(self, number):
-        """The contents."""
+        """The contents of the image."""
         file, group, inside = self.at[number]
         with self.lock:
             data = self.groups.pop((file, group), None)
@@ -148,7 +149,7 @@ class Rows(Places):
 def places_of(path: Path, asked: Asked) -> Places:
     """The images in a folder, an archive, a parquet file, or a folder of archives or parquet files.
 
-    ValueError, in one sentence, where nothing can be found piece by piece.
+    Raises ValueError if nothing there can be read piece by piece.
     """
     where = printable(str(path))
     if not path.exists():
@@ -179,7 +180,7 @@ def _rows(path, found, asked):
 
 
 def _only_images(root, found: Found) -> Found:
-    """What was found, if these are images. ValueError, in one sentence, for what is read as a whole or is none."""
+    """What was found, if these are images. Raises ValueError if there are none, or for data read as a whole."""
     where = printable(str(root))
     for kind in TREES[:2]:
         if not found.images and kind.holds(root):
@@ -194,7 +195,7 @@ def _only_images(root, found: Found) -> Found:
 
 
 def _length_below(root):
-    """A function from paths below a folder to bytes; -1 for what is gone, and is told of when it is read."""
+    """A function from paths below a folder to lengths in bytes; -1 for a missing file, reported when it is read."""
     before = f"{root}/"
 
     def length(path):

@@ -1,4 +1,4 @@
-"""Points: rows of a few numbers as data, from an array (N, D) or made by formula: the swiss roll."""
+"""Points: data whose samples are rows of a few numbers, from an array (N, D) or generated: the swiss roll."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ FIRST_TURN, LAST_TURN = 1.5 * np.pi, 4.5 * np.pi  # angles where the roll begins
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Points(Dataset):
-    """N points of D numbers, float32, as `images` (N, D); the rest as in Dataset."""
+    """N points of D numbers, float32, as `images` (N, D); otherwise a Dataset."""
 
     noun = "point"
     mirrors = False
@@ -35,7 +35,7 @@ class Points(Dataset):
 
     @property
     def codec(self):
-        """Shifted and scaled to mean 0 and standard deviation 1."""
+        """The codec that shifts and scales the points to mean 0 and standard deviation 1."""
         return PointsCodec.of(self.images)
 
     def resized(self, size=None, channels=None):
@@ -49,15 +49,15 @@ class Points(Dataset):
         return self.codec.encode(self.samples(indices))
 
     def kind(self):
-        """How many points of how many numbers."""
+        """The number of points and of their coordinates, as a phrase."""
         return f"{plural(len(self), 'point')} of {plural(self.shape[0], 'number')}"
 
     def facts(self, count=None):
-        """What the page of a run says of the data, {term: description}."""
+        """What a run's page says about the data: {term: description}."""
         return {"Points": f"{count or len(self):,} of {plural(self.shape[0], 'number')}"}
 
     def hints(self):
-        """Sentences for whoever is about to train on this data."""
+        """Sentences of advice on training with this data."""
         return self._hints(compare="a network may repeat them")
 
 
@@ -78,8 +78,8 @@ def swiss_roll(n: int = ROLL, seed: int = 0, noise: float = NOISE) -> Points:
 def swiss_roll_density(points, noise: float = NOISE, parts: int = 20000) -> np.ndarray:
     """The density of the swiss roll at points (N, 2): (N,) float64.
 
-    It is the mean over u of a normal density around the line, an integral over one number, here by the midpoint rule;
-    with steps much smaller than the noise it is exact to rounding.
+    It is the mean over u of a normal density around the line: a one-dimensional integral, computed by the midpoint
+    rule. With steps much smaller than the noise, the result is exact to rounding.
     """
     u = FIRST_TURN + (LAST_TURN - FIRST_TURN) * (np.arange(parts) + 0.5) / parts
     line = u[:, None] * np.stack([np.cos(u), np.sin(u)], axis=1) / 4

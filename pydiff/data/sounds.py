@@ -1,8 +1,8 @@
-"""Sounds as data: a folder of sound files, each made equally long, equally loud and of one rate; what was done is said.
+"""Sounds as data: a folder of sound files, all brought to one length, loudness and rate; notes say what was done.
 
-In this order: read; channels mixed to one (or as many as asked for); the mean (DC) taken away; other rates resampled;
-silence at both ends trimmed; loudness set; cut or padded to the length asked for. wav is read by pydiff itself, flac,
-ogg, opus, mp3, aiff, au and gsm with the extra `audio` (soundfile).
+Steps, in this order: read; mix the channels to one (or to the number requested); remove the mean (DC); resample other
+rates; trim silence at both ends; set the loudness; cut or pad to the requested length. pydiff itself reads wav; flac,
+ogg, opus, mp3, aiff, au and gsm need the extra `audio` (soundfile).
 """
 
 import dataclasses
@@ -27,25 +27,25 @@ from pydiff.sound.wav import Sound, Unreadable, read_wav
 
 WAV = {".wav", ".wave"}
 WITH_LIBRARY = {".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".snd", ".gsm"}
-TELEPHONE = {"format": "RAW", "subtype": "GSM610", "samplerate": 8000, "channels": 1}  # a .gsm says nothing of itself
+TELEPHONE = {"format": "RAW", "subtype": "GSM610", "samplerate": 8000, "channels": 1}  # a .gsm has no header
 SUFFIXES = frozenset(WAV | WITH_LIBRARY)
-RATE, SECONDS = 8000, 1.0  # where nobody asks for others
-LOUDNESS = -20.0  # dB: root of the mean square, 0 dB is a square wave of full scale
-PEAK = 0.99  # no louder than that
-SILENT = 1e-4  # a sound whose largest sample is below that, -80 dB, is none
+RATE, SECONDS = 8000, 1.0  # by default
+LOUDNESS = -20.0  # dB, root mean square; 0 dB is a full-scale square wave
+PEAK = 0.99  # largest magnitude of a sample
+SILENT = 1e-4  # a sound whose largest sample is below this, -80 dB, is silence
 QUIET = 10 ** (-40 / 20)  # ends this far below the loudest 10 ms are trimmed
-MARGIN = 0.02  # seconds that are kept of what would be trimmed
-SHORTEST = 0.005  # seconds; what is shorter is a click
-LONGEST = 600.0  # seconds read of one file
-MOST_PIECES = 600  # taken of one file
-GRID = 2.0**15  # samples are whole numbers over this: the last bits, which differ from machine to machine, are gone
-BYTES = 24  # that a number of a sound may take while it is read and made ready: one float32, and float64s beside it
-OFFSET, FLAT = 0.01, 0.001  # shares of full scale and of samples from which DC and clipping are told
+MARGIN = 0.02  # seconds of silence that are kept
+SHORTEST = 0.005  # seconds; anything shorter is a click
+LONGEST = 600.0  # seconds read from one file
+MOST_PIECES = 600  # taken from one file
+GRID = 2.0**15  # samples are multiples of 1 / this, without the last bits, which differ between machines
+BYTES = 24  # per sample while a sound is read and prepared: a float32 and some float64s
+OFFSET, FLAT = 0.01, 0.001  # thresholds for reporting DC (of full scale) and clipping (of the samples)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sounds(Dataset):
-    """A Dataset of sounds: `images` is (N, 1, L, C) float32 in [-1, 1], L samples at `rate` a second."""
+    """A Dataset of sounds: `images` is (N, 1, L, C) float32 in [-1, 1], L samples at `rate` per second."""
 
     rate: int = RATE
     noun = "sound"
@@ -53,25 +53,25 @@ class Sounds(Dataset):
 
     @property
     def codec(self):
-        """The codec that diffuses sounds as lines of samples."""
+        """The codec that diffuses sounds as waveforms."""
         _, length, channels = self.shape
         return Waveform(self.rate, length, channels)
 
     def coded(self, name: str = "auto"):
-        """What they are diffused as, by name: waveform, which is auto, or spectrogram."""
+        """The codec of this name: "waveform", which is also "auto", or "spectrogram"."""
         _, length, channels = self.shape
         if name == "spectrogram":
             return Spectrogram(self.rate, length, channels, **fitting(self.rate, length))
         return self.codec
 
     def kind(self) -> str:
-        """How many sounds there are, how long and of what rate: a phrase."""
+        """The number of sounds, their length and their rate, as a phrase."""
         _, length, channels = self.shape
         said = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
         return f"{plural(len(self), 'sound')} of {length / self.rate:.4g} s at {self.rate:,} Hz, {said}"
 
     def facts(self, count: int | None = None) -> dict[str, str]:
-        """The same for a page: {term: description}."""
+        """What a run's page says about the data: {term: description}. count: of sounds, if these are only some."""
         _, length, channels = self.shape
         return {
             "Sounds": f"{count or len(self):,}, {length / self.rate:.4g} s at {self.rate:,} Hz"
@@ -79,13 +79,13 @@ class Sounds(Dataset):
         }
 
     def resized(self, size=None, channels=None):
-        """Returns the data set itself: sounds have no size."""
+        """Returns the data set itself. Raises ValueError for a size, or for another number of channels."""
         if size is not None or channels not in (None, self.shape[2]):
             raise ValueError("size and channels are for images; give rate and seconds where sounds are loaded")
         return self
 
     def hints(self) -> list[str]:
-        """Sentences for whoever is about to train on this data."""
+        """Sentences of advice on training with this data."""
         found = []
         if self.shape[1] > 2**17:
             found.append(f"{self.shape[1]:,} samples are slow without a GPU; try a lower rate= or fewer seconds=")
@@ -93,7 +93,9 @@ class Sounds(Dataset):
 
 
 def fitting(rate: int, length: int) -> dict:
-    """Bands and window of a spectrogram: windows of about 64 ms, a quarter of them apart, at most half of a sound."""
+    """Bands and window of a spectrogram: windows of 64 ms or so, at most half the sound, a quarter of a window
+    apart.
+    """
     size = 2 ** round(math.log2(min(0.064 * rate, max(length / 2, 16))))
     return {"size": size, "hop": size // 4, "bands": min(32, size // 2)}
 
@@ -106,13 +108,12 @@ def load_sounds(
     limit: Limit = USUAL,
     split: str | None = None,
 ) -> Sounds:
-    """All sounds under a folder, in order of path; classes as for images: the first folder that they do not all share.
+    """All sounds under a folder, in order of path; classes as for images: the first folder that not all of them share.
 
-    rate: samples a second, 8000 if None. seconds: of every sound, 1 if None. channels: 1 (mixed), which is None, or 2.
-    split: which of folders called train, val and test, or "all"; None is train.
-    Files with the suffix of a sound that cannot be read, or hold silence alone, are skipped and listed; so are those
-    that take more memory than the limit while they are read.
-    ValueError if no sound is left, or if more than half are broken, or if all together take more than the limit.
+    rate: samples per second, 8000 if None. seconds: of every sound, 1 if None. channels: 1 (mixed), the default, or 2.
+    split: which of the folders called train, val and test, or "all"; None is train. Sound files that cannot be read or
+    hold only silence are skipped and listed, as are those that take more memory than the limit while being read. Raises
+    ValueError if no sound is left, if more than half are broken, or if all together take more than the limit.
     """
     from pydiff.data.listing import find_files
 
@@ -138,11 +139,11 @@ def load_files(
     limit: Limit = USUAL,
     notes=(),
 ) -> Sounds:
-    """Files of sound by name, or their contents, as Sounds. labels: {name: number of its class}, with classes, their
-    names; None reads classes from the names, which are paths. skipped: what is known to be unusable already. notes:
-    what is to be said first.
+    """Sounds from files or their contents, by name. labels: {name: number of its class}, with `classes`, the class
+    names; None derives the classes from the names, which are paths. skipped: (name, reason) of files already known to
+    be unusable. notes: sentences to put first.
 
-    ValueError if more than half are broken.
+    Raises ValueError if more than half are broken.
     """
     from pydiff.data.folder import each, labels_of
 
@@ -172,7 +173,7 @@ def load_files(
 
 
 def holds_sounds(root: Path) -> bool:
-    """Whether a folder holds more sounds than images: an album with its cover is one of sounds."""
+    """Whether a folder holds more sounds than images: an album with its cover counts as sounds."""
     from pydiff.data.image import SUFFIXES as IMAGES
     from pydiff.data.listing import find_files
 
@@ -184,7 +185,7 @@ def holds_sounds(root: Path) -> bool:
 
 
 def check_sound(rate, seconds, channels) -> tuple[int, float, int]:
-    """(rate, seconds, channels) with what is left out filled in. ValueError for what no sound can have."""
+    """(rate, seconds, channels) with defaults filled in. Raises ValueError for values that no sound can have."""
     rate, seconds = RATE if rate is None else rate, SECONDS if seconds is None else seconds
     if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not 100 <= rate <= 192_000:
         raise ValueError(
@@ -199,8 +200,8 @@ def check_sound(rate, seconds, channels) -> tuple[int, float, int]:
 
 @dataclasses.dataclass
 class Prepared:
-    """pieces: (L, C) float32 each. What was there and done: rate, channels, seconds trimmed and padded, clipped,
-    offset.
+    """A sound made ready. pieces: (L, C) float32 each. What the file had and what was done: rate, channels, seconds
+    trimmed and padded, whether it was cut, clipped, had a DC offset, or was read only in part.
     """
 
     pieces: list[np.ndarray]
@@ -215,13 +216,13 @@ class Prepared:
 
 
 class _Room:
-    """Memory for the pieces of all sounds. A long file gives many of them."""
+    """Counts the memory for the pieces of all sounds; a long file gives many of them."""
 
     def __init__(self, limit: Limit, name: str):
         self.limit, self.name, self.taken, self.lock = limit, name, 0, threading.Lock()
 
     def take(self, size: int):
-        """So many bytes more, and as many again when all are put into one array. TooLarge for too many."""
+        """Counts `size` more bytes, twice, as all are copied into one array. Raises TooLarge above the limit."""
         with self.lock:
             self.taken += size
             try:
@@ -231,11 +232,11 @@ class _Room:
 
 
 class TooLarge(ValueError):
-    """More than the limit allows: no file is skipped for that."""
+    """More than the memory limit allows; raised for the whole folder, not skipped like a damaged file."""
 
 
 def read_sound(source: Path | bytes, rate: int, length: int, channels: int, room: _Room | None = None):
-    """A file, or its contents, ready to be learned from: Prepared; or half a sentence on why it cannot be used."""
+    """A file, or its contents, ready for training, as Prepared; or half a sentence on why it cannot be used."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -258,9 +259,9 @@ def read_sound(source: Path | bytes, rate: int, length: int, channels: int, room
 
 
 def decoded(source: Path | bytes, limit: Limit = USUAL) -> Sound:
-    """The samples of a sound file. Unreadable, in half a sentence, for what is none, or takes too much memory."""
+    """The samples of a sound file. Raises Unreadable, with half a sentence, if damaged or above the memory limit."""
     if not isinstance(source, bytes):
-        if not source.is_file():  # reading a pipe would wait for ever
+        if not source.is_file():  # reading a pipe would block
             raise Unreadable(not_a_file(source))
         _fits(limit, source.stat().st_size)
     data = source if isinstance(source, bytes) else source.read_bytes()
@@ -291,7 +292,7 @@ def decoded(source: Path | bytes, limit: Limit = USUAL) -> Sound:
 
 
 def _fits(limit: Limit, size: int, packed: int | None = None):
-    """Unreadable, in half a sentence, for so many bytes, or for so many out of a file of `packed` bytes."""
+    """Raises Unreadable if `size` bytes, perhaps unpacked from `packed` bytes, exceed the limit."""
     try:
         limit.check(size, "it") if packed is None else limit.check_unfolding(size, packed, "it")
     except ValueError as error:
@@ -299,7 +300,7 @@ def _fits(limit: Limit, size: int, packed: int | None = None):
 
 
 def prepared(sound: Sound, rate: int, length: int, channels: int) -> Prepared:
-    """A sound of this rate, loudness and length, in one or more pieces. Unreadable for silence and worse."""
+    """The sound at this rate, loudness and length, in one or more pieces. Raises Unreadable for silence and such."""
     x, own, count = sound.samples.astype(np.float64), sound.rate, sound.samples.shape[1]
     if not x.size:
         raise Unreadable("it holds no samples")
@@ -330,7 +331,7 @@ def prepared(sound: Sound, rate: int, length: int, channels: int) -> Prepared:
 
 
 def why_silent(samples) -> str:
-    """Half a sentence on a sound (L, C) of which nothing is left once channels are mixed and the mean is taken away."""
+    """Half a sentence on why nothing is left of a sound (L, C) once channels are mixed and the mean is removed."""
     if np.abs(samples).max() < SILENT:
         return "it holds silence alone"
     if np.ptp(samples, axis=0).max() < 2 * SILENT:
@@ -339,14 +340,16 @@ def why_silent(samples) -> str:
 
 
 def is_clipped(x) -> bool:
-    """Whether tops are flat: a share of FLAT samples, with one beside it, at the largest value, near full scale."""
+    """Whether peaks are flat: more than a fraction FLAT of neighbouring samples are at a maximum near full scale."""
     size = np.abs(x).max(1)
     top = size >= size.max() * (1 - 1e-4)
     return bool(size.max() > 0.5 and np.count_nonzero(top[1:] & top[:-1]) > max(2, FLAT * len(x)))
 
 
 def active(x, rate: int) -> tuple[int, int]:
-    """Where a sound (L, C) begins and ends, for trimming: 10 ms louder than QUIET beside the loudest, and a margin."""
+    """Where a sound (L, C) begins and ends, for trimming: from the first to the last 10 ms block that is louder than
+    QUIET times the loudest, with a margin. In samples.
+    """
     block = max(1, rate // 100)
     starts = np.arange(0, len(x), block)
     power = np.add.reduceat((x**2).mean(1), starts) / np.diff([*starts, len(x)])  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -356,10 +359,9 @@ def active(x, rate: int) -> tuple[int, int]:
 
 
 def pieces_of(x, length: int) -> tuple[list[np.ndarray], int, bool]:
-    """(pieces (length, C), samples of silence added, whether it was cut). A short sound is put in the middle of
-    silence.
+    """(pieces (length, C), samples of silence added, whether it was cut). A short sound is centred in silence.
 
-    A long one gives as many pieces as come nearest to its length, spread evenly, none of them silent.
+    A long one gives the number of pieces that comes nearest to its length, spread evenly, without silent ones.
     """
     if len(x) <= length:
         before = (length - len(x)) // 2
@@ -373,7 +375,7 @@ def pieces_of(x, length: int) -> tuple[list[np.ndarray], int, bool]:
 
 
 def notes_on(found: list[Prepared], rate: int, seconds: float) -> list[str]:
-    """What was done with sounds, in sentences."""
+    """Sentences on what was done to the sounds."""
     notes, n = [], len(found)
     rates = Counter(one.rate for one in found)
     other = ", ".join(f"{r:,} Hz ({k})" for r, k in sorted(rates.items()) if r != rate)

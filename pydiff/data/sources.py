@@ -1,7 +1,7 @@
-"""Every kind of data that `load` opens: one small reader a kind, in two tables.
+"""Every kind of data that `load` opens: one small reader per kind, in two tables.
 
-A reader takes a path, or what stands for a folder, and what is asked for (asked.py), and gives a Dataset. Images that
-have another size or number of channels than what is asked for are brought to it by `load`, whoever read them.
+A reader takes a path, or an object that acts as a folder, and the requested options (asked.py), and returns a Dataset.
+`load` then brings images to the requested size and number of channels, whichever reader they come from.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 from pydiff.data import archives, arrays, cifar, folder, idx, parquet
 from pydiff.data.asked import CONCERNS, Asked
+from pydiff.data.clip_files import FILMS
 from pydiff.data.dataset import Dataset
 from pydiff.data.image import SUFFIXES
+from pydiff.data.sounds import SUFFIXES as SOUNDS
 from pydiff.data.unreadable import advice_on, readable
 from pydiff.printed import printable
 
 
 class Kind(NamedTuple):
-    """holds: whether a folder (or archive) is of this kind. load: reads it. serves: wishes that concern it."""
+    """holds: whether a folder (or archive) is of this kind. load: reads it. serves: the options that apply to it."""
 
     name: str
     holds: Callable[..., bool]
@@ -25,7 +27,7 @@ class Kind(NamedTuple):
     serves: tuple[str, ...]
 
 
-# What a folder or an archive may be, the first that fits.
+# The kinds of folders and archives; the first that fits is taken.
 TREES = [
     Kind("MNIST's IDX files", idx.holds_idx, idx.load_idx, ("split",)),
     Kind("CIFAR's batches", cifar.holds_cifar, cifar.load_cifar, ("split",)),
@@ -33,7 +35,7 @@ TREES = [
     Kind("archives", archives.holds_archives, archives.load_archives, ("pages", "split", "bits")),
     Kind("images", lambda _: True, folder.load_folder, ("pages", "split", "bits")),
 ]
-# How the name of a file ends -> its reader, and the wishes that concern it; an archive goes by what is in it.
+# The ending of a file's name -> its reader and the options that apply; for an archive, those of its contents.
 FILES: dict[str, tuple[Callable[[Path, Asked], Dataset], tuple[str, ...]]] = {
     ".npz": (arrays.load_npz, ("layout", "bits")),
     ".npy": (arrays.load_npy, ("layout", "bits")),
@@ -43,17 +45,20 @@ FILES: dict[str, tuple[Callable[[Path, Asked], Dataset], tuple[str, ...]]] = {
     **dict.fromkeys(archives.SUFFIXES, (archives.load_archive, tuple(CONCERNS))),
 }
 BATCHES = ("data_batch_", "test_batch")  # how names of CIFAR's begin
-EXPECTED = "a folder or archive of images, a .npz, .npy or .parquet file, files of MNIST or CIFAR, an array, or a list"
+EXPECTED = (
+    "a folder of images, sounds or clips, an archive of images, a .npz, .npy or .parquet file, files of MNIST or "
+    "CIFAR, an array, or a list"
+)
 
 
 def load_tree(root, asked: Asked) -> Dataset:
-    """What is in a folder or an archive."""
+    """The data in a folder or an archive."""
     kind = next(kind for kind in TREES if kind.holds(root))
     return kind.load(root, asked.only(f"{printable(str(root))} ({kind.name})", *kind.serves))
 
 
 def load_path(path: Path, asked: Asked, known: str) -> Dataset:
-    """What is at a path. known: the names of shipped sets, for the message where there is nothing."""
+    """The data at a path. known: the names of shipped sets, for the message if nothing is there."""
     if path.is_dir():
         return load_tree(path, asked)
     shown = printable(str(path))
@@ -70,6 +75,8 @@ def load_path(path: Path, asked: Asked, known: str) -> Dataset:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES | readable()[0]:
         raise ValueError(f"{shown} is one image; give the folder that it is in, or a list of images in Python")
+    if (what := "sound" if suffix in SOUNDS else "clip" if suffix in FILMS else None) is not None:
+        raise ValueError(f"{shown} is one {what}; give the folder that it is in")
     if suffix in (".pkl", ".pickle"):
         raise ValueError(f"{shown} is a pickle, which could run anything; save its arrays with numpy.savez")
     advice = advice_on(suffix.removeprefix("."))

@@ -1,15 +1,15 @@
-"""Speech from programs and recordings that are installed, never copied: named sets, read at use.
+"""Speech from installed programs and recordings, never copied: named sets that are read when used.
 
     spoken-digits      0 to 9 in some thirty voices and twenty languages: recordings of Debian's tuxpaint-stamps-default
                        (GPL-2) and of the asterisk-core-sounds packages (CC-BY-SA-3.0); needs pydiff[audio]
     spoken-captions    sentences that describe drawings, read in French: tuxpaint-stamps-default
     spoken-prompts     what a telephone exchange says, at 8 kHz: asterisk-core-sounds-en-wav
     synthetic-digits   0 to 9 in English by espeak-ng and flite, called as programs: the same bits every time
-    synthetic-speech   forty English words, digits among them, by one voice of espeak-ng that says no digit in
-                       synthetic-digits, at many pitches and speeds; without a word on what is said
+    synthetic-speech   forty English words, digits among them, by one voice of espeak-ng that is not in
+                       synthetic-digits, at many pitches and speeds; unlabelled
 
-Nothing of the recordings is in pydiff, and nothing made from them may be shipped. Voices tell training from test; no
-option asks for a person.
+pydiff contains none of the recordings, and nothing made from them may be shipped. Voices serve only to separate
+training from test data; no option asks for a person.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ SECONDS = 0.75
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
 FLITE = ("kal16", "awb", "rms", "slt")
-FOREIGN = ("es", "es-419", "fr-fr", "it", "ru")  # languages in which more than two people were recorded, too
-# What synthetic-speech says, in which voice: accent and variant of espeak-ng, its pitches and words a minute.
+FOREIGN = ("es", "es-419", "fr-fr", "it", "ru")  # languages that also have recordings of more than two people
+# What synthetic-speech says, and its voice: accent and variant of espeak-ng, pitches and words per minute.
 WORDS = (
     *DIGITS, "yes", "no", "stop", "go", "left", "right", "up", "down", "on", "off", "red", "green", "blue", "yellow",
     "dog", "cat", "bird", "tree", "house", "water", "day", "night", "sun", "moon", "good", "bad", "old", "new", "hand",
@@ -42,7 +42,7 @@ SPEAKER, PITCHES, SPEEDS = "en-us+Annie", (42, 50, 58), (135, 150, 165, 180)
 
 
 class Recording(NamedTuple):
-    """A file, the digit that is said, and by whom: the language and the number of the reader, "fr 2" say."""
+    """A recording: its file, the digit spoken, and the voice: language and number of the reader, such as "fr 2"."""
 
     path: Path
     digit: int
@@ -50,7 +50,7 @@ class Recording(NamedTuple):
 
 
 def digit_recordings(stamps: Path = STAMPS, prompts: Path = PROMPTS) -> list[Recording]:
-    """The recordings of digits that are installed, in order of voice and digit."""
+    """The installed recordings of digits, in order of voice and digit."""
     found = []
     for path in (stamps / "symbols/math").glob("[0-9]*.ogg"):
         parts = re.fullmatch(r"(\d)(_desc)?(?:_(\w+))?", path.stem)
@@ -59,7 +59,7 @@ def digit_recordings(stamps: Path = STAMPS, prompts: Path = PROMPTS) -> list[Rec
     heard = Counter()
     for folder in sorted(prompts.glob("*/digits")):
         files = sorted(folder.glob("[0-9].wav")) or sorted(folder.glob("[0-9].gsm"))
-        language = folder.parent.name[:5]  # behind it stands what the voice is called, which is nobody's matter
+        language = folder.parent.name[:5]  # the rest is the voice's name, which is not used
         heard[language] += bool(files)
         voice = f"{language} prompts{f' {heard[language]}' if heard[language] > 1 else ''}"
         found += [Recording(path, int(path.stem), voice) for path in files]
@@ -67,7 +67,7 @@ def digit_recordings(stamps: Path = STAMPS, prompts: Path = PROMPTS) -> list[Rec
 
 
 def load_spoken_digits(rate: int | None = None, seconds: float = SECONDS, recordings=None) -> Sounds:
-    """The recorded digits as Sounds with the classes zero to nine. FileNotFoundError where none are installed."""
+    """The recorded digits as Sounds with the classes zero to nine. Raises FileNotFoundError if none are installed."""
     recordings = digit_recordings() if recordings is None else recordings
     if not recordings:
         raise FileNotFoundError(
@@ -97,11 +97,11 @@ def _installed(name, paths, root, package, rate, seconds):
     return load_files(name, {str(path.relative_to(root)): path for path in paths}, rate, seconds)
 
 
-# ---- voices that are nobody's ----------------------------------------------------------------------------------------
+# ---- synthetic voices ------------------------------------------------------------------------------------------------
 
 
 def synthetic_voices() -> list[str]:
-    """Names of the voices at hand: "espeak-ng en-us+m3 pitch 40 speed 150", "flite slt stretch 1.1"."""
+    """Names of the available voices: "espeak-ng en-us+m3 pitch 40 speed 150", "flite slt stretch 1.1"."""
     voices = _espeak_voices(ACCENTS, 11, (29, 23))
     if shutil.which("flite"):
         voices += [f"flite {voice} {stretch}" for voice in FLITE for stretch in ("0.9", "1.0", "1.15")]
@@ -114,7 +114,7 @@ def foreign_voices() -> list[str]:
 
 
 def _espeak_voices(kinds, lift, hurry) -> list[str]:
-    """Every kind with every variant, at pitches of 30 to 69 and 130 to 189 words a minute, spread by these numbers."""
+    """Every kind with every variant, at pitches of 30 to 69 and 130 to 189 words per minute, spread evenly."""
     if not shutil.which("espeak-ng"):
         return []
     return [
@@ -125,14 +125,14 @@ def _espeak_voices(kinds, lift, hurry) -> list[str]:
 
 
 def digit_for(voice: str, digit: int) -> str:
-    """What a voice is given to say for a digit: the English word, or the figure, which it reads in its language."""
+    """The text that a voice reads for a digit: the English word, or the figure, which it reads in its own language."""
     return str(digit) if voice.split()[1].split("+")[0] in FOREIGN else DIGITS[digit]
 
 
 def say(voice: str, words: str):
-    """A text spoken by one of `synthetic_voices`: a Sound. The same voice and words give the same bits.
+    """A text spoken by one of `synthetic_voices`, as a Sound. The same voice and words give the same bits.
 
-    RuntimeError, in one sentence, where the program fails.
+    Raises RuntimeError if the program fails.
     """
     program, name, *how = voice.split()
     if program == "espeak-ng":
@@ -153,9 +153,10 @@ def say(voice: str, words: str):
 
 
 def load_synthetic_digits(rate: int | None = None, seconds: float = SECONDS, voices=None) -> Sounds:
-    """Digits in English by every synthetic voice at hand, or by these, each in its language; classes zero to nine.
+    """Digits by all available synthetic voices of English, or by these voices, each in its language; classes zero to
+    nine.
 
-    FileNotFoundError where neither program is installed.
+    Raises FileNotFoundError if neither program is installed.
     """
     voices = synthetic_voices() if voices is None else list(voices)
     check_sound(rate, seconds, None)
@@ -165,14 +166,14 @@ def load_synthetic_digits(rate: int | None = None, seconds: float = SECONDS, voi
 
 
 def speaker_voices() -> list[str]:
-    """The one voice of synthetic-speech, at each pitch and speed."""
+    """The single voice of synthetic-speech, at each pitch and speed."""
     return [f"espeak-ng {SPEAKER} {pitch} {speed}" for pitch in PITCHES for speed in SPEEDS]
 
 
 def load_synthetic_speech(rate: int | None = None, seconds: float = SECONDS, voices=None, words=WORDS) -> Sounds:
-    """Words by one synthetic voice, or by these, without classes: speech of which nobody wrote down what is said.
+    """Words by one synthetic voice, or by these voices, without classes: unlabelled speech.
 
-    FileNotFoundError where espeak-ng is not installed.
+    Raises FileNotFoundError if espeak-ng is not installed.
     """
     check_sound(rate, seconds, None)
     voices = (speaker_voices() if shutil.which("espeak-ng") else []) if voices is None else list(voices)
@@ -183,7 +184,7 @@ def load_synthetic_speech(rate: int | None = None, seconds: float = SECONDS, voi
 
 
 def said(jobs) -> dict[str, bytes]:
-    """Pairs (voice, words), spoken: {"voice/words": contents of a .wav file}. FileNotFoundError for no pair."""
+    """{"voice/words": contents of a .wav file} of these (voice, words). Raises FileNotFoundError if there are none."""
     from concurrent.futures import ThreadPoolExecutor
 
     from pydiff.sound.wav import wav_bytes

@@ -1,9 +1,9 @@
-"""Data larger than memory: images that are decoded when a step needs them, by threads that work ahead of it, into a
-cache that has an end.
+"""Data larger than memory: images are decoded on demand, by threads that work ahead of the training, into a cache of
+limited size.
 
-`StreamedImages` stands where a Dataset has its array: the same indices give the same pixels. A file that cannot be
-decoded when its turn comes is replaced by the next one, in order, that can: a rule that every process and every
-resumed run follows alike. docs/distributed.md, "Data larger than memory".
+`StreamedImages` takes the place of a Dataset's array: the same indices give the same pixels. A file that cannot be
+decoded when its turn comes is replaced by the next one, in order, that can be: a rule that all processes and all
+resumed runs follow alike. docs/distributed.md, "Data larger than memory".
 """
 
 import hashlib
@@ -26,18 +26,17 @@ from pydiff.data.places import places_of
 from pydiff.printed import first_line, printable
 
 THREADS = min(4, os.cpu_count() or 1)
-LOOKED_AT = 64  # images that are decoded at the start, and whose contents are in the fingerprint
+LOOKED_AT = 64  # images that are examined at the start, and whose contents are in the fingerprint
 GB = 1_000_000_000
-MANY = 4096  # names that are looked at at once
+MANY = 4096  # names that are hashed at a time
 
 
 class StreamedImages:
-    """(N, H, W, C) uint8, decoded when asked for. A stand-in for the array in a Dataset.
+    """(N, H, W, C) uint8, decoded on demand. Stands in for the array in a Dataset.
 
-    places: data.places.Places. asked: with the size and the channels that all of them get. cache: bytes of pixels that
-    are kept. part: (N,) numbers of the places that count, None for all.
-    Attributes: failed, {name: reason} of what could not be decoded so far; waited, seconds that were spent on waiting
-    for images that nobody had decoded ahead.
+    places: data.places.Places. asked: with the size and channels that all images get. cache: bytes of pixels that are
+    kept. part: (N,) numbers of the places that count, None for all. Attributes: failed, {name: reason} of what could
+    not be decoded so far; waited, the seconds spent waiting for images that had not been decoded ahead.
     """
 
     streamed = True
@@ -73,12 +72,12 @@ class StreamedImages:
         return (self[i] for i in range(len(self)))
 
     def part(self, indices):
-        """The images with these indices, as StreamedImages that are still undecoded."""
+        """The images with these indices, as StreamedImages; nothing is decoded."""
         return StreamedImages(self.places, self.asked, self.cache, self.numbers[indices])
 
     def usable(self, indices):
-        """The indices with those that cannot be decoded replaced: by the next after them that can, the first following
-        the last. ValueError where none can.
+        """The indices, with each one that cannot be decoded replaced by the next that can, cyclically. Raises
+        ValueError if none can.
         """
         indices = np.asarray(indices)
         self._begin(self.numbers[np.unique(indices)])
@@ -95,11 +94,13 @@ class StreamedImages:
         return np.array(chosen, np.int64)
 
     def ahead(self, indices):
-        """Begins to decode images that will soon be asked for."""
+        """Begins to decode images that will be needed soon."""
         self._begin(self.numbers[np.unique(indices)])
 
     def give_up(self, failed):
-        """Takes no image that failed here or elsewhere, {name: reason}, from now on. The same, in order, for people."""
+        """Excludes images that failed here or in another process, {name: reason}, from now on. Returns the same, sorted
+        and printable.
+        """
         self.failed |= failed
         return {printable(name): failed[name] for name in sorted(failed)}
 
@@ -128,7 +129,7 @@ class StreamedImages:
                 self.ahead_of[place] = self.pool.submit(self._decode, place)
 
     def _pixels(self, place, found):
-        """The pixels at a place, None if they cannot be had."""
+        """The pixels at a place; None if they cannot be decoded."""
         if self.places.names[place] in self.failed:
             return None
         for known in (self.kept, self.recent, found):
@@ -164,17 +165,17 @@ def decoded(places, number, asked: Asked) -> Decoded | str:
 
 
 def spread(numbers):
-    """Up to LOOKED_AT of these, evenly spread, the first and the last among them."""
+    """Up to LOOKED_AT of these numbers, evenly spread, including the first and the last."""
     count = min(LOOKED_AT, len(numbers))
     return [numbers[i] for i in np.unique(np.linspace(0, len(numbers) - 1, count).round().astype(int))] if count else []
 
 
 def load_streamed(path: Path, cache_gb: float, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """A Dataset whose images stay where they are: a folder, .zip, .tar or .parquet file, or a folder of these files.
+    """A Dataset whose images stay on disk: a folder, a .zip, .tar or .parquet file, or a folder of these files.
 
-    The images and all that is said of them are those of data in memory, as far as that can be known without reading
-    everything: without a size, the size that the images looked at have in common; without channels, what these need;
-    deep grey needs its bits. ValueError, in one sentence, for data that cannot be used so.
+    Images, labels and notes are those of data in memory, as far as they can be known without reading everything:
+    without a size, it takes the common size of the images examined; without channels, those that these need; deep grey
+    needs `bits`. Raises ValueError for data that cannot be streamed.
     """
     where = printable(str(path))
     asked.only(where, "pages", "split", "bits")

@@ -1,5 +1,5 @@
-"""What happens in a clip of one object on black, measured: its shape, colour, direction, speed, and whether it stays
-the same object. moving.py makes such clips; there the measurement is exact.
+"""Measures what happens in a clip of one object on black: its shape, colour, direction and speed, and whether it stays
+the same object. On the clips that moving.py makes, the measurement is exact.
 """
 
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import numpy as np
 
 from pydiff.data.moving import COLOURS, DIRECTIONS, RADIUS, SHAPES, SIZE, SPEEDS, coverage
 
-OFF_THE_LINE = 0.5  # pixels of SIZE: a larger distance from steady motion is no steady motion
-AREA_CHANGE = 0.3  # share by which the area may differ from its median
-STRAY = 0.1  # share of the light that may lie away from the object
+OFF_THE_LINE = 0.5  # pixels at SIZE: motion that deviates further is not steady
+AREA_CHANGE = 0.3  # relative deviation of the area from its median that is allowed
+STRAY = 0.1  # fraction of the light that may be away from the object
 
 
 @dataclass(frozen=True)
 class Track:
-    """What a clip shows. shape, colour, direction, speed: words, "" where there is no object or nothing moves.
+    """What a clip shows. shape, colour, direction, speed: words, "" if there is no object or nothing moves.
 
-    velocity: (down, right) pixels a frame. off: the largest distance from steady motion in pixels. steady: whether it
-    moves steadily. constant: whether it is one object of one shape, colour and size in all frames.
+    velocity: (down, right), pixels per frame. off: the largest deviation from steady motion, in pixels. steady: whether
+    it moves steadily. constant: whether it is one object of one shape, colour and size in all frames.
     """
 
     shape: str
@@ -31,7 +31,7 @@ class Track:
     constant: bool
 
     def agrees(self, shape, colour, direction, speed) -> dict:
-        """Which of a caption's words are right: {"shape": bool, ..., "all": bool}; "all" asks for constancy, too."""
+        """Which of a caption's words are right: {"shape": bool, ..., "all": bool}; "all" also requires constancy."""
         right = {
             "shape": self.shape == shape,
             "colour": self.colour == colour,
@@ -49,7 +49,7 @@ def track(clip) -> Track:
     unit = size / SIZE
     light = clip.max(axis=-1)
     light = np.where(light < 40, 0, light)
-    if (light.reshape(frames, -1).max(axis=1) < 100).any():  # gone in some frame
+    if (light.reshape(frames, -1).max(axis=1) < 100).any():  # missing in some frame
         return Track("", "", "", "", (0.0, 0.0), np.inf, False, False)
     centres = np.array([_centre(frame, unit) for frame in light])
     colours = [_colour(frame, mask) for frame, mask in zip(clip, light, strict=True)]
@@ -77,11 +77,11 @@ def track(clip) -> Track:
 
 
 def _centre(light, unit):
-    """The centre of mass of what lies around the brightest place."""
+    """The centre of mass of the light around the brightest part of the frame."""
     y, x = np.indices(light.shape) + 0.5
     total = light.sum()
     centre = np.array([(y * light).sum(), (x * light).sum()]) / total
-    for _ in range(3):  # without what is far away
+    for _ in range(3):  # ignores light that is far away
         near = light * ((y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= (1.9 * RADIUS * unit) ** 2)
         if near.sum() == 0:
             break
@@ -90,18 +90,18 @@ def _centre(light, unit):
 
 
 def _colour(frame, light):
-    """The nearest of the colours to that of the brightest half."""
+    """The named colour nearest to the mean over the brightest pixels."""
     seen = frame[light >= 0.7 * light.max()].mean(axis=0)
     return min(COLOURS, key=lambda name: ((seen - np.array(COLOURS[name])) ** 2).sum())
 
 
 def _shape(cover, centre):
-    """The shape whose image around this centre is the nearest."""
+    """The shape whose image around this centre is nearest to `cover`."""
     return min(SHAPES, key=lambda shape: ((coverage(shape, centre, len(cover)) - cover) ** 2).sum())
 
 
 def _stray(cover, centre, unit):
-    """The share of the light that is further from the centre than any part of a shape."""
+    """The fraction of the light that is further from the centre than any part of a shape."""
     y, x = np.indices(cover.shape) + 0.5
     far = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 > (1.9 * RADIUS * unit) ** 2
     return float((cover * far).sum() / cover.sum())
@@ -112,6 +112,6 @@ def _most(values):
 
 
 def shuffled(clip, seed=0):
-    """The same frames in another order, in which nothing moves steadily: the control that a tracker must fail."""
+    """The same frames in random order, without steady motion: the negative control for the tracker."""
     order = np.random.default_rng(seed).permutation(len(clip))
     return np.asarray(clip)[order]

@@ -1,4 +1,4 @@
-"""Files in a folder of images that are none, or that cannot be read: what they are, and what to do about them."""
+"""Files in a folder of images that are not images, or cannot be read: what they are, and what to do about them."""
 
 import functools
 import importlib
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydiff.data.dataset import plural, some
 from pydiff.printed import printable
 
-# Suffix -> what to do. Where a library is named, images are read as soon as it is installed.
+# Suffix -> the library that reads such images, once it is installed.
 LIBRARIES = {"heic": "pillow-heif", "heif": "pillow-heif", "hif": "pillow-heif", "jxl": "pillow-jxl-plugin"}
 _MODULES = {"pillow-heif": "pillow_heif", "pillow-jxl-plugin": "pillow_jxl"}
 _FORMATS = {"pillow-heif": "HEIF", "pillow-jxl-plugin": "JXL"}
@@ -30,7 +30,7 @@ _CONVERT |= dict.fromkeys(("rar", "7z", "zst", "lz4"), "unpack it, and give the 
 _CONVERT |= dict.fromkeys(("h5", "hdf5", "mat"), "save their images with numpy.savez")
 SHOWN = 6
 
-# Folders of thumbnails and droppings; names in lower case.
+# Folders of thumbnails and system files; names in lower case.
 FOLDERS = frozenset(["__macosx", "@eadir", "thumbs", "thumbnails", "#recycle", "$recycle.bin", "lost+found",
                      "__pycache__", "system volume information"])  # fmt: skip
 THUMBNAIL = ("_thumb", "-thumb", ".thumb", "_thumbnail", "-thumbnail", ".thumbnail")
@@ -38,14 +38,14 @@ THUMBNAIL = ("_thumb", "-thumb", ".thumb", "_thumbnail", "-thumbnail", ".thumbna
 
 @functools.cache
 def readable() -> tuple[frozenset[str], tuple[str, ...]]:
-    """(suffixes, Pillow's names of formats) that libraries beside Pillow read, those that are installed."""
+    """(suffixes, Pillow's format names) that installed libraries other than Pillow can read."""
     suffixes, formats = set(), []
     for library, module in _MODULES.items():
         try:
             found = importlib.import_module(module)
             if hasattr(found, "register_heif_opener"):
                 found.register_heif_opener()
-        except Exception:  # not installed, or broken: then it is named, and images of its kind are left out
+        except Exception:  # not installed, or broken: a note then names it, and its images are left out
             continue
         suffixes |= {f".{name}" for name, of in LIBRARIES.items() if of == library}
         formats.append(_FORMATS[library])
@@ -53,13 +53,13 @@ def readable() -> tuple[frozenset[str], tuple[str, ...]]:
 
 
 def is_thumbnail(path: str, others: frozenset[str] | set[str]) -> bool:
-    """Whether an image is a small copy of another that lies beside it. others: paths without their suffixes."""
+    """Whether an image is a small copy of another beside it. others: paths without their suffixes."""
     stem = os.path.splitext(path)[0]
     return any(stem.lower().endswith(end) and stem[: -len(end)] in others for end in THUMBNAIL)
 
 
 def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = ()) -> list[str]:
-    """Sentences on files that were left out: images of other kinds, with what to do, and the rest by kind; and on
+    """Sentences on files that were left out (images of other kinds, with what to do, and the rest by kind), and on
     folders with nothing in them.
     """
     kinds = Counter(os.path.splitext(path)[1].lower().removeprefix(".") for path in others)
@@ -82,7 +82,7 @@ def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = ()) 
 
 
 def advice_on(kind: str) -> str:
-    """What to do about files with this suffix, "" where they are no images."""
+    """What to do about files with this suffix; "" if they are not images."""
     if kind in LIBRARIES:
         return f"pip install {LIBRARIES[kind]} makes them readable"
     return _CONVERT.get(kind, "")

@@ -1,8 +1,8 @@
-"""The same schedules as functions of a continuous time u from 0 (image) to 1 (noise), for paths that no table limits.
+"""The same schedules as functions of a continuous time u from 0 (image) to 1 (noise), for paths not limited to a table.
 
     path_of_level(schedule, level_of(schedule), 20)      levels between the steps of the schedule's table
 
-`path(schedule, 20, "continuous")` and `--spacing continuous` come by here.
+`path(schedule, 20, "continuous")` and `--spacing continuous` use this module.
 
 A table of T steps is the function at u = (t + 1) / T, up to the rounding of a product to an integral (Song et al. 2021,
 "Score-based generative modeling through stochastic differential equations", appendix B): error 1 / T.
@@ -34,7 +34,9 @@ def scaled_linear(beta_min: float = 0.85, beta_max: float = 12.0) -> Level:
 
 
 def cosine(s: float = 0.008) -> Level:
-    """alpha = cos((u + s) / (1 + s) pi / 2) over its value at 0 (Nichol and Dhariwal 2021, eq. 17), not cut."""
+    """alpha = cos((u + s) / (1 + s) pi / 2) over its value at 0 (Nichol and Dhariwal 2021, eq. 17), without
+    max_beta.
+    """
 
     def level(u):
         alpha = np.cos((u + s) / (1 + s) * np.pi / 2) / np.cos(s / (1 + s) * np.pi / 2)
@@ -76,13 +78,13 @@ LEVELS: dict[str, Callable[..., Level]] = {
 
 
 def level_of(schedule: Schedule) -> Level:
-    """The function of u whose table `schedule` is; ValueError for a schedule that has none here."""
+    """The function of u of which `schedule` is the table. Raises ValueError for a schedule that has none here."""
     options = dict(schedule.options or {})
     T, rescaled = options.pop("T", schedule.T), options.pop("zero_snr", False)
     if schedule.options is None or rescaled or schedule.name not in LEVELS:
         what = "rescaled to zero SNR" if rescaled else f"called {schedule.name!r}"
         raise ValueError(f"a schedule {what} has no levels between its steps; use another spacing than continuous")
-    options.pop("max_beta", None)  # of the table, where it cuts the last steps
+    options.pop("max_beta", None)  # limits only the last steps of the table
     if "beta_start" in options:
         options = {"beta_min": T * options["beta_start"], "beta_max": T * options["beta_end"]}
     return LEVELS[schedule.name](**options)

@@ -1,16 +1,18 @@
-"""From a trained network to the network a sampler asks: condition, guidance, self-conditioning, learned variance."""
+"""From a trained network to the model that a sampler evaluates: condition, guidance, self-conditioning, learned
+variance.
+"""
 
 import inspect
 import math
 
 from pydiff.arrays import array_module, contiguous
-from pydiff.diffusion.guidance import check_limits, classifier_free, level_of
+from pydiff.diffusion.guidance import check_limits, check_scale, classifier_free, level_of
 from pydiff.diffusion.samplers import SAMPLERS, walk
 from pydiff.diffusion.self_conditioning import SelfConditioned
 from pydiff.graph import Played
 from pydiff.tensor import no_grad
 
-# Arguments of samplers that follow from what is drawn, and are no choice of the user's.
+# Arguments of samplers that are set by the caller and not chosen by the user.
 GIVEN = {"model", "x", "process", "path", "seed", "sample", "guidance", "noise", "stages"}
 
 
@@ -27,14 +29,15 @@ def denoiser(
     limits=None,
     learned=False,
 ):
-    """(model, guidance): model(x, t) for one run of a sampler, and what guidance is left for the sampler to apply.
+    """(model, guidance): model(x, t) for one run of a sampler, and the guidance that is left for the sampler to apply.
 
     network: (Tensor or array x (N, ..., C), t (N,), **condition) -> Tensor. channels: C of what is diffused; the
-    network may answer with more, a learned variance, which `learned` lets through. condition: a Condition of N rows;
-    guidance, interval, rescale: see `guidance.classifier_free`. limits: the codec's, to which a self-conditioned
-    network's last x0-hat is cut. Arrays in, arrays out. The model may remember its last x0-hat: make a new one for
-    every run. ValueError, in one sentence, for guidance that this condition or these options do not allow.
+    network may return more, a learned variance, which is passed on if `learned`. condition: a Condition of N rows;
+    guidance, interval, rescale: see `guidance.classifier_free`. limits: the codec's, to which the last x0-hat of a
+    self-conditioned network is clipped. Arrays in, arrays out. The model may remember its last x0-hat: make a new one
+    for every run. Raises ValueError for guidance that this condition or these options do not allow.
     """
+    check_scale(guidance)
     played = Played(network)
     if guidance == 1 and (interval is not None or rescale):
         raise ValueError("interval and rescale say how guidance works, and guidance is 1; give another guidance")
@@ -51,14 +54,14 @@ def denoiser(
         return f if learned or f.shape[-1] == channels else contiguous(f[..., :channels])
 
     def ask_both(given, t):
-        """(f, f_uncond), in one pass where the network can."""
+        """(f, f_uncond), in one pass if the network supports it."""
         if both is None:
             return ask(given, t, condition), ask(given, t, withheld)
         f = ask(given, t, both)
         return f[: len(given)], f[len(given) :]
 
     def guided(given, t):
-        """Guidance worked out here: `given` may hold x0-hat beside x."""
+        """Applies guidance here, as `given` may hold x0-hat beside x."""
         if guidance == 1 or (interval and not interval[0] < level_of(process, t[0]) <= interval[1]):
             return ask(given, t, condition)
         answer, other = ask_both(given, t)
@@ -76,8 +79,9 @@ def denoiser(
 
 
 def together(network, *conditions):
-    """Conditions of N rows each as one that asks the network for all answers to x (N, ..) at once, one after the other;
-    None where it cannot: where they differ in more than its `several` arguments, or in their lengths.
+    """Conditions of N rows each as one with which the network evaluates x (N, ..) for all of them at once, one after
+    the other. None if that is impossible: if they differ in other arguments than the network's `several`, or in their
+    lengths.
     """
     several, joined = getattr(network, "several", ()), {}
     for name in conditions[0]:
@@ -93,7 +97,7 @@ def together(network, *conditions):
 
 
 def sampler_options(name) -> list[str]:
-    """Names of the options a sampler takes, apart from those every use of it sets."""
+    """Names of the options of a sampler, without the arguments that every caller sets."""
     keywords = inspect.signature(SAMPLERS[name]).parameters
     names = dict.fromkeys(n for n, p in keywords.items() if p.kind is not p.VAR_KEYWORD)
     if any(p.kind is p.VAR_KEYWORD for p in keywords.values()):
@@ -102,8 +106,8 @@ def sampler_options(name) -> list[str]:
 
 
 def check_sampler(name, options, interval=None, rescale=0.0, *, self_conditioning=False, learned_variance=False):
-    """ValueError or TypeError, in one sentence, for a sampler or options of it that do not exist or do not go with a
-    network of this kind.
+    """Raises ValueError for a sampler, and TypeError for an option, that does not exist, and ValueError for one that
+    does not work with this kind of network.
     """
     if name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {name!r}")

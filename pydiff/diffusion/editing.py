@@ -1,6 +1,6 @@
-"""Editing: images from images, by a network that was trained for nothing but drawing them.
+"""Editing: images from images, with a network that was trained only to generate them.
 
-    image_to_image   keep the large, draw the small anew        inpaint       draw where a mask says
+    image_to_image   keep the large scale, redraw details     inpaint       draw where a mask says
     variations       the same image, a little different       interpolate   images between two noises
 
 All take images in [-1, 1], (N, ..., C) float arrays, and are generators of SamplerState unless they say otherwise.
@@ -17,11 +17,11 @@ from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import SamplerState, ddim, ddim_inversion, ddpm_step
 from pydiff.diffusion.samplers.walk import Stage, start_scale, walk
 
-RESAMPLED = 1 << 28  # counters of the noise that goes back up start here, away from those of the steps
+RESAMPLED = 1 << 28  # counters of the noise of RePaint's steps up start here, beyond those of the steps down
 
 
 def shortened(path: Path, strength: float) -> Path:
-    """The last part of a path: `strength` (0 .. 1] of its steps, at least one."""
+    """The last part of a path: `strength` of its steps, at least one. Raises ValueError unless it is in (0 .. 1]."""
     if not 0.0 < strength <= 1.0:
         raise ValueError(f"strength is {strength}, expected above 0 (nothing is changed) up to 1 (all is drawn anew)")
     keep = max(1, round(strength * len(path.t)))
@@ -32,9 +32,9 @@ def shortened(path: Path, strength: float) -> Path:
 def image_to_image(
     model, images, process: Process, path: Path, strength=0.5, sampler: Callable = ddim, seed=0, sample=None, **more
 ) -> Iterator[SamplerState]:
-    """Noises the images up to where `strength` of the path is left, and goes on from there (Meng et al. 2022).
+    """Adds noise to the images up to where `strength` of the path is left, and denoises from there (Meng et al. 2022).
 
-    strength: small values keep the image, 1 keeps nothing. sampler and the other arguments: as for samplers.
+    strength: small values keep the image, 1 keeps nothing. The other arguments are those of the sampler.
     """
     part = shortened(path, strength)
     numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
@@ -44,11 +44,11 @@ def image_to_image(
 
 
 def scheduled(model, images, scheduler, late=True, mask=None, seed=0, sample=None, **more) -> Iterator[SamplerState]:
-    """Image to image, and filling in, by a scheduler of a published model: formats.diffusers.scheduler's.
+    """Image to image, and inpainting, by the scheduler of a published model, of formats.diffusers.scheduler.
 
-    late: whether to begin with the images, noised to the first level of the scheduler, instead of with noise alone.
-    mask: None, or where to draw (1) and where to put in the images after every step, noised to the level reached by
-    the noise that it began with ("blended diffusion": Avrahami et al. 2022, algorithm 1).
+    late: whether to start from the images, noised to the scheduler's first level, instead of from pure noise. mask:
+    None, or 1 where to draw and 0 where to put the images back after every step, noised to the level reached with the
+    noise that the run started from ("blended diffusion": Avrahami et al. 2022, algorithm 1).
     """
     numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
     z = _normal(random.key(seed, random.SAMPLE, numbers), images)
@@ -71,26 +71,41 @@ def scheduled(model, images, scheduler, late=True, mask=None, seed=0, sample=Non
 
 
 def variations(model, images, process: Process, path: Path, amount=0.3, seed=0, sample=None, **more):
-    """Images like these: inverted to their noise by DDIM, mixed with fresh noise, and drawn again.
+    """Images like these: inverted to their noise by DDIM, mixed with fresh noise, and denoised again.
 
-    amount: 0 (the images themselves, as far as inversion goes) .. 1 (others altogether); the mixture
-    sqrt(1 - amount^2) noise + amount fresh keeps the variance (inversion: Song et al. 2021, section 4.3).
+    amount: 0 (the images themselves, as far as the inversion is exact) .. 1 (unrelated ones); the mixture sqrt(1 -
+    amount^2) noise + amount fresh keeps the variance (inversion: Song et al. 2021, section 4.3).
     """
     if not 0.0 <= amount <= 1.0:
         raise ValueError(f"amount is {amount}, expected 0 (the same image) .. 1 (another); choose a number between")
     numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
-    for state in ddim_inversion(model, images, process, path, iterations=1):
+    traced, scale = _traced(process, path)
+    for state in ddim_inversion(model, images * images.dtype.type(scale), process, traced, iterations=1):
         x = state.x
     fresh = _normal(random.key(seed, random.SAMPLE, numbers), x) * x.dtype.type(path.sigma[0])
     x = x.dtype.type(np.sqrt(1.0 - amount**2)) * x + x.dtype.type(amount) * fresh
     return ddim(model, x, process, path, seed=seed, sample=numbers, **more)
 
 
+def _traced(process, path):
+    """(path, scale): the way on which an image times `scale` is traced to its noise.
+
+    The answer of a network that says x0 tells nothing of the noise where there is none (sigma = 0): there an image is
+    taken for x at t = 0, whose noise is the least that the network knows.
+    """
+    if process.prediction != "x0":
+        return path, 1.0
+    noisy = path.t > 0
+    alpha, sigma = process.schedule.at(0)
+    ends = (np.append(level[:-1][noisy], end) for level, end in ((path.alpha, alpha), (path.sigma, sigma)))
+    return Path(path.t[noisy], *ends), float(alpha)
+
+
 def interpolate(a, b, shares) -> np.ndarray:
-    """Noises between a and b, (...) each: (K, ...) for shares (K,) from 0 (a) to 1 (b), on the great circle.
+    """Noise between a and b, (...) each: (K, ...) for shares (K,) from 0 (a) to 1 (b), on the great circle.
 
     Shoemake 1985 (slerp), used for noise in Song et al. 2021, "DDIM", appendix D.5: a straight line would pass through
-    noise of too small a norm, of which the network has seen none.
+    noise of a smaller norm than the network has ever seen.
     """
     shares = np.asarray(shares, np.float64).reshape((-1,) + (1,) * a.ndim)
     cosine = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
@@ -105,10 +120,10 @@ def inpaint(
 ) -> Iterator[SamplerState]:
     """Draws where mask is 1 and keeps the images where it is 0: RePaint (Lugmayr et al. 2022, algorithm 1).
 
-    Each step goes down with DDPM; what is known is put in at the level reached, with noise of its own (eq. 8). Then, to
-    let the drawn part learn of the known one, x is noised back up by one step and the step is taken again, `resample`
-    times in all. mask: broadcasts to images; values between 0 and 1 mix. resample x steps evaluations.
-    Other arguments: see `walk`. Yields a state after every step.
+    Each step goes down with DDPM; the known part is put in at the level reached, with its own noise (eq. 8). Then, so
+    that the drawn part adapts to the known one, x is noised back up by one step and the step is repeated, `resample`
+    times in all. mask: broadcasts to images; values between 0 and 1 mix. Takes resample x steps evaluations. Other
+    arguments: see `walk`. Yields a state after every step.
     """
     if resample < 1:
         raise ValueError(f"resample is {resample}, expected 1 (each step once) or more; 5 to 10 are usual")
@@ -138,5 +153,5 @@ def inpaint(
 
 
 def _normal(key, like):
-    """Standard normals like the images `like`, where they are."""
+    """Standard normal noise of the shape of the images `like`, on their device."""
     return array_module(like).asarray(random.normal(key, like.shape[1:], like.dtype))

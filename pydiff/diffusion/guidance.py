@@ -1,11 +1,11 @@
-"""Guidance: wrappers that turn one or two networks into the network a sampler asks, model(x, t) -> f.
+"""Guidance: wrappers that turn one or two networks into the model that a sampler evaluates, model(x, t) -> f.
 
     model = classifier_free(conditional, unconditional, process, scale=3.0, interval=(0.1, 5.0), rescale=0.7)
     for state in samplers.dpm_solver(model, x, process, path): ...
 
-Samplers also take a network that answers (f, f_uncond) together with `guidance`, which is plain classifier-free
-guidance inside the denoise kernel; everything beyond that is here. Noise levels are given as rho = sigma / alpha, which
-is Karras et al.'s sigma. All networks are array to array: model(x (N, ...), t (N,)) -> f (N, ...).
+Samplers also take a model that returns (f, f_uncond), together with `guidance`, for plain classifier-free guidance
+inside the denoise kernel; everything beyond that is here. Noise levels are given as rho = sigma / alpha, which is
+Karras et al.'s sigma. All networks are array to array: model(x (N, ...), t (N,)) -> f (N, ...).
 """
 
 import math
@@ -28,11 +28,12 @@ def classifier_free(
 ) -> Callable:
     """f_uncond + scale (f - f_uncond) (Ho and Salimans 2022, "Classifier-free diffusion guidance", eq. 6; 1 + w there).
 
-    interval: noise levels rho, low < rho <= high, where it is applied; elsewhere the conditional network alone is
-    asked, which saves half of the work there (Kynkaanniemi et al. 2024, "Applying guidance in a limited interval").
-    rescale: 0 .. 1, how far each image's x0-hat is brought back to the standard deviation that the conditional one
-    has (Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", eq. 15 and 16).
+    interval: noise levels rho, low < rho <= high, where it is applied; elsewhere only the conditional network is
+    evaluated, which saves half of the work (Kynkaanniemi et al. 2024, "Applying guidance in a limited interval").
+    rescale: 0 .. 1, how far each image's x0-hat is rescaled to the standard deviation of the conditional one (Lin et
+    al. 2024, "Common diffusion noise schedules and sample steps are flawed", eq. 15 and 16).
     """
+    check_scale(scale)
     check_limits(interval, rescale)
 
     def model(x, t):
@@ -46,8 +47,14 @@ def classifier_free(
     return model
 
 
+def check_scale(scale: float):
+    """ValueError, in one sentence, for a strength of guidance that is no finite number."""
+    if isinstance(scale, bool | str) or np.ndim(scale) or not np.isfinite(np.asarray(scale, np.float64)):
+        raise ValueError(f"guidance is {scale!r}, expected a finite number; 1 is none, and 2 to 8 are usual")
+
+
 def check_limits(interval: tuple[float, float], rescale: float):
-    """ValueError, in one sentence, for an interval or a rescaling that cannot be."""
+    """Raises ValueError unless rescale is in 0 .. 1 and the interval is (low, high)."""
     if not 0.0 <= rescale <= 1.0 or not interval[0] <= interval[1]:
         raise ValueError(f"got rescale {rescale} and interval {interval}, expected 0 .. 1 and (low, high)")
 
@@ -56,7 +63,8 @@ def autoguidance(model: Callable, bad_model: Callable, process: Process, scale: 
     """Guidance by a worse version of the same network: smaller, or less trained, with the same condition.
 
     f_bad + scale (f - f_bad) (Karras et al. 2024, "Guiding a diffusion model with a bad version of itself", eq. 3).
-    Raises quality without the loss of variety that leaving out the condition brings. interval: as `classifier_free`.
+    It improves quality without the loss of variety that comes with classifier-free guidance. interval: as
+    `classifier_free`.
     """
     return classifier_free(model, bad_model, process, scale, interval)
 
@@ -69,15 +77,15 @@ def classifier_guided(
     norm_based: bool = False,
     interval: tuple[float, float] = (0.0, math.inf),
 ) -> Callable:
-    """An unconditional network, steered by a classifier of noisy images: no condition was ever trained in.
+    """An unconditional network steered by a classifier of noisy images; the network itself knows no condition.
 
     eps' = eps - scale sigma grad_x log p(y | x_t) (Dhariwal and Nichol 2021, "Diffusion models beat GANs", algorithm 2;
     the principle of Guided-TTS, Kim et al. 2022, where a phoneme classifier steers an unconditional speech model).
     log_probability: (Tensor x (N, ...), t (N,)) -> Tensor (N,), log p(y | x_t) of the class wanted for each; its
-    gradient is taken by our autograd, sample by sample. norm_based: the gradient is first scaled to
+    gradient is taken by pydiff's autograd, for each sample separately. norm_based: the gradient is first scaled by
     |eps| / |sigma grad|, so that `scale` means the same at all noise levels (Guided-TTS, eq. 10). interval: as
-    `classifier_free`. The network sees x in its own scale, and so does the classifier; what it answers besides f in
-    further channels, a learned variance, stays as it is.
+    `classifier_free`. Network and classifier see x in the network's own scale; further channels of the network's
+    output, a learned variance, are left unchanged.
     """
 
     def guided(x, t):
@@ -97,13 +105,14 @@ def classifier_guided(
         f = f - f.dtype.type(scale) * column(q - p * sigma / alpha, x) * push
         return array_module(x).concatenate([f, answer[..., x.shape[-1] :]], axis=-1)
 
+    check_scale(scale)
     if process.preconditioned:
         raise ValueError("classifier guidance needs a network that is told t; use another prediction than edm")
     return guided
 
 
 def level_of(process: Process, t) -> float:
-    """rho = sigma / alpha at what the network is told: t, or c_noise = log(rho) / 4 for "edm"."""
+    """rho = sigma / alpha from the network's time argument: t, or c_noise = log(rho) / 4 for "edm"."""
     if process.preconditioned:
         return math.exp(4.0 * float(t))
     alpha, sigma = process.schedule.at(np.asarray(t))
@@ -111,7 +120,7 @@ def level_of(process: Process, t) -> float:
 
 
 def _rescaled(process, x, t, guided, f, share):
-    """Guided so that the standard deviation of x0-hat is that of the conditional one, mixed with guided itself."""
+    """`guided`, with the standard deviation of x0-hat set to the conditional one's, mixed with guided itself."""
     alpha, sigma = (1.0, level_of(process, t[0])) if process.preconditioned else process.schedule.at(t[0])
     scale = float(process.scale(alpha, sigma))  # x as the network sees it is scale times x at (alpha, sigma)
     u, v = (float(c) for c in process.x0_coefficients(alpha, sigma))

@@ -1,7 +1,6 @@
-"""What training minimises besides the plain squared error of `Process.loss`: loss weights, the variational bound with a
-learned variance, offset noise. timesteps.py says which t are drawn.
-
-Every random number is a pure function of (seed, step, number of the sample), as everywhere.
+"""Losses beyond the plain squared error of `Process.loss`: loss weights, the variational bound with a learned variance,
+offset noise. timesteps.py chooses t. As everywhere, every random number is a pure function of (seed, step, number of
+the sample).
 """
 
 import math
@@ -40,9 +39,10 @@ WEIGHTS = {
 
 
 def loss_weight(name: str, process, t) -> np.ndarray:
-    """What the squared error of the prediction at t (N,) is multiplied by: (N,) float64.
+    """The factor of the squared error of the prediction at t (N,): (N,) float64.
 
-    Published weights are for x0-hat; x0-hat = u x + v f makes that v^2 times as much for f. ValueError for others.
+    Published weights are for x0-hat; as x0-hat = u x + v f, the weight for f is v^2 times that. Raises ValueError for
+    an unknown name.
     """
     if name not in WEIGHTS:
         raise ValueError(f"there is no loss weight {name!r}; choose one of {', '.join(WEIGHTS)}")
@@ -60,9 +60,9 @@ def loss_weight(name: str, process, t) -> np.ndarray:
 def hybrid_loss(process, model, x0, t, key, vlb: float = 0.001, **condition) -> Tensor:
     """L_simple + vlb L_vlb (Nichol and Dhariwal 2021, eq. 16): a Tensor holding one number.
 
-    model answers with twice the channels: f, and v from -1 to 1 between the logarithms of the least and the largest
-    variance (eq. 15). As there, the bound teaches the variance alone: x0-hat counts as a constant in it.
-    x0: array (N, ..., C); t (N,) integers. L_vlb, a sum over all T, is estimated from the t at hand.
+    The model returns twice the channels: f, and v from -1 to 1 between the logarithms of the smallest and the largest
+    variance (eq. 15). As in the paper, the bound trains only the variance: x0-hat counts as a constant in it. x0: array
+    (N, ..., C); t (N,) integers. L_vlb, a sum over all T, is estimated from the given t.
     """
     return example_losses(process, model, x0, t, key, vlb=vlb, **condition).mean()
 
@@ -70,9 +70,9 @@ def hybrid_loss(process, model, x0, t, key, vlb: float = 0.001, **condition) -> 
 def example_losses(
     process, model, x0, t, key, *, weights=None, offset: float = 0.0, vlb: float | None = None, **condition
 ) -> Tensor:
-    """`Process.loss`, or `hybrid_loss` if vlb is a number, for each example by itself: (N,).
+    """`Process.loss`, or `hybrid_loss` if vlb is a number, for each example separately: (N,).
 
-    weights: (N,), how much each example counts, see `loss_weight`. offset: of the noise, see `offset_noise`.
+    weights: (N,), the weight of each example, see `loss_weight`. offset: amount of offset noise, see `offset_noise`.
     condition: named arrays of N rows, for the network.
     """
     x_t, _ = process.q_sample(x0, t, key, keep=False)
@@ -94,7 +94,7 @@ def example_losses(
 def variational_bits(process, x0, x_t, t, x0_hat, v: Tensor) -> Tensor:
     """One term of the variational bound in bits per number, (N,): L_{t-1} for t > 0, L_0 for t = 0 (Ho et al., eq. 5).
 
-    x0, x_t, x0_hat: arrays (N, ...); v: Tensor of that shape, -1 for the least variance, 1 for the largest.
+    x0, x_t, x0_hat: arrays (N, ...); v: Tensor of that shape, -1 for the smallest variance, 1 for the largest.
     """
     mean, _, least = process.posterior(x0, x_t, t)
     guess, _, _ = process.posterior(x0_hat, x_t, t)
@@ -107,15 +107,15 @@ def variational_bits(process, x0, x_t, t, x0_hat, v: Tensor) -> Tensor:
 
 
 def normal_kl(mean1, log_variance1, mean2, log_variance2: Tensor) -> Tensor:
-    """KL divergence of normals with these means and logarithms of variances, element by element, in nats."""
+    """Elementwise KL divergence, in nats, of normals with these means and log variances."""
     square = (mean1 - mean2) ** 2 + array_module(log_variance1).exp(log_variance1)
     return (log_variance2 - log_variance1 - 1.0 + ops.exp(-log_variance2) * square) * 0.5
 
 
 def discretized_nll(x0, mean, log_variance: Tensor) -> Tensor:
-    """-log of the probability of x0, one of 256 levels in [-1, 1], element by element (Ho et al. 2020, eq. 13).
+    """Elementwise -log of the probability of x0, one of 256 levels in [-1, 1] (Ho et al. 2020, eq. 13).
 
-    The normal distribution function is 1/2 (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))), within 3e-4 of the exact one.
+    The normal distribution function is approximated by 1/2 (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))), to within 3e-4.
     """
     per_std = ops.exp(log_variance * -0.5)
     above = _normal_cdf((x0 - mean + 1.0 / 255.0) * per_std)
@@ -132,10 +132,10 @@ def _normal_cdf(z: Tensor) -> Tensor:
 
 
 def offset_noise(x, key, amount: float):
-    """What offset noise adds to eps: `amount` times one more normal number for each image and channel, (N, 1, .., C).
+    """What offset noise adds to eps: `amount` times one more normal number per image and channel, (N, 1, .., C).
 
-    Guttenberg 2023, "Diffusion with offset noise": without it, the mean brightness of x_T tells the image's, and
-    generated images keep to the middle. x: array (N, ..., C).
+    Guttenberg 2023, "Diffusion with offset noise": without it, the mean brightness of x_T reveals that of the image,
+    and generated images stay near mid grey. x: array (N, ..., C).
     """
     shape = (1,) * (x.ndim - 2) + x.shape[-1:]
     z = random.normal(key._replace(purpose=random.OFFSET), shape, x.dtype)

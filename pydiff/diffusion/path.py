@@ -1,4 +1,4 @@
-"""The way back: which noise levels a sampler visits, and which t it tells the network there.
+"""The path back from noise: which noise levels a sampler visits, and which t it passes to the network there.
 
 path(schedule, 20)                    20 evenly spaced t
 path(schedule, 20, "karras")          levels of Karras et al. 2022 between the schedule's own ends
@@ -16,10 +16,10 @@ from pydiff.diffusion.schedule import Schedule, exponential_sigmas, karras_sigma
 
 
 class Path(NamedTuple):
-    """The S steps of a sampler: step i asks the model at t[i] and goes from entry i to entry i + 1.
+    """The S steps of a sampler: step i evaluates the model at t[i] and goes from entry i to entry i + 1.
 
-    alpha and sigma may have another scale than the schedule that the model was trained with: alpha = 1 throughout walks
-    in "exploding" coordinates, and the process scales what the network sees. sigma / alpha must fall.
+    alpha and sigma may have another scale than the schedule that the model was trained with: alpha = 1 throughout means
+    "exploding" coordinates, and the process scales what the network sees. sigma / alpha must decrease.
     """
 
     t: np.ndarray  # (S,) int64, or float64 where fractional, falling
@@ -38,7 +38,7 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     "leading": lambda T, S: np.arange(S) * T // S,
     "linspace": lambda T, S: np.rint(np.arange(S) * ((T - 1) / max(S - 1, 1))).astype(np.int64),
     "trailing": lambda T, S: np.rint(np.arange(1, S + 1) * (T / S)).astype(np.int64) - 1,
-    # as diffusers counts: whole strides, so that up to T % S of the noisiest t are left out even for a single step
+    # as in diffusers: whole strides, so that up to T % S of the noisiest t are left out even for a single step
     "leading_stride": lambda T, S: np.arange(S) * (T // S),
 }
 SIGMA_SPACINGS = {"karras": karras_sigmas, "exponential": exponential_sigmas}
@@ -46,13 +46,13 @@ ALL_SPACINGS = (*SPACINGS, *SIGMA_SPACINGS, "continuous")
 
 
 def timesteps(T: int, steps: int, spacing: str = "trailing", offset: int = 0) -> np.ndarray:
-    """`steps` of the numbers T-1 .. 0, evenly spaced: (steps,) int64, strictly falling.
+    """`steps` of the numbers T-1 .. 0, evenly spaced: (steps,) int64, strictly decreasing.
 
     "trailing" starts at T-1, where x_T really is noise, and is the default for that reason (Lin et al. 2024, section
     3.3); "leading" ends at 0 (Song et al. 2021); "linspace" does both (Nichol and Dhariwal 2021). steps == T gives
     every t in all three. A single step is T-1 in all three: it starts from noise. "leading_stride" is diffusers'
     "leading", with whole strides T // steps; its `steps_offset` is `offset`, added to every t.
-    ValueError unless 1 <= steps <= T and every t is below T.
+    Raises ValueError unless 1 <= steps <= T and every t is below T.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"there is no spacing {spacing!r}; choose one of {', '.join(SPACINGS)}")
@@ -70,8 +70,8 @@ def path(schedule: Schedule, steps: int, spacing: str = "trailing", offset: int 
     """The path of `steps` steps from noise to the clean end.
 
     spacing: one of `timesteps`, evenly spaced in t; or "karras" or "exponential", evenly spaced in sigma^(1/7) or in
-    log sigma between the schedule's least and largest sigma / alpha, where t comes out fractional; or "continuous",
-    evenly spaced in the time of the schedule's own formula (continuous.py). ValueError for others.
+    log sigma between the schedule's smallest and largest sigma / alpha, which gives fractional t; or "continuous",
+    evenly spaced in the time of the schedule's own formula (continuous.py). Raises ValueError for others.
     """
     if spacing == "continuous":
         return path_of_level(schedule, level_of(schedule), steps, last=1.0 / schedule.T)
@@ -87,10 +87,10 @@ def path(schedule: Schedule, steps: int, spacing: str = "trailing", offset: int 
 
 
 def path_of_levels(schedule: Schedule, ratio, clean: bool = True) -> Path:
-    """The path through these noise-to-signal ratios sigma / alpha, falling, in the schedule's scale.
+    """The path through these noise-to-signal ratios sigma / alpha, in the schedule's scale.
 
-    clean: whether the clean end is one more level; otherwise the last ratio is where the path ends. ValueError unless
-    the ratios fall strictly and are positive and finite.
+    clean: whether the clean end is one more level; otherwise the path ends at the last ratio. Raises ValueError unless
+    the ratios are strictly decreasing, positive and finite.
     """
     ratio = np.asarray(ratio, dtype=np.float64)
     if ratio.ndim != 1 or len(ratio) < 2 - clean or not ((np.diff(ratio) < 0).all() and ratio[-1] > 0):
@@ -104,9 +104,8 @@ def path_of_levels(schedule: Schedule, ratio, clean: bool = True) -> Path:
 
 def path_of_level(schedule: Schedule, level: Level, steps: int, first: float = 1.0, last: float = 0.001) -> Path:
     """The path through `steps` times u of a function of continuous time, evenly from `first` to `last`, and on to the
-    clean end. The network is told the fractional t at which `schedule`'s table has the same noise-to-signal ratio.
-
-    ValueError unless 1 >= first >= last > 0.
+    clean end. The network is given the fractional t at which `schedule`'s table has the same noise-to-signal ratio.
+    Raises ValueError unless 1 >= first >= last > 0.
     """
     if not 1.0 >= first >= last > 0.0:
         raise ValueError(f"got times from {first} to {last}, expected 1 >= first >= last > 0")
@@ -115,7 +114,7 @@ def path_of_level(schedule: Schedule, level: Level, steps: int, first: float = 1
 
 
 def path_through(schedule: Schedule, t, end: str = "clean") -> Path:
-    """The path through the given t (S,), which fall strictly, whole or fractional. ValueError for others.
+    """The path through the given t (S,), strictly decreasing, whole or fractional. Raises ValueError for others.
 
     end: "clean", the image itself; or "first", the level of t = 0, which leaves that much noise in the image.
     """

@@ -1,4 +1,4 @@
-"""What a network is asked for, and how its answer becomes x0-hat and eps-hat.
+"""What a network predicts, and how its output f becomes x0-hat and eps-hat.
 
     x_t = alpha x0 + sigma eps,   f = p x0 + q eps
 
@@ -12,7 +12,7 @@ are two equations for x0 and eps, so that every prediction is a pair of mixing w
     v      alpha eps - sigma x0 Salimans and Ho 2022, section 4
     flow   eps - x0             the velocity dx/dt of x_t = (1 - t) x0 + t eps: Liu et al. 2023, eq. 1
     edm    (x0 - c_skip y) / c_out, y = x_t / alpha        Karras et al. 2022, eq. 7 and table 1
-    edm_v  the same with the other sign; with sigma_data = 1 this is v
+    edm_v  the same with the opposite sign; with sigma_data = 1 this is v
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The schedules of the field by name, as tables of alpha_t and sigma_t (table.py has what one can do with them)."""
+"""Published schedules by name, as tables of alpha_t and sigma_t (see table.py for what can be done with them)."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,9 @@ def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 
 
 
 def cosine(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """alpha_bar follows a squared cosine (Nichol and Dhariwal 2021, eq. 17), with beta cut at max_beta as there."""
+    """alpha_bar follows a squared cosine (Nichol and Dhariwal 2021, eq. 17), with beta limited to max_beta, as in the
+    paper.
+    """
     f = np.cos((np.arange(T + 1) / T + s) / (1.0 + s) * np.pi / 2.0) ** 2  # at t = 0 .. T; alpha_bar_t is f_t / f_0
     return from_beta("cosine", np.minimum(1.0 - f[1:] / f[:-1], max_beta), {"T": T, "s": s, "max_beta": max_beta})
 
@@ -83,9 +85,10 @@ BUILDERS: dict[str, Callable[..., Schedule]] = {
 
 
 def schedule(name: str, T: int = 1000, zero_snr: bool = False, **options) -> Schedule:
-    """The schedule called `name` with T steps; `options` are those of its builder. ValueError for another name.
+    """The schedule called `name` with T steps; `options` are those of its builder. Raises ValueError for an unknown
+    name.
 
-    zero_snr: rescaled so that the last x_t is noise alone, see `zero_terminal_snr`.
+    zero_snr: rescaled so that the last x_t is pure noise, see `zero_terminal_snr`.
     """
     if name not in BUILDERS:
         raise ValueError(f"there is no schedule {name!r}; choose one of {', '.join(BUILDERS)}")
@@ -96,7 +99,8 @@ def schedule(name: str, T: int = 1000, zero_snr: bool = False, **options) -> Sch
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """The same schedule with sqrt(alpha_bar) shifted and stretched to end at 0 (Lin et al. 2024, algorithm 1).
 
-    ValueError unless variance preserving. The result needs prediction "v" or "x0": eps says nothing where alpha = 0.
+    Raises ValueError unless it is variance preserving. The result needs prediction "v", "x0" or "flow": eps does not
+    determine x0 where alpha = 0.
     """
     if not schedule.variance_preserving:
         raise ValueError(f"schedule {schedule.name!r} is not variance preserving; only those are rescaled to zero SNR")

@@ -9,9 +9,9 @@ from pydiff.tensor import Tensor, no_grad
 def self_conditioned(model, process, x_t, t, key, share: float = 0.5):
     """The input of a self-conditioned network in training: x_t beside x0-hat or zeros, (N, ..., 2 C).
 
-    Chen et al. 2023, "Analog bits", section 3.2: for a `share` of the examples the network is first asked with zeros,
-    and its x0-hat, as a constant, then is part of the input. model: (Tensor (N, ..., 2 C), t) -> Tensor (N, ..., C);
-    further channels, a learned variance, are left aside. key: of N samples; it says which are asked.
+    Chen et al. 2023, "Analog bits", section 3.2: for a `share` of the examples the network is first evaluated with
+    zeros, and its x0-hat, as a constant, is then part of the input. model: (Tensor (N, ..., 2 C), t) -> Tensor (N, ...,
+    C); further channels, a learned variance, are ignored. key: of N samples; it determines which examples these are.
     """
     xp = array_module(x_t)
     with no_grad():
@@ -21,7 +21,7 @@ def self_conditioned(model, process, x_t, t, key, share: float = 0.5):
 
 
 def conditioned(model, process, key):
-    """A self-conditioned network as the losses want it in training: (Tensor x_t, t, **condition) -> Tensor."""
+    """A self-conditioned network as the losses use it in training: (Tensor x_t, t, **condition) -> Tensor."""
 
     def asked(x_t, t, **condition):
         given = self_conditioned(lambda x, t: model(x, t, **condition), process, x_t.data, t, key)
@@ -31,10 +31,10 @@ def conditioned(model, process, key):
 
 
 class SelfConditioned:
-    """A self-conditioned network for one run of a sampler: hands every x0-hat to the next evaluation.
+    """A self-conditioned network for one run of a sampler: passes every x0-hat to the next evaluation.
 
-    model: (x beside x0-hat (N, ..., 2 C), t (N,)) -> f (N, ..., C), arrays; with a learned variance, f in the first C
-    channels. Make a new one for every run. x0-hat is cut to `clip`, or left alone if that is None.
+    model: (x beside x0-hat (N, ..., 2 C), t (N,)) -> f (N, ..., C), arrays; with a learned variance, f is in the first
+    C channels. Make a new one for every run. x0-hat is clipped to `clip`, or not if that is None.
     """
 
     def __init__(self, model, process, clip=PIXEL_RANGE):

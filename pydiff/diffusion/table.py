@@ -9,8 +9,8 @@ Notation (t = 0 .. T-1; t = 0 is almost clean, t = T-1 almost pure noise; Ho et 
     snr[t]        alpha_bar_t / (1 - alpha_bar_t) signal-to-noise ratio (Kingma et al. 2021)
 
 Everything is float64 and is cast once, where it meets the data. Only `beta` needs alpha^2 + sigma^2 = 1. Three families
-say the same with another scale of x_t: variance preserving (alpha^2 + sigma^2 = 1), exploding (alpha = 1) and flow
-(alpha + sigma = 1); sigma / alpha is what they have in common. t may be fractional where `at` and `t_at` are used.
+are equivalent up to the scale of x_t: variance preserving (alpha^2 + sigma^2 = 1), exploding (alpha = 1) and flow
+(alpha + sigma = 1); they share sigma / alpha. t may be fractional in `at` and `t_at`.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Schedule:
             object.__setattr__(self, name, values)
         if self.alpha.shape != self.sigma.shape:
             raise ValueError(f"alpha has {len(self.alpha)} steps and sigma {len(self.sigma)}, expected equally many")
-        # alpha / sigma falls from t to t+1: said without dividing by a sigma that may be zero
+        # alpha / sigma falls from t to t+1, written without dividing by a sigma that may be zero
         if not (self.alpha[:-1] * self.sigma[1:] > self.alpha[1:] * self.sigma[:-1]).all():
             raise ValueError(f"alpha / sigma of schedule {self.name!r} has to fall with every t; check its options")
 
@@ -68,16 +68,16 @@ class Schedule:
         return "flow" if np.allclose(self.alpha + self.sigma, 1.0, rtol=0.0, atol=1e-12) else "other"
 
     def scale(self, alpha, sigma):
-        """What an image alpha x0 + sigma eps is multiplied by to be as large as this family's x_t; 1 for "other"."""
+        """The factor that brings an image alpha x0 + sigma eps to the scale of this family's x_t; 1 for "other"."""
         norm = {"preserving": np.hypot, "exploding": lambda a, _: a, "flow": np.add}.get(self.family)
         return np.ones_like(alpha) if norm is None else 1.0 / norm(alpha, sigma)
 
     @cached_property
     def _coordinate(self):
-        """What is interpolated linearly in t, as a function of (alpha, sigma), and its values at t = 0 .. T-1.
+        """(f, f at t = 0 .. T-1): the function f(alpha, sigma) that is interpolated linearly in t.
 
-        log(sigma / alpha), as Karras et al. 2022 (appendix C.3.4) do it; where that is infinite, and for flows, whose t
-        is sigma / (alpha + sigma), an expression that is finite at both ends.
+        log(sigma / alpha), as in Karras et al. 2022 (appendix C.3.4); where that is infinite, and for flows, whose t is
+        sigma / (alpha + sigma), an expression that is finite at both ends.
         """
         if self.family == "flow":
             f = _share
@@ -87,14 +87,13 @@ class Schedule:
         return f, f(self.alpha, self.sigma)
 
     def t_at(self, alpha, sigma):
-        """The fractional t, 0 .. T-1, at which sigma / alpha is that of these; the nearest end beyond the table."""
+        """The fractional t, 0 .. T-1, at which sigma / alpha has this value; the nearer end for values beyond."""
         f, table = self._coordinate
         with np.errstate(divide="ignore"):
             return np.interp(f(np.asarray(alpha, float), np.asarray(sigma, float)), table, np.arange(self.T))
 
     def at(self, t):
-        """(alpha, sigma) at fractional t, the inverse of `t_at`; the table's own numbers where t is whole.
-
+        """(alpha, sigma) at fractional t, the inverse of `t_at`; exactly the table's values where t is whole. Raises
         ValueError unless 0 <= t <= T-1.
         """
         t = np.asarray(t)
@@ -109,19 +108,19 @@ class Schedule:
         else:
             alpha, sigma = (1.0 - c, c) if f is _share else (np.cos(c), np.sin(c))
         scale = self.scale(alpha, sigma)
-        if self.family == "other":  # no rule says how large x_t is between two t: interpolate that too
+        if self.family == "other":  # no rule gives the scale of x_t between two t: interpolate that too
             scale = np.interp(t, np.arange(self.T), np.hypot(self.alpha, self.sigma)) / np.hypot(alpha, sigma)
         on = t == whole
         return np.where(on, self.alpha[whole], scale * alpha), np.where(on, self.sigma[whole], scale * sigma)
 
     @property
     def alpha_bar(self) -> np.ndarray:
-        """alpha^2: DDPM's product of all 1 - beta up to t (eq. 4)."""
+        """alpha^2: DDPM's product of 1 - beta over all steps up to t (eq. 4)."""
         return self.alpha**2
 
     @property
     def beta(self) -> np.ndarray:
-        """DDPM's beta_t = 1 - alpha_bar_t / alpha_bar_{t-1} (eq. 2); ValueError unless variance preserving."""
+        """DDPM's beta_t = 1 - alpha_bar_t / alpha_bar_{t-1} (eq. 2). Raises ValueError unless variance preserving."""
         if not self.variance_preserving:
             raise ValueError(f"schedule {self.name!r} has no beta: alpha^2 + sigma^2 is not 1; use alpha, sigma or snr")
         return 1.0 - self.alpha_bar / np.append(1.0, self.alpha_bar[:-1])

@@ -1,1 +1,1 @@
-"""Files that others write and read: safetensors, and diffusers' folders."""
+"""File formats shared with other software: safetensors, PyTorch's own files, and diffusers' folders."""

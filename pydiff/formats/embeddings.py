@@ -1,4 +1,4 @@
-"""Words of one's own (textual inversion: Gal et al. 2022, "An image is worth one word") as files have them.
+"""Files of learned words (textual inversion: Gal et al. 2022, "An image is worth one word").
 
     {"<mine>": (C,) or (k, C)}                            learned_embeds.safetensors, .bin: diffusers
     {"name": "mine", "string_to_param": {"*": (k, C)}}    .pt, as the web interfaces write it
@@ -20,7 +20,7 @@ MOST = 1 << 24  # bytes of a file
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """{word: its vectors (k, C) float32}. CheckpointError, in one sentence, for what is no such file."""
+    """{word: its vectors (k, C) float32}. Raises CheckpointError for any other file."""
     path = Path(path).expanduser()
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(RegularFile(path))
@@ -55,6 +55,6 @@ def _words(found, path) -> dict[str, Weight]:
 
 
 def pieces(word: str, vectors: np.ndarray):
-    """The file of a word, as diffusers' load_textual_inversion reads it, piece by piece."""
+    """The bytes of a word's file, as diffusers' load_textual_inversion reads it, piece by piece."""
     array = np.asarray(vectors, np.float32)
     return safetensors.pieces({word: Made(array.shape, lambda: array)}, "F32")

@@ -1,4 +1,6 @@
-"""Files of unknown origin, read by plain reads: nothing is mapped, followed into a pipe, or allocated on its word."""
+"""Reads files of unknown origin with plain reads: never maps them, opens pipes, or allocates what they claim
+to need.
+"""
 
 import contextlib
 import errno
@@ -16,12 +18,13 @@ CHUNK = 64 << 20  # bytes given to one write or read
 
 
 class RegularFile:
-    """An open file that is one, not a folder or a pipe: its `size`, and any of its bytes.
+    """An open regular file, not a folder or a pipe: its `size`, and any of its bytes.
 
-    By plain reads: a mapped file that shrinks would kill the process. Close it, or use it in a `with`.
-    lasting: what was closed can be read on, even where the name is gone, as long as somebody holds this object; it is
-    refused where the content was changed since.
-    CheckpointError, in one sentence, wherever the system refuses.
+    Uses plain reads: a mapped file that shrinks would kill the process. Close it, or use it in a `with`. lasting: it
+    can still be read after `close`, even if the name is gone, as long as this object exists; reading raises if the
+    content has changed since.
+
+    Raises CheckpointError for every error of the operating system.
     """
 
     def __init__(self, path: Path, lasting: bool = False):
@@ -38,7 +41,7 @@ class RegularFile:
         self.close()
 
     def close(self):
-        """Gives the descriptor back, of a lasting one when nobody holds it; a second time it does nothing."""
+        """Closes the descriptor; for a lasting file, only once this object is released. A second call does nothing."""
         self._closed = True
         if self._descriptor is not None and not self._lasting:
             descriptor, self._descriptor = self._descriptor, None
@@ -46,7 +49,7 @@ class RegularFile:
                 os.close(descriptor)
 
     def read(self, begin: int, count: int) -> np.ndarray:
-        """`count` bytes from `begin`, (count,) uint8. CheckpointError where the file does not have them."""
+        """`count` bytes from `begin`, (count,) uint8. Raises CheckpointError if the file does not have them."""
         if begin + count > self.size:
             raise damaged(self.path, f"it has {self.size} bytes, and byte {begin + count} was asked for")
         if self._closed and self._lasting and _identity(os.fstat(self._descriptor)) != self._found:  # pyright: ignore[reportArgumentType]
@@ -61,16 +64,16 @@ class RegularFile:
         return data
 
     def chunks(self, size: int = 1 << 20) -> Iterator[np.ndarray]:
-        """All of it, a piece at a time."""
+        """The whole file, one piece at a time."""
         for begin in range(0, self.size, size):
             yield self.read(begin, min(size, self.size - begin))
 
 
 def _opened(path) -> tuple[int, os.stat_result]:
-    """(descriptor, what the system says of it) of a regular file."""
+    """(descriptor, stat result) of a regular file."""
     with disk(f"read {path}"):
         try:
-            # Without O_NONBLOCK, opening a pipe of that name would wait for ever.
+            # Without O_NONBLOCK, opening a pipe of that name would block.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except ValueError as error:  # a NUL in the name
             raise CheckpointError(f"{str(path)!a:.80} is no name of a file: {error}.") from error
@@ -89,7 +92,7 @@ def _identity(found: os.stat_result):
 
 
 def read_file(path: Path, size: int | None = None, limit: int | None = None) -> np.ndarray:
-    """The bytes of a file, (size,) uint8. size: what it must have. limit: what it may have at most."""
+    """The bytes of a file, (size,) uint8. size: the exact size it must have. limit: the largest allowed."""
     with RegularFile(path) as file:
         if size is not None and file.size != size:
             raise damaged(path, f"it has {file.size} bytes, expected {size}")
@@ -98,21 +101,26 @@ def read_file(path: Path, size: int | None = None, limit: int | None = None) -> 
         return file.read(0, file.size)
 
 
+READS = ("read ", "list ")  # how actions begin that need what they name
+
+
 @contextlib.contextmanager
 def disk(action: str) -> Iterator[None]:
-    """Turn the operating system's errors into a CheckpointError that names what was tried."""
+    """Turns the operating system's errors into a CheckpointError that says what failed."""
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"Could not {action}: {error.strerror or error}; {advice_on(error)}.") from error
+        raise CheckpointError(
+            f"Could not {action}: {error.strerror or error}; {advice_on(error, action.startswith(READS))}."
+        ) from error
 
 
-def advice_on(error: OSError) -> str:
-    """What to do about an error of the operating system, in a few words."""
+def advice_on(error: OSError, reads: bool = False) -> str:
+    """What to do about an error of the operating system, in a few words. reads: something that should be there."""
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
         return "something else has this name, choose another"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "change its permissions, or choose another place"
     if error.errno in (errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP, errno.EINVAL):
-        return "choose another place"
+        return "restore it from a copy or use another" if reads else "choose another place"
     return "check the disk"

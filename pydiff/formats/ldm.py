@@ -4,8 +4,8 @@ model.diffusion_model.      the U-Net                  cond_stage_model.transfor
 first_stage_model.          the autoencoder            cond_stage_model.model.         OpenCLIP-H, of versions 2
 model_ema.                  the U-Net's averaged weights, their names without dots
 
-Such a file has no configuration, so sizes are read from the shapes. What shapes do not show, heads and groups, is that
-of the published models; a file of other sizes is refused unless a folder's configuration is given.
+Such a file has no configuration, so sizes are read from the shapes. What shapes do not show, heads and groups, is taken
+from the published models; a file of other sizes is refused unless a folder's configuration is given.
 """
 
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ Weights = Mapping[str, Weight]
 
 
 class Found(NamedTuple):
-    """version: 1 or 2, of the text encoder. unet, vae, text: (configuration, {name: Weight}), in diffusers' and
-    transformers' names. betas: that the model was trained with, where the file has them, else None.
+    """version: 1 or 2, from the text encoder. unet, vae, text: (configuration, {name: Weight}), with diffusers' and
+    transformers' names. betas: those the model was trained with if the file has them, else None.
     """
 
     version: int
@@ -66,10 +66,10 @@ OTHERS = {  # a name in files of other families -> what they are
 
 
 def recognised(weights: Weights, source: object, averaged: bool = False, inferred: bool = True) -> Found:
-    """The parts of a file with these names. averaged: take the U-Net's averaged weights.
+    """The parts of a file with these names. averaged: use the U-Net's averaged weights.
 
-    inferred: whether configurations are needed; {} in their place if not.
-    CheckpointError, in one sentence, for other families and for parts that are missing.
+    inferred: whether to derive configurations; if not, they are {}. Raises CheckpointError for other families and for
+    missing parts.
     """
     for beginning, kind in OTHERS.items():
         if any(name.startswith(beginning) for name in weights):
@@ -116,7 +116,7 @@ def _averaged(weights, unet, source):
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
-    """The beginning of a name by the table, whole words only."""
+    """Replaces the start of a name by the table, whole words only."""
     for old, new in table.items():
         if name == old or name.startswith(old + "."):
             return new + name[len(old) :]
@@ -127,7 +127,9 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 
 
 def _unet(weights, version, source, inferred):
-    """input_blocks.i to down_blocks.level, and so on; a level is so many residual blocks and then a change of size."""
+    """input_blocks.i to down_blocks.level, and so on; a level is a number of residual blocks and then a change
+    of size.
+    """
     names, config = dict(_UNET_ENDS), {}
     levels = _levels(weights)
     layers = len(levels[0])
@@ -162,7 +164,7 @@ def _unet(weights, version, source, inferred):
 
 
 def _longest(name: str, table: Mapping[str, str]) -> str:
-    """The name with its longest beginning that is in the table, in whole words."""
+    """Replaces the longest start of a name that is in the table, in whole words."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         if (new := table.get(".".join(parts[:count]))) is not None:
@@ -171,7 +173,7 @@ def _longest(name: str, table: Mapping[str, str]) -> str:
 
 
 def _levels(weights) -> list[list[tuple[int, bool]]]:
-    """[(number of the input block, whether it attends), ..] of every level."""
+    """For every level, [(number of the input block, whether it has attention), ..]."""
     levels, i = [[]], 1
     while any(f"input_blocks.{i}.{key}" in weights for key in ("0.op.weight", "0.in_layers.0.weight")):
         if f"input_blocks.{i}.0.op.weight" in weights:
@@ -215,7 +217,7 @@ def _unet_config(weights, levels, version, source) -> dict:
 
 
 def unknown_sizes(source, what, sizes) -> CheckpointError:
-    """The error for a model of which shapes alone do not tell enough."""
+    """The error for a model whose shapes alone do not determine its structure."""
     return CheckpointError(
         f"{source}: {what} has the channels {sizes}, those of no published model, so that its heads and groups are not "
         "known: give the folder that has its configuration with config= (--config)."
@@ -282,7 +284,7 @@ def _clip(weights):
 
 
 def _openclip(weights, source):
-    """OpenCLIP's names to transformers'. The last layer is left out: Stable Diffusion 2 was trained with the states of
+    """OpenCLIP's names to transformers'. The last layer is omitted: Stable Diffusion 2 was trained with the states of
     the one before.
     """
     places = [int(name.split(".")[2]) for name in weights if name.startswith("transformer.resblocks.")]
@@ -309,7 +311,7 @@ def _openclip(weights, source):
 
 
 def _third(weight: Weight, i: int) -> Weight:
-    """The i-th third of the rows."""
+    """The i-th third of a weight's rows."""
     rows = weight.shape[0] // 3
     third = slice(i * rows, (i + 1) * rows)
     return weight._replace(shape=(rows, *weight.shape[1:]), read=lambda: weight.read()[third], part=None)

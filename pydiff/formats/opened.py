@@ -1,5 +1,5 @@
-"""Whatever a model lies in, opened: a folder of ours, a pipeline folder of diffusers, Stable Diffusion in one file; and
-written, as the folder that suits it.
+"""Opens a model in any supported form: our folder, a diffusers pipeline folder, or Stable Diffusion in one file; and
+saves one as the folder that suits it.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
-    """What is there; its notes are logged too. CheckpointError, in one sentence, for what cannot be opened."""
+    """The model at this path; its notes are also logged. Raises CheckpointError if it cannot be opened."""
     try:
         if path.is_file():
             if path.suffix not in SUFFIXES:
@@ -28,12 +28,14 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
         stable_diffusion.check_not_alone(path)
         return pipeline.load(path, wishes)
     except OSError as error:
-        raise CheckpointError(f"Could not read {path}: {error.strerror or error}; {advice_on(error)}.") from error
+        raise CheckpointError(
+            f"Could not read {path}: {error.strerror or error}; {advice_on(error, reads=True)}."
+        ) from error
 
 
 def save(directory, made: Pipeline, history: dict, dtype: str | None = None) -> list[str]:
-    """Writes the folder of a pipeline, see formats.diffusers.pipeline.save and stable_diffusion_write.save. Returns
-    sentences on what is not in it, or what diffusers cannot do with it.
+    """Writes a pipeline's folder, see formats.diffusers.pipeline.save and stable_diffusion_write.save. Returns
+    sentences on what it does not contain, or what diffusers cannot do with it.
     """
     if isinstance(made, StableDiffusion):
         return stable_diffusion_write.save(directory, made, dtype)

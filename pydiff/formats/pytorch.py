@@ -1,12 +1,11 @@
 """Weights in PyTorch's own files (.bin, .pt), read without PyTorch and without executing anything.
 
-Such a file is a zip archive (PyTorch 1.6 and later) with one pickle, which says what there is, and one stored entry for
-every block of numbers. Before, it was five pickles one after the other (a magic number, a version, the machine, what
-there is, the keys of the blocks) and then the blocks, each behind its length. A pickle is a program; unpickling it
-would run whatever it names. Here it is read as text: the standard library splits it into instructions (`genops` only
-decodes), and the few that a dict of tensors consists of are carried out on plain values below. Nothing is imported or
-called by name: GLOBAL gives a `Name`, and REDUCE knows four of them. Everything else, os.system for one, is refused by
-what it is called.
+Such a file is a zip archive (PyTorch 1.6 and later) with one pickle, which describes the tensors, and one stored entry
+per block of numbers. Earlier files are five pickles in a row (a magic number, a version, the machine, the tensors, the
+keys of the blocks) and then the blocks, each after its length. A pickle is a program; unpickling it would run whatever
+it names. Here it is read as text: the standard library splits it into instructions (`genops` only decodes), and the few
+that a dict of tensors consists of are carried out on plain values below. Nothing is imported or called by name: GLOBAL
+gives a `Name`, and REDUCE knows four of them. Everything else, such as os.system, is refused by its name.
 """
 
 import io
@@ -25,7 +24,7 @@ from pydiff.formats.safetensors import MAX_DIMS, CheckpointError, Weight, damage
 
 MAX_PICKLE = 16 << 20  # bytes; the largest published U-Net's has 0.2 million
 MAX_DEPTH = 16  # of dicts in dicts
-MAGIC = 0x1950A86A20F9469CFC6C  # what a file of PyTorch before 1.6 begins with, as a pickle
+MAGIC = 0x1950A86A20F9469CFC6C  # what a file of PyTorch before 1.6 starts with, as a pickle
 LEGACY = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."
 LEGACY_VERSION = 1001
 STORAGES = {  # PyTorch's class of storage -> dtype
@@ -43,14 +42,16 @@ STORAGES = {  # PyTorch's class of storage -> dtype
 
 
 class Name(NamedTuple):
-    """What a pickle refers to by name. It stays a name."""
+    """What a pickle refers to by name. It is never resolved."""
 
     module: str
     name: str
 
 
 class Storage(NamedTuple):
-    """A block of numbers in the file, or, as PyTorch before 0.4 had them, a part of one: count, from number first."""
+    """A block of numbers in the file, or, in files of PyTorch before 0.4, a part of one: `count` numbers from number
+    `first`.
+    """
 
     kind: str
     key: str
@@ -59,7 +60,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """Which numbers of a storage a tensor is made of, as PyTorch counts them."""
+    """Which numbers of a storage belong to a tensor, in PyTorch's terms."""
 
     storage: Storage
     offset: int
@@ -68,7 +69,7 @@ class Tensor(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Where a storage's bytes are, and how its numbers are written: order is "<" or ">"."""
+    """Where a storage's bytes are, and their byte order: "<" or ">"."""
 
     begin: int
     size: int
@@ -76,7 +77,7 @@ class Block(NamedTuple):
 
 
 class _Mark:
-    """Where the arguments of an instruction begin on the stack."""
+    """Marks where the arguments of an instruction start on the stack."""
 
 
 MARK = _Mark()
@@ -94,15 +95,16 @@ OPAQUE = {  # what training programs leave beside the weights: neither called no
 
 
 def is_archive(file: RegularFile) -> bool:
-    """Whether a file begins as a zip archive does."""
+    """Whether a file starts like a zip archive."""
     return file.read(0, min(4, file.size)).tobytes() == b"PK\x03\x04"
 
 
 def contents(file: RegularFile, source: object) -> dict[str, Weight]:
-    """The tensors of a state dict, {name: Weight}; the file has to stay open. A dict beneath "state_dict" is opened.
+    """The tensors of a state dict, {name: Weight}; the file has to stay open. A dict under "state_dict" is used if
+    there is one.
 
-    CheckpointError, in one sentence, for what is not a state dict, for a damaged one, and for one that would call
-    anything. Memory: the pickle's, at most MAX_PICKLE, and the archive's table of contents.
+    Raises CheckpointError for anything but a state dict, for a damaged file, and for a pickle that would call anything.
+    Memory: the pickle's, at most MAX_PICKLE, and the archive's table of contents.
     """
     found = tree(file, source)
     found = found.get("state_dict", found) if isinstance(found, dict) else found
@@ -115,9 +117,9 @@ def contents(file: RegularFile, source: object) -> dict[str, Weight]:
 
 
 def tree(file: RegularFile, source: object) -> object:
-    """What is in the file, dicts, lists, numbers and text as they are, with a Weight for every tensor.
+    """The contents of the file: dicts, lists, numbers and text unchanged, with a Weight for every tensor.
 
-    Other things that training programs put beside the weights are a Name. Errors: as those of `contents`.
+    Other objects that training programs store next to the weights become a Name. Raises as `contents` does.
     """
     if is_archive(file):
         found, blocks = _zipped(file, source)
@@ -149,7 +151,7 @@ def tree(file: RegularFile, source: object) -> object:
 
 
 def _zipped(file: RegularFile, source: object) -> tuple[object, dict[str, Block]]:
-    """What is in an archive, and where its blocks are."""
+    """The contents of an archive, and where its blocks are."""
     entries = _archive(file, source)
     pickles = [name for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
     if len(pickles) != 1:
@@ -169,7 +171,9 @@ def _zipped(file: RegularFile, source: object) -> tuple[object, dict[str, Block]
 
 
 def _in_a_row(file: RegularFile, source: object) -> tuple[object, dict[str, Block]]:
-    """The same of a file from before PyTorch 1.6, whose numbers are little-endian on every machine."""
+    """The contents of a file from before PyTorch 1.6, whose numbers are little-endian on every machine, and where its
+    blocks are.
+    """
     head, at, parts = file.read(0, min(file.size, MAX_PICKLE)).tobytes(), 0, []
     for _ in range(5):
         value, at = Machine(source).run(head, at)
@@ -195,7 +199,7 @@ def _in_a_row(file: RegularFile, source: object) -> tuple[object, dict[str, Bloc
 
 
 def _storages(found: object) -> Iterator[Storage]:
-    """Those of the tensors in what a pickle describes, however deep."""
+    """The storages of all tensors in what a pickle describes, at any depth."""
     left, seen = [found], set()
     while left:
         value = left.pop()
@@ -207,7 +211,7 @@ def _storages(found: object) -> Iterator[Storage]:
 
 
 def _archive(file: RegularFile, source: object) -> dict[str, tuple[int, int]]:
-    """{name: (where its bytes begin, how many)}. PyTorch compresses nothing, so what is compressed is refused."""
+    """{name: (where its bytes start, how many)}. PyTorch compresses nothing, so compressed entries are refused."""
     entries = {}
     try:
         with zipfile.ZipFile(_Seekable(file)) as archive:
@@ -230,7 +234,7 @@ def _archive(file: RegularFile, source: object) -> dict[str, tuple[int, int]]:
 
 
 class _Seekable:
-    """A RegularFile as zipfile wants it."""
+    """A RegularFile with the methods that zipfile needs."""
 
     def __init__(self, file):
         self._file, self._at = file, 0
@@ -254,7 +258,7 @@ class _Seekable:
 
 
 def _weight(file, source, name, tensor, blocks: Mapping[str, Block]) -> Weight:
-    """A tensor whose storage is there and large enough."""
+    """A tensor, after checking that its storage exists and is large enough."""
     storage = tensor.storage
     if storage.key not in blocks:
         raise damaged(source, f"the numbers of {name!a:.60} are missing")
@@ -263,7 +267,8 @@ def _weight(file, source, name, tensor, blocks: Mapping[str, Block]) -> Weight:
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     count, begin = math.prod(tensor.shape), begin + storage.first * dtype.itemsize
     held = (storage.first + storage.count) * dtype.itemsize
-    if math.prod(filter(None, tensor.shape)) * dtype.itemsize >= 1 << 63:  # an empty one, with sizes beyond NumPy's
+    made = 4 if dtype.char in "eH" else dtype.itemsize  # bytes of a number; halves become float32
+    if math.prod(filter(None, tensor.shape)) * made >= 1 << 63:  # an empty one, with sizes beyond NumPy's
         raise damaged(source, f"{name!a:.60} has a shape that NumPy cannot hold")
     if held > size or (count and last >= storage.count) or count > storage.count:
         raise damaged(source, f"{name!a:.60} has the shape {tensor.shape}, more than its {size} bytes hold")
@@ -284,16 +289,17 @@ def _weight(file, source, name, tensor, blocks: Mapping[str, Block]) -> Weight:
 
 
 class Machine:
-    """The instructions of a pickled state dict, on plain values: dicts, lists, tuples, numbers, text, what is above.
+    """Carries out the instructions of a pickled state dict on plain values: dicts, lists, tuples, numbers, text, and
+    the classes above.
 
-    source: for messages. CheckpointError for every instruction and every name beyond those.
+    source: for messages. Raises CheckpointError for every other instruction and name.
     """
 
     def __init__(self, source: object):
         self.source, self.stack, self.memo = source, [], {}
 
     def run(self, program: bytes, begin: int = 0) -> tuple[object, int]:
-        """What the pickle from byte `begin` describes, and where it ends."""
+        """What the pickle at byte `begin` describes, and where it ends."""
         stream = io.BytesIO(program)
         stream.seek(begin)
         try:
@@ -433,7 +439,7 @@ class Machine:
         return Tensor(storage, offset, shape, strides)
 
     def _build(self, _):
-        """What is set on an OrderedDict (PyTorch's `_metadata`) or on a Name says nothing about numbers."""
+        """Ignored: attributes set on an OrderedDict (PyTorch's `_metadata`) or on a Name do not affect numbers."""
         self._pop()
         if not isinstance(self.stack[-1], Name):
             self._top(dict)

@@ -1,12 +1,12 @@
-"""Safetensors bytes <-> named NumPy arrays: the package writes them, a checked reader of our own reads them.
+"""Safetensors bytes <-> named NumPy arrays: the package writes them, our own checked reader reads them.
 
 The format (https://github.com/huggingface/safetensors): eight bytes holding n, the length of the header, little-endian;
 n bytes of JSON, {name: {"dtype", "shape", "data_offsets": [begin, end]}}; then the bytes of the arrays, without gaps.
 
 A file may come from anywhere, so the readers check every number against the real length of the data before using it.
 `decode` gives views of the one buffer that was read (the package's reader makes a second copy, and cannot read
-bfloat16); `contents` reads one array after the other, for models that nobody wants to hold twice, and `pieces` writes
-so, which the package cannot.
+bfloat16); `contents` reads one array after the other, for models that should not be in memory twice, and `pieces`
+writes in the same way, which the package cannot.
 """
 
 import json
@@ -41,10 +41,11 @@ KNOWN = {**EXACT, **HALF, "U16": "<u2", "U64": "<u8"}  # the last two are read a
 
 
 class Weight(NamedTuple):
-    """An array in a file that is not read yet. read: gives it, writable; what is narrower than float32 as float32.
+    """An array in a file that has not been read yet. read: returns it, writable; dtypes narrower than float32 as
+    float32.
 
-    floating: whether it will be of floating numbers. part: gives array[first:last] alone, where the file lets it, and
-    half precision as it is.
+    floating: whether it will have a floating dtype. part: returns only array[first:last], where the file supports it,
+    with half precision unchanged.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +55,9 @@ class Weight(NamedTuple):
 
 
 class Made(NamedTuple):
-    """An array to be written that need not exist yet. make: gives it when its turn comes, in any layout."""
+    """An array to be written that need not exist yet. make: returns it when it is about to be written, in any
+    layout.
+    """
 
     shape: tuple[int, ...]
     make: Callable[[], np.ndarray]
@@ -62,19 +65,19 @@ class Made(NamedTuple):
 
 
 class CheckpointError(Exception):
-    """A checkpoint or model cannot be written, is damaged or is not what it should be; the message is one sentence."""
+    """A checkpoint or model cannot be written, is damaged, or is of the wrong kind; the message is one sentence."""
 
 
 def damaged(source: object, finding: str) -> CheckpointError:
-    """The error for contents that are not what was written."""
+    """The error for contents that differ from what was written."""
     return CheckpointError(f"{source} is damaged: {finding}; restore it from a copy or use another.")
 
 
 def encode(arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
     """The safetensors file holding `arrays`, of any shapes and strides: equal arrays give equal bytes, in any order.
 
-    metadata: at most one entry, because the package writes several in an order that differs from run to run.
-    Raises TypeError for a dtype outside EXACT, ValueError for names that take more than MAX_HEADER bytes.
+    metadata: at most one entry, because the package writes several in an order that differs from run to run. Raises
+    TypeError for a dtype outside EXACT, ValueError for names that take more than MAX_HEADER bytes.
     """
     import safetensors.numpy
 
@@ -92,8 +95,8 @@ def pieces(
     """The safetensors file holding these arrays, piece by piece: the bytes that `encode` would give.
 
     dtype: None keeps every array's own; F32, F64, F16 or BF16 rounds all to that (to nearest, ties to even). One array
-    is held at a time. Errors as those of `encode`; and ValueError, when its turn comes, for an array whose shape is not
-    the promised one, or with numbers that F16 cannot hold.
+    is in memory at a time. Raises as `encode` does; and ValueError, while it is written, for an array whose shape is
+    not the declared one, or with numbers too large for F16.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
@@ -120,7 +123,7 @@ def pieces(
 
 
 def _kind(name: str, array: np.ndarray | Made) -> str:
-    """What the format calls an array's dtype."""
+    """The format's name for an array's dtype."""
     if not isinstance(array, np.ndarray | Made):
         raise TypeError(f"{name!r} is a {type(array).__name__}, expected a NumPy array: convert it first.")
     dtype = array.dtype.newbyteorder("<")
@@ -152,8 +155,8 @@ def _narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 def contents(file, source: object) -> dict[str, Weight]:
     """The arrays of a safetensors file, in the order of their bytes, each to be read on its own.
 
-    file: with `size` and `read(begin, count)`, see files.RegularFile. source: for messages.
-    CheckpointError for anything but a well-formed file, of which the header alone is read here.
+    file: with `size` and `read(begin, count)`, see files.RegularFile. source: for messages. Raises CheckpointError for
+    anything but a well-formed file. Only the header is read here.
     """
     head = file.read(0, min(8, file.size))
     length = int.from_bytes(head.tobytes(), "little") if head.size == 8 else 0
@@ -191,7 +194,7 @@ def decode(buffer: np.ndarray, source: object) -> dict[str, np.ndarray]:
 
 
 def _in_order(header: dict, size: int, source: object) -> Iterable[tuple[str, str, list[int], int, int]]:
-    """(name, dtype, shape, begin, end) of all arrays, which fill the `size` bytes behind the header without a gap."""
+    """(name, dtype, shape, begin, end) of all arrays, which fill the `size` bytes after the header without a gap."""
     position = 0
     entries = sorted((_entry(name, entry, source) for name, entry in header.items()), key=lambda entry: entry[3:])
     for name, _, _, begin, end in entries:
@@ -206,7 +209,7 @@ def _in_order(header: dict, size: int, source: object) -> Iterable[tuple[str, st
 
 
 def _header(buffer: np.ndarray, source: object, size: int) -> tuple[dict, int]:
-    """The parsed header without its metadata, and where the data begins. buffer: the beginning of `size` bytes."""
+    """The parsed header without its metadata, and where the data starts. buffer: the first bytes of `size`."""
     if size < 8:
         raise damaged(source, f"it has {size} bytes, a safetensors file at least 8")
     length = int.from_bytes(buffer[:8].tobytes(), "little")
@@ -261,9 +264,10 @@ def _array(
 
 
 def parse_json(data: bytes, source: object, infinite: bool = False) -> dict:
-    """The JSON object in `data`: UTF-8, no key twice, no NaN, no half surrogate pair. Raises CheckpointError.
+    """The JSON object in `data`: UTF-8, no duplicate key, no NaN, no lone surrogate. Raises CheckpointError for
+    anything else.
 
-    infinite: whether the numbers Infinity and -Infinity may stand there, which Python writes and JSON does not know.
+    infinite: whether to allow the numbers Infinity and -Infinity, which Python writes and JSON does not have.
     """
     constant = _infinity if infinite else _no_constant
     try:
@@ -277,7 +281,7 @@ def parse_json(data: bytes, source: object, infinite: bool = False) -> dict:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether `text` can be printed and stored: half a surrogate pair cannot."""
+    """Whether `text` can be printed and stored: a lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,5 @@
-"""What may stand in a configuration from elsewhere: a rule for every option, applied before anything is built.
+"""Rules for the options in a configuration of unknown origin, applied before anything is built.
+
 
 rules = {"layers_per_block": whole(1, 256), "act_fn": one_of("silu", "gelu"), "norm_eps": number(0, 1)}
 config, unknown = checked(config, rules, "unet/config.json")
@@ -12,14 +13,14 @@ from pydiff.formats.safetensors import CheckpointError
 
 
 class Rule(NamedTuple):
-    """allows: whether a value may stand there. expected: which may, in words."""
+    """allows: whether a value is valid. expected: which values are, in words."""
 
     allows: Callable[[object], bool]
     expected: str
 
 
 def whole(least: int, most: int) -> Rule:
-    """Integers from least to most; a float that is one counts, and True does not."""
+    """Integers from least to most; a float with an integer value is one, and True is not."""
 
     def allows(value):
         is_whole = type(value) is int or (type(value) is float and value.is_integer())
@@ -29,7 +30,7 @@ def whole(least: int, most: int) -> Rule:
 
 
 def number(least: float, most: float) -> Rule:
-    """Numbers from least to most; infinities where these are infinite."""
+    """Numbers from least to most; infinities are allowed if the bound is infinite."""
 
     def allows(value):
         return type(value) in (int, float) and not math.isnan(value) and least <= value <= most
@@ -38,7 +39,7 @@ def number(least: float, most: float) -> Rule:
 
 
 def one_of(*values: str | None) -> Rule:
-    """A rule that allows these texts and nothing else."""
+    """A rule that allows only these strings."""
     return Rule(lambda value: (value is None or type(value) is str) and value in values, ", ".join(map(str, values)))
 
 
@@ -46,7 +47,7 @@ TRUTH = Rule(lambda value: type(value) is bool, "true or false")
 
 
 def text(most: int, words: str = "text") -> Rule:
-    """Texts of up to so many characters."""
+    """A rule that allows strings of at most `most` characters."""
     return Rule(lambda value: type(value) is str and len(value) <= most, words)
 
 
@@ -55,7 +56,7 @@ ANYTHING = Rule(lambda _: True, "anything")
 
 
 def listed(rule: Rule, least: int, most: int) -> Rule:
-    """Lists of `least` to `most` values, each by the rule."""
+    """A rule that allows lists of `least` to `most` values, each satisfying `rule`."""
 
     def allows(value):
         return type(value) in (list, tuple) and least <= len(value) <= most and all(map(rule.allows, value))
@@ -64,7 +65,7 @@ def listed(rule: Rule, least: int, most: int) -> Rule:
 
 
 def table(rule: Rule) -> Rule:
-    """Objects whose values are by the rule."""
+    """A rule that allows objects whose values satisfy `rule`."""
     return Rule(
         lambda value: type(value) is dict and all(map(rule.allows, value.values())),
         f"an object, in which everything is {rule.expected}",
@@ -80,9 +81,10 @@ NULL = Rule(lambda value: value is None, "null")
 
 
 def checked(config: Mapping, rules: Mapping[str, Rule], source: object) -> tuple[dict, list[str]]:
-    """(the options that have a rule, the names of the others). Names with an underscore are diffusers' bookkeeping.
+    """(the options that have a rule, the names of the others). Names with a leading underscore are diffusers'
+    bookkeeping.
 
-    CheckpointError, in one sentence, for a value that its rule does not allow.
+    Raises CheckpointError for a value that its rule does not allow.
     """
     known, unknown = {}, []
     for name, value in config.items():
@@ -107,5 +109,5 @@ def _shown(value) -> str:
 
 
 def _tidy(value):
-    """Floats that are whole numbers stay floats, tuples become lists, as JSON gives them."""
+    """A value as JSON would give it: tuples become lists; floats stay floats, even with an integer value."""
     return list(value) if isinstance(value, tuple) else value

@@ -28,10 +28,10 @@ EPS_SIDE, V_SIDE = 64, 96  # of latents
 
 
 def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
-    """The pipeline in this file; its notes are logged too.
+    """The pipeline in this file; its notes are also logged.
 
-    CheckpointError, in one sentence, for other families, for damaged and incomplete files, for files that would have to
-    be executed, and where something must be said that no file says.
+    Raises CheckpointError for other families, for damaged and incomplete files, for files that would have to be
+    executed, and if an option is missing that the file does not imply.
     """
     with contextlib.ExitStack() as stack:
         weights, told = _opened(path, stack)
@@ -49,7 +49,7 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
 
 
 def _opened(path, stack) -> tuple[dict[str, Weight], int | None]:
-    """(weights, steps of training if the file says)."""
+    """(weights, training steps if the file has them)."""
     file = stack.enter_context(RegularFile(path, lasting=True))
     if path.suffix == ".safetensors" or not (path.suffix in (".ckpt", ".bin", ".pt") or pytorch.is_archive(file)):
         return safetensors.contents(file, path), None
@@ -63,7 +63,7 @@ def _opened(path, stack) -> tuple[dict[str, Weight], int | None]:
 
 
 def _by_folder(found, folder: Path, path) -> Parts:
-    """With the configurations of a folder of diffusers, in which weights need not be."""
+    """The parts, with the configurations of a diffusers folder, which need not contain weights."""
     if not (folder / INDEX).is_file():
         raise CheckpointError(f"{folder} has no {INDEX}, expected the folder of a whole model: give another as config.")
     check_family(read_json(folder / INDEX), folder)
@@ -79,12 +79,12 @@ def _by_folder(found, folder: Path, path) -> Parts:
 
 
 def _bare(checked: Checked) -> Checked:
-    """Single files have no projection."""
+    """The configuration without a projection: single files have none."""
     return checked._replace(class_name="CLIPTextModel")
 
 
 def _by_itself(found, wishes, told, path) -> Parts:
-    """With what shapes say, and what is known of the published models."""
+    """The parts, configured from their shapes and from what is known of the published models."""
     config, weights = found.unet
     prediction, notes = _prediction(found, wishes, told, path)
     config["sample_size"] = V_SIDE if found.version == 2 and prediction == "v" else EPS_SIDE
@@ -100,7 +100,7 @@ def _by_itself(found, wishes, told, path) -> Parts:
 
 
 def _prediction(found, wishes, told, path) -> tuple[str, list[str]]:
-    """(what the U-Net predicts, notes): eps in version 1 and in models that fill in; of version 2 no file says."""
+    """(what the U-Net predicts, notes): eps in version 1 and in inpainting models; for version 2 no file says."""
     if wishes.prediction is not None:
         return {"v_prediction": "v"}.get(wishes.prediction, wishes.prediction), []  # pyright: ignore[reportReturnType]
     fills_in = found.unet[0]["in_channels"] > found.unet[0]["out_channels"]
@@ -116,7 +116,7 @@ def _prediction(found, wishes, told, path) -> tuple[str, list[str]]:
 
 
 def _checked_betas(schedule, betas: Weight, path) -> list[str]:
-    """Takes over the noise that a file says it was trained with, where it is another."""
+    """Takes the betas from the file if they differ from the schedule's."""
     values = np.asarray(betas.read(), np.float64)
     if values.shape == (1000,):
         usual = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2

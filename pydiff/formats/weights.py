@@ -27,7 +27,7 @@ _SHARD = re.compile(r".*-\d{5}-of-\d{5}(\.[\w-]+)?\.(safetensors|bin)", re.ASCII
 
 
 class Found(NamedTuple):
-    """weights: {name: Weight}, readable while the folder is open. taken: the file's name; others: of files passed over,
+    """weights: {name: Weight}, readable while the folder is open. taken: the file's name; others: of files not used,
     best first.
     """
 
@@ -39,8 +39,8 @@ class Found(NamedTuple):
 def candidates(names, variant: str | None = None, stems: Sequence[str] = (STEM,)) -> list[str]:
     """The names among these that are weights or an index of shards, best first.
 
-    Without a variant before those with one, safetensors before PyTorch's own, one file before shards. variant: only
-    those of it. stems: what the names of weights begin with.
+    Files without a variant come before those with one, safetensors before PyTorch's own, single files before shards.
+    variant: only files of this variant. stems: what the names of weights start with.
     """
     ranked, stem = [], "|".join(stems)
     index_name = re.compile(rf"(?:{stem})\.(safetensors|bin)\.index(?:\.([\w-]+))?\.json", re.ASCII)
@@ -63,10 +63,10 @@ def candidates(names, variant: str | None = None, stems: Sequence[str] = (STEM,)
 def open_folder(
     folder: Path, names, variant: str | None = None, stems: Sequence[str] = (STEM,), lasting: bool = False
 ) -> Iterator[Found]:
-    """The best weights among the files with these names in a folder, open while inside; lasting: and afterwards, see
-    RegularFile. stems: see `candidates`.
+    """The best weights among the files with these names in a folder, open inside the `with`; lasting: also afterwards,
+    see RegularFile. stems: see `candidates`.
 
-    CheckpointError, in one sentence, where there are none, or damaged ones.
+    Raises CheckpointError if there are none, or if they are damaged.
     """
     found = candidates(names, variant, stems)
     if not found:
@@ -80,7 +80,7 @@ def open_folder(
 
 
 def open_file(path: Path, stack: contextlib.ExitStack, lasting: bool = False) -> dict[str, Weight]:
-    """What is in one file, safetensors or PyTorch's. stack: closes it. lasting: see RegularFile."""
+    """The contents of one file, safetensors or PyTorch's. stack: closes it. lasting: see RegularFile."""
     file = stack.enter_context(RegularFile(path, lasting))
     if path.suffix == ".safetensors" or not (path.suffix in (".bin", ".pt") or pytorch.is_archive(file)):
         return safetensors.contents(file, path)
@@ -88,7 +88,7 @@ def open_file(path: Path, stack: contextlib.ExitStack, lasting: bool = False) ->
 
 
 def _open_index(path: Path, stack: contextlib.ExitStack, lasting: bool) -> dict[str, Weight]:
-    """The tensors that an index names, from files beside it and nowhere else."""
+    """The tensors that an index names, from files next to it and nowhere else."""
     table = parse_json(read_file(path, limit=MAX_HEADER).tobytes(), path).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise damaged(path, "it has no weight_map of names to files")

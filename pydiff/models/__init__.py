@@ -1,4 +1,4 @@
-"""Networks, a class a file; registry.py knows them by the names that checkpoints give them."""
+"""Networks, one class per file; registry.py finds them by the names that checkpoints give them."""
 
 from pydiff.models.autoencoder import Autoencoder, AutoencoderKL, Posterior
 from pydiff.models.autoencoder_tiny import AutoencoderTiny

@@ -1,7 +1,8 @@
-"""A small autoencoder for the latents of a large one: TAESD (madebyollin, 2023), good enough to look at every step.
+"""A small autoencoder for the latents of a large one: TAESD (madebyollin, 2023), good enough for previews at every
+step.
 
-Convolutions and ReLU alone: no normalisation, no attention, one latent in place of a distribution. Structure, option
-names and parameter names are those of diffusers' AutoencoderTiny, so its checkpoints are ours and ours are its.
+Only convolutions and ReLU: no normalisation, no attention, one latent in place of a distribution. Structure, option
+names and parameter names are those of diffusers' AutoencoderTiny, so checkpoints are interchangeable.
 """
 
 from pydiff import ops
@@ -71,7 +72,7 @@ class AutoencoderTiny(Autoencoder):
     encoder_block_out_channels, decoder_block_out_channels: channels of every stage, all the same, as the layout has no
     place for a change. num_encoder_blocks, num_decoder_blocks: blocks of every stage. act_fn: inside the blocks.
     latent_magnitude, latent_shift: how diffusers stores latents in bytes. seed: of the initial weights.
-    ValueError, in one sentence, for options that are not built here.
+    Raises ValueError for options that are not supported.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class AutoencoderTiny(Autoencoder):
         self.initialize(seed)
 
     def encode(self, x):
-        """x: images (N, H, W, in_channels) in [-1, 1]. Returns a Posterior that knows means alone."""
+        """x: images (N, H, W, in_channels) in [-1, 1]. Returns a Posterior that has only means."""
         return Posterior(self.encoder(self._checked_images(x)), None)
 
     def decode(self, z):
@@ -114,7 +115,7 @@ class AutoencoderTiny(Autoencoder):
 
 
 def _check(config):
-    """One sentence for every configuration this class cannot build."""
+    """Raises ValueError for configurations that this class does not support."""
     for side in ("encoder", "decoder"):
         channels, blocks = config[f"{side}_block_out_channels"], config[f"num_{side}_blocks"]
         if len(channels) != len(blocks) or len(set(channels)) != 1:

@@ -18,8 +18,9 @@ from functools import partial
 
 import numpy as np
 
-from pydiff import backend, ops
-from pydiff.ops.conv2d import as_padding
+from pydiff import backend
+from pydiff.arrays import contiguous
+from pydiff.ops.conv2d import Window, as_padding, convolve
 from pydiff.ops.group_norm import normalised, statistics
 from pydiff.tensor import Tensor
 
@@ -54,8 +55,9 @@ def decoder(network, h):
 def _through(h, steps):
     """One after the other, and nothing holds a map that the next step does not read."""
     for step in steps:
-        h = step(h)
-        backend.trim()  # layers with many channels want scratch memory, and those with large maps come behind them
+        before, h = h.shape, step(h)
+        if h.shape != before:
+            backend.trim()  # layers with many channels want scratch memory, and those with large maps come behind them
     return h
 
 
@@ -96,22 +98,49 @@ def _ending(network, h):
 def convolved(conv, x, norm=None, *, upsample=1, add=None, out=None):
     """A Conv2d of a map x (1, H, W, C), band by band.
 
-    norm: makes of rows of x what is convolved. upsample: x is enlarged first, by repeating pixels. add: gives the rows
-    [first, last) of what is added to the result. out: where the result goes, x itself if it has that shape.
+    norm: makes of rows of x what is convolved. upsample: that is enlarged first, by repeating pixels. add: gives the
+    rows [first, last) of what is added to the result. out: where the result goes, x itself if there is a norm and it
+    has that shape.
     """
-    layer = Convolution(conv)
+    layer = Convolution(conv, upsample)
     height, width, channels = upsample * x.shape[1], upsample * x.shape[2], x.shape[3]
     shape = (1, *layer.result(height, width))
     out = np.empty(shape, x.dtype) if out is None else out
-    seen, begin, end = np.empty((1, 0, width, channels), x.dtype), 0, 0  # rows [begin, end) of what is convolved
-    for first, last in bands(shape[1], shape[2], max(channels, shape[3])):
-        above, below = layer.sees(first, last)
-        upper, lower = max(above, 0), min(below, height)
-        seen = np.concatenate([seen[:, upper - begin :], _rows(x, max(end, upper), lower, norm, upsample)], axis=1)
-        begin, end = upper, lower
+    cut = bands(shape[1], shape[2], max(channels, shape[3]))
+    seen = [layer.sees(first, last, height) for first, last in cut]
+    rows = Rows(x) if norm is None else NormalisedRows(x, norm, max(end - begin for begin, end, *_ in seen))
+    for (first, last), (begin, end, *padding) in zip(cut, seen, strict=True):
         added = None if add is None else add(first, last)
-        out[:, first:last] = layer(seen, upper - above, below - lower, added)
+        layer(rows(begin, end), padding, added, out[:, first:last])
     return out
+
+
+class Rows:
+    """Rows [begin, end) of a map (1, H, W, C), where they lie."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __call__(self, begin, end):
+        return self.x[:, begin:end]
+
+
+class NormalisedRows(Rows):
+    """The same, normalised; at most so many, in memory that the next ones take. What two bands see is made once: where
+    it was read, the first may have written.
+    """
+
+    def __init__(self, x, norm, most):
+        super().__init__(x)
+        self.norm, self.made, self.begin, self.end = norm, np.empty((1, most, *x.shape[2:]), x.dtype), 0, 0
+
+    def __call__(self, begin, end):
+        kept = max(self.end - begin, 0)
+        self.made[:, :kept] = self.made[:, begin - self.begin :][:, :kept]
+        first = max(begin, self.end)
+        self.norm(self.x[:, first:end], self.made[:, kept : kept + end - first])
+        self.begin, self.end = begin, end
+        return self.made[:, : end - begin]
 
 
 def bands(height, width, channels):
@@ -119,15 +148,6 @@ def bands(height, width, channels):
     rows = max(LEAST, BAND // (width * channels) // TILE * TILE) if width >= LEAST else height
     starts = range(0, max(height - LEAST, 0) + 1, rows)
     return list(zip(starts, [*starts[1:], height], strict=True))
-
-
-def _rows(x, first, last, norm, upsample):
-    """Rows [first, last) of x, enlarged and normalised."""
-    rows = x[:, first // upsample : -(-last // upsample)]
-    rows = rows if norm is None else norm(rows)
-    if upsample > 1:
-        rows = rows.repeat(upsample, axis=1)[:, first % upsample :][:, : last - first].repeat(upsample, axis=2)
-    return rows
 
 
 class Norm:
@@ -138,31 +158,39 @@ class Norm:
         self.gamma, self.beta = norm.weight.data, norm.bias.data  # parameters are read once: they may be in a file
         self.silu, self.act = norm.activation == "silu", act
 
-    def __call__(self, rows):
-        rows = normalised(rows, self.gamma, self.beta, self.mean, self.rstd, self.silu)
-        return rows if self.act is None else self.act(Tensor(rows)).data
+    def __call__(self, rows, out):
+        """Of some rows, in `out`."""
+        normalised(rows, self.gamma, self.beta, self.mean, self.rstd, self.silu, out)
+        if self.act is not None:
+            out[...] = self.act(Tensor(out)).data
 
 
 class Convolution:
-    """A Conv2d of some rows."""
+    """A Conv2d of some rows of a map, which is enlarged first."""
 
-    def __init__(self, conv):
-        self.weight, self.bias = Tensor(conv.weight.data), None if conv.bias is None else Tensor(conv.bias.data)
+    def __init__(self, conv, upsample=1):
+        self.weight, self.bias = conv.weight.data, None if conv.bias is None else conv.bias.data
         self.stride, ((self.top, self.bottom), self.sides) = conv.stride, as_padding(conv.padding)
+        self.upsample = upsample
 
     def result(self, height, width):
-        """(height, width, channels) of what it makes of a map of this size."""
+        """(height, width, channels) of what it makes of an enlarged map of this size."""
         kh, kw, _, channels = self.weight.shape
         padded = height + self.top + self.bottom, width + sum(self.sides)
         return *((side - k) // self.stride + 1 for side, k in zip(padded, (kh, kw), strict=True)), channels
 
-    def sees(self, first, last):
-        """The rows of the map that rows [first, last) of the result see; beyond the map there are zeros."""
+    def sees(self, first, last, height):
+        """(begin, end, above, below): the rows of the map that rows [first, last) of the result see, and the rows of
+        zeros around them once they are enlarged, to `height` the whole map; of those a negative number is left out.
+        """
         above = first * self.stride - self.top
-        return above, above + (last - first - 1) * self.stride + self.weight.shape[0]
+        below = above + (last - first - 1) * self.stride + self.weight.shape[0]
+        begin, end = max(above, 0) // self.upsample, -(-min(below, height) // self.upsample)
+        return begin, end, self.upsample * begin - above, below - self.upsample * end
 
-    def __call__(self, rows, above=0, below=0, add=None):
-        """rows, add: arrays (1, R, W, C). above, below: rows of zeros around them."""
-        add = None if add is None else Tensor(add)
-        padding = (above, below), self.sides
-        return ops.conv2d(Tensor(rows), self.weight, self.bias, self.stride, padding, add=add).data
+    def __call__(self, rows, padding=(0, 0), add=None, out=None):
+        """rows, add: arrays (1, R, W, C). padding: rows of zeros above and below. out: where the result goes."""
+        window = Window((self.stride,) * 2, (tuple(padding), self.sides), (self.upsample,) * 2)
+        if out is None:
+            out = np.empty((1, *self.result(len(rows[0]), rows.shape[2])), rows.dtype)
+        return convolve(contiguous(rows), contiguous(self.weight), self.bias, add, window, out)

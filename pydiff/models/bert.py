@@ -1,8 +1,8 @@
 """BERT, a transformer that reads a text in both directions (Devlin et al. 2019, "BERT: Pre-training of deep
 bidirectional transformers for language understanding"), and all-MiniLM-L6-v2, which is one of six layers.
 
-Structure, option names and parameter names are those of transformers' BertModel, so its checkpoints are ours. Its
-pooler, which predicts whether one sentence follows another, is left out.
+Structure, option names and parameter names are those of transformers' BertModel, so its checkpoints can be loaded. Its
+pooler, which predicts whether one sentence follows another, is omitted.
 """
 
 import numpy as np
@@ -24,7 +24,9 @@ ACTIVATIONS = {
 
 
 class Embeddings(Module):
-    """Vectors of the token, of its place, and of the sentence that it belongs to, of which there is one; normalised."""
+    """The sum, normalised, of the vectors of the token, of its position, and of its sentence, of which there is only
+    one.
+    """
 
     def __init__(self, config):
         channels = config["hidden_size"]
@@ -40,7 +42,7 @@ class Embeddings(Module):
 
 
 class SelfAttention(Module):
-    """Every token attends to all of them, as far as key_mask lets it."""
+    """Every token attends to all tokens that key_mask allows."""
 
     def __init__(self, channels, heads):
         self.query, self.key, self.value = (Linear(channels, channels) for _ in range(3))
@@ -64,7 +66,7 @@ class AttentionLayer(Module):
     """x = output(self(x), x)"""
 
     def __init__(self, channels, heads, eps):
-        self.self = SelfAttention(channels, heads)  # the checkpoints call it so
+        self.self = SelfAttention(channels, heads)  # its name in checkpoints
         self.output = Output(channels, channels, eps)
 
     def forward(self, x, key_mask=None):
@@ -72,7 +74,7 @@ class AttentionLayer(Module):
 
 
 class Intermediate(Module):
-    """The wide layer between two: activation(dense(x))."""
+    """The wide layer between two others: activation(dense(x))."""
 
     def __init__(self, channels, inner, activation):
         self.dense, self.activation = Linear(channels, inner), activation
@@ -95,7 +97,7 @@ class Layer(Module):
 
 
 class Encoder(Module):
-    """Layer after layer."""
+    """The layers, one after the other."""
 
     def __init__(self, layers):
         self.layer = layers
@@ -111,8 +113,8 @@ class BertModel(Module):
     """Reads token numbers (N, T), T up to max_position_embeddings: their states (N, T, hidden_size).
 
     Options are those of transformers' BertConfig, with its defaults (`config` holds them). hidden_act: a name in
-    ACTIVATIONS. Dropout, of training, is not done here. seed: of the initial weights. ValueError, in one sentence, for
-    options that are not built here.
+    ACTIVATIONS. Dropout, which is for training, is not supported. seed: of the initial weights. Raises ValueError for
+    options that are not supported.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class BertModel(Module):
         self.initialize(seed)
 
     def forward(self, ids, attention_mask=None):
-        """ids: integers (N, T). attention_mask: (N, T), 0 for padding, at which nobody shall look."""
+        """ids: integers (N, T). attention_mask: (N, T), 0 for padding, which is not attended to."""
         ids = np.asarray(to_host(ids))
         places = self.config["max_position_embeddings"]
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not 1 <= ids.shape[1] <= places:
@@ -142,13 +144,13 @@ class BertModel(Module):
         return self.encoder(self.embeddings(ids), mask)
 
     def load_state_dict(self, state):
-        """Also with the places that old files count out, and with a pooler, which is left out."""
+        """Also accepts the position numbers that old files store, and a pooler, which is ignored."""
         used = {n: a for n, a in state.items() if not n.startswith("pooler.") and not n.endswith(".position_ids")}
         return super().load_state_dict(used)
 
 
 def options_of(config: dict) -> dict:
-    """The keywords of BertModel in a config.json of transformers. ValueError for a BERT that is not built here."""
+    """The keywords of BertModel in a config.json of transformers. Raises ValueError for an unsupported kind of BERT."""
     if config.get("model_type", "bert") != "bert":
         raise ValueError(f"this is a {config['model_type']!r:.40}, expected a BERT")
     if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
@@ -158,7 +160,7 @@ def options_of(config: dict) -> dict:
 
 
 def _check(config):
-    """One sentence for every configuration that cannot be built."""
+    """Raises ValueError for configurations that are not supported."""
     for option in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                    "max_position_embeddings", "type_vocab_size"):  # fmt: skip
         if type(config[option]) is not int or config[option] < 1:

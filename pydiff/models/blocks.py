@@ -1,7 +1,7 @@
 """The building blocks of the U-Net: residual block, down- and upsampling, and one level of the descent and the ascent.
 
-Layouts are (N, H, W, C). `temb` is the activated embedding of the step number (and class), (N, D): the context that the
-lecture calls temporal. Attribute names follow diffusers' blocks, because they are the names in checkpoint files.
+Arrays are (N, H, W, C). `temb` is the activated embedding of the step number (and class), (N, D): the context that the
+lecture calls temporal. Attribute names follow diffusers' blocks, as they are the names in checkpoint files.
 """
 
 from typing import Any
@@ -16,10 +16,9 @@ class ResnetBlock(Module):
 
         h = conv1(silu(norm1(x)));   h = conv2(dropout(silu(norm2(h + temb))));   y = (shortcut(x) + h) / output_scale
 
-    scale_shift: the embedding gives a scale and a shift applied behind norm2 instead (Dhariwal & Nichol 2021, sect. 3).
-    resample: None, "up" or "down" changes the resolution by 2 between norm1 and conv1, in the shortcut too.
-    temb_dim: None for a block that is told nothing, as autoencoders have it.
-    act: a name in ACTIVATIONS, in place of silu.
+    scale_shift: the embedding gives a scale and a shift applied after norm2 instead (Dhariwal & Nichol 2021, sect. 3).
+    resample: None, "up" or "down" changes the resolution by 2 between norm1 and conv1, also in the shortcut. temb_dim:
+    None for a block without an embedding, as in autoencoders. act: a name in ACTIVATIONS, in place of silu.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class ResnetBlock(Module):
         output_scale=1.0,
         resample=None,
     ):
-        fused = "silu" if act == "silu" else None  # the one that the normalisation does in the same pass
+        fused = "silu" if act == "silu" else None  # the one that is fused into the normalisation
         self.norm1 = GroupNorm(groups, cin, eps, activation=fused)
         self.conv1 = Conv2d(cin, cout, 3, padding=1)
         self.time_emb_proj = Linear(temb_dim, 2 * cout if scale_shift else cout) if temb_dim else None
@@ -70,8 +69,8 @@ class ResnetBlock(Module):
 class Downsample(Module):
     """Halves the resolution with a 3x3 convolution of stride 2; odd sizes are rounded up.
 
-    padding 0 is diffusers' way of saying: one row below and one column to the right, none above and to the left. Odd
-    sizes are then rounded down.
+    padding 0 means, as in diffusers, one row below and one column to the right, none above and to the left. Odd sizes
+    are then rounded down.
     """
 
     def __init__(self, channels, padding=1):
@@ -92,9 +91,9 @@ class Upsample(Module):
 
 
 class DownBlock(Module):
-    """One level of the descent: residual blocks (with attention behind each, if asked for), then half the resolution.
+    """One level of the descent: residual blocks (each followed by attention, if requested), then half the resolution.
 
-    downsample: None, "conv" or "resnet". Returns x and the list of everything the ascent will want to see again.
+    downsample: None, "conv" or "resnet". Returns x and the list of skip connections for the ascent.
     """
 
     def __init__(self, cin, cout, layers, attention, downsample, downsample_padding, **resnet):
@@ -118,7 +117,7 @@ class DownBlock(Module):
 
 
 class MidBlock(Module):
-    """The bottom of the U: residual block, attention, residual block. attention None leaves that out."""
+    """The bottom of the U: residual block, attention, residual block. attention None omits the attention."""
 
     def __init__(self, channels, attention, attention_groups, output_scale, **resnet):
         self.resnets = [ResnetBlock(channels, channels, **resnet, output_scale=output_scale) for _ in range(2)]
@@ -133,9 +132,11 @@ class MidBlock(Module):
 
 
 class UpBlock(Module):
-    """One level of the ascent: each residual block first sees the matching image from the descent, as more channels.
+    """One level of the ascent: each residual block gets the matching skip connection of the descent as further
+    channels.
 
-    skip_channels: channels of those images, in the order they are taken. upsample: None, "conv" or "resnet".
+    skip_channels: channels of the skip connections, in the order in which they are used. upsample: None, "conv" or
+    "resnet".
     """
 
     def __init__(self, cin, cout, skip_channels, attention, upsample, **resnet):

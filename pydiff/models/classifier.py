@@ -1,7 +1,7 @@
-"""A classifier of noisy samples: what steers a network that was trained without classes (diffusion/guidance.py).
+"""A classifier of noisy samples, which can steer a network that was trained without classes (diffusion/guidance.py).
 
-It is the U-Net's way down (Dhariwal & Nichol 2021, section 4.1): it sees x_t and t, as the network that it steers does,
-and says how likely each class is.
+It is the descending half of the U-Net (Dhariwal & Nichol 2021, section 4.1): like the network that it steers, it sees
+x_t and t, and predicts how likely each class is.
 """
 
 import itertools
@@ -17,17 +17,17 @@ from pydiff.models.unet1d import LineConv, LineDownBlock
 from pydiff.nn import Conv2d, Dropout, GroupNorm, Linear, Module
 from pydiff.tensor import Tensor, as_tensor
 
-PARTS = 3  # along each axis of what is left at the bottom; each is averaged by itself, so that order is seen
-STRIDE, DILATIONS = 4, (1, 4)  # of lines, as UNet1D of a run has them
+PARTS = 3  # parts per axis at the bottom, averaged separately, so that their order matters
+STRIDE, DILATIONS = 4, (1, 4)  # for lines, as in a run's UNet1D
 
 
 @register("NoisyClassifier", part=True)
 class NoisyClassifier(Module):
-    """x_t (N, H, W, in_channels), t (N,) -> scores (N, classes), whose softmax are the classes' probabilities.
+    """x_t (N, H, W, in_channels), t (N,) -> scores (N, classes), whose softmax gives the classes' probabilities.
 
-    line: whether x are lines (N, 1, L, C), which are taken four samples at a time, every level a quarter as long as the
-    one above. block_out_channels, layers_per_block, norm_num_groups, dropout, seed: as UNet2D. attention: levels with
-    it.
+    line: whether x are lines (N, 1, L, C), which are taken four samples at a time, with every level a quarter as long
+    as the one above. block_out_channels, layers_per_block, norm_num_groups, dropout, seed: as for UNet2D. attention:
+    the levels that have it.
     """
 
     def __init__(
@@ -96,6 +96,6 @@ class NoisyClassifier(Module):
 
 
 def parts_of(size: int) -> list[tuple[int, int]]:
-    """PARTS pieces (from, to) of an axis, of equal lengths up to one; they share places where there are too few."""
+    """PARTS pieces (from, to) of an axis, of equal lengths up to one; they overlap if the axis is shorter."""
     cuts = np.linspace(0, size, PARTS + 1)
     return [(min(int(a), size - 1), max(int(np.ceil(b)), 1)) for a, b in itertools.pairwise(cuts)]

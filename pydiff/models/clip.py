@@ -111,7 +111,7 @@ class CLIPTextModel(Module):
     ACTIVATIONS. eos_token_id: the token that ends a prompt; the state at its first place is the pooled one. With 2,
     which old configurations say whatever the vocabulary, it is the place of the largest number, as then.
     attention_dropout, of training, is not done here; initializer_*, pad_ and bos_token_id decide nothing. seed: of the
-    initial weights. ValueError, in one sentence, for options that are not built here.
+    initial weights. Raises ValueError for options that are not built here.
     """
 
     def __init__(

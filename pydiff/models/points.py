@@ -1,7 +1,7 @@
 """A network for points: rows of a few numbers instead of images (Sohl-Dickstein et al. 2015, section 3.1.1).
 
-Residual blocks of two linear layers with the step number in between, as in the U-Net's, but every number of a point is
-seen by every layer: there is no space in which some would be neighbours.
+Residual blocks of two linear layers with the step number in between, as in the U-Net, but every layer sees all
+coordinates of a point: they have no spatial neighbourhood.
 """
 
 import numpy as np
@@ -29,11 +29,11 @@ class PointsBlock(Module):
 
 @register("PointsMLP")
 class PointsMLP(Module):
-    """Predicts from points (x_t, t) what the process asks for.
+    """Predicts the process's target from points (x_t, t).
 
-    in_channels, out_channels: numbers of a point. width: channels inside. layers: residual blocks. num_class_embeds:
-    rows of a table of classes, or None. dropout: share of activations dropped in every block.
-    seed: of the initial weights.
+    in_channels, out_channels: coordinates of a point. width: channels inside. layers: residual blocks.
+    num_class_embeds: rows of the class embedding table, or None. dropout: fraction of activations dropped in every
+    block. seed: of the initial weights.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class PointsMLP(Module):
         return self.body(x, **self.encoded(x.data, t, class_labels))
 
     def checked(self, x):
-        """Points that this network can take, as a Tensor."""
+        """x as a Tensor. Raises ValueError for points that this network cannot take."""
         x = as_tensor(x)
         if x.ndim != 2 or x.shape[1] != self.config["in_channels"]:
             raise ValueError(f"this network takes points (N, {self.config['in_channels']}), got {x.shape}")
         return x
 
     def encoded(self, like, t, class_labels=None):
-        """Sinusoids of t and rows of the table of classes for the body: Tensors by name."""
+        """Sinusoids of t and rows of the class embedding table, for the body: Tensors by name."""
         check_told(self.class_embedding is not None, class_labels)
         waves = sinusoids(for_each(t, len(like), "step numbers"), self.config["width"])
         made = {"step": Tensor(array_module(like).asarray(waves.astype(like.dtype)))}
@@ -78,7 +78,7 @@ class PointsMLP(Module):
         return made
 
     def body(self, x, step, label=None):
-        """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""
+        """Everything between the encoded inputs and the result. Only operations on Tensors: graph.py records them."""
         temb = self.time_embedding(step)
         temb = ops.silu(temb if label is None else temb + label)
         h = self.linear_in(x)

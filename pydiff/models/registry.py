@@ -1,7 +1,7 @@
-"""Which class a checkpoint's `_class_name` means, and networks made without drawing weights that will be replaced.
+"""Which class a checkpoint's `_class_name` means, and networks without initial weights, for weights to be loaded.
 
 @register("MyUNet")
-class MyUNet(nn.Module): ...       self.config: the keywords it was made with, as JSON gives them back
+class MyUNet(nn.Module): ...       self.config: its keyword arguments, as read back from JSON
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from typing import Any
 from pydiff.nn import Module, blank
 
 MODELS: dict[str, type[Module]] = {}
-PARTS: set[str] = set()  # of these, what stands beside a network: autoencoders, text encoders
+PARTS: set[str] = set()  # those used beside a network: autoencoders, text encoders
 
 
 def register(name: str, part: bool = False) -> Callable[[type], type]:
     """A class decorator: models whose config.json says `name` are of this class.
 
-    part: of a pipeline, and not the network that is called with (x, t).
+    part: whether it is another part of a pipeline, rather than the network that is called with (x, t).
     """
 
     def remember(cls):
@@ -28,7 +28,7 @@ def register(name: str, part: bool = False) -> Callable[[type], type]:
 
 
 def name_of(model: Module) -> str:
-    """The `_class_name` of a model; ValueError for a class that nobody registered."""
+    """The `_class_name` of a model. Raises ValueError for an unregistered class."""
     for name, cls in MODELS.items():
         if type(model) is cls:
             return name
@@ -38,7 +38,9 @@ def name_of(model: Module) -> str:
 
 
 def build(name: str, config: dict) -> Any:
-    """A model of this class and configuration whose weights are zero, to be loaded. ValueError for an unknown class."""
+    """A model of this class and configuration with zero weights, to be loaded. Raises ValueError for an
+    unknown class.
+    """
     if name not in MODELS:
         raise ValueError(f"there is no model class {name!r:.60}; known are {', '.join(MODELS)}")
     with blank():

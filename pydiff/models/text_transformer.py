@@ -1,7 +1,7 @@
-"""A small transformer that reads captions, trained together with the U-Net that draws them.
+"""A small transformer that reads captions, trained together with the U-Net.
 
-Every piece of a caption looks at all others (Vaswani et al. 2017, the encoder of figure 1, with its normalisations in
-front of the layers, Xiong et al. 2020); unlike CLIP's text tower it may look ahead, for it has nothing to predict.
+Every subword of a caption attends to all others (Vaswani et al. 2017, the encoder of figure 1, with the normalisations
+before the layers, Xiong et al. 2020); unlike CLIP's text tower it is not causal, as it predicts nothing.
 """
 
 from pydiff.models.registry import twin
@@ -9,9 +9,9 @@ from pydiff.nn import BasicTransformerBlock, LayerNorm, Module, TokenEmbedding, 
 
 
 class TextTransformer(Module):
-    """Numbers of pieces (N, tokens) -> their states (N, tokens, width).
+    """Numbers of subwords (N, tokens) -> their states (N, tokens, width).
 
-    pieces: how many there are. tokens: of every caption, filled up. heads must divide width.
+    pieces: how many subwords there are. tokens: length of every caption, padded. heads must divide width.
     """
 
     def __init__(self, *, pieces, tokens, width=64, layers=2, heads=4, seed=0):
@@ -35,15 +35,15 @@ class TextTransformer(Module):
         return self.final_layer_norm(h)
 
     def twin(self) -> "TextTransformer":
-        """A second one of the same configuration, without the weights."""
+        """A second one with the same configuration, without the weights."""
         with blank():
             return TextTransformer(**self.config)
 
 
 class ReadingUNet(Module):
-    """A network with the one that reads its captions: model(x, t, token_ids=(N, tokens), ...) is what is trained.
+    """A network together with the one that reads its captions: model(x, t, token_ids=(N, tokens), ...), for training.
 
-    unet: takes encoder_hidden_states. text_encoder: has `twin`, and gives them for token_ids, integers on the host.
+    unet: takes encoder_hidden_states. text_encoder: computes them from token_ids, integers on the host; has `twin`.
     """
 
     def __init__(self, unet, text_encoder):
@@ -53,5 +53,5 @@ class ReadingUNet(Module):
         return self.unet(x, t, encoder_hidden_states=self.text_encoder(token_ids), **condition)
 
     def twin(self) -> "ReadingUNet":
-        """A second one of the same configuration, without the weights."""
+        """A second one with the same configuration, without the weights."""
         return ReadingUNet(twin(self.unet), self.text_encoder.twin())

@@ -1,9 +1,9 @@
 """The U-Net of diffusion models (Ronneberger et al. 2015; Ho et al. 2020, appendix B; Dhariwal & Nichol 2021).
 
-It sees a noisy image and the number of the step, and says what in the image is noise. On the way down it looks at
-ever larger parts of the image in ever less detail; on the way up it puts the detail back, with the help of what it
-noted on the way down (the skip connections). Structure, option names and parameter names are those of diffusers'
-UNet2DModel, so its checkpoints are ours and ours are its.
+It sees a noisy image and the step number, and predicts what in the image is noise. On the way down it looks at ever
+larger parts of the image in ever less detail; on the way up it restores the detail, with the help of the skip
+connections from the way down. Structure, option names and parameter names are those of diffusers' UNet2DModel, so
+checkpoints are interchangeable.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from pydiff.models.registry import register
 from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module, Parameter
 from pydiff.tensor import Tensor, as_tensor
 
-# For every block name in a configuration: does it attend, and how does it change the resolution (None: as *_type says)?
+# For every block name in a configuration: whether it attends, and how it changes the resolution (None: by *_type).
 _DOWN = {"DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, None), "ResnetDownsampleBlock2D": (False, "resnet")}
 _UP = {"UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "resnet")}
 
@@ -48,10 +48,11 @@ def sinusoids(t, dim, flip_sin_to_cos=True, freq_shift=0, max_period=10000):
 
 
 class FourierProjection(Module):
-    """Sinusoids of log t with fixed random frequencies (Tancik et al. 2020; Song et al. 2021, "Score-based"): for
-    networks that are told noise levels instead of step numbers.
+    """Sinusoids of log t with fixed random frequencies (Tancik et al. 2020; Song et al. 2021, "Score-based"), for
+    networks that take noise levels instead of step numbers.
 
-    (N,) positive -> (N, 2 count) float64: sin(2 pi w log t) and the cosines; weight (count,) is w, and is not learned.
+    (N,) positive -> (N, 2 count) float64: sin(2 pi w log t), then the cosines; weight (count,) is w, and is not
+    learned.
     """
 
     def __init__(self, count):
@@ -65,7 +66,7 @@ class FourierProjection(Module):
 
 @register("UNet2DModel")
 class UNet2D(Module):
-    """Predicts from (x_t, t) what the process asks for: the noise, the clean image or v.
+    """Predicts the process's target from (x_t, t): the noise, the clean image or v.
 
     Options are those of UNet2DModel, with its defaults (`config` holds them all). The main ones:
     in_channels, out_channels: of the image. block_out_channels: channels of every level, from the top.
@@ -74,7 +75,7 @@ class UNet2D(Module):
     resnet_time_scale_shift: "default" (added) or "scale_shift". downsample_type, upsample_type: "conv" or "resnet", for
     the blocks with attention. act_fn: a name in ACTIVATIONS. num_class_embeds: number of classes, if any;
     class_embed_type: None for these, "timestep" for numbers, "identity" for vectors (temb_dim,). time_embedding_type:
-    "positional"; "learned", a table of num_train_timesteps; "fourier", of noise levels, by which the answer is then
+    "positional"; "learned", a table of num_train_timesteps; "fourier", of noise levels, by which the output is then
     divided. seed: of the initial weights.
     """
 
@@ -140,7 +141,7 @@ class UNet2D(Module):
         elif class_embed_type is None and num_class_embeds is not None:
             self.class_embedding = Embedding(num_class_embeds, temb_dim)
 
-        skips = [channels[0]]  # channels of every image that the ascent will see again
+        skips = [channels[0]]  # channels of all skip connections
         self.down_blocks = []
         for i, name in enumerate(down_block_types):
             attends, resample = _DOWN[name]
@@ -155,7 +156,7 @@ class UNet2D(Module):
         self.mid_block = None
         if mid_block_type is not None:
             head_dim = (attention_head_dim or channels[-1]) if add_attention else None
-            # diffusers leaves the normalisation out here in scale_shift mode, unless its group count is given
+            # diffusers omits the normalisation here in scale_shift mode, unless its group count is given
             groups = attn_norm_num_groups or (None if scale_shift else norm_num_groups)
             self.mid_block = MidBlock(channels[-1], head_dim, groups, mid_block_scale_factor, **resnet)
 
@@ -176,7 +177,7 @@ class UNet2D(Module):
 
     def forward(self, x, t, class_labels=None):
         """x: (N, H, W, in_channels) array or Tensor; t: step numbers (N,) or one for all; class_labels: (N,) integers,
-        or what class_embed_type asks for.
+        or as class_embed_type requires.
 
         Returns a Tensor (N, H, W, out_channels).
         """
@@ -184,7 +185,7 @@ class UNet2D(Module):
         return self.body(x, **self.encoded(x.data, t, class_labels))
 
     def checked(self, x):
-        """Images that this network can take, as a Tensor."""
+        """x as a Tensor. Raises ValueError for images that this network cannot take."""
         x = as_tensor(x)
         if x.ndim != 4 or x.shape[3] != self.config["in_channels"]:
             raise ValueError(f"the U-Net takes images (N, H, W, {self.config['in_channels']}), got {x.shape}")
@@ -196,11 +197,11 @@ class UNet2D(Module):
         return self.class_embedding is not None or self.config["class_embed_type"] == "identity"
 
     def encoded(self, like, t, class_labels=None):
-        """What t and class_labels are for the body: Tensors by name for images `like` (N, ..), as floating as they.
+        """t and class_labels encoded for the body: Tensors by name for images `like` (N, ..), of the same dtype.
 
-        step: what the time embedding takes, (N, D). label, if there are classes: the same of them, or a row
-        (N, temb_dim) of the table of classes, or they themselves. level: t (N, 1, 1, 1), if the answer is divided
-        by it.
+        step: the input of the time embedding, (N, D). label, if there are classes: the same for the classes, or rows
+        (N, temb_dim) of the class embedding table, or the given vectors. level: t (N, 1, 1, 1), if the output is
+        divided by it.
         """
         check_told(self.told_classes, class_labels)
         made = {"step": self._numbers(t, like, "step numbers")}
@@ -221,11 +222,11 @@ class UNet2D(Module):
         return {**made, "label": self.class_embedding(for_each(class_labels, len(like), name))}
 
     def body(self, x, step, label=None, level=None):
-        """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""
+        """Everything between the encoded inputs and the result. Only operations on Tensors: graph.py records them."""
         temb = self.time_embedding(step)
         if label is not None:
             temb = temb + (self.class_embedding(label) if self.config["class_embed_type"] == "timestep" else label)
-        temb = ACTIVATIONS[self.config["act_fn"]](temb)  # as all blocks take it
+        temb = ACTIVATIONS[self.config["act_fn"]](temb)  # once for all blocks
         x = 2 * x - 1 if self.config["center_input_sample"] else x
         h = self.conv_in(x)
         skips = [h]
@@ -239,14 +240,14 @@ class UNet2D(Module):
         return h if level is None else h / level
 
     def recompute_blocks(self, on=True):
-        """Whether residual blocks and attention keep nothing for backward and compute it again there. Returns self."""
+        """Whether residual blocks and attention are recomputed in backward instead of keeping values. Returns self."""
         for _, module in self.named_modules():
             if isinstance(module, ResnetBlock | Attention):
                 module.recompute = on
         return self
 
     def _numbers(self, values, like, name):
-        """Step numbers, or class labels that are embedded as they are: (N, D), a Tensor."""
+        """Step numbers, or class labels embedded like them: (N, D), a Tensor."""
         values = for_each(values, len(like), name)
         if self.config["time_embedding_type"] == "learned":
             return self.time_proj(_whole(values))
@@ -259,21 +260,21 @@ class UNet2D(Module):
 
 
 def check_told(told: bool, class_labels):
-    """ValueError unless class labels were given where the network is told them, and only there."""
+    """Raises ValueError unless class labels were given exactly if the network takes them."""
     if told != (class_labels is not None):
         has, given = ("a", "are missing") if told else ("no", "were given")
         raise ValueError(f"this model has {has} class embedding, but class labels {given}")
 
 
 def for_each(values, n, name):
-    """One value for each of n images, (n,), from (n,) values or a single one."""
+    """One value per image, (n,), from (n,) values or a single one. Raises ValueError for other shapes."""
     if np.shape(values) not in ((), (1,), (n,)):
         raise ValueError(f"{n} images need {n} {name} or a single one, got an array of shape {np.shape(values)}")
     return np.broadcast_to(np.asarray(values), (n,))
 
 
 def _whole(t):
-    """Step numbers for a table, as integers. ValueError for those between two rows."""
+    """Step numbers for a table, as integers. Raises ValueError for fractional ones."""
     t = np.asarray(t)
     if t.dtype.kind == "f" and not (t == np.rint(t)).all():
         raise ValueError(f"this model has a table of whole step numbers, got {t.tolist()[:4]}; use another spacing")
@@ -281,7 +282,7 @@ def _whole(t):
 
 
 def _check(config):
-    """One sentence for every configuration this class cannot build."""
+    """Raises ValueError for configurations that this class does not support."""
     levels = len(config["block_out_channels"])
     for option, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         unknown = [name for name in config[option] if name not in known]

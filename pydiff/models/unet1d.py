@@ -1,14 +1,12 @@
 """The U-Net for lines instead of images: sounds, (N, 1, L, C).
 
-The blocks and the parameter names of UNet2D with rectangular filters: 1 x 3 for 3 x 3, steps of any width along the
-line and none across it. With `patch` = 1, `strides` of 2 and filters of 3 it is UNet2D on images one pixel high, whose
-other filter rows would see nothing but zeros, apart from how lines are made longer, LineUpsample; a test holds it to
-that, and so to diffusers'.
+The blocks and the parameter names of UNet2D with rectangular filters: 1 x 3 for 3 x 3, and strides only along the line.
+With `patch` = 1, `strides` of 2 and filters of size 3 it equals UNet2D on images one pixel high, whose other filter
+rows see only zeros, except for the upsampling, LineUpsample; a test checks this, and so the agreement with diffusers.
 
-What sounds need besides: thousands of samples that mean something together. The first convolution takes `patch` samples
-at a time, as a ViT does (Dosovitskiy et al. 2021), every level is up to 4 times shorter than the one above, and
-residual blocks look at samples that lie further apart by turns (dilation: van den Oord et al. 2016, "WaveNet"; Kong et
-al. 2021, "DiffWave").
+Sounds also need a receptive field of thousands of samples. The first convolution takes `patch` samples at a time, as a
+ViT does (Dosovitskiy et al. 2021), every level is up to 4 times shorter than the one above, and residual blocks
+alternate between dilations (van den Oord et al. 2016, "WaveNet"; Kong et al. 2021, "DiffWave").
 """
 
 from pydiff import ops
@@ -22,8 +20,9 @@ from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Module
 class LineConv(Conv2d):
     """A convolution along lines (N, 1, L, cin) -> (N, 1, ceil(L / stride), cout); weight (1, size, cin, cout).
 
-    size: odd. dilation d: the filter's taps lie d apart. Where d divides L, the line is folded, sample i into row i //
-    d and column i % d: a column then holds every d-th sample, and an ordinary filter of size x 1 does the same sums.
+    size: odd. dilation d: the filter's taps are d samples apart. If d divides L, the line is folded, sample i into row
+    i // d and column i % d: a column then holds every d-th sample, and an ordinary size x 1 filter computes the same
+    sums.
     """
 
     def __init__(self, cin, cout, size, stride=1, dilation=1):
@@ -55,7 +54,7 @@ class LineResnetBlock(ResnetBlock):
 
 
 class LineDownsample(Module):
-    """A line `stride` times shorter, rounded up; the filters overlap by half."""
+    """Makes a line `stride` times shorter, rounded up; the filters overlap by half."""
 
     def __init__(self, channels, stride):
         self.conv = LineConv(channels, channels, 2 * stride - 1, stride)
@@ -65,10 +64,10 @@ class LineDownsample(Module):
 
 
 class LineUpsample(Module):
-    """A line `stride` times longer: a convolution whose channels are the `stride` new samples of every old one, laid
-    end to end (Shi et al. 2016, "sub-pixel convolution").
+    """Makes a line `stride` times longer: a convolution whose channels are the `stride` new samples of every old one
+    (Shi et al. 2016, "sub-pixel convolution").
 
-    It can do what UNet2D's repeating and smoothing does, at the shorter line's cost.
+    It can represent UNet2D's repetition and smoothing, at the cost of a convolution of the shorter line.
     """
 
     def __init__(self, channels, stride):
@@ -80,7 +79,7 @@ class LineUpsample(Module):
 
 
 class LineDownBlock(DownBlock):
-    """One level of the descent. stride: of the way out of it, or None."""
+    """One level of the descent. stride: of the downsampling at its end, or None."""
 
     def __init__(self, cin, cout, layers, attention, stride, dilations, **resnet):
         self.resnets = [
@@ -100,7 +99,9 @@ class LineMidBlock(MidBlock):
 
 
 class LineUpBlock(UpBlock):
-    """One level of the ascent; each residual block first sees the matching line from the descent."""
+    """One level of the ascent; each residual block gets the matching skip connection of the descent as further
+    channels.
+    """
 
     def __init__(self, cin, cout, skip_channels, attention, stride, dilations, **resnet):
         widths = [(cin if i == 0 else cout) + skip for i, skip in enumerate(skip_channels)]
@@ -118,12 +119,12 @@ def _attention(channels, head_dim, resnet):
 
 @register("UNet1D")
 class UNet1D(UNet2D):
-    """Predicts from (x_t, t) what the process asks for, x_t (N, 1, L, in_channels) of any length L.
+    """Predicts the process's target from (x_t, t), with x_t (N, 1, L, in_channels) of any length L.
 
-    patch: samples that the first convolution takes at a time, and the last gives. block_out_channels: channels of every
-    level, from the top. strides: how many times shorter the next level is, one fewer than levels. kernel_size: of the
-    residual blocks' filters, odd. dilations: of the residual blocks of a level, by turns. attention: levels with it;
-    the bottom has it as add_attention says. The other options are those of UNet2D.
+    patch: samples that the first convolution takes at a time, and the last returns. block_out_channels: channels of
+    every level, from the top. strides: how many times shorter the next level is, one fewer than levels. kernel_size: of
+    the residual blocks' filters, odd. dilations: of the residual blocks of a level, in turn. attention: levels that
+    have it; add_attention: whether the bottom has it. The other options are those of UNet2D.
     """
 
     def __init__(
@@ -185,14 +186,14 @@ class UNet1D(UNet2D):
         self.initialize(seed)
 
     def checked(self, x):
-        """Lines that this network can take, as a Tensor."""
+        """x as a Tensor. Raises ValueError for lines that this network cannot take."""
         x = super().checked(x)
         if x.shape[1] != 1 or not x.shape[2]:
             raise ValueError(f"the 1-D U-Net takes lines (N, 1, L, C) with L of at least 1, got {x.shape}")
         return x
 
     def body(self, x, step, label=None):
-        """As UNet2D's; the last convolution's channels are `patch` samples each, laid end to end and cut to the
+        """As in UNet2D; the last convolution's channels hold `patch` samples each, which are unfolded and cropped to
         length.
         """
         n, _, length, _ = x.shape
@@ -204,7 +205,7 @@ class UNet1D(UNet2D):
 
 
 def _check(config):
-    """One sentence for every configuration that cannot be built."""
+    """Raises ValueError for configurations that are not supported."""
     levels = len(config["block_out_channels"])
     if len(config["strides"]) != levels - 1 or any(s < 1 for s in (*config["strides"], config["patch"])):
         raise ValueError(

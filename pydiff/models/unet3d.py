@@ -10,6 +10,7 @@ Structure, option names and parameter names are those of diffusers' UNet3DCondit
 and ours are its; ClipUNet is the same with choices that diffusers does not have.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,17 @@ from pydiff.models.blocks import Downsample, ResnetBlock
 from pydiff.models.registry import register
 from pydiff.models.unet import UNet2D, check_told, for_each, sinusoids
 from pydiff.models.unet_condition import ConditionedTimestepEmbedding, UNet2DCondition, Upsample
-from pydiff.nn import Attention, Conv2d, Embedding, GroupNorm, Linear, Module, MultiHeadAttention, Transformer2DModel
+from pydiff.nn import (
+    Attention,
+    Conv2d,
+    Embedding,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    Module,
+    MultiHeadAttention,
+    Transformer2DModel,
+)
 from pydiff.nn.temporal import TemporalConvLayer, TransformerTemporalModel
 from pydiff.tensor import Tensor, as_tensor
 
@@ -101,6 +112,41 @@ class ClipUpBlock(ClipBlock):
         return x
 
 
+WAVES = 8  # of an axis of the clip
+
+
+def half_waves(count) -> np.ndarray:
+    """Where `count` pixels or frames in a row are, (count, 2 WAVES) float64: cos(pi k u / 2), then the sines, for k =
+    1 .. WAVES and u from 0 at one edge to 1 at the other.
+    """
+    angles = (np.arange(count)[:, None] + 0.5) / count * (np.pi / 2 * np.arange(1, WAVES + 1))
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _loud(cin, cout, gain):
+    """A linear layer whose results are `gain` times as large as its inputs to begin with, in the mean square.
+
+    The layers of the image network begin at 1 / sqrt(3): behind four of them a word in ten is hardly heard, and it
+    takes a thousand steps until it is.
+    """
+    layer = Linear(cin, cout)
+    layer.weight.bound = gain * math.sqrt(3 / cin)
+    if gain == 0 and layer.bias is not None:
+        layer.bias.bound = 0.0
+    return layer
+
+
+class PooledContext(Module):
+    """The mean of a context's states (N, D), brought to unit variance, for the step embedding: (N, dim)."""
+
+    def __init__(self, width, dim):
+        self.norm = LayerNorm(width)
+        self.linear = _loud(width, dim, math.sqrt(3.0))
+
+    def forward(self, x):
+        return self.linear(self.norm(x))
+
+
 @register("ClipUNet")
 class ClipUNet(Module):
     """Predicts from clips (x_t, t, context) what the process asks for.
@@ -112,7 +158,10 @@ class ClipUNet(Module):
     added to the step number. use_linear_projection: see UNet2DCondition. transformer_in: whether attention in time
     comes first of all. activation: of the transformers' inner layers. temporal_dropout: in the temporal convolutions.
     frame_positions: whether every frame is told its number beside the step number; nothing else tells frames apart but
-    the ends of the clip. seed: of the initial weights. ValueError, in one sentence, for options that cannot be built.
+    the ends of the clip. pooled_context: whether the mean of the context is added to the step number, too (Saharia et
+    al. 2022, "Imagen", section 2.3), with one more layer behind the sum, so that every layer knows which way a thing
+    goes of which this is frame f. resnet_time_scale_shift: see UNet2D. pixel_positions: whether conv_in is told where
+    in the clip a pixel is. seed: of the initial weights. ValueError, in one sentence, for options that cannot be built.
     """
 
     fixed = ("context",)  # see graph.py
@@ -140,6 +189,9 @@ class ClipUNet(Module):
         activation="gelu-approximate",
         temporal_dropout=0.0,
         frame_positions=False,
+        pooled_context=False,
+        resnet_time_scale_shift="default",
+        pixel_positions=False,
         seed=0,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "seed", "__class__")}
@@ -154,7 +206,8 @@ class ClipUNet(Module):
         channels, groups, layers = config["block_out_channels"], config["norm_num_groups"], config["layers_per_block"]
         levels, heads, dropout = len(channels), _heads(config), config["temporal_dropout"]
         temb_dim = 4 * channels[0]
-        resnet = {"temb_dim": temb_dim, "groups": groups, "eps": config["norm_eps"]}
+        scale_shift = config["resnet_time_scale_shift"] == "scale_shift"
+        resnet = {"temb_dim": temb_dim, "groups": groups, "eps": config["norm_eps"], "scale_shift": scale_shift}
 
         self.conv_in = Conv2d(config["in_channels"], channels[0], 3, padding=1)
         self.time_embedding = ConditionedTimestepEmbedding(channels[0], temb_dim, config["time_cond_proj_dim"])
@@ -162,9 +215,16 @@ class ClipUNet(Module):
         self.class_embedding: Any = None if classes is None else Embedding(classes, temb_dim)
         self.frame_embedding: Any = None
         if config["frame_positions"]:
-            self.frame_embedding = Linear(channels[0], temb_dim)
-            for p in self.frame_embedding.parameters():
-                p.bound = 0.0  # it begins as nothing, like every layer of time
+            # it begins as nothing, like every layer of time, unless it is to be seen beside the context
+            self.frame_embedding = _loud(channels[0], temb_dim, 1.0 if config["pooled_context"] else 0.0)
+        self.context_embedding: Any = None
+        self.mixing: Any = None
+        if config["pooled_context"]:
+            self.context_embedding = PooledContext(config["cross_attention_dim"], temb_dim)
+            self.mixing = _loud(temb_dim, temb_dim, math.sqrt(2.0))
+        self.position_embedding: Any = None
+        if config["pixel_positions"]:
+            self.position_embedding = [Linear(2 * WAVES, channels[0]) for _ in range(3)]  # frame, down, right
         self.transformer_in = None
         if config["transformer_in"]:
             self.transformer_in = TransformerTemporalModel(channels[0], 8, heads[0], groups, config["activation"])
@@ -237,14 +297,20 @@ class ClipUNet(Module):
             raise ValueError(f"this model takes {told}, and was given {'some' if width is None else 'none'}")
         if width is not None:
             made["context"] = _vectors("encoder_hidden_states", encoder_hidden_states, like, (n, None, width))
+        seen = None
         if encoder_attention_mask is not None and width is not None:
-            mask = np.asarray(to_host(encoder_attention_mask)) != 0
+            seen = mask = np.asarray(to_host(encoder_attention_mask)) != 0
             if mask.shape != made["context"].shape[:2]:
                 raise ValueError(f"encoder_attention_mask must be {made['context'].shape[:2]}, got {mask.shape}")
             made["mask"] = Tensor(xp.asarray(mask))
+        if self.context_embedding is not None:
+            made["pooled"] = _mean(made["context"], seen)
         if like.ndim == 5 and self.frame_embedding is not None:
             places = sinusoids(np.arange(like.shape[1]), self.options["block_out_channels"][0])
             made["places"] = Tensor(xp.asarray(places.astype(like.dtype)))
+        if self.position_embedding is not None:
+            for name, count in zip(("right", "down", "along"), like.shape[-2:0:-1], strict=False):
+                made[name] = Tensor(xp.asarray(half_waves(count).astype(like.dtype)))
         check_told(self.class_embedding is not None, class_labels)
         if class_labels is not None:
             made["label"] = self.class_embedding(for_each(to_host(class_labels), n, "class labels"))
@@ -256,10 +322,14 @@ class ClipUNet(Module):
             )
         return made
 
-    def body(self, x, step, context=None, mask=None, label=None, timestep_cond=None, places=None):
+    def body(
+        self, x, step, context=None, mask=None, label=None, timestep_cond=None, places=None, pooled=None,
+        right=None, down=None, along=None,
+    ):  # fmt: skip
         """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""
         temb = self.time_embedding(step, timestep_cond)
         temb = temb if label is None else temb + label
+        temb = temb if pooled is None else temb + self.context_embedding(pooled)
         frames, shape = None, x.shape
         if x.ndim == 5:
             frames = shape[1]
@@ -271,7 +341,10 @@ class ClipUNet(Module):
                 temb = each_frame(temb, frames)
             context, mask = (each_frame(a, frames) for a in (context, mask))
         temb = ops.silu(temb)
+        temb = temb if pooled is None else ops.silu(self.mixing(temb))
         h = self.conv_in(x)
+        if right is not None:
+            h = (h.reshape((shape[0], *shape[1:-1], h.shape[-1])) + self.position(right, down, along)).reshape(h.shape)
         h = h if frames is None or self.transformer_in is None else self.transformer_in(h, frames)
         skips = [h]
         for block in self.down_blocks:
@@ -283,6 +356,16 @@ class ClipUNet(Module):
         h = self.conv_out(self.conv_norm_out(h))
         return h if frames is None else h.reshape((*shape[:-1], h.shape[-1]))
 
+    def position(self, right, down, along=None):
+        """Where every pixel is, ([F,] H, W, C), for conv_in: of the half waves (count, 2 WAVES) of each axis."""
+        in_time, below, beside = self.position_embedding
+        below, beside = below(down), beside(right)
+        where = below.reshape((len(below), 1, below.shape[1])) + beside
+        if along is None:
+            return where
+        in_time = in_time(along)
+        return in_time.reshape((len(in_time), 1, 1, in_time.shape[1])) + where
+
     def recompute_blocks(self, on=True):
         """Whether blocks and attention keep nothing for backward and compute it again there. Returns self."""
         for _, module in self.named_modules():
@@ -293,7 +376,8 @@ class ClipUNet(Module):
 
 DIFFUSERS = {  # what UNet3DConditionModel cannot choose
     "num_class_embeds": None, "use_linear_projection": True, "transformer_in": True, "activation": "geglu",
-    "temporal_dropout": 0.1, "frame_positions": False,
+    "temporal_dropout": 0.1, "frame_positions": False, "pooled_context": False,
+    "resnet_time_scale_shift": "default", "pixel_positions": False,
 }  # fmt: skip
 
 
@@ -401,6 +485,13 @@ def _widened_config(image_model, theirs):
     return {name: theirs[name] for name in same} | types | more | {"attention_head_dim": heads}
 
 
+def _mean(context, seen):
+    """The mean (N, D) of the states (N, T, D) that are seen, (N, T) truth values, None for all; 0 where none is."""
+    seen = np.ones(context.shape[:2]) if seen is None else seen
+    share = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)  # (N, T)
+    return (context * Tensor(array_module(context.data).asarray(share[..., None], context.dtype))).sum(axis=1)
+
+
 def _vectors(name, value, like, expected):
     made = value if isinstance(value, Tensor) else Tensor(array_module(like).asarray(value, like.dtype))
     if made.ndim != len(expected) or any(s not in (None, m) for s, m in zip(expected, made.shape, strict=True)):
@@ -431,5 +522,11 @@ def _check(config):
         )
     if config["cross_attention_dim"] is not None and not isinstance(config["cross_attention_dim"], int):
         raise ValueError("cross_attention_dim is one number for all levels, or None")
+    if config["resnet_time_scale_shift"] not in ("default", "scale_shift"):
+        raise ValueError(
+            f"resnet_time_scale_shift must be 'default' or 'scale_shift', got {config['resnet_time_scale_shift']!r}"
+        )
+    if config["pooled_context"] and config["cross_attention_dim"] is None:
+        raise ValueError("pooled_context needs a context; give cross_attention_dim")
     if config["layers_per_block"] < 1:
         raise ValueError("a U-Net needs at least one layer per block")

@@ -1,8 +1,8 @@
-"""The U-Net that is told a context, such as the states of a text encoder, by cross-attention at its lower levels
+"""The U-Net with a context, such as the states of a text encoder, by cross-attention at its lower levels
 (Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.3): Stable Diffusion's.
 
-Structure, option names and parameter names are those of diffusers' UNet2DConditionModel, so its checkpoints are ours
-and ours are its. What UNet2D has in common with it stands in blocks.py; attention to the context in nn/transformer.py.
+Structure, option names and parameter names are those of diffusers' UNet2DConditionModel, so checkpoints are
+interchangeable. What it shares with UNet2D is in blocks.py, attention to the context in nn/transformer.py.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from pydiff.nn import (
 )
 from pydiff.tensor import Tensor, as_tensor
 
-# For every block name: does it attend to the context, and does a residual block change the resolution?
+# For every block name: whether it attends to the context, and whether a residual block changes the resolution.
 _DOWN = {
     "CrossAttnDownBlock2D": (True, False), "DownBlock2D": (False, False), "ResnetDownsampleBlock2D": (False, True),
 }  # fmt: skip
@@ -48,7 +48,7 @@ class Upsample(Module):
 
 class ContextDownBlock(Module):
     """One level of the descent: residual blocks, each followed by a transformer if there is one, then half the
-    resolution. Returns x and the list of everything the ascent will want to see again.
+    resolution. Returns x and the list of skip connections for the ascent.
     """
 
     def __init__(self, cin, cout, layers, transformer, downsample, padding, resnet: dict[str, Any]):
@@ -87,7 +87,9 @@ class ContextMidBlock(Module):
 
 
 class ContextUpBlock(Module):
-    """One level of the ascent: each residual block first sees its image from the descent, as more channels."""
+    """One level of the ascent: each residual block gets the matching skip connection of the descent as further
+    channels.
+    """
 
     def __init__(self, cin, cout, skip_channels, transformer, upsample, resnet: dict[str, Any]):
         widths = [(cin if i == 0 else cout) + skip for i, skip in enumerate(skip_channels)]
@@ -124,7 +126,7 @@ class ConditionedTimestepEmbedding(TimestepEmbedding):
 
 @register("UNet2DConditionModel")
 class UNet2DCondition(Module):
-    """Predicts from (x_t, t, context) what the process asks for: the noise, the clean sample or v.
+    """Predicts the process's target from (x_t, t, context): the noise, the clean sample or v.
 
     Options are those of UNet2DConditionModel, with its defaults (`config` holds them all). The main ones:
     block_out_channels: channels of every level, from the top. down_block_types, up_block_types: a name a level, with
@@ -132,13 +134,13 @@ class UNet2DCondition(Module):
     the context), attention_head_dim: a number for all levels or one a level; attention_head_dim is the number of
     *heads*, an old mistake that the checkpoints share. class_embed_type: None with num_class_embeds for class numbers,
     "timestep" for numbers, "projection", "simple_projection" and "identity" for vectors. addition_embed_type
-    "text_time": Stable Diffusion XL's pooled text and sizes. time_cond_proj_dim: of a vector beside the step number.
-    encoder_hid_dim: of a context that is projected first. seed: of the initial weights.
-    ValueError, in one sentence, for options that are not built here.
+    "text_time": Stable Diffusion XL's pooled text and sizes. time_cond_proj_dim: of a vector given beside the step
+    number. encoder_hid_dim: of a context that is projected first. seed: of the initial weights. Raises ValueError for
+    options that are not supported.
     """
 
-    fixed = ("context",)  # what stays the same from step to step: its keys and values are computed once, see graph.py
-    several = ("encoder_hidden_states", "encoder_attention_mask")  # of which there may be more than one for every x
+    fixed = ("context",)  # the same in all steps, so its keys and values are computed once, see graph.py
+    several = ("encoder_hidden_states", "encoder_attention_mask")  # may have several rows for every x
 
     def __init__(
         self,
@@ -217,7 +219,7 @@ class UNet2DCondition(Module):
             "scale_shift": resnet_time_scale_shift == "scale_shift",
         }
         down, up = self._plan(levels)
-        self.down_blocks, skips = [], [channels[0]]  # channels of every image that the ascent will see again
+        self.down_blocks, skips = [], [channels[0]]  # channels of all skip connections
         for i, (name, level) in enumerate(zip(down_block_types, down, strict=True)):
             attends, by_resnet = _DOWN[name]
             resample = None if i == levels - 1 else "resnet" if by_resnet else "conv"
@@ -253,7 +255,7 @@ class UNet2DCondition(Module):
         self.initialize(seed)
 
     def _plan(self, levels):
-        """What differs from level to level, on the way down and on the way up: two lists of dicts."""
+        """The options that differ between levels, on the way down and on the way up: two lists of dicts."""
         names = {
             "layers": "layers_per_block", "transformers": "transformer_layers_per_block", "heads": "attention_head_dim",
             "context": "cross_attention_dim", "only_cross": "only_cross_attention",
@@ -267,7 +269,7 @@ class UNet2DCondition(Module):
         return down, up
 
     def _transformer(self, level):
-        """(channels, number of the layer) -> the transformer behind a residual block of this level."""
+        """A function (channels, number of the layer) -> the transformer after a residual block of this level."""
         config, layers = self.config, level["transformers"]
 
         def transformer(channels, i):
@@ -282,13 +284,13 @@ class UNet2DCondition(Module):
     def forward(self, x, t, **condition):
         """x: (N, H, W, in_channels) array or Tensor; t: step numbers (N,) or one for all; condition: see `encoded`.
 
-        Returns a Tensor (N, H, W, out_channels), or (k N, ..) of k contexts for every x, one after the other.
+        Returns a Tensor (N, H, W, out_channels), or (k N, ..) for k contexts per x, one after the other.
         """
         x = self.checked(x)
         return self.body(x, **self.encoded(x.data, t, **condition))
 
     def checked(self, x):
-        """Samples that this network can take, as a Tensor."""
+        """x as a Tensor. Raises ValueError for samples that this network cannot take."""
         x = as_tensor(x)
         if x.ndim != 4 or x.shape[3] != self.config["in_channels"]:
             raise ValueError(f"the U-Net takes samples (N, H, W, {self.config['in_channels']}), got {x.shape}")
@@ -298,13 +300,13 @@ class UNet2DCondition(Module):
         self, like, t, *, encoder_hidden_states=None, encoder_attention_mask=None, class_labels=None,
         timestep_cond=None, text_embeds=None, time_ids=None,
     ):  # fmt: skip
-        """What a user gives for the body: Tensors by name for samples `like` (N, ..), as floating as they.
+        """The inputs encoded for the body: Tensors by name for samples `like` (N, ..), of the same dtype.
 
         encoder_hidden_states: (N, T, cross_attention_dim), the context; or (k N, ..), k of them for every x: what does
-        not depend on the context is then computed once. encoder_attention_mask: (N or k N, T), 0 for what nobody shall
-        see. class_labels: (N,) or vectors (N, D), as class_embed_type says. timestep_cond: (N,
-        time_cond_proj_dim). text_embeds (N, D) and time_ids (N, K): for addition_embed_type "text_time". Arrays, or
-        Tensors where a gradient is wanted.
+        not depend on the context is then computed once. encoder_attention_mask: (N or k N, T), 0 for masked positions.
+        class_labels: (N,) or vectors (N, D), as class_embed_type requires. timestep_cond: (N, time_cond_proj_dim).
+        text_embeds (N, D) and time_ids (N, K): for addition_embed_type "text_time". Arrays, or Tensors if a gradient is
+        needed.
         """
         n, config = len(like), self.config
 
@@ -369,7 +371,7 @@ class UNet2DCondition(Module):
             made["label"] = vectors("class_labels", labels, width)
 
     def body(self, x, step, context, mask=None, label=None, timestep_cond=None, pooled=None, sizes=None):
-        """Everything between what is encoded and the result. Only operations on Tensors: graph.py records them."""
+        """Everything between the encoded inputs and the result. Only operations on Tensors: graph.py records them."""
         config = self.config
         temb = self.time_embedding(step, timestep_cond)
         if label is not None:
@@ -377,7 +379,7 @@ class UNet2DCondition(Module):
             temb = ops.concatenate(temb, label) if config["class_embeddings_concat"] else temb + label
         if pooled is not None:
             temb = temb + self.add_embedding(ops.concatenate(pooled, sizes))
-        temb = ops.silu(temb)  # as all blocks take it
+        temb = ops.silu(temb)  # once for all blocks
         if self.encoder_hid_proj is not None:
             context = self.encoder_hid_proj(context)
         h = self.conv_in(2 * x - 1 if config["center_input_sample"] else x)
@@ -391,7 +393,7 @@ class UNet2DCondition(Module):
         return self.conv_out(self.conv_norm_out(once_for_each(h, context)))
 
     def recompute_blocks(self, on=True):
-        """Whether residual blocks and attention keep nothing for backward and compute it again there. Returns self."""
+        """Whether residual blocks and attention are recomputed in backward instead of keeping values. Returns self."""
         for _, module in self.named_modules():
             if isinstance(module, ResnetBlock | MultiHeadAttention):
                 module.recompute = on
@@ -406,7 +408,7 @@ class UNet2DCondition(Module):
 
 
 def _times(contexts, n):
-    """How many contexts there are for each of n samples, at least 1."""
+    """The number of contexts for each of n samples, at least 1."""
     return max(1, len(contexts) // max(1, n)) if contexts.ndim else 1
 
 
@@ -422,17 +424,17 @@ def _class_embedding(config, sinusoid_dim, temb_dim):
 
 
 def _as_json(value):
-    """Tuples as JSON gives them back: lists, inside of others too."""
+    """Tuples as JSON reads them back: as lists, also nested ones."""
     return [_as_json(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _for_levels(value, levels):
-    """A number for all levels as one a level."""
+    """One value per level, from a list or from one value for all."""
     return value if isinstance(value, list) else [value] * levels
 
 
 def _check(config):
-    """One sentence for every configuration this class cannot build."""
+    """Raises ValueError for configurations that this class does not support."""
     levels = len(config["block_out_channels"])
     for option, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         if any(name not in known for name in config[option]) or len(config[option]) != levels or not levels:

@@ -1,8 +1,8 @@
 """Layers: Module and Parameter, the layers a U-Net is made of, attention, and transformer blocks.
 
-A Module is a plain object: its parameters and sub-modules are its attributes, found by looking, so that the attribute
-path is the parameter's name (`down_blocks.0.resnets.0.conv1.weight`). Names and default values are those of the
-checkpoints that Hugging Face's diffusers writes; weights are stored channels-last here and transposed only in files.
+A Module is a plain object: its parameters and sub-modules are found among its attributes, so that the attribute path is
+the parameter's name (`down_blocks.0.resnets.0.conv1.weight`). Names and default values are those of the checkpoints
+that Hugging Face's diffusers writes; weights are stored channels-last here and transposed only in files.
 """
 
 from pydiff.nn.attention import Attention, MultiHeadAttention

@@ -1,4 +1,4 @@
-"""Attention layers: the projections around ops.attention, bare and as diffusers' U-Nets have it."""
+"""Attention layers: the projections around ops.attention, alone and with diffusers' normalisation and residual."""
 
 import math
 
@@ -12,9 +12,9 @@ class MultiHeadAttention(Module):
 
         out = to_out(attention(to_q(x), to_k(context), to_v(context)))
 
-    x: (N, T, C), context: (N, Tk, context_channels) -> (N, T, C). heads·head_dim channels inside. Neither a
-    normalisation nor a residual, but `add` (N, T, C) is added in the same pass. causal, key_mask: as in ops.attention.
-    bias: whether the three projections of q, k and v have one; dropout: of the result, before `add`.
+    x: (N, T, C), context: (N, Tk, context_channels) -> (N, T, C). heads·head_dim channels inside. There is no
+    normalisation or residual, but `add` (N, T, C) is added in the same pass. causal, key_mask: as in ops.attention.
+    bias: whether the projections of q, k and v have one; dropout: applied to the result, before `add`.
     """
 
     def __init__(self, channels, heads, head_dim, context_channels=None, bias=True, dropout=0.0):
@@ -37,9 +37,11 @@ class MultiHeadAttention(Module):
 
 
 class Attention(MultiHeadAttention):
-    """Multi-head attention of every position to all others (or to a context): normalisation before, x added after.
+    """Multi-head attention of all positions to each other (or to a context), with normalisation before and a residual
+    after.
 
-    x: (N, ..., C) -> same shape. heads·head_dim channels inside; groups None leaves the normalisation out.
+    x: (N, ..., C) -> same shape. heads·head_dim channels inside; groups None omits the normalisation. The sum is
+    multiplied by 1 / output_scale.
     """
 
     def __init__(self, channels, head_dim, groups, eps=1e-5, output_scale=1.0, context_channels=None):

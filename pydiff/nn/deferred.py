@@ -1,9 +1,9 @@
-"""Parameters that stay in their file until they are used, for networks that are large and only asked.
+"""Parameters that stay in their file until they are used, for large networks that are only evaluated.
 
 defer(network, {name: read})     nothing is read yet
-network(x, ..)                   every parameter is read when its turn comes, and kept
-keep(network, False)             .. or given up again after use: less memory, read anew at every use
-release(network)                 what was kept is given up
+network(x, ..)                   every parameter is read when first used, and kept
+keep(network, False)             .. or dropped after each use: less memory, read again every time
+release(network)                 drops the values that were kept
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +14,10 @@ from pydiff.nn.module import Module, Parameter
 
 
 class Deferred(Parameter):
-    """Takes the place of the parameter `like`. read: gives its values, in like's layout, as float32.
+    """Takes the place of the parameter `like`. read: gives its values, in like's layout, as float32; read.rows, if it
+    has that, those of some numbers (N,) along the first axis.
 
-    kept: whether values that were read stay. Values that are set stay in any case.
+    kept: whether values stay in memory once read. Values that were set always stay.
     """
 
     __slots__ = ("_read", "_set", "_shape", "_values", "kept")
@@ -28,13 +29,28 @@ class Deferred(Parameter):
 
     @property
     def data(self):
-        """The values, read now if they are not at hand."""
+        """The values, read now unless they are in memory."""
         if self._values is not None:
             return self._values
         values = self._read()
         if self.kept:
             self._values = values
         return values
+
+    def excerpt(self, numbers):
+        """(table, places) with table[places] = data[numbers]: while the values are in the file, no others are read, if
+        `read` has a way to.
+        """
+        rows = getattr(self._read, "rows", None)
+        if (
+            self._values is None
+            and rows is not None
+            and numbers.size
+            and 0 <= numbers.min() <= numbers.max() < len(self)
+        ):
+            some, places = np.unique(numbers, return_inverse=True)
+            return rows(some), places.reshape(numbers.shape)
+        return self, numbers
 
     @data.setter
     def data(self, values):
@@ -50,23 +66,23 @@ class Deferred(Parameter):
         return self.shape[0]
 
     def to(self, xp):
-        """See Parameter.to; what is still in the file need not be read for NumPy."""
+        """See Parameter.to. For NumPy, values that are still in the file are not read."""
         if xp is not np or self._values is not None:
             super().to(xp)
 
     def release(self):
-        """Gives up values that can be read again."""
+        """Drops values that can be read again."""
         if not self._set:
             self._values = None
 
     @property
     def waiting(self) -> int:
-        """Bytes that reading it will take."""
+        """Bytes of memory that reading it will take."""
         return 4 * self.size if self._values is None else 0
 
 
 def defer(model: Module, reads: Mapping[str, Callable[[], np.ndarray]]):
-    """Puts a Deferred in the place of every parameter that has a name there."""
+    """Replaces every parameter whose name is in `reads` by a Deferred."""
     made = {}  # by the parameter, which several modules may share
     for prefix, module in model.named_modules():
         for name, child in list(module.children()):
@@ -86,7 +102,7 @@ def _deferred(model: Module):
 
 
 def keep(model: Module, on: bool):
-    """Whether values that are read from now on stay in memory; those that are there are released for False."""
+    """Whether values that are read from now on stay in memory; False also releases those that were kept."""
     for p in _deferred(model):
         p.kept = on
         if not on:
@@ -94,16 +110,16 @@ def keep(model: Module, on: bool):
 
 
 def release(model: Module):
-    """Gives up all values that can be read again."""
+    """Drops all values that can be read again."""
     for p in _deferred(model):
         p.release()
 
 
 def waiting(model: Module) -> int:
-    """Bytes of memory that the parameters will take which are not read yet, if they stay."""
+    """Bytes of memory that parameters not yet read will take, if they are kept."""
     return sum(p.waiting for p in _deferred(model) if p.kept)
 
 
 def releasable(model: Module) -> int:
-    """Bytes of memory that `release` would give back."""
+    """Bytes of memory that `release` would free."""
     return sum(4 * p.size - p.waiting for p in _deferred(model) if not p._set)

@@ -1,4 +1,4 @@
-"""The layers, each an operation with its parameters: linear, convolutions, normalisations, tables of vectors, dropout.
+"""The layers, each an operation with its parameters: linear, convolutions, normalisations, embeddings, dropout.
 
 Weights are stored channels-last; initial values have PyTorch's distributions.
 """
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from pydiff import ops
+from pydiff.nn.deferred import Deferred
 from pydiff.nn.module import Module, Parameter
 from pydiff.nn.module import _state as state
+from pydiff.tensor import grad_enabled
 
 
 class Linear(Module):
@@ -28,7 +30,7 @@ class Linear(Module):
 class Conv2d(Module):
     """ops.conv2d; weight (height, width, cin / groups, cout). size: of the filter, int or (height, width).
 
-    shift: (N, cout), added to a sample's pixels.
+    shift: (N, cout), added to every pixel of its sample.
     """
 
     def __init__(self, cin, cout, size, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups=1, bias=True):
@@ -79,7 +81,7 @@ class GroupNorm(Module):
 
 
 class LayerNorm(Module):
-    """ops.layer_norm with a scale and a shift per channel; affine False leaves both out, bias False the shift."""
+    """ops.layer_norm with a scale and a shift per channel; affine False omits both, bias False omits the shift."""
 
     def __init__(self, channels, eps=1e-5, affine=True, bias=True):
         self.weight = Parameter(np.ones(channels, np.float32)) if affine else None
@@ -91,7 +93,7 @@ class LayerNorm(Module):
 
 
 class Embedding(Module):
-    """A table of vectors, one a number: integers (N,), on the host -> Tensor (N, dim)."""
+    """A table of vectors, looked up by number: integers (N,), on the host -> Tensor (N, dim)."""
 
     def __init__(self, count, dim):
         # Uniform with the variance 1 of PyTorch's normal default.
@@ -107,14 +109,16 @@ class Embedding(Module):
 
 
 class TokenEmbedding(Embedding):
-    """The same for integers of any shape, (N, T) -> (N, T, dim), arrays or Tensors, on the host or beside the table."""
+    """An Embedding for integers of any shape, (N, T) -> (N, T, dim): arrays or Tensors, on host or device."""
 
     def forward(self, ids):
+        if isinstance(self.weight, Deferred) and not grad_enabled():
+            return ops.embedding(*self.weight.excerpt(ids))
         return ops.embedding(self.weight, ids)
 
 
 class Dropout(Module):
-    """Sets a share p of the elements to zero and scales the others by 1 / (1 - p); does nothing outside `training`."""
+    """Sets a fraction p of the elements to zero and scales the others by 1 / (1 - p); only inside `training`."""
 
     def __init__(self, p):
         if not 0 <= p < 1:
@@ -125,6 +129,7 @@ class Dropout(Module):
         key = getattr(state, "dropout", None)
         if not self.p or key is None:
             return x
-        # The number of the dropout call goes into the purpose's upper bits: every layer draws its own mask.
+        # The number of the dropout call goes into the upper bits of the purpose, so that every layer draws its own
+        # mask.
         state.dropout = key._replace(purpose=key.purpose + 256)
         return ops.dropout(x, self.p, key)

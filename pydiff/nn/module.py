@@ -1,8 +1,8 @@
-"""Module and Parameter: what layers and models are made of, and what holds for all of them inside a `with`.
+"""Module and Parameter, of which layers and models are made, and context managers that affect all of them.
 
-A Module is a plain object: its parameters and sub-modules are its attributes, found by looking, so that the attribute
-path is the parameter's name (`down_blocks.0.resnets.0.conv1.weight`). Names and default values are those of the
-checkpoints that Hugging Face's diffusers writes; weights are stored channels-last here and transposed only in files.
+A Module is a plain object: its parameters and sub-modules are found among its attributes, so that the attribute path is
+the parameter's name (`down_blocks.0.resnets.0.conv1.weight`). Names and default values are those of the checkpoints
+that Hugging Face's diffusers writes; weights are stored channels-last here and transposed only in files.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class Parameter(Tensor):
     """A Tensor that is trained.
 
     bound: initial values are drawn uniformly from [-bound, bound] by Module.initialize; 0 keeps the given ones.
-    file_axes: the order of axes in a checkpoint file (PyTorch's layout); without it, the same.
+    file_axes: the order of axes in a checkpoint file (PyTorch's layout); by default the order here.
     """
 
     __slots__ = ("bound", "file_axes")
@@ -42,14 +42,14 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Base of all layers and models. A subclass sets attributes in __init__ and defines forward.
+    """Base class of all layers and models. A subclass sets attributes in __init__ and defines forward.
 
-    recompute: whether to forget in forward what backward needs, and compute it again there. For modules that take
-    Tensors and return one.
+    recompute: whether forward discards the values that backward needs, which are then computed again; for modules that
+    take Tensors and return one.
     """
 
     recompute = False
-    config: dict[str, Any]  # of a model: the keywords it was made with
+    config: dict[str, Any]  # of a model: the keyword arguments it was constructed with
     forward: Callable[..., Any]
 
     def __call__(self, *args, **kwargs) -> Any:
@@ -63,7 +63,7 @@ class Module:
         return output
 
     def children(self):
-        """(name, Parameter or Module) for every attribute that is one; list elements are named by their number."""
+        """(name, Parameter or Module) for every attribute that is one; list elements are named by their index."""
         for name, value in vars(self).items():
             if isinstance(value, Parameter | Module):
                 yield name, value
@@ -85,11 +85,11 @@ class Module:
                     yield (f"{prefix}.{name}" if prefix else name), child
 
     def parameters(self):
-        """All parameters, in order of construction; one that several modules share comes once."""
+        """All parameters, in order of construction; one that several modules share appears once."""
         return list({id(p): p for _, p in self.named_parameters()}.values())
 
     def initialize(self, seed=0):
-        """Fills every parameter that has a bound with values that depend on (seed, its name) alone. Returns self.
+        """Fills every parameter that has a bound with values that depend only on (seed, its name). Returns self.
 
         Does nothing inside `blank`, for models whose weights will be loaded.
         """
@@ -118,14 +118,17 @@ class Module:
         return {name: p.numpy().transpose(p.file_axes).copy(order="C") for name, p in self.named_parameters()}
 
     def load_state_dict(self, state):
-        """Copies such a dict into the parameters; names and shapes must match exactly. Returns self."""
+        """Copies a dict such as `state_dict` returns into the parameters. Returns self.
+
+        Raises ValueError unless names and shapes match exactly.
+        """
         parameters = dict(self.named_parameters())
         missing, extra = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
         if missing or extra:
             raise ValueError(
                 f"the weights do not fit this model: missing {missing[:3] or 'none'}, unknown {extra[:3] or 'none'}"
             )
-        for name, p in parameters.items():  # all of them before the first is changed
+        for name, p in parameters.items():  # check all before changing any
             expected = tuple(p.shape[i] for i in p.file_axes)
             if state[name].shape != expected:
                 raise ValueError(f"{name} must have shape {expected}, got {state[name].shape}")
@@ -146,7 +149,7 @@ def training(seed, step, sample):
 
 @contextlib.contextmanager
 def blank():
-    """Inside, new models keep zeros instead of drawing initial weights, which would be replaced at once."""
+    """Inside, new models keep zeros instead of drawing initial weights, for weights that are loaded next."""
     before, _state.blank = getattr(_state, "blank", False), True
     try:
         yield
@@ -155,7 +158,7 @@ def blank():
 
 
 def _with_the_same_dropout(forward):
-    """A function that calls forward with the masks that it would draw now."""
+    """A function that calls forward with the dropout masks that it would draw now."""
     key = getattr(_state, "dropout", None)
 
     def again(*args):

@@ -19,7 +19,7 @@ ACTIVATIONS = {
 
 
 def once_for_each(x, contexts):
-    """x (N, ..) once for every context of contexts (k N, ..), which come one after the other: (k N, ..)."""
+    """x (N, ..) repeated for every one of the k contexts in contexts (k N, ..), one copy after the other: (k N, ..)."""
     if len(x) == len(contexts):
         return x
     return ops.concatenate(*[x] * (len(contexts) // len(x)), axis=0)
@@ -39,7 +39,7 @@ class ProjectedActivation(Module):
 
 
 class FeedForward(Module):
-    """Two linear layers around an activation, for every position by itself: x (N, T, C) -> (N, T, C) (+ add)."""
+    """Two linear layers around an activation, for every position separately: x (N, T, C) -> (N, T, C) (+ add)."""
 
     def __init__(self, channels, activation="geglu", dropout=0.0, width=4):
         inner = width * channels
@@ -50,14 +50,15 @@ class FeedForward(Module):
 
 
 class BasicTransformerBlock(Module):
-    """Attention to itself, attention to a context, and a feed-forward part, each behind a layer norm, with x added:
+    """Self-attention, cross-attention to a context, and a feed-forward part, each after a layer norm and with a
+    residual:
 
         x = x + attn1(norm1(x));   x = x + attn2(norm2(x), context);   x = x + ff(norm3(x))
 
-    x: (N, T, C) -> (N, T, C); context: (N, Tk, context_channels), key_mask: truth values (N, Tk) for it, or None.
-    Of k contexts for every x, (k N, ..), there are k results; what comes before the first context is computed once.
-    context_channels None leaves attn2 out. only_cross_attention: attn1 looks at the context, too.
-    bias: whether q, k and v have one.
+    x: (N, T, C) -> (N, T, C); context: (N, Tk, context_channels), key_mask: bool (N, Tk) for it, or None. For k
+    contexts per x, (k N, ..), there are k results; what precedes the first use of a context is computed once.
+    context_channels None omits attn2. only_cross_attention: attn1 also attends to the context. bias: whether the
+    projections of q, k and v have one.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class BasicTransformerBlock(Module):
 
 
 class Transformer2DModel(Module):
-    """Transformer blocks over the pixels of an image, between two projections, with x added after:
+    """Transformer blocks over the pixels of an image, between two projections, with a residual:
 
         x = x + proj_out(blocks(proj_in(norm(x))))
 

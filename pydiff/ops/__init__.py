@@ -1,4 +1,4 @@
-"""Every operation, one per line, and the table of operators and methods that a Tensor understands."""
+"""Every operation, one per line, and the operators and methods that they give to Tensor."""
 
 from pydiff.ops import methods
 from pydiff.ops.adamw import adamw, global_norm, squared_norm
@@ -43,7 +43,7 @@ from pydiff.ops.reduction import (
 )
 from pydiff.ops.resample import resample
 from pydiff.ops.shape import average_pool, broadcast_to, concatenate, index, reshape, transpose, upsample_nearest
-from pydiff.tensor import Tensor  # noqa: F401 - for whoever writes ops.Tensor
+from pydiff.tensor import Tensor  # noqa: F401 - for users of ops.Tensor
 
 __all__ = [
     "DenoiseStep",

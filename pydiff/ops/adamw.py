@@ -7,8 +7,8 @@ average of the weights, in one pass over flat buffers of all parameters. At step
     p   = p - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p)
     ema = ema_decay ema + (1 - ema_decay) p
 
-What changes from step to step, and the norm, are read from small arrays where the parameters live: nothing waits for a
-GPU, and a recorded sequence of kernels can be played again.
+What changes from step to step, and the norm, are read from small arrays on the parameters' device: nothing waits for a
+GPU, and a recorded sequence of kernels can be replayed.
 
 Reference: reference/adamw.py. Kernels: csrc/cpu/adamw.cpp, csrc/cuda/adamw.cu.
 """
@@ -20,12 +20,12 @@ from pydiff.backend import native
 
 
 def adamw(p, g, m, v, ema, schedule, norm2=None, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, low=None):
-    """Updates p, m, v and ema in place; nothing if norm2 is not finite.
+    """Updates p, m, v and ema in place; does nothing if norm2 is not finite.
 
-    p, g, m, v: flat contiguous arrays (P,) of one floating dtype; ema: the same, or None.
-    schedule: float64 array (4,) of lr, t (1 for the first step), ema_decay and clip (largest norm; 0 for any).
-    norm2: what `squared_norm(g)` gave; without it nothing is clipped.
-    low: None, or a bfloat16 array (P,) that becomes a copy of p; on GPUs only.
+    p, g, m, v: flat contiguous arrays (P,) of one floating dtype; ema: the same, or None. schedule: float64 array (4,)
+    of lr, t (1 for the first step), ema_decay and clip (largest norm; 0 for no clipping). norm2: the result of
+    `squared_norm(g)`; without it nothing is clipped. low: None, or a bfloat16 array (P,) that becomes a copy of p; on
+    GPUs only. Raises ValueError for arrays that do not match.
     """
     for name, a in (("g", g), ("m", m), ("v", v), ("ema", ema), ("low", low)):
         if a is not None and (a.shape != p.shape or (a.dtype != p.dtype and name != "low") or p.ndim != 1):
@@ -51,7 +51,7 @@ def adamw(p, g, m, v, ema, schedule, norm2=None, *, beta1=0.9, beta2=0.999, eps=
 
 
 def squared_norm(g):
-    """Sum of squares of a flat array, made in float64: an array (1,) where g lives. Not finite if g is not."""
+    """Sum of squares of a flat array, accumulated in float64: an array (1,) on g's device. Not finite if g is not."""
     xp, kernel = array_module(g), native(g, "squared_norm")
     norm2 = xp.empty(1, "float64")
     if kernel:
@@ -63,5 +63,5 @@ def squared_norm(g):
 
 
 def global_norm(g):
-    """sqrt of `squared_norm(g)` as a Python number, which waits for a GPU."""
+    """sqrt of `squared_norm(g)` as a Python number. Waits for a GPU."""
     return math.sqrt(float(squared_norm(g)[0]))

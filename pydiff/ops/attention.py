@@ -2,11 +2,11 @@
 
     s = scale q kᵀ,   p = softmax(s) over the keys,   out = p v          for every sample and head
 
-where a causal query t sees the keys 0 .. t alone, and a key mask takes keys of a sample away from all its queries
-(section 3.2.3: s becomes -infinity there). A query that sees no key gets 0.
+where a causal query t sees only the keys 0 .. t, and a key mask hides keys of a sample from all its queries (section
+3.2.3: s becomes -infinity there). A query that sees no key gets 0.
 
-The native kernels never hold the whole s (Dao et al. 2022, "FlashAttention"): they keep the log-sum-exp of every row,
-from which the backward recomputes p.
+The native kernels never hold the whole of s (Dao et al. 2022, "FlashAttention"): they keep the log-sum-exp of every
+row, from which the backward pass recomputes p.
 
 Reference: reference/attention.py. Kernels: csrc/cpu/attention.cpp, csrc/cuda/attention.cu.
 """
@@ -23,10 +23,10 @@ def attention(q, k, v, heads, scale=None, causal=False, key_mask=None):
 
     q: (N, Tq, C); k, v: (N, Tk, C), Tk >= 1. Head h owns channels h·C/heads .. (h+1)·C/heads - 1. k and v may come
     from another sequence than q (cross attention), and all three may be views with a contiguous last axis.
-    scale: factor on q kᵀ; None means 1 / sqrt(C / heads). causal: whether query t sees the keys 0 .. t alone (as in
-    PyTorch, also where Tq and Tk differ). key_mask: None, or truth values (N, Tk), False for keys that nobody shall
-    see, such as padding; an argument of the operation, so that a plan may be given another one.
-    Returns (N, Tq, C). ValueError for shapes that do not fit.
+    scale: factor on q kᵀ; None means 1 / sqrt(C / heads). causal: whether query t sees only the keys 0 .. t (as in
+    PyTorch, also if Tq and Tk differ). key_mask: None, or bool (N, Tk), False for keys that no query sees, such as
+    padding; an input of the operation, so that a recording can be replayed with another one. Returns (N, Tq, C). Raises
+    ValueError for shapes that do not fit.
     """
     if q.ndim != 3 or k.shape != v.shape or k.ndim != 3 or (k.shape[0], k.shape[2]) != (q.shape[0], q.shape[2]):
         raise ValueError(f"attention needs q (N, Tq, C) and k, v (N, Tk, C), got {q.shape}, {k.shape} and {v.shape}")
@@ -50,7 +50,7 @@ class Attention(Function):
             q, k, v = (_rows(a) for a in (q, k, v))
             key_mask = None if key_mask is None else contiguous(key_mask)
             out = empty(q, q.shape)
-            lse = array_module(q).empty((len(q), heads, q.shape[1]), "float32")  # for bfloat16, too
+            lse = array_module(q).empty((len(q), heads, q.shape[1]), "float32")  # also for bfloat16
             kernel(q, k, v, *self.options, key_mask, out, lse)
             self.saved = q, k, v, key_mask, out, lse
         else:
@@ -90,7 +90,7 @@ def _merge(x):
 
 
 def forward_arrays(q, k, v, heads, scale, causal=False, key_mask=None):
-    """-> out (N, Tq, C) and the probabilities p (N, heads, Tq, Tk)."""
+    """Returns out (N, Tq, C) and the probabilities p (N, heads, Tq, Tk)."""
     q, k, v = _split(q, heads), _split(k, heads), _split(v, heads)
     s = (q @ k.swapaxes(2, 3)) * scale
     xp, seen = array_module(s), _seen(s, causal, key_mask)
@@ -98,7 +98,7 @@ def forward_arrays(q, k, v, heads, scale, causal=False, key_mask=None):
         p = xp.exp(s - s.max(axis=-1, keepdims=True))
         p /= p.sum(axis=-1, keepdims=True)
         return _merge(p @ v), p
-    # The largest of the logits that count: of the others one may be far above it.
+    # The largest of the visible logits: a hidden one may be far above it.
     s = xp.where(seen, s, -math.inf)
     largest = s.max(axis=-1, keepdims=True)
     p = xp.exp(s - xp.where(largest == -math.inf, 0, largest))
@@ -108,7 +108,7 @@ def forward_arrays(q, k, v, heads, scale, causal=False, key_mask=None):
 
 
 def _seen(s, causal, key_mask):
-    """Which keys a query sees, to be broadcast to s (N, heads, Tq, Tk); None for all."""
+    """Which keys a query sees, bool, broadcastable to s (N, heads, Tq, Tk); None for all."""
     xp, seen = array_module(s), None if key_mask is None else key_mask[:, None, None, :]
     if causal:
         earlier = xp.arange(s.shape[3]) <= xp.arange(s.shape[2])[:, None]  # (Tq, Tk)
@@ -119,7 +119,7 @@ def _seen(s, causal, key_mask):
 def backward_arrays(dout, q, k, v, p, heads, scale):
     """Gradients of q, k, v.
 
-    Where a key was not seen, p is 0, and so are the gradients through it.
+    If a key was not seen, p is 0, and so are the gradients through it.
 
     1. out = p v:             dv = pᵀ dout,   dp = dout vᵀ
     2. p = softmax(s):        ds = p (dp - delta),   delta = sum over keys of p dp

@@ -4,17 +4,17 @@
                     + bias[o] + add[n, i, j, o]
 
 with zeros outside the image X, which is x, or x enlarged by repeating pixels: X[n, p, q] = x[n, p // up, q // up];
-stride, dilation and up may be others vertically than horizontally. With groups, an output channel o sums over the
-channels c of its own group alone (Krizhevsky et al. 2012; one group a channel is a depthwise convolution).
+stride, dilation and up may differ between the vertical and the horizontal. With groups, an output channel o sums over
+only the channels c of its own group (Krizhevsky et al. 2012; one group per channel is a depthwise convolution).
 
-A U-Net's blocks use the rest: the bias may be one for each sample, bias[n, o], which is how the embedding of the step
-number comes in, `add` is what a residual block passes by, and an enlarged image that nobody else looks at need not be
-made. The array path is the same sum taken tap by tap: for each of the kH·kW taps (a, b) the pixels it touches form a
-matrix (N·OH·OW, Cin), and the tap adds that matrix times w[a, b].
-A linear layer is the case kH = kW = 1, so it uses the same kernels.
+The other terms serve the blocks of a U-Net: the bias may differ for each sample, bias[n, o], which adds the timestep
+embedding; `add` is the skip connection of a residual block; and an enlarged image that nothing else uses need not be
+made. The array path computes the same sum tap by tap: for each of the kH·kW taps (a, b) the pixels it touches form a
+matrix (N·OH·OW, Cin), and the tap adds that matrix times w[a, b]. A linear layer is the case kH = kW = 1, so it uses
+the same kernels.
 
-Reference: reference/conv2d.py. Kernels: csrc/cpu/conv2d.cpp, csrc/cuda/conv2d.cu; for dilation, groups and other
-enlargements than 2 x 2 there are none, so these take the array path.
+Reference: reference/conv2d.py. Kernels: csrc/cpu/conv2d.cpp, csrc/cuda/conv2d.cu; dilation, groups and enlargements
+other than 2 x 2 have none and take the array path.
 """
 
 import math
@@ -37,11 +37,11 @@ class Window(NamedTuple):
 
     @property
     def served(self):
-        """Whether the compiled kernels can do this."""
+        """Whether the compiled kernels support this window."""
         return self.groups == 1 and self.dilation == (1, 1) and self.upsample in ((1, 1), (2, 2))
 
     def sizes(self, x_shape, w_shape):
-        """((filter, image, output) vertically, the same horizontally), in pixels; padding counts to the image."""
+        """Yields (filter, image, output) sizes in pixels, vertically, then horizontally; image includes padding."""
         for axis in (0, 1):
             size = self.dilation[axis] * (w_shape[axis] - 1) + 1
             image = self.upsample[axis] * x_shape[1 + axis] + sum(self.padding[axis])
@@ -55,11 +55,11 @@ def conv2d(
 
     x: (N, H, W, Cin). w: (kH, kW, Cin/groups, Cout). bias: (Cout,), or (N, Cout) with one for each sample, or None.
     stride, dilation, upsample: int or (vertical, horizontal). padding: zeros around the image: int, (vertical,
-    horizontal), or ((top, bottom), (left, right)). upsample: 2 enlarges x by repeating pixels first; 1 does not.
-    add: None, or something of the result's shape to add to it. groups: Cin and Cout are cut into so many; no channel
-    of one sees another.
-    Returns (N, OH, OW, Cout), OH = (upsample·H + top + bottom - dilation·(kH - 1) - 1) // stride + 1, OW alike.
-    ValueError, in one sentence, for what does not fit.
+    horizontal), or ((top, bottom), (left, right)). upsample: 2 enlarges x by repeating pixels first; 1 does not. add:
+    None, or an array of the result's shape to add to it. groups: the number of groups into which Cin and Cout are
+    divided; each output channel sees only the input channels of its own group. Returns (N, OH, OW, Cout), OH =
+    (upsample·H + top + bottom - dilation·(kH - 1) - 1) // stride + 1, OW alike. Raises ValueError for shapes and
+    options that do not fit.
     """
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"conv2d needs x (N, H, W, Cin) and w (kH, kW, Cin, Cout), got {x.shape} and {w.shape}")
@@ -84,13 +84,13 @@ def conv2d(
 
 
 def check_groups(groups, *channels):
-    """ValueError unless every one of these numbers of channels can be cut into groups."""
+    """Raises ValueError unless each of these channel counts is divisible by groups."""
     if not isinstance(groups, int) or groups < 1 or any(c % groups for c in channels):
         raise ValueError(f"cannot cut {' and '.join(map(str, channels))} channels into {groups!r} equal groups")
 
 
 def linear(x, w, bias=None, add=None):
-    """x @ w + bias + add: x (..., Cin), w (Cin, Cout), bias (Cout,), add as the result (..., Cout)."""
+    """x @ w + bias + add: x (..., Cin), w (Cin, Cout), bias (Cout,), add of the result's shape (..., Cout)."""
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"linear needs x (..., Cin) and w (Cin, Cout), got {x.shape} and {w.shape}")
     check_addends(x, bias, [w.shape[1:]], add, (*x.shape[:-1], w.shape[1]))
@@ -98,7 +98,7 @@ def linear(x, w, bias=None, add=None):
 
 
 def check_addends(x, bias, bias_shapes, add, shape):
-    """ValueError unless bias and add, where they are, fit the result."""
+    """Raises ValueError unless bias and add, if given, fit the result."""
     if bias is not None and bias.shape not in bias_shapes:
         raise ValueError(f"bias must have shape {' or '.join(map(str, bias_shapes))}, got {bias.shape}")
     if add is not None and (add.shape != shape or add.dtype != x.dtype):
@@ -106,7 +106,7 @@ def check_addends(x, bias, bias_shapes, add, shape):
 
 
 def as_pair(value, name, minimum):
-    """(vertical, horizontal) from one whole number or two."""
+    """(vertical, horizontal) from one integer or a pair. Raises ValueError for others, or below the minimum."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= minimum for v in pair):
         raise ValueError(f"{name} must be a whole number >= {minimum} or a pair of them, got {value!r}")
@@ -114,7 +114,7 @@ def as_pair(value, name, minimum):
 
 
 def as_padding(value):
-    """((top, bottom), (left, right)) from one whole number, two, or two pairs."""
+    """((top, bottom), (left, right)) from one integer, a pair, or two pairs."""
     if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, tuple | list) for v in value):
         return as_pair(value[0], "padding", 0), as_pair(value[1], "padding", 0)
     vertical, horizontal = as_pair(value, "padding", 0)
@@ -125,25 +125,7 @@ class Conv2d(Function):
     def forward(self, x, w, bias, add, *, window, shape):
         x, w = contiguous(x), contiguous(w)
         self.saved, self.window = (x, w, None if bias is None else bias.shape), window
-        kernel = native(x, "conv2d_forward") if window.served else None
-        if kernel:
-            y = empty(x, shape)
-            # The kernels add it to their float32 sums: a bfloat16 one is widened.
-            bias = None if bias is None else contiguous(bias if bias.dtype.kind == "f" else bias.astype("float32"))
-            add = None if add is None else contiguous(add)
-            corner = (window.padding[0][0], window.padding[1][0])
-            kernel(x, w, bias, add, window.stride, corner, window.upsample[0], y)
-            return y
-        wide = widened(x)  # the array path cannot multiply bfloat16
-        y = forward_arrays(
-            repeat_pixels(wide, window.upsample), widened(w), window.stride, window.padding, shape, window.dilation,
-            window.groups,
-        )  # fmt: skip
-        if bias is not None:
-            y += bias if bias.ndim == 1 else bias[:, None, None, :]
-        if add is not None:
-            y += add
-        return y.astype(x.dtype, copy=False)
+        return convolve(x, w, bias, add, window, empty(x, shape))
 
     def backward(self, dy):
         x, w, bias_shape = self.saved
@@ -155,8 +137,31 @@ class Conv2d(Function):
         return dx, dw, dbias, dy if self.needs[3] else None
 
 
+def convolve(x, w, bias, add, window, y):
+    """What conv2d makes of these arrays, in y (N, OH, OW, Cout), which is returned. x, w and y are contiguous.
+
+    Here the padding above and below may be negative, of an enlarged image: as many of its rows are left out, fewer than
+    one pixel became.
+    """
+    kernel = native(x, "conv2d_forward") if window.served else None
+    if kernel:
+        # The kernels add it to their float32 sums: a bfloat16 one is widened.
+        bias = None if bias is None else contiguous(bias if bias.dtype.kind == "f" else bias.astype("float32"))
+        add = None if add is None else contiguous(add)
+        kernel(x, w, bias, add, window.stride, (window.padding[0][0], window.padding[1][0]), window.upsample[0], y)
+        return y
+    sums = forward_arrays(  # which cannot multiply bfloat16
+        repeat_pixels(widened(x), window.upsample), widened(w), window.stride, window.padding, y.shape, window.dilation,
+        window.groups,
+    )  # fmt: skip
+    if bias is not None:
+        sums += bias if bias.ndim == 1 else bias[:, None, None, :]
+    y[...] = sums if add is None else sums + add
+    return y
+
+
 def input_gradient(dy, w, x_shape, window):
-    """The gradient dx of the input, of x's shape."""
+    """The gradient dx of the input, of shape x_shape."""
     kernel = native(dy, "conv2d_backward_input") if window.served else None
     if kernel:
         dx = empty(dy, x_shape)
@@ -171,10 +176,10 @@ def input_gradient(dy, w, x_shape, window):
 
 
 def weight_gradient(dy, x, w_shape, bias_shape, window):
-    """dw, and dbias unless bias_shape is None."""
+    """(dw, dbias); dbias is None if bias_shape is None."""
     kernel = native(dy, "conv2d_backward_weight") if window.served else None
     if kernel:
-        xp = array_module(dy)  # float32 for bfloat16, too: many small terms are added up
+        xp = array_module(dy)  # float32 also for bfloat16: many small terms are added up
         dw, dbias = xp.empty(w_shape, "float32"), xp.empty(bias_shape, "float32") if bias_shape else None
         kernel(dy, x, window.stride, (window.padding[0][0], window.padding[1][0]), window.upsample[0], dw, dbias)
         return dw, dbias
@@ -184,7 +189,7 @@ def weight_gradient(dy, x, w_shape, bias_shape, window):
 
 
 class Linear(Conv2d):
-    """The case of a 1 x 1 kernel; the pixels may lie along any number of axes."""
+    """A convolution with a 1 x 1 filter; the pixels may be along any number of axes."""
 
     plain = Window()
 
@@ -210,21 +215,24 @@ def _taps(padded, kernel_size, stride, out_size, dilation):
 
 
 def _pad(x, padding):
+    (top, bottom), _ = padding
+    x = x[:, max(-top, 0) : x.shape[1] - max(-bottom, 0)]
+    padding = tuple((max(before, 0), max(behind, 0)) for before, behind in padding)
     return array_module(x).pad(x, ((0, 0), *padding, (0, 0))) if padding != ((0, 0), (0, 0)) else x
 
 
 def _cut(a, groups):
-    """(M, C) -> (groups, M, C/groups), one matrix a group; a itself for one group."""
+    """(M, C) -> (groups, M, C/groups), one matrix per group; a itself for one group."""
     return a if groups == 1 else a.reshape(len(a), groups, a.shape[1] // groups).swapaxes(0, 1)
 
 
 def _uncut(a, groups):
-    """The way back."""
+    """The inverse of `_cut`."""
     return a if groups == 1 else a.swapaxes(0, 1).reshape(a.shape[1], groups * a.shape[2])
 
 
 def forward_arrays(x, w, stride, padding, shape, dilation=(1, 1), groups=1):
-    """y = sum over taps of (pixels of the tap) @ w[tap]; with groups, one product for each."""
+    """y = sum over taps of (pixels of the tap) @ w[tap]; with groups, one product per group."""
     kh, kw, _, cout = w.shape
     y = array_module(x).zeros((math.prod(shape[:3]), cout), x.dtype)
     for a, b, pixels in _taps(_pad(x, padding), (kh, kw), stride, shape[1:3], dilation):
@@ -233,7 +241,7 @@ def forward_arrays(x, w, stride, padding, shape, dilation=(1, 1), groups=1):
 
 
 def backward_input_arrays(dy, w, x_shape, stride, padding, dilation=(1, 1), groups=1):
-    """dx: every tap hands dy @ w[tap]ᵀ back to the pixels that it had read; the padding is cut off at the end."""
+    """dx: every tap adds dy @ w[tap]ᵀ to the pixels that it had read; the padding is cropped at the end."""
     kh, kw, _, cout = w.shape
     (top, bottom), (left, right) = padding
     n, h, width, cin = x_shape

@@ -3,8 +3,8 @@
 
     y[n, i·stride + a·dilation - top, j·stride + b·dilation - left, o] += x[n, i, j, c] w[a, b, o, c]    for all indices
 
-plus a bias for every o. Therefore forward here is the input gradient of conv2d, and backward is conv2d itself, with the
-same kernels.
+plus a bias for every o. So forward here is the input gradient of conv2d, and backward is conv2d itself, with the same
+kernels.
 
 Reference: reference/conv_transpose2d.py.
 """
@@ -27,11 +27,10 @@ def conv_transpose2d(x, w, bias=None, stride=1, padding=0, output_padding=0, dil
     """Enlarges images by a convolution read backwards.
 
     x: (N, H, W, Cin). w: (kH, kW, Cout/groups, Cin), the filters of the convolution that this is the transpose of.
-    bias: (Cout,) or None. stride, dilation: int or (vertical, horizontal). padding: pixels that are cut off the result:
-    int, (vertical, horizontal), or ((top, bottom), (left, right)). output_padding: rows and columns more, below and to
-    the right, fewer than stride or dilation.
-    Returns (N, OH, OW, Cout), OH = (H - 1) stride + dilation (kH - 1) + 1 + output_padding - top - bottom, OW alike.
-    ValueError, in one sentence, for what does not fit.
+    bias: (Cout,) or None. stride, dilation: int or (vertical, horizontal). padding: pixels that are cropped from the
+    result: int, (vertical, horizontal), or ((top, bottom), (left, right)). output_padding: additional rows and columns
+    below and to the right, fewer than stride or dilation. Returns (N, OH, OW, Cout), OH = (H - 1) stride + dilation (kH
+    - 1) + 1 + output_padding - top - bottom, OW alike. Raises ValueError for shapes and options that do not fit.
     """
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(

@@ -1,12 +1,12 @@
-"""One step of the reverse process, for any sampler. They all are one affine update of the image x, given the
-network's output f, with coefficients that depend on the step alone:
+"""One step of the reverse process, for any sampler: an affine update of the image x, given the network's output f, with
+coefficients that depend only on the step:
 
     f       = f_uncond + guidance (f - f_uncond)             classifier-free guidance (Ho & Salimans 2022, eq. 6)
-    x0_hat  = clip(u x + v f, low, high)                     what the network believes the clean image to be
+    x0_hat  = clip(u x + v f, low, high)                     the predicted clean image
     x_next  = a x + b x0_hat + d f + sum_k c_k history_k + s z
 
 u, v come from the parametrisation (diffusion/process.py), a, b, d, c, s from the sampler (diffusion/samplers/), z is
-fresh noise and the history are earlier x0_hats or whatever a multi-step method remembers.
+fresh noise, and the history holds earlier x0_hats or other values that a multistep method keeps.
 
 Reference: reference/denoise.py. Kernels: csrc/cpu/denoise.cpp, csrc/cuda/denoise.cu.
 """
@@ -40,12 +40,12 @@ class DenoiseStep(NamedTuple):
 
 
 def denoise(x, f, step, history=(), noise=None, f_uncond=None):
-    """x_next and x0_hat, both of x's shape (N, ...).
+    """Returns x_next and x0_hat, both of x's shape (N, ...).
 
-    x, f, f_uncond, history arrays: all of one shape and dtype, but f and f_uncond may be bfloat16 beside a float32 x
-    where CUDA kernels serve them. step: DenoiseStep.
-    noise: random.Key of the N samples, needed exactly when step.s != 0. f_uncond: None without guidance.
-    The gradient flows to x and f; f_uncond and the history count as constants.
+    x, f, f_uncond, history arrays: all of one shape and dtype, but f and f_uncond may be bfloat16 with a float32 x if
+    CUDA kernels serve them. step: DenoiseStep. noise: random.Key of the N samples, required if step.s != 0 and not
+    allowed otherwise. f_uncond: None without guidance. The gradient flows to x and f; f_uncond and the history count as
+    constants. Raises ValueError for arrays that do not match.
     """
     if is_bfloat16(x.dtype):
         raise ValueError("x must be float32 or float64, got bfloat16: its rounding would add up over the steps")
@@ -119,7 +119,7 @@ def _guided(f, f_uncond, step):
 
 
 def forward_arrays(x, f, f_uncond, step, history, noise):
-    """The update above on arrays: x_next and x0_hat, of x's shape."""
+    """The update above on NumPy or CuPy arrays: (x_next, x0_hat), of x's shape."""
     xp = array_module(x)
     f = _guided(f, f_uncond, step)
     x0_hat = xp.clip(step.u * x + step.v * f, step.low, step.high)
@@ -136,7 +136,7 @@ def forward_arrays(x, f, f_uncond, step, history, noise):
 def backward_arrays(dx_next, dx0_hat, x, f, f_uncond, step):
     """Gradients of x and f.
 
-    1. x_next = .. + b x0_hat:       dm = b dx_next + dx0_hat, where clipping left the value alone, else 0
+    1. x_next = .. + b x0_hat:       dm = b dx_next + dx0_hat where nothing was clipped, else 0
     2. x0_hat = u x + v f:           dx = a dx_next + u dm,  df_guided = d dx_next + v dm
     3. the guided f:                 df = guidance df_guided
     """

@@ -2,7 +2,7 @@
 
     y = m x,   m = 1 / (1 - p) where u >= p, else 0        u in [0, 1), a pure function of the key and the element
 
-Because the mask can be drawn again from its key, kernels neither store it nor take it from the host: forward and
+Because the mask can be recomputed from its key, kernels neither store it nor take it from the host: forward and
 backward draw it where it is needed. The masks are the same on every backend, bit for bit.
 
 Reference: reference/dropout.py. Kernels: csrc/cpu/dropout.cpp, csrc/cuda/dropout.cu. The generator: random.py.
@@ -18,7 +18,7 @@ from pydiff.tensor import Function
 
 
 def dropout(x, p, key):
-    """Sets a share p of the elements to zero and scales the others by 1 / (1 - p).
+    """Sets a fraction p of the elements to zero and scales the others by 1 / (1 - p).
 
     x: (N, ...) array or Tensor; 0 <= p < 1; key: random.Key for N samples. Returns y of x's shape and dtype.
     """

@@ -1,4 +1,4 @@
-"""Operations on corresponding elements, with NumPy's broadcasting. Forward and derivative stand side by side.
+"""Operations on corresponding elements, with NumPy's broadcasting. Forward and derivative are side by side.
 
 In every backward, g is the gradient of the output; `unbroadcast` sums it over the axes that broadcasting had added.
 """
@@ -21,7 +21,7 @@ def unbroadcast(g, shape):
 
 
 def exact(result):
-    """result, unless it has an integer type in which such arithmetic easily wraps around: TypeError."""
+    """Returns `result`; raises TypeError if it has an integer type in which arithmetic easily wraps around."""
     dtype = getattr(result, "dtype", FLOAT32)
     if dtype.kind in "iub" and not (dtype.kind == "i" and dtype.itemsize >= 4):
         raise TypeError(f"arithmetic in {dtype} would wrap around; use .astype(np.float32), or int64, first")
@@ -139,7 +139,7 @@ class Tanh(Function):
 
 
 def stable_sigmoid(x):
-    """1 / (1 + exp(-x)) without overflow: exp is only taken of -|x|."""
+    """1 / (1 + exp(-x)) without overflow: exp is evaluated only at -|x|."""
     xp = array_module(x)
     e = xp.exp(-xp.abs(x))
     return xp.where(x >= 0, xp.ones_like(e), e) / (1 + e)

@@ -3,8 +3,8 @@
 
     y[n, t] = table[ids[n, t]],      dtable[r] = sum of dy[n, t] over the n, t whose ids[n, t] is r
 
-The sum is taken in the order of n and t on the CPU, and in a tree of fixed shape on a GPU, whose own scatters would add
-in any order: the bits are the same every time. It needs memory for dy and the table, not for rows x N.
+The sum is taken in the order of n and t on the CPU, and in a tree of fixed shape on a GPU, whose atomic scatters would
+add in any order: so the result is bitwise reproducible. It needs memory for dy and the table, not for rows x N.
 
 Reference: reference/embedding.py.
 """
@@ -20,8 +20,8 @@ def embedding(table, ids):
     """Looks up vectors by their numbers.
 
     table: (rows, D). ids: integers of any shape (...), such as (N,) class labels or (N, T) tokens, from 0 to rows - 1,
-    on the host or where the table is.
-    Returns (..., D). ValueError for other numbers; checking those of a GPU waits for it.
+    on the host or on the table's device. Returns (..., D). Raises ValueError for ids out of range; checking those on a
+    GPU waits for it.
     """
     return Embedding.apply(table, ids)
 
@@ -50,15 +50,15 @@ class Embedding(Function):
 def sum_by_tree(total, ids, values):
     """total[r] = sum of values[i] over the i with ids[i] = r, for the rows r that occur.
 
-    ids (N,) on the host, values (N, D). Sorted by their row, the summands of a row stand side by side; in round k every
-    one whose place there is a multiple of 2^(k+1) takes in the one 2^k behind. No element is written twice in a round,
-    so that its order does not matter.
+    ids (N,) on the host, values (N, D). Sorted by row, the summands of a row are adjacent; in round k every one whose
+    position in the row is a multiple of 2^(k+1) adds the one 2^k behind it. No element is written twice in a round, so
+    the order within a round does not matter.
     """
     xp = array_module(values)
     order = np.argsort(ids, kind="stable")
     rows, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
     place = np.arange(len(ids)) - np.repeat(starts, counts)
-    behind = np.repeat(counts, counts) - place  # how many of the row are left, itself included
+    behind = np.repeat(counts, counts) - place  # summands left in the row, including this one
     parts, step = [order, rows, starts], 1
     while step < counts.max(initial=0):
         takes = np.flatnonzero((place % (2 * step) == 0) & (behind > step))

@@ -5,14 +5,14 @@
     quick_gelu(x) = x sigmoid(1.702 x)                                          the same; the form of OpenAI's CLIP
     geglu(a, b)   = a gelu(b)                                                   Shazeer 2020, "GLU Variants", eq. 6
 
-NumPy has no error function. Here it is a table of Taylor polynomials around x_k = k/16:
+NumPy has no error function. Here it is computed from a table of Taylor polynomials around x_k = k/16:
 
     erf(x_k + h) = erf(x_k) + 2/sqrt(pi) exp(-x_k²) sum over n >= 0 of (-1)^n H_n(x_k) h^(n+1) / (n+1)!
 
-with H_0 = 1, H_1 = 2x, H_{n+1} = 2x H_n - 2n H_{n-1} (Hermite). |h| is at most 1/32, so eleven terms reach float64's
-digits and six those of float32; beyond 6, erf is 1 in both.
+with H_0 = 1, H_1 = 2x, H_{n+1} = 2x H_n - 2n H_{n-1} (Hermite). |h| is at most 1/32, so eleven terms reach the
+precision of float64 and six that of float32; beyond 6, erf is 1 in both.
 
-Reference: reference/gelu.py. Kernels for the exact GELU and the gate, which networks take: csrc/cpu/gelu.cpp,
+Reference: reference/gelu.py. Kernels for the exact GELU and for GEGLU, which the networks use: csrc/cpu/gelu.cpp,
 csrc/cuda/gelu.cu.
 """
 
@@ -31,14 +31,14 @@ CUBIC, SLOPE, QUICK = 0.044715, math.sqrt(2 / math.pi), 1.702
 
 
 def gelu(x, approximate=None):
-    """x Phi(x), element by element, for x of any shape. approximate: None for the exact one, or "tanh"."""
+    """x Phi(x), elementwise, for x of any shape. approximate: None for the exact GELU, or "tanh"."""
     if approximate not in (None, "tanh"):
         raise ValueError(f'approximate must be None or "tanh", got {approximate!r}')
     return GELU.apply(x) if approximate is None else TanhGELU.apply(x)
 
 
 def geglu(x):
-    """x (..., 2C) -> (..., C): the first C channels times the exact GELU of the others, which are their gate."""
+    """x (..., 2C) -> (..., C): the first C channels times the exact GELU of the others, the gate."""
     if x.ndim < 1 or x.shape[-1] % 2:
         raise ValueError(f"geglu needs x of shape (..., 2C), got {x.shape}")
     return GEGLU.apply(x)
@@ -59,7 +59,7 @@ def _table(dtype, terms):
 
 
 def erf_array(x):
-    """The error function of an array, to the last digits of its dtype."""
+    """The error function of an array, accurate to the last digits of its dtype."""
     xp = array_module(x)
     table = xp.asarray(_table(x.dtype, 11 if x.dtype.itemsize > 4 else 6))
     size = xp.minimum(xp.abs(x), LAST)  # NaN stays NaN
@@ -86,7 +86,7 @@ def _normal(x):
 
 
 def _on_wide(f, x):
-    """f(x) in x's dtype, of bfloat16 computed in float32 and rounded once."""
+    """f(x) in x's dtype; bfloat16 is computed in float32 and rounded once."""
     return f(widened(x)).astype(x.dtype, copy=False)
 
 
@@ -135,7 +135,7 @@ class TanhGELU(Function):
 
 
 class QuickGELU(Function):
-    """x sigmoid(1.702 x), element by element."""
+    """x sigmoid(1.702 x), elementwise."""
 
     def forward(self, x):
         self.x = x

@@ -1,4 +1,4 @@
-"""Group normalisation with an optional SiLU behind it (Wu & He 2018, "Group Normalization", eq. 1-2 and 7).
+"""Group normalisation, optionally followed by SiLU (Wu & He 2018, "Group Normalization", eq. 1-2 and 7).
 
 The channels of a sample are cut into groups; each group is normalised over its channels and all positions, then every
 channel gets its own scale and shift:
@@ -24,10 +24,10 @@ from pydiff.tensor import Function
 def group_norm(x, gamma, beta, groups, eps=1e-5, activation=None):
     """Normalises (N, ..., C) over each of `groups` groups of consecutive channels and all positions.
 
-    x: (N, ..., C), any number of position axes; gamma, beta: (C,); C divisible by groups. Where CUDA kernels serve it,
-    x may be bfloat16; gamma, beta and their gradients are float32 all the same.
-    activation: None, or "silu" to apply x sigmoid(x) in the same pass.
-    Returns an array of x's shape. Variance is the biased one (divided by the number of elements), as in the paper.
+    x: (N, ..., C), any number of position axes; gamma, beta: (C,); C divisible by groups. With the CUDA kernels, x may
+    be bfloat16; gamma, beta and their gradients are still float32. activation: None, or "silu" to apply x sigmoid(x) in
+    the same pass. Returns an array of x's shape. The variance is the biased one (divided by the number of elements), as
+    in the paper. Raises ValueError for shapes that do not fit.
     """
     if x.ndim < 2 or 0 in x.shape[1:]:
         raise ValueError(f"group_norm needs x of shape (N, ..., C) with something to normalise, got {x.shape}")
@@ -68,8 +68,8 @@ class GroupNorm(Function):
 
 
 def statistics(x, groups, eps):
-    """(mean, rstd), each (N, G), of every group of x (N, ..., C): what `normalised` needs to know of all positions, so
-    that it may be given a few of them at a time.
+    """(mean, rstd), each (N, G), of every group of x (N, ..., C). With these, `normalised` can process a few positions
+    at a time.
     """
     x3 = contiguous(x).reshape(len(x), -1, x.shape[-1])
     if _in_halves(x3):
@@ -79,19 +79,22 @@ def statistics(x, groups, eps):
     return statistics_arrays(x3, groups, eps)
 
 
-def normalised(x, gamma, beta, mean, rstd, silu):
-    """Some positions x (N, ..., C) as `group_norm` normalises them with all others, bit for bit."""
+def normalised(x, gamma, beta, mean, rstd, silu, out=None):
+    """Some positions x (N, ..., C) as `group_norm` normalises them with all others, bit for bit. out: where they go,
+    contiguous.
+    """
     x3 = contiguous(x).reshape(len(x), -1, x.shape[-1])
+    out = empty(x, x.shape) if out is None else out
+    y = out.reshape(x3.shape)
     if _in_halves(x3):
-        y = empty(x3, x3.shape)
         backend.cpu.group_norm_apply(x3, contiguous(gamma), contiguous(beta), mean, rstd, mean.shape[1], silu, y)
     else:
-        y = normalised_arrays(x3, gamma, beta, mean, rstd, silu)
-    return y.reshape(x.shape)
+        y[...] = normalised_arrays(x3, gamma, beta, mean, rstd, silu)
+    return out
 
 
 def _in_halves(x):
-    """Whether the CPU's kernel serves x: its two halves are there by themselves (csrc/cpu/group_norm_bands.h)."""
+    """Whether the CPU kernel's two halves, statistics and application, serve x (csrc/cpu/group_norm_bands.h)."""
     return backend.cpu is not None and backend.emulator is None and type(x) is np.ndarray and x.dtype == FLOAT32
 
 
@@ -105,7 +108,7 @@ def statistics_arrays(x, groups, eps):
     """x (N, S, C) -> mean (N, G), rstd (N, G)."""
     n, s, c = x.shape
     xg = x.reshape(n, s, groups, c // groups)  # (N, S, G, C/G)
-    # Statistics are summed in float64: NumPy adds up these axes one by one, and loses five digits at 256 x 256.
+    # Statistics are summed in float64: over these axes NumPy adds sequentially, and loses five digits at 256 x 256.
     mean = xg.mean(axis=(1, 3), dtype=np.float64).astype(x.dtype)  # (N, G)
     centred = xg - mean[:, None, :, None]
     variance = (centred * centred).mean(axis=(1, 3), dtype=np.float64)

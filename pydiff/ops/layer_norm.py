@@ -1,5 +1,5 @@
-"""Layer normalisation (Ba et al. 2016, "Layer Normalization", eq. 4): every vector of channels is normalised by itself,
-then every channel gets its own scale and shift:
+"""Layer normalisation (Ba et al. 2016, "Layer Normalization", eq. 4): every vector of channels is normalised
+separately, then every channel gets its own scale and shift:
 
     x_hat = (x - mean) rstd,   rstd = 1 / sqrt(var + eps)        mean, var over the C channels of one position
     y     = gamma x_hat + beta
@@ -18,10 +18,9 @@ from pydiff.tensor import Function
 def layer_norm(x, gamma=None, beta=None, eps=1e-5):
     """Normalises (..., C) over its last axis.
 
-    x: (..., C), any number of axes in front, C >= 1. gamma, beta: (C,), or None for 1 and 0. Where CUDA
-    kernels serve it, x may be bfloat16; gamma, beta and their gradients are float32 all the same.
-    Returns an array of x's shape. Variance is the biased one (divided by C), as in the paper.
-    ValueError for shapes that do not fit.
+    x: (..., C), any number of leading axes, C >= 1. gamma, beta: (C,), or None for 1 and 0. With the CUDA kernels, x
+    may be bfloat16; gamma, beta and their gradients are still float32. Returns an array of x's shape. The variance is
+    the biased one (divided by C), as in the paper. Raises ValueError for shapes that do not fit.
     """
     if x.ndim < 1 or x.shape[-1] == 0:
         raise ValueError(f"layer_norm needs x of shape (..., C) with something to normalise, got {x.shape}")

@@ -1,7 +1,7 @@
-"""What a Tensor can do: operators and methods, made of the operations. tensor.py itself knows none of them.
+"""The operators and methods of Tensor, made of the operations. tensor.py itself defines none of them.
 
-NumPy's functions reach them, too: np.exp(x), np.sum(x) and `array * x` are operations on the Tensor. Where NumPy would
-make an array of it, a TypeError says what to write instead.
+NumPy's functions also work: np.exp(x), np.sum(x) and `array * x` are operations on the Tensor. Where NumPy would
+convert it to an array, a TypeError says what to write instead.
 """
 
 import math
@@ -29,12 +29,12 @@ from pydiff.tensor import Tensor, as_tensor
 
 
 def minimum(x, axis=None, keepdims=False):
-    """The smallest element along an axis, as `max` is the largest."""
+    """The smallest element along an axis; arguments as for `max`."""
     return negative(maximum(negative(x), axis, keepdims))
 
 
 def variance(x, axis=None, keepdims=False, ddof=0):
-    """mean((x - mean)^2) along an axis; ddof: what is subtracted from the count, 1 for the unbiased estimate."""
+    """mean((x - mean)^2) along an axis. ddof: subtracted from the count; 1 for the unbiased estimate."""
     off = subtract(x, mean(x, axis, True))
     square = mean(multiply(off, off), axis, keepdims)
     count = x.size // max(square.size, 1)
@@ -47,7 +47,7 @@ def standard_deviation(x, axis=None, keepdims=False, ddof=0):
 
 
 def product(x, y):
-    """x @ y as NumPy has it, vectors included: they become rows or columns, and the extra axis is taken away again."""
+    """x @ y as in NumPy, including vectors: they become rows or columns, and the extra axis is removed again."""
     x, y = as_tensor(x), as_tensor(y)
     row, column = x.ndim == 1, y.ndim == 1
     x = reshape(x, (1, *x.shape)) if row else x
@@ -58,7 +58,7 @@ def product(x, y):
 
 
 def exponential(base, x):
-    """base ** x for a positive base, a number or an array; ValueError for one that is not."""
+    """base ** x for a positive base, a number or an array. Raises ValueError for any other base."""
     if not np.all(base > 0):
         raise ValueError(f"base ** x needs a positive base, got {base!r}")
     return exp(multiply(x, math.log(base) if isinstance(base, int | float) else np.log(base)))
@@ -73,7 +73,7 @@ def _transpose_method(x, *axes, **named):
 
 
 def _compared(name):
-    """A comparison, element by element: a Tensor of truth values, which has no gradient."""
+    """An elementwise comparison: a Tensor of bool, without a gradient."""
 
     def compare(x, y):
         return Tensor(getattr(x.data, name)(y.data if isinstance(y, Tensor) else y))
@@ -86,7 +86,7 @@ def _not(x):
 
 
 def _without_out(operation):
-    """np.sum(x) and its like hand on out=None and dtype=None."""
+    """A method that accepts the out=None and dtype=None that np.sum(x) and similar functions pass."""
 
     def method(x, *options, out=None, dtype=None, **named):
         if out is not None or dtype is not None:
@@ -124,8 +124,9 @@ def _of_numpy(_x, ufunc, method, *inputs, **options):
 
 
 class _Ufunc:
-    """`__array_ufunc__` as both libraries want it. NumPy asks the class for what to call. CuPy asks the Tensor beside
-    one of its arrays, and leaves the operation to the Tensor's own operators only for None."""
+    """`__array_ufunc__` as both libraries need it. NumPy looks it up on the class. CuPy looks it up on the Tensor next
+    to one of its arrays, and leaves the operation to the Tensor's own operators only if it is None.
+    """
 
     def __get__(self, tensor, _owner):
         return _of_numpy if tensor is None else None
@@ -153,7 +154,7 @@ _METHODS = {
     "__ge__": _compared("__ge__"),
     "__eq__": _compared("__eq__"),
     "__ne__": _compared("__ne__"),
-    "__and__": _compared("__and__"),  # of truth values
+    "__and__": _compared("__and__"),  # of booleans
     "__or__": _compared("__or__"),
     "__invert__": _not,
     "__hash__": object.__hash__,
@@ -184,12 +185,12 @@ _METHODS = {
 
 
 def _method(operation):
-    # `Add.apply` is bound to its class already, so Python would not pass it the tensor: a plain function gets that.
+    # `Add.apply` is already bound to its class, so Python would not pass it the tensor; to a plain function it does.
     return (lambda *args, **options: operation(*args, **options)) if hasattr(operation, "__self__") else operation
 
 
 def attach():
-    """Gives Tensor its operators and methods."""
+    """Adds the operators and methods to Tensor."""
     for name, operation in (_METHODS | METHODS).items():
         setattr(Tensor, name, _method(operation))
     for name, operation in ({"T": transpose} | PROPERTIES).items():

@@ -1,7 +1,7 @@
-"""What else NumPy's and PyTorch's users call the operations, and what they ask of an array beside them.
+"""Further names of the operations, as used in NumPy and PyTorch, and further methods of arrays.
 
-Nothing here has a derivative of its own. Where both libraries mean different things by one name, NumPy's counts, and a
-keyword of PyTorch's (`dim`) is refused in a sentence that says what to write.
+Nothing here has a derivative of its own. If the two libraries mean different things by one name, NumPy's meaning is
+taken, and PyTorch's keyword (`dim`) is refused with a message that says what to write.
 """
 
 from pydiff.ops.elementwise import clip, multiply, power, relu, sigmoid, sqrt, tanh
@@ -11,14 +11,14 @@ from pydiff.tensor import Tensor
 
 
 def listed(arguments):
-    """The shape or the axes that are given one by one, or as one tuple or list."""
+    """A shape or axes, given one by one or as one tuple or list, as a tuple."""
     return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
 
 
 def axis_called_dim(operation, same=True):
-    """The same method, which also knows `dim` and `keepdim`.
+    """The same method, which also accepts `dim` and `keepdim`.
 
-    same: whether PyTorch's method of that name gives the same; otherwise those are refused.
+    same: whether PyTorch's method of that name gives the same result; otherwise these keywords are refused.
     """
 
     def method(x, *options, **named):
@@ -34,7 +34,7 @@ def axis_called_dim(operation, same=True):
 
 
 def clamp(x, min=None, max=None):
-    """x limited to [min, max], of which one may be left out; see `clip`."""
+    """x limited to [min, max]; one of the two may be omitted. See `clip`."""
     if min is None and max is None:
         raise ValueError("clamp needs min or max")
     return clip(x, -float("inf") if min is None else min, float("inf") if max is None else max)
@@ -48,7 +48,7 @@ def swapaxes(x, first, second):
 
 
 def squeeze(x, axis=None):
-    """x without its axes of length 1, or without these."""
+    """x without its axes of length 1, or without the given ones. Raises ValueError if one of these is longer."""
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     gone = {a % x.ndim for a in axes if axis is not None or x.shape[a] == 1}
     if any(x.shape[a] != 1 for a in gone):
@@ -57,7 +57,7 @@ def squeeze(x, axis=None):
 
 
 def unsqueeze(x, axis):
-    """x with another axis of length 1, at this place."""
+    """x with a new axis of length 1 at this position. Raises ValueError for a position out of range."""
     if not -x.ndim - 1 <= axis <= x.ndim:
         raise ValueError(f"axis {axis} is none that {x.shape} can get, expected {-x.ndim - 1} .. {x.ndim}")
     at = axis % (x.ndim + 1)
@@ -65,17 +65,17 @@ def unsqueeze(x, axis):
 
 
 def copied(x):
-    """The same values in memory of their own; the gradient passes."""
+    """A copy of the values; the gradient passes through."""
     return multiply(x, 1) if x.requires_grad else Tensor(x.data.copy())
 
 
 def norm(x, axis=None, keepdims=False):
-    """Root of the sum of the squares."""
+    """The square root of the sum of squares."""
     return sqrt(summation(multiply(x, x), axis, keepdims))
 
 
 def astype(x, dtype):
-    """The values in another type, of a Tensor that wants no gradient."""
+    """The values in another dtype. Raises TypeError for a Tensor that requires a gradient."""
     if x.requires_grad:
         raise TypeError("a Tensor that wants a gradient keeps its dtype; convert the array that it was made of")
     return Tensor(x.data.astype(dtype))

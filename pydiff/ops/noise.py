@@ -1,12 +1,12 @@
 """The forward process in one step (Ho et al. 2020, "Denoising Diffusion Probabilistic Models", eq. 4), and the squared
-error of a network that saw x_t and was asked for a mix of x0 and eps:
+error of a network that predicts a mix of x0 and eps from x_t:
 
     x_t    = alpha x0 + sigma eps,   eps ~ N(0, 1), a pure function of (seed, purpose, sample, step, element)
     loss   = weight mean((f - target)^2),   target = p x0 + q eps
 
-Because the noise can be computed again from its key, it never needs to be stored or sent: `noise_loss` draws it where
-it is needed. Kernels draw and mix in one pass. Bits of the random integers are the same on every backend; normals agree
-to rounding.
+Because the noise can be recomputed from its key, it never needs to be stored or transferred: `noise_loss` draws it
+where it is needed. Kernels draw and mix in one pass. The random integers are bitwise equal on every backend; normals
+agree to rounding.
 
 Reference: reference/noise.py. Kernels: csrc/cpu/noise.cpp, csrc/cuda/noise.cu. The generator: random.py.
 """
@@ -26,7 +26,8 @@ def noise(x0, alpha, sigma, key, keep=True):
     """Mixes every sample with its own noise.
 
     x0: (N, ...) array or Tensor; alpha, sigma: (N,) arrays; key: random.Key for N samples.
-    Returns (x_t, eps), both of x0's shape and dtype; (x_t, None) if eps is not to be kept.
+    Returns (x_t, eps), both of x0's shape and dtype; (x_t, None) if not keep. Raises ValueError for shapes that do not
+    fit.
     """
     _check("x0", x0, key, alpha=alpha, sigma=sigma)
     made = Noise.apply(x0, alpha, sigma, key, keep=keep)
@@ -34,11 +35,12 @@ def noise(x0, alpha, sigma, key, keep=True):
 
 
 def noise_loss(f, x0, p, q, weight, key):
-    """How far f is from p x0 + q eps, for the eps that `noise` mixes in with this key: (N,), weight mean((..)^2).
+    """The squared error of f against p x0 + q eps, with the eps that `noise` draws for this key: (N,), weight
+    mean((..)^2).
 
-    f: (N, ...) array or Tensor; x0: array of that shape, taken in f's dtype; p, q, weight: (N,) arrays; key: random.Key
-    for N samples. Where p or q is 0 its term is left out. The losses have f's dtype, or float32 for bfloat16. The
-    gradient flows to f alone.
+    f: (N, ...) array or Tensor; x0: array of that shape, cast to f's dtype; p, q, weight: (N,) arrays; key: random.Key
+    for N samples. If p or q is 0, its term is omitted. The losses have f's dtype, or float32 for bfloat16. The gradient
+    flows only to f. Raises ValueError for shapes that do not fit.
     """
     if x0.shape != f.shape:
         raise ValueError(f"x0 must have f's shape {f.shape}, got {x0.shape}")
@@ -117,15 +119,15 @@ def _difference(f, x0, p, q, _weight, key):
 
 
 def key_on(x, key):
-    """The key with its arrays where x lives, as the kernels take it."""
+    """(seed, purpose, sample, step) of the key, with its arrays on x's device, as the kernels take them."""
     return key.seed, key.purpose, sent(key.sample, x), sent(key.step, x)
 
 
 def _coefficients(x, *values):
-    """(N,) arrays where x lives, as exact as its sums: of x's dtype, or float32 beside bfloat16."""
+    """(N,) arrays on x's device, in x's dtype, or in float32 for bfloat16."""
     xp, dtype = array_module(x), FLOAT32 if is_bfloat16(x.dtype) else x.dtype
     if xp is not np and all(isinstance(value, np.ndarray) for value in values):
-        return [*xp.asarray(np.stack(values), dtype)]  # one journey for all
+        return [*xp.asarray(np.stack(values), dtype)]  # one transfer for all
     return [contiguous(xp.asarray(value, dtype)) for value in values]
 
 

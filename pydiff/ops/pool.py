@@ -3,10 +3,9 @@
     avg:  y[n, i, j, c] = 1/size sum over the window of x[n, p, q, c]
     max:  y[n, i, j, c] = max over the window of x[n, p, q, c]          window: p = i·stride - pad + a,  0 <= a < kernel
 
-Padding counts as zeros in the mean and is never the largest. Both are taken tap by tap, as in conv2d: for each of the
-kernel's pixels (a, b), the view of the image that lies under it.
-
-Reference: reference/pool.py. The mean of squares that touch neither each other nor a border: ops.average_pool.
+Padding counts as zeros in the mean and is never the maximum. Both are computed tap by tap, as in conv2d: for each of
+the kernel's pixels (a, b), the view of the image under it. Reference: reference/pool.py. For disjoint squares without
+padding there is ops.average_pool.
 """
 
 import math
@@ -23,8 +22,8 @@ def avg_pool2d(x, kernel, stride=None, padding=0, ceil_mode=False, count_include
 
     x: (N, H, W, C). kernel, stride, padding: int or (vertical, horizontal); stride None is the kernel's size; padding
     is at most half of the kernel. ceil_mode: whether a last window may reach beyond the image and its padding.
-    count_include_pad: whether the mean counts the padding in (what lies beyond the padding never counts).
-    Returns (N, OH, OW, C), OH = (H + 2 padding - kernel) / stride + 1, rounded down, or up in ceil_mode.
+    count_include_pad: whether the mean includes the padding (what is beyond the padding never counts).
+    Returns (N, OH, OW, C), OH = (H + 2 padding - kernel) / stride + 1, rounded down, or up in ceil_mode. Raises
     ValueError for windows that do not fit.
     """
     kernel, stride, padding, out, ends = _geometry(x, kernel, stride, padding, ceil_mode)
@@ -40,8 +39,9 @@ def avg_pool2d(x, kernel, stride=None, padding=0, ceil_mode=False, count_include
 
 
 def max_pool2d(x, kernel, stride=None, padding=0, ceil_mode=False):
-    """The largest value of every window; arguments and result as in avg_pool2d. Of equal ones the first, row by row,
-    gets the gradient; a NaN is the largest."""
+    """The largest value of every window; arguments and result as in avg_pool2d. Among equal values, the first in row
+    order gets the gradient; NaN counts as the largest.
+    """
     kernel, stride, padding, out, ends = _geometry(x, kernel, stride, padding, ceil_mode)
     return MaxPool2d.apply(x, kernel=kernel, stride=stride, padding=padding, out=out, ends=ends)
 
@@ -67,12 +67,12 @@ def _geometry(x, kernel, stride, padding, ceil_mode):
 
 
 class _Pool(Function):
-    """What both have in common: the padded image and its taps."""
+    """What both poolings share: the padded image and its taps."""
 
     integers = True
 
     def padded(self, x, kernel, stride, padding, out, ends, fill):
-        """x with `fill` around it, as far as the windows reach."""
+        """x padded with `fill`, as far as the windows reach."""
         self.shape, self.kernel, self.stride, self.padding, self.out = x.shape, kernel, stride, padding, out
         around = ((0, 0), (padding[0], ends[0]), (padding[1], ends[1]), (0, 0))
         return array_module(x).pad(x, around, constant_values=fill)
@@ -85,7 +85,7 @@ class _Pool(Function):
                 yield padded[:, a : a + sh * (oh - 1) + 1 : sh, b : b + sw * (ow - 1) + 1 : sw]
 
     def inside(self, padded):
-        """The image without what is around it."""
+        """The image without its padding."""
         (top, left), (_, h, w, _) = self.padding, self.shape
         return padded[:, top : top + h, left : left + w]
 
@@ -110,7 +110,7 @@ class AveragePool2d(_Pool):
 
 
 class MaxPool2d(_Pool):
-    """Which tap was the largest is remembered."""
+    """Remembers which tap was the largest, for the gradient."""
 
     def forward(self, x, *, kernel, stride, padding, out, ends):
         lowest = -math.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min if x.dtype.kind in "iu" else False

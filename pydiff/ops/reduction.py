@@ -59,8 +59,9 @@ class Softmax(Function):
 
 
 class LogSoftmax(Function):
-    """log(softmax(x)) along an axis: x - log(sum(exp(x))), the largest element subtracted first. No probability that
-    was rounded to zero is taken the logarithm of."""
+    """log(softmax(x)) along an axis: x - log(sum(exp(x))), with the largest element subtracted first. It never takes
+    the logarithm of a probability that was rounded to zero.
+    """
 
     def forward(self, x, axis=-1):
         self.axis, self.y = axis, log_softmax_array(x, axis)
@@ -72,7 +73,7 @@ class LogSoftmax(Function):
 
 
 def log_softmax_array(x, axis):
-    """The formula above, on an array."""
+    """LogSoftmax of an array."""
     xp, shifted = array_module(x), x - x.max(axis=axis, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
 
@@ -94,7 +95,7 @@ class Matmul(Function):
 
 
 class MeanSquaredError(Function):
-    """mean((x - y)²), one number; x and y have the same shape."""
+    """mean((x - y)²), a scalar; x and y have the same shape."""
 
     def forward(self, x, y):
         if x.shape != y.shape:

@@ -1,17 +1,16 @@
 """Bilinear and bicubic resampling of images to any size, with PyTorch's conventions (align_corners=False).
 
-A pixel of the output with its centre at (i + 1/2) H / OH, in pixels of the input, takes the input's pixels around it by
-a weight that falls with their distance t (Keys 1981, "Cubic Convolution Interpolation", eq. 4):
+A pixel of the output, with its centre at (i + 1/2) H / OH in pixels of the input, is a sum of the input's pixels around
+it with weights that depend on their distance t (Keys 1981, "Cubic Convolution Interpolation", eq. 4):
 
     bilinear:  k(t) = 1 - |t|                                            for |t| < 1, else 0
     bicubic:   k(t) = (a + 2)|t|³ - (a + 3)|t|² + 1                      for |t| < 1
                k(t) = a|t|³ - 5a|t|² + 8a|t| - 4a                        for 1 <= |t| < 2, else 0
 
-Beyond the border the last pixel is repeated, and a = -3/4. With antialias (what PIL does when it makes an image
-smaller), the kernel is stretched by the scale where that is above 1, k(t / scale), what lies beyond the border is left
-out, the weights of a pixel are divided by their sum, and a = -1/2.
-
-Rows and columns are independent, so all of it is y = A x Bᵀ with two matrices; the gradient is dx = Aᵀ dy B.
+Beyond the border the last pixel is repeated, and a = -3/4. With antialias (which is what PIL does), the kernel is
+stretched by the scale if that is above 1, k(t / scale), pixels beyond the border are left out, the weights of a pixel
+are divided by their sum, and a = -1/2. Rows and columns are independent, so the whole is y = A x Bᵀ with two matrices;
+the gradient is dx = Aᵀ dy B.
 
 Reference: reference/resample.py.
 """
@@ -31,9 +30,8 @@ def resample(x, size, mode="bilinear", antialias=False):
     """Interpolates images.
 
     x: (N, H, W, C) with at least one pixel. size: (OH, OW), or one int for both. mode: "bilinear" or "bicubic".
-    antialias: whether to take the mean over all pixels that an output pixel covers; without it, an image that is made
-    much smaller keeps few of its pixels.
-    Returns (N, OH, OW, C). ValueError for other modes and for images without pixels.
+    antialias: whether to average over all pixels that an output pixel covers; without it, strong reduction uses only a
+    few of the pixels. Returns (N, OH, OW, C). Raises ValueError for other modes and for images without pixels.
     """
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise ValueError(f"resample needs images (N, H, W, C) with pixels, got {x.shape}")
@@ -65,7 +63,7 @@ def _apply(rows, columns, x):
 
 @functools.lru_cache(64)
 def weights(out, size, mode, antialias):
-    """(out, size) float64: the matrix that makes a line of `out` pixels from one of `size`. Not to be written into."""
+    """(out, size) float64: the matrix that resamples a line of `size` pixels to `out`. Cached: do not modify it."""
     scale, reach, a = size / out, REACH[mode], -0.5 if antialias else -0.75
     centre = (np.arange(out)[:, None] + 0.5) * scale
     if antialias:

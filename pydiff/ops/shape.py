@@ -19,7 +19,7 @@ class Reshape(Function):
 
 
 class Transpose(Function):
-    """Axes in the given order; without one, reversed."""
+    """Axes in the given order; reversed by default."""
 
     integers = True
 
@@ -43,7 +43,7 @@ class BroadcastTo(Function):
 
 
 class Index(Function):
-    """x[index] for slices, integers, integer arrays and boolean masks, in any mixture NumPy understands."""
+    """x[index] for slices, integers, integer arrays and boolean masks, in any combination that NumPy supports."""
 
     integers = True
 
@@ -63,10 +63,10 @@ class Index(Function):
 
 
 def _add_at(a, index, values):
-    """a[index] += values in a fixed order, where an element picked twice gets both. index: a tuple.
+    """a[index] += values in a fixed order; an element picked twice gets both. index: a tuple.
 
-    A GPU would add in any order (atomics). So it picks rows by a product of matrices, which is how an embedding learns,
-    and leaves all else to the host.
+    A GPU's atomics would add in any order. So on a GPU rows are picked by a matrix product, and everything else is done
+    on the host.
     """
     xp = array_module(a)
     if xp is np:
@@ -97,8 +97,9 @@ class Concatenate(Function):
 
 
 def repeat_pixels(x, factor):
-    """(N, H, W, C) -> (N, factor H, factor W, C): every pixel becomes a square of them, or a rectangle where the factor
-    is a pair (vertical, horizontal). x itself for factor 1."""
+    """(N, H, W, C) -> (N, factor H, factor W, C): every pixel becomes a factor x factor square, or a rectangle if the
+    factor is a pair (vertical, horizontal). x itself for factor 1.
+    """
     up, along = factor if isinstance(factor, tuple | list) else (factor, factor)
     if up == along == 1:
         return x
@@ -108,7 +109,7 @@ def repeat_pixels(x, factor):
 
 
 def sum_pixels(g, factor):
-    """The transpose of repeat_pixels: the sum of every square or rectangle."""
+    """The transpose of repeat_pixels: sums every square or rectangle."""
     up, along = factor if isinstance(factor, tuple | list) else (factor, factor)
     if up == along == 1:
         return g
@@ -117,8 +118,9 @@ def sum_pixels(g, factor):
 
 
 class UpsampleNearest(Function):
-    """Every pixel of (N, H, W, C) becomes a factor x factor square of pixels; a pair is (vertical, horizontal). In
-    front of a convolution, see conv2d's upsample."""
+    """Every pixel of (N, H, W, C) becomes a factor x factor square; a pair is (vertical, horizontal). Before a
+    convolution, use conv2d's upsample instead.
+    """
 
     integers = True
 
@@ -131,7 +133,7 @@ class UpsampleNearest(Function):
 
 
 class AveragePool(Function):
-    """Mean of every factor x factor square of (N, H, W, C); rows and columns that fill no square are left out."""
+    """Mean of every factor x factor square of (N, H, W, C); rows and columns that do not fill a square are dropped."""
 
     integers = True
 

@@ -1,4 +1,4 @@
-"""AdamW with an average of the weights, in float64, written as algorithm 2 of Loshchilov & Hutter (2019) has it."""
+"""AdamW with an average of the weights, in float64, written as algorithm 2 of Loshchilov & Hutter (2019)."""
 
 import numpy as np
 

@@ -4,8 +4,9 @@ import numpy as np
 
 
 def conv2d(x, w, bias=None, stride=(1, 1), padding=((0, 0), (0, 0)), upsample=1, add=None, dilation=(1, 1), groups=1):
-    """x (N, H, W, Cin), w (kH, kW, Cin/groups, Cout), bias (Cout,) or (N, Cout), add like the result -> (N, OH, OW,
-    Cout) float64. upsample: each pixel of x becomes a square of so many by so many, or (vertical, horizontal)."""
+    """x (N, H, W, Cin), w (kH, kW, Cin/groups, Cout), bias (Cout,) or (N, Cout), add of the result's shape -> (N, OH,
+    OW, Cout) float64. upsample: by which each pixel of x is repeated, an int or (vertical, horizontal).
+    """
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
     up, along = (upsample, upsample) if isinstance(upsample, int) else upsample
     padded = np.pad(x.repeat(up, axis=1).repeat(along, axis=2), ((0, 0), *padding, (0, 0)))

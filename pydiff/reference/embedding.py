@@ -1,4 +1,4 @@
-"""A table of vectors, looked up one number at a time, in float64."""
+"""A lookup in a table of vectors, one number at a time, in float64."""
 
 import numpy as np
 

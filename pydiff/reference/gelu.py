@@ -11,7 +11,7 @@ def _each(function, x):
 
 
 def erf(x):
-    """The error function, element by element."""
+    """The elementwise error function."""
     return _each(math.erf, x)
 
 
@@ -23,7 +23,7 @@ def gelu(x, approximate=None):
 
 
 def quick_gelu(x):
-    """x sigmoid(1.702 x), with a sigmoid written with tanh, which cannot overflow."""
+    """x sigmoid(1.702 x), with the sigmoid written as tanh, which cannot overflow."""
     return _each(lambda v: v / 2 * (1 + math.tanh(0.851 * v)), x)
 
 

@@ -1,7 +1,7 @@
 """The forward process x_t = alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4), with eps from a counter-based generator,
-and the squared error of what a network predicts: a mix of x_0 and the same eps.
+and the squared error of a network's prediction, which is a mix of x_0 and the same eps.
 
-Everything is written out for one number at a time in Python integers and float64, to be read and to be compared with.
+Everything is written for one number at a time in Python integers and float64, for reading and for comparison.
 """
 
 import math
@@ -48,7 +48,7 @@ def noise(x0, alpha, sigma, seed: int, purpose: int, sample, step) -> tuple[np.n
 def noise_loss(f, x0, p, q, weight, seed: int, purpose: int, sample, step) -> np.ndarray:
     """(N,): weight times the mean of (f - p x0 - q eps)^2 over a sample. f, x0 (N, ...); the others (N,), as above.
 
-    A term whose coefficient is 0 is left out, whatever x0 is.
+    A term whose coefficient is 0 is omitted, even if x0 is not finite.
     """
     f, x0 = np.asarray(f, dtype=np.float64), np.asarray(x0, dtype=np.float64)
     loss = np.empty(len(f))

@@ -1,4 +1,4 @@
-"""Average and maximum pooling from their definition, in float64: one window at a time."""
+"""Average and maximum pooling from their definitions, in float64: one window at a time."""
 
 import math
 
@@ -31,7 +31,7 @@ def avg_pool2d(x, kernel, stride, padding=(0, 0), ceil_mode=False, count_include
 
 
 def max_pool2d(x, kernel, stride, padding=(0, 0), ceil_mode=False):
-    """The same with the largest value of every window."""
+    """x (N, H, W, C), pairs -> (N, OH, OW, C) float64: the largest value of every window."""
     x = np.asarray(x, np.float64)
     windows = _windows(x.shape, kernel, stride, padding, ceil_mode)
     return _image({(i, j): x[:, rows, columns].max(axis=(1, 2)) for i, j, rows, columns, _ in windows})

@@ -18,7 +18,7 @@ def _cubic(t, a):
 
 
 def weights(out, size, mode, antialias):
-    """(out, size): how much of every pixel of a line of `size` is in every pixel of one of `out`."""
+    """(out, size): the weight of each pixel in a line of `size` for each pixel in a line of `out`."""
     result, scale = np.zeros((out, size)), size / out
     for i in range(out):
         centre = (i + 0.5) * scale  # in pixels of the input, whose first one reaches from 0 to 1

@@ -1,4 +1,4 @@
-"""Images, the denoising film and one self-contained HTML page: what a run looks like."""
+"""Images, the denoising film and one self-contained HTML page that show a run."""
 
 from pydiff.report.film import save_film
 from pydiff.report.grid import grid, png_bytes, save_png

@@ -1,4 +1,6 @@
-"""What the page of `pydiff demo` begins with: digits of the model that comes with pydiff, and how one's own learned."""
+"""The opening of the page of `pydiff demo`: digits by the model that comes with pydiff, and how the user's model
+learned.
+"""
 
 import base64
 from typing import NamedTuple
@@ -7,14 +9,15 @@ from pydiff.report.markup import img, kind, number, text
 
 
 class Moment(NamedTuple):
-    """step: of the training, digits. png: the bytes of a PNG file with what was drawn then."""
+    """A moment of a training. step: its step number, as digits. png: a PNG file, as bytes, of what was drawn then."""
 
     step: str
     png: bytes
 
 
 def section(images, took, moments) -> str:
-    """The section as HTML. images: (N, H, W, C) uint8, of the digits 0 to 9 in turn. took: how long they took.
+    """The section as HTML. images: (N, H, W, C) uint8, of the digits 0 to 9 in turn. took: how long drawing them took.
+
     moments: Moments, in order.
     """
     drawn = "".join(

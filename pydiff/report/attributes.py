@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-ROWS, COLUMNS = 6, 6  # shown at most of what captions have in common
+ROWS, COLUMNS = 6, 6  # the most that are shown of a pattern found in captions
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 
 
 class Attributes(NamedTuple):
-    """pattern: the prompt with {} in two places. rows, columns: what stands there. known: of the prompts that are
-    captions of the data, or None where nobody looked.
+    """pattern: the prompt with {} in two places. rows, columns: what is put there. known: the prompts that are captions
+    of the data, or None if that is unknown.
     """
 
     pattern: str
@@ -27,7 +27,7 @@ class Attributes(NamedTuple):
 
 
 def parse(pattern: str, captions: Iterable[str] | None = None) -> Attributes:
-    """The attributes of a pattern with two {a,b,..}. captions: of the data. ValueError, in a sentence, for another."""
+    """The attributes of a pattern with two {a,b,..}. captions: of the data. Raises ValueError for other patterns."""
     choices = [[choice.strip() for choice in found.split(",")] for found in _CHOICE.findall(pattern)]
     if len(choices) != 2 or re.search("[{}]", _CHOICE.sub("", pattern)):
         raise ValueError(f"a grid has two choices in braces, like '{{red,green}} {{heart,book}}'; got {pattern!r:.80}")
@@ -35,9 +35,9 @@ def parse(pattern: str, captions: Iterable[str] | None = None) -> Attributes:
 
 
 def found(captions: Sequence[str]) -> Attributes | None:
-    """The two places at which captions differ most often while all else is the same; None where there are none.
+    """The two places at which captions differ most often while the rest is the same; None if there are none.
 
-    Of what stands there the most frequent are taken, in order of the alphabet.
+    The most frequent words at these places are taken, in alphabetical order.
     """
     pairs = defaultdict(set)
     for caption in dict.fromkeys(captions):
@@ -60,7 +60,7 @@ def _frequent(pairs, side, most):
 
 
 def _size(pairs):
-    """How many prompts of the grid that would be shown are captions; 0 for one with a single row or column."""
+    """How many prompts of the grid that would be shown are captions; 0 if it has a single row or column."""
     if len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
         return 0
     rows, columns = _frequent(pairs, 0, ROWS), _frequent(pairs, 1, COLUMNS)

@@ -1,4 +1,4 @@
-"""The page of an autoencoder: originals, latents, what comes back, neighbours and walks in both spaces."""
+"""The page of an autoencoder: originals, latents, reconstructions, neighbours and interpolations in both spaces."""
 
 from pathlib import Path
 
@@ -20,10 +20,11 @@ WALKS, STEPS = 4, 9
 
 
 def write_autoencoder_report(codec, dataset, directory, *, name, log, step, options, n=12, seed=0):
-    """Writes samples.png (originals above what comes back) and report.html. Returns the path of report.html.
+    """Writes samples.png (originals above reconstructions) and report.html. Returns the path of report.html.
 
-    codec: LatentSpace. dataset: what it was trained on. name, log (list of dicts), step, options: of the training.
-    n: how many images are shown. seed: of the choice of pairs and of images whose neighbours are looked for.
+    codec: LatentSpace. dataset: what it was trained on. name, log (list of dicts), step, options: of the training. n:
+    how many images are shown. seed: of the choice of pairs and of images whose neighbours are shown. Raises ValueError
+    unless n is at least 1.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
@@ -62,16 +63,16 @@ def write_autoencoder_report(codec, dataset, directory, *, name, log, step, opti
 
 
 def psnr(images, others):
-    """Peak signal to noise of uint8 images (N, ..) against others, in dB: (N,)."""
+    """Peak signal-to-noise ratio of uint8 images (N, ..) against others, in dB: (N,)."""
     squared = np.square(images.astype(np.float64) - others).reshape(len(images), -1).mean(1)
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255.0**2 / squared)
 
 
 def nearest_of(vectors, queries, count):
-    """The `count` vectors (N, D) nearest to each of those with the numbers `queries` (Q,), itself left out: (Q, count).
+    """For each number in `queries` (Q,), the `count` nearest of the vectors (N, D), itself excluded: (Q, count).
 
-    Of equals, the first.
+    Of equally near ones, the first.
     """
     vectors = vectors.reshape(len(vectors), -1).astype(np.float64)
     found = []
@@ -102,7 +103,7 @@ def _row(figures, images):
 
 
 def _figures(images, alt, captions=None, chosen=()):
-    """A figure for each of images (N, H, W, C). chosen: numbers of those that are framed."""
+    """A figure for each of images (N, H, W, C). chosen: the numbers of those that are framed."""
     made = []
     for i, image in enumerate(reduced(visible(images), MEDIUM)):
         caption = f"<figcaption>{text(captions[i])}</figcaption>" if captions else ""

@@ -1,4 +1,4 @@
-"""Samples as files: one image of all, an array, or a folder with a file for each; sounds as WAV files."""
+"""Samples as files: one image of all, an array, or a folder with one file each; sounds as WAV files."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ PAUSE = 0.25  # seconds between sounds that share a file
 
 
 def default_name(codec) -> Path:
-    """Where samples go if nobody says: one image, or a folder of sounds."""
+    """Where samples go by default: one image, or a folder of sounds."""
     return Path("samples" if isinstance(codec, SoundCodec) else "samples.png")
 
 
 def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
-    """Writes samples as a .png (all in one), a .npz (the array), a .wav (sounds, one after the other), a
-    .gif, .webp or .mp4 (clips, side by side) or a folder.
+    """Writes samples as a .png (all in one), a .npz (the array), a .wav (sounds, one after the other), a .gif, .webp or
+    .mp4 (clips, side by side) or a folder.
 
-    n: samples of each prompt. said: {keyword: text} for PNG files. ValueError for another suffix.
+    n: samples of each prompt. said: {keyword: text} for PNG files. Raises ValueError for another suffix.
     """
     check_name(out, codec)
     sounds, said, suffix = isinstance(codec, SoundCodec), said or {}, out.suffix.lower()
@@ -50,7 +50,7 @@ def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
 
 
 def check_name(out: Path, codec):
-    """ValueError for a file that samples cannot be written to, before they are drawn."""
+    """Raises ValueError for a file to which samples cannot be written, so that this is known before they are drawn."""
     more, what = (), "images are written to a .png"
     if isinstance(codec, SoundCodec):
         more, what = (".wav",), "sounds are written to a .wav, a .png"

@@ -9,16 +9,17 @@ from pydiff.report.grid import magnify, to_pil
 from pydiff.report.pixels import visible
 from pydiff.store.files import write_atomic
 
-SHORT_SIDE = 256  # pixels; smaller films are magnified by a whole number to about this
+SHORT_SIDE = 256  # pixels; smaller films are magnified by an integer factor to about this size
 
 
 def save_film(path, frames, fps=20, hold_last=2.0):
-    """Write frames, a list of (H, W, C) uint8 of one shape, as an endless film. Returns the path written.
+    """Writes frames, a list of (H, W, C) uint8 of one shape, as an endless film. Returns the path written.
 
-    path: `film.webp` or `film.gif`; without a suffix, .webp where Pillow can write it and .gif elsewhere is appended.
-    fps: frames a second (GIF counts in hundredths of a second). hold_last: seconds the last frame stays.
-    WebP keeps every pixel that can be seen. GIF keeps every grey; colours are reduced to 256 a frame, and transparent
-    images are put on white. Equal frames in a row may be stored as one that stays longer. Same frames, same bytes.
+    path: `film.webp` or `film.gif`; without a suffix, .webp is appended if Pillow can write it, else .gif. fps: frames
+    per second (GIF counts in hundredths of a second). hold_last: seconds for which the last frame stays. WebP is
+    lossless for all visible pixels. GIF keeps every grey; colours are reduced to 256 per frame, and transparency is
+    composited on white. Equal frames in a row may be stored as one that stays longer. The same frames give the same
+    bytes. Raises ValueError for other frames, or another suffix.
     """
     frames = [np.asarray(frame) for frame in frames]
     if not frames or any(f.shape != frames[0].shape or f.ndim != 3 or f.dtype != np.uint8 for f in frames):

@@ -1,4 +1,4 @@
-"""The forward process on a few training images: what the page's first slider shows."""
+"""The forward process on a few training images, for the page's first slider."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from pydiff.report.pixels import shrink, visible
 
 @dataclass(frozen=True)
 class Forward:
-    """x_t = alpha_t x_0 + sigma_t eps for M images at K times. All are images, as the codec shows them.
+    """x_t = alpha_t x_0 + sigma_t eps for M images at K times. All arrays are images, as the codec shows them.
 
-    t: (K,) int. alpha, sigma: (K,) float64. x: (K, M, H, W, C). x0, eps: (M, H, W, C), the two ingredients.
+    t: (K,) int. alpha, sigma: (K,) float64. x: (K, M, H, W, C). x0, eps: (M, H, W, C), the two components.
     """
 
     t: np.ndarray
@@ -24,7 +24,7 @@ class Forward:
 
 
 def add_noise(codec: Codec, samples, eps, alpha, sigma, keep=41, factor=1):
-    """The forward process at `keep` evenly spaced times, t = 0 and t = T - 1 among them. Returns Forward.
+    """The forward process at `keep` evenly spaced times, including t = 0 and t = T - 1. Returns Forward.
 
     samples: M of a data set. eps: (M, *codec.shape) standard normal noise, the same for all times, as in Ho et al.
     (2020), equation 4. alpha, sigma: (T,), the schedule. factor: images are reduced by block means, for display.

@@ -1,4 +1,4 @@
-"""Many images side by side in one, and PNG files."""
+"""Many images combined into one grid, and PNG files."""
 
 import io
 from pathlib import Path
@@ -8,16 +8,17 @@ import numpy as np
 from pydiff.report.pixels import visible
 from pydiff.store.files import write_atomic
 
-PAD_VALUE = 128  # mid grey: a line that is seen beside black and beside white
-COMFORTABLE = 48  # pixels; images with a shorter side are magnified to about this
+PAD_VALUE = 128  # mid grey: visible beside both black and white
+COMFORTABLE = 48  # pixels; images with a shorter side below this are magnified to about this size
 
 
 def grid(images, columns=None, pad=1, scale=None):
     """(N, H, W, C) uint8 -> one image (rows, columns, C) uint8, filled row by row.
 
-    columns: images in a row; default ceil(sqrt(N)). pad: width in pixels of the lines between and around images.
-    scale: each pixel becomes a block of scale x scale; default: what brings the shorter side to about 48 pixels.
-    Cells left over in the last row are mid grey, like the lines. Channel counts other than 1, 3, 4: see pixels.visible.
+    columns: images in a row, by default ceil(sqrt(N)). pad: width in pixels of the lines between and around images.
+    scale: each pixel becomes a block of scale x scale, by default such that the shorter side is about 48 pixels. Empty
+    cells in the last row are mid grey, like the lines. For channel counts other than 1, 3, 4 see pixels.visible. Raises
+    ValueError for empty arrays and for other shapes or dtypes.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
@@ -56,7 +57,7 @@ def to_pil(image):
 def png_bytes(image, said=None):
     """(H, W, C) uint8 -> the bytes of a PNG file: the same pixels give the same bytes.
 
-    said: {keyword: text} that is kept in the file beside the pixels, such as the prompt and the seed.
+    said: {keyword: text} to store in the file beside the pixels, such as the prompt and the seed.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -69,7 +70,7 @@ def png_bytes(image, said=None):
 
 
 def save_png(path, image, said=None):
-    """Write (H, W, C) uint8 as a PNG file, whole or not at all. Returns the path. said: see png_bytes."""
+    """Writes (H, W, C) uint8 as a PNG file, atomically. Returns the path. said: see png_bytes."""
     path = Path(path)
     write_atomic(path, png_bytes(image, said))
     return path

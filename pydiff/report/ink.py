@@ -1,12 +1,12 @@
-"""Why are they called diffusion models? A drop of ink in water, and an image whose pixels do what the ink does.
+"""Why are they called diffusion models? A drop of ink in water, and an image whose pixel values do what the ink does.
 
-Ink: particles walk at random (Einstein 1905), and their density p obeys the diffusion equation, Fick's second law,
+Ink: particles do a random walk (Einstein 1905), and their density p obeys the diffusion equation, Fick's second law,
 
     dp/dt = D laplace p,        p_0 a normal of variance v:   p_t is the normal of variance v + 2 D t, exactly.
 
-An image: every pixel's value takes the same walk, and the histogram of the values is the density. That is the forward
-process of a diffusion model, and its exact solution is the histogram folded with a normal. `write_ink_page` computes
-both numerically, by steps of the equation and by particles, beside the exact solutions.
+An image: every pixel's value does the same walk, and the histogram of the values is the density. That is the forward
+process of a diffusion model, and its exact solution is the histogram convolved with a normal. `write_ink_page` computes
+both numerically, by time steps of the equation and by particles, beside the exact solutions.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydiff.report.film import save_film
 from pydiff.report.particles import cloud, rainbow
 from pydiff.report.story import player, table, write_story
 
-HALF, CELLS = 4.0, 97  # the water reaches from -HALF to HALF; cells a side
+HALF, CELLS = 4.0, 97  # the water extends from -HALF to HALF; cells per side
 D, START, END = 0.5, 0.09, 1.2  # diffusion constant, variance of the drop, last moment
 MOMENTS, PARTICLES = 31, 3000
 DARK = np.array([30, 40, 110])  # of the ink
@@ -32,9 +32,9 @@ def exact_drop(x, y, t):
 
 
 def drop_by_steps(moments):
-    """The densities (len(moments), CELLS, CELLS) at increasing times, from the first by steps of the equation alone.
+    """The densities (len(moments), CELLS, CELLS) at increasing times, by time steps of the equation from t = 0.
 
-    Five-point Laplacian, explicit steps of 0.2 h^2 / D; nothing flows through the walls.
+    Five-point Laplacian, explicit steps of at most 0.2 h^2 / D; nothing flows through the walls.
     """
     side = np.linspace(-HALF, HALF, CELLS)
     h = side[1] - side[0]
@@ -52,7 +52,7 @@ def drop_by_steps(moments):
 
 
 def walks(moments, seed=0, count=PARTICLES):
-    """Particles (len(moments), count, 2) that begin in the drop and walk at random."""
+    """Particles (len(moments), count, 2) that start in the drop and do a random walk."""
     numbers, before = np.arange(count), 0.0
     x = np.sqrt(START) * random.normal(random.key(seed, random.SAMPLE, numbers), (2,), np.float64)
     found = []
@@ -64,7 +64,7 @@ def walks(moments, seed=0, count=PARTICLES):
 
 
 def compared(moments, densities, particles):
-    """Rows (t, exact variance, of the steps, of the particles, largest deviation of the density in % of its peak)."""
+    """Rows (t, exact variance, that of the steps, that of the particles, largest density error in % of its peak)."""
     side = np.linspace(-HALF, HALF, CELLS)
     rows = []
     for t, p, x in zip(moments, densities, particles, strict=True):
@@ -77,10 +77,11 @@ def compared(moments, densities, particles):
 
 
 def pixels_that_diffuse(image, moments, seed=0):
-    """(images, histograms): an image (H, W, C) uint8 whose values walk at random, as a diffusion model has it.
+    """(images, histograms): an image (H, W, C) uint8 whose values do a random walk, as in a diffusion model.
 
-    At moment t the values are x_t = exp(-t) x_0 + sqrt(1 - exp(-2 t)) eps, a walk with a pull to the middle (Ornstein
-    and Uhlenbeck 1930), so that they stay in sight. histograms: per moment (counted, exact densities; at t = 0 None).
+    At moment t the values are x_t = exp(-t) x_0 + sqrt(1 - exp(-2 t)) eps, a walk with a drift to the middle (Ornstein
+    and Uhlenbeck 1930), so that they stay in range. histograms: per moment (counted, exact) densities; exact is None at
+    t = 0.
     """
     codec = Pixels(image.shape)
     x0 = codec.encode(image[None])[0].astype(np.float64)
@@ -122,14 +123,14 @@ def chart(counted, exact, width=240, height=160):
 
 
 def tinted(p, peak):
-    """A density (H, W) as ink in water, an image (2 H, 2 W, 3) uint8: white is none, the dark colour `peak`."""
+    """A density (H, W) as ink in water, an image (2 H, 2 W, 3) uint8: white for none, the darkest colour for `peak`."""
     share = np.clip(p / peak, 0, 1)[..., None] ** 0.7
     made = np.rint(255 * (1 - share) + DARK * share).astype(np.uint8)
     return made.repeat(2, axis=0).repeat(2, axis=1)
 
 
 def write_ink_page(directory, image, seed=0):
-    """Writes ink.html and the film of it into a folder. image: (H, W, C) uint8. Returns (page, rows of `compared`)."""
+    """Writes ink.html and its film into a folder. image: (H, W, C) uint8. Returns (page, rows of `compared`)."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     moments = np.linspace(0, 1, MOMENTS) ** 2 * END

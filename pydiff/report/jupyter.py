@@ -1,4 +1,4 @@
-"""What a run shows of itself in a notebook."""
+"""How a run is displayed in a notebook."""
 
 import base64
 from pathlib import Path
@@ -11,7 +11,7 @@ from pydiff.report.markup import number, text
 def html_summary(name, pipeline, log, directory=None):
     """A run as HTML: its name, samples, training steps and loss curve.
 
-    Shows directory/samples.png where there is one, and draws 9 samples otherwise. log: list of dicts.
+    Shows directory/samples.png if there is one, else draws 9 samples. log: list of dicts.
     """
     stored = Path(directory) / "samples.png" if directory is not None else None
     if stored and stored.is_file():

@@ -1,6 +1,6 @@
-"""Sounds on the page: players with the sound inside, beside an image of it; the way from noise to sound, to be heard.
+"""Sounds on the page: players with embedded sound, beside an image of it, also along the way from noise to sound.
 
-Nothing is loaded: every sound is a data: address, a WAV file of 16 bits. All of them together stay below BYTES.
+Nothing is loaded: every sound is a data: URL, a 16-bit WAV file. All of them together stay below BYTES.
 """
 
 import base64
@@ -13,16 +13,16 @@ from pydiff.report.markup import data_uri, number, text
 from pydiff.sound import plot
 from pydiff.sound.wav import wav_bytes
 
-BYTES = 4_000_000  # of all sounds of a page, as they stand in the file
-STEPS, TRACED = 9, 2  # moments of the way back that can be heard, of so many samples
+BYTES = 4_000_000  # of all sounds of a page, as encoded in the file
+STEPS, TRACED = 9, 2  # moments of the reverse process that can be heard, for this many samples
 SHOWN = 8  # samples and training sounds
 SIZE = (96, 192)  # pixels of a sound's image
 
 
 @dataclass
 class Heard:
-    """Sounds along the way. steps: done at each moment. x, x0: one (n, 1, L, C) float32 a moment: what had been
-    reached, and what the network believed the clean sound to be.
+    """Sounds recorded during sampling. steps: done at each moment. x, x0: one (n, 1, L, C) float32 per moment: the
+    sounds reached so far, and the clean sounds that the network predicted. total: steps of the sampler.
     """
 
     steps: list[int]
@@ -32,7 +32,7 @@ class Heard:
 
 
 def overhear(states, codec, heard: Heard, samples=TRACED, moments=STEPS):
-    """The same states; at `moments` steps, spread evenly, the first samples' sounds are noted in `heard`."""
+    """Passes the states through; at `moments` evenly spread steps, records the first samples' sounds in `heard`."""
     for state in states:
         wanted = np.linspace(1, state.steps, min(moments, state.steps)).round().astype(int)
         if state.step in wanted:
@@ -44,9 +44,9 @@ def overhear(states, codec, heard: Heard, samples=TRACED, moments=STEPS):
 
 
 def section(codec, samples, wanted, training, titles, heard: Heard) -> str:
-    """The part of the page in which one listens.
+    """The page's section with sounds, as HTML.
 
-    samples: (N, 1, L, C), wanted: what they were asked to be, N strings or None. training: (M, 1, L, C), titles: M
+    samples: (N, 1, L, C). wanted: what each was asked to be, N strings or None. training: (M, 1, L, C). titles: M
     strings or None.
     """
     samples, training = samples[:SHOWN], training[:SHOWN]
@@ -72,8 +72,8 @@ def _name(kind, i, titles):
 
 
 def limited(codec, count) -> float:
-    """Seconds of each of `count` sounds that fit into BYTES."""
-    each = BYTES / max(count, 1) * 3 / 4 - 44  # base64 makes 4 characters of 3 bytes
+    """Seconds of each of `count` sounds such that all of them fit into BYTES."""
+    each = BYTES / max(count, 1) * 3 / 4 - 44  # base64 makes 4 characters of 3 bytes; 44 is the header
     return min(codec.length, int(each / (2 * codec.channels))) / codec.rate
 
 

@@ -1,12 +1,12 @@
-"""Which word looks where: the shares that pixels give to the words of a prompt, in the network's cross-attention
+"""Which word a pixel attends to: the weights of the words of a prompt in the network's cross-attention
 (Tang et al. 2023, "What the DAAM: Interpreting Stable Diffusion using cross attention", section 3).
 
-The operation is listened to while the network answers. From its queries and keys and the log-sum-exp of each row, which
-its kernel keeps for the gradient,
+The operation is observed during a forward pass. From its queries and keys and the log-sum-exp of each row, which its
+kernel keeps for the gradient,
 
     p = exp(scale q kᵀ - lse)
 
-is the share of every token for every pixel: p v is what the operation gives, and the shares of a pixel add up to 1.
+is the weight of every token for every pixel: p v is the operation's result, and the weights of a pixel sum to 1.
 """
 
 from typing import NamedTuple
@@ -31,21 +31,21 @@ class Listened(NamedTuple):
     scale: float
 
     def shares(self) -> np.ndarray:
-        """p (N, heads, Tq, Tk)."""
+        """The attention weights p (N, heads, Tq, Tk)."""
         s = _split(self.q, self.heads) @ _split(self.k, self.heads).swapaxes(2, 3) * self.scale
         return np.exp(s - self.lse[..., None])
 
     def result(self) -> np.ndarray:
-        """p v (N, Tq, C), which is what the operation gave."""
+        """p v (N, Tq, C), which equals the operation's result."""
         made = self.shares() @ _split(self.v, self.heads)
         return made.transpose(0, 2, 1, 3).reshape(self.q.shape)
 
 
 def listen(network, x, t, **condition) -> list[Listened]:
-    """The cross-attentions of one answer of a network with `encoded` and `body`, in the order of the data's flow.
+    """The cross-attentions in one forward pass of a network with `encoded` and `body`, in order.
 
-    Those to the context, that is, whose keys were made of nothing else. Masked ones, which the kernels do not know, are
-    left out.
+    Cross-attentions are those to the context, whose keys are made of nothing else. Masked ones, which the kernels do
+    not support, are left out.
     """
     heard = []
     with no_grad():
@@ -67,7 +67,7 @@ def listen(network, x, t, **condition) -> list[Listened]:
 
 def _listened(arrays, options, out):
     operation = Attention()
-    operation.forward(*arrays, None, **options)  # once more, for what it keeps  # pyright: ignore[reportCallIssue]
+    operation.forward(*arrays, None, **options)  # again, for what it saves  # pyright: ignore[reportCallIssue]
     *_, last = operation.saved
     heads, scale = options["heads"], options["scale"]
     q, k, v = (to_host(a) for a in arrays)
@@ -87,9 +87,9 @@ def _split(x, heads):
 
 
 def maps(heard: list[Listened], shape) -> np.ndarray:
-    """The mean share over heads and layers of each token for each pixel: (N, Tk, h, w), with the finest layer's h, w.
+    """The mean weight over heads and layers of each token for each pixel: (N, Tk, h, w), with the finest layer's h, w.
 
-    shape: (H, W) of what the network was given; every layer has a fraction of it, and shows as blocks.
+    shape: (H, W) of the network's input; coarser layers are enlarged by repeating pixels.
     """
     grids = [_grid(one.q.shape[1], shape) for one in heard]
     h, w = max(grids)
@@ -103,7 +103,9 @@ def maps(heard: list[Listened], shape) -> np.ndarray:
 
 
 def _grid(pixels, shape):
-    """(rows, columns) of a layer with so many pixels: the sides halved, and rounded up, as often as it takes."""
+    """(rows, columns) of a layer with this many pixels: the sides halved, rounding up, as often as needed. Raises
+    ValueError if no level has that many.
+    """
     rows, columns = shape
     while rows * columns > pixels:
         rows, columns = -(-rows // 2), -(-columns // 2)

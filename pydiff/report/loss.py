@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-POINTS = 600  # more than a screen can tell apart
+POINTS = 600  # as many as a screen can resolve
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Curve:
 def curve(log):
     """The loss curve of a log, a list of dicts with "step" and "loss".
 
-    Entries without a positive finite loss are left out and counted, for the axis is logarithmic.
-    smooth is a centred moving average over 1/30 of the entries: unlike a running one it does not lag behind the fall.
+    Entries without a positive finite loss are left out and counted, as the axis is logarithmic. smooth is a centred
+    moving average over 1/30 of the entries; unlike a trailing one, it does not lag.
     """
     step = np.array([row["step"] for row in log], np.float64)
     loss = np.array([row.get("loss") for row in log], np.float64)  # None becomes NaN
@@ -43,7 +43,7 @@ def curve(log):
 
 
 def _smooth(values):
-    """Means over each value's 1/30 of all values, centred; fewer towards the ends, equally many on both sides."""
+    """Centred means over 1/30 of all values; near the ends over fewer, equally many on both sides."""
     i, n = np.arange(len(values)), len(values)
     half = np.minimum(n // 60, np.minimum(i, n - 1 - i))
     total = np.append(0.0, np.cumsum(values))
@@ -51,7 +51,7 @@ def _smooth(values):
 
 
 def log_ticks(low, high):
-    """Round numbers (1, 2, 5 times powers of ten) in [low, high]; only the powers when there are many decades."""
+    """Round numbers (1, 2, 5 times powers of ten) in [low, high]; only the powers of ten if there are many decades."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
     # 10.0 ** -2 is exact to the digit that is printed; the factor of 1 +- 1e-9 admits a limit that is a tick itself.
@@ -67,25 +67,27 @@ def step_ticks(first, last):
 
 
 def axis(loss):
-    """Limits (low, high) of a logarithmic axis that shows all of loss with a little room."""
+    """Limits (low, high) of a logarithmic axis that shows all of `loss` with a small margin."""
     low, high = float(loss.min()), float(loss.max())
     room = max((high / low) ** 0.05, 1.05)
     return low / room, high * room
 
 
 def path(x, y):
-    """SVG path data through the points (P,), (P,), one decimal."""
+    """SVG path data through the points x (P,), y (P,), with one decimal."""
     return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
 
 
 def place(c, low, high, width, height):
-    """Where the points of Curve c lie in a box of width x height, y down: x (P,), y of loss (P,), y of smooth (P,)."""
+    """Coordinates of the points of Curve c in a box of width x height, y down: x (P,), y of loss (P,), y of smooth
+    (P,).
+    """
     y = height * np.log(high / np.stack([c.loss, c.smooth])) / math.log(high / low)
     return width * (c.step - c.step[0]) / (c.step[-1] - c.step[0]), *y
 
 
 def sparkline(c, width=240, height=48):
-    """A small SVG of the smoothed curve, without text: for a notebook. "" when there are fewer than 2 points."""
+    """A small SVG of the smoothed curve without text, for a notebook. "" if there are fewer than 2 points."""
     if not c.is_line:
         return ""
     low, high = axis(c.smooth)
@@ -98,7 +100,7 @@ def sparkline(c, width=240, height=48):
 
 
 def chart(c, width=1000, height=320):
-    """The page's loss curve as HTML: an SVG stretched to its box, and labels that keep their size."""
+    """The page's loss curve as HTML: an SVG that stretches with its box, and labels of fixed size."""
     if not c.is_line:
         return '<p class="note">The log has fewer than two losses, so there is no curve yet.</p>'
     low, high = axis(np.concatenate([c.loss, c.smooth]))

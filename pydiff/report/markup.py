@@ -1,4 +1,4 @@
-"""Small pieces of HTML: escaping, images, sprite sheets. Text that comes from the user passes through `text`."""
+"""Small pieces of HTML: escaping, images, sprite sheets. All text from the user passes through `text`."""
 
 import base64
 import html
@@ -19,17 +19,17 @@ def text(value):
 
 
 def data_json(value):
-    """JSON that may stand in a <script> element: no "<", and numbers only as JavaScript knows them (no NaN)."""
+    """JSON that is safe in a <script> element: no "<", and only numbers that JavaScript can parse (no NaN)."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def data_uri(image):
-    """(H, W, C) uint8 as a data: address of a PNG."""
+    """(H, W, C) uint8 as a data: URL of a PNG."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode("ascii")
 
 
 def img(image, alt):
-    """(H, W, C) uint8 as an <img>. alt is not yet escaped."""
+    """(H, W, C) uint8 as an <img>. alt is escaped here."""
     height, width = image.shape[:2]
     return f'<img class="image" src="{data_uri(image)}" width="{width}" height="{height}" alt="{text(alt)}">'
 
@@ -49,18 +49,18 @@ def canvas(images, **data):
 
 
 def kind(images):
-    """CSS classes for a box of images (..., H, W, C): hard pixels for small ones, a checkerboard for RGBA."""
+    """CSS classes for a box of images (..., H, W, C): sharp pixels for small ones, a checkerboard for RGBA."""
     small = max(images.shape[-3:-1]) <= LARGEST_PIXELATED
     return " ".join(["pixels"] * small + ["alpha"] * (images.shape[-1] == 4))
 
 
 def fill(template, values):
-    """Replace each {{name}} in one pass, so that braces inside a value stay. KeyError for a missing name."""
+    """Replaces each {{name}} in one pass, so that braces inside a value stay. Raises KeyError for a missing name."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
 def number(value):
-    """A short human form: 1,797, 0.0002, 12.3; other values as str, long lists by their length."""
+    """A value in short readable form: 1,797, 0.0002, 12.3; long lists by their length, other values as str."""
     if isinstance(value, (bool, np.bool_)) or value is None:
         return {True: "yes", False: "no", None: "none"}[value if value is None else bool(value)]
     if isinstance(value, (int, np.integer)):

@@ -1,4 +1,4 @@
-"""The page of a segmentation: IoU beside a threshold's, and what both make of images that were held out."""
+"""The page of a segmentation: its IoU beside that of a threshold, and the predictions of both on held-out images."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ TINTS = np.array(
 
 
 def tint(masks, classes):
-    """Masks (N, H, W) as images (N, H, W, 3), a colour a class."""
+    """Masks (N, H, W) as images (N, H, W, 3) uint8, one colour per class."""
     more = np.random.default_rng(0).integers(40, 220, (max(classes - len(TINTS), 0), 3)).astype(np.uint8)
     return np.concatenate([TINTS, more])[masks]
 

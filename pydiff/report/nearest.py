@@ -1,4 +1,4 @@
-"""The nearest training image of each sample: does the model invent, or repeat what it has seen?"""
+"""The nearest training image of each sample: does the model create new images, or repeat what it has seen?"""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ def nearest(samples, training, exclude=None):
     """For each sample, the training image at the smallest L2 distance, over pixels scaled to [-1, 1].
 
     samples: (N, H, W, C) uint8. training: (M, H, W, C) uint8. exclude: (N,) int, for each sample a training image
-    that does not count: the sample itself, when it is one of them. Returns index (N,) int64 (the first of equals) and
+    that does not count: the sample itself, if it is one of them. Returns index (N,) int64 (the first of equals) and
     distance (N,) float64. Memory beyond the arguments is bounded by N rows and one block of training images.
 
     |a - b|^2 = |a|^2 + |b|^2 - 2 a.b in float64, where sums of products of uint8 pixels are exact integers: no
@@ -40,5 +40,5 @@ def nearest(samples, training, exclude=None):
 
 
 def spread(total, count):
-    """At most count indices of 0..total-1, evenly spaced, first and last included: (min(total, count),) int64."""
+    """At most `count` indices of 0..total-1, evenly spaced, including first and last: (min(total, count),) int64."""
     return np.unique(np.linspace(0, total - 1, min(total, count)).round().astype(np.int64))

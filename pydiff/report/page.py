@@ -1,7 +1,7 @@
 """One self-contained HTML page that tells a run's story: data, forward process, training, reverse process, samples.
 
 `write_page` needs only arrays and dicts; `pydiff.report.write_report` fills a Page from a Run.
-The file loads nothing: images are data: addresses, and its Content-Security-Policy forbids the rest.
+The file loads nothing: images are data: URLs, and its Content-Security-Policy forbids everything else.
 """
 
 from dataclasses import dataclass, field
@@ -33,16 +33,15 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows. Images are uint8, channels last; N samples, M training images.
+    """The contents of the page. Images are uint8, channels last; N samples, M training images.
 
-    name: title. facts: {term: description} under it. training: (M, H, W, C), captions: M strings or None.
-    log: list of dicts with "step" and "loss". options: (nested) dict. samples: (N, H, W, C). sampler: a few words.
-    commands: pairs (what it does, command). prediction: what the network was trained to predict, a key of TARGETS.
-    prompts: what each sample was asked to be, N strings, or None. note: why the training data are not all here, or "".
-    noun: what a sample is called. listen: HTML of a section in which sounds can be heard, see listen.py, or "".
-    opening: HTML of a section before all others, see acts.py, or "".
-    forward, trace, neighbours: see their classes; neighbours None where the training data are not all here. attributes,
-    looks: see words.py.
+    name: title. facts: {term: description} below it. training: (M, H, W, C), captions: M strings or None. log: list of
+    dicts with "step" and "loss". options: (nested) dict. samples: (N, H, W, C). sampler: a few words. commands: pairs
+    (what it does, command). prediction: what the network was trained to predict, a key of TARGETS. prompts: what each
+    sample was asked to be, N strings, or None. note: why the training data are not complete, or "". noun: what a sample
+    is called. listen: HTML of a section with sounds, see listen.py, or "". opening: HTML of a section before all
+    others, see acts.py, or "". forward, trace, neighbours: see their classes; neighbours is None if the training data
+    are not complete. attributes, looks: see words.py.
     """
 
     name: str
@@ -68,7 +67,7 @@ class Page:
 
 
 def write_page(path, page):
-    """Write a Page as one HTML file, whole or not at all. Returns the path. The same Page gives the same bytes."""
+    """Writes a Page as one HTML file, atomically. Returns the path. The same Page gives the same bytes."""
     path = Path(path)
     write_atomic(path, render(page).encode("utf-8"))
     return path
@@ -102,7 +101,7 @@ def render(page):
 
 
 def _told(prose, noun):
-    """The same of sounds, say, where it speaks of images."""
+    """The page's prose with "image" replaced by another noun, such as "sound"."""
     return prose.replace("an image", f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}").replace("image", noun)
 
 
@@ -130,7 +129,7 @@ def _sprites(forward, trace):
 
 
 def _numbers(forward, trace, curve):
-    """What page.js computes with."""
+    """The numbers that page.js computes with."""
     return {
         "forward": {"t": forward.t.tolist(), "alpha": _rounded(forward.alpha), "sigma": _rounded(forward.sigma)},
         "trace": {"steps": trace.steps.tolist(), "t": trace.t.tolist(), "total": int(trace.total)},
@@ -139,7 +138,7 @@ def _numbers(forward, trace, curve):
 
 
 def loss_numbers(curve):
-    """What page.js shows of a loss.Curve under the pointer; None where there is no line."""
+    """What page.js shows of a loss.Curve at the pointer; None if there is no line."""
     names = ("step", "loss", "smooth")
     return {name: _rounded(getattr(curve, name)) for name in names} if curve.is_line else None
 

@@ -1,4 +1,4 @@
-"""Points as images: a cloud of particles, each in its colour."""
+"""Points as images: a cloud of particles, each in its own colour."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ PAPER = np.array([255, 255, 255], np.float64)
 
 
 def rainbow(values):
-    """Colours (N, 3) uint8 for values (N,), from the least to the greatest, around the circle of hues."""
+    """Colours (N, 3) uint8 for values (N,), from the smallest to the largest around the colour wheel."""
     order = np.argsort(np.argsort(values)) / max(len(values), 1)
     phase = 2 * np.pi * (order[:, None] + np.array([0, 1 / 3, 2 / 3]))
     return np.rint(110 + 100 * np.cos(phase)).astype(np.uint8)
@@ -16,7 +16,7 @@ def rainbow(values):
 def cloud(points, colours, reach, side=SIDE, strength=0.75):
     """Points (N, D) as an image (side, side, 3) uint8, white where there are none.
 
-    The first two numbers are right and up, from -reach to reach; what lies outside is left out. colours: (N, 3).
+    The first two coordinates point right and up, from -reach to reach; points outside are left out. colours: (N, 3).
     """
     points = np.asarray(points, np.float64)
     up = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))

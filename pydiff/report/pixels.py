@@ -1,14 +1,17 @@
-"""Which channels of an image a page shows, and how it is made smaller. The codec makes images of whatever is diffused.
+"""Which channels of an image a page shows, and how images are reduced. The codec makes images of whatever is diffused.
 
-Images are uint8, channels last. An image file or a browser shows 1 (grey), 3 (RGB) or 4 (RGBA) channels; of other
-counts, `visible` shows the first three channels, or channel 0 of two.
+Images are uint8, channels last. Image files and browsers have 1 (grey), 3 (RGB) or 4 (RGBA) channels; for other counts,
+`visible` takes the first three channels, or the first of two.
 """
 
 import numpy as np
 
 
 def visible(images):
-    """The channels of images (..., C) that can be seen: all of 1, 3 or 4, channel 0 of 2, the first 3 of 5 and more."""
+    """The channels of images (..., C) that can be shown: all of 1, 3 or 4, the first of 2, the first 3 of 5 and more.
+
+    Raises ValueError for images without channels.
+    """
     channels = images.shape[-1]
     if channels in (1, 3, 4):
         return images

@@ -1,4 +1,4 @@
-"""The page of a run on points: the data, the film of the particles going forth and back, new points, and the loss."""
+"""The page of a run on points: the data, the film of particles to noise and back, new points, and the loss."""
 
 import numpy as np
 
@@ -16,10 +16,10 @@ SHOWN, MOMENTS, REACH = 1500, 41, 3.5
 
 
 def write_points_page(pipeline, dataset, directory, *, log, options, facts, name, n, seed, sampler, steps):
-    """Draws particles forth and back and writes report.html, samples.png and the film. Returns the page's path.
+    """Draws the particles' film and writes report.html, samples.png and the film. Returns the page's path.
 
-    n: points drawn for samples.png and the page, at least SHOWN. dataset: None where the data are gone. The others:
-    as for write_report.
+    n: points drawn for samples.png and the page, at least SHOWN. dataset: None if the data are missing. The other
+    arguments: as for write_report.
     """
     codec, count = pipeline.codec, max(n, SHOWN)
     back, back_said, drawn = reverse_film(pipeline, count, seed, sampler, steps)
@@ -54,9 +54,9 @@ def write_points_page(pipeline, dataset, directory, *, log, options, facts, name
 
 
 def forward_film(x0, schedule, seed, moments=MOMENTS):
-    """(frames, what to say of each): the particles x0 (N, D) on their way to noise.
+    """(frames, a caption for each): the particles x0 (N, D) on their way to noise.
 
-    Step by step, as q(x_t | x_s) has it, so that every particle walks at random and does not jump.
+    Step by step, by q(x_t | x_s), so that every particle does a random walk and does not jump.
     """
     ts = np.unique(np.linspace(0, schedule.T - 1, moments).round().astype(int))
     colours, x = rainbow(np.arctan2(x0[:, -1], x0[:, 0])), np.asarray(x0, np.float64)
@@ -74,7 +74,7 @@ def forward_film(x0, schedule, seed, moments=MOMENTS):
 
 
 def reverse_film(pipeline, count, seed, sampler, steps, moments=MOMENTS):
-    """(frames, what to say of each, the points drawn): particles on their way back, coloured by where they end."""
+    """(frames, a caption for each, the points drawn): particles on their way back, coloured by where they end."""
     wanted, kept = None, []
     for state in pipeline.sample_states(count, seed, sampler, steps):
         wanted = wanted or {1, *steps_to_record(state.steps, moments)}

@@ -1,4 +1,4 @@
-"""The sections of the page as HTML, from plain arrays. What they look like is in page.css, how they move in page.js."""
+"""The sections of the page as HTML, from plain arrays. page.css has their style, page.js their behaviour."""
 
 from dataclasses import dataclass
 from math import comb
@@ -27,17 +27,17 @@ class Neighbours:
 
 
 def facts(values):
-    """A list of terms and what they are, {str: str}."""
+    """A list of terms and their descriptions, {str: str}, as HTML."""
     return "".join(f"<div><dt>{text(key)}</dt><dd>{text(value)}</dd></div>" for key, value in values.items())
 
 
 def commands(rows):
-    """Pairs of what a command does and the command."""
+    """Pairs (what a command does, the command) as HTML."""
     return "".join(f"<dt>{text(what)}</dt><dd><pre><code>{text(command)}</code></pre></dd>" for what, command in rows)
 
 
 def options(config):
-    """Rows of a table for a dict of options; nested dicts get dotted names."""
+    """Rows of an HTML table for a dict of options; nested dicts get dotted names."""
     return "".join(f"<tr><th>{text(key)}</th><td>{text(number(value))}</td></tr>" for key, value in _flat(config))
 
 
@@ -50,12 +50,12 @@ def _flat(config, prefix=""):
 
 
 def note(sentence):
-    """A sentence under a section, or nothing for ""."""
+    """A sentence under a section, as HTML; nothing for ""."""
     return f'<p class="note">{text(sentence[:1].upper() + sentence[1:])}.</p>' if sentence else ""
 
 
 def gallery(images, captions):
-    """Images (M, H, W, C) with captions, M strings or None."""
+    """Images (M, H, W, C) with captions, M strings or None, as HTML."""
     figures = ""
     for i, image in enumerate(images):
         alt, caption = f"training image {i + 1}", ""
@@ -67,7 +67,7 @@ def gallery(images, captions):
 
 
 def forward(process):
-    """The forward process: choose an image, see x_t as a sum, slide t. process: Forward."""
+    """The forward process: choose an image, see x_t as a sum, move a slider for t. process: Forward."""
     names = [f"training image {i + 1}" for i in range(len(process.x0))]
     thumbnails = [img(image, name) for image, name in zip(process.x0, names, strict=True)]
     x, x0, eps = (
@@ -145,7 +145,7 @@ began to show after 800, and after 1000 the image was finished. When does yours 
 
 
 def _choice(name, legend, labels, contents):
-    """Radio buttons in the shape of images, the first one chosen. contents: HTML for each label."""
+    """Radio buttons in the form of images, the first one selected. contents: HTML for each label."""
     buttons = ""
     for i, (label, content) in enumerate(zip(labels, contents, strict=True)):
         state = " checked" if i == 0 else ""
@@ -171,7 +171,7 @@ def _short(value):
 def samples(images, near, prompts=None):
     """Samples (N, H, W, C) with their Neighbours and prompts, N or None; a plot of distances, and a verdict.
 
-    near: None where the training data are not here to be searched.
+    near: None if the training data are not available.
     """
     if near is None:
         captions = [text(prompt) for prompt in prompts] if prompts else [""] * len(images)
@@ -213,8 +213,8 @@ def _dots(title, css, values, end):
 
 
 def _verdict(close, n):
-    """In words: are more samples near to training images than the one in twenty that is usual among those?"""
-    chance = sum(comb(n, k) * 0.05**k * 0.95 ** (n - k) for k in range(close, n + 1))  # of so many or more, by luck
+    """A sentence on whether more samples are near to training images than the one in twenty that is usual."""
+    chance = sum(comb(n, k) * 0.05**k * 0.95 ** (n - k) for k in range(close, n + 1))  # of at least this many
     said = (
         f"{close} of {n} samples are nearer to a training image than 95 % of the training images are to each "
         "other; of new images from the same source, about one in twenty would be."

@@ -1,4 +1,4 @@
-"""Pages with a story of their own: sections of text, tables, images and players, in one file that loads nothing.
+"""Pages with free content: sections of text, tables, images and players, in one file that loads nothing.
 
 player([("the density", frames)], said=[...])      frames (T, H, W, C), or (S, T, H, W, C): a second slider for S
 """
@@ -13,11 +13,11 @@ from pydiff.report.markup import data_uri, fill, text
 from pydiff.report.pixels import visible
 from pydiff.store.files import write_atomic
 
-WAIT = 120  # milliseconds an image
+WAIT = 120  # milliseconds per image
 
 
 def write_story(path, name, lead, sections):
-    """Writes the page, whole or not at all. lead: a sentence or two. sections: pairs of heading and HTML. -> path"""
+    """Writes the page, atomically. lead: a sentence or two. sections: pairs of heading and HTML. Returns the path."""
     parts = "".join(f"<section><h2>{text(heading)}</h2>{html}</section>" for heading, html in sections)
     values = {"css": _asset("page.css"), "more": _asset("story.css"), "js": _asset("story.js"), "sections": parts}
     page = fill(_asset("story.html"), {**values, "name": text(name), "lead": text(lead)})
@@ -26,7 +26,7 @@ def write_story(path, name, lead, sections):
 
 
 def embedded(heading, html):
-    """A section with players for a page that is no story: with the styles and the script that they need."""
+    """A section with players for a page of another kind, with the styles and the script that they need."""
     style, script = _asset("story.css"), _asset("story.js")
     return f"<section><style>{style}</style><h2>{text(heading)}</h2>{html}<script>{{{script}}}</script></section>"
 
@@ -34,7 +34,7 @@ def embedded(heading, html):
 def player(panels, said=(), across="time", down="step of the noise", scale: float = 1, wait=WAIT):
     """Panels that move together, as HTML. panels: (caption, frames) with frames (T, H, W, C) or (S, T, H, W, C) uint8.
 
-    said: a line for each moment, S T of them, or none. across, down: what the sliders are called. scale: in CSS pixels.
+    said: a line for each moment, S T of them, or none. across, down: names of the sliders. scale: CSS pixels per pixel.
     """
     figures, shape = "", (0, 0)
     for caption, frames in panels:
@@ -72,7 +72,7 @@ def _slider(name, label, count, value):
 
 
 def table(header, rows):
-    """A table as HTML: header and rows are sequences of whatever has a text."""
+    """A table as HTML. header, rows: sequences of values, shown as text."""
     head = "".join(f"<th>{text(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

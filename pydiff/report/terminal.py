@@ -1,4 +1,4 @@
-"""An image in a terminal: one character for two pixels."""
+"""An image in a terminal, one character for two pixels."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ RAMP = np.array(list(" .:-=+*#%@"))  # dark to bright, for terminals without col
 def show(image, stream=None, width=None):
     """(H, W, C) uint8 -> text of ceil(H / 2) lines that draws the image when printed to stream (default: stdout).
 
-    Colour terminals get half blocks: the upper pixel is the character's colour, the lower one its background. Where
-    the stream is a file or a pipe, the encoding has no half block, TERM is dumb or NO_COLOR is set, the text is ASCII,
-    bright pixels as dense characters. Images wider than `width` columns (default: the terminal's) are reduced by
+    Colour terminals get half blocks: the upper pixel is the character's colour, the lower one its background. If the
+    stream is a file or a pipe, the encoding has no half block, TERM is dumb or NO_COLOR is set, the text is ASCII, with
+    dense characters for bright pixels. Images wider than `width` columns (default: the terminal's) are reduced by
     averaging whole blocks of pixels. Transparent pixels are shown on black.
     """
     stream = sys.stdout if stream is None else stream
@@ -52,7 +52,7 @@ def _rgb(image):
 
 
 def _reduce(rgb, factor):
-    """Means of factor x factor blocks; blocks that stick out at the right and below use the pixels they have."""
+    """Means of factor x factor blocks; incomplete blocks at the right and the bottom use the pixels they have."""
     rows, columns = (np.arange(0, size, factor) for size in rgb.shape[:2])
     total = np.add.reduceat(np.add.reduceat(rgb, rows, axis=0), columns, axis=1)
     heights, widths = (np.diff([*starts, size]) for starts, size in zip((rows, columns), rgb.shape[:2], strict=True))

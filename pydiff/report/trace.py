@@ -1,4 +1,4 @@
-"""A recorded reverse process: what the page's slider shows."""
+"""A recorded reverse process, for the page's slider."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +9,18 @@ from pydiff.arrays import to_host
 from pydiff.codec import Codec
 from pydiff.report.pixels import shrink, visible
 
-# The lecture's moments: of 1000 denoising steps, how many are done. Other step counts: the same fractions.
+# The lecture's moments: how many of 1000 denoising steps are done. For other step counts, the same fractions.
 MOMENTS = (700, 800, 900, 1000)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """S recorded steps of N images. All are images, as the codec shows x and noise.
+    """S recorded steps of N images. All arrays are images, as the codec shows x and noise.
 
-    total: steps of the sampler. steps: (S,) int, noise removals done at each record, increasing. x: (S, N, H, W, C),
-    the image after that many. x0, eps: the same shape, the clean image and the noise that the model predicted in
-    the last of them, and t: (S,) int, where it was asked. At step 0, x is where the sampler starts, and x0, eps and t
-    are those of the first step.
+    total: steps of the sampler. steps: (S,) int, denoising steps done at each record, increasing. x: (S, N, H, W, C),
+    the image after that many. x0, eps: same shape, the clean image and the noise that the model predicted in the last
+    of them, and t: (S,) int, where it was evaluated. At step 0, x is where the sampler starts, and x0, eps and t are
+    those of the first step.
     """
 
     total: int
@@ -31,7 +31,7 @@ class Trace:
     eps: np.ndarray
 
     def marks(self):
-        """{moment: position in steps} for 700, 800, 900, 1000 in thousandths of the sampler's steps; none twice."""
+        """{moment: position in steps} of 700, 800, 900, 1000 thousandths of the sampler's steps; none twice."""
         positions = {moment: int(np.abs(self.steps - self.total * moment / 1000).argmin()) for moment in MOMENTS}
         return {
             moment: p
@@ -41,18 +41,18 @@ class Trace:
 
 
 def steps_to_record(total, keep=100):
-    """About keep of the steps 0..total, evenly spaced, and the lecture's moments among them: increasing list of int."""
+    """About `keep` of the steps 0..total, evenly spaced, plus the lecture's moments: an increasing list of int."""
     even = np.linspace(0, total, max(2, min(keep, total + 1)))
     moments = [total * moment / 1000 for moment in MOMENTS]
     return sorted({round(float(step)) for step in (*even, *moments)})
 
 
 def record(states, codec: Codec, keep=100, samples=None, factor=1, schedule=None):
-    """Run a sampler to its end and keep about `keep` of its steps. Returns (Trace, the last x as the sampler gave it).
+    """Runs a sampler to its end and records about `keep` of its steps. Returns (Trace, the sampler's last x).
 
     states: generator of SamplerState. codec: makes images of their arrays. samples: how many of the samples to record,
     default all. factor: record images reduced by block means. schedule: has alpha and sigma (T,); with it, the noise
-    that the sampler started from is recorded as step 0. ValueError for a sampler that does not finish.
+    that the sampler started from is recorded as step 0. Raises ValueError for a sampler that does not finish.
     """
 
     def images(x, x0, eps):

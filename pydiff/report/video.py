@@ -9,14 +9,14 @@ from pydiff.report.grid import grid, magnify
 from pydiff.report.pixels import visible
 
 SUFFIXES = (".gif", ".webp", ".mp4")
-SHORT_SIDE = 256  # pixels; smaller clips are magnified by a whole number to about this
+SHORT_SIDE = 256  # pixels; smaller clips are magnified by an integer factor to about this size
 
 
 def save_clip(path, clip, rate):
-    """Writes a clip (F, H, W, C) uint8 at `rate` frames a second as .gif, .webp or .mp4. Returns the path.
+    """Writes a clip (F, H, W, C) uint8 at `rate` frames per second as .gif, .webp or .mp4. Returns the path.
 
-    WebP keeps every pixel, GIF the 256 most frequent colours of a frame, MP4 (MPEG-4, without transparency) neither.
-    ImportError, in one sentence, where the library for MP4 is missing.
+    WebP keeps every pixel, GIF keeps the greys and 256 colours of a frame, MP4 (MPEG-4, without transparency) is lossy.
+    Raises ImportError if the library for MP4 is missing.
     """
     path, clip = Path(path), np.asarray(clip)
     if clip.ndim != 4 or clip.dtype != np.uint8 or 0 in clip.shape:
@@ -27,7 +27,7 @@ def save_clip(path, clip, rate):
 
 
 def save_clips(path, clips, rate, columns=None):
-    """Clips (N, F, H, W, C) beside each other in one film, as `grid` lays out images. Returns the path."""
+    """Writes clips (N, F, H, W, C) side by side as one film, in the layout of `grid`. Returns the path."""
     return save_clip(path, np.stack([grid(clips[:, f], columns) for f in range(clips.shape[1])]), rate)
 
 

@@ -1,4 +1,4 @@
-"""The page's section on words: a grid over two attributes of prompts, and which word looks where, step by step."""
+"""The page's section on words: a grid over two attributes of prompts, and the attention to each word, step by step."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,17 @@ from pydiff.report.looks import listen, maps
 from pydiff.report.markup import img, kind, text
 from pydiff.report.pixels import visible
 
-MOMENTS = 6  # steps at which the network is listened to
-SHOWN = 3  # samples of which words are shown
+MOMENTS = 6  # steps at which the attention is recorded
+SHOWN = 3  # samples whose words are shown
 WORDS = 12  # of a prompt, at most
 COLOURS = np.array([[0.06, 0.09, 0.16], [0.06, 0.42, 0.41], [0.98, 0.93, 0.62]])  # dark, middle, bright
 
 
 @dataclass(frozen=True)
 class Looks:
-    """Where the words of one prompt looked. words: W of them. steps: (S,) noise removals done before. x0: (S, H, W, C)
-    uint8, what the network took for the clean image then. shares: (S, W, h, w), of a pixel's attention.
+    """The attention to the words of one prompt. words: W of them. steps: (S,) denoising steps done before. x0: (S, H,
+    W, C) uint8, the clean image that the network predicted then. shares: (S, W, h, w), each word's weight in a pixel's
+    attention.
     """
 
     prompt: str
@@ -40,14 +41,14 @@ class Grid:
 
 
 def looks(pipeline, prompts, seed, steps, guidance, count=SHOWN) -> list[Looks]:
-    """What the first prompts' words look at while samples 0, 1, .. are drawn by ddim; [] for a network that cannot be
-    listened to, or an encoder that does not say which state is which word.
+    """The attention to the words of the first prompts while samples 0, 1, .. are drawn by ddim. [] for a network whose
+    attention cannot be observed, or an encoder that does not name its states.
     """
     encoder, network = pipeline.conditioning.encoder, pipeline.model
     if encoder is None or "context" not in getattr(network, "fixed", ()):
         return []
     if pipeline.self_conditioning or pipeline.process.preconditioned or pipeline.scheduler is not None:
-        return []  # what the network is given then, is not what a step of the sampler shows
+        return []  # the network's input then differs from the x of the sampler
     numbers = np.arange(len(prompts))
     chosen = [i for i in numbers if len(encoder.rows(prompts[i])) > 0 and "[" not in prompts[i]][:count]
     if not chosen:
@@ -58,7 +59,7 @@ def looks(pipeline, prompts, seed, steps, guidance, count=SHOWN) -> list[Looks]:
     heard, x = [], None
     for state in states:
         if state.step in wanted:
-            if x is None:  # the noise it began with, see trace.record
+            if x is None:  # the initial noise, see trace.record
                 alpha, sigma = (
                     to_host(a)[state.t] for a in (pipeline.process.schedule.alpha, pipeline.process.schedule.sigma)
                 )
@@ -80,7 +81,7 @@ def looks(pipeline, prompts, seed, steps, guidance, count=SHOWN) -> list[Looks]:
 
 
 def section(grid: Grid | None, found: list[Looks]) -> str:
-    """The section as HTML; "" where there is nothing to show."""
+    """The section as HTML; "" if there is nothing to show."""
     parts = [_grid(grid)] if grid is not None else []
     if found:
         parts.append(_looks(found))
@@ -138,7 +139,7 @@ steps. What is missing to 100 % goes to places behind the prompt that are filled
 
 
 def _heat(share, largest, word):
-    """A map (h, w) in colours."""
+    """A map (h, w) of weights as a coloured image, in HTML."""
     x = np.clip(share / largest, 0, 1)[..., None] * (len(COLOURS) - 1)
     below = np.minimum(x.astype(int), len(COLOURS) - 2)
     mixed = COLOURS[below[..., 0]] * (1 - (x - below)) + COLOURS[below[..., 0] + 1] * (x - below)

@@ -1,4 +1,4 @@
-"""From a trained pipeline to its files: report.html, the denoising film and the grid of samples."""
+"""Writes the files of a report: report.html, the denoising film and the grid of samples."""
 
 import warnings
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydiff import random
 from pydiff.printed import typed
 from pydiff.report import attributes as patterns
 from pydiff.report import listen, words
-from pydiff.report.clips_page import CLIPS, clips_section, oversee
+from pydiff.report.clips_page import clips_section, oversee, room
 from pydiff.report.film import save_film
 from pydiff.report.forward import add_noise
 from pydiff.report.grid import grid, save_png
@@ -23,7 +23,7 @@ from pydiff.report.trace import record
 from pydiff.sound.codec import SoundCodec
 from pydiff.text import PromptWarning
 
-SLIDER_VALUES = 1_500_000  # of x, x0, eps and the forward process each: what keeps the page at a few megabytes
+SLIDER_VALUES = 1_500_000  # for x, x0, eps and the forward process each: keeps the page at a few megabytes
 SEARCH_VALUES = 500_000_000  # of training pixels compared with the samples: a few seconds
 LONG = 80  # characters of a caption under an image
 SMALL, MEDIUM = 64, 128  # longest sides of images on the page; larger ones are reduced by block means
@@ -33,15 +33,14 @@ def write_report(
     pipeline, dataset, directory, *, name, log, step, options, n=16, seed=0, sampler="ddpm", steps=None, prompts=None,
     guidance=1.0, attributes=None, whole=True, note="", count=None, opening="",
 ):  # fmt: skip
-    """Draw n samples and write samples.png, film.webp (or .gif) and report.html. Returns the path of report.html.
+    """Draws n samples and writes samples.png, film.webp (or .gif) and report.html. Returns the path of report.html.
 
-    pipeline: what draws. dataset: what it was trained on, or None. whole: False where that is a few of them only, in
-    which no neighbours are looked for; note then says why, and count how many there were. name, log (list of dicts),
-    step, options: of the training.
-    steps: of the sampler, default 250 or all T when those are fewer. prompts: n of them or one for all, for a pipeline
-    with a text encoder; None takes captions of the data. attributes: a pattern such as "{red,green} {heart,book}" for a
-    grid of prompts; None takes what captions have in common. opening: HTML of a section to begin with. Shows a progress
-    bar while it samples.
+    pipeline: the Pipeline to sample from. dataset: what it was trained on, or None. whole: False if that is only a few
+    of the samples, among which no neighbours are searched; note then says why, and count how many there were. name, log
+    (list of dicts), step, options: of the training. steps: of the sampler, by default 250, or all T if they are fewer.
+    prompts: n of them or one for all, for a pipeline with a text encoder; None takes captions of the data. attributes:
+    a pattern such as "{red,green} {heart,book}" for a grid of prompts; None derives one from the captions. opening:
+    HTML of a section to begin with. Shows a progress bar while it samples.
     """
     from tqdm import tqdm
 
@@ -55,7 +54,7 @@ def write_report(
         facts = _facts(pipeline, dataset, log, step, count)
         told = {"name": name, "log": log, "options": options, "facts": facts, "sampler": sampler, "steps": steps}
         return write_points_page(pipeline, dataset, directory, n=n, seed=seed, **told)
-    taken = min(50, schedule.T)  # steps for what the section on words shows
+    taken = min(50, schedule.T)  # steps for the section on words
     attributes = _attributes(pipeline, dataset, attributes)
     prompts = _prompts(pipeline.conditioning, dataset, n, prompts)
     asked = pipeline.conditioning.rows(np.arange(n), prompts=prompts)
@@ -76,8 +75,8 @@ def write_report(
     heard = listen.Heard([], [], []) if isinstance(codec, SoundCodec) else None
     states = states if heard is None else listen.overhear(states, codec, heard)
     overseen, kept = [], codec.kind == "frames"
-    states = oversee(states, overseen) if kept else states
-    trace, x = record(states, codec, schedule=schedule, **budget(n, training.shape[1:]))
+    states = oversee(states, overseen, codec.shape) if kept else states
+    trace, x = record(states, codec, schedule=schedule, **budget(n, training.shape[1:], values=slider_values(codec)))
     drawn = codec.decode(x)
     samples = codec.show(drawn)
     save_png(directory / "samples.png", grid(samples))
@@ -110,7 +109,7 @@ def write_report(
 
 
 def _in_time(codec, dataset, overseen):
-    data = None if dataset is None else dataset.samples(spread(len(dataset), CLIPS))
+    data = None if dataset is None else dataset.samples(spread(len(dataset), room(codec.shape).clips))
     return clips_section(overseen, codec, data)
 
 
@@ -137,7 +136,7 @@ def _prompts(conditioning, dataset, n, given):
 
 
 def _attributes(pipeline, dataset, pattern):
-    """What the grid of prompts is about, or None for a pipeline without a text encoder, or captions alike nowhere."""
+    """The Attributes of the grid of prompts; None without a text encoder, or if captions have no pattern."""
     encoder = pipeline.conditioning.encoder
     if encoder is None:
         if pattern is not None:
@@ -151,7 +150,7 @@ def _attributes(pipeline, dataset, pattern):
 
 
 def _grid(pipeline, chosen, seed, steps, guidance):
-    """One sample for every prompt, all of number 0."""
+    """One sample for every prompt, all with number 0, so from the same noise."""
     if chosen is None:
         return None
     prompts = chosen.prompts()
@@ -167,12 +166,12 @@ def _grid(pipeline, chosen, seed, steps, guidance):
 
 
 def _short(titles):
-    """Long captions cut, for a page on which they stand under small images."""
+    """Long captions shortened, to fit under small images."""
     return titles if titles is None else [t if len(t) <= LONG else t[: LONG - 3] + "..." for t in titles]
 
 
 def shrinking(shape, largest=SMALL):
-    """By what factor images of shape (H, W, C) are reduced so that their sides are at most `largest`.
+    """The factor by which images of shape (H, W, C) are reduced so that their sides are at most `largest`.
 
     1 for images with one short side, such as a row of numbers: nothing would be left of it.
     """
@@ -180,22 +179,35 @@ def shrinking(shape, largest=SMALL):
 
 
 def reduced(images, largest):
-    """(N, H, W, C) uint8 with sides of at most `largest`, see shrinking."""
+    """(N, H, W, C) uint8 reduced to sides of at most `largest`, see shrinking."""
     factor = shrinking(images.shape[1:], largest)
     return images if factor == 1 else np.rint(shrink(images, factor)).astype(np.uint8)
 
 
-def budget(n, shape, keep=100):
-    """What to record of n images of shape (H, W, C): {"samples", "keep", "factor"}."""
+def slider_values(codec):
+    """What a slider may hold; half as much of clips, which have sliders over time besides."""
+    return SLIDER_VALUES // 2 if codec.kind == "frames" else SLIDER_VALUES
+
+
+def budget(n, shape, keep=100, values=SLIDER_VALUES):
+    """What to record of n images of shape (H, W, C): {"samples", "keep", "factor"}; at most `values` of them, for which
+    the frames of a long clip, side by side, are reduced further than an image.
+    """
     factor = shrinking(shape)
-    cells = SLIDER_VALUES // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
+
+    def cells_at(factor):
+        return values // ((shape[0] // factor) * (shape[1] // factor) * min(shape[2], 4))
+
+    while cells_at(factor) < 4 * 10 and factor < min(shape[:2]):
+        factor += 1
+    cells = cells_at(factor)
     samples = min(n, max(cells // 30, 4))
     return {"samples": samples, "keep": min(keep, max(cells // samples, 10)), "factor": factor}
 
 
 def _forward(codec, source, schedule, seed, shape):
-    """source: a data set, or samples."""
-    kept = budget(8, shape, keep=41)
+    """The Forward for the page. source: a data set, or samples."""
+    kept = budget(8, shape, keep=41, values=slider_values(codec))
     chosen = spread(len(source), kept["samples"])
     samples = source[chosen] if isinstance(source, np.ndarray) else source.samples(chosen)
     eps = random.normal(random.key(seed, random.NOISE, np.arange(len(samples))), codec.shape)
@@ -229,7 +241,7 @@ def _facts(pipeline, dataset, log, step, count):
 
 
 def training_time(times):
-    """Seconds between log entries, from their times in seconds; pauses (over 20 times the median) are left out."""
+    """Total seconds between log entries, from their times in seconds, without pauses (over 20 times the median)."""
     waits = np.diff(np.asarray(times, np.float64))
     return float(waits[waits <= 20 * np.median(waits)].sum()) if waits.size else 0.0
 

@@ -1,7 +1,7 @@
-"""Sound: WAV files, other rates, spectra and the way back from them, and the two codecs that diffuse sounds.
+"""Sound: WAV files, resampling, spectra and their inversion, and the two codecs that diffuse sounds.
 
-Sounds are float arrays (.., L, C) in [-1, 1], L samples in C channels; a set of them is (N, 1, L, C), an image one
-pixel high, which is why the rest of pydiff takes them as they are. docs/sound.md.
+Sounds are float arrays (.., L, C) in [-1, 1], L samples in C channels; a set of them is (N, 1, L, C), like images one
+pixel high, so the rest of pydiff works with them unchanged. docs/sound.md.
 """
 
 from pydiff.sound.codec import Spectrogram, Waveform

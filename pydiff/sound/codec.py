@@ -1,10 +1,10 @@
 """Two ways to diffuse a sound: its samples, a line for a 1-D U-Net, or the image of its spectrum.
 
-    Waveform      (N, 1, L, C) times a gain                 decode: divided again
+    Waveform      (N, 1, L, C) times a gain                 decode: divides by it
     Spectrogram   (N, bands, frames, C) in [-1, 1], loudness in decibels of mel or linear bands over time
                                                             decode: Griffin-Lim, which has to guess the phases
 
-Both take and give sounds, float32 (N, 1, L, C) in [-1, 1].
+Both encode from and decode to sounds, float32 (N, 1, L, C) in [-1, 1].
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from pydiff.sound import plot, spectrum
 
 
 class SoundCodec(Codec):
-    """What both have in common. rate: samples a second. length: samples of a sound. channels: 1 or more."""
+    """Base class of both. rate: samples per second. length: samples of a sound. channels: 1 or more."""
 
     noun = "sound"
 
@@ -37,7 +37,7 @@ class SoundCodec(Codec):
         return samples
 
     def encode_given(self, samples):
-        """Sounds from outside: checked for NaN and range, too."""
+        """Encodes a user's sounds, after checking for NaN and range. Raises ValueError for these."""
         samples = self._checked(samples)
         if not len(samples) or not (np.abs(samples) <= 1).all():
             raise ValueError(
@@ -46,47 +46,46 @@ class SoundCodec(Codec):
         return self.encode(samples)
 
     def show(self, samples):
-        """The waveform above the spectrum: (N, 64, 64, 1) uint8."""
+        """Images of the waveform above the spectrum: (N, 64, 64, 1) uint8."""
         return plot.images(self._checked(samples))
 
     def to_config(self):
-        """For JSON; `from_config` of it is an equal codec."""
+        """A dict for JSON; `from_config` turns it into an equal codec."""
         return {"kind": self.kind, "rate": self.rate, "length": self.length, "channels": self.channels}
 
 
 @register
 class Waveform(SoundCodec):
-    """The samples themselves, times `gain`: sounds of -20 dB (see data/sounds.py) then have a standard deviation of
-    0.5.
+    """The samples times `gain`: sounds of -20 dB (see data/sounds.py) then have a standard deviation of 0.5.
 
-    As they are, they would be so quiet beside noise of standard deviation 1 that most steps would see noise alone.
+    Without it, they would be so quiet beside noise of standard deviation 1 that most steps would see only noise.
     """
 
     kind, gain = "waveform", 5.0
 
     @property
     def limits(self):
-        """(-gain, gain): full scale."""
+        """(-gain, gain), which is full scale."""
         return (-self.gain, self.gain)
 
     @property
     def shape(self):
-        """(1, L, C)."""
+        """(1, L, C), the shape of one x."""
         return (1, self.length, self.channels)
 
     def encode(self, samples):
-        """(N, 1, L, C) in [-1, 1] -> the same, louder."""
+        """(N, 1, L, C) in [-1, 1] -> the same times `gain`, float32."""
         return self._checked(samples).astype(np.float32) * np.float32(self.gain)
 
     def decode(self, x):
-        """The sounds (N, 1, L, C) float32 in [-1, 1]; ValueError for NaN."""
+        """Sounds (N, 1, L, C) float32 in [-1, 1]; values outside are clipped. Raises ValueError for NaN."""
         x = to_host(x)
         if np.isnan(x).any():
             raise ValueError("a sound of NaN cannot be played; look for what made it")
         return (x / x.dtype.type(self.gain)).clip(*PIXEL_RANGE).astype(np.float32)
 
     def show_noise(self, eps):
-        """Noise like a sound: three standard deviations are full scale."""
+        """Images of noise as a sound: +-3 standard deviations are full scale."""
         return self.show((to_host(eps) / NOISE_RANGE).clip(*PIXEL_RANGE))
 
     @classmethod
@@ -97,11 +96,11 @@ class Waveform(SoundCodec):
 
 @register
 class Spectrogram(SoundCodec):
-    """How loud which frequencies are when, in decibels: -1 is `floor` dB, 1 is `top` dB, 0 dB a sine of full scale.
+    """The level of each frequency band over time, in decibels: -1 is `floor` dB, 1 is `top` dB, 0 dB a full-scale sine.
 
-    bands: of the mel scale; None keeps the transform's own bins, without the highest. size, hop: of the window in
-    samples. The first axis goes up in frequency; frames are filled up with silence to a multiple of 8, which can be
-    halved three times.
+    bands: mel bands; None keeps the transform's own bins, without the highest. size, hop: of the window, in samples.
+    Frequency increases along the first axis; frames are padded with silence to a multiple of 8, which can be halved
+    three times.
     """
 
     kind, limits = "spectrogram", PIXEL_RANGE
@@ -118,7 +117,7 @@ class Spectrogram(SoundCodec):
 
     @property
     def shape(self):
-        """(bands, frames, C)."""
+        """(bands, frames, C), the shape of one x."""
         return (self.size // 2 if self.bands is None else self.bands, -(-self.frames // 8) * 8, self.channels)
 
     def encode(self, samples):
@@ -131,23 +130,23 @@ class Spectrogram(SoundCodec):
         return made.transpose(0, 3, 2, 1).astype(np.float32)
 
     def _values(self, magnitudes):
-        """(N, C, frames, size / 2 + 1) -> (N, C, frames, bands), 1 for a sine of full scale."""
+        """(N, C, frames, size / 2 + 1) -> (N, C, frames, bands), 1 for a full-scale sine."""
         magnitudes = magnitudes / (self.size / 4)
         if self.bands is None:
             return magnitudes[..., :-1]
         return magnitudes @ spectrum.mel_filters(self.bands, self.size, self.rate)
 
     def magnitudes(self, x):
-        """The magnitudes of the transform (N, C, frames, size / 2 + 1) that x stands for."""
+        """The magnitudes of the transform (N, C, frames, size / 2 + 1) that x represents."""
         x = to_host(x).astype(np.float64).clip(*PIXEL_RANGE).transpose(0, 3, 2, 1)[:, :, : self.frames]
         values = 10.0 ** (((x + 1.0) / 2.0 * (self.top - self.floor) + self.floor) / 20.0)
-        values = np.where(x <= PIXEL_RANGE[0] + 1e-6, 0.0, values)  # the floor stands for silence
+        values = np.where(x <= PIXEL_RANGE[0] + 1e-6, 0.0, values)  # the floor means silence
         if self.bands is None:
             return np.pad(values, ((0, 0), (0, 0), (0, 0), (0, 1))) * (self.size / 4)
         return spectrum.from_mel(values, self.size, self.rate) * (self.size / 4)
 
     def decode(self, x):
-        """The sounds (N, 1, L, C) float32 in [-1, 1]; ValueError for NaN."""
+        """Sounds (N, 1, L, C) float32 in [-1, 1], with phases by Griffin-Lim. Raises ValueError for NaN."""
         x = to_host(x)
         if np.isnan(x).any():
             raise ValueError("a sound of NaN cannot be played; look for what made it")
@@ -158,16 +157,16 @@ class Spectrogram(SoundCodec):
         return np.stack(sounds).transpose(0, 2, 1)[:, None].clip(*PIXEL_RANGE).astype(np.float32)
 
     def show_x(self, x):
-        """The image itself, channels averaged, low notes below: no phases have to be guessed for it."""
+        """x as an image, channels averaged, low frequencies at the bottom: this needs no phases."""
         return to_uint8(to_host(x).astype(np.float32).clip(*PIXEL_RANGE).mean(-1, keepdims=True)[:, ::-1])
 
     def show_noise(self, eps):
-        """Draws noise as `show` draws sounds."""
+        """Noise as such images: +-3 standard deviations are white and black."""
         return self.show_x(to_host(eps) / NOISE_RANGE)
 
     def encode_mask(self, mask):
-        """(N, 1, L, 1 or C) over samples -> (N, 1, frames, 1): a frame counts as drawn where its window has such
-        samples.
+        """(N, 1, L, 1 or C) over samples -> (N, 1, frames, 1): a frame is drawn if its window has samples to
+        be drawn.
         """
         over = np.asarray(mask, np.float64).max((1, 3))  # (N, L)
         reach = self.size // 2
@@ -177,11 +176,11 @@ class Spectrogram(SoundCodec):
         return made[:, None, :, None].astype(np.float32)
 
     def kept(self, drawn, given, mask):
-        """Drawn where the mask says, otherwise the sounds given: what was not asked for keeps its phases."""
+        """`drawn` where the mask is 1, else the given sounds, which keep their phases."""
         return (mask * drawn + (1.0 - mask) * np.asarray(given)).astype(np.float32)
 
     def to_config(self):
-        """For JSON; `from_config` of it is an equal codec."""
+        """A dict for JSON; `from_config` turns it into an equal codec."""
         own = {name: getattr(self, name) for name in ("bands", "hop", "iterations")}
         return super().to_config() | own | {"window": self.size}
 

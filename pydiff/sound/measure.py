@@ -1,20 +1,20 @@
-"""What can be checked exactly of a sound: its pitch, how fast it glides, its formants. For tests and tables.
+"""Measurements of a sound that can be checked exactly: its pitch, its glide, its formants. For tests and tables.
 
-All take x (L,), a float array at `rate` samples a second.
+All take x (L,), a float array at `rate` samples per second.
 """
 
 import numpy as np
 
 from pydiff.sound.spectrum import stft
 
-PAD = 16  # how much finer than its length a sound's spectrum is sampled
+PAD = 16  # zero-padding factor of the transform
 
 
 def pitch(x, rate: int, low: float = 80.0, high: float = 1000.0) -> float:
     """The frequency in Hz, between low and high, of the strongest peak of the spectrum.
 
-    A Hann window, the transform of PAD times the length, and the top of a parabola through the logarithms of the three
-    highest values: of a steady tone the error is far below a cent. NaN for silence.
+    A Hann window, a transform of PAD times the length, and the vertex of a parabola through the logarithms of the three
+    values around the peak: for a steady tone the error is far below a cent. NaN for silence.
     """
     x = np.asarray(x, np.float64)
     size = PAD * len(x)
@@ -27,13 +27,13 @@ def pitch(x, rate: int, low: float = 80.0, high: float = 1000.0) -> float:
 
 
 def cents(frequency: float, wanted: float) -> float:
-    """How far above the wanted frequency: 1200 an octave."""
+    """How far `frequency` is above `wanted`, in cents: 1200 per octave."""
     return float(1200 * np.log2(frequency / wanted))
 
 
 def slope(x, rate: int, low: float = 80.0, high: float = 2000.0) -> float:
-    """Octaves a second by which the strongest partial rises (falls: below 0): a line through its track, loud frames
-    count more. NaN for silence.
+    """Octaves per second by which the strongest partial rises (negative if it falls): a line fitted to its track,
+    weighted by loudness. NaN for silence.
     """
     size = int(2 ** round(np.log2(0.032 * rate)))
     hop = size // 4
@@ -50,17 +50,17 @@ def slope(x, rate: int, low: float = 80.0, high: float = 2000.0) -> float:
 
 
 def _top(values, at):
-    """Where a parabola through the logarithms around a peak has its top, from -1/2 to 1/2."""
+    """The vertex of a parabola through the logarithms around a peak, relative to it, from -1/2 to 1/2."""
     left, middle, right = np.log(np.maximum(values[at - 1 : at + 2], 1e-300))
     bend = left - 2 * middle + right
     return 0.0 if bend >= 0 else float(np.clip(0.5 * (left - right) / bend, -0.5, 0.5))
 
 
 def formants(x, rate: int, count: int = 2, order: int = 10) -> np.ndarray:
-    """The lowest `count` resonances in Hz (count,), NaN where there are fewer: linear prediction (Makhoul 1975).
+    """The lowest `count` resonances in Hz (count,), NaN if there are fewer, by linear prediction (Makhoul 1975).
 
-    The sound is raised by 6 dB an octave first, and the predictor comes from the autocorrelation; a resonance is a pole
-    above 90 Hz that is narrower than 500 Hz.
+    The sound is first emphasised by 6 dB per octave, and the predictor comes from the autocorrelation; a resonance is a
+    pole above 90 Hz that is narrower than 500 Hz.
     """
     x = np.asarray(x, np.float64)
     x = np.append(x[:1], x[1:] - 0.97 * x[:-1]) * np.hamming(len(x))

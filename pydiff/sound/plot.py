@@ -1,4 +1,4 @@
-"""Sounds as images: the waveform above, its spectrum below, louder is brighter."""
+"""Sounds as images: the waveform above its spectrum, where brighter is louder."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ RANGE = 60.0  # decibels from black to white
 
 
 def images(sounds, height=64, width=64, wave=20):
-    """(N, 1, L, C) floats -> (N, height, width, 1) uint8: `wave` rows of waveform over the spectrum, low notes below.
+    """(N, 1, L, C) floats -> (N, height, width, 1) uint8: `wave` rows of waveform above the spectrum.
 
-    Channels are averaged. 0 dB is a sine of full scale; the darkest grey is RANGE below.
+    Low frequencies are at the bottom. Channels are averaged. White is 0 dB, a full-scale sine; black is RANGE below.
     """
     x = np.asarray(sounds, np.float64)[:, 0].mean(-1)
     out = np.zeros((len(x), height, width, 1), np.uint8)
@@ -35,7 +35,7 @@ def spectra(x, height, width):
     """x (N, L) -> (N, height, width) uint8 from magnitudes in decibels, the highest frequency in the first row."""
     length = x.shape[1]
     size = int(2 ** np.clip(round(np.log2(max(length, 2) / 20)), 5, 11))
-    found = np.abs(stft(x, size, max(1, size // 4))) / (size / 4)  # of a sine of full scale: 1
+    found = np.abs(stft(x, size, max(1, size // 4))) / (size / 4)  # 1 for a full-scale sine
     frames, bands = found.shape[1:]
     columns = np.linspace(0, frames - 1, width).round().astype(int)
     edges = np.unique(np.linspace(0, bands, height + 1).astype(int))

@@ -1,9 +1,10 @@
-"""Another rate, by a windowed sinc taken phase by phase (Smith and Gossett 1984; Crochiere and Rabiner 1983, chapter
+"""Resampling to another rate by a polyphase windowed sinc (Smith and Gossett 1984; Crochiere and Rabiner 1983, chapter
 4).
 
-From rate a to b, with p = b / gcd and q = a / gcd, output number n lies at n q / p of the input. The p different
-fractions each have their own filter: the sinc that cuts at the lower of the two half rates, in a Kaiser window.
-Frequencies up to 0.9 of the lower half rate pass unchanged, those above it are 90 dB down: nothing folds back.
+From rate a to b, with p = b / gcd and q = a / gcd, output sample n is at position n q / p of the input. The p different
+fractions each have their own filter: the sinc that cuts off at the lower of the two Nyquist frequencies, in a Kaiser
+window. Frequencies up to 0.9 of the lower Nyquist frequency pass unchanged, those above it are 90 dB down, so that
+there is no aliasing.
 """
 
 import math
@@ -12,11 +13,11 @@ import numpy as np
 
 ZEROS = 64  # zero crossings of the sinc on either side
 BETA = 9.0  # of the Kaiser window: 90 dB
-PASS = 0.952  # where the sinc cuts, in lower half rates: half way between the end of the pass band and the half rate
+PASS = 0.952  # cutoff over the lower Nyquist frequency: half way between that and the end of the pass band
 
 
 def resample(x, rate: int, wanted: int) -> np.ndarray:
-    """x (L, ...) at `rate` -> (ceil(L wanted / rate), ...) float64 at `wanted`. Beyond its ends x is silent."""
+    """x (L, ...) at `rate` -> (ceil(L wanted / rate), ...) float64 at `wanted`. x counts as silent beyond its ends."""
     x = np.asarray(x, np.float64)
     if not (isinstance(rate, int) and isinstance(wanted, int) and rate > 0 and wanted > 0):
         raise ValueError(f"rates are whole numbers of at least 1, got {rate!r} and {wanted!r}")
@@ -43,7 +44,7 @@ def resample(x, rate: int, wanted: int) -> np.ndarray:
 
 
 def _filter(distance, scale):
-    """Weights of input samples at these distances (T,) from the output's place; they add up to 1."""
+    """Weights of input samples at these distances (T,) from the output sample; they sum to 1."""
     at = distance * (PASS / scale)
     inside = np.clip(1.0 - (at / ZEROS) ** 2, 0.0, None)
     weights = np.where(np.abs(at) <= ZEROS, np.sinc(at) * np.i0(BETA * np.sqrt(inside)), 0.0)

@@ -1,14 +1,14 @@
-"""Short-time spectra, mel bands, and the way back from magnitudes alone: Griffin-Lim.
+"""Short-time spectra, mel bands, and the reconstruction from magnitudes alone: Griffin-Lim.
 
-Frame k is centred on sample k·hop, windowed by a periodic Hann window; beyond its ends a sound is silent. With at least
-four frames a window, every sample is covered evenly, and `istft` of `stft` gives the sound back.
+Frame k is centred on sample k·hop, with a periodic Hann window; beyond its ends a sound counts as silent. With at least
+four frames per window, all samples are covered evenly, and `istft` inverts `stft`.
 """
 
 import functools
 
 import numpy as np
 
-FLOOR = 1e-10  # below that, a window's weights count as nothing
+FLOOR = 1e-10  # window weights below this count as zero
 
 
 def frames_of(length: int, hop: int) -> int:
@@ -34,7 +34,7 @@ def stft(x, size: int, hop: int) -> np.ndarray:
 
 
 def istft(spectra, length: int, size: int, hop: int) -> np.ndarray:
-    """The sound (..., length) float64 whose spectra are nearest to these in the mean square (Griffin and Lim 1984,
+    """The sound (..., length) float64 whose spectra are nearest to these in mean square (Griffin and Lim 1984,
     eq. 6).
     """
     spectra = np.asarray(spectra)
@@ -47,9 +47,9 @@ def istft(spectra, length: int, size: int, hop: int) -> np.ndarray:
 
 
 def _overlap(cut, hop):
-    """Frames (..., K, size) added up where they lie: (..., (K - 1) hop + size)."""
+    """The overlap-add of frames (..., K, size): (..., (K - 1) hop + size)."""
     frames, size = cut.shape[-2:]
-    parts = -(-size // hop)  # a frame is so many pieces of `hop` samples
+    parts = -(-size // hop)  # pieces of `hop` samples per frame
     cut = np.pad(cut, [(0, 0)] * (cut.ndim - 1) + [(0, parts * hop - size)])
     total = np.zeros((*cut.shape[:-2], frames + parts - 1, hop))
     for i in range(parts):
@@ -60,11 +60,11 @@ def _overlap(cut, hop):
 def griffin_lim(
     magnitudes, length: int, size: int, hop: int, iterations: int = 60, momentum: float = 0.99
 ) -> np.ndarray:
-    """A sound (..., length) whose spectra have these magnitudes (..., frames, size // 2 + 1), as nearly as may be.
+    """A sound (..., length) whose spectra have approximately these magnitudes (..., frames, size // 2 + 1).
 
     Griffin and Lim 1984, with the momentum of Perraudin, Balazs and Søndergaard 2013, "A fast Griffin-Lim algorithm",
-    algorithm 2. It begins with phases that go on from frame to frame as those of steady tones in the middle of their
-    bands do, so it draws no random numbers, and every sound is worked out by itself.
+    algorithm 2. The initial phases advance from frame to frame like those of steady tones in the middle of their bands,
+    so no random numbers are drawn, and every sound is computed independently.
     """
     magnitudes = np.asarray(magnitudes, np.float64)
     frames, bands = magnitudes.shape[-2:]
@@ -84,7 +84,7 @@ def griffin_lim(
 
 
 def convergence(x, magnitudes, size: int, hop: int) -> np.ndarray:
-    """|| |STFT x| - magnitudes || / || magnitudes ||, (...), 0 for a sound that has exactly these."""
+    """|| |STFT x| - magnitudes || / || magnitudes ||, (...): 0 for a sound that has exactly these magnitudes."""
     error = np.abs(stft(x, size, hop)) - magnitudes
     axes = (-2, -1)
     return np.sqrt((error**2).sum(axes) / (np.asarray(magnitudes) ** 2).sum(axes).clip(1e-300))
@@ -113,9 +113,7 @@ def mel_filters(bands: int, size: int, rate: int) -> np.ndarray:
 
 @functools.cache
 def _spreading(bands, size, rate):
-    """(bands, size // 2 + 1): shares of the bands that a bin of the transform takes part in; the multiplicative
-    start.
-    """
+    """(bands, size // 2 + 1): the initial share of each band in each bin, for the multiplicative updates."""
     weights = mel_filters(bands, size, rate)
     return (weights / weights.sum(1, keepdims=True).clip(1e-12)).T
 
@@ -123,7 +121,7 @@ def _spreading(bands, size, rate):
 def from_mel(values, size: int, rate: int, iterations: int = 40) -> np.ndarray:
     """Magnitudes (..., size // 2 + 1) >= 0 whose mel bands are nearest to values (..., bands) >= 0.
 
-    Lee and Seung 2001, multiplicative updates of non-negative least squares, from a smooth start.
+    Multiplicative updates for non-negative least squares (Lee and Seung 2001), from a smooth start.
     """
     values = np.asarray(values, np.float64)
     weights = mel_filters(values.shape[-1], size, rate)

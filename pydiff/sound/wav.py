@@ -1,7 +1,7 @@
-"""WAV files: RIFF chunks read by the standard library alone, and 16-bit PCM written.
+"""WAV files: reads RIFF chunks with only the standard library and NumPy, and writes 16-bit PCM.
 
 PCM of 8 (unsigned), 16, 24 and 32 bits and floats of 32 and 64, any number of channels, also as WAVE_FORMAT_EXTENSIBLE
-(Microsoft, "Multiple channel audio data and WAVE files", 2001). Python's own `wave` knows no floats.
+(Microsoft, "Multiple channel audio data and WAVE files", 2001). Python's own `wave` does not read floats.
 """
 
 import contextlib
@@ -14,28 +14,26 @@ import numpy as np
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 COMPRESSED = {2: "ADPCM", 6: "A-law", 7: "μ-law", 0x11: "IMA ADPCM", 0x31: "GSM", 0x50: "MPEG", 0x55: "MP3"}
-STREAMED = 0x7FFFF000  # sizes from here on are said by programs that write into a pipe; espeak-ng's is this one
+STREAMED = 0x7FFFF000  # programs that write to a pipe give sizes from here on; espeak-ng gives this one
 HIGHEST_RATE, MOST_CHANNELS = 1_000_000, 64
 
 
 class Sound(NamedTuple):
-    """samples: (L, C) float32, full scale is [-1, 1], floats may go beyond. rate: samples a second."""
+    """samples: (L, C) float32, full scale is [-1, 1], floats may go beyond. rate: samples per second."""
 
     samples: np.ndarray
     rate: int
 
 
 class Unreadable(ValueError):
-    """A file that is no sound, or none that is understood; the message is half a sentence."""
+    """The file is not a sound, or not of a supported kind; the message is half a sentence."""
 
 
 def read_wav(data: bytes, longest: float | None = None, check: Callable[[int], None] | None = None) -> Sound:
-    """The sound in the bytes of a WAV file; at most `longest` seconds of it. Unreadable for anything else.
+    """The sound in the bytes of a WAV file; at most `longest` seconds of it. Raises Unreadable for anything else.
 
-    check: told how many numbers it has, before there is room for them, and may raise.
-
-    A data chunk without a length (0, or about the largest), as programs that write into a pipe leave it, goes to the
-    end.
+    check: called with the number of samples before memory is allocated for them; may raise. A data chunk without a
+    length (0, or near the maximum), as written by programs into a pipe, extends to the end of the file.
     """
     if len(data) < 12 or data[:4] not in (b"RIFF", b"RF64") or data[8:12] != b"WAVE":
         raise Unreadable("empty file" if not data else "it does not begin like a WAV file")
@@ -62,7 +60,7 @@ def read_wav(data: bytes, longest: float | None = None, check: Callable[[int], N
 
 
 def _format(chunk):
-    """(PCM or FLOAT, channels, rate, bytes a number) of a format chunk."""
+    """(PCM or FLOAT, channels, rate, bytes per number) of a format chunk."""
     if len(chunk) < 16:
         raise Unreadable("its format chunk is too short")
     kind, channels, rate, _, _, bits = struct.unpack("<HHIIHH", chunk[:16])
@@ -80,12 +78,12 @@ def _format(chunk):
 
 
 def _samples(body, kind, width):
-    """The numbers of a data chunk: float32, full scale 1."""
+    """The numbers of a data chunk as float32, with full scale 1."""
     if kind == FLOAT:
         return np.frombuffer(body, f"<f{width}").astype(np.float32)
     if width == 1:
         return (np.frombuffer(body, np.uint8).astype(np.float32) - 128) / 128
-    if width == 3:  # the three bytes on top of an empty one: the number times 256
+    if width == 3:  # placed above an empty byte: the number times 256
         wide = np.zeros((len(body) // 3, 4), np.uint8)
         wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
         return (wide.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
@@ -93,10 +91,10 @@ def _samples(body, kind, width):
 
 
 def wav_bytes(samples, rate: int, told: dict[str, str] | None = None) -> bytes:
-    """A WAV file of 16-bit PCM. samples: (L,) or (L, C) floats; what lies beyond [-1, 1] is cut. told: what `told_in`
-    gives back; players show it as a comment.
+    """A WAV file of 16-bit PCM. samples: (L,) or (L, C) floats; values outside [-1, 1] are clipped. told: metadata that
+    `told_in` reads back; players show it as a comment.
 
-    ValueError for NaN and infinity, which no loudspeaker can play.
+    Raises ValueError for NaN and infinity, and for other shapes or dtypes.
     """
     samples = np.asarray(samples)
     samples = samples[:, None] if samples.ndim == 1 else samples
@@ -115,8 +113,8 @@ def wav_bytes(samples, rate: int, told: dict[str, str] | None = None) -> bytes:
 
 
 def told_in(data: bytes) -> dict[str, str]:
-    """What `wav_bytes` was told to write beside the sound; nothing, {}, for files of others. Unreadable for a damaged
-    one.
+    """The metadata that `wav_bytes` stored beside the sound; {} for other files. Raises Unreadable for a
+    damaged file.
     """
     read_wav(data)
     with contextlib.suppress(ValueError):
@@ -128,12 +126,12 @@ def told_in(data: bytes) -> dict[str, str]:
 
 
 def _chunk(name, content):
-    """A RIFF chunk: its name, its length, its content, filled up to an even length."""
+    """A RIFF chunk: its name, its length and its content, padded to an even length."""
     return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 
 def _chunk_of(data, wanted):
-    """The content of the first chunk of this name, b"" where there is none."""
+    """The content of the first chunk of this name; b"" if there is none."""
     here = 0
     while here + 8 <= len(data):
         name, size = data[here : here + 4], int.from_bytes(data[here + 4 : here + 8], "little")

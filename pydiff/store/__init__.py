@@ -1,1 +1,1 @@
-"""What a run leaves on disk: sealed folders, checkpoints, the run's folder and its log."""
+"""What a run stores on disk: sealed folders, checkpoints, the run's folder and its log."""

@@ -5,11 +5,11 @@
                                 scheduler/scheduler_config.json, pydiff.json (the seal), and, for a network beside the
                                 U-Net, text_encoder/ or vae/ with config.json and weights
 
-A model folder is a pipeline folder of diffusers; without model_index.json and scheduler/ where diffusers has nothing
-like the process. That of pydiff 0.1 had config.json and the weights beside the seal, and is still read.
-Loading checks every byte against the seal's SHA-256 before parsing any, and gives exactly what was saved or a
-CheckpointError. sealed.py says how a folder is written so that no crash costs the one before; docs/checkpoints.md says
-what is promised and how it was tested.
+A model folder is a diffusers pipeline folder, but without model_index.json and scheduler/ if diffusers has no
+equivalent of the process. In pydiff 0.1 it had config.json and the weights beside the seal; that is still read. Loading
+checks every byte against the seal's SHA-256 before parsing any, and returns exactly what was saved or raises
+CheckpointError. sealed.py says how a folder is written so that no crash loses the previous one; docs/checkpoints.md
+says what is guaranteed and how it was tested.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"  # these four are diffusers' names
 CONFIG, WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
-FLAT = {Path(name).name: name for name in (CONFIG, WEIGHTS)}  # as pydiff 0.1 had them -> as they are now
-# Networks beside the U-Net, a folder each: how diffusers and transformers call their files.
+FLAT = {Path(name).name: name for name in (CONFIG, WEIGHTS)}  # names in pydiff 0.1 -> names now
+# Networks beside the U-Net, one folder each: the names that diffusers and transformers give their files.
 BESIDE = {"text_encoder": "model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
 BESIDE_CONFIGS = {name: f"{name}/config.json" for name in BESIDE}
 BESIDE_WEIGHTS = {name: f"{name}/{file}" for name, file in BESIDE.items()}
@@ -47,7 +47,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class CheckpointWarning(UserWarning):
-    """A damaged checkpoint was passed over in favour of an older one."""
+    """A damaged checkpoint was skipped in favour of an older one."""
 
 
 class Survey(NamedTuple):
@@ -58,11 +58,11 @@ class Survey(NamedTuple):
 
 
 def save(directory: str | os.PathLike, step: int, arrays: dict[str, Arrays], state: dict) -> Path:
-    """Write the checkpoint of `step` and return its folder; one of the same step is replaced.
+    """Writes the checkpoint of `step` and returns its folder; a checkpoint of the same step is replaced.
 
-    arrays: a file for each entry, {"model": {name: array}, "optimizer": {...}}; for the dtypes see tensorfile.EXACT.
-    state: everything else, as JSON that reads back equal (so no tuples, no integer keys, no NaN).
-    Raises CheckpointError when the disk refuses; the checkpoints before are untouched, and the next save cleans up.
+    arrays: one file per entry, {"model": {name: array}, "optimizer": {...}}; for the dtypes see tensorfile.EXACT.
+    state: everything else, as JSON that reads back equal (so no tuples, no integer keys, no NaN). Raises
+    CheckpointError if the disk write fails; earlier checkpoints are then untouched, and the next save cleans up.
     """
     if type(step) is not int or not 0 <= step < 1 << 63:
         raise ValueError(f"got the step {step!r}, expected an int of at least 0.")
@@ -71,7 +71,7 @@ def save(directory: str | os.PathLike, step: int, arrays: dict[str, Arrays], sta
             raise ValueError(f"got {name!r} as the name of a group of arrays, expected ASCII letters, digits and _.")
     state_json = _json(state, "the state")
 
-    def files() -> Iterator[tuple[str, sealed.Content]]:  # in pieces: one array more in memory, if it has to be copied
+    def files() -> Iterator[tuple[str, sealed.Content]]:  # in pieces: at most one array is copied in memory at a time
         for name, group in arrays.items():
             yield f"{name}.safetensors", tensorfile.pieces(group)
         yield STATE, state_json
@@ -83,7 +83,7 @@ def save(directory: str | os.PathLike, step: int, arrays: dict[str, Arrays], sta
 
 
 def load(path: str | os.PathLike) -> tuple[dict[str, Arrays], dict]:
-    """(arrays, state) as saved, bit for bit; CheckpointError for whatever is missing, added, damaged or renamed."""
+    """(arrays, state) as saved, bit for bit. Raises CheckpointError for anything missing, added, damaged or renamed."""
     path = Path(path).absolute()
     info, files = sealed.read(path, MANIFEST, "pydiff checkpoint")
     if step_of(path.name) not in (None, info.get("step")):
@@ -102,7 +102,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Arrays], dict]:
 def survey(directory: str | os.PathLike) -> Survey:
     """The newest valid checkpoint in a directory, every byte of it checked, and the newer ones that are damaged.
 
-    Raises CheckpointError if there are checkpoints and none is valid: starting again is for the user to decide.
+    Raises CheckpointError if there are checkpoints but none is valid: starting again is for the user to decide.
     """
     passed_over = []
     for path in listed(Path(directory)):
@@ -121,7 +121,9 @@ def survey(directory: str | os.PathLike) -> Survey:
 
 
 def latest(directory: str | os.PathLike) -> Path | None:
-    """The newest valid checkpoint, or None if there is none of any kind; a CheckpointWarning for each passed over."""
+    """The newest valid checkpoint, or None if there are no checkpoints; emits a CheckpointWarning for each one
+    skipped.
+    """
     newest, passed_over = survey(directory)
     for path, reason in passed_over:
         warnings.warn(f"Passed over the checkpoint {path.name}: {reason}", CheckpointWarning, stacklevel=2)
@@ -129,7 +131,7 @@ def latest(directory: str | os.PathLike) -> Path | None:
 
 
 def prune(directory: str | os.PathLike, keep: int = 3) -> list[Path]:
-    """Remove all checkpoints but the newest `keep`, and never the newest valid one; returns those removed."""
+    """Removes all checkpoints but the newest `keep`, but never the newest valid one; returns those removed."""
     if type(keep) is not int or keep < 1:
         raise ValueError(f"got keep={keep!r}, expected an int of at least 1.")
     surplus = listed(Path(directory))[keep:]
@@ -142,8 +144,8 @@ def prune(directory: str | os.PathLike, keep: int = 3) -> list[Path]:
 
 
 class Model(NamedTuple):
-    """A model folder. config: the network's options, without diffusers' bookkeeping. extra: what pydiff.json says.
-    class_name: of the network, as diffusers calls it.
+    """A model folder. config: the network's options, without diffusers' bookkeeping. extra: the contents of
+    pydiff.json. class_name: of the network, as in diffusers.
     """
 
     config: dict
@@ -153,7 +155,7 @@ class Model(NamedTuple):
 
 
 class OpenModel(NamedTuple):
-    """The same with weights that are still in their file, readable while the folder is open.
+    """A Model whose weights are still in their file, readable while the folder is open.
 
     beside: {folder: (config, weights)} of the networks beside the U-Net, see BESIDE.
     """
@@ -165,7 +167,7 @@ class OpenModel(NamedTuple):
     beside: dict[str, tuple[dict, dict[str, Weight]]]
 
     def network(self, folder: str) -> tuple[dict, Arrays] | None:
-        """(config, arrays) of the network in this folder beside the U-Net, read; None where there is none."""
+        """(config, arrays) of the network in this folder beside the U-Net, read into memory; None if there is none."""
         if folder not in self.beside:
             return None
         config, weights = self.beside[folder]
@@ -184,15 +186,15 @@ def save_model(
     beside: Mapping[str, tuple[dict, Mapping[str, np.ndarray | Made]]] | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Write a model folder that diffusers opens, replacing the one that is there.
+    """Writes a model folder that diffusers can open, replacing an existing one.
 
-    config: the U-Net's options.  arrays: its parameters, as diffusers names and lays them out, all floating; a Made is
-    made when its turn comes, so that no more than one is held; None leaves them out, for a network whose weights are
-    elsewhere, see `open_model`.  extra: JSON for pydiff.  index, scheduler: contents of model_index.json and
-    scheduler_config.json.  beside: {folder: (config, arrays)} of further networks, see BESIDE.
-    dtype: of the files, a name in DTYPES; None keeps float32 or float64.
-    Raises CheckpointError when the disk refuses (the old model is then still there), and when the folder holds other
-    files, because replacing it would lose them; ValueError for another dtype.
+    config: the U-Net's options. arrays: its parameters, with diffusers' names and layouts, all floating-point; a Made
+    is computed when it is written, so that only one is in memory; None leaves them out, for a network whose weights are
+    elsewhere, see `open_model`. extra: JSON for pydiff. index, scheduler: contents of model_index.json and
+    scheduler_config.json. beside: {folder: (config, arrays)} of further networks, see BESIDE. dtype: of the files, a
+    name in DTYPES; None keeps float32 or float64. Raises CheckpointError if the disk write fails (the old model is then
+    still there), or if the folder holds other files, which replacing it would delete; ValueError for another
+    dtype.
     """
     beside = dict(beside or {})
     if unknown := beside.keys() - BESIDE.keys():
@@ -216,7 +218,7 @@ def save_model(
         yield from texts.items()
         parts = {WEIGHTS: arrays} | {BESIDE_WEIGHTS[name]: part for name, (_, part) in beside.items()}
         for name, part in parts.items():
-            if part is not None:  # with an entry that diffusers asks for
+            if part is not None:  # with an entry that diffusers requires
                 yield name, tensorfile.pieces(part, DTYPES[dtype], {"format": "pt"})
 
     partial = target.with_name(f".{target.name}.pydiff-partial")
@@ -224,7 +226,7 @@ def save_model(
 
 
 def holds_model(directory: str | os.PathLike) -> bool:
-    """Whether there is a folder for load_model, be it under its temporary name after an interrupted replacement."""
+    """Whether there is a folder for load_model, possibly under its temporary name after an interrupted replacement."""
     return sealed.resolve(Path(directory).resolve()).is_dir()
 
 
@@ -234,14 +236,14 @@ def is_ours(directory: str | os.PathLike) -> bool:
 
 
 def load_model(directory: str | os.PathLike, known: Iterable[str] = (MODEL_CLASS,)) -> Model:
-    """What is in a folder written by save_model, whole; see `open_model`."""
+    """The Model in a folder written by save_model, read into memory; see `open_model`."""
     with open_model(directory, known) as model:
         arrays = {name: weight.read() for name, weight in model.weights.items()}
         return Model(model.config, arrays, model.extra, model.class_name)
 
 
 def extra_of(directory: str | os.PathLike) -> dict:
-    """What pydiff.json says in a folder written by save_model, without a look at its other files."""
+    """The contents of pydiff.json in a folder written by save_model, without reading its other files."""
     return _extra(path := sealed.resolve(Path(directory).resolve()), sealed.inspect(path, SEAL, "pydiff model")[0])
 
 
@@ -251,10 +253,11 @@ def open_model(
     known: Iterable[str] = (MODEL_CLASS,),
     elsewhere: Callable[[dict], Mapping[str, Mapping[str, Weight]]] | None = None,
 ) -> Iterator[OpenModel]:
-    """What is in a folder written by save_model, for a network of one of the `known` classes; every byte is checked.
+    """Opens a folder written by save_model whose network is of one of the `known` classes; every byte is checked.
 
     config comes without its underscored keys, which are diffusers' bookkeeping. Half-precision arrays come as float32.
-    elsewhere: gives the weights that were left out, from `extra`: {WEIGHTS or one of BESIDE_WEIGHTS: {name: weight}}.
+    elsewhere: a function of `extra` that returns weights that were left out: {WEIGHTS or one of BESIDE_WEIGHTS: {name:
+    weight}}.
     """
     path = sealed.resolve(Path(directory).resolve())
     names = _names(path)
@@ -304,7 +307,9 @@ def _extra(path: Path, info: dict) -> dict:
 
 
 def listed(directory: Path) -> list[Path]:
-    """The folders of checkpoints, newest first; of one step, the interrupted replacement before the replaced."""
+    """The folders of checkpoints, newest first; for the same step, an interrupted replacement before the one it
+    replaces.
+    """
     if not os.path.lexists(directory):
         return []
     found = [(step, name.startswith("."), name) for name in _names(directory) if (step := step_of(name)) is not None]
@@ -327,7 +332,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _files(directory: Path) -> set[str]:
-    """What is in a folder and in the folders that a model folder has; a folder of another name counts as a file."""
+    """The files in a folder and in the subfolders of a model folder; any other subfolder counts as a file."""
     found = set(_names(directory))
     for folder in {Path(name).parent.name for name in _KNOWN} & found:
         if (directory / folder).is_dir() and not (directory / folder).is_symlink():
@@ -336,7 +341,7 @@ def _files(directory: Path) -> set[str]:
 
 
 def _json(value: dict, what: str) -> bytes:
-    """`value` as JSON, once it is sure that reading it gives `value` back."""
+    """`value` as JSON, after checking that it reads back equal. Raises TypeError if it does not."""
     if not isinstance(value, dict):
         raise TypeError(f"{what} is a {type(value).__name__}, expected a dict.")
     try:

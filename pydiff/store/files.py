@@ -1,13 +1,14 @@
-"""Files that are replaced as a whole."""
+"""Atomic replacement of files."""
 
 import os
 from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes):
-    """Write bytes such that no reader and no crash leaves half a file: a temporary name beside path, then a rename.
+    """Writes bytes such that neither a reader nor a crash sees half a file: to a temporary file beside path, then a
+    rename.
 
-    When this returns, the file is on disk under its name. A link of the temporary name is not followed.
+    When this returns, the file is on disk under its name. A link with the temporary name is not followed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -23,7 +24,7 @@ def write_atomic(path: Path, data: bytes):
 
 
 def sync_folder(path: Path):
-    """Make the names in a folder durable: fsync of a file does not cover the entry that points to it."""
+    """Makes the names in a folder durable: fsync of a file does not cover the directory entry that points to it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,11 +1,11 @@
 """The folder of a training run on disk.
 
-DIR/config.json        options, data set and its fingerprint: what the same command must match to go on; its changes
-DIR/pipeline/          everything of the model but its weights, so that it can be used before it is finished
-DIR/data/              where the data lie, and a few of them (kept.py)
-DIR/log.jsonl          one line a step: loss, learning rate, gradient norm, images per second (log.py)
+DIR/config.json        options, data set and its fingerprint, which a command must match to resume; changes of options
+DIR/pipeline/          the model without its weights, so that it can be used before it is finished
+DIR/data/              where the data are, and a few of the samples (kept.py)
+DIR/log.jsonl          one line per step: loss, learning rate, gradient norm, images per second (log.py)
 DIR/checkpoints/       the last few, hashed (checkpoint.py)
-DIR/samples.png        what the average of the weights draws, now and then
+DIR/samples.png        samples drawn during training, with the averaged weights
 DIR/model/             the finished model: a pipeline folder of diffusers
 """
 
@@ -25,13 +25,25 @@ SCHEMA = 3  # of config.json; 1, without the number, was pydiff 0.1's; 2 had no 
 WITHOUT_EFFECT = ("checkpoint_every", "sample_every", "keep", "recompute", "cache_gb", "limit")
 # Options that may change from one step to the next; what was changed, and after which step, is kept in config.json.
 CHANGEABLE = ("steps", "batch_size", "shards", "lr", "warmup", "lr_schedule", "weight_decay", "clip", "ema")
-# Options younger than the checkpoints of some runs: at None they say nothing, and those runs go on.
-BEFORE = (".lock", "shipped.png")  # what may be in a folder before a run begins there: `pydiff demo` draws first
+# Options younger than the checkpoints of some runs: at None they count as absent, so that those runs can resume.
+BEFORE = (".lock", "shipped.png")  # allowed in the folder of a new run: `pydiff demo` draws first
 YOUNG = ("frames", "frame_rate", "image_share", "init_from", "image_channels", "layout", "pages", "split", "bits")
 
 
 class KernelWarning(UserWarning):
-    """A run goes on with kernels whose arithmetic is not the one it began with."""
+    """A run resumes with kernels whose arithmetic differs from the one it began with."""
+
+
+def trained_in(config: dict) -> str:
+    """What the run with this config.json trains, in words: an autoencoder, a classifier, a segmenter, a word, or else a
+    diffusion model.
+    """
+    model = str(config.get("model"))  # not stored by pydiff 0.1, which had none of the others
+    if model.endswith(", segmenting"):
+        return "a segmenter"
+    if model.startswith("the word "):
+        return "a word"
+    return {"AutoencoderKL": "an autoencoder", "NoisyClassifier": "a classifier"}.get(model, "a diffusion model")
 
 
 class RunDirectory:
@@ -44,10 +56,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self):
-        """Keeps a second process from training in the same folder; the lock dies with the process.
+        """Keeps a second process from training in the same folder; the lock is released when the process ends.
 
-        The folder itself is locked, so that nothing can be deleted or linked away. RuntimeError, in one sentence, where
-        somebody else has it, and on systems without such locks.
+        The folder itself is locked, so that no lock file can be deleted or replaced. Raises RuntimeError if another
+        process has the lock, and on systems without such locks.
         """
         try:
             import fcntl
@@ -69,12 +81,12 @@ class RunDirectory:
             os.close(descriptor)
 
     def open(self, identity, options):
-        """Starts a new run here, or finds the one that is here if it is the same: (arrays, state) of its newest
-        checkpoint, or None where there is none.
+        """Starts a new run here, or resumes the one here if it is the same: returns (arrays, state) of its newest
+        checkpoint, or None if there is none.
 
-        identity: JSON of what is learned from what, see `Task.identity`. options: LoopOptions, of which those in
-        CHANGEABLE may differ: `changed` says which, {name: [before, now]}, and config.json keeps it. ValueError or
-        FileExistsError, in one sentence, for another run's folder. A KernelWarning says that bits will differ.
+        identity: JSON that identifies the task and its data, see `Task.identity`. options: LoopOptions, of which those
+        in CHANGEABLE may differ: `changed` says which, {name: [before, now]}, and config.json records it. Raises
+        ValueError or FileExistsError if the folder belongs to another run. A KernelWarning says that bits will differ.
         """
         self.changed = {}
         config = {"schema": SCHEMA, **identity, "options": options.to_config(), "changes": []}
@@ -111,13 +123,13 @@ class RunDirectory:
         config["changes"] = changes_after(before.get("changes", []), self.changed, step)
         self.log.cut(step)
         if self.changed or config["changes"] != before.get("changes", config["changes"]):
-            kept = {**before["options"], **{name: now[name] for name in names}}  # what it says of others is its digest
+            kept = {**before["options"], **{name: now[name] for name in names}}  # the others are part of its digest
             after = {**before, "schema": SCHEMA, "options": kept, "changes": config["changes"]}
             write_atomic(file, json.dumps(after, indent=1).encode())
         return None if newest is None else (arrays, state)
 
     def config(self):
-        """What config.json says. ValueError, in one sentence, where nothing can be read there."""
+        """The contents of config.json. Raises ValueError if it cannot be read."""
         file = self.path / "config.json"
         try:
             config = json.loads(file.read_text())
@@ -132,21 +144,23 @@ class RunDirectory:
         return config
 
     def saved_options(self):
-        """The options of the run that is here, as they were written; None where there is none that can be read."""
+        """The options of the run in this folder, as written; None if there is none that can be read."""
         try:
             return self.config()["options"]
         except (OSError, ValueError):
             return None
 
     def noted(self, name, value):
-        """What config.json has under this name; `value`, which is written there, where it has nothing."""
+        """The value under this name in config.json; if there is none, writes `value` and returns it."""
         config = self.config()
         if name not in config:
             write_atomic(self.path / "config.json", json.dumps({**config, name: value}, indent=1).encode())
         return config.get(name, value)
 
     def _compare(self, before, config, options):
-        """The options that the run had; ValueError where it is another one."""
+        """The options that the run had. Raises ValueError if it is another run."""
+        if (then := trained_in(before)) != (now := trained_in(config)):
+            raise ValueError(f"{self.path} holds the run of {then}, and this is one of {now}; choose another folder")
         try:
             old_options = type(options).from_keywords(before["options"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -157,7 +171,7 @@ class RunDirectory:
             if name not in CHANGEABLE
         ]
         if before.get("fingerprint") != config.get("fingerprint"):
-            what = "".join(f", {name} = {old}, not {new}" for name, old, new in differing)  # a size, it may be
+            what = "".join(f", {name} = {old}, not {new}" for name, old, new in differing)  # such as a size
             if (then := before.get("samples")) and (now := config.get("samples")):
                 told = [f"{n} of {' x '.join(map(str, shape))}" for n, *shape in (then, now)]
                 what += f": {told[0]} then, {told[1]} now" if then != now else ": as many, and not the same"
@@ -174,7 +188,7 @@ class RunDirectory:
         return old_options
 
     def _compare_checkpoint(self, path, state, config):
-        """Whether a checkpoint belongs to this run, and to this arithmetic."""
+        """Raises ValueError if a checkpoint belongs to another run; warns if it is of other arithmetic."""
         if not self.owns(state, config):
             raise ValueError(
                 f"{path} is a checkpoint of another run than the one in {self.path}; remove one of the two"
@@ -192,26 +206,26 @@ class RunDirectory:
 
     @staticmethod
     def owns(state, config):
-        """Whether the state of a checkpoint is of the run with this config.json; pydiff 0.1 did not say."""
+        """Whether the state of a checkpoint belongs to the run with this config.json; pydiff 0.1 did not record it."""
         return "run" not in state or state["run"] in (digest(config), digest(config, ()))  # () before schema 3
 
     def save_checkpoint(self, step, arrays, keep):
-        """The log up to here is on disk before the checkpoint that counts on it."""
+        """Writes a checkpoint and removes all but the newest `keep`; the log is synced to disk first."""
         self.log.sync()
         state = {"step": step, "run": digest(self.config()), "arithmetic": arithmetic()}
         checkpoint.save(self.checkpoints, step, arrays, state)
         checkpoint.prune(self.checkpoints, keep)
 
     def save_preview(self, step, png):
-        """Writes the bytes of an image as samples.png and, numbered by step, into samples/."""
+        """Writes a PNG, as bytes, to samples.png and, numbered by step, to samples/."""
         (self.path / "samples").mkdir(exist_ok=True)
         for file in (self.path / "samples" / f"step-{step:08d}.png", self.path / "samples.png"):
             write_atomic(file, png)
 
 
 def changes_after(changes, changed, step):
-    """The list of changes with another one after this step. What was changed after a later step, of which no
-    checkpoint is left, took effect there, too.
+    """The list of changes with another one after this step. Changes recorded after this or a later step, of which no
+    checkpoint is left, took effect here too, and are merged into it.
 
     changes: dicts {"after": step, name: [before, now], ..}. changed: {name: [before, now]}.
     """
@@ -225,7 +239,7 @@ def changes_after(changes, changed, step):
 
 
 def digest(config, apart_from=CHANGEABLE):
-    """SHA-256 of what a run is: its config.json without the options that may change."""
+    """SHA-256 that identifies a run: its config.json without the options that may change."""
     import hashlib
 
     silent = {name for name in YOUNG if config["options"].get(name) is None}

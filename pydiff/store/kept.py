@@ -1,4 +1,4 @@
-"""A few arrays and some JSON in a sealed folder: what a run keeps of its data."""
+"""A few arrays and some JSON in a sealed folder: the samples of its data that a run keeps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +13,9 @@ SEAL, KIND, ARRAYS = "manifest.json", "pydiff data", "samples.safetensors"
 
 
 def write(folder: Path, arrays: Mapping[str, np.ndarray], about: dict) -> None:
-    """Writes the folder, in place of one that is there. arrays: {name: array}. about: what JSON can hold.
+    """Writes the folder, replacing an existing one. arrays: {name: array}. about: a dict that JSON can hold.
 
-    CheckpointError, in one sentence, where the disk refuses.
+    Raises CheckpointError if the disk write fails.
     """
     files = [(ARRAYS, tensorfile.encode(arrays))]
     folder = folder.absolute()
@@ -23,9 +23,9 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray], about: dict) -> None:
 
 
 def read(folder: Path) -> tuple[dict[str, np.ndarray], dict] | None:
-    """(arrays, about) as written, every byte checked; None where there is no such folder.
+    """(arrays, about) as written, every byte checked; None if there is no such folder.
 
-    CheckpointError, in one sentence, for a damaged one.
+    Raises CheckpointError if it is damaged.
     """
     folder = sealed.resolve(folder.absolute())
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The log of a run: one dict a step, as a line of JSON in its folder, or, without a folder, in memory."""
+"""The log of a run: one dict per step, as a line of JSON in its folder or, without a folder, in memory."""
 
 import contextlib
 import json
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from pydiff.store.files import write_atomic
 
-IN_MEMORY = 10_000  # entries kept of a run without a folder; beyond, every other one of the older half is forgotten
-WAITING = 1_000  # lines kept for a disk that is full
+IN_MEMORY = 10_000  # entries kept without a folder; beyond that, every other one of the older half is dropped
+WAITING = 1_000  # lines kept while the disk is full
 
 
 class Log:
     """The only owner of the entries and of their file.
 
     path: of log.jsonl, or None for a log in memory, which begins with `entries` and stays of bounded size. A line that
-    is no entry, such as a last one that a crash cut short, is left out and counted in `damaged`: the log says how a run
-    went, the run itself is elsewhere. lost: entries that a full disk cost.
+    is not an entry, such as a last one that a crash cut short, is ignored and counted in `damaged`: the log describes
+    how a run went, but is not needed to resume it. lost: entries lost because of a full disk.
     """
 
     def __init__(self, path: Path | None = None, entries=()):
@@ -29,11 +29,11 @@ class Log:
 
     @property
     def entries(self) -> list[dict]:
-        """All of them; of a long run in memory, the older the fewer."""
+        """All entries; of a long run in memory, fewer of the older ones."""
         return list(self)
 
     def __iter__(self) -> Iterator[dict]:
-        """One entry after the other, from the file where there is one."""
+        """One entry after the other, read from the file if there is one."""
         if self.path is None:
             yield from list(self._kept)
             return
@@ -50,7 +50,9 @@ class Log:
         yield from (json.loads(line) for line in list(self._waiting))
 
     def append(self, entry: dict) -> str | None:
-        """Takes note of a step. Returns why it could not be written, or None; it is then written with a later one."""
+        """Adds the entry of a step. Returns None, or why it could not be written; it is then written with a
+        later one.
+        """
         self.last = entry
         if self.path is None:
             self._kept.append(entry)
@@ -70,13 +72,13 @@ class Log:
         return None
 
     def sync(self):
-        """What was appended is on disk when this returns."""
+        """Flushes everything appended so far to disk."""
         if self.path is not None:
             with self.path.open("ab") as file:
                 os.fsync(file.fileno())
 
     def cut(self, step: int):
-        """Forgets what was logged after this step: those steps are about to be taken again."""
+        """Drops the entries after this step, as those steps are about to be repeated."""
         kept = [entry for entry in self if entry["step"] <= step]
         self.last = kept[-1] if kept else None
         if self.path is None:
@@ -86,7 +88,7 @@ class Log:
 
 
 def _append(path: Path, data: bytes):
-    """All of the data at the end of the file, or none of it."""
+    """Appends all of the data to the file, or none of it."""
     with path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         try:
@@ -100,7 +102,7 @@ def _append(path: Path, data: bytes):
 
 
 def _entry(line: bytes) -> dict | None:
-    """A line as an entry, or None for what no training wrote."""
+    """A line as an entry; None if no training wrote it."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""The newest checkpoint, read while a training goes on: it writes new ones and removes old ones at any moment.
+"""Reads the newest checkpoint while the training may still be writing new ones and removing old ones at any moment.
 
-Nothing is locked: a reader who finds that the folder it was reading has gone looks again, and finds a newer one.
+Nothing is locked: if the folder that is being read disappears, the reader looks again and finds a newer one.
 """
 
 import os
@@ -14,7 +14,7 @@ from pydiff.formats.files import RegularFile
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.store import checkpoint, sealed
 
-ATTEMPTS = 100  # at a folder that is replaced again and again
+ATTEMPTS = 100  # in case folders keep being replaced
 
 
 class Newest(NamedTuple):
@@ -27,19 +27,19 @@ class Newest(NamedTuple):
 
 
 def newest_step(directory: Path) -> int | None:
-    """The step of the newest checkpoint by its name, whole or damaged; None where there is none."""
+    """The step of the newest checkpoint by its name, whether or not it is damaged; None if there is none."""
     found = checkpoint.listed(directory)
     return checkpoint.step_of(found[0].name) if found else None
 
 
 def read_newest(directory: Path, group: str, name: str) -> Newest | None:
-    """One array, arrays[group][name], and the state of the newest valid checkpoint; None if there is none of any kind.
+    """The array arrays[group][name] and the state of the newest valid checkpoint; None if there are no checkpoints.
 
-    Every byte of those two files is checked, and no other array is held. CheckpointError, in one sentence, if there are
-    checkpoints and none is valid.
+    Every byte of these two files is checked, and no other array is read. Raises CheckpointError if there are
+    checkpoints but none is valid.
     """
     refused: dict[Path, str] = {}
-    doubted = None  # a folder that failed once: it may just have been replaced by another of its name
+    doubted = None  # a folder that failed once: it may have just been replaced by another of that name
     for _ in range(ATTEMPTS):
         path = next((path for path in checkpoint.listed(directory) if path not in refused), None)
         if path is None:
@@ -51,7 +51,7 @@ def read_newest(directory: Path, group: str, name: str) -> Newest | None:
                 refused[path] = str(error)
             doubted = path
     if refused:
-        checkpoint.survey(directory)  # has a sentence for that
+        checkpoint.survey(directory)  # raises with the right message
         first = next(iter(refused.values()))
         raise CheckpointError(f"{directory} has no checkpoint that can be read ({first.rstrip('.')}).")
     return None

@@ -1,19 +1,19 @@
-"""A sealed folder: files, and a seal (one more file) with the size and SHA-256 of each, and of itself.
+"""A sealed folder: files, and a seal (one more file) with the size and SHA-256 of each, and a checksum of itself.
 
-Written so that a crash, a kill or a full disk at any moment leaves the old folder or the new one, whole:
+It is written so that a crash, a kill or a full disk at any moment leaves either the old folder or the new one,
+complete:
 
-    1. `.partial` is made; each file is written and fsynced, the seal last; then `.partial` itself is fsynced.
+    1. `.partial` is created; each file is written and fsynced, the seal last; then `.partial` itself is fsynced.
     2. It is renamed to its final name.
 
-A folder cannot be renamed onto one that holds files, so where the name is taken, step 2 becomes
+A folder cannot be renamed onto one that holds files, so if the name is taken, step 2 becomes
 
-    2a. rename `.partial` to `.NAME.pydiff-new`: from here on this is the folder
-    2b. rename NAME, the old folder, to `.partial`
-    2c. rename `.NAME.pydiff-new` to NAME, and remove `.partial`
+    2a. rename `.partial` to `.NAME.pydiff-new`: from here on this is the current folder 2b. rename NAME, the old
+    folder, to `.partial` 2c. rename `.NAME.pydiff-new` to NAME, and remove `.partial`
 
-with an fsync of the parent after each rename. A reader prefers `.NAME.pydiff-new` where there is one (`resolve`).
-Whatever is called `.partial` is rubbish, which the next write removes. One process at a time writes in a parent folder.
-For POSIX systems, on which a folder can be fsynced.
+with an fsync of the parent after each rename. A reader prefers `.NAME.pydiff-new` if there is one (`resolve`). Anything
+called `.partial` is garbage, which the next write removes. Only one process at a time may write in a parent folder. For
+POSIX systems, where a folder can be fsynced.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from pydiff.formats.files import CHUNK, RegularFile, disk, read_file
 from pydiff.formats.safetensors import MAX_HEADER, CheckpointError, damaged, parse_json
 
 VERSION = 1
-Content = bytes | Iterable[bytes]  # of a file, whole or in pieces, so that nobody has to hold all of it
+Content = bytes | Iterable[bytes]  # of a file, whole or in pieces, so that it need not all be in memory
 
 
 def write(target: Path, partial: Path, files: Iterable[tuple[str, Content]], seal: str, kind: str, info: dict) -> None:
-    """Write `files` and their seal as the folder `target`, replacing the one of that name.
+    """Writes `files` and their seal as the folder `target`, replacing an existing one.
 
-    files: (name, content); a name may be of a file in a folder of its own, "unet/config.json". partial: the temporary
-    name, in the same parent.  seal: the seal's file name.  kind, info: JSON stored in the seal.
-    Raises CheckpointError naming path and bytes when the disk refuses; what was there before is then still there.
+    files: (name, content); a name may include one subfolder, "unet/config.json". partial: the temporary name, in the
+    same parent. seal: the seal's file name. kind, info: JSON stored in the seal. Raises CheckpointError, which names
+    the path and the bytes, if the disk write fails; the previous folder is then still there.
     """
     make_folders(target.parent)
     remove(partial)
@@ -64,7 +64,7 @@ def write(target: Path, partial: Path, files: Iterable[tuple[str, Content]], sea
             _sync_folder(folder)
         _publish(partial, target)
     except BaseException:
-        with contextlib.suppress(CheckpointError):  # frees the disk now; if that fails too, the next write does it
+        with contextlib.suppress(CheckpointError):  # frees disk space now; if this also fails, the next write does it
             remove(partial)
         raise
 
@@ -72,7 +72,7 @@ def write(target: Path, partial: Path, files: Iterable[tuple[str, Content]], sea
 def read(path: Path, seal: str, kind: str, names: set[str] | None = None) -> tuple[dict, dict[str, np.ndarray]]:
     """(info, {name: (size,) uint8}) of a sealed folder, every byte of it checked.
 
-    names: the files it must have, others may lie beside them; None: those in the seal, and there may be no others.
+    names: the files it must have, beside which others are allowed; None: exactly those in the seal.
     """
     info, entries = inspect(path, seal, kind)
     with disk(f"list {path}"):
@@ -85,7 +85,7 @@ def read(path: Path, seal: str, kind: str, names: set[str] | None = None) -> tup
 
 
 def inspect(path: Path, seal: str, kind: str) -> tuple[dict, dict[str, dict]]:
-    """(info, {name: its entry}) of a seal, which is checked against itself; the files it names are not read."""
+    """(info, {name: its entry}) of a seal, whose own checksum is checked; the files that it names are not read."""
     raw = read_file(path / seal, limit=MAX_HEADER).tobytes()
     content = parse_json(raw, path / seal)
     if content.get("kind") != kind:
@@ -97,14 +97,14 @@ def inspect(path: Path, seal: str, kind: str) -> tuple[dict, dict[str, dict]]:
         )
     info: Any = content.get("info")
     entries: Any = content.get("files")
-    # This one comparison covers every bit of the seal, its own checksum included.
+    # This one comparison covers every bit of the seal, including its own checksum.
     if not _well_formed(info, entries) or _seal(kind, info, entries) != raw:
         raise damaged(path / seal, "it does not match its own checksum")
     return info, entries
 
 
 def _sha256(data: Any = b""):
-    """A SHA-256 of these bytes, to be gone on with; hashlib is loaded when it is needed."""
+    """A SHA-256 object with these bytes, which can be updated; hashlib is imported only when needed."""
     import hashlib
 
     return hashlib.sha256(data)
@@ -125,14 +125,16 @@ def _well_formed(info: object, entries: object) -> bool:
 
 
 def read_checked(path: Path, entry: dict) -> np.ndarray:
-    """The bytes of a file, (size,) uint8, which are those that its entry in the seal says."""
+    """The bytes of a file, (size,) uint8. Raises CheckpointError unless they match its entry in the seal."""
     data = read_file(path, size=entry["bytes"])
     _compare(path, _sha256(data).hexdigest(), entry)
     return data
 
 
 def check(file: RegularFile, entry: dict) -> None:
-    """CheckpointError unless an open file has just the bytes that its entry in the seal says; holds little of them."""
+    """Raises CheckpointError unless the bytes of an open file match its entry in the seal; reads them in small
+    pieces.
+    """
     if file.size != entry["bytes"]:
         raise damaged(file.path, f"it has {file.size} bytes, expected {entry['bytes']}")
     digest = _sha256()
@@ -147,13 +149,13 @@ def _compare(path: Path, found: str, entry: dict) -> None:
 
 
 def resolve(target: Path) -> Path:
-    """Where the folder called `target` is: at `.NAME.pydiff-new` if a replacement was interrupted, else there."""
+    """The actual path of the folder `target`: `.NAME.pydiff-new` if a replacement was interrupted, else `target`."""
     pending = _pending(target)
     return pending if os.path.lexists(pending) else target
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with everything in it; nothing happens where there is none."""
+    """Removes a file, or a folder with everything in it; does nothing if there is none."""
     with disk(f"remove {path}"):
         if not os.path.lexists(path):
             return
@@ -166,14 +168,14 @@ def remove(path: Path) -> None:
 
 
 def discard(path: Path, partial: Path) -> None:
-    """Remove a folder so that it is never seen half removed under its name."""
+    """Removes a folder such that it is never visible half removed under its name."""
     remove(partial)
     _rename(path, partial)
     remove(partial)
 
 
 def make_folders(path: Path) -> None:
-    """Create a folder and those above it, durably."""
+    """Creates a folder and its parents, durably."""
     with disk(f"create {path}"):
         if path.is_dir():
             return
@@ -191,7 +193,7 @@ def _publish(partial: Path, target: Path) -> None:
 
 
 def _promote(target: Path, partial: Path) -> None:
-    """Give `.NAME.pydiff-new` its name: steps 2b and 2c, also where a crash came between them."""
+    """Gives `.NAME.pydiff-new` its final name: steps 2b and 2c, even if a crash came between them."""
     if os.path.lexists(target):
         _rename(target, partial)
     _rename(_pending(target), target)
@@ -209,7 +211,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _write_file(path: Path, content: Content) -> dict:
-    """Writes and fsyncs a new file; its entry in the seal."""
+    """Writes and fsyncs a new file; returns its entry for the seal."""
     digest, size = _sha256(), 0
     with disk(f"create {path}"):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -230,7 +232,7 @@ def _write_file(path: Path, content: Content) -> dict:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make the names in a folder durable: fsync of a file does not cover the entry that points to it."""
+    """Makes the names in a folder durable: fsync of a file does not cover the directory entry that points to it."""
     with disk(f"sync {path}"):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

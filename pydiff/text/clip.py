@@ -1,11 +1,10 @@
-"""Prompts as the states of CLIP's text tower: what Stable Diffusion is told.
+"""Prompts as the hidden states of CLIP's text tower, the condition of Stable Diffusion.
 
     a prompt -> 77 token numbers (bpe.py) -> the tower (models/clip.py) -> encoder_hidden_states (77, C)
 
-No padding mask: a network that was trained with the states of the padding has to be given them. A network that is
-trained from the beginning, `pydiff train .. --text FOLDER`, is told the first 32 only. A word of one's own
-(textual inversion: Gal et al. 2022, "An image is worth one word") is one or several vectors more in the table of
-tokens, see `learn`.
+There is no padding mask: a network that was trained with the states of the padding needs them. A network that is
+trained from scratch, `pydiff train .. --text FOLDER`, gets only the first 32. A learned word (textual inversion: Gal et
+al. 2022, "An image is worth one word") is one or several additional vectors in the token embedding, see `learn`.
 """
 
 import hashlib
@@ -21,14 +20,14 @@ from pydiff.text import bpe
 from pydiff.text.bpe import Special, Tokenizer
 from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, register
 
-CACHED = 256 << 20  # bytes of states that are remembered, caption by caption
-TOKENS = 32  # of a prompt, start and end included, in trainings
+CACHED = 256 << 20  # bytes of states that are cached, caption by caption
+TOKENS = 32  # of a prompt in training, including start and end
 
 
 @register
 class Clip(TextEncoder):
-    """network: the tower. tokenizer: made for its table of tokens. tokens: how long a row of numbers is, start and end
-    included. skip: how many of the last layers are left out, before the last normalisation.
+    """network: the text tower. tokenizer: made for its token embedding. tokens: the length of a row of token numbers,
+    including start and end. skip: how many of the last layers are skipped, before the final normalisation.
     """
 
     kind = "clip"
@@ -39,15 +38,15 @@ class Clip(TextEncoder):
         self.network, self.tokenizer, self.skip = network, tokenizer, skip
         self.tokens = min(tokens, network.config["max_position_embeddings"])
         self.width = network.config["hidden_size"]
-        self._states, self.learned = {}, {}  # words of one's own -> how many vectors they have
+        self._states, self.learned = {}, {}  # learned word -> how many vectors it has
 
     @property
     def own_tokens(self) -> int:
-        """Rows at the end of the table that are words of one's own."""
+        """Rows at the end of the token embedding that belong to learned words."""
         return sum(self.learned.values())
 
     def encode(self, captions: Sequence[str]):
-        """encoder_hidden_states (N, tokens, width) float32, as long for every caption."""
+        """encoder_hidden_states (N, tokens, width) float32, of equal length for every caption."""
         return {HIDDEN_STATES: np.stack([self._encoded(caption) for caption in captions])}
 
     def _encoded(self, caption):
@@ -61,7 +60,7 @@ class Clip(TextEncoder):
         return self._states[caption]
 
     def remarks(self, prompt: str):
-        """Sentences on what of a prompt lies beyond the limit of tokens and is not read."""
+        """Sentences on the part of a prompt that is beyond the limit of tokens and is not used."""
         numbers, most = self.tokenizer.numbers(prompt), self.tokens - 2
         if len(numbers) <= most:
             return []
@@ -69,20 +68,20 @@ class Clip(TextEncoder):
         return [f"a prompt has at most {most} tokens; {len(numbers) - most} more are not used: {lost!r:.80}"]
 
     def understands(self, caption: str):
-        """Any text is read, whatever is made of it."""
+        """Whether the caption is not blank: any text can be tokenized."""
         return bool(caption.strip())
 
     def unknown(self, captions: Sequence[str]):  # noqa: ARG002
-        """None: unknown words are spelled."""
+        """An empty list: unknown words are spelled."""
         return []
 
     def rows(self, prompt: str):
-        """The start, its tokens that fit, the end."""
+        """<start>, the prompt's tokens that fit, <end>."""
         numbers = self.tokenizer.numbers(prompt)[: self.tokens - 2]
         return ["<start>", *(self.tokenizer.text([number]) for number in numbers), "<end>"]
 
     def to_config(self):
-        """With the tokenizer, unless it is OpenAI's; the network stands beside it."""
+        """A dict for JSON, including the tokenizer unless it is OpenAI's; the network is saved beside it."""
         limits = {"tokens": self.tokens, "skip": self.skip}
         return {**self.identity(), **limits, "tokenizer": tokenizer_config(self.tokenizer)}
 
@@ -100,7 +99,7 @@ class Clip(TextEncoder):
         return cls(made.load_state_dict(weights), tokenizer, config["tokens"], config["skip"]).checked(config)
 
     def fingerprint(self):
-        """SHA-256 of weights and vocabulary, and the limits."""
+        """SHA-256 of weights and vocabulary, with tokens and skip."""
         digest = hashlib.sha256("\n".join(self.tokenizer.vocabulary).encode())
         for parameter in self.network.parameters():
             digest.update(np.ascontiguousarray(parameter.numpy(), "<f4"))
@@ -108,14 +107,14 @@ class Clip(TextEncoder):
 
     @property
     def table(self):
-        """The parameter that holds a vector for every token (tokens, width)."""
+        """The token embedding: the parameter (tokens, width) that holds a vector for every token."""
         tower = getattr(self.network, "text_model", self.network)
         return tower.embeddings.token_embedding.weight
 
     def learn(self, word: str, vectors):
-        """From now on `word`, wherever it stands in a prompt, in any case, is these vectors (k, width) or (width,).
+        """Makes `word`, wherever it occurs in a prompt and in any case, stand for these vectors (k, width) or (width,).
 
-        ValueError, in one sentence, for vectors of another width, and for an empty word.
+        Raises ValueError for vectors of another width or that are not finite, and for an empty word.
         """
         vectors = np.atleast_2d(np.asarray(vectors))
         if vectors.ndim != 2 or vectors.shape[1] != self.width or not len(vectors) or vectors.dtype.kind != "f":
@@ -136,14 +135,14 @@ class Clip(TextEncoder):
         self._states.clear()
 
     def relearn(self, word: str, vectors):
-        """Other vectors (k, width) for a word that was learned."""
+        """Replaces the vectors (k, width) of a learned word."""
         numbers = next(list(s.numbers) for s in reversed(self.tokenizer.specials) if s.text == word)
         self.table.data[numbers] = vectors
         self._states.clear()
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict:
-    """For JSON; `tokenizer_from` of it is an equal tokenizer. OpenAI's, which is shipped, is named only."""
+    """A dict for JSON; `tokenizer_from` turns it into an equal tokenizer. OpenAI's, which is shipped, is only named."""
     told = {
         "vocabulary": tokenizer.vocabulary,
         "merges": [" ".join(pair) for pair in tokenizer.ranks],

@@ -1,4 +1,6 @@
-"""What every text encoder is: captions in, arrays of a Condition out, a null prompt, a limit, a fingerprint."""
+"""The interface of text encoders: captions in, arrays of a Condition out, with a null prompt, a limit and a
+fingerprint.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,19 +12,20 @@ HIDDEN_STATES = "encoder_hidden_states"  # the name under which diffusers' netwo
 
 
 class PromptWarning(UserWarning):
-    """A prompt is used, but not all of it."""
+    """Part of a prompt is not used."""
 
 
 class TextEncoder:
-    """Base of all encoders. A subclass defines encode, remarks and fingerprint.
+    """Base class of all encoders. A subclass defines encode, remarks and fingerprint.
 
-    kind: its name in options and files. languages: those it understands, None for any. tokens: how many it takes of a
-    caption, the rest is cut. width: numbers for each. What a caption becomes depends on that caption alone, not on the
-    others beside it.
+    kind: its name in options and files. languages: those it understands, None for any. tokens: the limit on a caption's
+    tokens; the rest is cut off. width: numbers per token. The encoding of a caption depends only on that caption, not
+    on others in the batch.
 
-    network: the Module that makes what `encode` gives, if it is to be saved with the model, else None. trained_along:
-    whether that is trained with the U-Net; then `told` gives the encoder of the batches, and `with_network` one with
-    other weights. by_name: whether its kind alone says which one it is; another comes from a folder.
+    network: the Module that computes what `encode` returns, if it is to be saved with the model, else None.
+    trained_along: whether it is trained together with the U-Net; then `told` returns the encoder of the batches, and
+    `with_network` an encoder with other weights. by_name: whether its kind alone identifies it; otherwise it comes from
+    a folder.
     """
 
     kind = ""
@@ -34,62 +37,62 @@ class TextEncoder:
     by_name = True
 
     def prepared(self, captions: Sequence[str], seed: int) -> "TextEncoder":  # noqa: ARG002
-        """The encoder for a training with these captions: itself, or one that is made for them."""
+        """The encoder for a training with these captions: itself, or one made for them."""
         return self
 
     def frozen(self) -> "TextEncoder":
-        """The encoder as it is, not to be trained any further."""
+        """This encoder with fixed weights, not trained any further."""
         return self
 
     def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
-        """N captions to arrays with N rows each, by the names under which a network takes them. Never complains."""
+        """N captions as arrays with N rows each, by the names under which a network takes them. Never warns."""
         raise NotImplementedError
 
     def null(self) -> dict[str, np.ndarray]:
-        """The row of each array that says "nothing asked for": that of the empty prompt."""
+        """The row of each array that means "nothing asked for": that of the empty prompt."""
         return {name: array[0] for name, array in self.encode([""]).items()}
 
     def remarks(self, prompt: str) -> list[str]:
-        """Sentences on what of a prompt is not used: unknown words, what is beyond the limit. Empty if all is.
+        """Sentences on what is not used of a prompt: unknown words, the part beyond the limit. Empty if all is used.
 
-        ValueError, in one sentence, for a prompt of which nothing is understood.
+        Raises ValueError for a prompt of which nothing is understood.
         """
         raise NotImplementedError
 
     def understands(self, caption: str) -> bool:
-        """Whether it makes anything of a caption."""
+        """Whether it understands anything in a caption."""
         raise NotImplementedError
 
     def unknown(self, captions: Sequence[str]) -> list[str]:
-        """The words of these captions that it does not know, each once, the most frequent first."""
+        """The unknown words in these captions, each once, the most frequent first."""
         raise NotImplementedError
 
     def rows(self, prompt: str) -> list[str]:  # noqa: ARG002
-        """What the first states of a prompt stand for, in words; [] if nobody says. The rest is filled up."""
+        """Names of the first states of a prompt, without the padding; [] if the encoder does not name them."""
         return []
 
     def fingerprint(self) -> str:
-        """Changes with everything that changes what `encode` gives."""
+        """A string that changes with everything that changes the result of `encode`."""
         raise NotImplementedError
 
     def identity(self) -> dict:
-        """What a run that goes on must find unchanged."""
+        """A dict that must be unchanged when a run is resumed."""
         return {"kind": self.kind, "fingerprint": self.fingerprint()}
 
     def to_config(self) -> dict:
-        """For JSON; `from_config` of it is an equal encoder."""
+        """A dict for JSON; `from_config` turns it into an equal encoder."""
         return self.identity()
 
     @classmethod
     def from_config(cls, config: dict, network=None) -> "TextEncoder":  # noqa: ARG003
-        """The encoder that `to_config` described. ValueError where it would encode otherwise today.
+        """The encoder that `to_config` described. Raises ValueError if it would encode differently now.
 
         network: (configuration, state dict) of the network that was saved with it, or None.
         """
         return cls().checked(config)
 
     def checked(self, config: dict) -> "TextEncoder":
-        """Itself, if it is the one that `to_config` described. ValueError if not."""
+        """Returns itself; raises ValueError if it is not the encoder that `to_config` described."""
         if config.get("fingerprint") != self.fingerprint():
             raise ValueError(
                 f"this model was trained with another {self.kind!r} encoder (fingerprint {config.get('fingerprint')}, "
@@ -116,7 +119,7 @@ def kinds() -> list[str]:
 
 
 def named(kind: str) -> TextEncoder:
-    """The encoder of this name, or the one in this folder, see folder.py; ValueError where there is neither."""
+    """The encoder of this name, or the one in this folder, see folder.py. Raises ValueError if there is neither."""
     if kind in kinds():
         return ENCODERS[kind]()
     if Path(kind).expanduser().is_dir():
@@ -127,7 +130,7 @@ def named(kind: str) -> TextEncoder:
 
 
 def from_config(config: dict, network=None) -> TextEncoder:
-    """The encoder that `to_config` described; ValueError for a kind nobody has registered, or one that has changed.
+    """The encoder that `to_config` described. Raises ValueError for an unregistered kind, or if it has changed.
 
     network: (configuration, state dict) of the network that was saved with it, or None.
     """
@@ -143,7 +146,7 @@ LISTED = 8  # words that a remark names
 
 
 def listed(words: Sequence[str]) -> str:
-    """'a', 'b' and 'c'; the first 8 and how many others."""
+    """The words as 'a', 'b' and 'c': the first 8, and how many others there are."""
     more = [f"{len(words) - LISTED} others"] if len(words) > LISTED else []
     named = [f"{word!r:.30}" for word in words[:LISTED]] + more
     return " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))

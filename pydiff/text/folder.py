@@ -1,6 +1,6 @@
-"""A text encoder from a folder: of a run, of a model with captions, or of a text model as transformers writes it.
+"""A text encoder from a folder: of a run, of a model trained with captions, or of a text model written by transformers.
 
-text.named("runs/emoji")                     what that run was told its captions by
+text.named("runs/emoji")                     the encoder of that run's captions
 text.named("stable-diffusion")               its text_encoder/ and tokenizer/; a BERT has both in one folder
 """
 
@@ -17,7 +17,7 @@ from pydiff.text.encoder import TextEncoder, from_config
 
 
 def read(folder: Path) -> TextEncoder:
-    """The encoder in this folder, not trained any further. CheckpointError, in one sentence, if there is none."""
+    """The encoder in this folder, with fixed weights. Raises CheckpointError if there is none."""
     for place in (folder / "model", folder):
         if place.is_dir() and checkpoint.is_ours(place):
             return _of_model(place)
@@ -55,7 +55,7 @@ def _of_transformers(folder):
 
 
 def _of_clip(folder):
-    """The tokenizer's files are beside the network's, or in the folder tokenizer/ of a pipeline."""
+    """CLIP's text tower. The tokenizer's files are beside the network's, or in the folder tokenizer/ of a pipeline."""
     from pydiff.formats.diffusers import text_encoder
 
     network, _ = text_encoder.open_folder(folder)

@@ -1,16 +1,16 @@
-"""The encoder in the box: every word of a caption is its GloVe vector (Pennington, Socher and Manning 2014).
+"""The shipped encoder: every word of a caption becomes its GloVe vector (Pennington, Socher and Manning 2014).
 
 4,724 English words, 50 numbers each, trained on Wikipedia and newspapers; see glove.LICENSE.txt and make_glove.py. A
-caption is the sequence of its words' vectors, whitened, then zeros up to the limit; the empty caption is zeros alone. A
-network cannot tell the order of the words from it.
+caption becomes the sequence of its words' whitened vectors, then zeros up to the limit; the empty caption is all zeros.
+A network cannot tell the order of the words from it.
 
 Whitening. Raw vectors of related words nearly coincide (the cosine of red and blue is 0.89), and a few coordinates are
 much larger than the rest. With the mean m and the covariance C of all the words,
 
     z = C^(-1/2) (v - m)
 
-has mean 0 and covariance 1 over the words, and no direction is small any more. It is an affine map: sums of vectors
-whose factors add up to 1, such as a - b + c, survive it.
+has mean 0 and identity covariance over the words, so that no direction is small. It is an affine map: sums of vectors
+whose factors add up to 1, such as a - b + c, are preserved.
 """
 
 import functools
@@ -28,17 +28,16 @@ from pydiff.text.names import ENGLISH_OF
 
 FILE = Path(__file__).with_name("glove.npz")
 TOKENS = 24
-# The network is given SCALE z. A pixel's attention begins by being shared evenly among 24 places, most of them empty:
-# of vectors of variance 1 a few hundredths would arrive, and it would take long until a network looked at them at all.
+# The network is given SCALE z. At first, a pixel attends equally to 24 positions, most of them empty: of vectors of
+# variance 1 only a few hundredths would arrive, and it would take long until the network used them at all.
 SCALE = 4
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 
 
 class Vectors(NamedTuple):
-    """words: N, the most frequent first. place: {word: its row}. raw: (N, 50) float32, GloVe's own, rounded to 8 bits.
-
-    white: (N + 1, 50) float32, whitened, with a row of zeros at the end.
+    """words: N, the most frequent first. place: {word: its row}. raw: (N, 50) float32, GloVe's own vectors, rounded to
+    8 bits. white: (N + 1, 50) float32, whitened, with a row of zeros at the end.
     """
 
     words: list[str]
@@ -55,7 +54,7 @@ def vectors() -> Vectors:
         raw = arrays["vectors"] * arrays["scale"]
         centred, whitening = raw.astype(np.float64) - arrays["mean"], arrays["whitening"]
     white = np.zeros((len(words) + 1, raw.shape[1]))
-    for k in range(raw.shape[1]):  # term by term, not by the BLAS: the same bits on every machine
+    for k in range(raw.shape[1]):  # term by term, not by BLAS: the same bits on every machine
         white[:-1] += centred[:, k : k + 1] * whitening[k]
     white = white.astype(np.float32)
     for array in (raw, white):
@@ -64,8 +63,8 @@ def vectors() -> Vectors:
 
 
 def split(text: str, known: Container[str]) -> list[str]:
-    """The words of a text in lower case. What is not known as a whole is taken apart at hyphens and apostrophes, and
-    stripped of accents, if that helps; a possessive s is dropped.
+    """The words of a text in lower case. Unknown words are split at hyphens and apostrophes, and stripped of accents if
+    that makes them known; a possessive s is dropped.
     """
     words = []
     for whole in _WORD.findall(unicodedata.normalize("NFC", text).lower().replace("’", "'")):
@@ -79,14 +78,14 @@ def split(text: str, known: Container[str]) -> list[str]:
 
 
 def _without_accents(word: str) -> str:
-    """As English writes a foreign word; a German umlaut makes another word, Bär is no bar."""
+    """A foreign word as English writes it. Words with a German umlaut are kept: Bär is not bar."""
     if set(word) & set("äöü"):
         return word
     return "".join(c for c in unicodedata.normalize("NFKD", word) if not unicodedata.combining(c))
 
 
 def english(word: str, known: Container[str]) -> str:
-    """The word itself, or the English name of what it names in German."""
+    """The word itself, or its English translation if it is a known German name."""
     return word if word in known else ENGLISH_OF.get(word, word)
 
 
@@ -100,7 +99,7 @@ class Glove(TextEncoder):
     width = 50
 
     def encode(self, captions: Sequence[str]):
-        """Unknown words are left out, and what comes after 24 known ones."""
+        """encoder_hidden_states; unknown words are left out, and known words after the first 24."""
         table = vectors()
         rows = np.full((len(captions), TOKENS), len(table.words))  # the row of zeros
         for row, caption in zip(rows, captions, strict=True):
@@ -109,7 +108,7 @@ class Glove(TextEncoder):
         return {HIDDEN_STATES: np.float32(SCALE) * table.white[rows]}
 
     def remarks(self, prompt: str):
-        """Names that are read as English ones, unknown words, and what is beyond the limit."""
+        """Sentences on names that are read as English ones, on unknown words, and on what is beyond the limit."""
         known, words, found = vectors().place, split(prompt, vectors().place), []
         read = {word: english(word, known) for word in words}
         names = [f"{word} as {name}" for word, name in read.items() if word != name and name in known]
@@ -132,7 +131,7 @@ class Glove(TextEncoder):
         return found
 
     def understands(self, caption: str):
-        """Whether it knows a word of it; numbers alone, such as the corners of boxes, are no caption."""
+        """Whether it knows a word of the caption; numbers alone, such as the corners of boxes, are not a caption."""
         known = vectors().words
         return any(known[place].isalpha() for place in _places(caption))
 
@@ -145,7 +144,7 @@ class Glove(TextEncoder):
         return [word for word, _ in words.most_common()]
 
     def rows(self, prompt: str):
-        """Its known words."""
+        """The known words of the prompt, up to the limit."""
         return [vectors().words[place] for place in _places(prompt)[:TOKENS]]
 
     def fingerprint(self):

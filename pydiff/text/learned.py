@@ -1,10 +1,10 @@
-"""An encoder of our own, learned together with the U-Net from the data's captions, whatever their language.
+"""An encoder learned together with the U-Net from the data's captions, in any language.
 
-Its tokenizer (subwords.py) is learned first, from the captions alone. In training a batch carries the pieces' numbers,
-and the small transformer (models/text_transformer.py) that reads them gets its gradient through the U-Net's
+Its tokenizer (subwords.py) is learned first, from the captions alone. In training, a batch carries the numbers of the
+subwords, and the small transformer (models/text_transformer.py) that reads them gets its gradient through the U-Net's
 cross-attention. Afterwards it is an encoder like any other: a prompt becomes the transformer's states, which can be
-added and subtracted. It knows what the captions said and nothing else; a word that none of them had is read letter by
-letter, and means little.
+added and subtracted. It knows only what was in the captions; a word that none of them had is read letter by letter, and
+means little.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from pydiff.tensor import no_grad
 from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, listed, register
 from pydiff.text.subwords import PAD, START, Subwords, split
 
-TOKEN_IDS = "token_ids"  # the name under which a batch carries the pieces' numbers
-LEAST, MOST = 16, 64  # pieces of a caption that are read
+TOKEN_IDS = "token_ids"  # the name under which a batch carries the numbers of the subwords
+LEAST, MOST = 16, 64  # limits on the subwords of a caption that are read
 WIDTH = 64
 
 
 def numbered(subwords: Subwords, captions: Sequence[str], tokens: int) -> np.ndarray:
-    """(N, tokens) int64: START, the numbers of the pieces as far as there is room, and PAD up to the end."""
+    """(N, tokens) int64: START, the numbers of the subwords as far as there is room, and PAD up to the end."""
     ids = np.full((len(captions), tokens), PAD)
     ids[:, 0] = START
     for row, caption in zip(ids, captions, strict=True):
@@ -37,7 +37,7 @@ def numbered(subwords: Subwords, captions: Sequence[str], tokens: int) -> np.nda
 
 
 class Told(TextEncoder):
-    """What a batch is told in training: the pieces' numbers, which the network reads itself."""
+    """The encoder of the batches in training: returns the numbers of the subwords, for the network to read."""
 
     kind = "learned"
 
@@ -45,7 +45,7 @@ class Told(TextEncoder):
         self.subwords, self.tokens = subwords, tokens
 
     def encode(self, captions: Sequence[str]):
-        """token_ids (N, tokens)."""
+        """{"token_ids": (N, tokens)}."""
         return {TOKEN_IDS: numbered(self.subwords, captions, self.tokens)}
 
 
@@ -53,7 +53,7 @@ class Told(TextEncoder):
 class Learned(TextEncoder):
     """Captions as the states of a small transformer: encoder_hidden_states (N, tokens, width) float32.
 
-    subwords, network: from a training; without them it is one that `prepared` makes ready for one.
+    subwords, network: of a training; without them, `prepared` makes an encoder for a training.
     """
 
     kind = "learned"
@@ -69,9 +69,9 @@ class Learned(TextEncoder):
             self.tokens, self.width = network.config["tokens"], network.config["width"]
 
     def prepared(self, captions: Sequence[str], seed: int) -> "Learned":
-        """One with a tokenizer learned from these captions, and a network that has learned nothing yet.
+        """An encoder with a tokenizer learned from these captions and an untrained network.
 
-        It reads as many pieces as the longest of the captions has, from 16 to 64 of them.
+        It reads as many subwords as the longest of the captions has, from 16 to 64.
         """
         if self.network is not None:
             return self
@@ -82,7 +82,7 @@ class Learned(TextEncoder):
         return Learned(subwords, network)
 
     def told(self) -> TextEncoder:
-        """The encoder of the batches of a training in which the network is trained along."""
+        """The encoder of the batches while the network is trained with the U-Net."""
         return Told(self.subwords, self.tokens)
 
     def with_network(self, network) -> "Learned":
@@ -90,17 +90,17 @@ class Learned(TextEncoder):
         return Learned(self.subwords, network)
 
     def frozen(self) -> "Learned":
-        """One whose weights stay as they are, in a training of another U-Net."""
+        """This encoder with fixed weights, for the training of another U-Net."""
         return Learned(self.subwords, self.network, trained_along=False)
 
     def encode(self, captions: Sequence[str]):
-        """What the network says today, computed where its weights are."""
+        """The states with the network's current weights, computed on its device."""
         ids = numbered(self.subwords, captions, self.tokens)
         with no_grad():
             return {HIDDEN_STATES: to_host(self.network(ids).data)}
 
     def remarks(self, prompt: str):
-        """Words that no caption had, and what is beyond the limit."""
+        """Sentences on words that no caption had, and on what is beyond the limit."""
         found, unknown = [], self.unknown([prompt])
         if unknown:
             verb = "was" if len(unknown) == 1 else "were"
@@ -119,11 +119,11 @@ class Learned(TextEncoder):
         return found
 
     def understands(self, caption: str):
-        """Whether there is a word in it; numbers alone, such as the corners of boxes, are no caption."""
+        """Whether there is a word in the caption; numbers alone, such as the corners of boxes, are not a caption."""
         return any(any(map(str.isalpha, word)) for word in split(caption))
 
     def unknown(self, captions: Sequence[str]):
-        """The words of these captions that none of the captions had from which it has learned."""
+        """The words of these captions that were in none of the captions of its training."""
         known = set() if self.subwords is None else set(self.subwords.words)
         if self.subwords is None:
             return []  # it will learn them
@@ -133,12 +133,12 @@ class Learned(TextEncoder):
         return [word for word, _ in words.most_common()]
 
     def rows(self, prompt: str):
-        """The beginning, and its pieces."""
+        """[start], and the subwords of the prompt."""
         pieces = self.subwords.encode(prompt)[: self.tokens - 1]
         return ["[start]", *(self.subwords.spelled(piece).strip() for piece in pieces)]
 
     def fingerprint(self):
-        """Of the tokenizer and the network's configuration; of its weights, too, if they are not trained along."""
+        """Of the tokenizer and the network's configuration; and of its weights, unless they are in training."""
         parts = [self.subwords.fingerprint(), *map(str, self.network.config.values())]
         if not self.trained_along:
             digest = hashlib.sha256()
@@ -148,7 +148,7 @@ class Learned(TextEncoder):
         return "-".join(parts)
 
     def to_config(self):
-        """With the tokenizer; the network stands beside it."""
+        """A dict for JSON, including the tokenizer; the network is saved beside it."""
         kind = {} if self.trained_along else {"trained_along": False}
         return {**self.identity(), **kind, "tokenizer": self.subwords.to_config()}
 

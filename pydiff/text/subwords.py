@@ -1,9 +1,9 @@
-"""Our own tokenizer for captions in any language: pieces of words, learned from the captions themselves (byte pair
-encoding, Sennrich, Haddow and Birch 2016, "Neural machine translation of rare words with subword units").
+"""A tokenizer for captions in any language: subwords, learned from the captions themselves (byte pair encoding,
+Sennrich, Haddow and Birch 2016, "Neural machine translation of rare words with subword units").
 
-A word is the sequence of its UTF-8 bytes, the last of which is marked as such. The pair of neighbouring pieces that is
-most frequent in all the captions becomes a piece of its own, again and again: after a few hundred merges frequent words
-are one piece each. No word of any language is unknown, for single bytes are pieces, too.
+A word is the sequence of its UTF-8 bytes, the last of which is marked as such. The most frequent pair of neighbouring
+pieces in all the captions becomes a new piece, again and again: after a few hundred merges, frequent words are one
+piece each. No word of any language is unknown, as single bytes are also pieces.
 
     subwords = Subwords.learned(["ein rotes Herz", "ein grünes Herz"])
     subwords.encode("ein blaues Herz")     numbers of the pieces
@@ -19,23 +19,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-MERGES = 4096  # learned at most
-WORDS = 20_000  # of the captions, the most frequent, from which they are learned
+MERGES = 4096  # the most that are learned
+WORDS = 20_000  # the most frequent words of the captions, from which the merges are learned
 END = 256  # added to the last byte of a word
-PAD, START = 0, 1  # numbers of what is no piece: nothing more follows, a caption begins
+PAD, START = 0, 1  # numbers that are not pieces: padding after a caption, and its start
 _FIRST = 2  # number of the byte 0
 _WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 
 
 def split(text: str) -> list[str]:
-    """The words and signs of a text, in lower case; Ä is one letter, however it was typed."""
+    """The words and signs of a text, in lower case; Ä is one letter, however it is encoded."""
     return _WORD.findall(unicodedata.normalize("NFC", text).lower())
 
 
 class Subwords:
-    """Pieces of words with numbers. merges: pairs of earlier pieces' numbers, in the order in which they were learned.
-
-    words: those of the captions from which it was learned, the most frequent first, WORDS at most.
+    """Pieces of words with numbers. merges: pairs of numbers of earlier pieces, in the order in which they were
+    learned. words: those of the captions it was learned from, the most frequent first, WORDS at most.
     """
 
     def __init__(self, merges: Sequence[Sequence[int]], words: Sequence[str] = ()):
@@ -52,7 +51,9 @@ class Subwords:
 
     @classmethod
     def learned(cls, texts: Iterable[str], merges: int = MERGES) -> "Subwords":
-        """Merges while a pair occurs twice; of equally frequent ones that with the smaller numbers. No randomness."""
+        """Learns merges while a pair occurs at least twice; of equally frequent pairs, the one with the smaller
+        numbers. Deterministic.
+        """
         counts = Counter(word for text in texts for word in split(text))
         chosen = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:WORDS]
         spelled, times = [_bytes(word) for word, _ in chosen], [count for _, count in chosen]
@@ -66,7 +67,7 @@ class Subwords:
         while queue and len(made) < merges:
             count, best = heapq.heappop(queue)
             if -count != pairs[best]:
-                continue  # it has changed since, and stands in the queue again
+                continue  # its count has changed, and it is in the queue again
             if pairs[best] < 2:
                 break
             number, changed = _FIRST + 2 * END + len(made), set()
@@ -100,7 +101,7 @@ class Subwords:
         return tuple(pieces)
 
     def spelled(self, piece: int) -> str:
-        """What a piece stands for; bytes that are no whole letter as \\xNN, the end of a word as a space."""
+        """The text of a piece; bytes that are not a whole letter as \\xNN, the end of a word as a space."""
         return self._bytes_of(piece).decode("utf-8", "backslashreplace") + (" " if self._ends(piece) else "")
 
     def _bytes_of(self, piece):
@@ -114,11 +115,11 @@ class Subwords:
         return piece >= _FIRST + END
 
     def fingerprint(self) -> str:
-        """Changes with everything that changes what `encode` gives."""
+        """A string that changes with everything that changes the result of `encode`."""
         return hashlib.sha256(json.dumps(self.merges).encode()).hexdigest()[:32]
 
     def to_config(self) -> dict:
-        """For JSON: Subwords(**config) is an equal one."""
+        """A dict for JSON; Subwords(**config) is equal to this one."""
         return {"merges": [list(pair) for pair in self.merges], "words": self.words}
 
 

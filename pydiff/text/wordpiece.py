@@ -4,14 +4,14 @@
     wordpiece = WordPiece(vocabulary)
     wordpiece.numbers("a red heart")     [1037, 2417, 2540]
 
-What is done to a text, in this order; the result is that of the library `tokenizers`, which tests compare it with:
+The steps, in this order; the result is that of the library `tokenizers`, against which it is tested:
 
 1. special tokens, such as [SEP], are cut out as they are;
-2. control characters go, white space becomes a space, Chinese characters stand alone;
-3. accents go (NFD, without the marks), then lower case, letter by letter: "Bär" is read as "bar";
-4. it is split at spaces, and at signs, which stand alone;
-5. every word is cut from the left into the longest pieces of the vocabulary; ## marks what continues a word. A word
-   with a rest that is no piece, or of more than 100 characters, is [UNK].
+2. control characters are removed, white space becomes a space, Chinese characters become separate words;
+3. accents are removed (NFD, without the marks), then lower case, letter by letter: "Bär" is read as "bar";
+4. the text is split at spaces, and at punctuation, which becomes separate words;
+5. every word is cut from the left into the longest pieces of the vocabulary; ## marks the continuation of a word. A
+   word with a remainder that is not a piece, or with more than 100 characters, becomes [UNK].
 """
 
 import functools
@@ -39,7 +39,7 @@ class WordPiece:
         self.pieces = functools.lru_cache(maxsize=2**14)(self._pieces)
 
     def numbers(self, text: str) -> list[int]:
-        """The tokens of a text, however many, without [CLS] and [SEP]."""
+        """The tokens of a text of any length, without [CLS] and [SEP]."""
         found = []
         for part in self._cut.split(text):
             words = [part] if part in SPECIALS else words_of(part, self.lowercase)
@@ -51,7 +51,7 @@ class WordPiece:
         return [self.vocabulary["[CLS]"], *self.numbers(text)[: most - 2], self.vocabulary["[SEP]"]]
 
     def unknown(self, text: str) -> list[str]:
-        """The words of a text that the vocabulary does not have, which become [UNK]: each once, in order."""
+        """The words of a text that become [UNK], as the vocabulary has no pieces for them: each once, in order."""
         unk = (self.vocabulary["[UNK]"],)
         return list(dict.fromkeys(word for word in words_of(text, self.lowercase) if self.pieces(word) == unk))
 
@@ -72,7 +72,7 @@ class WordPiece:
 
 
 def words_of(text: str, lowercase: bool = True) -> list[str]:
-    """The words and signs of a text, cleaned as BERT's vocabulary has them."""
+    """The words and punctuation of a text, cleaned as BERT's vocabulary expects."""
     kept = [" " if c in "\t\n\r" or c.isspace() else c for c in text if not _gone(c)]
     text = "".join(f" {c} " if _is_chinese(c) else c for c in kept)
     if lowercase:

@@ -1,8 +1,8 @@
 """Arithmetic with word vectors: berlin - germany + france is close to paris (Mikolov, Yih and Zweig, NAACL 2013).
 
-Every word is a vector of length 1; the neighbours of a sum are the words with the largest cosine to it. There are two
-ways to count: *with the inputs*, as the sum stands, and *without* them, as papers do, where the words of the question
-are no answers. The second hides that the sum often stays closest to one of its own words.
+Every word is a vector of length 1; the neighbours of a sum are the words with the largest cosine similarity to it.
+There are two ways to rank them: *with the inputs*, and *without* them, as papers do, where the words of the question
+are not allowed as answers. The second hides that the sum is often closest to one of its own words.
 """
 
 import re
@@ -17,8 +17,8 @@ _TERM = re.compile(r"\s*([+\-\u2013\u2212])?\s*([^\s+\-\u2013\u2212]+)")
 
 
 class Answer(NamedTuple):
-    """terms: (sign, word) in English. translated: {German: English}. words: the neighbours, nearest first, and their
-    cosines. expected: the capital that the question asks for, or None.
+    """terms: (sign, word) in English. translated: {German: English}. words: the neighbours, nearest first. cosines:
+    theirs. expected: the capital that the question asks for, or None.
     """
 
     terms: list[tuple[int, str]]
@@ -28,20 +28,20 @@ class Answer(NamedTuple):
     expected: str | None
 
     def rank(self, word: str, with_inputs: bool = True) -> int:
-        """The place of a word among the neighbours, from 1."""
+        """The position of a word among the neighbours, from 1."""
         inputs = {term for _, term in self.terms} - {word}
         place = self.words.index(word)
         return place + 1 - (0 if with_inputs else sum(other in inputs for other in self.words[:place]))
 
     def without_inputs(self) -> list[str]:
-        """The neighbours that are no words of the question."""
+        """The neighbours that are not words of the question."""
         return [word for word in self.words if word not in {term for _, term in self.terms}]
 
 
 def solve(expression: str) -> Answer:
-    """All words in order of their cosine to "berlin - germany + france".
+    """All words in order of their cosine similarity to a sum such as "berlin - germany + france".
 
-    ValueError, in one sentence, for what is no such sum, and for a word that is not known.
+    Raises ValueError for anything but such a sum, and for an unknown word.
     """
     terms, translated, place = [], {}, 0
     known = vectors().place
@@ -89,7 +89,7 @@ def _expected(terms) -> str | None:
 
 
 def describe(expression: str, count: int = 8) -> str:
-    """What `pydiff words` prints: the neighbours without and with the inputs, and where the expected answer is."""
+    """The text that `pydiff words` prints: neighbours without and with the inputs, and the expected answer's rank."""
     answer = solve(expression)
     cosine = dict(zip(answer.words, answer.cosines, strict=True))
     lines = [f"{given} is read as {word}" for given, word in answer.translated.items()]
@@ -112,14 +112,15 @@ def describe(expression: str, count: int = 8) -> str:
 
 
 def _shown(word: str, answer: Answer) -> str:
-    """A word, with its German name where the question was in German."""
+    """A word, with its German name if the question was in German."""
     german = GERMAN_OF.get(word) if answer.translated else None
     return f"{word} ({german})" if german else word
 
 
 class Capitals(NamedTuple):
-    """Of all questions capital - country + other country: how many, and the share whose answer is first without the
-    inputs, among the first five without them, and first with them. right: {other country: how many of its 34}.
+    """Statistics of all questions capital - country + other country: their number, and the fractions whose answer is
+    first without the inputs, among the first five without them, and first with them. right: {other country: how many of
+    its 34 are right}.
     """
 
     questions: int
@@ -130,7 +131,7 @@ class Capitals(NamedTuple):
 
 
 def capitals() -> Capitals:
-    """The 1,190 questions between 35 countries and their capitals."""
+    """The results for the 1,190 questions between 35 countries and their capitals."""
     right, five, raw = dict.fromkeys((country for country, _ in PAIRS), 0), 0, 0
     for country, capital in PAIRS:
         for other, expected in PAIRS:
@@ -145,7 +146,7 @@ def capitals() -> Capitals:
 
 
 def describe_capitals() -> str:
-    """What `pydiff words` prints without a question: how often the sums work, and where they do not."""
+    """The text that `pydiff words` prints without a question: how often the sums work, and where they do not."""
     found = capitals()
     each, asked = sorted(found.right.items(), key=lambda item: item[1]), len(PAIRS) - 1
     worst = ", ".join(f"{country} {count}" for country, count in each[:8])

@@ -1,6 +1,6 @@
-"""Trained models that come with pydiff, for the first image without a network and without a wait.
+"""Trained models that come with pydiff, so that the first image needs neither a download nor a training.
 
-pydiff.load("digits"), `pydiff sample digits`: handwritten digits, by class. How each was made is a script beside it.
+pydiff.load("digits"), `pydiff sample digits`: handwritten digits, by class. A script beside each model makes it.
 """
 
 from pathlib import Path
@@ -10,8 +10,8 @@ FOLDER = Path(__file__).parent
 
 
 def place(path: str | Path) -> Path:
-    """Where a model lies: for a name in NAMES the folder that comes with pydiff, unless something of that name lies in
-    the current folder; for everything else the path itself, with ~ expanded.
+    """The path of a model: for a name in NAMES the folder that comes with pydiff, unless the current folder has
+    something of that name; for anything else the path itself, with ~ expanded.
     """
     asked = Path(path).expanduser()
     return FOLDER / asked if str(path) in NAMES and not asked.exists() else asked

@@ -1,7 +1,7 @@
 """Trains the model in pydiff/trained/digits and prints its lines for NOTICE: `python -m pydiff.trained.make_digits`.
 
-Users never need it. It takes three minutes on one quiet core; stopped and started again, it goes on. On processors with
-the same instruction set the same pydiff writes the same weights, in float16.
+Users do not need it. It takes three minutes on one idle core, and resumes if it is interrupted. On processors with the
+same instruction set, the same pydiff writes the same weights, in float16.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Training: options (config), what is learned (task), and the loop that learns it."""
+"""Training: options (config), what is learned (task), and the training loop."""
 
 from pydiff.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from pydiff.training.classify import ClassifyTask

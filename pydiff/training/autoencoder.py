@@ -1,8 +1,8 @@
-"""An autoencoder is learned: options, and the Task.
+"""Training an autoencoder: its options, and the Task.
 
-What is minimised is the mean absolute error of a pixel, plus a very small part of the Kullback-Leibler divergence of
-the latents from a standard normal (Rombach et al. 2022, appendix G, without its perceptual and adversarial losses,
-whose networks would have to be downloaded): enough to keep latents together, and far from enough to make them normal.
+The loss is the mean absolute error per pixel, plus a very small part of the Kullback-Leibler divergence of the latents
+from a standard normal (Rombach et al. 2022, appendix G, without its perceptual and adversarial losses, whose networks
+would have to be downloaded): enough to keep the latents together, but far from enough to make them normal.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from pydiff.tensor import Tensor, no_grad
 from pydiff.training.config import LoopOptions, Options, _at_least, _between
 from pydiff.training.task import Task
 
-MEASURED = 1024  # images that the scale of the latents is measured on
+MEASURED = 1024  # images on which the scale of the latents is measured
 BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderOptions(LoopOptions):
-    """What a training run of an autoencoder computes."""
+    """Every option of the training of an autoencoder."""
 
     size: int | None = None
     """Side length of the images in pixels; left out, what the data has."""
@@ -50,7 +50,7 @@ class AutoencoderOptions(LoopOptions):
             object.__setattr__(self, "channels", tuple(self.channels))
 
     def check(self):
-        """These options again, or ValueError, in one sentence, for values that cannot work."""
+        """Returns these options, or raises ValueError for values that cannot work."""
         super().check()
         for name in ("layers", "groups", "latent_channels"):
             _at_least(self, name, 1)
@@ -63,7 +63,7 @@ class AutoencoderOptions(LoopOptions):
 
     @classmethod
     def of_diffusion(cls, options: Options, **more):
-        """Those of the options of a diffusion model that an autoencoder has, too. ValueError for any other that is set.
+        """The options of a diffusion model that an autoencoder shares. Raises ValueError if any other is set.
 
         more: options that only an autoencoder has.
         """
@@ -79,26 +79,30 @@ class AutoencoderOptions(LoopOptions):
 
 
 class Shown(NamedTuple):
-    """A batch: images x0 (N, H, W, C) in [-1, 1], and the noise (N, h, w, latent channels) that picks their latents."""
+    """A batch: images x0 (N, H, W, C) in [-1, 1], and the noise (N, h, w, latent channels) that samples their
+    latents.
+    """
 
     x0: np.ndarray
     noise: np.ndarray
 
     def corner(self, side):
-        """The same of the first side x side pixels of every image."""
+        """This batch with only the first side x side pixels of every image."""
         x, few = self.x0[:, :side, :side], side * self.noise.shape[1] // self.x0.shape[1]
         return Shown(np.ascontiguousarray(x), np.ascontiguousarray(self.noise[:, :few, :few]))
 
 
 class AutoencoderTask(Task):
-    """An autoencoder learns to give back what it is shown.
+    """Training an autoencoder to reconstruct its input.
 
-    dataset: data.Dataset. ValueError, in one sentence, for images whose sides cannot be halved as often as it takes.
+    dataset: data.Dataset. Raises ValueError for images whose sides cannot be halved as often as the network requires.
     """
 
     unit = "images"
 
     def __init__(self, dataset, options: AutoencoderOptions):
+        if dataset.noun != "image":
+            raise ValueError(f"autoencoders are for images, and {dataset.name} holds {dataset.noun}s")
         self.dataset, self.options, self.codec = dataset, options.check(), Pixels(dataset.shape)
         self.model = network_for(options, dataset.shape).recompute_blocks(options.recompute)
         height, width, _ = dataset.shape
@@ -111,7 +115,7 @@ class AutoencoderTask(Task):
         self.read = self.codec.reader(dataset)
 
     def batch(self, step, numbers):
-        """What is `Shown`, by (seed, step, numbers)."""
+        """A Shown, a pure function of (seed, step, numbers)."""
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
         _, x = self.shown(step, numbers)
         (height, width, _), factor = self.dataset.shape, self.model.factor
@@ -120,7 +124,7 @@ class AutoencoderTask(Task):
         return Shown(self.xp.asarray(x), self.xp.asarray(noise))
 
     def losses(self, batch):
-        """Mean absolute error of a number in the image, and kl_weight of the divergence for each of these, (N,)."""
+        """Mean absolute error per number of an image, plus kl_weight times the divergence per number, (N,)."""
         x, noise = batch
         posterior = self.model.encode(x)
         made = self.model.decode(posterior.sample(noise.astype(x.dtype, copy=False)))
@@ -128,7 +132,7 @@ class AutoencoderTask(Task):
         return error + (self.options.kl_weight / x[0].size) * posterior.kl()
 
     def identity(self):
-        """The data by name and fingerprint, and the network."""
+        """Name and fingerprint of the data, and the network's class."""
         return {
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint(),
@@ -137,8 +141,8 @@ class AutoencoderTask(Task):
         }
 
     def finished(self, average):
-        """An autoencoder with these averaged weights, whose latents are scaled to mean 0 and std 1 in every channel, as
-        measured on (at most MEASURED of) the data.
+        """An autoencoder with these averaged weights, whose latents have mean 0 and standard deviation 1 in every
+        channel, as measured on (at most MEASURED of) the data.
         """
         model = build(name_of(average), {**average.config, **measured(average, self.dataset)})
         for p, trained in zip(model.parameters(), average.parameters(), strict=True):
@@ -147,7 +151,7 @@ class AutoencoderTask(Task):
 
 
 def network_for(options: AutoencoderOptions, shape) -> AutoencoderKL:
-    """The network that is trained with these options on images of this shape (H, W, C)."""
+    """The network for these options and images of this shape (H, W, C)."""
     (height, width, c), channels = shape, options.channels
     return AutoencoderKL(
         in_channels=c,
@@ -165,7 +169,7 @@ def network_for(options: AutoencoderOptions, shape) -> AutoencoderKL:
 
 
 def measured(model, dataset) -> dict:
-    """Options of an autoencoder that say where its latents of some data lie: means and standard deviations."""
+    """Options of an autoencoder with the means and standard deviations of its latents of these data."""
     indices = np.unique(np.linspace(0, len(dataset) - 1, min(MEASURED, len(dataset))).round().astype(np.int64))
     channels = model.config["latent_channels"]
     count, total, squares = 0, np.zeros(channels), np.zeros(channels)

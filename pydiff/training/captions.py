@@ -1,4 +1,4 @@
-"""Which text encoder a data set's captions are told through, and which of its captions."""
+"""Chooses the text encoder for a data set's captions, and which of the captions it gets."""
 
 from pydiff import text
 from pydiff.data.dataset import some
@@ -7,11 +7,11 @@ UNKNOWN = 8  # words that a note names
 
 
 def captions_for(dataset, name: str, seed: int, given: bool = False):
-    """(text encoder or None, the captions that it shall be told or None, sentences on that) for a data set.
+    """(text encoder or None, its captions or None, sentences on the choice) for a data set.
 
     name: of the encoder, "none", or "auto": one that understands at least half of the captions, if there are any and
-    the network was not given, which might take none. seed: of an encoder that is trained along. ValueError where there
-    are no captions for a named encoder.
+    the network was not given, as that may take none. seed: of an encoder that is trained with the U-Net. Raises
+    ValueError if there are no captions for a named encoder.
     """
     if name == "none" or (name == "auto" and (dataset.captions is None or given)):
         return None, None, []

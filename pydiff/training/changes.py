@@ -1,4 +1,4 @@
-"""What a run is told when it goes on with other options than before: sentences, and what that does to the rate."""
+"""Messages for a run that resumes with changed options, including the effect on the learning rate."""
 
 import dataclasses
 import logging
@@ -33,9 +33,9 @@ def told(place, changed: dict, step: int, options) -> list[str]:
 
 
 def heard(announce, first):
-    """(announce, tell): for a line that only a caller wants who listens, and for sentences that somebody should read.
+    """(announce, tell): for lines meant only for a caller that listens, and for sentences that should reach somebody.
 
-    first: whether this is the process that speaks.
+    first: whether this is the process that reports.
     """
     if not first:
         return (lambda _: None), (lambda _: None)

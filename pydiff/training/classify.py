@@ -1,5 +1,5 @@
-"""A classifier learns to tell the classes of noisy samples, at every noise level: what steers a network that was
-trained without classes (Dhariwal & Nichol 2021, section 4.1).
+"""Training a classifier of noisy samples, at every noise level, which can steer a network that was trained without
+classes (Dhariwal & Nichol 2021, section 4.1).
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from pydiff.tensor import Tensor
 from pydiff.training.config import Options, build_process, default_channels, levels_with_attention
 from pydiff.training.task import Batch, Task
 
-# Options of diffusion models that mean nothing to a classifier.
+# Options of diffusion models that do not apply to a classifier.
 UNUSED = (
     "init_from", "prediction", "loss_weight", "variance", "self_conditioning", "offset_noise", "conditional", "text",
     "label_drop", "frames", "frame_rate", "image_share", "recompute", "precision",
@@ -20,16 +20,14 @@ UNUSED = (
 
 
 class ClassifyTask(Task):
-    """A NoisyClassifier learns the classes of a data set of images or sounds, noised by the options' schedule.
+    """Training a NoisyClassifier on the classes of a data set of images or sounds, noised by the options' schedule.
 
-    dataset: data.Dataset with classes. options: Options. ValueError, in one sentence, for data without classes, of
-    another kind, and for options that belong to diffusion models alone.
+    dataset: data.Dataset with classes. options: Options. Raises ValueError for data without classes or of another kind,
+    and for options that apply only to diffusion models.
     """
 
-    unit = "samples"
-
     def __init__(self, dataset, options):
-        self.dataset, self.options = dataset, checked(options)
+        self.dataset, self.options, self.unit = dataset, checked(options), f"{dataset.noun}s"
         self.conditioning = Conditioning(dataset.classes)
         count = len(dataset.classes or ())
         if count < 2:
@@ -43,20 +41,23 @@ class ClassifyTask(Task):
         self.model = build_classifier(options, self.codec, count)
 
     def batch(self, step, numbers):
-        """x0 in the data's order at drawn t, as those of a diffusion model; the condition is what is to be found."""
+        """x0 in the data's order at drawn t, as for a diffusion model; the condition holds the classes to be
+        predicted.
+        """
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
         chosen, x0 = self.shown(step, numbers)
-        t = draw_timesteps(options.timestep_sampling, self.process.schedule, seed, step, numbers, options.batch_size)
+        kind, schedule = options.timestep_sampling, self.process.schedule
+        t = draw_timesteps(kind, schedule, seed, step, numbers, options.batch_size, options.timestep_shift)
         wanted = self.dataset.condition(chosen, self.conditioning)
         return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), wanted)
 
     def losses(self, batch):
-        """-log p(class | x_t), one a sample."""
+        """-log p(class | x_t), one per sample, (N,)."""
         x_t, _ = self.process.q_sample(batch.x0, batch.t, batch.key, keep=False)
         return -ops.log_softmax(self.model(Tensor(x_t), batch.t))[np.arange(len(x_t)), batch.condition[LABELS]]  # pyright: ignore[reportArgumentType]
 
     def identity(self):
-        """The data, the codec and the network."""
+        """The data, the codec and the network's class."""
         return {
             "data": self.dataset.name,
             "fingerprint": self.dataset.fingerprint(),
@@ -67,7 +68,9 @@ class ClassifyTask(Task):
 
 
 def checked(options) -> Options:
-    """The options again; ValueError for one that a classifier is trained without, and for samplings of t it has not."""
+    """Returns the options; raises ValueError for options that do not apply to a classifier, and for other samplings of
+    t.
+    """
     plain = Options()
     for name in UNUSED:
         if getattr(options, name) != getattr(plain, name):
@@ -78,7 +81,7 @@ def checked(options) -> Options:
 
 
 def build_classifier(options, codec, classes) -> NoisyClassifier:
-    """The classifier of samples of this codec, with the widths and the attention that a U-Net of the run would have."""
+    """The classifier of samples of this codec, with the widths and the attention of the corresponding U-Net."""
     height, width, c = codec.shape
     line = height == 1
     shortest = max(2, round(width / 64)) if line else min(height, width)

@@ -32,9 +32,9 @@ def task_for(dataset, options, model=None, codec=None, images=None) -> Diffusion
 class JointTask(DiffusionTask):
     """Learns clips from one data set and, in a share of the steps, images from another.
 
-    dataset: of clips. images: of images with as many pixels and channels as a frame, or "frames" for the clips' own.
-    A step of images has F of them in the place of a clip. Other arguments: see DiffusionTask. ValueError, in one
-    sentence, for images that do not fit.
+    dataset: of clips. images: of images with as many pixels and channels as a frame, or "frames" for the clips' own. A
+    step of images has F of them in the place of a clip. Other arguments: see DiffusionTask. Raises ValueError for
+    images that do not fit.
     """
 
     def __init__(self, dataset, options, images, model=None, codec=None):

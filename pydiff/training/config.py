@@ -1,6 +1,6 @@
 """Every option of a training run, once: the keywords of `pydiff.train` and the flags of `pydiff train`.
 
-`LoopOptions` are those of the loop, whatever is learned; `Options` adds those of diffusion models.
+`LoopOptions` are the options of the training loop, whatever it trains; `Options` adds those of diffusion models.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient ac
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How something is trained, whatever it is."""
+    """Options of the training loop, independent of what is trained."""
 
     steps: int = 2000
     """Optimiser steps."""
@@ -60,7 +60,7 @@ class LoopOptions:
             object.__setattr__(self, name, _plain(getattr(self, name)))
 
     def check(self):
-        """These options again, or ValueError, in one sentence, for values that cannot work."""
+        """Returns these options, or raises ValueError for values that cannot work."""
         least = {
             "steps": 1,
             "batch_size": 1,
@@ -88,7 +88,7 @@ class LoopOptions:
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]):
-        """Checked options from a dict; an unknown name is an error that names the nearest known one."""
+        """Checked options from a dict. An unknown name is a TypeError that suggests the nearest known one."""
         for name, other in ALSO_CALLED.items():
             if name in keywords:
                 count = _plain(keywords[name])
@@ -108,11 +108,11 @@ class LoopOptions:
         return cls(**keywords).check()
 
     def to_config(self):
-        """A dict for JSON: from_keywords(to_config()) gives equal options."""
+        """These options as a dict for JSON: from_keywords(to_config()) gives equal options."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     def changed(self, other):
-        """Names of the options in which two runs would compute something different."""
+        """Names of the options whose difference would make two runs compute different results."""
         return [
             n for n in self.__dataclass_fields__ if n not in WITHOUT_EFFECT and getattr(self, n) != getattr(other, n)
         ]
@@ -120,7 +120,7 @@ class LoopOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ReadingOptions, LoopOptions):
-    """What a training run of a diffusion model computes."""
+    """Every option of the training of a diffusion model."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; bfloat16 keeps float32 weights beside it, and needs device cuda."""
@@ -140,6 +140,8 @@ class Options(ReadingOptions, LoopOptions):
     """How much each noise level counts."""
     timestep_sampling: Literal["uniform", "stratified", "lognormal", "logit_normal", "loss_aware"] = "uniform"
     """Which t are drawn: all alike, evenly in every batch, more of the middle, or more where the loss is large."""
+    timestep_shift: float = 1.0
+    """Factor on sigma / alpha of the t that are drawn: more than 1 teaches noisier levels, as clips need."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Also learn the variance of a step back, by the variational bound; sampler ddpm then uses it."""
     self_conditioning: bool = False
@@ -157,11 +159,11 @@ class Options(ReadingOptions, LoopOptions):
     flip: bool = False
     """Mirror half of the images left to right."""
     channels: tuple[int, ...] = ()
-    """Channels of every level of the U-Net, from the top; left out, chosen by image size."""
+    """Channels of every level of the U-Net, from the top; left out, chosen by image size, and narrower for clips."""
     layers: int = 1
     """Residual blocks per level."""
     attention: tuple[int, ...] | None = None
-    """Levels with attention (0 is the top); left out, those of at most 16 x 16 pixels, the top excepted."""
+    """Levels with attention (0 is the top); left out, those up to 16 x 16 pixels but the top; for clips the last."""
     head_dim: int = 8
     """Channels of an attention head."""
     groups: int = 8
@@ -180,7 +182,7 @@ class Options(ReadingOptions, LoopOptions):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def check(self):
-        """These options again, or ValueError, in one sentence, for values that cannot work."""
+        """Returns these options, or raises ValueError for values that cannot work."""
         super().check()
         for name, value in {"timesteps": 2, "layers": 1, "head_dim": 1, "groups": 1}.items():
             _at_least(self, name, value)
@@ -194,6 +196,9 @@ class Options(ReadingOptions, LoopOptions):
         for name in ("channels", "attention"):
             _several(self, name, 1 if name == "channels" else 0)
         _between(self, "offset_noise", 0, math.inf)
+        _between(self, "timestep_shift", 1e-3, 1e3)
+        if self.timestep_shift != 1 and self.timestep_sampling == "loss_aware":
+            raise ValueError("timestep_shift has no say where timestep_sampling='loss_aware'; leave one of them out")
         _between(self, "cache_gb", 0, math.inf)
         if not isinstance(self.text, str | os.PathLike):
             raise ValueError(f"text must be a name or a folder, got {self.text!r}; 'none' for no captions")
@@ -223,7 +228,7 @@ def _at_least(options, name, least):
 
 
 def _several(options, name, least):
-    """ValueError unless this is a tuple of whole numbers, or None where that is the default."""
+    """Raises ValueError unless this option is a tuple of whole numbers, or None where that is the default."""
     value = getattr(options, name)
     numbers = isinstance(value, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
     if value is not None and not (numbers and all(n >= least for n in value)):
@@ -234,7 +239,7 @@ def _several(options, name, least):
 
 
 def _plain(value):
-    """NumPy's numbers as Python's, also in a list or a tuple; an array as a tuple of them."""
+    """NumPy scalars as Python numbers, also inside a list or tuple; an array becomes a tuple of them."""
     if isinstance(value, np.ndarray):
         value = tuple(value.tolist()) if value.ndim else value[()]
     if isinstance(value, list | tuple):
@@ -249,14 +254,16 @@ def _between(options, name, low, high):
 
 
 def build_process(options):
-    """The diffusion process of a run."""
+    """The diffusion process that these options describe."""
     return Process(schedule(options.schedule, options.timesteps, options.zero_snr), options.prediction)
 
 
 def build_unet(options, shape, embeddings=None, context=None):
-    """The U-Net of a run. shape: (H, W, C) of what is diffused. embeddings: rows of the table of classes, or None.
+    """The U-Net that these options describe. shape: (H, W, C) of what is diffused. embeddings: rows of the class
+    embedding table, or None.
 
-    context: channels of a text encoder's states, to which it then attends where it attends to itself; None for none.
+    context: channels of a text encoder's states; the U-Net then has cross-attention to them wherever it has
+    self-attention. None: no text encoder.
     """
     height, width, c = shape
     channels = options.channels or default_channels(min(height, width))
@@ -281,14 +288,17 @@ def build_unet(options, shape, embeddings=None, context=None):
     }
     if context is None:
         made = UNet2D(**common, attention_head_dim=options.head_dim, num_train_timesteps=options.timesteps)
-    else:  # whose attention_head_dim is the number of heads
+    else:  # in UNet2DCondition, attention_head_dim is the number of heads
         heads = [max(1, width // options.head_dim) for width in channels]
         made = UNet2DCondition(**common, attention_head_dim=heads, cross_attention_dim=context)
     return made.recompute_blocks(options.recompute)
 
 
 def levels_with_attention(options, channels, size):
-    """Numbers of the levels that attend, for images whose shorter side has `size` pixels. ValueError for others."""
+    """Numbers of the levels with attention, for images whose shorter side has `size` pixels.
+
+    Raises ValueError if options.attention names a level that the model does not have.
+    """
     resolutions = [math.ceil(size / 2**i) for i in range(len(channels))]
     attention = options.attention
     if attention is None:

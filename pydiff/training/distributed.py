@@ -1,12 +1,12 @@
 """The processes that train together: one alone, or those that mpiexec or srun started, over MPI.
 
-MPI is mpi4py's: it sends, and this file waits. It waits by asking again and again, politely, so that a signal is
-heard, so that another process's error is heard, and so that one that does not answer is named after a while.
+MPI comes from mpi4py: it sends, and this file waits. It waits by polling with pauses, so that signals and errors of
+other processes are noticed, and so that a process that does not answer is named after a while.
 docs/distributed.md says how to use it.
 
 Environment:
 
-    PYDIFF_MPI_TIMEOUT   seconds after which a process that others wait for is given up (default 1800)
+    PYDIFF_MPI_TIMEOUT   seconds after which the others stop waiting for a process (default 1800)
 """
 
 import contextlib
@@ -26,19 +26,19 @@ MODES = ("auto", "mpi", "off")
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")  # Open MPI, MPICH, .., srun
 SPEAKS = {"MPICH": ("PMI_SIZE", "pmi2"), "Open MPI": ("PMIX_RANK", "pmix")}  # what it reads, and the --mpi that sets it
 TIMEOUT = 1800.0
-SHARDS = 8  # of a new run that several processes may share
-ROLL_CALL = 10.0  # seconds in which a process has to say that it is there, or what its error is
-BUSY = 100  # how often is asked without a pause, before the processor is left to others
-ERROR, ASKED, HERE = 1, 2, 3  # tags of what is said besides
+SHARDS = 8  # of a new run, when several processes may share it
+ROLL_CALL = 10.0  # seconds in which a process must answer that it is there, or report its error
+BUSY = 100  # polls without a pause, before the processor is left to others
+ERROR, ASKED, HERE = 1, 2, 3  # tags of control messages
 NOTHING = np.empty(0, np.uint8)
 
 
 class Ended(SystemExit):
-    """This process ends because another one did, which says why."""
+    """This process ends because another one did, which reports the reason."""
 
 
 def launched():
-    """How many processes mpiexec or srun started; None without them."""
+    """The number of processes that mpiexec or srun started; None without them."""
     for name in SIZES:
         if os.environ.get(name, "").isdigit():
             size = int(os.environ[name])
@@ -49,8 +49,8 @@ def launched():
 def join(mode="auto"):
     """The Group that this process belongs to.
 
-    mode: "auto", "mpi" (an error where there is no MPI) or "off" (alone, whoever started it). ValueError or
-    RuntimeError, in one sentence, where several processes were started that cannot find each other.
+    mode: "auto", "mpi" (an error without MPI) or "off" (alone, however it was started). Raises ValueError or
+    RuntimeError if several processes were started that cannot find each other.
     """
     if mode not in MODES:
         raise ValueError(f"distributed must be one of {', '.join(MODES)}; got {mode!r}")
@@ -72,7 +72,7 @@ def join(mode="auto"):
 
 
 def is_first():
-    """Whether this is rank 0, or alone, as far as the environment says."""
+    """Whether this process is rank 0 or alone, according to the environment."""
     for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
         if os.environ.get(name, "").isdigit() and launched() is not None:
             return int(os.environ[name]) == 0
@@ -80,9 +80,9 @@ def is_first():
 
 
 def _mpi(size):
-    """mpi4py's MPI, once it has found the `size` processes that were started; it ends with the interpreter.
+    """mpi4py's MPI, once it has found the `size` processes that were started; it is finalised with the interpreter.
 
-    RuntimeError where mpi4py has loaded the library of another MPI than that of the mpiexec in use.
+    Raises RuntimeError if mpi4py has loaded the library of another MPI than that of the mpiexec in use.
     """
     os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")  # MPICH's: ours says more
     import mpi4py
@@ -97,14 +97,14 @@ def _mpi(size):
     slurm = "SLURM_STEP_NUM_TASKS" in os.environ
     told = os.environ.get("SLURM_MPI_TYPE", "none")
     if slurm and told != "none" and kind and variable not in os.environ and is_first():
-        sys.stderr.write(  # for the library may end the process now, and nothing can be said after it
+        sys.stderr.write(  # now, as the library may end the process
             f"pydiff: srun --mpi={told} starts {vendor} only where that was built for it; if it stops here, use "
             f"srun --mpi={kind}\n"
         )
     if not foreign and not MPI.Is_initialized():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # mpi4py's page on what the sentence below says
-            MPI.Init_thread(MPI.THREAD_FUNNELED)  # this thread alone speaks to MPI
+            warnings.simplefilter("ignore")  # mpi4py's long text on what the message below says
+            MPI.Init_thread(MPI.THREAD_FUNNELED)  # only this thread calls MPI
     if foreign or size not in (None, MPI.COMM_WORLD.Get_size()):
         use = f"srun --mpi={kind}" if slurm and kind else f"the mpiexec of {vendor}"
         raise RuntimeError(
@@ -115,9 +115,9 @@ def _mpi(size):
 
 
 def settled(options, out, group):
-    """The options with the number of shards that the run in the folder `out` has, or that a new one shall have.
+    """The options with the number of shards of the run in the folder `out`, or with that of a new run.
 
-    ValueError, in one sentence, where the processes cannot share that.
+    Raises ValueError if the processes cannot share that many shards.
     """
     saved = group.agree(RunDirectory(out).saved_options() if out is not None and group.first else None)
     shards = options.shards
@@ -139,8 +139,9 @@ def settled(options, out, group):
 
 
 class Group:
-    """One process alone. rank: its number. size: how many there are. shared: whether others may go on with what it
-    trains, so that the batch is cut into shards. seconds, sent: time spent in communication, and bytes, so far.
+    """One process alone. rank: its number. size: the number of processes. shared: whether other processes may resume
+    what it trains, so that the batch is cut into shards. seconds, sent: time spent and bytes sent in communication so
+    far.
     """
 
     rank, size, seconds, sent = 0, 1, 0.0, 0
@@ -150,32 +151,32 @@ class Group:
 
     @property
     def first(self):
-        """Whether this is the one that logs, shows, draws and saves."""
+        """Whether this is the process that logs, shows, draws and saves."""
         return self.rank == 0
 
     def described(self):
-        """What a line on the training says of it."""
+        """A phrase on the processes for the line that announces the training."""
         return ""
 
     def everyone(self, value):
-        """[what every process gave], in order of rank; all of them must ask."""
+        """[the value of every process], in order of rank; all processes must call this."""
         return [value]
 
     def any(self, value):
-        """Whether the value is true in one process at least."""
+        """Whether the value is true in at least one process."""
         return any(self.everyone(bool(value)))
 
     def agree(self, value):
-        """Gives every process the value that rank 0 has."""
+        """Rank 0's value, in every process."""
         return self.everyone(value)[0]
 
     def spread(self, arrays):
-        """Writes rank 0's values into every process's NumPy arrays."""
+        """Copies rank 0's values into every process's NumPy arrays."""
 
     def compare(self, what):
-        """ValueError, in one sentence, unless every process is about to do the same with the same arithmetic.
+        """Raises ValueError unless all processes are about to do the same with the same arithmetic.
 
-        what: {name: JSON}, which all must have alike, besides pydiff's version and the kernels.
+        what: {name: JSON}, which must be equal in all, like the version of pydiff and the kernels.
         """
         kernels = {name: value for name, value in backend.arithmetic().items() if self.size > 1}
         versions = {"pydiff": _version(), "NumPy": np.__version__}
@@ -188,33 +189,31 @@ class Group:
                     raise ValueError(f"process {rank}{there} has another {name} than process 0: {how}")
 
     def wait(self, done):
-        """Returns once done() is true, which is asked again and again."""
+        """Polls done() until it returns true."""
         while not done():
             raise RuntimeError("waiting for nobody")
 
     def listen(self):
-        """Hears whether another process has ended: then so does this one."""
+        """Checks whether another process has ended, and if so ends this one."""
 
     @contextlib.contextmanager
     def clock(self):
-        """What happens inside is communication: its seconds count."""
+        """Inside, time counts as communication."""
         yield
 
     @contextlib.contextmanager
     def together(self):
-        """Inside, an error in one process ends all of them, and one of them says it."""
+        """Inside, an error in one process ends all of them, and one of them reports it."""
         yield
 
     @contextlib.contextmanager
     def own_processors(self, _device="cpu"):
-        """Inside, the kernels use as many threads as this process has processors for itself, and the GPU that is its
-        own.
-        """
+        """Inside, the kernels use as many threads as this process has processors to itself, and its own GPU."""
         yield
 
 
 class Processes(Group):
-    """Those of MPI.COMM_WORLD. mpi: the module mpi4py.MPI."""
+    """The processes of MPI.COMM_WORLD. mpi: the module mpi4py.MPI."""
 
     def __init__(self, mpi):
         super().__init__(shared=True)
@@ -222,18 +221,18 @@ class Processes(Group):
         self.data, self.control = mpi.COMM_WORLD.Dup(), mpi.COMM_WORLD.Dup()
         self.rank, self.size = self.data.Get_rank(), self.data.Get_size()
         self.timeout = _timeout()
-        self.heard = {}  # rank -> the error it told of, "" for one that only ends
-        self.asked_by, self.said = set(), []  # who called the roll; requests of what this one said besides
+        self.heard = {}  # rank -> the error it reported, "" if it just ends
+        self.asked_by, self.said = set(), []  # who called the roll; requests of control messages
         self.looked, self.timing = 0.0, False
 
     def described(self):
-        """What a line on the training says of it."""
+        """A phrase on the processes for the line that announces the training."""
         return f", {self.size} processes, {backend.threads()} threads in process 0"
 
     # ---- waiting -----------------------------------------------------------------------------------------------------
 
     def wait(self, done):
-        """Returns once done() is true, which is asked again and again. Ends this process if another had an error."""
+        """Polls done() until it returns true. Ends this process if another one reports an error."""
         began = called = time.monotonic()
         asked = 0
         with self.clock():
@@ -247,7 +246,7 @@ class Processes(Group):
 
     @contextlib.contextmanager
     def clock(self):
-        """What happens inside is communication: its seconds count, once."""
+        """Inside, time counts as communication, once if nested."""
         if self.timing:
             yield
             return
@@ -261,12 +260,12 @@ class Processes(Group):
     # ---- arrays ------------------------------------------------------------------------------------------------------
 
     def send(self, array, rank, tag):
-        """Begins to send a NumPy array, which must stay as it is until `finished` returns the request."""
+        """Starts to send a NumPy array, which must not change until `finished` returns the request."""
         self.sent += array.nbytes
         return self.data.Isend(array, rank, tag)
 
     def receive(self, array, rank, tag):
-        """Begins to receive a NumPy array into this one."""
+        """Starts to receive into a NumPy array."""
         return self.data.Irecv(array, rank, tag)
 
     def finished(self, entries):
@@ -280,12 +279,12 @@ class Processes(Group):
         return [entries[i] for i in sorted(done)], [e for i, e in enumerate(entries) if i not in done]
 
     def add_up(self, array):
-        """All processes' arrays added, in each of them, in the order that MPI chooses."""
-        self.sent += 2 * array.nbytes * (self.size - 1) // self.size  # of a ring, at least
+        """Sums the arrays of all processes in place, in the order that MPI chooses."""
+        self.sent += 2 * array.nbytes * (self.size - 1) // self.size  # for a ring, the minimum
         self._finish(self.data.Iallreduce(self.mpi.IN_PLACE, array))
 
     def listen(self):
-        """Hears, now and then, whether another process has ended: then so does this one."""
+        """Checks, now and then, whether another process has ended, and if so ends this one."""
         if time.monotonic() - self.looked > 0.05:
             self._hear()
             self.looked = time.monotonic()
@@ -304,11 +303,11 @@ class Processes(Group):
             self._say(NOTHING, [status.source], HERE)
 
     def _say(self, data, ranks, tag):
-        """Begins to send a short message; MPI looks at the requests when it is asked for anything."""
+        """Starts to send a short message; MPI progresses the requests in later calls."""
         self.said += [self.control.Isend(data, rank, tag) for rank in ranks]
 
     def roll_call(self, waited):
-        """Asks who is there. Those who do not answer are named, and all end."""
+        """Asks all processes to answer. Those that do not are named, and all end."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         self._say(NOTHING, others, ASKED)
         missing, until = set(others), time.monotonic() + ROLL_CALL
@@ -321,7 +320,7 @@ class Processes(Group):
             time.sleep(0.01)
         if not missing:
             return
-        if self.rank <= min(self.asked_by - missing, default=self.rank):  # one of those who ask says it
+        if self.rank <= min(self.asked_by - missing, default=self.rank):  # only one of those that ask reports it
             names = ", ".join(map(str, sorted(missing)))
             print(
                 f"\npydiff: process {names} of {self.size} has not answered for {waited:.0f} seconds; all are ended, "
@@ -329,13 +328,13 @@ class Processes(Group):
                 file=sys.stderr,
                 flush=True,
             )
-        time.sleep(0.5)  # for the one who says it
+        time.sleep(0.5)  # lets that one finish
         self.mpi.COMM_WORLD.Abort(1)
 
-    # ---- what everybody knows ----------------------------------------------------------------------------------------
+    # ---- shared values -----------------------------------------------------------------------------------------------
 
     def everyone(self, value):
-        """[what every process gave], in order of rank; all of them must ask. value: JSON, NaN included."""
+        """[the value of every process], in order of rank; all processes must call this. value: JSON, or NaN."""
         mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
         sizes = np.zeros(self.size, np.int64)
         self._finish(self.data.Iallgather(np.array([mine.size]), sizes))
@@ -346,7 +345,7 @@ class Processes(Group):
         return [json.loads(gathered[a:b].tobytes()) for a, b in zip(starts, ends, strict=True)]
 
     def spread(self, arrays):
-        """Writes rank 0's values into every process's NumPy arrays."""
+        """Copies rank 0's values into every process's NumPy arrays."""
         for array in arrays:
             self._finish(self.data.Ibcast(array, 0))
 
@@ -357,12 +356,12 @@ class Processes(Group):
 
     @contextlib.contextmanager
     def together(self):
-        """Inside, an error in one process ends all of them, and one of them says it: the lowest rank that had one."""
+        """Inside, an error in one process ends all of them, and the lowest rank that had one reports it."""
         try:
             yield
-            self.everyone(None)  # nobody leaves while another one may still fail
+            self.everyone(None)  # no process leaves while another may still fail
         except KeyboardInterrupt as stopped:
-            agreed = hasattr(stopped, "step")  # Interrupted: all of them, after the same step
+            agreed = hasattr(stopped, "step")  # Interrupted: all stop after the same step
             if not agreed:
                 self._tell("it was interrupted")
             raise
@@ -376,14 +375,14 @@ class Processes(Group):
             raise
 
     def _tell(self, error):
-        """Tells the others that this process ends, and waits until they do, too. Nobody is waited for long."""
+        """Tells the others that this process ends, and waits, for a limited time, until they do too."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         self._say(np.frombuffer(error.encode(), np.uint8), others, ERROR)
         until = time.monotonic() + ROLL_CALL
         while time.monotonic() < until and len(self.heard) < len(others):
             self._hear()
             time.sleep(0.005)
-        if len(self.heard) < len(others):  # one computes, and does not listen: it cannot end by itself
+        if len(self.heard) < len(others):  # one is computing and does not listen, so it must be ended
             if error:
                 print(f"\npydiff: {error}", file=sys.stderr, flush=True)
             self.mpi.COMM_WORLD.Abort(1)
@@ -392,8 +391,8 @@ class Processes(Group):
 
     @contextlib.contextmanager
     def own_processors(self, device="cpu"):
-        """Inside, the kernels use as many threads as this process has processors for itself; PYDIFF_THREADS decides,
-        where it is set. The processes of a host take its GPUs in turns.
+        """Inside, the kernels use as many threads as this process has processors to itself, or PYDIFF_THREADS if that
+        is set. The processes of a host take its GPUs in turn.
         """
         hosts = self.everyone(_host())
         if device == "cuda":
@@ -415,20 +414,20 @@ class Processes(Group):
 
 
 def share_of(rank, places):
-    """Threads for one process of several. places: (host, processors that it may run on) of every process."""
+    """The number of threads for one process of several. places: (host, processors it may run on) of every process."""
     host, mine = places[rank]
     users = [sum(h == host and cpu in theirs for h, theirs in places) for cpu in mine]
     return max(1, int(sum(1 / n for n in users) + 1e-9))
 
 
 def place_of(cupy):
-    """Which GPU of which host is in use."""
+    """A string that identifies the GPU in use and its host."""
     device = cupy.cuda.Device()
     return f"{_host()} {device.pci_bus_id}"
 
 
 def _differing(ours, theirs):
-    """The two values, or what differs within them."""
+    """A phrase on the two values, or on what differs within them."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
         return "; ".join(f"{name} {theirs.get(name)!s:.80}, not {ours.get(name)!s:.80}" for name in names)

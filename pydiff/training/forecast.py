@@ -1,9 +1,9 @@
-"""What a training will take, before it takes it: memory from a few small steps of its network, time from a few whole
-ones.
+"""What a training will need, before it starts: memory, from a few small steps of its network, and time, from a few full
+steps.
 
 Between the forward and the backward pass, a step keeps arrays of every layer. Their size grows with the number of
-samples, and, of images in a network of convolutions, with the number of pixels (and its square, where attention keeps
-its scores). Small steps tell these rates; `benchmarks/forecast.py` compares what follows from them with what was used.
+samples and, for images in a convolutional network, with the number of pixels (and its square, if attention keeps its
+scores). Small steps determine these rates; `benchmarks/forecast.py` compares the predictions with actual use.
 """
 
 import time
@@ -15,15 +15,15 @@ import numpy as np
 from pydiff import backend, memory, nn
 from pydiff.models import name_of
 
-SIDES = (32, 64, 96)  # of images with which small steps are taken; below, a layer's fixed costs show
-MARGIN = 1.3  # what an allocator takes beside, see benchmarks/results/forecast.json
+SIDES = (32, 64, 96)  # of images in the small steps; below these, fixed costs of layers matter
+MARGIN = 1.3  # allocator overhead, see benchmarks/results/forecast.json
 CONVOLUTIONAL = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")  # take images of any size
 
 
 class Need(NamedTuple):
-    """Bytes that a step takes besides weights and optimiser: fixed + samples * (pixels * linear + pixels^2 * square).
+    """Bytes that a step needs besides weights and optimiser: fixed + samples * (pixels * linear + pixels^2 * square).
 
-    pixels: of one sample; 1 where it was measured as it is.
+    pixels: of one sample; 1 if it was measured at its actual size.
     """
 
     fixed: float
@@ -32,14 +32,14 @@ class Need(NamedTuple):
     pixels: int
 
     def of(self, samples: int, pixels: int | None = None) -> float:
-        """Of a step with so many samples at once, of so many pixels each."""
+        """The bytes, with a margin, of a step with this many samples at once, of this many pixels each."""
         p = self.pixels if pixels is None else pixels
         return MARGIN * (self.fixed + samples * (p * self.linear + p * p * self.square))
 
 
 def need_of(trainer) -> Need | None:
-    """What a step of this training takes, measured on small steps that change nothing; None where only one of full size
-    would tell.
+    """The memory that a step of this training needs, measured on small steps that change nothing; None if only a
+    full-size step could tell.
     """
     batch = trainer.task.batch(1, np.arange(1))
     if not hasattr(batch, "corner"):
@@ -58,13 +58,13 @@ def need_of(trainer) -> Need | None:
         return None
     peaks = [peak(trainer, batch.corner(side)) for side in SIDES]
     pixels = np.array([float(s * s) for s in SIDES])
-    fixed, linear, square = fitted(pixels, peaks, 0.02)  # less is rounding, and no attention that keeps its scores
+    fixed, linear, square = fitted(pixels, peaks, 0.02)  # less is rounding, not attention that keeps its scores
     return Need(max(fixed, 0.0), linear, square, x.shape[1] * x.shape[2])
 
 
 def fitted(sizes, values, least=0.0):
-    """(a, b, c) with a + b size + c size^2 = value at three sizes; c = 0 and a line through the last two where c's part
-    of the last value would be less than `least` of b's.
+    """(a, b, c) with a + b size + c size^2 = value at three sizes. If c's part of the last value would be less than
+    `least` of b's, c = 0 and (a, b) is the line through the last two.
     """
     n, values = np.array(sizes, float), np.array(values, float)
     fixed, linear, square = np.linalg.solve(np.stack([n**0, n, n * n], 1), values)
@@ -75,7 +75,7 @@ def fitted(sizes, values, least=0.0):
 
 
 def peak(trainer, batch) -> int:
-    """Bytes that this batch's loss and gradient take at their most."""
+    """Peak bytes of memory that the loss and gradient of this batch use."""
     running = tracemalloc.is_tracing()
     with backend.use_device(trainer.device):
         if not running:
@@ -94,14 +94,14 @@ def peak(trainer, batch) -> int:
 
 
 def at_once(options) -> int:
-    """Samples that are computed at a time."""
+    """The number of samples that are computed at a time."""
     return -(-options.batch_size // max(1, min(options.shards, options.batch_size)))
 
 
 def check_room(trainer, free: int | None = None):
-    """ValueError, in one sentence, for a training on this machine's memory that cannot fit, with what would.
+    """Raises ValueError if a training certainly does not fit into memory, with advice on what would fit.
 
-    free: bytes; None asks the system. What is certainly small is not measured.
+    free: bytes; None asks the system. A training that is certainly small is not measured.
     """
     free = memory.free() if free is None and trainer.device == "cpu" else free
     if free is None or _certainly_small(trainer, free):
@@ -125,7 +125,7 @@ def check_room(trainer, free: int | None = None):
 
 
 def _certainly_small(trainer, free) -> bool:
-    """From the shapes alone: a thousand arrays as wide as the widest layer, at full resolution."""
+    """Whether it fits judging by shapes alone: a thousand arrays as wide as the widest layer, at full resolution."""
     config = getattr(trainer.model, "config", {})
     widest = max(config.get("block_out_channels", [1 << 12]))
     shape = getattr(getattr(trainer.task, "codec", None), "shape", (1 << 12,))
@@ -133,7 +133,7 @@ def _certainly_small(trainer, free) -> bool:
 
 
 def _largest_side(need, samples, free) -> int:
-    """The largest multiple of 8 with which a square image fits; 0 for none."""
+    """The largest multiple of 8 for which a square image fits; 0 for none."""
     side = 8
     while need.of(samples, (side + 8) ** 2) <= free and side < 1 << 16:
         side += 8
@@ -141,7 +141,9 @@ def _largest_side(need, samples, free) -> int:
 
 
 def forecast(trainer, steps=3) -> str:
-    """A few lines: memory, what is free, and time. Takes some steps with this trainer, which nobody uses after that."""
+    """A few lines: memory, free memory, and time. It takes some steps with this trainer, which must not be used
+    afterwards.
+    """
     options, free, need = trainer.options, memory.free(), need_of(trainer)
     optimizer = trainer.optimizer
     size = 5 * optimizer.p.nbytes + (0 if optimizer.low is None else optimizer.low.nbytes)
@@ -159,8 +161,8 @@ def forecast(trainer, steps=3) -> str:
 
 
 def pace(trainer, steps=3) -> float | None:
-    """Seconds a step, the median of a few that this trainer takes, which nobody uses after that; None of a training of
-    one step.
+    """Seconds per step: the median of a few steps of this trainer, which must not be used afterwards; None if it has
+    only one step.
     """
     from pydiff.training.loop import training_steps
 

@@ -1,11 +1,11 @@
-"""Loss and gradient of one step: the batch cut into shards (shards.py), computed by one process or several
-(distributed.py), added in a tree.
+"""Loss and gradient of one step: the batch is cut into shards (shards.py), computed by one process or several
+(distributed.py), and added in a tree.
 
-How the gradients of all shards become one is in sums.py (through MPI) and nccl.py (from GPU to GPU).
+How the gradients of all shards are combined is in sums.py (through MPI) and nccl.py (from GPU to GPU).
 
-Nothing in a step waits for a GPU: forward and backward pass, the norm and the optimiser's step, which a loss or a
-gradient that is not finite makes one that changes nothing, are asked for one after the other. Loss and norm are then
-read in one go. Several processes must agree before the optimiser's step, so they read them before it.
+Nothing in a step waits for a GPU: the forward and backward pass, the norm and the optimiser's step are launched one
+after the other; if the loss or the gradient is not finite, the optimiser's step changes nothing. Loss and norm are then
+read together. Several processes must agree before the optimiser's step, so they read them before it.
 """
 
 import math
@@ -22,7 +22,9 @@ from pydiff.training.sums import ExactSum, FastSum, PlainSum
 
 
 class Part(NamedTuple):
-    """What one shard's forward pass said. loss: its share of the mean. bad: None or why it is not finite."""
+    """The result of one shard's forward pass. loss: its contribution to the mean. bad: None, or why it is not
+    finite.
+    """
 
     loss: float
     bad: str | None
@@ -30,8 +32,9 @@ class Part(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of a step. loss: the batch's mean. norm2: the square of its gradient's norm, NaN where the loss is not finite.
-    bad: None, or why the step was not taken. seen: see `Task.seen`. traffic: what the log says of several processes.
+    """The result of a step. loss: the batch's mean. norm2: the squared norm of its gradient, NaN if the loss is not
+    finite. bad: None, or why the step was skipped. seen: see `Task.seen`. traffic: entries for the log on several
+    processes.
     """
 
     loss: float
@@ -44,7 +47,7 @@ class Outcome(NamedTuple):
 class Gradient:
     """Computes the mean loss of a batch and leaves its gradient in the optimiser's flat array.
 
-    task, options, optimizer: of the Trainer. group: distributed.Group. explain(task, batch): says which module went
+    task, options, optimizer: of the Trainer. group: distributed.Group. explain(task, batch): names the module that went
     wrong.
     """
 
@@ -53,7 +56,7 @@ class Gradient:
         wanted = group.size if options.reduce == "fast" and group.size > 1 else max(1, options.shards)
         self.shards = cut(options.batch_size, wanted)
         self.owned = cut(len(self.shards), group.size)
-        self.before = ""  # what the last step came to, which all must agree in
+        self.before = ""  # the result of the last step, which must be the same in all processes
         wires, fast = wires_of(group, optimizer.g), options.reduce == "fast" and group.size > 1
         self.through = "MPI" if wires is None else "NCCL"
         if fast:
@@ -65,9 +68,10 @@ class Gradient:
             self.sum = PlainSum(optimizer)
 
     def of_step(self, step, update):
-        """Computes loss and gradient of this step, has it taken, and returns its Outcome.
+        """Computes loss and gradient of this step, calls update, and returns the Outcome.
 
-        update(norm2): takes the optimiser's step, or, if norm2, an array (1,), is not finite, one that changes nothing.
+        update(norm2): takes the optimiser's step; norm2 is an array (1,), and if it is not finite, the step must change
+        nothing.
         """
         computed, numbers, group = [], np.arange(self.options.batch_size), self.group
         began, seconds, sent, stream = time.monotonic(), group.seconds, group.sent, self.task.stream
@@ -105,12 +109,12 @@ class Gradient:
         if stream is not None:
             traffic["waited_for_data"] = round(stream.waited - waited, 4)
         if lost:
-            traffic["replaced"] = stream.give_up(lost)  # what one process could not read, none reads from now on  # pyright: ignore[reportOptionalMemberAccess]
+            traffic["replaced"] = stream.give_up(lost)  # what one process cannot read is excluded in all  # pyright: ignore[reportOptionalMemberAccess]
         return Outcome(loss, value2, bad, seen, traffic)
 
     def _all_parts(self, step, parts, lost):
-        """(parts, samples that could not be read) of all processes; RuntimeError if they came to different results in
-        the step before.
+        """(parts, samples that could not be read) of all processes. Raises RuntimeError if their results of the last
+        step differ.
         """
         if self.group.size == 1:
             return parts, lost
@@ -126,7 +130,9 @@ class Gradient:
         return [Part(*part) for those, *_ in told for part in those], all_lost
 
     def _computed(self, step, shard, numbers):
-        """(numbers, batch, loss): of a shard whose gradient is under way. loss: its share of the mean, float64 (1,)."""
+        """(numbers, batch, loss) of a shard whose gradient has been launched. loss: its contribution to the mean,
+        float64 (1,).
+        """
         batch = self.task.batch(step, numbers)
         with nn.training(self.options.seed, step, numbers):
             loss = ops.summation(self.task.losses(batch)) * (1.0 / self.options.batch_size)

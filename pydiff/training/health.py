@@ -1,30 +1,30 @@
-"""What a training has to tell at its end: steps skipped, a loss that rose, files that could not be written."""
+"""What a training reports at its end: steps skipped, a loss that rose, files that could not be written."""
 
 import math
 from typing import Any
 
-SMOOTH = 50  # steps over which the level of the loss is taken
-RISE, LARGE = math.log(10), math.log(1000)  # by less than the first nothing rose; by more than the second it did
-NOISE = 6  # standard deviations of the loss from step to step that are no rise
-LASTING = 3  # steps that a rise between the two has to last, and that the loss has to be back
+SMOOTH = 50  # steps over which the loss is averaged
+RISE, LARGE = math.log(10), math.log(1000)  # less than the first is never a rise, more than the second always is
+NOISE = 6  # standard deviations of the step-to-step loss up to which it is not a rise
+LASTING = 3  # steps that a rise between the two must last, and that the loss must be back for
 
 
 class Health:
-    """Sees every entry of the log, of earlier lives of the run too, and keeps a few numbers."""
+    """Sees every entry of the log, including those before a resume, and keeps a few numbers."""
 
     def __init__(self):
         self.skipped = 0
         self.first_skipped: Any = None  # (step, reason)
         self.failures: dict[
             str, list
-        ] = {}  # what could not be written -> [times, first step, reason, whether still so]
+        ] = {}  # name of the file -> [failures, first step, reason, whether it still fails]
         self.level, self.noise, self.seen, self.before = 0.0, 0.0, 0, None
         self.best, self.best_step = math.inf, 0
         self.rise: Any = None
         self.calm, self.rises = 0, []  # a rise: [first step, steps, highest, its step, step when back]
 
     def saw(self, entry: dict):
-        """Takes note of an entry of the log: its loss, and whether the step was skipped."""
+        """Records an entry of the log: its loss, and whether the step was skipped."""
         if entry.get("skipped"):
             self.skipped += 1
             self.first_skipped = self.first_skipped or (entry["step"], entry["skipped"])
@@ -61,7 +61,7 @@ class Health:
         self.rise = None
 
     def failed(self, what: str, step: int, reason: str) -> bool:
-        """Something could not be written. Returns whether that is news."""
+        """Records that something could not be written. Returns whether it could be written before."""
         failure = self.failures.setdefault(what, [0, step, reason, False])
         news, failure[3] = not failure[3], True
         failure[0] += 1
@@ -69,12 +69,12 @@ class Health:
         return news
 
     def worked(self, what: str):
-        """Takes note that this could be written again."""
+        """Records that this could be written again."""
         if what in self.failures:
             self.failures[what][3] = False
 
     def sentences(self, lr: float) -> list[str]:
-        """What a user should know, in order of weight; empty for a training in which nothing happened."""
+        """What a user should know, most important first; empty if nothing happened."""
         told = []
         for what, (times, step, reason, still) in self.failures.items():
             often = "once" if times == 1 else f"{times:,} times"

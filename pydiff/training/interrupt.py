@@ -7,8 +7,8 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training, after everything was put in order. step: the last one taken. unsaved: why there is no
-    checkpoint of it. run: the Run so far, where `pydiff.train` was asked.
+    """Ctrl-C during training, after everything was saved. step: the last step taken. unsaved: why it has no checkpoint.
+    run: the Run so far, if raised by `pydiff.train`.
     """
 
     def __init__(self, step, unsaved=""):
@@ -19,9 +19,10 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_request():
-    """An Event that Ctrl-C, a termination request or a lost terminal sets. A second Ctrl-C is a KeyboardInterrupt.
+    """An Event that is set by Ctrl-C, a termination request or a lost terminal. A second Ctrl-C raises
+    KeyboardInterrupt.
 
-    A signal that is ignored stays ignored: under nohup, a lost terminal stops nothing.
+    An ignored signal stays ignored: under nohup, a lost terminal stops nothing.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

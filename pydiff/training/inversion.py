@@ -1,8 +1,8 @@
-"""A word is learned: the vectors of one new word, through a model that stays as it is (Gal et al. 2022, "An image is
-worth one word: personalizing text-to-image generation using textual inversion", section 3).
+"""Learning a word: the vectors of one new word are trained through a frozen model (Gal et al. 2022, "An image is worth
+one word: personalizing text-to-image generation using textual inversion", section 3).
 
-What is minimised is the loss the model was trained with, on a few images of the thing, each told by a short sentence
-with the word in it; the gradient goes through the U-Net and the text encoder and changes the word's vectors alone.
+The loss is the one that the model was trained with, on a few images of the thing, each described by a short sentence
+that contains the word; the gradient goes through the U-Net and the text encoder and changes only the word's vectors.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ IDS = "ids"  # the only array of a batch's condition: token numbers (N, T)
 
 @dataclass(frozen=True, kw_only=True)
 class InversionOptions(LoopOptions):
-    """How a word is learned."""
+    """Options for learning a word."""
 
     steps: int = 1000
     """Optimiser steps."""
@@ -66,7 +66,7 @@ class InversionOptions(LoopOptions):
             object.__setattr__(self, "sentences", tuple(self.sentences))
 
     def check(self):
-        """These options again, or ValueError, in one sentence, for values that cannot work."""
+        """Returns these options, or raises ValueError for values that cannot work."""
         super().check()
         _at_least(self, "vectors", 1)
         if not self.sentences or any(sentence.count("{}") != 1 for sentence in self.sentences):
@@ -75,9 +75,9 @@ class InversionOptions(LoopOptions):
 
 
 class Word(Module):
-    """The vectors of a word, (k, C), as the last rows of a table of tokens that stays as it is.
+    """The vectors of a word, (k, C), as the last rows of an otherwise frozen token embedding.
 
-    table: the TokenEmbedding, of which the last k rows are the word's.
+    table: the TokenEmbedding, whose last k rows are the word's.
     """
 
     def __init__(self, table, k: int):
@@ -85,7 +85,7 @@ class Word(Module):
         self.vectors = Parameter(np.array(to_host(table.weight.data[-k:])))
 
     def children(self):
-        """The vectors alone: the table is the text encoder's."""
+        """Only the vectors: the table belongs to the text encoder."""
         yield "vectors", self.vectors
 
     def forward(self, ids):
@@ -99,10 +99,11 @@ class Word(Module):
 
 
 class InversionTask(Task):
-    """The vectors of `word` are learned, which `encoder` knows already (`Clip.learn`), as the last rows of its table.
+    """Learns the vectors of `word`, which `encoder` already contains (`Clip.learn`), as the last rows of its token
+    embedding.
 
-    dataset: data.Dataset of the images. network, process, codec, encoder: of a model of Stable Diffusion. Inside
-    `as_it_is`, the parameters of all of them but the word's want no gradient.
+    dataset: data.Dataset of the images. network, process, codec, encoder: of a Stable Diffusion model. Inside
+    `as_it_is`, their parameters, except the word's vectors, require no gradient.
     """
 
     unit = "images"
@@ -124,7 +125,9 @@ class InversionTask(Task):
 
     @contextlib.contextmanager
     def as_it_is(self):
-        """Inside, the model wants no gradients, keeps little for backward, and reads the word where it is learned."""
+        """Inside, the model requires no gradients, keeps little for backward, and reads the word's vectors being
+        learned.
+        """
         modules = [m for part in (self.network, self.tower) for _, m in part.named_modules()]
         parameters = [p for part in (self.network, self.tower) for p in part.parameters()]
         wanted, recomputed = [p.requires_grad for p in parameters], [m.recompute for m in modules]
@@ -145,7 +148,9 @@ class InversionTask(Task):
                 module.recompute = before
 
     def batch(self, step, numbers):
-        """Latents of images, mirrored or not, and a sentence for each, at drawn t, by (seed, step, numbers)."""
+        """Latents of images, mirrored or not, and a sentence for each, at drawn t; a pure function of (seed, step,
+        numbers).
+        """
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
         chosen = batch_indices(len(self.dataset), options.batch_size, step - 1, seed)[numbers]
         chosen = self.dataset.usable(chosen)
@@ -157,7 +162,7 @@ class InversionTask(Task):
         return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), told)
 
     def _encoded(self):
-        """Latents of all images, and of all mirrored ones behind them if there are such."""
+        """Latents of all images, followed by those of the mirrored images if `flip`."""
         if self.latents is None:
             images = self.dataset.samples(self.dataset.usable(np.arange(len(self.dataset))))
             ways = [images, images[:, :, ::-1]] if self.options.flip else [images]
@@ -165,13 +170,13 @@ class InversionTask(Task):
         return self.latents
 
     def losses(self, batch):
-        """The error of the U-Net's prediction, told the sentences' states, (N,)."""
+        """The error of the U-Net's prediction, given the states of the sentences, (N,)."""
         states = self.tower(batch.condition[IDS], skip=self.encoder.skip).last_hidden_state
         told = {"encoder_hidden_states": states}
         return example_losses(self.process, self.network, batch.x0, batch.t, batch.key, **told)
 
     def identity(self):
-        """The images, the word, and the model as far as it can be told quickly."""
+        """The images, the word, and a quick fingerprint of the model."""
         made = hashlib.sha256(json.dumps([self.network.config, self.tower.config, self.word], sort_keys=True).encode())
         for p in (*self.network.parameters()[:1], self.tower.final_layer_norm.weight):
             made.update(np.ascontiguousarray(p.numpy(), "<f4"))

@@ -1,6 +1,5 @@
-"""What a training leaves on disk while it goes on: the log, checkpoints, previews. A disk that is full, or gone, stops
-no training: what could not be written is said once and tried again at the next interval; the last good checkpoint
-stays.
+"""What a training writes to disk along the way: the log, checkpoints, previews. A full or missing disk does not stop a
+training: a failed write is reported once and tried again at the next interval; the last good checkpoint stays.
 """
 
 from pydiff.formats.safetensors import CheckpointError
@@ -10,10 +9,10 @@ LOG, CHECKPOINT, PREVIEW = "the log", "a checkpoint", "samples.png"
 
 
 class Keeper:
-    """Of one training. log: store.Log. folder: store.RunDirectory, locked, or None. preview: gives the bytes of a PNG,
-    or None. say: shows a line.
+    """Writes the files of one training. log: store.Log. folder: store.RunDirectory, locked, or None. preview: a
+    function that returns the bytes of a PNG, or None. say: shows a line.
 
-    saved: the step of the newest checkpoint of this life, or None.
+    saved: the step of the newest checkpoint since this start, or None.
     """
 
     def __init__(self, trainer, log, folder=None, preview=None, say=print):
@@ -23,7 +22,7 @@ class Keeper:
             self.health.saw(entry)
 
     def took(self, entry: dict):
-        """A step was taken: it goes into the log."""
+        """Logs a step that was taken."""
         self.health.saw(entry)
         if reason := self.log.append(entry):
             self._failed(LOG, reason, "it is kept, and tried again")
@@ -31,7 +30,7 @@ class Keeper:
             self.health.worked(LOG)
 
     def save(self, last=False, stopping=False):
-        """Writes what this step asks for. last: the run is complete. stopping: it is about to stop."""
+        """Writes what is due at this step. last: the run is complete. stopping: it is about to stop."""
         if (folder := self.folder) is None:
             return
         step, options = self.trainer.step, self.trainer.options
@@ -57,7 +56,7 @@ class Keeper:
             self.say(f"step {self.trainer.step:,}: {what} could not be written ({reason}); {policy}")
 
     def unsaved(self) -> str:
-        """Why the step just taken is not on disk, or "" where it is."""
+        """Why the last step is not on disk; "" if it is."""
         if self.folder is None or self.saved == self.trainer.step:
             return ""
         return f"its checkpoint could not be written ({self.health.failures[CHECKPOINT][2]}), an older one is there"

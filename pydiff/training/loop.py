@@ -1,8 +1,8 @@
-"""The loop: steps of an optimiser on whatever a Task gives, logged, saved, stopped in good order. It knows no
-diffusion.
+"""The loop: takes optimiser steps on whatever a Task provides, logs and saves them, and stops in good order. It knows
+nothing about diffusion.
 
-Everything random in step s is a pure function of (seed, s): the samples, their noise, what is dropped. So a run that
-was stopped, by Ctrl-C or by a power cut, and started again by the same call ends with the same bits as one that was
+Everything random in step s is a pure function of (seed, s): the samples, their noise, what is dropped. A run that was
+stopped, by Ctrl-C or by a power cut, and started again by the same call therefore ends bitwise equal to one that was
 not.
 """
 
@@ -32,21 +32,22 @@ GIVE_UP_AFTER = 50  # non-finite steps in a row
 
 
 class StepState(NamedTuple):
-    """What one training step did. bad: None, or why the step was skipped; the parameters are then as before."""
+    """What one training step did. bad: None, or why the step was skipped; the parameters are then unchanged."""
 
     step: int
     loss: float
     lr: float
     grad_norm: float
     bad: str | None
-    traffic: dict = {}  # noqa: RUF012 - never written to; what several processes told each other, for the log
+    traffic: dict = {}  # noqa: RUF012 - never written to; the traffic between processes, for the log
 
 
 class Trainer:
     """Task, optimiser and the number of steps done: all that a training run consists of.
 
-    options: LoopOptions. device: where the steps are computed, see backend.py. It is no part of what the run is: a
-    checkpoint goes on on any. group: the processes that share the steps, distributed.Group; None: this one alone.
+    options: LoopOptions. device: where the steps are computed, see backend.py. It is not part of the state of a run: a
+    checkpoint can be continued on any device. group: the processes that share the steps, a distributed.Group; None:
+    this process alone.
     """
 
     def __init__(self, task, options, device="cpu", group=None):
@@ -60,29 +61,32 @@ class Trainer:
 
     @property
     def model(self):
-        """The network that is trained."""
+        """The network being trained."""
         return self.task.model
 
     def ema_model(self):
-        """A network whose weights are the average's: views, so it follows the training."""
+        """A network whose weights are views of the averaged weights, so that it follows the training."""
         model = self.task.twin()
         for p, average in zip(model.parameters(), self.optimizer.views(self.optimizer.ema), strict=True):
             p.data = average
         return model
 
     def live(self):
-        """Everything that changes in training, where it lives: {group: {name: array}}."""
+        """Everything that changes in training, the arrays themselves: {group: {name: array}}."""
         return {
             "optimizer": {name: getattr(self.optimizer, name) for name in ("p", "m", "v", "ema")},
             **self.task.state(),
         }
 
     def arrays(self):
-        """The same for a checkpoint: NumPy arrays, whatever the device."""
+        """The same as `live`, copied for a checkpoint: NumPy arrays, whatever the device."""
         return {g: {name: to_host(a) for name, a in part.items()} for g, part in self.live().items()}
 
     def restore(self, arrays, step):
-        """Continues from what `arrays` gave after that step, on whatever device."""
+        """Continues from `arrays`, as the method `arrays` returned them after that step, possibly on another device.
+
+        Raises ValueError if an array is missing, or has another shape or dtype.
+        """
         for group, name, target in [(g, *item) for g, part in self.live().items() for item in part.items()]:
             if name not in arrays.get(group, {}):
                 raise ValueError(f"the checkpoint has no {group} {name}, which these options need; train anew")
@@ -96,16 +100,16 @@ class Trainer:
         self.step = step
 
     def begin(self, weights):
-        """Starts with these weights, a state_dict of such a model, and not with drawn ones."""
+        """Starts from these weights, a state_dict of such a model, instead of randomly initialised ones."""
         for p, master in zip(self.optimizer.parameters, self.optimizer.masters, strict=True):
-            p.data = master  # so that it is these that are written to, and not a rounded copy
+            p.data = master  # so that these are written to, and not their rounded copy
         self.model.load_state_dict(weights)
         self.optimizer.adopt()
         self.optimizer.round_copy()
         self.optimizer.ema[...] = self.optimizer.p
 
     def share(self):
-        """Continues from where the first process of the group is."""
+        """Copies the state of the group's first process to all the others."""
         if self.group.size > 1:
             arrays = self.arrays()
             self.group.spread([array for part in arrays.values() for array in part.values()])
@@ -113,10 +117,10 @@ class Trainer:
 
 
 def training_steps(trainer):
-    """Trains, one step per iteration, until options.steps: for state in training_steps(trainer): ...
+    """A generator that trains, one step per iteration, until options.steps: for state in training_steps(trainer): ...
 
-    A step whose loss or gradient is not finite changes nothing and says so in state.bad, with the first module that
-    went wrong; RuntimeError after 50 of those in a row.
+    A step whose loss or gradient is not finite changes nothing; state.bad then says so and names the first module that
+    produced such a value. Raises RuntimeError after 50 of these in a row.
     """
     return backend.on_device(trainer.device, _steps(trainer))
 
@@ -142,7 +146,7 @@ def _steps(trainer):
 
 
 def first_bad_module(task, batch):
-    """Which module's output is the first that is not finite, found by computing the step's forward pass again."""
+    """A sentence naming the first module whose output is not finite, found by repeating the step's forward pass."""
     names = {id(module): name for name, module in task.model.named_modules()}
     bad = []
 
@@ -157,11 +161,12 @@ def first_bad_module(task, batch):
 
 
 def fit(trainer, log, folder=None, preview=None, progress=True):
-    """Takes the steps, logs them, saves checkpoints and previews, shows progress; leaves in good order on Ctrl-C.
+    """Takes the steps, logs them, saves checkpoints and previews, shows progress; stops in good order on Ctrl-C.
 
-    log: store.Log. folder: store.RunDirectory, locked, or None. preview: called every options.sample_every steps where
-    there is a folder, for the bytes of a PNG that show what was learned. Raises Interrupted, with a checkpoint written.
-    Returns sentences on what went wrong on the way; what cannot be written stops nothing, see keeping.py.
+    log: store.Log. folder: store.RunDirectory, locked, or None. preview: called every options.sample_every steps if
+    there is a folder; returns the bytes of a PNG that shows what was learned. Raises Interrupted after Ctrl-C, with a
+    checkpoint written. Returns sentences on what went wrong during training; a file that cannot be written does not
+    stop it, see keeping.py.
     """
     options, group = trainer.options, trainer.group
     with (
@@ -189,11 +194,11 @@ def fit(trainer, log, folder=None, preview=None, progress=True):
 
 @contextlib.contextmanager
 def opened(task, options, out=None, device="cpu", group=None, begin=None):
-    """(trainer, folder) for a training in the folder `out`, which is locked meanwhile; a run that is there goes on.
+    """(trainer, folder) for a training in the folder `out`, locked meanwhile; a run already there is continued.
 
-    out: None keeps all in memory, and folder is None then. group: see `Trainer`; the folder is its first process's.
-    begin: called there with the trainer and the folder of a run that begins, before its first step. trainer.notes are
-    sentences on what has changed since the run began.
+    out: None keeps everything in memory; folder is then None. group: see `Trainer`; only its first process has the
+    folder. begin: called in the first process with (trainer, folder) before the first step of a new run. trainer.notes
+    are sentences on what has changed since the run began.
     """
     trainer = Trainer(task, options, device, group)
     trainer.group.compare(task.identity() | {"options": options.to_config()})
@@ -216,10 +221,11 @@ def opened(task, options, out=None, device="cpu", group=None, begin=None):
 
 
 def train_task(task, options, out=None, *, device="cpu", progress=True, distributed="auto"):
-    """Trains any Task to the end: with a folder, with checkpoints, a log and resume. Returns the Trainer.
+    """Trains any Task to the end; with a folder, it keeps checkpoints and a log, and can be resumed. Returns the
+    Trainer.
 
-    options: LoopOptions. distributed: see distributed.py. `pydiff.train` does this for diffusion models and makes a Run
-    of it.
+    options: LoopOptions. distributed: see distributed.py. `pydiff.train` does this for diffusion models and returns a
+    Run.
     """
     group = join(distributed)
     with group.together(), group.own_processors(device):
@@ -233,7 +239,7 @@ def train_task(task, options, out=None, *, device="cpu", progress=True, distribu
 
 
 def log_entry(state, images_per_second, device):
-    """A step as a dict for the log: what is not finite becomes None, which JSON has."""
+    """A step as a dict for the log. Values that are not finite become None, since JSON has no NaN or infinity."""
     entry = {"step": state.step, "loss": state.loss, "lr": state.lr, "grad_norm": state.grad_norm}
     entry |= {"images_per_second": round(images_per_second, 1), "time": round(time.time(), 3), "device": device}
     entry |= ({"skipped": state.bad} if state.bad else {}) | state.traffic

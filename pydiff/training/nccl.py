@@ -1,9 +1,9 @@
-"""Gradients that travel from GPU to GPU, through NCCL: one process a GPU, the tree of shards.py, the same bits.
+"""Gradients that travel from GPU to GPU, through NCCL: one process per GPU, the tree of shards.py, the same bits.
 
-NCCL knows no tags: between two processes, what is sent first is received first. So all processes exchange the pieces of
-the gradient in one order, from the last layer to the first, as a backward pass gets to know them; each piece as soon as
-all before it have been exchanged. That happens in a stream of its own, while the layers before are still computed.
-Losses, and all that is not large, go through MPI as ever.
+NCCL has no tags: between two processes, what is sent first is received first. So all processes exchange the pieces of
+the gradient in one order, from the last layer to the first, as a backward pass computes them; each piece as soon as all
+before it have been exchanged. That happens in a separate stream, while earlier layers are still computed. Losses and
+other small data go through MPI.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from pydiff.training.sums import FastSum, PieceSum
 
 
 def wires_of(group, flat):
-    """Wires between the GPUs of a group's processes; None where arrays like `flat` travel through MPI: without GPUs,
-    without NCCL, and where two processes share a GPU, which NCCL does not do.
+    """Wires between the GPUs of a group's processes; None if arrays like `flat` go through MPI: without GPUs, without
+    NCCL, and if two processes share a GPU, which NCCL does not support.
     """
     cupy: Any = sys.modules.get("cupy")
     on_gpu = cupy is not None and isinstance(flat, cupy.ndarray)
@@ -32,7 +32,7 @@ def wires_of(group, flat):
 
 
 class Wires:
-    """A communicator of NCCL between all processes of a group, each with a GPU of its own, and a stream for it.
+    """An NCCL communicator between all processes of a group, each with its own GPU, and a stream for it.
 
     The stream waits for what is computed before (`after_computing`), and what is computed afterwards waits for it
     (`before_computing`). Arrays that are sent must live until then.
@@ -47,14 +47,14 @@ class Wires:
 
     @contextlib.contextmanager
     def after_computing(self):
-        """Inside, the stream of NCCL is the current one; it goes on when what has been asked for so far is computed."""
+        """Inside, NCCL's stream is the current one; it waits for everything launched so far."""
         ready = self.cupy.cuda.get_current_stream().record()
         self.stream.wait_event(ready)
         with self.stream:
             yield
 
     def before_computing(self):
-        """Returns when all has arrived, or ends this process if another one has ended meanwhile."""
+        """Returns when everything has arrived; ends this process if another one has ended meanwhile."""
         arrived = self.stream.record()
         try:
             self.group.wait(lambda: arrived.done)
@@ -64,7 +64,7 @@ class Wires:
         self.cupy.cuda.get_current_stream().wait_event(arrived)
 
     def exchange(self, sent, received):
-        """Sends and receives float32 arrays, [(array, rank)], all at the same time."""
+        """Sends and receives float32 arrays, [(array, rank)], all at once."""
         self.nccl.groupStart()
         for calls, arrays in ((self.communicator.send, sent), (self.communicator.recv, received)):
             for array, rank in arrays:
@@ -73,26 +73,26 @@ class Wires:
         self.group.sent += sum(array.nbytes for array, _ in sent)
 
     def add_up(self, array):
-        """All processes' arrays added, in each of them, in the order that NCCL chooses."""
+        """Sums the arrays of all processes in place, in the order that NCCL chooses."""
         pointer = array.data.ptr
         kind = self.nccl.NCCL_FLOAT32, self.nccl.NCCL_SUM
         self.communicator.allReduce(pointer, pointer, array.size, *kind, self.stream.ptr)
-        self.group.sent += 2 * array.nbytes * (self.group.size - 1) // self.group.size  # of a ring, at least
+        self.group.sent += 2 * array.nbytes * (self.group.size - 1) // self.group.size  # for a ring, the minimum
 
     def close(self, at_once=False):
-        """The communicator is used no more. at_once: whether some of its work may never end."""
+        """Closes the communicator. at_once: whether some of its work may never finish."""
         (self.communicator.abort if at_once else self.communicator.destroy)()
 
 
 class FastWiredSum(FastSum):
-    """NCCL's own all-reduce: its order of addition is its own affair."""
+    """NCCL's all-reduce, which adds in an unspecified order."""
 
     def __init__(self, optimizer, wires):
         super().__init__(optimizer, wires.group)
         self.wires = wires
 
     def finish(self):
-        """Adds up all processes' gradients."""
+        """Sums the gradients of all processes."""
         flat = self.optimizer.gather()
         with self.wires.after_computing():
             self.wires.add_up(flat)
@@ -101,17 +101,17 @@ class FastWiredSum(FastSum):
 
 
 class WiredSum(PieceSum):
-    """From GPU to GPU. wires: Wires; the rest: see PieceSum."""
+    """A PieceSum from GPU to GPU. wires: Wires; the other arguments: see PieceSum."""
 
     def __init__(self, optimizer, wires, shards, owned):
         super().__init__(optimizer, wires.group, shards, owned)
         self.wires = wires
 
     def begin(self):
-        """Nothing is known."""
+        """Resets the sums: no piece is known yet."""
         self.sums = [TreeSum(self.shards, lambda array: array.copy(), lambda _: None) for _ in self.pieces]
         self.known, self.next = set(), len(self.pieces) - 1
-        self.kept = []  # what the stream may still be reading
+        self.kept = []  # arrays that the stream may still be reading
 
     def finish(self):
         """Waits until every total is here."""
@@ -121,7 +121,7 @@ class WiredSum(PieceSum):
         self._take_over()
 
     def _arrived(self, piece, shard):
-        """The optimiser's array holds this shard's gradient of a piece."""
+        """Called when the optimiser's array holds this shard's gradient of a piece."""
         self.sums[piece].add(Node(0, shard), self.views[piece], borrowed=True)
         if shard == self.last:
             self.known.add(piece)
@@ -131,7 +131,7 @@ class WiredSum(PieceSum):
                 self.next -= 1
 
     def _exchange(self, piece):
-        """To the process that adds the piece up, and back to all."""
+        """Sends a piece to the process that adds it up, and its total back to all."""
         group, view, root = self.group, self.views[piece], self.root(piece)
         own = [(node, self.sums[piece].take(node)) for node in self.nodes[group.rank]]
         self.kept += [array for _, array in own]

@@ -1,4 +1,4 @@
-"""Which network learns from samples of which codec, where the caller brings none."""
+"""Which network is trained on samples of which codec, by default."""
 
 import math
 
@@ -7,10 +7,10 @@ from pydiff.training.config import build_unet, default_channels, levels_with_att
 
 
 def build_network(options, codec, embeddings=None, context=None):
-    """The network of a run on what this codec makes of the data.
+    """The network for training on data encoded by this codec.
 
-    embeddings: rows of the table of classes, or None. context: channels of a text encoder's states, or None.
-    ValueError for a combination that there is no network for.
+    embeddings: rows of the class embedding table, or None. context: channels of a text encoder's states, or None.
+    Raises ValueError for a combination that has no network.
     """
     build = NETWORKS.get(codec.kind)
     return (
@@ -21,7 +21,7 @@ def build_network(options, codec, embeddings=None, context=None):
 
 
 def build_points(options, shape, embeddings, context):
-    """The network of points (D,). options.channels: its width; options.layers: its residual blocks, 4 for 1."""
+    """The network for points (D,). options.channels: its width; options.layers: its residual blocks, 4 if 1."""
     if context is not None:
         raise ValueError("points cannot be trained with captions; leave them out (text='none') or use classes")
     if options.self_conditioning and options.variance == "learned":
@@ -39,10 +39,17 @@ def build_points(options, shape, embeddings, context):
 
 
 def build_clip_unet(options, shape, embeddings, context):
-    """The U-Net of clips (F, H, W, C): that of images of the frames' size, with temporal layers between."""
+    """The U-Net of clips (F, H, W, C): that of images of the frames' size, with temporal layers between.
+
+    Where the options do not say, it has a level more, and half as many channels, than one of images, and attends on its
+    lowest level alone: for the same time more clips are seen.
+    """
     _, height, width, c = shape
-    channels = options.channels or default_channels(min(height, width))
-    attends = levels_with_attention(options, channels, min(height, width))
+    usual = default_channels(min(height, width))
+    channels = options.channels or (usual[0] // 2, *usual)
+    attends = [len(channels) - 1]
+    if options.attention is not None:
+        attends = levels_with_attention(options, channels, min(height, width))
     head_dim = [math.gcd(options.head_dim, n) for n in channels]
     made = ClipUNet(
         sample_size=height if height == width else [height, width],
@@ -55,6 +62,10 @@ def build_clip_unet(options, shape, embeddings, context):
         norm_num_groups=options.groups,
         temporal_dropout=options.dropout,
         frame_positions=True,
+        pooled_context=context is not None,
+        resnet_time_scale_shift="scale_shift",
+        pixel_positions=True,
+        activation="gelu",
         cross_attention_dim=context,
         attention_head_dim=head_dim[0] if len(set(head_dim)) == 1 else head_dim,
         num_class_embeds=embeddings,
@@ -64,9 +75,9 @@ def build_clip_unet(options, shape, embeddings, context):
 
 
 def build_line_unet(options, shape, embeddings, context):
-    """The U-Net of sounds (1, L, C): four samples at a time, every level a quarter of the one above.
+    """The U-Net for sounds (1, L, C): four samples at a time, each level a quarter of the one above.
 
-    Attention on levels of at most 128 places, where options.attention does not say.
+    By default, levels of at most 128 positions have attention.
     """
     if context is not None:
         raise ValueError("sounds as waveforms cannot be trained with captions; use classes, or codec='spectrogram'")

@@ -2,12 +2,12 @@
 
     weights        float32 masters, moments and average; matrices and filters have a bfloat16 copy, with which the
                    network computes; biases and the norms' factors are the masters themselves
-    activations    bfloat16, with float32 sums inside of the kernels
+    activations    bfloat16, with float32 sums inside the kernels
     gradients      of activations bfloat16, of weights float32, as the kernels make them
-    loss, norm     float32 and float64, as ever
+    loss, norm     float32 and float64, as always
 
-bfloat16 has the exponents of float32, so the loss needs no scale. A step is 2^-8 of a number: a master takes in updates
-that its copy would lose. Checkpoints hold the masters, so a resumed run has every bit.
+bfloat16 has the exponents of float32, so the loss needs no scaling. Its spacing is 2^-8 of a number, so the masters
+accumulate updates that the copies would lose. Checkpoints hold the masters, so a resumed run has every bit.
 """
 
 from pydiff.backend import FLOAT32, bfloat16
@@ -15,8 +15,8 @@ from pydiff.tensor import Function
 
 
 def low_precision(options, device):
-    """bfloat16 if these options ask for it, else None. ValueError, in one sentence, where it is not offered;
-    RuntimeError where its package is missing.
+    """bfloat16 if these options ask for it, else None. Raises ValueError if it is not supported, RuntimeError if its
+    package is missing.
     """
     if getattr(options, "precision", "float32") == "float32":
         return None
@@ -40,7 +40,7 @@ class Cast(Function):
 
 
 def in_bfloat16(model):
-    """model(x, t, **condition), float32 outside and bfloat16 inside: rounded on its way in, widened on its way out."""
+    """model(x, t, **condition), float32 outside and bfloat16 inside: inputs are rounded, outputs widened."""
     low = bfloat16()
 
     def answer(x, t, **condition):

@@ -1,11 +1,11 @@
-"""The bar of a training, which may be lost without the training: a closed terminal, a dead pipe, no stderr."""
+"""The progress bar of a training, which may fail without stopping it: a closed terminal, a broken pipe, no stderr."""
 
 import contextlib
 import sys
 
 
 class Progress:
-    """A tqdm bar on stderr; a context manager. Whatever goes wrong with the stream ends the bar and nothing else.
+    """A tqdm bar on stderr, and a context manager. Errors of the stream end only the bar.
 
     total, done: steps. show: False for no bar at all.
     """
@@ -19,7 +19,7 @@ class Progress:
                 self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, desc=description)
 
     def step(self, text=""):
-        """One more step is done. text: stands behind the bar."""
+        """One more step is done. text: shown after the bar."""
         if self.bar is not None:
             with self._quietly():
                 if text:
@@ -27,7 +27,7 @@ class Progress:
                 self.bar.update()
 
     def write(self, line):
-        """Writes a line above the bar, which goes on below it."""
+        """Writes a line above the bar."""
         if self.bar is not None:
             with self._quietly():
                 self.bar.write(line, file=sys.stderr)
@@ -38,7 +38,7 @@ class Progress:
             yield
         except (OSError, ValueError):  # what writing to a broken or closed stream raises
             if self.bar is not None:
-                self.bar.disable = True  # or it would try once more when it is collected
+                self.bar.disable = True  # or it would try again when it is garbage-collected
             self.bar = None
 
     def __enter__(self):

@@ -1,4 +1,4 @@
-"""How data are read, once: keywords of `pydiff.train`, flags of `pydiff train` and of `pydiff data`."""
+"""How data are read, defined once: keywords of `pydiff.train`, flags of `pydiff train` and of `pydiff data`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydiff.data.asked import asked
 
-# Options -> keywords of `pydiff.data.load`, where those are called otherwise.
+# Options -> keywords of `pydiff.data.load`, where the names differ.
 CALLED = {"image_channels": "channels"}
 NOT_OF_IMAGES = ("cache_gb", "frames", "frame_rate", "rate", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """How data are read."""
+    """Options for reading data."""
 
     cache_gb: float = 0.0
     """GB of decoded images to keep, where they are decoded when they are needed; 0: all of them, from the start."""
@@ -45,11 +45,11 @@ class ReadingOptions:
         return reading(vars(self))
 
     def check_reading(self):
-        """ValueError or TypeError, in one sentence, for what cannot be asked of data."""
+        """Raises ValueError or TypeError for values that cannot work."""
         asked(**{name: value for name, value in self.reading().items() if name not in NOT_OF_IMAGES})
 
 
 def reading(options: Mapping) -> dict:
-    """The keywords of `pydiff.data.load` among options by name, those that are not left out."""
+    """The keywords of `pydiff.data.load` among the named options that are not None."""
     given = {name: options.get(name) for name in ReadingOptions.__dataclass_fields__}
     return {CALLED.get(name, name): value for name, value in given.items() if value is not None}

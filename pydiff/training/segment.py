@@ -1,6 +1,6 @@
-"""Segmentation, where the U-Net comes from (Ronneberger et al. 2015): it says what every pixel of an image shows.
+"""Segmentation, the origin of the U-Net (Ronneberger et al. 2015): predicting what every pixel of an image shows.
 
-The same network as in diffusion, with a channel for each class in the place of the noise, and the step number always 0.
+The same network as in diffusion, with a channel for each class in place of the noise, and the step number always 0.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ from pydiff.training.task import Task
 
 
 class SegmentTask(Task):
-    """A U-Net learns masks from images.
+    """Training a U-Net to predict masks from images.
 
-    data: data.masks.Masked. options: LoopOptions. dice: how much the Dice loss counts beside cross-entropy.
+    data: data.masks.Masked. options: LoopOptions. dice: weight of the Dice loss relative to the cross-entropy.
     mirror: whether half of the images are mirrored, with their masks. channels, groups, model: of another U-Net.
     """
 
@@ -39,7 +39,7 @@ class SegmentTask(Task):
         return self.xp.asarray(x), self.xp.asarray(masks)
 
     def losses(self, batch):
-        """Cross-entropy a pixel, plus `dice` times the Dice loss, one number a sample."""
+        """Cross-entropy per pixel plus `dice` times the Dice loss, one per sample, (N,)."""
         x, masks = batch
         return segmentation_losses(self.model(Tensor(x), np.zeros(len(x))), masks, self.dice)
 
@@ -52,7 +52,7 @@ class SegmentTask(Task):
 
 
 def segmenter(data, seed=0, channels=None, groups=8) -> UNet2D:
-    """The U-Net for these images and classes, attending where 8 x 8 pixels or fewer are left."""
+    """The U-Net for these images and classes, with attention on levels of 8 x 8 pixels or fewer."""
     _, height, width, c = data.images.shape
     channels = list(channels or default_channels(min(height, width)))
     attends = [i > 0 and min(height, width) / 2**i <= 8 for i in range(len(channels))]
@@ -72,8 +72,8 @@ def segmenter(data, seed=0, channels=None, groups=8) -> UNet2D:
 def segmentation_losses(scores, masks, dice=1.0) -> Tensor:
     """scores: Tensor (N, H, W, K); masks: (N, H, W) integers -> (N,): mean of -log p(class), plus dice (1 - D).
 
-    D = mean over the classes of (2 sum p g + 1) / (sum p + sum g + 1), sums over the pixels, g 1 where the class is
-    (Milletari et al. 2016, "V-Net", eq. 1, here with the plain sums of Sudre et al. 2017).
+    D = mean over the classes of (2 sum p g + 1) / (sum p + sum g + 1), with sums over the pixels and g = 1 where the
+    mask has the class (Milletari et al. 2016, "V-Net", eq. 1, here with the plain sums of Sudre et al. 2017).
     """
     n, _, _, classes = scores.shape
     truth = (masks[..., None] == array_module(masks).arange(classes)).astype(scores.dtype).reshape(n, -1, classes)

@@ -1,4 +1,4 @@
-"""A batch in parts whose gradients are added in a fixed order, so that it does not matter who computes which part.
+"""A batch in parts whose gradients are added in a fixed order, so that it does not matter which process computes which.
 
 The batch of a step is cut into shards. Their gradients are the leaves of a binary tree; every other node is the sum of
 its left and its right child:
@@ -8,18 +8,18 @@ its left and its right child:
     level 1   (1, 0)  (1, 1)  (1, 2)  (1, 3)
     level 0   0   1   2   3   4   5   6   7      shards
 
-Floating-point sums depend on the order, and the tree fixes it: whoever adds, and whenever, the bits are the same. It
-depends on the number of shards alone. Where that is no power of two, a node without a right sibling stands for its
-parent, too.
+Floating-point sums depend on the order, and the tree fixes it: the bits are the same whichever process adds, and when.
+The tree depends only on the number of shards. If that is not a power of two, a node without a right sibling also stands
+for its parent.
 
-Who computes shards from left to right keeps at most one unfinished sum a level: log2(shards) buffers.
+Computing shards from left to right needs at most one unfinished sum per level: log2(shards) buffers.
 """
 
 from typing import NamedTuple
 
 
 class Node(NamedTuple):
-    """A node of the tree: the shards from place 2^level up to, but not, (place + 1) 2^level."""
+    """A node of the tree: the shards from place 2^level up to, but not including, (place + 1) 2^level."""
 
     level: int
     place: int
@@ -31,7 +31,7 @@ class Node(NamedTuple):
 
     @property
     def end(self):
-        """One more than the rightmost shard below, if the tree is that wide."""
+        """One more than the rightmost shard below the node, if the tree is that wide."""
         return (self.place + 1) << self.level
 
     @property
@@ -46,25 +46,25 @@ class Node(NamedTuple):
 
 
 def cut(n, parts):
-    """[(first, end)] of n things in this many parts, which differ by at most one; never more parts than things."""
+    """[(first, end)] of n items in this many parts, whose sizes differ by at most one; never more parts than items."""
     parts = min(n, parts)
     return [(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
 
 def climbed(node, shards):
-    """The highest node that stands for the same sum in a tree of so many shards."""
+    """The highest node that stands for the same sum in a tree with this many shards."""
     while not is_root(node, shards) and node.place % 2 == 0 and node.sibling.first >= shards:
         node = node.parent
     return node
 
 
 def is_root(node, shards):
-    """Whether a node is the sum of all."""
+    """Whether a node is the sum of all shards."""
     return node.first == 0 and node.end >= shards
 
 
 def whole_nodes(first, end, shards):
-    """The largest nodes that consist of shards from `first` up to, but not, `end` alone, from left to right."""
+    """The largest nodes that cover only shards from `first` up to, but not including, `end`, from left to right."""
     nodes = []
     while first < end:
         node = climbed(Node(0, first), shards)
@@ -76,10 +76,10 @@ def whole_nodes(first, end, shards):
 
 
 class TreeSum:
-    """The sums of one array over the tree, from leaves that come in any order.
+    """The sums of one array over the tree, from leaves that arrive in any order.
 
-    shards: leaves of the tree. copy(array) -> an array of one's own with its values. free(array): takes back what copy
-    gave and nothing needs any more. Sums are made in place in the left child.
+    shards: leaves of the tree. copy(array): returns a copy that may be written to. free(array): takes back such a copy
+    when it is no longer needed. Sums are computed in place in the left child.
     """
 
     def __init__(self, shards, copy, free):
@@ -89,7 +89,7 @@ class TreeSum:
     def add(self, node, array, borrowed=False):
         """Takes the sum of a node, adds what can be added, and returns the highest node that is now known.
 
-        borrowed: the array is somebody else's, and will change.
+        borrowed: the caller keeps the array and will change it, so it is copied if it must be kept.
         """
         node = climbed(node, self.shards)
         while not is_root(node, self.shards) and node.sibling in self.waiting:
@@ -105,5 +105,5 @@ class TreeSum:
         return node
 
     def take(self, node):
-        """The sum of a node, which is forgotten here: the taker's array now."""
+        """Removes and returns the sum of a node; the array then belongs to the caller."""
         return self.waiting.pop(node)

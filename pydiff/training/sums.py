@@ -1,8 +1,8 @@
-"""How the gradients of a batch's shards become one: by one process, or by several over MPI.
+"""How the gradients of a batch's shards are combined: by one process, or by several over MPI.
 
-The flat gradient is cut into pieces. As soon as the gradients of a piece's parameters are known, while the layers
-before them are still computed, the piece's sums travel to the process that adds them up, every piece to another
-one, and its total comes back to all: no process sends or receives more than in a ring all-reduce, as long as everybody
+The flat gradient is cut into pieces. As soon as the gradients of a piece's parameters are known, while earlier layers
+are still computed, the piece's sums are sent to the process that adds them up (pieces are assigned to the processes in
+turn), and its total is sent back to all: no process sends or receives more than in a ring all-reduce, as long as each
 owns one node of the tree.
 """
 
@@ -20,7 +20,7 @@ SLOTS = 64  # tags of a piece's messages: one for each node that a process may s
 
 
 def pieces_of(elements, processes):
-    """Into how many pieces so many processes cut a gradient."""
+    """The number of pieces into which this many processes cut a gradient."""
     wanted = 1 if processes == 1 else min(MOST, max(64, 2 * processes))
     return max(1, min(wanted, elements // LEAST))
 
@@ -32,30 +32,30 @@ class PlainSum:
         self.optimizer = optimizer
 
     def begin(self):
-        """Before the first shard of a step."""
+        """Called before the first shard of a step."""
 
     def add(self, _shard, loss):
         """Computes the gradient of a shard's loss and adds it."""
         loss.backward()
 
     def finish(self):
-        """After the last one: the optimiser has the gradient of the whole batch."""
+        """Called after the last shard: the optimiser then has the gradient of the whole batch."""
 
     def _take_over(self):
-        """What the flat gradient holds is every parameter's, even if it had no part in this process's losses."""
+        """Makes the flat gradient every parameter's gradient, even if it had no part in this process's losses."""
         for parameter in self.optimizer.parameters:
             parameter.grad = parameter.grad_buffer
 
 
 class FastSum(PlainSum):
-    """MPI's own all-reduce: its order of addition is its own affair."""
+    """MPI's all-reduce, which adds in an unspecified order."""
 
     def __init__(self, optimizer, group):
         super().__init__(optimizer)
         self.group = group
 
     def finish(self):
-        """Adds up all processes' gradients."""
+        """Sums the gradients of all processes."""
         flat = self.optimizer.gather()
         host = to_host(flat)
         self.group.add_up(host)
@@ -65,10 +65,10 @@ class FastSum(PlainSum):
 
 
 class PieceSum(PlainSum):
-    """Adds in the tree of shards, whoever computes them, piece by piece.
+    """Sums in the tree of shards, piece by piece, whichever process computes them.
 
-    shards: how many. owned: [(first, end)] of every rank. overlap: whether pieces travel while others are computed;
-    False is for benchmarks. A subclass has `_arrived`.
+    shards: their number. owned: [(first, end)] of every rank. overlap: whether pieces are sent while others are
+    computed; False is for benchmarks. A subclass defines `_arrived`.
     """
 
     overlap = True
@@ -76,13 +76,13 @@ class PieceSum(PlainSum):
     def __init__(self, optimizer, group, shards, owned):
         super().__init__(optimizer)
         self.group, self.shards, self.last = group, shards, owned[group.rank][1] - 1
-        self.nodes = [whole_nodes(*some, shards) for some in owned]  # which every rank can add up by itself  # pyright: ignore[reportCallIssue]
+        self.nodes = [whole_nodes(*some, shards) for some in owned]  # which each rank can compute alone  # pyright: ignore[reportCallIssue]
         self.pieces = cut(optimizer.g.size, pieces_of(optimizer.g.size, group.size))
         self.views = [optimizer.g[first:end] for first, end in self.pieces]
         self.touched = self._touched(optimizer.parameters)
 
     def _touched(self, parameters):
-        """{id(parameter): the pieces that it lies in}."""
+        """{id(parameter): the pieces that contain it}."""
         firsts, ends = zip(*self.pieces, strict=True)
         found, first = {}, 0
         for parameter in parameters:
@@ -98,7 +98,7 @@ class PieceSum(PlainSum):
     def add(self, shard, loss):
         """Computes the gradient of a shard and adds every piece of it as soon as it is known.
 
-        A gradient that is not finite is added, too: others wait for it, and the step is left out afterwards.
+        A gradient that is not finite is also added: others wait for it, and the step is skipped afterwards.
         """
         unknown = [0] * len(self.pieces)
         for pieces in self.touched.values():
@@ -115,28 +115,28 @@ class PieceSum(PlainSum):
                 self._computed_more()
 
         loss.backward(finished=finished if self.overlap else None)
-        self.optimizer.gather()  # zeros for what had no part in the loss
+        self.optimizer.gather()  # zeros for parameters that had no part in the loss
         for piece, left in enumerate(unknown):
             if left:
                 self._arrived(piece, shard)
 
     def _computed_more(self):
-        """Called now and then in a backward pass."""
+        """Called repeatedly during a backward pass."""
 
     def _arrived(self, piece, shard):
-        """The optimiser's array holds this shard's gradient of a piece."""
+        """Called when the optimiser's array holds this shard's gradient of a piece."""
         raise NotImplementedError
 
 
 class ExactSum(PieceSum):
-    """Through MPI, and the memory of the hosts; see the top of this file."""
+    """A PieceSum through MPI and host memory; see the top of this file."""
 
     def __init__(self, optimizer, group, shards, owned):
         super().__init__(optimizer, group, shards, owned)
         self.spare = {end - first: [] for first, end in self.pieces}  # buffers by length
 
     def begin(self):
-        """Makes room for what will arrive."""
+        """Posts the receives of a step."""
         self.sums = [TreeSum(self.shards, self._copy, self._free) for _ in self.pieces]
         self.incoming, self.outgoing, self.missing, self.polled = [], [], len(self.pieces), time.monotonic()
         for rank, nodes in enumerate(self.nodes):
@@ -145,13 +145,13 @@ class ExactSum(PieceSum):
                     self._expect(piece, node, self._buffer(piece), rank, slot)
 
     def _computed_more(self):
-        """MPI moves data only when it is asked for something."""
+        """Polls MPI, which progresses data only when called."""
         if time.monotonic() - self.polled > OFTEN:
             with self.group.clock():
                 self._poll()
 
     def finish(self):
-        """Waits until every total is here and on its way to everybody."""
+        """Waits until every total is here and has been sent to all."""
         self.group.wait(self._done)
         self._take_over()
 
@@ -160,7 +160,7 @@ class ExactSum(PieceSum):
         return not (self.missing or self.incoming or self.outgoing)
 
     def _arrived(self, piece, shard):
-        """The optimiser's array holds this shard's gradient of a piece."""
+        """Called when the optimiser's array holds this shard's gradient of a piece."""
         view, group = self.views[piece], self.group
         with group.clock():
             if group.size == 1 or isinstance(view, np.ndarray):
@@ -179,7 +179,7 @@ class ExactSum(PieceSum):
             self._poll()
 
     def _added(self, piece, node):
-        """The total, if this is it, goes to everybody."""
+        """Sends the total to all processes, if this node is the total."""
         if is_root(node, self.shards):
             total, view = self.sums[piece].take(node), self.views[piece]
             self._settle(piece, total)
@@ -191,7 +191,7 @@ class ExactSum(PieceSum):
                 self._free(total)
 
     def _settle(self, piece, total):
-        """The optimiser gets the total of a piece."""
+        """Writes the total of a piece into the optimiser's array."""
         view = self.views[piece]
         if total is not view:
             view[...] = array_module(view).asarray(total)

@@ -1,7 +1,7 @@
-"""What is learned: the loop asks a Task for batches and losses, and knows nothing else of it.
+"""What is learned: the loop asks a Task for batches and losses, and knows nothing else about it.
 
-A batch is a pure function of (seed, step, numbers), where numbers are the samples' places in the global batch: half of
-the numbers give, bit for bit, that half of the whole batch and its losses.
+A batch is a pure function of (seed, step, numbers), where numbers are the positions of its samples in the global batch:
+computing half of the numbers gives, bit for bit, that half of the whole batch and of its losses.
 """
 
 import dataclasses
@@ -25,52 +25,58 @@ from pydiff.training.config import build_process
 from pydiff.training.networks import build_network
 from pydiff.training.precision import in_bfloat16
 
-VLB = 0.001  # share of the variational bound, where the variance is learned (Nichol and Dhariwal 2021, section 3.1)
+VLB = 0.001  # weight of the variational bound if the variance is learned (Nichol and Dhariwal 2021, section 3.1)
 
 
 class Task:
-    """Base of what the loop can train.
+    """Base class of everything the loop can train.
 
-    model: the nn.Module whose parameters are learned. unit: what a sample is called on the progress bar.
+    model: the nn.Module whose parameters are learned. unit: what samples are called on the progress bar.
     """
 
     model: Any  # nn.Module
     options: Any
-    dataset: Any  # of tasks that `shown` serves, this and `read`
+    dataset: Any  # tasks that use `shown` have this and `read`
     read: Any
     unit = "samples"
     xp = np
 
     def to(self, xp):
-        """Moves the model to the device of this array library, numpy or cupy, where batches are put from then on."""
+        """Moves the model to the device of this array library, numpy or cupy; `batch` then puts its arrays there.
+        Returns the task.
+        """
         self.xp = xp
         self.model.to(xp)
         return self
 
     def batch(self, step: int, numbers) -> Any:
-        """The samples with these numbers (N,) of the batch of this step, 1 or more: whatever `losses` wants."""
+        """The samples of this step's batch at the positions `numbers` (N,), in whatever form `losses` takes. Steps
+        count from 1.
+        """
         raise NotImplementedError
 
     def losses(self, batch) -> Tensor:
-        """What is minimised is the mean of these, (N,), one a sample. Dropout is switched on by the loop."""
+        """The losses (N,), one per sample; their mean is minimised. The loop switches dropout on."""
         raise NotImplementedError
 
     def seen(self, batch) -> dict[str, np.ndarray]:  # noqa: ARG002
-        """What `learned` is to know of a batch whose losses were computed: {name: (N, ...)}, small, on the CPU.
+        """What `learned` needs to know of a batch whose losses were computed: {name: (N, ...)}, small, on the CPU.
 
-        Asked for when all else of the step is under way: it may wait for a GPU.
+        Called when everything else of the step has been launched, so it may wait for a GPU.
         """
         return {}
 
     def learned(self, seen: dict[str, np.ndarray]):
-        """Called after a step that changed the weights, with what was `seen` in the whole batch of that step.
+        """Called after a step that changed the weights, with what `seen` returned for that step's whole batch.
 
-        The batch may have been computed in parts, by several processes: what changes here must follow from `seen`.
+        The batch may have been computed in parts, by several processes: state changed here must depend on `seen` alone.
         """
 
     def shown(self, step, numbers):
-        """(indices, x): the samples of `dataset` whose turn it is, as `read` of the codec gives them, mirrored or not.
-        Those of the next step are asked for, too.
+        """(indices, x) of the samples of `dataset` used in this step; x is what the codec's reader `read` gives,
+        mirrored or not.
+
+        Also announces the indices of the next step to the data set, so that it can load them ahead.
         """
         options, seed = self.options, self.options.seed
         chosen, later = (
@@ -82,15 +88,17 @@ class Task:
 
     @property
     def stream(self):
-        """What decodes samples when they are needed (data.stream.StreamedImages); None if all are in memory."""
+        """The data.stream.StreamedImages that decodes samples on demand; None if all are in memory."""
         return getattr(getattr(self, "dataset", None), "stream", None)
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
-        """Arrays, besides the optimiser's, that change in training: {group: {name: array}}, to be written into."""
+        """Arrays, besides the optimiser's, that change in training: {group: {name: array}}. `Trainer.restore` writes
+        into them.
+        """
         return {}
 
     def identity(self) -> dict:
-        """JSON of what a resumed run must find unchanged, apart from the options."""
+        """A JSON-serialisable dict of what must be unchanged, apart from the options, when a run is resumed."""
         return {}
 
     def twin(self) -> Module:
@@ -100,7 +108,9 @@ class Task:
 
 @dataclasses.dataclass
 class Batch:
-    """x0 (N, ...) on the device; t (N,), the noise's key and the condition, N rows each. losses: (N,), unweighted."""
+    """x0: (N, ...) on the device. t: (N,). key: of the noise. condition: N rows. losses: (N,), unweighted, once
+    computed.
+    """
 
     x0: np.ndarray
     t: np.ndarray
@@ -109,22 +119,20 @@ class Batch:
     losses: Any = None
 
     def corner(self, side: int):
-        """The same of the first side x side pixels of every image."""
+        """This batch with only the first side x side pixels of every image."""
         return dataclasses.replace(self, x0=np.ascontiguousarray(self.x0[:, :side, :side]))
 
 
 class DiffusionTask(Task):
-    """A network learns to take noise out of samples.
+    """Training a network to remove noise from samples.
 
-    dataset: data.Dataset. options: Options. model: a network other than the U-Net that the options describe; it must be
-    registered (models.register) for a saved run to be opened again. codec: the data set's own if None.
-    ValueError, in one sentence, for data that do not have what the options ask for.
+    dataset: data.Dataset. options: Options. model: the network to train, instead of the U-Net that the options
+    describe; it must be registered (models.register) for a saved run to be opened again. codec: by default the data
+    set's own. Raises ValueError for data that lack what the options ask for.
     """
 
-    unit = "images"
-
     def __init__(self, dataset, options, model: Module | None = None, codec: Codec | None = None):
-        self.dataset, self.options = dataset, options.check()
+        self.dataset, self.options, self.unit = dataset, options.check(), f"{dataset.noun}s"
         known = dataset.conditioning if options.conditional else Conditioning()
         if options.conditional and known.empty:
             raise ValueError(f"conditional training needs classes, but {dataset.name} has none; leave out conditional")
@@ -145,14 +153,16 @@ class DiffusionTask(Task):
         self.history = LossAware(options.timesteps) if options.timestep_sampling == "loss_aware" else None
 
     def batch(self, step, numbers):
-        """x0 from the data in its order, mirrored or not, at drawn t; the condition withheld from a share of it."""
+        """x0 from the data in their order, mirrored or not, and the t drawn for them; label_drop of the conditions are
+        withheld.
+        """
         options, seed, numbers = self.options, self.options.seed, np.asarray(numbers)
         chosen, x0 = self.shown(step, numbers)
         if self.history is not None:
             t, _ = self.history.draw(seed, step, numbers)
         else:
             kind, schedule = options.timestep_sampling, self.process.schedule
-            t = draw_timesteps(kind, schedule, seed, step, numbers, options.batch_size)
+            t = draw_timesteps(kind, schedule, seed, step, numbers, options.batch_size, options.timestep_shift)
         condition = Condition(rows=len(numbers))
         if not self.conditioning.empty:
             withheld = random.uniform(random.key(seed, random.CONDITION, numbers, step)) < options.label_drop
@@ -161,18 +171,18 @@ class DiffusionTask(Task):
         return Batch(self.xp.asarray(x0), t, random.key(seed, random.NOISE, numbers, step), condition)
 
     def twin(self):
-        """A second network, with a second text encoder if that is trained along."""
+        """A second network, with a second text encoder if that is trained too."""
         return self.model.twin() if self.reads else super().twin()
 
     def parts(self, model: Any) -> tuple[Module, Conditioning]:
-        """(network, conditioning) to draw with, of a model such as `twin` gives."""
+        """(network, conditioning) to sample with, from a model such as `twin` returns."""
         if not self.reads:
             return model, self.conditioning
         told, encoder = self.conditioning, self.encoder.with_network(model.text_encoder)
         return model.unet, Conditioning(told.classes, told.given, encoder, told.withheld)
 
     def losses(self, batch):
-        """The error of the prediction, weighted, and what else the options add to it."""
+        """The weighted error of the prediction, plus any further terms that the options add."""
         options, process, model = self.options, self.process, self.model
         if options.precision == "bfloat16":
             model = in_bfloat16(model)
@@ -191,22 +201,22 @@ class DiffusionTask(Task):
         return losses * self.xp.asarray(self.history.weights(batch.t), batch.x0.dtype)
 
     def seen(self, batch):
-        """t and the losses at it, unweighted, where the draw of t goes by them."""
+        """t and the unweighted losses at it if timesteps are drawn by loss ("loss_aware"), else nothing."""
         return {} if self.history is None else {"t": batch.t, "losses": to_host(batch.losses)}
 
     def learned(self, seen):
-        """Takes note of the losses where the draw of t goes by them."""
+        """Records the losses if timesteps are drawn by loss ("loss_aware")."""
         if self.history is not None:
             self.history.update(**seen)
 
     def state(self):
-        """The losses seen, where the draw of t goes by them."""
+        """The recorded losses if timesteps are drawn by loss ("loss_aware"), else nothing."""
         if self.history is None:
             return {}
         return {"timesteps": {name: getattr(self.history, name) for name in ("losses", "seen")}}
 
     def identity(self):
-        """The data by name and fingerprint, the codec, the network, and the text encoder if there is one."""
+        """Name and fingerprint of the data, the codec, the network's class, and the text encoder if there is one."""
         return {
             **({} if self.encoder is None else {"text_encoder": self.encoder.identity()}),
             "data": self.dataset.name,

@@ -40,10 +40,14 @@ def test_image_to_image_with_another_sampler():
     np.testing.assert_allclose(got, images, atol=0.1)  # so little noise does not make another point of it
 
 
-def test_variations_go_from_the_same_image_to_another():
-    images, p = 0.3 + 0.5 * start(40, 3, seed=4), path(PROCESS.schedule, 60)
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_variations_go_from_the_same_image_to_another(prediction, spacing):
+    process = Process(PROCESS.schedule, prediction)
+    images, p = 0.3 + 0.5 * start(40, 3, seed=4), path(process.schedule, 60, spacing)
+    model = model_of(normal_denoiser, process)
     distance = [
-        np.abs(last(editing.variations(NORMAL, images, PROCESS, p, amount, clip=None)) - images).mean()
+        np.abs(last(editing.variations(model, images, process, p, amount, clip=None)) - images).mean()
         for amount in (0.0, 0.3, 1.0)
     ]
     assert distance[0] <= 0.05

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pydiff.diffusion.schedule import schedule
-from pydiff.diffusion.timesteps import LossAware, draw_timesteps
+from pydiff.diffusion.timesteps import TIMESTEPS, LossAware, draw_timesteps
 
 LINEAR = schedule("linear")
 
@@ -39,6 +39,23 @@ def test_densities_of_timesteps():
     assert logit.std() == pytest.approx(1.0, rel=0.03)
     with pytest.raises(ValueError, match="no timesteps 'x'; choose one of uniform, stratified"):
         draw_timesteps("x", s, 1, 1, 4)
+
+
+@given(st.sampled_from(TIMESTEPS), st.sampled_from(["cosine", "linear", "flow", "edm"]), st.floats(0.05, 20))
+def test_a_shift_multiplies_the_noise_of_what_is_drawn(name, kind, shift):
+    s = schedule(kind)
+    plain, moved = (draw_timesteps(name, s, 2, 5, 40, shift=by) for by in (1.0, shift))
+    assert moved.dtype == np.int64
+    with np.errstate(divide="ignore"):
+        ratio = s.sigma / s.alpha
+    wanted = shift * ratio[plain]
+    beyond = moved - (wanted < ratio[moved]), moved + (wanted > ratio[moved])  # the neighbour on the other side
+    low, high = ratio[np.maximum(beyond[0], 0)], ratio[np.minimum(beyond[1], s.T - 1)]
+    inside = (wanted >= ratio[0]) & (wanted <= ratio[-1])
+    assert ((low <= wanted * (1 + 1e-9)) & (wanted <= high * (1 + 1e-9)))[inside].all()
+    assert (moved[wanted < ratio[0]] == 0).all()
+    assert (moved[wanted > ratio[-1]] == s.T - 1).all()
+    np.testing.assert_array_equal(moved[7:20], draw_timesteps(name, s, 2, 5, np.arange(7, 20), 40, shift))
 
 
 def test_a_stratified_batch_makes_the_loss_less_noisy():

@@ -305,6 +305,8 @@ LYING = {
     "a size that is text": Rebuilt("0", "FloatStorage", 12, ("2",), (1,)),
     "fewer strides than sizes": Rebuilt("0", "FloatStorage", 12, (2, 2), (1,)),
     "no numbers and 2^61 rows": Rebuilt("0", "FloatStorage", 12, (0, 1 << 61, 3), (1, 1, 1)),
+    "no halves and 2^61 rows": Rebuilt("0", "HalfStorage", 12, (0, 1 << 61), (1, 1)),
+    "no bfloat16s and 2^61 rows": Rebuilt("0", "BFloat16Storage", 12, (0, 1 << 61), (1, 1)),
     "70 axes": Rebuilt("0", "FloatStorage", 12, (1,) * 70, (1,) * 70),
     "a key that leaves the archive": Rebuilt("../../etc/passwd", "FloatStorage", 12, (3, 4), (4, 1)),
     "a key that is missing": Rebuilt("7", "FloatStorage", 12, (3, 4), (4, 1)),

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pydiff import text
 from pydiff.graph import Played
 from pydiff.models import ClipUNet, UNet2D, UNet2DCondition, UNet3D, build, name_of, widened
 from pydiff.models.unet import sinusoids
+from pydiff.nn import observe
 from pydiff.tensor import Tensor, no_grad
 from tests.compare import assert_close, numerical_slope
 from tests.peers import import_diffusers
@@ -180,17 +182,27 @@ def test_what_cannot_be_widened_is_said():
 
 
 CLIP = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4}
+POSITIONS = {"resnet_time_scale_shift": "scale_shift", "pixel_positions": True}
 
 
 @settings(max_examples=6)
-@given(frames=st.integers(1, 5), height=st.integers(2, 5), width=st.integers(3, 5), told=st.booleans())
-def test_the_gradient_is_the_slope(frames, height, width, told):
-    rng = np.random.default_rng(7 * frames + height)
-    more = {"cross_attention_dim": 3} if told else {"num_class_embeds": 4, "transformer_in": True}
+@given(
+    frames=st.integers(1, 5),
+    height=st.integers(2, 5),
+    width=st.integers(3, 5),
+    kind=st.sampled_from(["class", "states", "states and their mean", "all"]),
+)
+def test_the_gradient_is_the_slope(frames, height, width, kind):
+    rng, told = np.random.default_rng(7 * frames + height), kind != "class"
+    more = {"num_class_embeds": 4, "transformer_in": True}
+    if told:
+        more = {"cross_attention_dim": 3, "pooled_context": kind != "states"} | (POSITIONS if kind == "all" else {})
     model = shaken(ClipUNet(**CLIP, **more, frame_positions=told))
     t = np.array([5, 600])
     given = {"encoder_hidden_states": rng.standard_normal((2, 4, 3))} if told else {"class_labels": np.array([0, 3])}
     names = ["conv_in.weight", "mid_block.temp_convs.0.conv4.3.weight", "mid_block.temp_attentions.0.proj_out.weight"]
+    names += ["context_embedding.linear.weight", "mixing.weight"] if more.get("pooled_context") else []
+    names += [f"position_embedding.{axis}.weight" for axis in range(3)] if kind == "all" else []
     parameters = [dict(model.named_parameters())[name] for name in names]
     x = rng.standard_normal((2, frames, height, width, 3))
 
@@ -212,8 +224,10 @@ def test_the_gradient_is_the_slope(frames, height, width, told):
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7, 6, 3), (2, 1, 8, 8, 3), (2, 8, 8, 3)])
-def test_a_played_network_answers_the_same(shape):
-    model = shaken(ClipUNet(**CLIP, cross_attention_dim=6, frame_positions=True), dtype=np.float32)
+@pytest.mark.parametrize("more", [{}, {"pooled_context": True}, {"pooled_context": True, **POSITIONS}])
+def test_a_played_network_answers_the_same(shape, more):
+    options = {"cross_attention_dim": 6, "frame_positions": True, **more}
+    model = shaken(ClipUNet(**CLIP, **options), dtype=np.float32)
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape).astype(np.float32)
     told = {
@@ -241,6 +255,85 @@ def test_frames_that_are_told_their_numbers_are_told_apart():
         assert positions or np.allclose(made[:, 0], image, rtol=1e-12)
 
 
+def test_the_mean_of_the_context_reaches_every_layer():
+    """Also where no layer attends to it, as the middle's attention is silenced here; and what is masked has no part."""
+    blocks = {"down_block_types": ("DownBlock3D",) * 2, "up_block_types": ("UpBlock3D",) * 2}
+    rng = np.random.default_rng(2)
+    x, states = rng.standard_normal((2, 3, 4, 4, 3)), rng.standard_normal((2, 5, 6))
+    mask = np.array([[1, 1, 0, 1, 0], [0, 0, 0, 1, 1]])
+    others = np.where(mask[..., None], states, rng.standard_normal(states.shape))
+    shuffled = states[:, ::-1]
+    for pooled in (False, True):
+        model = shaken(ClipUNet(**CLIP, **blocks, cross_attention_dim=6, frame_positions=True, pooled_context=pooled))
+        attention = dict(model.named_parameters())["mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"]
+        attention.data = np.zeros_like(attention.data)
+
+        def answer(states, mask=None, x=x, model=model):
+            with no_grad():
+                return model(x, 5, encoder_hidden_states=states, encoder_attention_mask=mask).data
+
+        assert np.array_equal(answer(states), answer(2 * states)) != pooled
+        assert_close(answer(shuffled), answer(states), rtol=1e-9)
+        assert_close(answer(others, mask), answer(states, mask), rtol=1e-9)
+        image = answer(states, mask, x[:, 0])
+        assert np.array_equal(image, answer(2 * states, mask, x[:, 0])) != pooled
+        if pooled:
+            seen = np.stack([row[m > 0].mean(axis=0, keepdims=True) for row, m in zip(states, mask, strict=True)])
+            assert_close(answer(seen), answer(states, mask), rtol=1e-9)
+            assert np.isfinite(answer(states, np.zeros_like(mask))).all()  # nobody says anything
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
+def test_a_pixel_is_told_where_it_is(frames, height, width):
+    model = shaken(ClipUNet(**CLIP, pixel_positions=True))
+    told = model.encoded(np.zeros((1, frames, height, width, 3)), 0)
+    given = {name: told[name] for name in ("right", "down", "along")}
+    assert [len(given[name].data) for name in given] == [width, height, frames]
+    got = model.position(**given).data
+    waves = np.arange(1, 9) * np.pi / 2
+    for place in np.ndindex(frames, height, width):
+        expected = 0
+        for layer, at, count in zip(model.position_embedding, place, (frames, height, width), strict=True):
+            u = (at + 0.5) / count
+            expected = expected + np.concatenate([np.cos(waves * u), np.sin(waves * u)]) @ layer.weight.data
+            expected = expected + layer.bias.data
+        np.testing.assert_allclose(got[place], expected, rtol=1e-9, atol=1e-12)
+    image = model.encoded(np.zeros((1, height, width, 3)), 0)
+    assert "along" not in image
+    in_time = given["along"] @ model.position_embedding[0].weight + model.position_embedding[0].bias
+    both = model.position(image["right"], image["down"]).data + in_time.data[:, None, None]
+    np.testing.assert_allclose(got, both, rtol=1e-9, atol=1e-12)
+
+
+def test_pixels_are_told_apart_by_where_they_are():
+    x, model, reference = (
+        np.full((1, 3, 9, 9, 3), 0.3),
+        shaken(ClipUNet(**CLIP, pixel_positions=True)),
+        ClipUNet(**CLIP),
+    )
+    reference.astype(np.float64)
+    reference.load_state_dict({name: a for name, a in model.state_dict().items() if "position" not in name})
+    with no_grad():
+        assert np.abs(model(x, 5).data - reference(x, 5).data).max() > 1e-3
+        for p in model.position_embedding:
+            p.weight.data, p.bias.data = np.zeros_like(p.weight.data), np.zeros_like(p.bias.data)
+        assert_close(model(x, 5).data, reference(x, 5).data, rtol=1e-9)
+
+
+def test_a_word_is_heard_from_the_first_step():
+    """How far two captions that differ in one word change what all layers are told, beside what they are told."""
+    encoder = text.named("glove")
+    left, right = ("a slow red circle moving left", "a slow red circle moving right")
+    states = encoder.encode([left, right])["encoder_hidden_states"]
+    model = ClipUNet(**CLIP, cross_attention_dim=states.shape[2], frame_positions=True, pooled_context=True)
+    told = {}
+    with observe(lambda module, out: told.update(mixing=out.data) if module is model.mixing else None), no_grad():
+        model(np.zeros((2, 5, 8, 8, 3), np.float32), 500, encoder_hidden_states=states)
+    a, b = told["mixing"].reshape(2, 5, -1)
+    assert np.linalg.norm(a - b, axis=1).min() > 0.1 * np.linalg.norm(a, axis=1).max()
+    assert np.linalg.norm(a[1:] - a[:-1], axis=1).min() > 0.05 * np.linalg.norm(a, axis=1).max()  # nor are frames alike
+
+
 @pytest.mark.parametrize("cls", [ClipUNet, UNet3D])
 def test_a_configuration_survives_json(cls):
     model = cls(**SMALL)
@@ -265,6 +358,8 @@ def test_a_sample_does_not_depend_on_the_others():
         ({"attention_head_dim": [4]}, "attention_head_dim must be one number"),
         ({"layers_per_block": 0}, "at least one layer"),
         ({"cross_attention_dim": (3, 4)}, "one number for all levels"),
+        ({"pooled_context": True}, "pooled_context needs a context"),
+        ({"resnet_time_scale_shift": "x"}, "resnet_time_scale_shift must be 'default' or 'scale_shift', got 'x'"),
     ],
 )
 def test_what_cannot_be_built_is_said(options, message):

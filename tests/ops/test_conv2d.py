@@ -199,6 +199,62 @@ def test_linear_kernel_is_as_exact_as_plain_float32(seed, leading, cin, cout, da
     check_kernel(ops.linear, arrays, rng)
 
 
+# one less and more than a tile, a vector, a block of rows, a panel's depth, a strip of columns, few rows
+ROWS = [1, 5, 6, 7, 63, 95, 96, 97, 255, 256, 257, 481, 600]
+CHANNELS = [1, 5, 15, 16, 17, 63, 65, 128, 130, 255, 256, 257, 330, 520]
+
+
+@pytest.mark.usefixtures("kernels")
+@given(
+    seeds, st.sampled_from(ROWS), st.sampled_from(CHANNELS), st.sampled_from(CHANNELS), st.integers(1, 3), st.booleans()
+)
+def test_large_linear_kernel_is_as_exact_as_plain_float32(seed, rows, cin, cout, threads, bias):
+    if backend.emulator is not None:
+        rows, cin, cout = min(rows, 40), min(cin, 33), min(cout, 33)  # one thread at a time takes long
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(s) for s in ((rows, cin), (cin, cout), (cout,))]
+    native = backend.emulator or backend
+    before = native.threads()
+    native.set_threads(threads)
+    try:
+        check_kernel(ops.linear, arrays if bias else arrays[:2], rng)
+    finally:
+        native.set_threads(before)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_large_linear_layers_have_the_same_bits_for_any_rows_and_any_thread_count():
+    """From 257 rows on the gradient of x is another product, and with few channels that of w is cut otherwise."""
+    rng = np.random.default_rng(0)
+    emulated = backend.emulator is not None
+    for cin, cout in [(33, 40)] if emulated else [(300, 130), (520, 330), (40, 70)]:
+        rows = 70 if emulated else 600
+        x, w, bias = (rng.standard_normal(s).astype(np.float32) for s in ((rows, cin), (cin, cout), (cout,)))
+        dy = rng.standard_normal((rows, cout))
+        y, dx = gradients(lambda x, w=w, bias=bias: ops.linear(x, w, bias), [x], dy)
+        for part in (slice(0, 1), slice(3, 259), slice(2, 300), slice(1, None)):
+            some = gradients(lambda x, w=w, bias=bias: ops.linear(x, w, bias), [x[part]], dy[part])
+            assert_same_bits(some, [y[part], dx[part]])
+        check_any_thread_count(lambda a=(x, w, bias), dy=dy: gradients(ops.linear, a, dy))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("rows", "cin", "cout"), [(7, 20, 33), (97, 300, 65), (300, 520, 130)])
+def test_a_linear_layer_has_the_bits_of_a_convolution(rows, cin, cout):
+    """With a bias for each sample or with padding, conv2d goes another way, and sums in the same order."""
+    if backend.emulator is not None:
+        pytest.skip("CUDA kernels have one way for all of them")
+    rng = np.random.default_rng(0)
+    x, w, bias = (rng.standard_normal(s).astype(np.float32) for s in ((rows, cin), (cin, cout), (cout,)))
+    dy = rng.standard_normal((rows, cout)).astype(np.float32)
+    y, dx = gradients(lambda x: ops.linear(x, w, bias), [x], dy)
+    image, filters = x[None, :, None], w[None, None]
+    assert_same_bits([ops.conv2d(image, filters, bias[None]).data[0, :, 0]], [y])
+    below = np.concatenate([dy, np.zeros((1, cout), np.float32)])[None, :, None]
+    _, gradient = gradients(lambda x: ops.conv2d(x, filters, padding=((0, 1), (0, 0))), [image], below)
+    assert_same_bits([gradient[0, :, 0]], [dx])
+
+
 # ---- dilation, groups, enlargement along one axis: the array path in any dtype -------------------------------------
 
 

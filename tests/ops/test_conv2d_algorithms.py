@@ -108,8 +108,9 @@ def test_winograd_rounds_little_more_than_the_plain_sum(shape, cout, plain):
         assert by_winograd <= 10 * by_sum
 
 
-# The third: together, not alone, more tiles than one pass takes with so many channels
-WIDE = [((3, 5, 8, 528), 512), ((2, 4, 4, 1280), 640), ((2, 20, 28, 4096), 80)]
+# The third: together, not alone, more tiles than one pass takes with so many channels. The fourth: some numbers of
+# threads share its channels out, others its tiles
+WIDE = [((3, 5, 8, 528), 512), ((2, 4, 4, 1280), 640), ((2, 20, 28, 4096), 80), ((2, 40, 52, 256), 144)]
 
 
 @pytest.mark.usefixtures("simd")

@@ -1,16 +1,19 @@
 """What a convolution does besides: a bias for each sample, something added to the result, an image enlarged on the
 fly. Each against the equation, against the separate operations, and by every algorithm."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pydiff import backend, nn, ops
+from pydiff.ops.conv2d import Window, convolve
 from pydiff.reference.conv2d import conv2d as reference
 from pydiff.tensor import Tensor
-from tests.bits import check_any_batch, check_any_thread_count
-from tests.compare import assert_close, check_gradient, check_kernel, gradients
+from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
+from tests.compare import array_path, assert_close, check_gradient, check_kernel, gradients
 from tests.strategies import kernels, seeds, simd, sizes, small, strided  # noqa: F401
 
 
@@ -118,6 +121,23 @@ def test_same_bits_for_any_batch_and_any_thread_count(shape, kernel, cout, strid
     )
     check_any_batch(parts, len(x))
     check_any_thread_count(lambda: gradients(op, [x, w, bias, add], dy))
+
+
+@pytest.mark.parametrize("path", ["kernels", "arrays"])
+@pytest.mark.parametrize(("cin", "cout"), [(5, 7), (24, 3), (24, 40)])
+@pytest.mark.parametrize("below", [1, 0, -1])
+def test_rows_of_an_enlarged_image_may_be_left_out(path, cin, cout, below, simd):  # noqa: ARG001, F811
+    """To the bits, where no tile of Winograd's stands half in the row that is left out below."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((2, 18, 21, cin), (3, 3, cin, cout)))
+    bias, sides = rng.standard_normal(cout).astype(np.float32), (1, 1)
+    window = Window(padding=((-1, below), sides), upsample=(2, 2))
+    large = x.repeat(2, 1).repeat(2, 2)[:, 1 : 36 + min(below, 0)]
+    with contextlib.nullcontext() if path == "kernels" else array_path():
+        expected = ops.conv2d(large, w, bias, padding=((0, max(below, 0)), sides)).data
+        y = np.full_like(expected, np.nan)
+        assert convolve(x, w, bias, None, window, y) is y
+    assert_same_bits([y], [expected])
 
 
 @pytest.mark.usefixtures("kernels")

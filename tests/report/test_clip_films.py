@@ -1,14 +1,21 @@
 """Clips as films, from Python, from the command line and on the page."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import pydiff
 from pydiff.cli import main
+from pydiff.codecs.frames import Frames
 from pydiff.data import load
 from pydiff.data.moving import moving_shapes
+from pydiff.report.clips_page import PANEL_VALUES, clips_section, oversee, room
 from pydiff.report.video import save_clip, save_clips
+from pydiff.report.write import SLIDER_VALUES, budget, slider_values
 from tests.report import browser as driver
 
 MOVE = """
@@ -103,3 +110,33 @@ def test_the_page_has_a_slider_over_time_and_one_over_noise(run):
             assert said == f"after {(1, 2, 3, 4)[row]} of 4 steps, frame {column + 1} of 3"
         assert len(set(seen)) == 3
         assert not [entry for entry in window.log("browser") if entry["level"] == "SEVERE"]
+
+
+shapes = st.tuples(st.integers(1, 64), st.integers(1, 160), st.integers(1, 160), st.integers(1, 4))
+
+
+@given(shapes)
+def test_a_panel_and_a_slider_of_clips_have_room_for_so_much_and_no_more(shape):
+    made = room(shape)
+    assert made.values(shape) <= PANEL_VALUES
+    frames, height, width, c = shape
+    most = slider_values(Frames(shape))
+    assert most < SLIDER_VALUES
+    kept = budget(16, (height, frames * width, c), values=most)
+    sides = height // kept["factor"], frames * width // kept["factor"]
+    assert min(sides) >= 1
+    if height > 1 or frames * width * c <= most // 40:  # a single row cannot be reduced
+        assert kept["samples"] * kept["keep"] * sides[0] * sides[1] * c <= most
+
+
+@pytest.mark.parametrize(("frames", "size", "clips"), [(8, 16, 9), (8, 64, 1), (16, 128, 1)])
+def test_clips_on_a_page_weigh_no_more_for_being_large(frames, size, clips):
+    """Noise, which no compression makes smaller."""
+    shape = (frames, size, size, 3)
+    noise = np.random.default_rng(0).standard_normal((16, *shape), np.float32)
+    states = [SimpleNamespace(step=s, steps=40, x=noise, x0=noise) for s in range(1, 41)]
+    kept = []
+    assert list(oversee(states, kept, shape)) == states
+    assert len(kept[0][2]) == clips
+    page = clips_section(kept, Frames(shape), np.zeros((1, *shape), np.uint8))
+    assert len(page) < 2 * 1.5 * PANEL_VALUES + 100_000  # two panels; base64 makes 4 bytes of 3

@@ -3,9 +3,10 @@
     python -m tests.stress.mutation [--faults 200] [--seed 0] [--json tests/stress/mutation.json] [--parts loop data]
 
 A fault is one changed operator, comparison, constant or condition, one statement taken away, or two arguments swapped.
-Which tests run is decided by a map, recorded once, of the functions that every test enters: those that enter the
-faulty function, the shortest first, until one of them fails. A fault that none of them notices has survived, unless it
-is among the EQUIVALENT ones below, each with the reason why no test can tell it from the original.
+Which tests run is decided by a map of the functions that every test enters, recorded once or made of a covered run
+(tests.stress.covered): those that enter the faulty function, the shortest first, until one of them fails. A fault that
+none of them notices has survived, unless it is among the EQUIVALENT ones below, each with the reason why no test can
+tell it from the original.
 
 `--json FILE` is written after every fault; the same command goes on where it was stopped. `--budget S` gives every
 fault S seconds of tests; survivors can be given more with `--again FILE`, which tries them anew.
@@ -113,7 +114,6 @@ class Fault(NamedTuple):
 
     file: str
     function: str
-    first: int  # line that the function begins in, as the map knows it
     kind: str
     start: int
     end: int
@@ -141,7 +141,7 @@ class Planter(ast.NodeVisitor):
 
     def __init__(self, file, source):
         self.file, self.source, self.faults = file, source, []
-        self.path, self.firsts = [], []  # names of what encloses a place; where the functions among them begin
+        self.path, self.functions = [], 0  # names of what encloses a place; how many of these are functions
         self.starts = [0]
         for line in source.encode().splitlines(keepends=True):
             self.starts.append(self.starts[-1] + len(line))
@@ -155,7 +155,7 @@ class Planter(ast.NodeVisitor):
 
     def add(self, kind, start, end, new):
         """One fault, if it is in a function: what is decided while a module is imported is left alone."""
-        if not self.firsts:
+        if not self.functions:
             return
         number = self.bytes[:start].count(b"\n") + 1
         begin = self.starts[number - 1]
@@ -165,7 +165,6 @@ class Planter(ast.NodeVisitor):
             Fault(
                 self.file,
                 ".".join(self.path),
-                self.firsts[-1],
                 kind,
                 start,
                 end,
@@ -185,16 +184,16 @@ class Planter(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node):
         self.path.append(node.name)
-        self.firsts.append(min([node.lineno, *(d.lineno for d in node.decorator_list)]))
+        self.functions += 1
         for child in node.body:
             self.visit(child)
         self.path.pop()
-        self.firsts.pop()
+        self.functions -= 1
 
     def visit_ClassDef(self, node):
         self.path.append(node.name)
         for child in node.body:
-            if self.firsts or isinstance(child, ast.FunctionDef | ast.ClassDef):
+            if self.functions or isinstance(child, ast.FunctionDef | ast.ClassDef):
                 self.visit(child)
         self.path.pop()
 
@@ -348,7 +347,7 @@ class Recorder:
     def trace(self, frame, _event, _argument):
         name = frame.f_code.co_filename
         if name.startswith(self.tree):
-            self.entered.add((name, frame.f_code.co_firstlineno))
+            self.entered.add((name, frame.f_code.co_qualname.replace(".<locals>", "")))
 
     def pytest_runtest_setup(self):
         import threading
@@ -363,8 +362,8 @@ class Recorder:
         sys.settrace(None)
         threading.settrace(None)
         self.seconds[item.nodeid] = time.monotonic() - self.began
-        for name, line in self.entered:
-            self.functions[f"{name.removeprefix(self.tree)}:{line}"].add(item.nodeid)
+        for name, function in self.entered:
+            self.functions[f"{name.removeprefix(self.tree)}:{function}"].add(item.nodeid)
 
     def pytest_runtest_logreport(self, report):
         if report.failed or report.skipped:
@@ -411,7 +410,7 @@ def chosen(fault, known, budget) -> list[str]:
     """Tests that enter the function with the fault, as many as fit into `budget` seconds; those named after its
     file come first, then the shortest.
     """
-    tests = known["functions"].get(f"{fault.file}:{fault.first}", [])
+    tests = known["functions"].get(f"{fault.file}:{fault.function}", [])
     taken, seconds, stem = list(ELSEWHERE.get(fault.file, ())), 0.0, Path(fault.file).stem
     for test in sorted(tests, key=lambda t: (stem not in t.split("::")[0], known["seconds"].get(t, 9e9))):
         seconds += known["seconds"].get(test, 9e9)

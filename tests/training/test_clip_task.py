@@ -31,7 +31,7 @@ def run(clips, tmp_path_factory):
 
 
 def test_a_stopped_run_of_clips_and_images_goes_on_to_the_same_bits(run, clips, tmp_path):
-    options = pydiff.Options(**TINY)
+    options = pydiff.Options.from_keywords(run.options)
     train_until(tmp_path / "run", 3, clips, options, task=JointTask(clips, options, "frames"))
     resumed = pydiff.train(clips, images="frames", out=tmp_path / "run", progress=False, **TINY)
     for name, array in run.model.state_dict().items():

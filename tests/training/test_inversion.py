@@ -211,6 +211,19 @@ def test_what_cannot_be_learned_is_one_sentence(images, unet, word, options, wor
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [("tones", "these data are sounds"), (np.zeros((2, 3, 8, 8, 3), np.uint8), "holds clips"),
+     (np.zeros((3, 8, 8, 3), np.float32), None)],
+)  # fmt: skip
+def test_words_are_learned_from_images(data, words):
+    if words is None:
+        assert invert.learn(small(), data, WORD, progress=False, steps=1).steps == 1
+        return
+    with pytest.raises(ValueError, match=f"words are learned from images, and .*{words}"):
+        invert.learn(small(), data, WORD, progress=False, steps=1)
+
+
 def test_too_little_memory_is_said_before(images, monkeypatch):
     monkeypatch.setattr("pydiff.memory.free", lambda: 1000)
     monkeypatch.setattr("pydiff.stable_diffusion.StableDiffusion.check_memory", lambda *_: None)

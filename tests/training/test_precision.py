@@ -8,6 +8,7 @@ from pydiff import nn
 from pydiff.backend import FLOAT32
 from pydiff.cli import main
 from pydiff.data import Dataset, load
+from pydiff.data.moving import moving_shapes
 from pydiff.store.folder import RunDirectory
 from pydiff.tensor import Tensor
 from pydiff.training import Options, training_steps
@@ -114,6 +115,25 @@ def test_clips(bfloat16):  # noqa: F811, ARG001
     (state,) = training_steps(trainer)
     assert state.bad is None
     assert trainer.optimizer.low is not None
+
+
+def test_clips_with_captions(bfloat16):  # noqa: F811, ARG001
+    """The mean of a caption's states and the places of pixels, on kernels and off."""
+    few = {
+        "steps": 2,
+        "batch_size": 2,
+        "groups": 4,
+        "channels": (8,),
+        "attention": (0,),
+        "text": "glove",
+        "timestep_shift": 3.0,
+    }
+    data, losses = moving_shapes(4, frames=2, size=8), {}
+    for precision, device in (("float32", "cpu"), ("float32", "simt"), ("bfloat16", "simt")):
+        trainer = diffusion_trainer(data, options(**few, precision=precision), device)
+        losses[precision, device] = [state.loss for state in training_steps(trainer)]
+    np.testing.assert_allclose(losses["float32", "simt"], losses["float32", "cpu"], rtol=1e-5)
+    np.testing.assert_allclose(losses["bfloat16", "simt"], losses["float32", "cpu"], rtol=0.03)
 
 
 def test_resume_keeps_every_bit(bfloat16, tmp_path):  # noqa: F811, ARG001

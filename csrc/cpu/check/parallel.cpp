@@ -1,6 +1,6 @@
 // The pool of csrc/cpu/parallel.cpp: a region runs every item once, waits for its threads and hands on what they throw;
-// what a thread keeps for itself is its own, and a forked child has a pool of its own. Made so that a fault shows as a
-// wrong result, whatever the threads' order; a race between them is for ThreadSanitizer (cross.py --thread-sanitize).
+// what a thread keeps for itself is its own, and a forked child has its own pool. Made so that a fault shows as a wrong
+// result, whatever the threads' order; a race between them is for ThreadSanitizer (cross.py --thread-sanitize).
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -65,7 +65,7 @@ void check_exceptions() {
         }
     }
     if (thrown < 3) fail("no worker was there to throw");
-    for (int64_t bad = 0; bad < 40; ++bad) {  // one item alone, wherever it is run
+    for (int64_t bad = 0; bad < 40; ++bad) {  // only one item, wherever it runs
         std::atomic<int> after{0};
         try {
             parallel_for(40, 1, [&](int64_t i) {
@@ -138,7 +138,7 @@ void check_nested() {
     }
 }
 
-// Every thread prepares before its first item, in every region anew.
+// Every thread prepares before its first item, again in every region.
 void check_prepared() {
     thread_local int prepared_for = -1;
     set_threads(many_threads);
@@ -210,7 +210,7 @@ void check_scratch() {
     std::thread(use).join();
 }
 
-// Forking is left out under ThreadSanitizer, which cannot follow it, and where an emulator may run this.
+// Forking is omitted under ThreadSanitizer, which cannot follow it, and where an emulator may run this.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 // How many threads ran the items of a region, each of which took a while.
 size_t helpers() {
@@ -231,7 +231,7 @@ int child() {
     return most > 1 ? 0 : 1;
 }
 
-// In a process of its own that has room for a few threads: what the message says can be had.
+// In a separate process that has room for a few threads: the number in the message must be available.
 void check_few() {
 #if defined(__SANITIZE_ADDRESS__)
     return;  // which ends the process itself where it finds no room

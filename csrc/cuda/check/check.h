@@ -1,5 +1,5 @@
 // What every op's check uses: arrays on the device, the comparison with the equation in double, and random numbers.
-// How the checks are run and judged stands in main.cpp. With PYDIFF_CPU the same checks are for the CPU's kernels.
+// main.cpp says how the checks are run and judged. With PYDIFF_CPU the same checks are for the CPU's kernels.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -128,7 +128,7 @@ void launch(void (*launcher)(Parameters...), const Arguments&... arguments) {
 #endif
     finish();
 }
-// The same with IN_WORKSPACE, of so many bytes.
+// The same with IN_WORKSPACE, of this many bytes.
 template <class... Parameters, class... Arguments>
 void launch_in(size_t bytes, void (*launcher)(Parameters...), const Arguments&... arguments) {
 #if defined(PYDIFF_CPU)
@@ -180,7 +180,7 @@ inline void compare(const std::string& what, const Numbers& got, const Numbers& 
 template <class T>
 constexpr double tolerance = sizeof(T) == 2 ? 1.5e-2 : 5e-5;
 
-// run() launches once, with outputs of its own, and returns what they hold.
+// run() launches once, with its own outputs, and returns their contents.
 inline void judge(const std::string& what, const std::vector<Numbers>& expected, double tolerance,
            const std::function<std::vector<Numbers>()>& run) {
     use_naive = true;

@@ -105,7 +105,10 @@ void check_conv2d() {
     check_conv2d<T>(2, 7, 9, 21, 3, 3, 1, Bias::shared);  // narrow: the last layer
     check_conv2d<T>(2, 6, 11, 3, 3, 64, 1, Bias::shared);  // .. and the first
     check_conv2d<T>(1, 5, 5, 101, 3, 10, 1, Bias::none);  // more terms than a panel is deep
-    check_conv2d<T>(1, 6, 5, 300, 1, 40, 1, Bias::shared);
+    check_conv2d<T>(1, 6, 5, 300, 1, 40, 1, Bias::shared);  // linear: few rows
+    check_conv2d<T>(1, 101, 5, 33, 1, 270, 1, Bias::shared);  // .. more of them than an item of work has
+    check_conv2d<T>(1, 2, 1, 70, 1, 530, 1, Bias::none);  // .. less than a tile
+    check_conv2d<T>(1, 97, 3, 40, 1, 70, 1, Bias::each);
     check_conv2d<T>(2, 40, 30, 5, 1, 7, 1, Bias::shared);  // more pixels than one part of the weight gradient
     check_conv2d<T>(1, 6, 6, 4, 5, 9, 2, Bias::shared);
     check_conv2d<T>(2, 5, 6, 24, 3, 40, 1, Bias::each, 2);  // Winograd's with everything

@@ -31,7 +31,7 @@ inline double normal_number(const NoiseKey& key, uint32_t sample, uint32_t step,
     return radius * (element % 2 ? std::sin(angle) : std::cos(angle));
 }
 
-// A key whose samples and steps lie on the device, and the normals and uniform numbers it stands for.
+// A key whose samples and steps are on the device, and the normals and uniform numbers that it generates.
 struct Noise {
     Noise(int64_t n, int64_t size) {
         Numbers sample, step;

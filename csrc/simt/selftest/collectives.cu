@@ -59,7 +59,7 @@ void collectives(const int* x, int* rows, Plant plant) {
     }
 }
 
-// totals: sum, maximum, unsigned sum, and the product of signs, which has no atomic of its own and takes a CAS loop.
+// totals: sum, maximum, unsigned sum, and the product of signs, which has no atomic and takes a CAS loop.
 __global__ void atomics_kernel(const int* __restrict__ x, int* totals, float* sum, int n) {
     const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;

@@ -1,12 +1,12 @@
-"""Samplers: from noise to images along a path of (t, alpha, sigma). Plain generators with nothing hidden.
+"""Samplers: from noise to images along a path of (t, alpha, sigma). They are plain generators without hidden state.
 
     x = initial_noise((32, 32, 3), seed=0, sample=range(16))
     for state in dpm_solver(model, x, process, path(process.schedule, 20), seed=0):
         show(state.x0)
     images = state.x
 
-All take (model, x, process, path), options of their own, and the keywords of `walk`. Every update is one call of
-`ops.denoise` with numbers that were worked out from the path before the first step (`walk.Stage`). The noise of step i
+All take (model, x, process, path), their own options, and the keywords of `walk`. Every update is one call of
+`ops.denoise` with coefficients computed from the path before the first step (`walk.Stage`). The noise of step i
 (counted from 1) is a pure function of (seed, sample, i): an image is the same alone and in any batch.
 """
 

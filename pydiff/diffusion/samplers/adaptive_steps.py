@@ -1,7 +1,6 @@
-"""A sampler that chooses its own steps: DPM-Solver++ of orders 1 and 2, whose difference says how large a step may be.
-
-Every image has steps of its own, so that it is the same alone and in any batch; the network is asked for all that are
-still on their way at once, with a t of their own.
+"""A sampler with adaptive steps: DPM-Solver++ of orders 1 and 2, whose difference determines the step size. Every image
+has its own steps, so that it is the same alone and in any batch; the network is evaluated for all unfinished images at
+once, each at its own t.
 """
 
 import math
@@ -35,14 +34,13 @@ def adaptive(
     """DPM-Solver-12 (Lu et al. 2022, "DPM-Solver", appendix C) on x0-hat, with the step size as in eq. C.1.
 
     A trial step over h in lambda = log(alpha / sigma): x' of order 1, then x'' of order 2 with x0-hat at x'. Its error
-    is the root mean square of (x'' - x') / max(atol, rtol max(|x'|, |x|)); the step counts if that is at most 1, and
-    the next h is safety h error^(-1/2), at most 5 times as large. Only the ends of `path` are used: where it starts
-    and, if it ends clean, where its last step starts, from which x0-hat is the image.
-    rtol, atol: tolerated error; 0.0078 is half a level of 8-bit images. first_step: of lambda. seed and sample are
-    there for the sake of the other samplers: no noise is drawn. clip, guidance: see `walk`.
-    Two evaluations a trial step, order 2. Good for: an answer of known accuracy. Yields a SamplerState after every
-    round of trial steps, with steps = 0 until the last; t is that of the slowest image. ValueError for a path that
-    starts where alpha = 0.
+    is the root mean square of (x'' - x') / max(atol, rtol max(|x'|, |x|)); the step is accepted if that is at most 1,
+    and the next h is safety h error^(-1/2), at most 5 times as large. Only the ends of `path` are used: where it starts
+    and, if it ends clean, where its last step starts; there x0-hat is the image. rtol, atol: tolerated error; 0.0078 is
+    half a level of 8-bit images. first_step: of lambda. seed and sample exist only for compatibility with the other
+    samplers: no noise is drawn. clip, guidance: see `walk`. Two evaluations per trial step, order 2. Good for: a result
+    of known accuracy. Yields a SamplerState after every round of trial steps, with steps = 0 until the last; t is that
+    of the slowest image. Raises ValueError for a path that starts where alpha = 0.
     """
     del seed, sample
     if path.alpha[0] == 0:
@@ -80,9 +78,9 @@ def adaptive(
 
 
 class _Network:
-    """x0-hat and eps-hat of images that each are at a level (t, alpha, sigma) of their own.
+    """x0-hat and eps-hat of images that are each at their own level (t, alpha, sigma).
 
-    The network is always asked about all images, for it may have a label for each; `here` says which are meant.
+    The network is always evaluated for all images, as it may have a label for each; `here` says which of them count.
     """
 
     def __init__(self, model, process, clip, guidance):
@@ -107,7 +105,7 @@ class _Network:
 
 
 def _combined(x, values, begin, target, h, order):
-    """x after the step, one `ops.denoise` an image: the table of exponential.py with m' from both ends."""
+    """x after the step, one `ops.denoise` per image: the table of exponential.py with m' from both ends."""
     out = empty(x, x.shape)
     for n in range(len(x)):
         a, (q0, q1, _), _ = coefficients("data", *begin[n][1:], *target[n][1:], float(h[n]))  # pyright: ignore[reportCallIssue]
@@ -119,7 +117,7 @@ def _combined(x, values, begin, target, h, order):
 
 
 def _error(better, guess, x, rtol, atol):
-    """Of each image, relative to what is tolerated: (N,)."""
+    """The error of each image relative to the tolerance: (N,)."""
     xp = array_module(x)
     allowed = xp.maximum(atol, rtol * xp.maximum(abs(guess), abs(x)))
     return xp.sqrt((((better - guess) / allowed) ** 2).reshape(len(x), -1).mean(1))

@@ -1,4 +1,4 @@
-"""DDPM, DDIM with any amount of fresh noise, and DDIM's way back from image to noise.
+"""DDPM, DDIM with any amount of fresh noise, and DDIM inversion from image to noise.
 
 Notation: a step goes from t to the next, less noisy point s of the path, which at the end is the clean image itself.
 
@@ -38,10 +38,10 @@ def ddpm(
     """Ancestral sampling, Ho et al. 2020, algorithm 2; with fewer steps as in Nichol and Dhariwal 2021, section 4.
 
     variance: "small" is that of q(x_s | x_t, x0), right for a single known image; "large" is that of q(x_t | x_s),
-    right for white noise (Ho et al., section 3.2); "learned_range": the network's second half of channels says, from -1
-    to 1, where between the logarithms of the two (Nichol and Dhariwal 2021, eq. 15).
-    Good for: many steps (hundreds), where its fresh noise repairs the network's errors. Other arguments: see `walk`.
-    Yields a SamplerState after every step; the last x is the image. ValueError for arguments that are not as above.
+    right for white noise (Ho et al., section 3.2); "learned_range": the second half of the network's output channels
+    gives, from -1 to 1, the position between the logarithms of the two (Nichol and Dhariwal 2021, eq. 15). Good for:
+    many steps (hundreds), where its fresh noise repairs the network's errors. Other arguments: see `walk`. Yields a
+    SamplerState after every step; the last x is the image. Raises ValueError for other variances.
     """
     if variance not in VARIANCES:
         raise ValueError(f"there is no variance {variance!r}; choose one of {', '.join(VARIANCES)}")
@@ -72,9 +72,10 @@ def ddim(
 ):
     """Song et al. 2021, eq. 12: deterministic for eta = 0, and for eta = 1 the same as `ddpm` with small variance.
 
-    eta: 0 .. 1, the share of the noise that is drawn afresh (eq. 16). Where x0-hat is clipped, eps-hat is computed from
-    the clipped one, so that x0-hat and eps-hat always explain x_t together; raw_eps: leave eps-hat as the network said.
-    Good for: a fixed map from noise to image (interpolation, inversion); 50 steps and more. Others: see `walk`.
+    eta: 0 .. 1, the fraction of the noise that is fresh (eq. 16). If x0-hat is clipped, eps-hat is computed from the
+    clipped one, so that x0-hat and eps-hat always add up to x_t; raw_eps: keep the eps-hat that the network predicted.
+    Good for: a fixed map from noise to image (interpolation, inversion); 50 steps and more. Other arguments: see
+    `walk`.
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}, expected 0 (deterministic) .. 1 (as noisy as DDPM); choose a number between")
@@ -89,7 +90,7 @@ def ddim(
 
 
 def euler_ancestral(model, x, process: Process, path: Path, **more):
-    """Euler's method down to a lower level than the next, and fresh noise back up: Karras et al.'s coordinates.
+    """Euler's method down to a lower level than the next, then fresh noise back up, in Karras et al.'s coordinates.
 
     With rho = sigma / alpha and y = x / alpha: rho_up^2 = rho_s^2 (rho_t^2 - rho_s^2) / rho_t^2,
     rho_down^2 = rho_s^2 - rho_up^2, y_s = x0 + rho_down eps + rho_up z (k-diffusion's "Euler a"). It is `ddim` with
@@ -100,14 +101,14 @@ def euler_ancestral(model, x, process: Process, path: Path, **more):
 
 
 def ddim_inversion(model, x, process: Process, path: Path, iterations=0, **more):
-    """From an image to the noise that `ddim` (eta = 0) makes it from: Song et al. 2021, section 4.3, backwards in t.
+    """From an image to the noise from which `ddim` (eta = 0) makes it: Song et al. 2021, section 4.3, backwards in t.
 
     x: (N, ...), the image at the end of `path`, which is the path of the sampling: it is walked in reverse. Every
     step needs eps-hat at the noisier end, which is not known yet; it is taken at the less noisy x instead, with the
-    noisier t (the usual approximation, order 1), and then corrected `iterations` times by asking again at the x that
-    came out (Pan et al. 2023, "Effective real image editing with accelerated iterative diffusion inversion"): with a
-    few, sampling returns the image to rounding. 1 + iterations evaluations a step. Other arguments: see `walk`;
-    x0-hat is not clipped unless asked, because clipping cannot be inverted.
+    noisier t (the usual approximation, order 1), and then corrected `iterations` times by evaluating again at the
+    resulting x (Pan et al. 2023, "Effective real image editing with accelerated iterative diffusion inversion"): with a
+    few of these, sampling returns the image to rounding. 1 + iterations evaluations per step. Other arguments: see
+    `walk`; x0-hat is not clipped unless requested, because clipping cannot be inverted.
     """
     if iterations < 0:
         raise ValueError(f"iterations is {iterations}, expected 0 or more; 3 are enough for most")
@@ -130,16 +131,15 @@ def steps_of(path: Path):
 
 
 def ddpm_step(alpha_t, sigma_t, alpha_s, sigma_s, variance="small") -> tuple[float, float, float]:
-    """(a, b, std): DDPM's reverse step, eq. 6 and 7, with either variance of section 3.2. The last adds no noise."""
+    """(a, b, std): DDPM's reverse step, eq. 6 and 7, with either variance of section 3.2; std is 0 in the last."""
     a, b, small = posterior_coefficients(alpha_t, sigma_t, alpha_s, sigma_s)
     large = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2 if sigma_s > 0 else 0.0
     return a, b, math.sqrt(max(small if variance == "small" else large, 0.0))  # 0 steps round to below 0
 
 
 def ddim_step(alpha_t, sigma_t, alpha_s, sigma_s, eta=0.0) -> tuple[float, float, float]:
-    """(a, b, std): DDIM's step, eq. 12: x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z.
-
-    Here eps = (x_t - alpha_t x0) / sigma_t is put in, which leaves x_t and x0.
+    """(a, b, std): DDIM's step, eq. 12: x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z, with eps = (x_t -
+    alpha_t x0) / sigma_t inserted, which leaves x_t and x0.
     """
     _, _, variance = posterior_coefficients(alpha_t, sigma_t, alpha_s, sigma_s)
     std = eta * math.sqrt(max(variance, 0.0))  # eq. 16

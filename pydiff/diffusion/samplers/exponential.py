@@ -1,7 +1,8 @@
 """DPM-Solver and DPM-Solver++: exponential integrators in lambda = log(alpha / sigma), of orders 1 to 3.
 
 Lu et al. 2022, "DPM-Solver" and "DPM-Solver++". A step goes from t to s over h = lambda_s - lambda_t. The linear part
-of the probability-flow equation is solved exactly; the network's part m, x0-hat or eps-hat, is a polynomial in lambda:
+of the probability-flow equation is solved exactly; the network's part m, x0-hat or eps-hat, is approximated by a
+polynomial in lambda:
 
     x_s = A x + q_0 m + q_1 (h m') + q_2 (h^2 m'') + std z
 
@@ -44,11 +45,11 @@ def dpm_solver(
 
     order: 1 .. 3. kind: "data" is DPM-Solver++, "noise" the older DPM-Solver, "data sde" and "noise sde" their
     stochastic forms (SDE-DPM-Solver++). form: "taylor", the table above; "midpoint" replaces q_1 of order 2 by q_0 / 2,
-    as the paper's algorithm 2 and most programs do. orders: one order a step instead of the rule that the first steps
-    have nothing to look back on and the step to a clean end, where h is infinite, is of order 1. adjust: (q, h) -> q,
-    changes the q of steps of order 3, see `halved`: to reproduce programs that have others.
-    One evaluation a step, order `order` ("sde": of the mean). Good for: 15 to 25 steps; the usual choice. Others: see
-    `walk`.
+    as the paper's algorithm 2 and most implementations do. orders: one order per step, replacing the rule that the
+    first steps have fewer earlier values and that the step to a clean end, where h is infinite, is of order 1. adjust:
+    (q, h) -> q, changes the q of steps of order 3 to reproduce implementations with other coefficients, see `halved`.
+    One evaluation per step, order `order` ("sde": of the mean). Good for: 15 to 25 steps; the usual choice. Other
+    arguments: see `walk`.
     """
     _check(order, kind, form)
     orders = multistep_orders(path, order) if orders is None else orders
@@ -77,7 +78,8 @@ def dpm_solver_singlestep(
     Within a group, step k ends one of the path's steps further on and is of order k; so S steps are S evaluations, and
     S / order steps of order `order`. form as for `dpm_solver`: "taylor" takes both differences at order 3, "midpoint"
     the last alone (algorithm 1 of DPM-Solver++; DPM-Solver, algorithm 2). orders: e.g. [1, 2, 1, 2, 1] instead.
-    Order `order`. Good for: guided sampling with large steps, where looking back does harm. Others: see `walk`.
+    Order `order`. Good for: guided sampling with large steps, where earlier values do harm. Other arguments: see
+    `walk`.
     """
     _check(order, kind, form)
     orders = singlestep_orders(path, order) if orders is None else orders
@@ -91,14 +93,16 @@ def dpm_solver_singlestep(
 
 
 def multistep_orders(path: Path, order, lower_order_final=False) -> list[int]:
-    """The order of every step: rising at the start, 1 to a clean end; lower_order_final: also falling before it."""
+    """The order of every step: increasing at the start, 1 for a clean end; lower_order_final: also decreasing before
+    it.
+    """
     steps = len(path.t)
     orders = [min(order, i + 1, steps - i if lower_order_final else order) for i in range(steps)]
     return orders[:-1] + ([1] if path.sigma[-1] == 0 else orders[-1:])
 
 
 def singlestep_orders(path: Path, order) -> list[int]:
-    """1, 2, .. order again and again; what is left over at the end, and the step to a clean end, is of order 1."""
+    """1, 2, .. order repeated; the steps left over at the end, and the step to a clean end, are of order 1."""
     steps, orders = len(path.t), []
     full = steps - 1 if path.sigma[-1] == 0 else steps
     while len(orders) + order <= full:
@@ -107,14 +111,14 @@ def singlestep_orders(path: Path, order) -> list[int]:
 
 
 def solver_stage(t, ends, start, begin, nodes, kind, form, adjust=None, singlestep=False) -> Stage:
-    """One step from level `start`, which is that of x at stage `begin`, to ends[2:].
+    """One step from level `start`, that of x at stage `begin`, to ends[2:].
 
-    nodes: (stage, lambda) of the values of m, the one at the start of the step first, the newest (now) being
+    nodes: (stage, lambda) of the values of m, beginning with the one at the start of the step; the newest (now) is
     nodes[0] in a multistep and nodes[-1] in a singlestep method.
     """
     now = nodes[-1 if singlestep else 0][0]
     alpha_t, sigma_t, alpha_s, sigma_s = *start, *ends[2:]
-    if sigma_s * alpha_t == sigma_t * alpha_s:  # nothing between the two levels
+    if sigma_s * alpha_t == sigma_t * alpha_s:  # the two levels are equal
         return Stage(t, *ends[:2], x=alpha_s / alpha_t)
     std, h = 0.0, math.inf
     if sigma_s == 0 or alpha_t == 0:
@@ -148,7 +152,7 @@ def coefficients(kind, alpha_t, sigma_t, alpha_s, sigma_s, h) -> tuple[float, tu
 
 
 def halved(q, _h):
-    """For `adjust`: half of h^2 m'', as in the DPM-Solver authors' multistep program and those that followed it.
+    """For `adjust`: half of h^2 m'', as in the DPM-Solver authors' multistep implementation and those derived from it.
 
     Their D_2 is a divided difference of second order, which is h^2 m'' / 2, where the coefficient is that of h^2 m''.
     The step then is of order 2 only (docs/samplers.md has the figures).

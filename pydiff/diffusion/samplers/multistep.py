@@ -1,12 +1,13 @@
-"""Linear multistep methods: LMS, DEIS and PNDM reuse eps-hat of earlier steps, so that order costs no evaluations.
+"""Linear multistep methods: LMS, DEIS and PNDM reuse eps-hat of earlier steps, so that a higher order costs no
+evaluations.
 
 With rho = sigma / alpha and y = x / alpha the probability-flow equation is dy / d rho = eps, so that
 
     y_s = y + integral of eps over rho from rho_t to rho_s
 
 and eps is replaced by the polynomial through its last values: a polynomial in rho (LMS), in log rho (DEIS), or, as if
-steps were even, in the step number (PNDM, with Adams and Bashforth's weights). One evaluation a step, except PNDM's
-first steps. The first steps have fewer values to use and are of lower order.
+steps were uniform, in the step number (PNDM, with Adams-Bashforth weights). One evaluation per step, except for PNDM's
+first steps. The first steps have fewer earlier values and are of lower order.
 """
 
 import functools
@@ -23,16 +24,16 @@ from pydiff.diffusion.samplers.walk import Stage, walk
 ADAMS_BASHFORTH = [(1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
 
 
-@functools.cache  # and not at import: few ask for it
+@functools.cache  # not at import, as it is rarely needed
 def gauss_legendre():
-    """(points, weights) of the quadrature with 24 points on [-1, 1]."""
+    """(points, weights) of Gauss-Legendre quadrature with 24 points on [-1, 1]."""
     return np.polynomial.legendre.leggauss(24)
 
 
 def lms(model, x, process: Process, path: Path, order=4, **more):
     """Linear multistep in rho: y_s = y + sum_k w_k eps_k, w_k = integral of the k-th Lagrange polynomial in rho.
 
-    Adams and Bashforth (1883) for uneven steps; k-diffusion's "LMS". order: 1 .. 4. One evaluation a step, order
+    Adams-Bashforth (1883) for non-uniform steps; k-diffusion's "LMS". order: 1 .. 4. One evaluation a step, order
     `order`. Good for: smooth late stages; at large steps it is less stable than `dpm_solver`. Others: see `walk`.
     """
     return walk(model, x, process, adams_stages(path, order, np.asarray), **more)
@@ -42,7 +43,7 @@ def deis(model, x, process: Process, path: Path, order=3, lower_order_final=True
     """Diffusion exponential integrator: as `lms`, but with a polynomial in log rho (Zhang and Chen 2023, log-rho AB).
 
     Their tAB-DEIS weights (eq. 15) with t = log rho, integrated exactly. order: 1 .. 4; lower_order_final: whether the
-    last two steps are of order 2 and 1, which steadies few steps. One evaluation a step, order `order`.
+    last two steps are of order 2 and 1, which is more stable with few steps. One evaluation a step, order `order`.
     Good for: 10 to 20 steps. The step to a clean end, where log rho is infinite, is of order 1. Others: see `walk`.
     """
     return walk(model, x, process, adams_stages(path, order, np.log, lower_order_final), **more)
@@ -52,10 +53,11 @@ def pndm(model, x, process: Process, path: Path, warmup="heun", **more):
     """Pseudo linear multistep, Liu et al. 2022 ("PNDM"): a DDIM step with a weighted mean of the last four eps-hats.
 
     Eq. 11, the transfer: x_s = (alpha_s / alpha_t) x + (sigma_s - sigma_t alpha_s / alpha_t) e; eq. 12, e from four.
-    warmup: how e is found before there are four. "heun": the first step is taken twice, with the mean of eps at both
+    warmup: how e is computed until there are four. "heun": the first step is taken twice, with the mean of eps at both
     ends, then weights for two and three (S + 1 evaluations, the PLMS of latent diffusion); "runge_kutta": three steps
-    of the pseudo Runge-Kutta method, eq. 13 (S + 9 evaluations). Order 2. Good for: checkpoints whose settings say so;
-    it takes steps to be even, in t. ValueError for a path that starts where alpha = 0. Other arguments: see `walk`.
+    of the pseudo Runge-Kutta method, eq. 13 (S + 9 evaluations). Order 2. Good for: checkpoints configured for it; it
+    assumes steps that are uniform in t. Raises ValueError for a path that starts where alpha = 0. Other arguments: see
+    `walk`.
     """
     if warmup not in ("heun", "runge_kutta"):
         raise ValueError(f"there is no warmup {warmup!r}; choose one of heun, runge_kutta")
@@ -84,7 +86,7 @@ def transfer(alpha_t, sigma_t, alpha_s, sigma_s) -> tuple[float, float]:
 
 
 def weighted_stage(t, ends, values, weights) -> Stage:
-    """A transfer with the mean of eps-hat now and at the stages `values`, whose last is now; weights newest first."""
+    """A transfer with a weighted mean of eps-hat at the stages `values`, the last being now; weights newest first."""
     grown, away = transfer(*ends)
     past = tuple((j, "eps", w * away) for j, w in zip(values[-2::-1], weights[1:], strict=True))
     return Stage(t, *ends[:2], x=grown, eps=weights[0] * away, past=past)
@@ -96,7 +98,7 @@ def _runge_kutta(process, t, t_next, ends, begin) -> list[Stage]:
     t_middle = (t + t_next) / 2
     t_middle = int(t_middle) if t_middle == int(t_middle) else t_middle
     middle = tuple(float(level) for level in process.schedule.at(np.asarray(t_middle)))
-    if not math.isclose(alpha**2 + sigma**2, middle[0] ** 2 + middle[1] ** 2):  # the path has a scale of its own
+    if not math.isclose(alpha**2 + sigma**2, middle[0] ** 2 + middle[1] ** 2):  # the path has another scale
         size = math.hypot(alpha_s, sigma_s) / math.hypot(*middle)
         middle = (middle[0] * size, middle[1] * size)
     half, whole = transfer(alpha, sigma, *middle), transfer(*ends)
@@ -116,7 +118,7 @@ def _runge_kutta(process, t, t_next, ends, begin) -> list[Stage]:
 
 
 def adams_stages(path: Path, order, coordinate, lower_order_final=False) -> list[Stage]:
-    """One stage a step: the polynomial in coordinate(rho) through the last `order` eps-hats, integrated over rho."""
+    """One stage per step: the polynomial in coordinate(rho) through the last `order` eps-hats, integrated over rho."""
     if not 1 <= order <= 4:
         raise ValueError(f"order is {order}, expected 1 .. 4; 3 or 4 are usual")
     stages, rho, steps = [], path.ratio, len(path.t)
@@ -137,7 +139,7 @@ def adams_stages(path: Path, order, coordinate, lower_order_final=False) -> list
 def adams_weights(rho, target, coordinate) -> np.ndarray:
     """Integrals from rho[0] to `target` of the Lagrange polynomials in coordinate(rho) through rho (k,): (k,).
 
-    By quadrature in the coordinate, exact for LMS and to rounding for DEIS.
+    Computed by quadrature in the coordinate: exact for LMS, and to rounding for DEIS.
     """
     u, begin, end = coordinate(rho), coordinate(rho[0]), coordinate(target)
     places, weights = gauss_legendre()

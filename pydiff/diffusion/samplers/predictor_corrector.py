@@ -1,7 +1,7 @@
 """UniPC: a multistep predictor and a corrector that uses the same evaluation, Zhao et al. 2023 ("UniPC").
 
 A step goes from t to s over h = lambda_s - lambda_t, lambda = log(alpha / sigma). m is x0-hat (or eps-hat), r_k the
-distance to an earlier value of m in units of h, negative; and m_s is the value that is asked at the end of the step:
+distance to an earlier value of m in units of h, negative; and m_s is the value evaluated at the end of the step:
 
     predictor (eq. 9)    x_s  = A x + q_0 m + sum_k w_k (m_k - m)
     corrector (eq. 8)    x_s' = A x + q_0 m + sum_k w_k' (m_k - m) + w_s (m_s - m)
@@ -11,7 +11,7 @@ distance to an earlier value of m in units of h, negative; and m_s is the value 
     w_k            -alpha_s B(h) rho_k / r_k, rho from R rho = b (theorem 3.1)
     B(h)           "bh1": -h, "bh2": e^-h - 1      (both with the other sign of h for "noise")
 
-m_s needs no evaluation of its own: it is the next step's m. The corrected x is where the next step sets out from.
+m_s needs no extra evaluation: it is the next step's m. The next step starts from the corrected x.
 """
 
 import math
@@ -37,13 +37,13 @@ def unipc(
     lower_order_final=True,
     **more,
 ):
-    """UniPC-p: predictor of order `order`, corrector of one more.
+    """UniPC-p: a predictor of order `order` and a corrector of one order more.
 
     order: 1 .. 4 (2 or 3 are usual). kind: "data" (x0-hat) or "noise" (eps-hat). b: "bh1" or "bh2", which differ at
-    large steps. corrector: False leaves the predictor alone; a collection of numbers, the steps (from 0) left
-    uncorrected. lower_order_final: whether the last steps are of order .., 2, 1; a step to the clean end always is 1.
-    One evaluation a step, order `order` + 1 with the corrector, `order` without. Good for: 5 to 15 steps. Others: see
-    `walk`.
+    large steps. corrector: False uses only the predictor; a collection of numbers lists the steps (from 0) left
+    uncorrected. lower_order_final: whether the last steps are of order .., 2, 1; a step to the clean end always has
+    order 1. One evaluation a step, order `order` + 1 with the corrector, `order` without. Good for: 5 to 15 steps.
+    Others: see `walk`.
     """
     if not 1 <= order <= 4 or kind not in ("data", "noise") or b not in ("bh1", "bh2"):
         raise ValueError(f"got order {order}, kind {kind!r}, b {b!r}; expected 1 .. 4, data or noise, bh1 or bh2")
@@ -66,7 +66,7 @@ def unipc(
 
 
 def _predictor(t, ends, asked, ratios, kind, b, again) -> Stage:
-    """The stage that predicts. again: whether x was corrected first, so that the network's answer is one stage back."""
+    """The stage that predicts. again: whether x was corrected first, so that the network's output is one stage back."""
     if ends[3] == 0 or ends[0] == 0:
         a, c, _ = ddim_step(*ends)
         weights, kind = [c], "data"
@@ -79,7 +79,7 @@ def _predictor(t, ends, asked, ratios, kind, b, again) -> Stage:
 
 
 def _weights(ends, ratios, kind, b, corrector):
-    """(A, [weights of m, m_1, ..], weight of m_s), or None where the step has no length or no end to speak of."""
+    """(A, [weights of m, m_1, ..], weight of m_s); None if the step has no length or one end is at alpha or sigma 0."""
     alpha_t, sigma_t, alpha_s, sigma_s = ends
     if 0 in ends or sigma_s * alpha_t == sigma_t * alpha_s:
         return None
@@ -105,7 +105,7 @@ def _weights(ends, ratios, kind, b, corrector):
 
 
 def _ratios(path, i, order):
-    """lambda of up to order - 1 steps before i, from that of i; those at infinity end the row."""
+    """lambda of up to order - 1 steps before step i, relative to that of i; stops at the first that is infinite."""
     row = []
     for k in range(1, order):
         if i - k < 0 or path.alpha[i - k] == 0:

@@ -1,4 +1,5 @@
-"""Euler and the methods of order 2 that ask twice a step: Heun, DPM2 (midpoint), and both on a straight flow.
+"""Euler and methods of order 2 with two evaluations per step: Heun, DPM2 (midpoint), and Euler and Heun on a straight
+flow.
 
 With rho = sigma / alpha (the noise level of Karras et al. 2022, where alpha = 1) and y = x / alpha, the
 probability-flow equation is dy / d rho = eps. A step goes from t to the next, less noisy point s of the path.
@@ -10,7 +11,7 @@ probability-flow equation is dy / d rho = eps. A step goes from t to the next, l
     eps - x0                                                               velocity v
     s = sigma / (alpha + sigma)                                            time
 
-The x between evaluations is at a level of its own, and what t the network is told there follows from the schedule.
+The x between evaluations is at an intermediate level, and the t for the network there follows from the schedule.
 """
 
 import math
@@ -46,7 +47,7 @@ def euler(model, x, process: Process, path: Path, churn=0.0, churn_range=(0.0, m
 
 
 def heun(model, x, process: Process, path: Path, churn=0.0, churn_range=(0.0, math.inf), churn_noise=1.0, **more):
-    """Heun's method in rho: a step of Euler, then again with the mean of the slopes at both ends; the last is Euler's.
+    """Heun's method in rho: an Euler step, repeated with the mean of the slopes at both ends; the last step is Euler's.
 
     Karras et al. 2022, algorithm 2: y' = y + (rho_s - rho_t) eps, y_s = y + (rho_s - rho_t) (eps + eps') / 2.
     churn (S_churn): before a step whose rho is within churn_range (S_tmin, S_tmax), noise of standard deviation
@@ -70,7 +71,7 @@ def heun(model, x, process: Process, path: Path, churn=0.0, churn_range=(0.0, ma
 
 
 def dpm2(model, x, process: Process, path: Path, eta=0.0, **more):
-    """The midpoint method in log rho: asks at rho_m = sqrt(rho_t rho_end), then y_end = y + (rho_end - rho_t) eps_m.
+    """The midpoint method in log rho: evaluates at rho_m = sqrt(rho_t rho_end); y_end = y + (rho_end - rho_t) eps_m.
 
     DPM-Solver-2 (Lu et al. 2022, "DPM-Solver", algorithm 1) in the coordinates of Karras et al. 2022; k-diffusion's
     "DPM2". eta = 0: rho_end = rho_s. eta = 1: "DPM2 a": down to rho_end = rho_down as in `euler_ancestral`, then fresh
@@ -98,9 +99,9 @@ def dpm2(model, x, process: Process, path: Path, eta=0.0, **more):
 def flow_euler(model, x, process: Process, path: Path, stochastic=False, **more):
     """Euler's method along the straight line x = (1 - s) x0 + s eps: x + (s_next - s) v with v = eps - x0.
 
-    Liu et al. 2023 ("Flow straight and fast", eq. 1), Esser et al. 2024. It lands on alpha_s x0 + sigma_s eps, as
-    `ddim` does, in any scale. stochastic: lands on alpha_s x0 + sigma_s z with fresh z instead. One evaluation a step,
-    order 1. Good for: flows, whose lines are nearly straight, with 20 to 50 steps. Other arguments: see `walk`.
+    Liu et al. 2023 ("Flow straight and fast", eq. 1), Esser et al. 2024. It arrives at alpha_s x0 + sigma_s eps, as
+    `ddim` does, in any scale. stochastic: arrives at alpha_s x0 + sigma_s z with fresh z instead. One evaluation a
+    step, order 1. Good for: flows, whose lines are nearly straight, with 20 to 50 steps. Other arguments: see `walk`.
     """
     if not stochastic:
         return ddim(model, x, process, path, **more)
@@ -112,7 +113,7 @@ def flow_heun(model, x, process: Process, path: Path, **more):
     """Heun's method along the straight line: the mean of the velocities v = eps - x0 at both ends of a step.
 
     With s = sigma / (alpha + sigma) and z = x / (alpha + sigma): z_next = z + (s_next - s) (v + v') / 2. Differs from
-    `heun` in what is held straight: dz / ds here, dy / d rho there; and it may start where alpha = 0.
+    `heun` in which curve is taken as straight: dz / ds here, dy / d rho there; and it may start where alpha = 0.
     2 S - 1 evaluations (the last step is Euler's), order 2. Good for: flows with 10 to 20 steps. Others: see `walk`.
     """
     stages = []
@@ -131,18 +132,18 @@ def flow_heun(model, x, process: Process, path: Path, **more):
 
 
 def told(process, path, i):
-    """The t that goes with level i of the path; its end, which may be no step's start, follows from the schedule."""
+    """The t of level i of the path; for its end, where no step starts, it follows from the schedule."""
     return path.t[i].item() if i < len(path.t) else float(process.schedule.t_at(path.alpha[i], path.sigma[i]))
 
 
 def raised(process, path, i, churn: Churn) -> tuple[Stage, float]:
-    """The stage that begins step i, with noise added first if churn says so, and the sigma it then begins at."""
+    """(the stage that begins step i, with noise added first if churn requires it; the sigma at which it begins)."""
     t, alpha, sigma = path.t[i].item(), path.alpha[i].item(), path.sigma[i].item()
     rho = sigma / alpha if alpha else math.inf
     if not churn.amount or not churn.least <= rho <= churn.most or rho == math.inf:
         return Stage(t, alpha, sigma), sigma
     highest = math.inf
-    if process.schedule.alpha[-1] > 0:  # there is no t above the table's last
+    if process.schedule.alpha[-1] > 0:  # there is no t beyond the table's last
         highest = alpha * process.schedule.sigma[-1] / process.schedule.alpha[-1]
     hat = max(sigma, min(sigma * (1.0 + min(churn.amount / len(path.t), math.sqrt(2.0) - 1.0)), highest))
     if hat == sigma:

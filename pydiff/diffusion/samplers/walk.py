@@ -1,13 +1,12 @@
-"""The loop that all samplers share, and the one thing it understands: a stage, which is one linear update.
-
-A sampler is a list of stages, made from the path before anything is computed. A stage asks the network once, at noise
-level (alpha, sigma), and moves on:
+"""The loop that all samplers share. It takes stages, each of which is one linear update. A sampler is a list of stages,
+made from the path before anything is computed. A stage evaluates the network once, at noise level (alpha, sigma), and
+updates x:
 
     x_next = c_x x + c_x0 x0_hat + c_eps eps_hat + sum over earlier stages of c (their x, x0_hat ..) + std z
 
-x0_hat and eps_hat always explain x together: x = alpha x0_hat + sigma eps_hat. So multistep methods read x0_hat or
-eps_hat of earlier steps, and methods with several evaluations a step read the x they set out from. The arithmetic is
-that of `ops.denoise`, one call a stage.
+x0_hat and eps_hat always add up to x: x = alpha x0_hat + sigma eps_hat. Multistep methods read x0_hat or eps_hat of
+earlier steps, and methods with several evaluations per step read the x that the step started from. The arithmetic is
+that of `ops.denoise`, one call per stage.
 """
 
 import math
@@ -23,34 +22,34 @@ from pydiff.diffusion.process import Process
 
 
 class SamplerState(NamedTuple):
-    """What one step did."""
+    """The result of one step."""
 
     step: int  # 1 .. steps
     steps: int
-    t: float  # where the model was first asked in this step; a float on paths with fractional t
+    t: float  # of the step's first evaluation; not whole on paths with fractional t
     x: np.ndarray  # (N, ...) after the step
     x0: np.ndarray  # (N, ...) the image predicted there, guided and clipped
-    eps: np.ndarray  # (N, ...) the noise that goes with it: x before the step = alpha_t x0 + sigma_t eps
+    eps: np.ndarray  # (N, ...) the noise predicted there: x before the step = alpha_t x0 + sigma_t eps
 
 
 class Stage(NamedTuple):
-    """One evaluation of the network and one linear update. Coefficients are Python numbers; what is not named is 0."""
+    """One evaluation of the network and one linear update. Coefficients are Python numbers and default to 0."""
 
-    t: float  # what the network is told
+    t: float  # as given to the network
     alpha: float  # level of x before the update
     sigma: float
     x: float = 0.0  # coefficient of x
     x0: float = 0.0  # of x0_hat
     eps: float = 0.0  # of eps_hat = (x - alpha x0_hat) / sigma
-    raw_eps: float = 0.0  # of what the network says without clipping; for sigma = 0 too
-    f: float = 0.0  # of the network's answer as it is, guided
+    raw_eps: float = 0.0  # of the network's eps_hat without clipping; also for sigma = 0
+    f: float = 0.0  # of the network's output itself, guided
     past: tuple = ()  # (number of an earlier stage, "x" | "x0" | "eps" | "f", coefficient), ..
     std: float = 0.0  # of the noise added
-    log_variance: tuple | None = None  # (least, most): the network says what in between, in place of std (iDDPM)
-    split: bool = False  # whether the network answers in two halves of channels, f and that
-    ask: bool = True  # False: the x0_hat of the stage before stands; this stage only combines
+    log_variance: tuple | None = None  # (least, most): the network chooses in between, in place of std (iDDPM)
+    split: bool = False  # whether the network's output has two halves of channels, f and that choice
+    ask: bool = True  # False: keeps the x0_hat of the stage before; this stage only combines
     last: bool = True  # whether this completes a step
-    churn: tuple | None = None  # (std, alpha, sigma): noise added before the network is asked, and the level then
+    churn: tuple | None = None  # (std, alpha, sigma): noise added before the evaluation, and the level then
 
 
 def initial_noise(shape: Sequence[int], seed: int, sample, dtype=np.float32) -> np.ndarray:
@@ -62,7 +61,7 @@ def initial_noise(shape: Sequence[int], seed: int, sample, dtype=np.float32) -> 
 
 
 def start_scale(path) -> float:
-    """What `initial_noise` is multiplied by: the standard deviation of x at the start of the path, for data with 1."""
+    """The factor of `initial_noise`: the standard deviation of x at the path's start, for data of unit variance."""
     scale = math.hypot(path.alpha[0], path.sigma[0])
     return 1.0 if abs(scale - 1.0) < 1e-9 else scale
 
@@ -82,16 +81,16 @@ def walk(
     noise: Callable | None = None,
     mend: Callable | None = None,
 ) -> Iterator[SamplerState]:
-    """Takes the stages one after the other and yields a SamplerState after every step. The keywords of every sampler:
+    """Runs the stages one after the other and yields a SamplerState after every step. The keywords of every sampler:
 
-    model: (x_t (N, ...), t (N,)) -> f, or a tuple (f, f_uncond) for guidance; arrays. Labels are the wrapper's matter.
+    model: (x_t (N, ...), t (N,)) -> f, or a tuple (f, f_uncond) for guidance; arrays. A condition is part of the model.
     x: (N, ...), the start, see `initial_noise`; float32 or float64. seed: of the noise.
     sample: (N,), the numbers of the images, 0 .. N-1 if None. clip: the range of x0-hat, or None.
-    threshold: dynamic thresholding instead (Saharia et al. 2022, "Imagen", section 2.3): the share of pixels that stay
-    as they are, e.g. 0.995; an image whose quantile s of |x0-hat| is above 1 is cut at s and divided by it.
+    threshold: dynamic thresholding instead (Saharia et al. 2022, "Imagen", section 2.3): the fraction of pixels left
+    unclipped, e.g. 0.995; an image whose quantile s of |x0-hat| is above 1 is clipped at s and divided by it.
     threshold_max: the largest s. guidance: f_uncond + guidance (f - f_uncond) takes the place of f (Ho and Salimans
     2022, eq. 6, with 1 + w). noise: k -> array like x, replaces the seed: noise drawn at the k-th evaluation, from 0.
-    mend: (x, alpha, sigma) -> x, applied after every step, at the level that x then has: to put in what is known.
+    mend: (x, alpha, sigma) -> x, applied after every step, at the level that x then has, to put in what is known.
     """
     stages = [_plain(stage) for stage in stages]  # pyright: ignore[reportAssignmentType]
     last_use = {j: i for i, stage in enumerate(stages) for j, _, _ in stage.past}
@@ -128,7 +127,7 @@ def walk(
 
 
 def _plain(value):
-    """A stage, or what is in one, with Python's numbers: NumPy's would turn float32 arrays into float64."""
+    """A stage, or a value in one, with NumPy scalars as Python numbers: NumPy's would make float32 arrays float64."""
     if isinstance(value, tuple):
         plain = map(_plain, value)
         return type(value)(*plain) if hasattr(value, "_fields") else tuple(plain)
@@ -136,7 +135,7 @@ def _plain(value):
 
 
 class _Answer(NamedTuple):
-    """What the network said, x0-hat = u x + v f before clipping, and what the update needs besides."""
+    """The network's output, with x0-hat = u x + v f before clipping, and what else the update needs."""
 
     f: np.ndarray
     f_uncond: np.ndarray | None
@@ -171,7 +170,7 @@ def _guided(answer):
 
 
 def _thresholded(x, answer, share, largest) -> _Answer:
-    """x0-hat cut at its own quantile s and divided by it, if s > 1: it takes the place of the network's answer."""
+    """x0-hat clipped at its own quantile s and divided by it, if s > 1, in place of the network's output."""
     f = _guided(answer)
     x0 = f.dtype.type(answer.u) * x + f.dtype.type(answer.v) * f
     s = array_module(x0).quantile(abs(x0).reshape(len(x0), -1), share, axis=1).clip(1.0, max(largest, 1.0))
@@ -203,14 +202,14 @@ def _update(x, answer, stage, kept, noise_of, step, limits):
 
 
 class _Noise:
-    """The noise of every step: a pure function of (seed, sample, step), or what the caller hands in."""
+    """The noise of every step: a pure function of (seed, sample, step), or supplied by the caller."""
 
     def __init__(self, seed, sample, injected):
         self.seed, self.sample, self.injected = seed, sample, injected
         self.evaluation = -1  # of the network, counted from 0
 
     def key(self, step, second=False):
-        """Steps count from 1; churn, which may come before a step's own noise, has counters of its own."""
+        """Steps count from 1. Churn, which may precede a step's own noise, has separate counters."""
         return random.key(self.seed, random.SAMPLE, self.sample, step=step + 1 + (1 << 30) * second)
 
     def array(self, x, step):

@@ -1,1 +1,1 @@
-"""What diffusers writes, in our own terms."""
+"""diffusers' file formats, translated into pydiff's terms and back."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydiff.formats import safetensors
 from pydiff.formats import weights as weight_files
-from pydiff.formats.diffusers.folder import CONFIG, read_json
+from pydiff.formats.diffusers.folder import CONFIG, INDEX, read_json
 from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, reshaped, ways_to_write
 from pydiff.formats.files import RegularFile, disk
 from pydiff.formats.safetensors import CheckpointError, Weight
@@ -74,7 +74,7 @@ REPEATED = {"AutoencoderTiny": ("block_out_channels",)}
 def read_config(config: Mapping, source: Path, known_class: str | None = None) -> Checked:
     """The options in a config.json. known_class: what the model_index.json says, for a config.json that does not.
 
-    CheckpointError, in one sentence, for another class or for a value that cannot be.
+    Raises CheckpointError for another class and for impossible values.
     """
     found = config.get("_class_name", known_class)
     if not isinstance(found, str) or found not in RULES:
@@ -92,10 +92,10 @@ def read_config(config: Mapping, source: Path, known_class: str | None = None) -
 def read_model(
     checked_config: Checked, weights: Mapping[str, Weight], source: Path, deferred: bool = False
 ) -> Autoencoder:
-    """The autoencoder with these weights; deferred: see parameters.fill. One array of the file is held at a time,
-    besides the autoencoder.
+    """The autoencoder with these weights; deferred: see parameters.fill. Besides the autoencoder, only one array of the
+    file is in memory at a time.
 
-    CheckpointError, in one sentence, where configuration and weights do not go together.
+    Raises CheckpointError if configuration and weights do not match.
     """
     class_name, config, _ = checked_config
     weights = {attention_renamed(name): weight for name, weight in weights.items()}
@@ -110,8 +110,8 @@ def read_model(
 
 
 def save(directory: Path, model: Autoencoder, extra: dict, dtype: str | None = None) -> None:
-    """Writes a folder with vae/, replacing one that is there. extra: JSON, see `history`. dtype: of the weights in the
-    file, a name in checkpoint.DTYPES; None keeps what they have. CheckpointError where the disk refuses.
+    """Writes a folder with vae/, replacing an existing one. extra: JSON, see `history`. dtype: of the weights in the
+    file, a name in checkpoint.DTYPES; None keeps the current one. Raises CheckpointError if the disk write fails.
     """
     if dtype not in (None, *checkpoint.DTYPES):
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(checkpoint.DTYPES)}")
@@ -129,12 +129,12 @@ def save(directory: Path, model: Autoencoder, extra: dict, dtype: str | None = N
 
 
 def beside(model: Autoencoder) -> tuple[dict, dict]:
-    """An autoencoder as checkpoint.save_model takes it, beside a network."""
+    """An autoencoder in the form in which checkpoint.save_model writes it next to a network."""
     return {"_class_name": name_of(model), **model.config}, ways_to_write(model)
 
 
 def of_beside(found: tuple[dict, Mapping[str, Weight]], source: Path) -> Autoencoder:
-    """An autoencoder as checkpoint.open_model gives it."""
+    """The autoencoder that checkpoint.open_model found next to a network."""
     config, weights = found
     return read_model(read_config(config, source), weights, source)
 
@@ -142,9 +142,10 @@ def of_beside(found: tuple[dict, Mapping[str, Weight]], source: Path) -> Autoenc
 def open_folder(
     folder: Path, variant: str | None = None, known_class: str | None = None, deferred: bool = False
 ) -> tuple[Autoencoder, list]:
-    """(autoencoder, notes) of a folder that has a vae/ or is one, of whichever version. variant: "fp16".
+    """(autoencoder, notes) of a folder that contains a vae/ or is one, written by any version of diffusers. variant:
+    "fp16".
 
-    What pydiff saved is checked byte for byte. CheckpointError, in one sentence, where it is damaged or incomplete.
+    What pydiff saved is verified byte for byte. Raises CheckpointError if it is damaged or incomplete.
     """
     folder = sealed.resolve(Path(folder).resolve())
     names = _names(folder)
@@ -167,7 +168,7 @@ def open_folder(
 
 
 def _open_ours(folder: Path) -> Autoencoder:
-    """What `save` wrote, every byte of it checked."""
+    """What `save` wrote, with every byte verified."""
     _, entries = sealed.inspect(folder, checkpoint.SEAL, KIND)
     if set(entries) != {f"{FOLDER}/{CONFIG}", WEIGHTS}:
         raise safetensors.damaged(folder, f"its seal has {sorted(entries)!a:.100}")
@@ -179,7 +180,7 @@ def _open_ours(folder: Path) -> Autoencoder:
 
 
 def history(folder: Path) -> dict:
-    """What `save` was given as `extra`; {} for a folder that it did not write."""
+    """What `save` was given as `extra`; {} for a folder written by other software."""
     folder = sealed.resolve(Path(folder).resolve())
     if checkpoint.SEAL not in _names(folder):
         return {}
@@ -190,11 +191,12 @@ def history(folder: Path) -> dict:
 
 
 def holds_autoencoder(folder: Path) -> bool:
-    """Whether a folder is that of an autoencoder alone: a vae/ without a network beside, or a vae/ itself."""
+    """Whether a folder contains only an autoencoder: a vae/ without a network next to it, or the vae/ itself."""
     folder = sealed.resolve(Path(folder).resolve())
-    if (folder / FOLDER).is_dir() and not (folder / "unet").exists():
-        return (folder / FOLDER / CONFIG).is_file()
     try:
+        if (folder / FOLDER).is_dir() and not (folder / "unet").exists():
+            index = folder / INDEX  # which may say that there should be one
+            return (folder / FOLDER / CONFIG).is_file() and not (index.is_file() and "unet" in read_json(index))
         return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("_class_name") in RULES
     except CheckpointError:
         return False
@@ -206,7 +208,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _expected_kl(config) -> dict[str, tuple]:
-    """Shapes that an AutoencoderKL of these options has: as many as it takes to bound all of them."""
+    """Shapes in an AutoencoderKL with these options: enough of them to bound all the others."""
     channels, layers, latent = config["block_out_channels"], int(config["layers_per_block"]), config["latent_channels"]
     expected = {
         "encoder.conv_in.weight": (channels[0], config["in_channels"], 3, 3),
@@ -224,7 +226,7 @@ def _expected_kl(config) -> dict[str, tuple]:
 
 
 def _expected_tiny(config) -> dict[str, tuple]:
-    """The same of an AutoencoderTiny."""
+    """Shapes in an AutoencoderTiny with these options: enough of them to bound all the others."""
     encoder, decoder = config["encoder_block_out_channels"][0], config["decoder_block_out_channels"][0]
     expected = {"encoder.layers.0.weight": (encoder, config["in_channels"], 3, 3)}
     place = 1
@@ -249,7 +251,7 @@ _EXPECTED = {AutoencoderKL.__name__: _expected_kl, AutoencoderTiny.__name__: _ex
 
 
 def _compare(expected, weights, source):
-    """Sizes in the configuration against shapes in the file, so that nothing larger than the file is built."""
+    """Checks sizes in the configuration against shapes in the file, so that nothing larger than the file is built."""
     beginning = f"{source} describes another autoencoder than the weights beside it"
     for name, shape in expected.items():
         if name not in weights:

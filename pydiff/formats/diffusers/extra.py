@@ -48,7 +48,9 @@ NULL_ROW = {"dtype": one_of("bool", "int32", "int64", "float16", "float32", "flo
 
 
 def check_extra(extra: Mapping, source: object):
-    """CheckpointError, in one sentence, for what no pydiff wrote. Names that have no rule are a later version's."""
+    """Raises CheckpointError for entries that no version of pydiff wrote. Names without a rule are assumed to come from
+    a later version.
+    """
     checked(extra, RULES, source)
     for name, rules in (("schedule", SCHEDULE), ("codec", CODEC)):
         checked(extra.get(name, {}), rules, f"{source}, {name},")
@@ -58,7 +60,7 @@ def check_extra(extra: Mapping, source: object):
 
 
 def check_together(model: Module, codec: Codec, conditioning: Conditioning, self_conditioning: bool, source: object):
-    """CheckpointError, in one sentence, for parts that each are right and do not belong to one model."""
+    """Raises CheckpointError for parts that are each valid but do not belong to one model."""
     config = model.config
     if isinstance(codec, Pixels) or codec.beside:
         channels = config.get("in_channels", codec.shape[-1]) // (2 if self_conditioning else 1)

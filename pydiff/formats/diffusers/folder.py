@@ -2,7 +2,7 @@
 
 pipeline/   model_index.json, unet/config.json and weights, scheduler/scheduler_config.json
 flat/       model_index.json, config.json and weights, scheduler_config.json
-unet/       config.json and weights; the scheduler is looked for in ../scheduler
+unet/       config.json and weights; the scheduler is searched for in ../scheduler
 """
 
 import os
@@ -26,9 +26,9 @@ IMPLIED = {  # diffusers leaves out what it calls deprecated, so that the pipeli
 
 class Parts(NamedTuple):
     """unet: the folder of the network, with the names in it. unet_class, scheduler_class: what model_index.json says,
-    or None. config, scheduler: contents of the JSON files, with their paths; scheduler is None where there is none.
-    class_names: names of classes, or None. notes: sentences on what was found strange. autoencoder: (folder, class) of
-    the one in whose latents the U-Net draws, or None.
+    or None. config, scheduler: contents of the JSON files, with their paths; scheduler is None if missing. class_names:
+    names of classes, or None. notes: sentences on anything unusual. autoencoder: (folder, class) of the one whose
+    latents the U-Net generates, or None.
     """
 
     unet: Path
@@ -43,7 +43,9 @@ class Parts(NamedTuple):
 
 
 def read_parts(directory: Path) -> Parts:
-    """What is where. CheckpointError, in one sentence, for a folder that is none of these or has parts besides."""
+    """Finds the parts in a folder. Raises CheckpointError for a folder that has none of these layouts or contains
+    further parts.
+    """
     names = _names(directory)
     index = read_json(directory / INDEX) if INDEX in names else {}
     unet_class, scheduler_class = _classes(index, directory / INDEX)
@@ -88,7 +90,7 @@ def read_parts(directory: Path) -> Parts:
 
 
 def _autoencoder(index: Mapping, directory: Path) -> tuple[Path, str] | None:
-    """The folder and class of an autoencoder that model_index.json names, of which there may be one."""
+    """The folder and class of the autoencoder that model_index.json names; None without one."""
     values = {name: index.get(name) for name in AUTOENCODERS}
     found = [
         (directory / name, value[1])
@@ -125,7 +127,7 @@ def _classes(index: Mapping, source: Path) -> tuple[str | None, str | None]:
 
 
 def _class_names(index: Mapping) -> list[str] | None:
-    """Names of classes, as class-conditional pipelines of diffusers keep them: {"0": "tench, Tinca tinca", ..}."""
+    """Class names, as diffusers' class-conditional pipelines store them: {"0": "tench, Tinca tinca", ..}."""
     table = index.get("id2label")
     if not isinstance(table, dict) or not table:
         return None
@@ -139,5 +141,5 @@ def _names(folder: Path) -> list[str]:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file of a reasonable size, in which numbers may be infinite."""
+    """The object in a JSON file of reasonable size; infinite numbers are allowed."""
     return parse_json(read_file(path, limit=MAX_HEADER).tobytes(), path, infinite=True)

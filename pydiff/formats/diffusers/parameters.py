@@ -1,13 +1,14 @@
-"""Parameters of a network and arrays of a file: names of earlier versions, shapes compared before the first is read,
-and the way back.
+"""Copies arrays of a file into a network's parameters and back: handles names of earlier versions, and compares shapes
+before reading the first array.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from pydiff import backend
 from pydiff.formats.safetensors import CheckpointError, Made, Weight
 from pydiff.nn import Module
 from pydiff.nn.deferred import defer
@@ -18,8 +19,8 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 
 
 class Checked(NamedTuple):
-    """What a config.json says. config: the options of the class, all of them allowed. notes: sentences on what was
-    passed over.
+    """A config.json that passed its checks. config: the options of the class, all of them valid. notes: sentences on
+    what was ignored.
     """
 
     class_name: str
@@ -28,7 +29,7 @@ class Checked(NamedTuple):
 
 
 def attention_renamed(name: str) -> str:
-    """The name that diffusers has given a parameter of an attention since 2023; other names as they are."""
+    """The name that diffusers has given an attention's parameter since 2023; other names unchanged."""
     parts = name.split(".")
     if len(parts) > 3 and "attentions" in parts:
         parts[-2] = OLD_NAMES.get(parts[-2], parts[-2])
@@ -38,7 +39,7 @@ def attention_renamed(name: str) -> str:
 def fill(model: Module, weights: Mapping[str, Weight], deferred: bool = False):
     """Reads every array into its parameter; names and shapes are compared before the first is read.
 
-    deferred: each is read when it is used, see nn/deferred.py.
+    deferred: each is read on first use, see nn/deferred.py.
     """
     parameters = dict(model.named_parameters())
     missing, extra = sorted(parameters.keys() - weights.keys()), sorted(weights.keys() - parameters.keys())
@@ -53,48 +54,68 @@ def fill(model: Module, weights: Mapping[str, Weight], deferred: bool = False):
         if not weights[name].floating:
             raise ValueError(f"{name} holds no fractions, expected floating numbers")
     if deferred:
-        defer(model, {name: reader(weights[name], p.file_axes) for name, p in parameters.items()})
+        defer(model, {name: Reader(weights[name], p.file_axes) for name, p in parameters.items()})
         return
     for name, p in parameters.items():
         p.data[...] = weights[name].read().transpose(tuple(np.argsort(p.file_axes)))
 
 
-def reader(weight: Weight, file_axes) -> Callable[[], np.ndarray]:
-    """A function that reads an array of a file into the layout of a parameter: float32, contiguous. Where the file lets
-    it, a part at a time, so that a large one is never held twice.
+class Reader:
+    """Reads an array of a file into the layout of a parameter, float32, contiguous, whenever it is called. Where the
+    file lets it, a part at a time, so that a large one is never held twice.
     """
-    axes = tuple(np.argsort(file_axes))
-    shape = tuple(weight.shape[i] for i in axes)
 
-    def read():
-        made = np.empty(shape, np.float32)
-        if weight.part is None:
-            return _copied(weight.read().transpose(axes), made)
-        rows = weight.shape[0]
-        step = max(TILE, LARGE * rows // max(1, math.prod(shape)) // TILE * TILE)
+    def __init__(self, weight: Weight, file_axes):
+        self.weight, self.file_axes, self.axes = weight, tuple(file_axes), tuple(np.argsort(file_axes))
+        self.shape = tuple(weight.shape[i] for i in self.axes)
+
+    def __call__(self):
+        made, part = np.empty(self.shape, np.float32), self.weight.part
+        if part is None:
+            self._put(self.weight.read(), made, 0)
+            return made
+        rows = self.weight.shape[0]
+        step = max(TILE, LARGE * rows // max(1, math.prod(self.shape)) // TILE * TILE)
         for first in range(0, rows, step):
-            last = min(first + step, rows)
-            here = (slice(None),) * file_axes[0] + (slice(first, last),)
-            _copied(weight.part(first, last).transpose(axes), made[here])
+            self._put(part(first, min(first + step, rows)), made, first)
         return made
 
-    return read
+    def rows(self, numbers):
+        """Those with these numbers (N,) along the parameter's first axis."""
+        part = self.weight.part
+        if part is None or self.axes[0] != 0:
+            return self()[numbers]
+        made = np.empty((len(numbers), *self.shape[1:]), np.float32)
+        for i, number in enumerate(numbers):
+            made[i] = part(number, number + 1).transpose(self.axes)[0]
+        return made
+
+    def _put(self, rows, made, first):
+        """Rows from `first` on, as the file has them, to their place in `made`."""
+        last = len(self.shape) - 1
+        turned = self.file_axes == (last, last - 1, *range(last - 1))  # (outputs, inputs, ..) to (.., inputs, outputs)
+        if last and turned and backend.cpu is not None and rows.dtype in (np.float16, np.float32):
+            taps = math.prod(self.shape[:-2])
+            rows = np.ascontiguousarray(rows).reshape(*rows.shape[:2], taps)
+            backend.cpu.turn_weights(rows, first, made.reshape(taps, *self.shape[-2:]))
+        else:
+            here = (slice(None),) * self.file_axes[0] + (slice(first, first + len(rows)),)
+            _copy(rows.transpose(self.axes), made[here])
 
 
-def _copied(array, made):
-    """`made`, of the same shape and with the array's values; tile by tile, which is faster where axes change places."""
+def _copy(array, made):
+    """The array's values to `made`, of the same shape; tile by tile, which is faster where axes change places."""
     if array.ndim < 2 or array.flags.c_contiguous:
         made[...] = array
-        return made
+        return
     for i in range(0, array.shape[-1], TILE):
         for j in range(0, array.shape[-2], TILE):
             made[..., j : j + TILE, i : i + TILE] = array[..., j : j + TILE, i : i + TILE]
-    return made
 
 
 def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
-    """The weights of linear layers as matrices where a file has them as 1 x 1 convolutions (o, i, 1, 1), and the other
-    way round.
+    """Weights with the shapes that the model's linear layers and 1 x 1 convolutions need: (o, i, 1, 1) of a file
+    becomes a matrix (o, i), and vice versa.
     """
     made = dict(weights)
     for name, p in model.named_parameters():
@@ -112,13 +133,13 @@ def reshaped(weights: Mapping[str, Weight], model: Module) -> dict[str, Weight]:
 
 
 def _in_shape(weight: Weight, shape) -> Weight:
-    """The same numbers in a shape with as many in every one of the first axis."""
+    """The same numbers in another shape; the first axis keeps its length."""
     part = None if weight.part is None else lambda first, last: weight.part(first, last).reshape(-1, *shape[1:])  # pyright: ignore[reportOptionalCall]
     return weight._replace(shape=shape, read=lambda: weight.read().reshape(shape), part=part)
 
 
 def ways_to_write(model: Module) -> dict:
-    """The parameters as checkpoint.save_model takes them: made one by one, in the layout of the file."""
+    """The parameters as checkpoint.save_model takes them: created one at a time, in the layout of the file."""
 
     def made(p):
         shape = tuple(p.shape[i] for i in p.file_axes)
@@ -128,8 +149,8 @@ def ways_to_write(model: Module) -> dict:
 
 
 def places(model: Module, trained) -> dict[str, list]:
-    """{name: [first, shape, file_axes]}: where each parameter is in the flat arrays of the optimiser of these
-    parameters. JSON.
+    """{name: [first, shape, file_axes]}, JSON: where each parameter is in the flat arrays of an optimiser of the
+    parameters `trained`.
     """
     firsts, end = {}, 0
     for p in trained:
@@ -138,9 +159,9 @@ def places(model: Module, trained) -> dict[str, list]:
 
 
 def placed(extra: Mapping, flat: np.ndarray, source) -> dict[str, dict[str, Weight]]:
-    """{file: {name: weight}} of the parameters that extra["parameters"] places in such a flat array (P,).
+    """{file: {name: weight}} of the parameters that extra["parameters"] locates in a flat array (P,).
 
-    CheckpointError, in one sentence, where they do not fit in.
+    Raises CheckpointError if they do not fit.
     """
     found, ends = {}, [0]
     try:

@@ -1,9 +1,9 @@
-"""A Pipeline as a folder: what `Run.save` writes, and what diffusers writes, as far as it is one U-Net.
+"""A Pipeline as a folder: what `Run.save` writes, and what diffusers writes, provided it is a single U-Net.
 
-Both are pipeline folders of diffusers. Ours has pydiff.json besides, the seal, which says the rest: process, codec,
-conditioning, and the history of the training; with it, nothing needs to be asked. Without it the scheduler beside the
-network says what it was trained for. Where that is missing, it is said (`notes`) and can be given; nothing is guessed
-without a word. docs/folders.md lists what opens and what is refused.
+Both are pipeline folders of diffusers. Ours also has pydiff.json, the seal, which stores the rest: process, codec,
+conditioning, and the history of the training; with it, no option is needed. Without it, the scheduler next to the
+network says what it was trained for. If that is missing, `notes` say so and the caller can supply it; nothing is
+assumed silently. docs/folders.md lists what opens and what is refused.
 """
 
 import logging
@@ -54,15 +54,15 @@ class Loaded(NamedTuple):
 
 
 class Wishes(NamedTuple):
-    """What a caller says that the folder does not, or that is to count more; None where nothing is said.
+    """Options of the caller that supplement or override a folder; None where not given.
 
-    scheduler: a configuration, a file or folder of one, or the name of a class, which takes over the numbers that are
-    there. prediction: eps, x0, v or flow, or as diffusers calls them. size: of images, a side or (H, W). variant: of
-    weights, "fp16", "ema". classes: names. self_conditioning: that half of the input channels are for the last x0-hat.
-    Of Stable Diffusion alone: config: a folder that has the configuration of a single file. embedding: files of words
-    of one's own (textual inversion). skip_layers: how many of the text encoder's last layers to leave out.
-    Of models of latents: low_memory: the autoencoder works in bands of rows, as that of Stable Diffusion always does,
-    whose weights are read when they are used, and given up.
+    scheduler: a configuration, a file or folder of one, or the name of a class, which takes over the numbers of the
+    stored one. prediction: eps, x0, v or flow, or as diffusers calls them. size: of images, a side or (H, W). variant:
+    of weights, "fp16", "ema". classes: names. self_conditioning: that half of the input channels are for the last
+    x0-hat. Only for Stable Diffusion: config: a folder with the configuration for a single file. embedding: files of
+    learned words (textual inversion). skip_layers: how many of the text encoder's last layers to skip. For latent
+    models: low_memory: the autoencoder works in bands of rows, and its weights are read on each use and then released,
+    as Stable Diffusion always does.
     """
 
     scheduler: Mapping | str | Path | None = None
@@ -81,13 +81,12 @@ class Wishes(NamedTuple):
 
 
 def save(directory, pipeline: Pipeline, history, dtype: str | None = None, trained=None) -> list[str]:
-    """Writes the folder, replacing a model that is there. Returns sentences on what diffusers cannot do with it.
+    """Writes the folder, replacing an existing model. Returns sentences on what diffusers cannot do with it.
 
-    history: JSON, comes back from `load`. dtype: of the weights in the file, float32, float16, bfloat16 or float64;
-    None keeps what the network has. trained: the parameters of which a training's checkpoints have the weights, in
-    their order; those are left out here, and `load` is told them. CheckpointError where the disk refuses or the folder
-    holds something else; ValueError for a network whose class has no registered name, and for a pipeline that is kept
-    elsewhere.
+    history: JSON, returned by `load`. dtype: of the weights in the file, float32, float16, bfloat16 or float64; None
+    keeps the network's. trained: the parameters whose weights are in a training's checkpoints, in their order; they are
+    omitted here, and `load` is given them. Raises CheckpointError if the disk write fails or the folder holds something
+    else; ValueError for a network whose class has no registered name, and for a pipeline that has another format.
     """
     if pipeline.kept_elsewhere:
         raise ValueError(pipeline.kept_elsewhere)
@@ -160,10 +159,10 @@ NOTHING = Wishes()
 
 
 def load(directory, wishes: Wishes = NOTHING, weights: np.ndarray | None = None) -> Loaded:
-    """What is in such a folder; its notes are logged too.
+    """The model in such a folder; its notes are also logged.
 
-    weights: (P,), all parameters as the optimiser keeps them, for a folder that was saved without.
-    CheckpointError, in one sentence, for a folder that is damaged, unknown or incomplete.
+    weights: (P,), all parameters in the optimiser's order, for a folder that was saved without them. Raises
+    CheckpointError for a folder that is damaged, unknown or incomplete.
     """
     directory = Path(directory)
     if weights is None:
@@ -208,7 +207,7 @@ def _load_theirs(directory, wishes) -> Loaded:
 
 
 def _refuse_unused(directory, wishes, *names):
-    """CheckpointError for a wish that this folder has no use for: nothing is ignored in silence."""
+    """Raises CheckpointError for an option that does not apply to this folder: nothing is ignored silently."""
     for name in names:
         if getattr(wishes, name) != getattr(NOTHING, name):
             raise CheckpointError(f"{name} is nothing that {directory} could be told: {UNUSED[name]}; leave it out.")
@@ -225,7 +224,7 @@ UNUSED = {
 
 
 def _codec(found, shape, wishes, source) -> tuple[Pixels | Latents, list[str]]:
-    """(codec, notes) of what a U-Net draws, of this shape: pixels, or latents of the autoencoder beside it."""
+    """(codec, notes) for a U-Net that generates this shape: pixels, or latents of the autoencoder next to it."""
     if found is None:
         return Pixels(shape), []
     folder, kind = found
@@ -255,6 +254,8 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             raise CheckpointError(
                 f"{directory} is of schema {schema!a:.40}, and this pydiff knows up to {SCHEMA}: use a newer one."
             )
+        if "segmentation" in extra:
+            raise CheckpointError(f"{directory} holds a segmenter, which draws nothing; pydiff.segment.load opens it.")
         check_extra(extra, directory / checkpoint.SEAL)
         checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
         model = read_model(checked, found.weights, directory)
@@ -299,7 +300,7 @@ def _process(extra) -> Process:
 
 
 def _shape(checked: Checked, wishes: Wishes, source) -> tuple[tuple[int, int, int], dict]:
-    """(H, W, C) of images, and what the network's further channels are for: keywords of Pipeline."""
+    """(H, W, C) of images, and what the network's further channels are for: keyword arguments of Pipeline."""
     config = checked.config
     cin, cout = config.get("in_channels", 3), config.get("out_channels", 3)
     channels = cin // 2 if wishes.self_conditioning else cin
@@ -331,7 +332,7 @@ def _size(shape):
 
 
 def scheduler_for(stored, known_class, wishes, directory) -> tuple[StoredScheduler | None, list[str]]:
-    """The scheduler that is there or asked for; None where neither is. stored: (configuration, path), or None."""
+    """The stored or requested scheduler; None without either. stored: (configuration, path), or None."""
     config, source, notes = None, "the scheduler", []
     if stored is not None:
         source = stored[1]
@@ -361,7 +362,9 @@ def scheduler_for(stored, known_class, wishes, directory) -> tuple[StoredSchedul
 
 
 def _asked_scheduler(stored, wishes, directory):
-    """The same; what is wrong with a wish is said as it is, and not laid to the folder's charge."""
+    """The scheduler for `scheduler_for`. Errors in the caller's options are reported as such, not as errors of the
+    folder.
+    """
     try:
         return scheduler_for(stored, None, wishes, directory)
     except ValueError as error:
@@ -375,7 +378,7 @@ def _is_path(value) -> bool:
 
 
 def _given(scheduler) -> tuple[dict, object]:
-    """A configuration given by the caller, or the file or folder of one."""
+    """A configuration from the caller: itself, or the file or folder that contains it."""
     if isinstance(scheduler, Mapping):
         return dict(scheduler), "scheduler="
     path = Path(scheduler)
@@ -385,7 +388,7 @@ def _given(scheduler) -> tuple[dict, object]:
 
 
 def _conditioning(model, class_names, wishes, source) -> tuple[Conditioning, list[str]]:
-    """What the network is told besides: classes by number and name, or numbers or vectors that it takes as they are."""
+    """The network's further inputs: classes by number and name, or numbers or vectors, passed unchanged."""
     config = model.config
     kind, count = config.get("class_embed_type"), config.get("num_class_embeds")
     if kind == "identity":

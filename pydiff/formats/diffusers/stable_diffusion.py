@@ -1,4 +1,4 @@
-"""A folder of Stable Diffusion 1.x, 2.x, turbo or LCM as a Pipeline: every part is checked, and that they go together.
+"""A folder of Stable Diffusion 1.x, 2.x, turbo or LCM as a Pipeline: every part is checked, and that they match.
 
 model_index.json        which classes the parts are
 unet/ vae/              config.json and weights            text_encoder/ tokenizer/     CLIP
@@ -45,7 +45,7 @@ FAMILIES = {  # a part, or a word in the pipeline's class -> what the folder is
 
 
 class Parts(NamedTuple):
-    """unet, vae, text: the networks. tokenizer, tokens: of prompts, and how many at most. scheduler: (config, path) or
+    """unet, vae, text: the networks. tokenizer; tokens: at most this many per prompt. scheduler: (config, path) or
     None. scheduler_class: what model_index.json says. notes: sentences.
     """
 
@@ -60,17 +60,17 @@ class Parts(NamedTuple):
 
 
 def is_one(directory: Path) -> bool:
-    """Whether a folder is a pipeline that is told prompts, of whatever family."""
+    """Whether a folder is a pipeline that takes prompts, of any family."""
     if not os.path.isfile(directory / INDEX):
         return False
     index = read_json(directory / INDEX)
     if _class_of(index, "unet") == "UNet2DModel" and not _class_of(index, "text_encoder"):
-        return False  # draws in latents, told nothing
+        return False  # a latent model without a condition
     return any(_class_of(index, name) for name in ("text_encoder", "tokenizer", "transformer", "vae", "controlnet"))
 
 
 def check_not_alone(directory: Path):
-    """CheckpointError, in one sentence, for the folder of one part: what is missing, and where it may be."""
+    """Raises CheckpointError for the folder of a single part, saying what is missing and where it may be."""
     alone = not os.path.isfile(directory / INDEX) and os.path.isfile(directory / CONFIG)
     kind = read_json(directory / CONFIG).get("_class_name") if alone else None
     if kind == unet_condition.CLASS and not os.path.isfile(directory / SEAL):
@@ -85,10 +85,10 @@ def check_not_alone(directory: Path):
 
 
 def load(directory: Path, wishes: Wishes = NOTHING) -> Loaded:
-    """The pipeline in this folder; its notes are logged too.
+    """The pipeline in this folder; its notes are also logged.
 
-    CheckpointError, in one sentence, for another family, for a folder that is damaged or incomplete, for parts that do
-    not go together, and where there is too little memory.
+    Raises CheckpointError for another family, for a folder that is damaged or incomplete, for parts that do not match,
+    and if memory does not suffice.
     """
     index = read_json(directory / INDEX)
     check_family(index, directory)
@@ -117,7 +117,7 @@ def load(directory: Path, wishes: Wishes = NOTHING) -> Loaded:
 
 
 def assembled(parts: Parts, wishes: Wishes, source: object) -> Loaded:
-    """A pipeline of these parts. CheckpointError, in one sentence, where they do not go together."""
+    """A pipeline of these parts. Raises CheckpointError if they do not match."""
     if parts.scheduler is None and wishes.scheduler is None:
         raise CheckpointError(f"{source} has no scheduler: give one with scheduler= (--scheduler).")
     scheduler: Any
@@ -146,7 +146,7 @@ def assembled(parts: Parts, wishes: Wishes, source: object) -> Loaded:
 
 
 def check_family(index: Mapping, source: object):
-    """CheckpointError for a model_index.json of anything else than Stable Diffusion 1 and 2 and their kin."""
+    """Raises CheckpointError for a model_index.json of anything but Stable Diffusion 1 and 2 and their variants."""
     name = str(index.get("_class_name"))
     found = [kind for part, kind in FAMILIES.items() if _class_of(index, part) or part in name]
     if found or name not in PIPELINES:
@@ -158,7 +158,7 @@ def check_family(index: Mapping, source: object):
 
 
 def check_together(parts: Parts, source: object):
-    """CheckpointError, in one sentence, unless text encoder, U-Net and autoencoder are made for each other."""
+    """Raises CheckpointError unless text encoder, U-Net and autoencoder are made for each other."""
     unet, vae, text = parts.unet.config, parts.vae.config, parts.text.config
     if unet["addition_embed_type"] is not None or unet["encoder_hid_dim"] is not None:
         raise CheckpointError(f"{source} is of Stable Diffusion XL or another family: pydiff opens 1 and 2.")
@@ -185,7 +185,7 @@ def check_together(parts: Parts, source: object):
 
 
 def check_room(directory: Path):
-    """CheckpointError where the weights of a folder need more memory than is free, as float32 and without reading."""
+    """Raises CheckpointError if a folder's weights, as float32, need more memory than is free; reads none of them."""
     free, needed = memory.free(), 0
     for part in ("unet", "vae", "text_encoder"):
         sizes = {}
@@ -198,7 +198,7 @@ def check_room(directory: Path):
 
 
 def refuse_too_large(needed: int, free: int | None, source: object):
-    """CheckpointError for weights that do not fit."""
+    """Raises CheckpointError if `needed` bytes of weights do not fit into `free`."""
     if free is not None and needed > free:
         raise CheckpointError(
             f"{source} needs {needed / 2**30:.1f} GB of memory for its weights, and {free / 2**30:.1f} GB are free: "
@@ -222,7 +222,7 @@ def _unet(path: Path, variant) -> tuple[Module, list[str]]:
 
 
 def _variant(path: Path, wishes, stems, notes, needed=False):
-    """The variant asked for, where a part has it; that of which it has none is taken as it is, and that is said."""
+    """The requested variant of a part that has it; a part without it is loaded as it is, and a note says so."""
     stems = (stems,) if isinstance(stems, str) else stems
     if wishes.variant is None or needed or weights.candidates(os.listdir(path), wishes.variant, stems):
         return wishes.variant
@@ -246,13 +246,13 @@ def _size(parts, wishes, source) -> tuple[int, int]:
 
 
 def _is_turbo(config: Mapping) -> bool:
-    """Whether a scheduler is set up as those of models that were distilled to one step."""
+    """Whether a scheduler is configured like those of models distilled to one step."""
     euler = config["_class_name"] in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
     noise = config.get("prediction_type", "epsilon") == "epsilon"
     return euler and noise and config.get("timestep_spacing") == "trailing"
 
 
 def _class_of(index: Mapping, name: str):
-    """The class of a part in model_index.json, None for one that is not there."""
+    """The class of a part in model_index.json, None for an absent part."""
     value = index.get(name)
     return value[1] if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str) else None

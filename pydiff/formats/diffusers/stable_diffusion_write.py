@@ -1,4 +1,4 @@
-"""A pipeline of Stable Diffusion as a folder of diffusers, whole: what stable_diffusion.py reads."""
+"""Writes a Stable Diffusion pipeline as a complete diffusers folder, which stable_diffusion.py reads."""
 
 import json
 import os
@@ -22,10 +22,10 @@ OLD = "text_model."  # how transformers before 5 begin the names of a text encod
 
 
 def save(directory, pipeline: StableDiffusion, dtype: str | None = None) -> list[str]:
-    """Writes the folder, replacing one that this wrote. Returns sentences on what is not in it.
+    """Writes the folder, replacing one that pydiff wrote. Returns sentences on what it does not contain.
 
-    dtype: of the weights in the files, a name in checkpoint.DTYPES; None keeps what they have.
-    ValueError for another; CheckpointError where the disk refuses or the folder holds something else.
+    dtype: of the weights in the files, a name in checkpoint.DTYPES; None keeps the current one. Raises ValueError for
+    any other; CheckpointError if the disk write fails or the folder holds something else.
     """
     if dtype not in (None, *checkpoint.DTYPES):
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(checkpoint.DTYPES)}")
@@ -88,7 +88,7 @@ def _text_config(encoder: Clip) -> dict:
 
 
 def _text_weights(encoder: Clip) -> dict[str, Made]:
-    """Without the vectors of words that were learned."""
+    """The weights without the vectors of learned words."""
     arrays, rows, place = {}, len(encoder.table) - encoder.own_tokens, "embeddings.token_embedding.weight"
     for name, made in ways_to_write(encoder.network).items():
         whole = name if name.startswith((OLD, "text_projection.")) else OLD + name
@@ -99,7 +99,7 @@ def _text_weights(encoder: Clip) -> dict[str, Made]:
 
 
 def _tokenizer(encoder: Clip) -> dict:
-    """{name of the file: its content}."""
+    """{file name: content}."""
     tokenizer: Tokenizer = encoder.tokenizer
     names = {number: text for text, number in tokenizer.vocabulary.items()}
     normalized = {n: special.normalized for special in tokenizer.specials for n in special.numbers}

@@ -47,14 +47,14 @@ RULES = {
 def read_config(config: Mapping, source: object, known_class: str | None = None) -> Checked:
     """The options in a config.json of transformers. known_class: what model_index.json says.
 
-    CheckpointError, in one sentence, for another class or for a value that cannot be.
+    Raises CheckpointError for another class and for impossible values.
     """
     named = config.get("architectures")
     found = named[0] if isinstance(named, list) and named else known_class or CLASSES[0]
     if found not in CLASSES or config.get("model_type", "clip_text_model") != "clip_text_model":
         kind = config.get("model_type", found) if found in CLASSES else found
         raise CheckpointError(f"{source} is of the text encoder {kind!a:.60}, expected {CLASSES[0]}: use another.")
-    known, _ = checked(config, RULES, source)  # transformers writes much that every model has
+    known, _ = checked(config, RULES, source)  # transformers writes many options that every model has
     known = {name: value for name, value in known.items() if name not in _IGNORED and value is not None}
     return Checked(str(found), known, [])
 
@@ -64,7 +64,7 @@ def read_model(
 ) -> Module:
     """The tower with these weights; deferred: see parameters.fill.
 
-    CheckpointError where configuration and weights do not go together.
+    Raises CheckpointError if configuration and weights do not match.
     """
     class_name, config, _ = checked_config
     bare = renamed(dict(weights))
@@ -83,7 +83,7 @@ def read_model(
 
 
 def _compare(config, weights, source):
-    """Sizes in the configuration against shapes in the file, so that nothing larger than the file is built."""
+    """Checks sizes in the configuration against shapes in the file, so that nothing larger than the file is built."""
     width = config["hidden_size"]
     expected = {
         "embeddings.token_embedding.weight": (config["vocab_size"], width),
@@ -103,7 +103,9 @@ def _compare(config, weights, source):
 def open_folder(
     folder: Path, variant: str | None = None, known_class: str | None = None, deferred: bool = False
 ) -> tuple[Module, list[str]]:
-    """(tower, notes) of a folder with config.json and weights. CheckpointError where it is damaged or incomplete."""
+    """(tower, notes) of a folder with config.json and weights. Raises CheckpointError if it is damaged or
+    incomplete.
+    """
     names = _names(folder)
     if CONFIG not in names:
         raise CheckpointError(
@@ -115,7 +117,9 @@ def open_folder(
 
 
 def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """(tokenizer, most tokens of a prompt) of a folder. CheckpointError where it is damaged or of another kind."""
+    """(tokenizer, maximum tokens per prompt) of a folder. Raises CheckpointError if it is damaged or of
+    another kind.
+    """
     names = _names(folder)
     said = read_json(folder / "tokenizer_config.json") if "tokenizer_config.json" in names else {}
     kind = said.get("tokenizer_class", "CLIPTokenizer")
@@ -139,7 +143,7 @@ def open_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
 
 
 def _tokenizer(vocabulary, merges, said, added, source) -> Tokenizer:
-    """Of a vocabulary {token: number}, and of what the other files say of special tokens."""
+    """The tokenizer with a vocabulary {token: number} and the special tokens that the other files describe."""
     whole_numbers = all(type(n) is int and 0 <= n < 1 << 31 for n in vocabulary.values())
     if not vocabulary or not whole_numbers:
         raise damaged(source, "its vocabulary is not one of tokens and their numbers")
@@ -192,7 +196,7 @@ def _tokenizer_json(path: Path):
 
 
 def _lines(data: bytes, source) -> list[tuple[str, str]]:
-    """The pairs of a merges.txt, which may begin with its version."""
+    """The pairs in a merges.txt, which may start with a version line."""
     try:
         lines = data.decode().split("\n")
     except UnicodeDecodeError as error:

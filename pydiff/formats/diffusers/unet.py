@@ -1,7 +1,7 @@
 """A UNet2DModel from its config.json and weights, of any version of diffusers, checked before anything is built.
 
-Sizes in the configuration are compared with the shapes in the file first: a configuration alone could ask for any
-amount of memory and time. What the network is made of then follows from names and shapes that are really there.
+Sizes in the configuration are compared with the shapes in the file first: a configuration alone could demand any amount
+of memory and time. The network's structure then follows from names and shapes that the file really contains.
 """
 
 import inspect
@@ -69,8 +69,8 @@ RULES = {
 def read_config(config: Mapping, source: Path, known_class: str | None = None) -> Checked:
     """The options in a config.json. known_class: what the model_index.json says, for a config.json that does not.
 
-    CheckpointError, in one sentence, for another class, for options of which pydiff has nothing, and for values out of
-    range. Classes that were registered are taken with their options as they are.
+    Raises CheckpointError for another class, for options that pydiff does not have, and for values out of range. The
+    options of registered classes are not checked.
     """
     found = config.get("_class_name", known_class)
     notes = []
@@ -105,9 +105,9 @@ def read_config(config: Mapping, source: Path, known_class: str | None = None) -
 
 
 def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: Path) -> Module:
-    """The network with these weights. One array of the file is held at a time, besides the network.
+    """The network with these weights. Besides the network, only one array of the file is in memory at a time.
 
-    CheckpointError, in one sentence, where configuration and weights do not go together.
+    Raises CheckpointError if configuration and weights do not match.
     """
     class_name, config, _ = checked_config
     try:
@@ -122,7 +122,7 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: P
 
 
 def renamed(weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """With the names that diffusers has given parameters since 2023."""
+    """The weights under the parameter names that diffusers has used since 2023."""
     return {_renamed(name): weight for name, weight in weights.items()}
 
 
@@ -133,7 +133,9 @@ def _renamed(name: str) -> str:
 
 
 def _compare(cls, config, weights, source):
-    """Every size in the configuration against a shape in the file, so that nothing larger than the file is built."""
+    """Checks every size in the configuration against a shape in the file, so that nothing larger than the file is
+    built.
+    """
     full = {n: p.default for n, p in inspect.signature(cls).parameters.items()} | config
     channels, layers = full["block_out_channels"], int(full["layers_per_block"])
     temb = full["time_embedding_dim"] or 4 * channels[0]

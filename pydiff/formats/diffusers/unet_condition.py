@@ -1,4 +1,4 @@
-"""A UNet2DConditionModel from its config.json and weights, checked before anything is built, as unet.py does it."""
+"""A UNet2DConditionModel from its config.json and weights, checked before anything is built, as in unet.py."""
 
 import inspect
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ RULES = {
 
 
 def read_config(config: Mapping, source: object) -> Checked:
-    """The options in a config.json. CheckpointError, in one sentence, for a value that cannot be."""
+    """The options in a config.json. Raises CheckpointError for impossible values."""
     known, unknown = checked(config, RULES, source)
     known = {name: value for name, value in known.items() if value is not None or name == "mid_block_type"}
     notes = []
@@ -83,7 +83,7 @@ def read_model(
 ) -> Module:
     """The network with these weights; deferred: see parameters.fill.
 
-    CheckpointError where configuration and weights do not go together.
+    Raises CheckpointError if configuration and weights do not match.
     """
     config = checked_config.config
     weights = {attention_renamed(name): weight for name, weight in weights.items()}
@@ -98,7 +98,9 @@ def read_model(
 
 
 def _compare(config, weights, source):
-    """Every size in the configuration against a shape in the file, so that nothing larger than the file is built."""
+    """Checks every size in the configuration against a shape in the file, so that nothing larger than the file is
+    built.
+    """
     channels = config["block_out_channels"]
     temb, kernels = (
         config["time_embedding_dim"] or 4 * channels[0],
@@ -132,7 +134,7 @@ def _compare(config, weights, source):
 
 
 def _expected_of_level(config, level, width) -> dict[str, tuple]:
-    """Of the way down: as many shapes as it takes to bound all of a level."""
+    """Shapes in a level of the downward path: enough of them to bound all the others."""
     expected = {}
     for layer in range(int(_at(config["layers_per_block"], level))):
         start = f"down_blocks.{level}"

@@ -261,6 +261,7 @@ def _edit_json(path, **changes):
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 DAMAGES = {
+    "no unet": (lambda f: shutil.rmtree(f / "unet"), "lacks unet/: complete"),
     "no vae": (lambda f: shutil.rmtree(f / "vae"), "lacks vae/: complete"),
     "no weights": (lambda f: (f / UNET_FILE).unlink(), "expected diffusion_pytorch_model"),
     "no text weights": (lambda f: (f / "text_encoder/model.safetensors").unlink(), r"expected model\.safetensors"),
@@ -457,6 +458,12 @@ def test_parts_that_are_not_used_are_named(copy):
     assert "safety_checker is not used" in pydiff.load(copy).notes
 
 
+def test_steps_that_no_scheduler_has_are_refused(copy):
+    for steps, advice in ((0, "use at least one"), (-1, "use at least one"), (1001, "use fewer")):
+        with pytest.raises(ValueError, match=f"got {steps} steps, expected 1 .. 1000; {advice}"):
+            pydiff.load(copy).sample(1, prompts="a", steps=steps)
+
+
 def test_sizes_are_checked_and_any_goes_that_8_divides(copy):
     run = pydiff.load(copy, size=(64, 96))
     assert run.sample(1, prompts=["a cat"], steps=1).shape == (1, 64, 96, 3)
@@ -605,6 +612,9 @@ def test_drawing_and_editing_on_the_command_line(tmp_path, capsys, image, mask):
         (("--image", "odd.png", "--mask", "odd.png", "--sampler", "ddim"), "filling in has its own way"),
         (("--size", 60), "the size 60 x 60 does not go"),
         (("--embedding", "odd.png"), "is damaged"),
+        (("--embedding", "none.bin"), "No such file or directory; restore it from a copy or use another"),
+        (("--prompt", "caf\udce9"), r"the prompt 'caf\udce9' holds bytes that are no text in UTF-8; type it anew"),
+        (("--guidance", "nan"), "guidance is nan, expected a finite number"),
         (("--scheduler", "NoScheduler"), "there is no scheduler 'NoScheduler'"),
     ],
 )

@@ -6,10 +6,10 @@
     for state in scheduler.sample(model, x, seed=0):          # model(x, t) -> f, as diffusers' pipelines call it
         show(state.x0)
 
-Noise is drawn by our generator, or handed in: sample(model, x, noise=lambda k: recorded[k]), where k counts the
+Noise is drawn by our generator, or passed in: sample(model, x, noise=lambda k: recorded[k]), where k counts the
 evaluations of the model from 0, which are diffusers' calls of `step`. Agreement is step by step, to rounding, for the
-classes in `SCHEDULERS` (diffusers 0.42). Where diffusers is not right (docs/samplers.md lists it with the arithmetic)
-literal=True does what it does, and literal=False what is right.
+classes in `SCHEDULERS` (diffusers 0.42). Where diffusers is wrong (docs/samplers.md lists the cases with the
+arithmetic), literal=True reproduces it and literal=False is correct.
 """
 
 import dataclasses
@@ -36,10 +36,11 @@ SCHEDULERS: dict[str, tuple[Callable[..., Plan], dict]] = {
 
 @dataclasses.dataclass(frozen=True)
 class DiffusersScheduler:
-    """What `from_diffusers` found. Numbers are diffusers' attributes of the same names, in float64.
+    """Returned by `from_diffusers`. Attributes have diffusers' names and values, in float64.
 
-    timesteps: what the model is told, one an evaluation. sigmas: (.. ,) its table, or None for schedulers without one.
-    init_noise_sigma: what standard normal noise is multiplied by to start. process, plan: in our own terms.
+    timesteps: what the network gets as t, one per evaluation. sigmas: (.. ,) its table, or None for schedulers without
+    one. init_noise_sigma: the factor for the standard normal noise that sampling starts from. process, plan: in
+    pydiff's terms.
     """
 
     process: Process
@@ -61,13 +62,13 @@ class DiffusersScheduler:
             raise TypeError(f"this scheduler has no option {wrong}; name a sampler that has it") from error
 
     def add_noise(self, x0, eps, t):
-        """x0 (N, ...) with noise eps of the level of t (N,): of `timesteps`, or any t for DDPM, DDIM and PNDM."""
+        """x0 (N, ...) with noise eps at the level of t (N,): one of `timesteps`, or any t for DDPM, DDIM and PNDM."""
         alpha, sigma = (np.array(level) for level in zip(*map(self.plan.level_of, np.asarray(t).tolist()), strict=True))
         column = (-1,) + (1,) * (x0.ndim - 1)
         return (alpha.reshape(column) * x0 + sigma.reshape(column) * eps).astype(x0.dtype)
 
 
-# The classes that can leave out the first steps, for images that are given.
+# The classes that can skip the first steps, for sampling from given images.
 BEGINS_LATE = ("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler",
                "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
                "LMSDiscreteScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler",
@@ -91,10 +92,10 @@ def from_diffusers(
 ) -> DiffusersScheduler:
     """The scheduler that diffusers would make from `config` (its scheduler_config.json) for this many steps.
 
-    literal: False repairs what docs/samplers.md lists. mu: for `use_dynamic_shifting`, as in diffusers' set_timesteps.
-    timesteps, sigmas: falling, of one's own in place of steps, for the classes in TAKES and as diffusers takes them.
-    begin: how many of the steps are left out at the noisy end, for the classes in BEGINS_LATE.
-    ValueError, in one sentence, for a class or an option that is not supported.
+    literal: False corrects the errors that docs/samplers.md lists. mu: for `use_dynamic_shifting`, as in diffusers'
+    set_timesteps. timesteps, sigmas: the caller's own, falling, instead of steps; for the classes in TAKES, with
+    diffusers' meaning. begin: how many steps to skip at the noisy end, for the classes in BEGINS_LATE. Raises
+    ValueError for an unsupported class or option.
     """
     name = config.get("_class_name")
     if name not in SCHEDULERS:
@@ -106,7 +107,8 @@ def from_diffusers(
     for what, values in own.items():
         steps = len(values) - (what == "sigmas" and name == "EulerDiscreteScheduler")  # which names the last level too
     if steps is None or not 1 <= steps <= config["num_train_timesteps"]:
-        raise ValueError(f"got {steps} steps, expected 1 .. {config['num_train_timesteps']}; use fewer")
+        advice = "use at least one" if steps is None or steps < 1 else "use fewer"
+        raise ValueError(f"got {steps} steps, expected 1 .. {config['num_train_timesteps']}; {advice}")
     if begin and name not in BEGINS_LATE:
         raise ValueError(f"{name} cannot begin half way; name a sampler, such as ddim or dpm_solver")
     if not 0 <= begin < steps:
@@ -116,7 +118,7 @@ def from_diffusers(
 
 
 def _own(name, T, timesteps, sigmas) -> dict:
-    """The caller's timesteps or sigmas, checked; neither as {}."""
+    """The caller's timesteps or sigmas, checked; {} if neither is given."""
     given = {"timesteps": timesteps, "sigmas": sigmas}
     given = {what: np.asarray(values, np.float64) for what, values in given.items() if values is not None}
     if len(given) > 1:

@@ -1,4 +1,6 @@
-"""scheduler_config.json as it is found: its class, its options, each in range, and what old versions called them."""
+"""Reads scheduler_config.json: its class, its options, each checked for its range, and the names that old versions
+used.
+"""
 
 import math
 from collections.abc import Mapping
@@ -99,16 +101,16 @@ OPTIONS = {name: frozenset(options.split()) for name, options in OPTIONS.items()
 
 
 def of_class(config: Mapping, name: str) -> dict:
-    """What a class knows of a configuration, with its name."""
+    """The options in a configuration that a class has, and the class's name."""
     known = OPTIONS.get(name)
     return {"_class_name": name, **{k: v for k, v in config.items() if k[:1] != "_" and (known is None or k in known)}}
 
 
 def read_config(config: Mapping, source: object, known_class: str | None = None) -> tuple[dict, list[str]]:
-    """(the configuration with `_class_name`, sentences on what was passed over).
+    """(the configuration with `_class_name`, sentences on what was ignored).
 
-    known_class: what the model_index.json says, for a scheduler_config.json that does not. CheckpointError, in one
-    sentence, for options of a wrong type or out of range, and where the class is said nowhere.
+    known_class: what the model_index.json says, for a scheduler_config.json that does not. Raises CheckpointError for
+    options of a wrong type or out of range, and if no file names the class.
     """
     name = config.get("_class_name", known_class)
     if not isinstance(name, str):

@@ -19,9 +19,9 @@ SIGMA_DATA = 0.5  # of LCM's c_skip and c_out
 
 
 class ConsistencyProcess(Process):
-    """What a consistency network answers: x0-hat = c_skip x + c_out F with c_skip = 1 and c_out = 0 at sigma_min.
+    """A consistency network's output F: x0-hat = c_skip x + c_out F with c_skip = 1 and c_out = 0 at sigma_min.
 
-    It is given x / sqrt(sigma^2 + sigma_data^2) and 250 log sigma. Song et al. 2023, appendix C.
+    Its inputs are x / sqrt(sigma^2 + sigma_data^2) and 250 log sigma. Song et al. 2023, appendix C.
     """
 
     def scale(self, alpha, sigma):
@@ -29,7 +29,7 @@ class ConsistencyProcess(Process):
         return 1.0 / np.hypot(sigma / alpha, self.sigma_data) / alpha
 
     def network_time(self, _t, alpha, sigma):
-        """What the network is told in place of t: 250 log sigma."""
+        """The network's input in place of t: 250 log sigma."""
         return 250.0 * np.log(sigma / alpha + 1e-44)
 
     def x0_coefficients(self, _alpha, sigma):
@@ -39,12 +39,12 @@ class ConsistencyProcess(Process):
 
     @property
     def preconditioned(self):
-        """Always."""
+        """True: every consistency network is."""
         return True
 
 
 def multistep(config, steps, timesteps=None, **_):
-    """CMStochasticIterativeScheduler: one step, or several with noise between."""
+    """CMStochasticIterativeScheduler: one step, or several with noise added in between."""
     T, low, high, rho = (config[k] for k in ("num_train_timesteps", "sigma_min", "sigma_max", "rho"))
     index = np.arange(steps) * (T // steps) if timesteps is None else np.asarray(timesteps)[::-1]
     share = index / (T - 1)
@@ -65,7 +65,7 @@ def multistep(config, steps, timesteps=None, **_):
 
 
 def _distilled_timesteps(config, steps, timesteps) -> np.ndarray:
-    """LCM's and TCD's t: some of those the network was distilled at, which are every T // original_inference_steps."""
+    """LCM's and TCD's t: a selection of those the network was distilled at, every T // original_inference_steps."""
     if timesteps is not None:
         return np.asarray(timesteps, np.int64)
     T, original = config["num_train_timesteps"], config["original_inference_steps"]

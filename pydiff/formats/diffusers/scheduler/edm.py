@@ -1,4 +1,4 @@
-"""EDM's Euler and DPM-Solver++: sigma by formula, a preconditioned network that is told log(sigma) / 4."""
+"""EDM's Euler and DPM-Solver++: sigma by formula, a preconditioned network that gets log(sigma) / 4 as t."""
 
 import math
 

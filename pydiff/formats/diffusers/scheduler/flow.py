@@ -1,4 +1,4 @@
-"""Euler and Heun along the straight line alpha = 1 - sigma, whose network is told sigma T."""
+"""Euler and Heun along the straight line alpha = 1 - sigma, whose network gets sigma T as t."""
 
 import math
 
@@ -33,10 +33,10 @@ def _sigmas(config, steps, mu, own=None):
 
 
 class FlowProcess(Process):
-    """A flow whose network is told sigma T, where those that pydiff trains are told sigma T - 1."""
+    """A flow whose network gets sigma T; networks trained by pydiff get sigma T - 1."""
 
     def network_time(self, _t, alpha, sigma):
-        """What the network is told in place of t: sigma T, in whatever scale x is."""
+        """The network's input in place of t: sigma T, whatever the scale of x."""
         return sigma / (alpha + sigma) * self.schedule.T
 
 
@@ -50,7 +50,7 @@ def euler(config, steps, mu=None, sigmas=None, **_):
     sigma = np.append(1.0 - sigma, 1.0) if config.get("invert_sigmas") else np.append(sigma, 0.0)
     alpha, t = 1.0 - sigma, sigma[:-1] * T
     stochastic = bool(config.get("stochastic_sampling"))
-    made = [  # x0-hat and eps-hat put together at the next level, which may be a noisier one for inverted sigmas
+    made = [  # x0-hat and eps-hat combined at the next level, which may be a noisier one for inverted sigmas
         Stage(t[i], alpha[i], sigma[i], x0=alpha[i + 1], **{"std" if stochastic else "raw_eps": sigma[i + 1]})
         for i in range(steps)
     ]

@@ -12,7 +12,7 @@ HEUN = {**EULER, "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def _levels(config, steps, rounded, timesteps=None, sigmas=None):
-    """(process, t (S,), sigma (S + 1,)); (S + 2,) for "log_linear", of which diffusers never comes to the last."""
+    """(process, t (S,), sigma (S + 1,)); (S + 2,) for "log_linear", whose last level diffusers never reaches."""
     alpha_bar = alpha_bar_of(config, floor=True)
     table = sigma_table(alpha_bar)
     process = process_of(config, alpha_bar_of(config, floor=False))
@@ -34,7 +34,7 @@ def _float32(values):
 
 
 def _scheduler(sampler, asked, rounded=False, **fixed):
-    """asked: ("t", sigma table) of every evaluation from the process, t and sigma."""
+    """Builds the Plan. asked: from process, t and sigma, ("t", sigma table) of every evaluation."""
 
     def build(config, steps, timesteps=None, sigmas=None, begin=0, **_):
         process, t, sigma = _levels(config, steps, rounded, timesteps, sigmas)
@@ -59,12 +59,12 @@ def _once(_process, t, sigma):
 
 
 def _twice(_process, t, sigma):
-    """Heun: both ends of every step."""
+    """Heun's evaluations: both ends of every step."""
     return np.append(t[:1], np.repeat(t[1:], 2)), np.concatenate([sigma[:1], np.repeat(sigma[1:-1], 2), sigma[-1:]])
 
 
 def _with_middle(ancestral):
-    """DPM2: the start of every step, and the middle in log sigma of where it goes."""
+    """DPM2's evaluations: the start of every step, and its midpoint in log sigma."""
 
     def asked(process, t, sigma):
         begin, end = sigma[:-2], sigma[1:-1]

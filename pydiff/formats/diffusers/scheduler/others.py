@@ -1,4 +1,4 @@
-"""KarrasVe and IPNDM: schedulers whose networks are told a level of their own instead of a step number."""
+"""KarrasVe and IPNDM: schedulers whose networks get a specific function of the level instead of a step number."""
 
 import math
 
@@ -14,7 +14,7 @@ from pydiff.formats.diffusers.scheduler.plan import Plan, level_by_index
 class KarrasVeProcess(Process):
     """x0-hat = x + sigma^2 / 2 F((x + 1) / 2, sigma / 2): Karras et al. 2022, eq. 213, as diffusers' pipeline has it.
 
-    The network is handed x, and whoever wraps it makes (x + 1) / 2.
+    The network gets x; its wrapper computes (x + 1) / 2.
     """
 
     def scale(self, _alpha, sigma):
@@ -22,7 +22,7 @@ class KarrasVeProcess(Process):
         return np.ones_like(sigma)
 
     def network_time(self, _t, _alpha, sigma):
-        """What the network is told in place of t: sigma / 2."""
+        """The network's input in place of t: sigma / 2."""
         return sigma / 2.0
 
     def x0_coefficients(self, _alpha, sigma):
@@ -35,13 +35,13 @@ class KarrasVeProcess(Process):
 
     @property
     def preconditioned(self):
-        """Always."""
+        """True: the equation above is a preconditioning."""
         return True
 
 
 def karras_ve(config, steps, **_):
-    """KarrasVeScheduler: Heun in sigma with churn (Karras et al. 2022, algorithm 2), on the levels that diffusers has:
-    what it calls sigma runs from sigma_max^2 to sigma_min^2.
+    """KarrasVeScheduler: Heun in sigma with churn (Karras et al. 2022, algorithm 2), on diffusers' levels: what it
+    calls sigma runs from sigma_max^2 to sigma_min^2.
     """
     low, high = config["sigma_min"], config["sigma_max"]
     if steps < 2:
@@ -84,7 +84,7 @@ def ipndm(config, steps, **_):
     made = []
     for i in range(steps):
         ends, values = (alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]), list(range(max(0, i - 3), i + 1))
-        if alpha[i] == 0:  # eps-hat is x itself, and x0-hat counts for nothing
+        if alpha[i] == 0:  # eps-hat is x itself, and x0-hat has weight 0
             made.append(Stage(t[i], 0.0, sigma[i], eps=sigma[i + 1]))
             continue
         made.append(weighted_stage(t[i], ends, values, ADAMS_BASHFORTH[len(values) - 1]))

@@ -1,4 +1,4 @@
-"""What every family of schedulers fills in."""
+"""The interface that every family of schedulers implements."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +19,7 @@ BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "predi
 
 
 class Plan(NamedTuple):
-    """A process, the numbers diffusers shows, and how to sample."""
+    """A process, the numbers that diffusers exposes, and how to sample."""
 
     process: Process
     timesteps: np.ndarray
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
 
 def process_of(config, alpha_bar) -> Process:
-    """The process of a table of alpha_bar."""
+    """The process with this table of alpha_bar."""
     kind = config["prediction_type"]
     if kind not in PREDICTION_TYPES:
         raise ValueError(f"there is no prediction_type {kind!r}; choose one of {', '.join(PREDICTION_TYPES)}")
@@ -40,7 +40,7 @@ def process_of(config, alpha_bar) -> Process:
 
 
 def clipping(config) -> dict:
-    """The options of `walk` for thresholding and clip_sample."""
+    """The options of `walk` that implement thresholding and clip_sample."""
     if config.get("thresholding"):
         largest = config.get("sample_max_value", 1.0)
         return {"threshold": config.get("dynamic_thresholding_ratio", 0.995), "threshold_max": largest}
@@ -51,7 +51,7 @@ def clipping(config) -> dict:
 
 
 def level_by_index(timesteps, alpha, sigma) -> Callable:
-    """The level of the evaluation that t belongs to; of the second one where t is asked twice, as in diffusers."""
+    """The level of the evaluation that t belongs to; of the second one if t is evaluated twice, as in diffusers."""
     asked = np.asarray(timesteps, np.float64)
 
     def level(t):

@@ -30,7 +30,7 @@ KINDS = {
 
 def _path(config, steps, literal, mu, repeated=False, begin=0):
     """(process, path, sigmas) without the first `begin` steps. repeated: respaced levels end with their own last one
-    twice, not the table's first.
+    twice instead of with the table's first.
     """
     if config["use_flow_sigmas"]:
         t, sigma, process = _flow_levels(config, steps, mu)
@@ -89,7 +89,7 @@ def _form(config):
 def multistep_orders(config, steps, begin=0) -> list[int]:
     """diffusers' rule: lower orders at the end with fewer than 15 steps, order 1 to a clean end.
 
-    begin: how many of the steps are left out.
+    begin: how many steps are skipped.
     """
     few, order = config["lower_order_final"] and steps < 15, config["solver_order"]
     orders = [min(order, i + 1) for i in range(steps - begin)]
@@ -101,7 +101,7 @@ def multistep_orders(config, steps, begin=0) -> list[int]:
 
 
 def singlestep_orders(config, steps) -> list[int]:
-    """diffusers' groups 1, 2, 3, .. with what is left over at the end."""
+    """diffusers' groups 1, 2, 3, .., with the remainder at the end."""
     order, clean = config["solver_order"], config["final_sigmas_type"] == "zero"
     group = list(range(1, order + 1))
     if config["lower_order_final"] or clean or steps % order:
@@ -126,7 +126,7 @@ def _third(config, kind, singlestep):
 
 
 def dpm_multistep_sampler(config, steps, path, literal, begin=0):
-    """What draws in multistep DPM-Solver++ along a path, whatever the schedule it was made from."""
+    """A function that samples with multistep DPM-Solver++ along any path."""
     kind = KINDS[config["algorithm_type"]]
     fixed = {"kind": kind, "form": _form(config), "orders": multistep_orders(config, steps, begin)}
     fixed |= {"order": config["solver_order"], "adjust": _third(config, kind, singlestep=False) if literal else None}

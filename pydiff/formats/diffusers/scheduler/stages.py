@@ -1,7 +1,7 @@
-"""Stages of the samplers that diffusers steps in another way than ours: DDIM to a t that is no point of its path, PNDM.
+"""Stages of the samplers that step differently in diffusers: DDIM to a t that is not on its path, PNDM.
 
 diffusers' DDIM and PNDM go from t to t - T // steps, whatever the next t is. Where the two differ ("linspace",
-"trailing" with T not divisible by steps) x is then taken for one of another level; docs/samplers.md has figures.
+"trailing" with T not divisible by steps), x is then treated as if it had another level; docs/samplers.md has figures.
 """
 
 import math
@@ -12,7 +12,7 @@ from pydiff.diffusion.samplers.walk import Stage
 
 
 class Levels:
-    """(alpha, sigma) at whole t of a table; before t = 0 lies the final level."""
+    """(alpha, sigma) at integer t of a table; before t = 0 comes the final level."""
 
     def __init__(self, alpha_bar, final):
         self.alpha_bar, self.final = alpha_bar, final
@@ -36,13 +36,13 @@ def ddim_stages(timesteps, targets, level, eta, raw_eps) -> list[Stage]:
 
 
 def inverse_stages(timesteps, sources, level) -> list[Stage]:
-    """DDIM backwards: from every source to the t that belongs to it, which is also what the network is told."""
+    """DDIM backwards: from every source to the t that belongs to it, which is also what the network gets."""
     ends = zip(timesteps, sources, strict=True)
     return [Stage(t, *level(s), x0=level(t)[0], raw_eps=level(t)[1]) for t, s in ends]
 
 
 def ddpm_stages(timesteps, level, variance, noisy_end) -> list[Stage]:
-    """DDPM from every t to the next. noisy_end: the last, unless its t is 0, is given noise as any other."""
+    """DDPM from every t to the next. noisy_end: the last, unless its t is 0, gets noise like any other."""
     stages, split = [], variance == "learned_range"
     for t, s in zip(timesteps, [*timesteps[1:], -1], strict=True):
         ends = (*level(t), *level(s))
@@ -58,7 +58,9 @@ def ddpm_stages(timesteps, level, variance, noisy_end) -> list[Stage]:
 
 
 def pndm_timesteps(timesteps, T, skip) -> tuple[list[int], int]:
-    """Every t that is asked, and how many of them are of the Runge-Kutta warm-up. timesteps: rising."""
+    """Every t that the network is evaluated at, and how many of them belong to the Runge-Kutta warm-up. timesteps:
+    rising.
+    """
     if skip:
         return [int(t) for t in [*timesteps[:-1], *timesteps[-2:-1], *timesteps[-1:]]][::-1], 0
     half, last = T // len(timesteps) // 2, [int(t) for t in timesteps[-4:]]
@@ -68,9 +70,9 @@ def pndm_timesteps(timesteps, T, skip) -> tuple[list[int], int]:
 
 
 def pndm_stages(asked, warmup, level, stride, prediction) -> list[Stage]:
-    """PNDM as diffusers counts: warm-up of four evaluations a step, then weights for the last four eps-hats.
+    """PNDM as diffusers counts: a warm-up of four evaluations per step, then weights for the last four eps-hats.
 
-    With prediction "v" it is the network's answers that are weighted, and turned into eps-hat at the end.
+    With prediction "v", the network's outputs are weighted, and converted into eps-hat at the end.
     """
     stages, values, base = [], [], 0
     for i, t in enumerate(asked):
@@ -94,7 +96,7 @@ def pndm_stages(asked, warmup, level, stride, prediction) -> list[Stage]:
 
 
 def _weighted(t, i, base, here, ends, shares, prediction) -> Stage:
-    """A transfer from level ends[:2], which x at stage `base` has, to ends[2:], with a mean of answers."""
+    """A transfer from level ends[:2], which x at stage `base` has, to ends[2:], with a weighted mean of outputs."""
     grown, away = transfer(*ends)
     if prediction == "v":
         grown, away, name = grown + away * ends[1], away * ends[0], "f"

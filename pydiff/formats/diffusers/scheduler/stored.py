@@ -1,4 +1,4 @@
-"""The scheduler that a pipeline folder holds, as a Pipeline uses it: asked for a number of steps, it draws."""
+"""The scheduler in a pipeline folder, as a Pipeline uses it: called with a number of steps, it gives a sampler."""
 
 import numpy as np
 
@@ -7,20 +7,22 @@ from pydiff.formats.diffusers.scheduler.config import of_class
 from pydiff.formats.diffusers.scheduler.plan import PREDICTION_TYPES
 from pydiff.formats.safetensors import CheckpointError
 
-# Their networks are told what no schedule of ours knows, so that no other sampler can ask them.
+# Their networks need an input that no schedule of ours has, so no other sampler can evaluate them.
 ALONE = ("KarrasVeScheduler", "CMStochasticIterativeScheduler", "IPNDMScheduler")
 
 
 class StoredScheduler:
-    """config: of diffusers, checked (config.read_config). process: what it means in our terms.
+    """config: of diffusers, checked (config.read_config). process: its meaning in pydiff's terms.
 
-    CheckpointError, in one sentence, for a class or an option that is not supported.
+    Raises CheckpointError for an unsupported class or option.
     """
 
     def __init__(self, config: dict, source: object = "the scheduler"):
         self.config, self.name, self._used = config, config["_class_name"], config
         if self.name.startswith("DPM") and "learned" in str(config.get("variance_type")):
-            self._used = {k: v for k, v in config.items() if k != "variance_type"}  # cut off by the denoiser already
+            self._used = {
+                k: v for k, v in config.items() if k != "variance_type"
+            }  # the denoiser has removed those channels
         T = config.get("num_train_timesteps", 1000)
         try:
             with np.errstate(all="ignore"):
@@ -39,33 +41,33 @@ class StoredScheduler:
 
     @property
     def alone(self) -> bool:
-        """Whether no other sampler can draw from a network of this scheduler."""
+        """Whether no other sampler can use a network with this scheduler."""
         return self.name in ALONE
 
     @property
     def learned_variance(self) -> bool:
-        """Whether it takes the network's further channels for a variance."""
+        """Whether it uses the network's further channels as a variance."""
         return self.name.startswith("DDPM") and self.config.get("variance_type") == "learned_range"
 
     @property
     def default_steps(self) -> int:
-        """As diffusers' pipelines have it, but no more than there are levels: 50, and 1 for a consistency model."""
+        """As in diffusers' pipelines, but at most the number of levels: 50, and 1 for a consistency model."""
         if self.name == "CMStochasticIterativeScheduler":
             return 1
         few = 4 if self.name in ("LCMScheduler", "TCDScheduler") else 50
         return min(few, self.config.get("num_train_timesteps", 1000))
 
     def __call__(self, steps: int, timesteps=None, sigmas=None, begin=0) -> DiffusersScheduler:
-        """The scheduler for this many steps, or for these. begin: how many are left out at the noisy end. ValueError
-        for what it does not take.
+        """The scheduler for this number of steps, or for these timesteps or sigmas. begin: how many steps to skip at
+        the noisy end. Raises ValueError for arguments that it does not support.
         """
         return from_diffusers(self._used, steps, timesteps=timesteps, sigmas=sigmas, begin=begin)
 
 
 def with_class(config: dict, name: str) -> dict:
-    """The same configuration for another class, as diffusers' `from_config` makes it: what both know is kept.
+    """The same configuration for another class, as diffusers' `from_config` makes it: options that both have are kept.
 
-    ValueError for a class that pydiff does not have.
+    Raises ValueError for a class that pydiff does not have.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"there is no scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
@@ -73,7 +75,7 @@ def with_class(config: dict, name: str) -> dict:
 
 
 def with_prediction(config: dict, prediction: str) -> dict:
-    """The same configuration for a network that predicts something else. ValueError for an unknown word.
+    """The same configuration for a network that predicts something else. Raises ValueError for an unknown word.
 
     prediction: pydiff's name (eps, x0, v, flow) or diffusers' (epsilon, sample, v_prediction, flow_prediction).
     """

@@ -1,8 +1,8 @@
 """Noise levels and t that a diffusers scheduler makes from its configuration, in its own order of rounding.
 
-alpha_bar is a product of numbers that were rounded to float32 one by one, and networks were trained with that product:
-near t = 0, where 1 - alpha_bar is small, it is 3e-4 away from the exact one. So the table is made as they make it, and
-everything after it in float64.
+alpha_bar is a product of factors that are each rounded to float32, and networks were trained with that product:
+near t = 0, where 1 - alpha_bar is small, it is 3e-4 away from the exact one. So the table is computed as diffusers
+does, and everything after it in float64.
 """
 
 import math
@@ -15,7 +15,9 @@ f32 = np.float32
 
 
 def alpha_bar_of(config, floor: bool) -> np.ndarray:
-    """alpha_bar, (T,) float64, as rounded by diffusers. floor: 2^-24 in place of a last 0, as where sigma is used."""
+    """alpha_bar, (T,) float64, as rounded by diffusers. floor: replaces a final 0 by 2^-24, as diffusers does where
+    sigma is used.
+    """
     beta = _betas(config)
     if config.get("rescale_betas_zero_snr"):
         root = np.sqrt(_product(f32(1) - beta))
@@ -29,7 +31,7 @@ def alpha_bar_of(config, floor: bool) -> np.ndarray:
 
 
 def _product(alpha):
-    return np.cumprod(alpha.astype(np.float64)).astype(f32)  # torch adds up products in double too
+    return np.cumprod(alpha.astype(np.float64)).astype(f32)  # torch also accumulates products in double
 
 
 def _betas(config) -> np.ndarray:
@@ -60,7 +62,7 @@ def _laplace(t):
 
 
 def _linspace(start, end, n):
-    """torch.linspace in float32: from both ends to the middle."""
+    """torch.linspace in float32: computed from both ends towards the middle."""
     i, step = np.arange(n), (f32(end) - f32(start)) / f32(n - 1)
     up, down = f32(start) + step * i.astype(f32), f32(end) - step * (n - 1 - i).astype(f32)
     return np.where(i < n // 2, up, down).astype(f32)
@@ -72,7 +74,7 @@ def _linspace(start, end, n):
 def spaced(config, steps, extra: int, last: int | None = None) -> np.ndarray:
     """t from noise to image, float64. extra: 1 for schedulers that count the clean end as one of the points.
 
-    last: number of t to choose from, T by default.
+    last: how many t to choose from, T by default.
     """
     T, kind = config["num_train_timesteps"], config["timestep_spacing"]
     last = T if last is None else last
@@ -107,7 +109,7 @@ def t_of_sigma(sigma, table) -> np.ndarray:
 
 
 def respaced(config, steps, highest, lowest) -> np.ndarray | None:
-    """Levels by `use_karras_sigmas` and its like between these two, or None where no such option is set."""
+    """Levels between these two by `use_karras_sigmas` and similar options, or None if no such option is set."""
     low = config.get("sigma_min") or lowest
     high = config.get("sigma_max") or highest
     if config.get("use_karras_sigmas"):

@@ -1,4 +1,4 @@
-"""DDPM, DDIM and its inverse, PNDM: schedulers that step through whole t in the scale alpha^2 + sigma^2 = 1."""
+"""DDPM, DDIM and its inverse, PNDM: schedulers that step through integer t in the scale alpha^2 + sigma^2 = 1."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A process of ours as a diffusers scheduler, so that diffusers draws from a saved model as it was trained.
+"""Writes a pydiff process as a diffusers scheduler, so that diffusers samples a saved model as it was trained.
 
 process                                                     scheduler
 alpha^2 + sigma^2 = 1, prediction eps, x0 or v              DDPMScheduler, by name of the betas or with all of them
@@ -18,8 +18,8 @@ DDPM_PIPELINE = "DDPMPipeline"
 
 
 class Written(NamedTuple):
-    """config: of the scheduler, or None. pipeline: the class of diffusers that draws with it, or None. note: what
-    diffusers does otherwise than pydiff, in one sentence, or an empty one.
+    """config: of the scheduler, or None. pipeline: the diffusers class that samples with it, or None. note: one
+    sentence on what diffusers does differently from pydiff, or an empty string.
     """
 
     config: dict | None
@@ -28,7 +28,7 @@ class Written(NamedTuple):
 
 
 def scheduler_of(process: Process, variance: str = "fixed", limits: tuple[float, float] | None = None) -> Written:
-    """The scheduler for a process. variance: "fixed" or "learned". limits: the codec's, where x0-hat is cut."""
+    """The scheduler for a process. variance: "fixed" or "learned". limits: the codec's, to which x0-hat is clipped."""
     table, prediction = process.schedule, process.prediction
     if table.variance_preserving and prediction in ("eps", "x0", "v"):
         clip = {"clip_sample": limits is not None, "clip_sample_range": float(limits[1]) if limits else 1.0}
@@ -78,7 +78,7 @@ def scheduler_of(process: Process, variance: str = "fixed", limits: tuple[float,
 
 
 def _betas(table) -> dict:
-    """The betas by name where diffusers has one for them, or all of them; and whether they end in pure noise."""
+    """The name of diffusers' betas that equal these, or all of them; and whether they end in pure noise."""
     options = dict(table.options or {})
     zero = bool(options.pop("zero_snr", False))
     named = None

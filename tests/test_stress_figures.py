@@ -1,0 +1,66 @@
+"""The tools of tests/stress that count: figures of several runs, and which test enters which function."""
+
+import json
+
+import pytest
+
+from tests.stress import covered, fuzz, mutation
+
+
+def test_figures_of_two_runs_become_those_of_one():
+    first = {"count": 3, "seeds": [1], "by_kind": {"a": {"read": 1}}, "bad": [], "slowest_seconds": 0.3, "slowest": "x"}
+    second = {"count": 4, "seeds": [2], "by_kind": {"a": {"read": 2, "refused": 1}, "b": {"read": 1}}, "bad": ["!"],
+              "slowest_seconds": 0.2, "slowest": "y", "refused": 7}  # fmt: skip
+    kinds = {"a": {"read": 3, "refused": 1}, "b": {"read": 1}}
+    both = {"count": 7, "seeds": [1, 2], "by_kind": kinds, "bad": ["!"], "slowest_seconds": 0.3, "slowest": "x"}
+    assert fuzz.added(first, second) == {**both, "refused": 7}
+    assert fuzz.added(second, first) == {**both, "refused": 7, "seeds": [2, 1]}
+
+
+def test_the_same_seed_counts_once(tmp_path):
+    path = tmp_path / "figures.json"
+    path.write_text(json.dumps({"seeds": [4]}))
+    parser = fuzz.options("Fuzz.", 10)
+    fuzz.check(parser.parse_args(["--seed", "5", "--json", str(path), "--more"]))
+    with pytest.raises(SystemExit, match="has the files of seed 4 already"):
+        fuzz.check(parser.parse_args(["--seed", "4", "--json", str(path), "--more"]))
+
+
+def test_a_run_ends_by_its_count_or_by_its_time():
+    until = fuzz.Until(3)
+    assert (list(until), until.count) == ([0, 1, 2], 3)
+    until = fuzz.Until(3, minutes=0)
+    assert (list(until), until.count) == ([], 0)
+
+
+SOURCE = '''
+X = 1
+
+@decorated
+def outer(a):
+    """Says what."""
+    def inner():
+        return a
+    return inner
+
+class A:
+    y = 2
+    def method(self):
+        if self:
+            return [i for i in self]
+        class B:
+            def deep(self):
+                return 3
+'''
+
+
+def test_lines_belong_to_the_innermost_function():
+    assert covered.functions_of(SOURCE) == {
+        "outer": {6, 9}, "outer.inner": {8}, "A.method": {14, 15}, "A.method.B.deep": {18}
+    }  # fmt: skip
+
+
+def test_faults_are_known_by_the_same_names():
+    planter = mutation.Planter("x.py", SOURCE.replace("a\n", "a + 1\n"))
+    planter.visit(mutation.ast.parse(SOURCE.replace("a\n", "a + 1\n")))
+    assert {fault.function for fault in planter.faults} == {"outer.inner", "A.method", "A.method.B.deep"}
