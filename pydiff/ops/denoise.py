@@ -79,15 +79,13 @@ class Denoise(Function):
         if not kernel:
             return forward_arrays(x, f, f_uncond, step, history, noise)
         x_next, x0_hat = (empty(x, _flat_shape(x)) for _ in range(2))
-        past, table = [_flat(h) for h in history], _table(x, step, step.c)
-        key = None if noise is None else key_on(x, noise)
-        kernel(_flat(x), _flat(f), _flat(f_uncond), table, None, past, key, x_next, x0_hat)
+        past, key = [_flat(h) for h in history], None if noise is None else key_on(x, noise)
+        kernel(_flat(x), _flat(f), _flat(f_uncond), _table(x, step, step.c), None, past, key, x_next, x0_hat)
         return x_next.reshape(x.shape), x0_hat.reshape(x.shape)
 
     def backward(self, dx_next, dx0_hat):
         x, f, f_uncond = self.saved
-        xp = array_module(x)
-        dx_next, dx0_hat = (xp.zeros_like(x) if g is None else g for g in (dx_next, dx0_hat))
+        dx_next, dx0_hat = (array_module(x).zeros_like(x) if g is None else g for g in (dx_next, dx0_hat))
         kernel = native(f, "denoise_backward")
         if not kernel:
             return *backward_arrays(dx_next, dx0_hat, x, f, f_uncond, self.step), None
