@@ -156,6 +156,18 @@ def test_the_codec_of_clips():
             codec.encode_given(wrong)
 
 
+@pytest.mark.parametrize("form", ["(F,)", "(H, W)", "(F, H, W)", "(N, F, H, W, 1)"])
+def test_masks_of_clips_say_which_frames_and_where(form):
+    rng = np.random.default_rng(1)
+    n, f, h, w = 2, 3, 4, 5
+    mask = rng.integers(0, 2, {"(F,)": (f,), "(H, W)": (h, w), "(F, H, W)": (f, h, w)}.get(form, (n, f, h, w, 1)))
+    made = np.broadcast_to(Frames((f, h, w, 3)).mask_axes(mask), (n, f, h, w, 3))
+    for index in np.ndindex(n, f, h, w, 3):
+        i, j, y, x, _ = index
+        wanted = {"(F,)": (j,), "(H, W)": (y, x), "(F, H, W)": (j, y, x)}.get(form, (i, j, y, x, 0))
+        assert made[index] == mask[wanted]
+
+
 # ---- points ---------------------------------------------------------------------------------------------------------
 
 
@@ -207,3 +219,24 @@ def test_the_swiss_roll_has_the_density_it_says():
 def test_flip_is_refused_for_points():
     with pytest.raises(ValueError, match="flip mirrors images, and swiss-roll holds points"):
         pydiff.train("swiss-roll", flip=True, steps=1, progress=False)
+
+
+def test_the_codec_of_points_takes_points_alone():
+    codec = PointsCodec(2, (1.0, 2.0), 4.0)
+    for wrong, message in [
+        (np.zeros((3, 1)), r"expected numbers \(N, 2\)"),
+        (np.zeros((3, 2, 1)), r"expected numbers \(N, 2\)"),
+        (np.array([["a", "b"]]), r"expected numbers \(N, 2\)"),
+        (np.array([[1.0, np.inf]]), "points hold NaN or infinite numbers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            codec.encode(wrong)
+    for mean, scale in [((0.0,), 1.0), ((0.0, 0.0), 0.0), ((0.0, 0.0), -1.0), ((0.0, 0.0), np.nan)]:
+        with pytest.raises(ValueError, match="need a mean"):
+            PointsCodec(2, mean, scale)
+    assert codec.bits == (2.0, False)  # a density of points is that of x over 4 a number, which is two bits
+    assert codec.mask_axes(np.array([1, 0])).shape == (1, 2)
+    assert codec.mask_axes(np.ones((5, 2))).shape == (5, 2)
+    images = codec.show_noise(np.zeros((1, 2), np.float32))
+    assert (images.shape, images.dtype) == ((1, 96, 96, 1), np.uint8)
+    assert np.array_equal(images, codec.show(np.array([[1.0, 2.0]])))  # noise 0 is the mean

@@ -362,6 +362,17 @@ DAMAGES = {
         lambda f: _tokens(f, lambda t: t["model"].update(type="WordPiece")),
         "another tokenizer",
     ),
+    "another class of tokenizers": (
+        lambda f: _edit_json(f / "tokenizer/tokenizer_config.json", tokenizer_class="T5Tokenizer"),
+        "is of the tokenizer 'T5Tokenizer', expected CLIPTokenizer",
+    ),
+    "merges of three": (
+        lambda f: _tokens(f, lambda t: t["model"]["merges"].append(["a", "b", "c"])),
+        "its merges are not pairs of tokens",
+    ),
+    "merges that are no text": (lambda f: _merges(f, b"\xff\xfe"), "is not text in UTF-8"),
+    "lines of three": (lambda f: _merges(f, b"#version: 0.2\na b c\n"), "its lines are not pairs of tokens"),
+    "no text config": (lambda f: (f / "text_encoder/config.json").unlink(), r"expected config\.json"),
     "vocabulary of text": (
         lambda f: _tokens(f, lambda t: t["model"]["vocab"].update({"a": "b"})),
         "is not one of tokens",
@@ -423,6 +434,14 @@ def _tokens(folder, change):
     table = json.loads(path.read_text())
     change(table)
     path.write_text(json.dumps(table))
+
+
+def _merges(folder, lines):
+    """The two files of older folders, in place of one."""
+    path = folder / "tokenizer/tokenizer.json"
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(json.loads(path.read_text())["model"]["vocab"]))
+    (folder / "tokenizer/merges.txt").write_bytes(lines)
+    path.unlink()
 
 
 @pytest.mark.parametrize("name", DAMAGES)
