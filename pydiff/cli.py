@@ -603,7 +603,7 @@ def train_command(data, out, options, device, **more):
     return train(data, out=out, device=device, announce=say, **more, **options.to_config())
 
 
-def chosen(options, named):
+def chosen(options, named) -> dict[str, Any]:
     """The options, as keywords, that somebody chose: those with a flag, and those that are not the default."""
     plain = type(options)()
     config = options.to_config()

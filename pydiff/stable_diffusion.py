@@ -1,8 +1,8 @@
-"""Stable Diffusion as a Pipeline: a U-Net that is told a prompt's states, in the latents of an autoencoder.
+"""Stable Diffusion as a Pipeline: a U-Net conditioned on a prompt's states, in the latents of an autoencoder.
 
-What differs from any other pipeline, and nothing else, stands here: guidance that the network is told as a number
-instead of being asked twice (latent consistency models: Luo et al. 2023, section 4.1), networks that see an image with
-a hole beside x (inpainting models), and memory, which is predicted before it is used. formats/ opens the files.
+This file contains only what differs from other pipelines: guidance that is an input of the network instead of requiring
+two evaluations (latent consistency models: Luo et al. 2023, section 4.1), networks that see an image with a hole beside
+x (inpainting models), and memory, which is predicted before it is used. formats/ opens the files.
 """
 
 from typing import Any
@@ -21,15 +21,15 @@ from pydiff.ops import concatenate
 from pydiff.pipeline import Pipeline
 from pydiff.tensor import Tensor
 
-GUIDANCE, TOLD_GUIDANCE = 7.5, 8.5  # diffusers' defaults, without and with a network that is told
-SHARPEST = 10000  # of the sinusoids of a told guidance scale
+GUIDANCE, TOLD_GUIDANCE = 7.5, 8.5  # diffusers' defaults, without and with guidance as an input of the network
+SHARPEST = 10000  # of the sinusoids of a guidance scale as input
 
 
 class StableDiffusion(Pipeline):
     """model: UNet2DCondition; codec: Latents; conditioning: with a text encoder as wide as the U-Net's context.
 
-    few_steps: whether the model was distilled to draw in a few steps, without guidance (turbo). low_memory: parameters
-    that are in a file are read whenever they are used, and not kept. The rest: see Pipeline.
+    few_steps: whether the model was distilled to sample in a few steps, without guidance (turbo). low_memory:
+    parameters in a file are read on each use instead of being kept. The rest: see Pipeline.
     """
 
     batch_size, edits_by_scheduler = 1, True
@@ -46,8 +46,8 @@ class StableDiffusion(Pipeline):
         codec.autoencoder.work_in_bands()  # one image at a time: less memory, and at 512 x 512 less time
 
     def sample_states(self, n: Any = 16, *args, **more):
-        """See Pipeline.sample_states. Raises ValueError for a model that can do nothing but fill in, MemoryError before
-        there is none left.
+        """See Pipeline.sample_states. Raises ValueError for an inpainting model, which needs images, and MemoryError if
+        there would be too little memory.
         """
         if self.seen_beside:
             raise ValueError(
@@ -57,7 +57,7 @@ class StableDiffusion(Pipeline):
         return super().sample_states(n, *args, **more)
 
     def default_steps(self, sampler=None) -> int:
-        """A single one for turbo models, else as other pipelines."""
+        """1 for turbo models, otherwise as in other pipelines."""
         return 1 if sampler is None and self.few_steps else super().default_steps(sampler)
 
     def beside(self, images, mask):
@@ -81,7 +81,7 @@ class StableDiffusion(Pipeline):
         return denoiser(network, self.process, channels, condition, max(guidance, 1.0), interval, rescale, **more)
 
     def _told(self, condition, guidance):
-        """With the sinusoids of guidance - 1, by which the network knows how much to follow."""
+        """The condition with the sinusoids of guidance - 1, the network's input for the guidance scale."""
         check_scale(guidance)
         vector = sinusoids(np.array([1000.0 * (guidance - 1)]), self.told, False, 1, SHARPEST)[0].astype(np.float32)
         rows = np.broadcast_to(vector, (condition.rows, len(vector)))
@@ -89,8 +89,8 @@ class StableDiffusion(Pipeline):
         return Condition({**condition, "timestep_cond": array_module(like).asarray(rows)}, rows=condition.rows)
 
     def decoded(self, x):
-        """See Pipeline.decoded. Where the decoder does not fit beside the U-Net, that is given up and read anew for the
-        next image.
+        """See Pipeline.decoded. If the decoder does not fit next to the U-Net, the U-Net is released and read again for
+        the next image.
         """
         free = memory.free()
         if free is not None and self.decoder_memory(x.shape[1:3]) > free:
@@ -117,9 +117,9 @@ class StableDiffusion(Pipeline):
         )
 
     def memory(self, size, n=1) -> float:
-        """Bytes that drawing n images of this size (h, w) takes besides what is held, about: the larger of the U-Net's
-        share, which grows with the images, and the autoencoder's, which decodes one at a time, when the U-Net may be
-        given up.
+        """Bytes that sampling n images of this size (h, w) takes in addition to what is in use, about: the larger of
+        the U-Net's part, which grows with the number of images, and that of the autoencoder, which decodes one at a
+        time, when the U-Net may be released.
         """
         answers = n if self.told or self.few_steps else 2 * n  # with guidance
         drawing = 4.0 * UNET_ARRAYS * answers * size[0] * size[1] * self.model.config["block_out_channels"][0]
@@ -141,7 +141,7 @@ UNET_ARRAYS, VAE_ARRAYS, VAE_ARRAYS_IN_BANDS, SPARE = 50, 8, 4, 100 << 20
 
 
 class Beside:
-    """A network that sees `beside` (N, h, w, K) as further channels of x, in every step the same."""
+    """A network whose input is x with `beside` (N, h, w, K) as further channels, the same at every step."""
 
     def __init__(self, network, beside):
         self.network, self.beside = network, beside
@@ -149,5 +149,5 @@ class Beside:
         self.fixed, self.several = network.fixed, network.several
 
     def checked(self, x):
-        """x and what is beside it, as the network takes it."""
+        """The network's input: x and `beside` together."""
         return self.network.checked(concatenate(Tensor(x), Tensor(self.beside)))

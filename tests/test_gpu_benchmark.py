@@ -268,10 +268,11 @@ def fake_gpu(device, stand_ins, monkeypatch):
         free_all_blocks = staticmethod(lambda: pools.append("freed"))
 
     cupy = types.SimpleNamespace(
-        cuda=types.SimpleNamespace(MemoryPool=Pool, using_allocator=using_allocator), get_default_memory_pool=Everything
+        cuda=types.SimpleNamespace(MemoryPool=Pool, using_allocator=using_allocator),
+        get_default_memory_pool=Everything,
     )
     plain = Gpu("simt", with_kernels=False)
-    arrays = {name: getattr(plain, name) for name in ("array", "asarray", "generator", "normal", "wide")}
+    arrays = {name: getattr(plain, name) for name in ("array", "generator", "normal", "wide")}
     for name, value in {"cuda": True, "tiny": False, "stream": "stream", "xp": cupy, **arrays}.items():
         monkeypatch.setattr(device, name, value, raising=False)
     device.at_hand = None

@@ -1,6 +1,6 @@
 """Are the sounds right? Pitch, glides and formants of generated tones, measured beside real ones.
 
-    python -m benchmarks.papers.sound --out DIR [--steps 1600] [--json FILE]
+    python -m benchmarks.papers.sound --out DIR [--steps 5000] [--json FILE]
 
 A waveform model learns 1,650 quarter seconds made by formula (pydiff.data.tones), with their classes: four notes, two
 sweeps, five vowels. Then, for each guidance scale, it makes --count sounds of each class, and these are measured:
@@ -29,8 +29,8 @@ from pydiff.data.tones import CLASSES, NOTES, SWEEPS, VOWELS, load_tones
 from pydiff.sound import measure, stft
 
 SECONDS, RATE = 0.25, 8000
-RECIPE = {"batch_size": 16, "lr": 1.5e-3, "ema": 0.998, "prediction": "v", "conditional": True, "sample_every": 0}
-RECIPE |= {"checkpoint_every": 50, "channels": (24, 48, 72)}
+RECIPE = {"batch_size": 16, "lr": 1.5e-3, "ema": 0.998, "prediction": "x0", "conditional": True, "sample_every": 0}
+RECIPE |= {"timestep_sampling": "logit_normal", "timestep_shift": 2.0, "checkpoint_every": 50, "channels": (24, 48, 72)}
 GUIDANCE = (1.0, 2.0)
 NEAR_CENTS, NEAR_SLOPE, ANY_SLOPE = 50.0, 0.5, 0.25
 FLOOR = 50.0  # dB below full scale; beneath it lies what no ear minds beside a tone of -20 dB
@@ -146,7 +146,7 @@ def main(arguments=None):
     """Trains, makes sounds, measures, prints the table, writes the JSON. Returns the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--sampling-steps", type=int, default=25)
     parser.add_argument("--json", type=Path)

@@ -48,7 +48,7 @@ def classifier_free(
 
 
 def check_scale(scale: float):
-    """ValueError, in one sentence, for a strength of guidance that is no finite number."""
+    """Raises ValueError for a guidance scale that is not a finite number."""
     if isinstance(scale, bool | str) or np.ndim(scale) or not np.isfinite(np.asarray(scale, np.float64)):
         raise ValueError(f"guidance is {scale!r}, expected a finite number; 1 is none, and 2 to 8 are usual")
 

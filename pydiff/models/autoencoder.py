@@ -1,9 +1,9 @@
 """The autoencoder of latent diffusion models (Rombach et al. 2022, "High-Resolution Image Synthesis with Latent
-Diffusion Models", section 3.1): images to latents that are smaller by a power of two a side, and back.
+Diffusion Models", section 3.1): images to latents that are smaller by a power of two per side, and back.
 
-The encoder says of every number of the latent how it is distributed, a mean and a variance (Kingma & Welling 2014,
+For every number of the latent, the encoder outputs a distribution, as a mean and a variance (Kingma & Welling 2014,
 "Auto-Encoding Variational Bayes"). Structure, option names and parameter names are those of diffusers' AutoencoderKL,
-so its checkpoints are ours and ours are its.
+so checkpoints are interchangeable.
 """
 
 from typing import NamedTuple
@@ -23,12 +23,13 @@ from pydiff.tensor import Tensor, as_tensor, grad_enabled
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 _UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
 EPS = 1e-6  # of every normalisation
-LOGVAR = (-30.0, 20.0)  # between which logarithms of variances are cut
+LOGVAR = (-30.0, 20.0)  # to which logarithms of variances are clipped
 
 
 class Posterior(NamedTuple):
-    """How the latents of some images are distributed: independent normals. mean: Tensor (N, h, w, C). logvar: the same
-    of the logarithms of the variances, or None where the encoder gives one latent and no distribution.
+    """The distribution of the latents of some images: independent normals. mean: Tensor (N, h, w, C). logvar: the
+    logarithms of the variances, of the same shape, or None if the encoder outputs a single latent without a
+    distribution.
     """
 
     mean: Tensor
@@ -50,17 +51,20 @@ class Posterior(NamedTuple):
 
 
 class Autoencoder(Module):
-    """Base of autoencoders: between z, what the encoder gives, and the numbers that are diffused, about unit std.
+    """Base of autoencoders: converts between z, the encoder's output, and the latents that are diffused, of about unit
+    std.
 
     config has in_channels, out_channels, latent_channels, scaling_factor, shift_factor and, if known for every channel,
-    latents_mean and latents_std. factor: how many pixels a side a latent stands for.
+    latents_mean and latents_std. factor: pixels per latent along each side.
     """
 
     factor: int
     in_bands = False
 
     def encode(self, x) -> Posterior:
-        """x: images (N, H, W, in_channels) in [-1, 1], arrays or a Tensor. Sides are rounded down to the factor."""
+        """x: images (N, H, W, in_channels) in [-1, 1], arrays or a Tensor. Sides are rounded down to a multiple of the
+        factor.
+        """
         raise NotImplementedError
 
     def decode(self, z) -> Tensor:
@@ -68,7 +72,7 @@ class Autoencoder(Module):
         raise NotImplementedError
 
     def forward(self, x, noise=None):
-        """Images to latents and back; the most likely latents, or those that this noise picks."""
+        """Images to latents and back; uses the most likely latents, or those sampled with this noise."""
         posterior = self.encode(x)
         return self.decode(posterior.mode() if noise is None else posterior.sample(noise))
 
@@ -78,12 +82,12 @@ class Autoencoder(Module):
         return (z - shift) * scale
 
     def unscaled(self, x):
-        """The way back from `scaled`."""
+        """The inverse of `scaled`."""
         shift, scale = self._shift_and_scale(x)
         return x / scale + shift
 
     def _shift_and_scale(self, like):
-        """Numbers, or one for every channel (C,), as floating as `like`."""
+        """Numbers, or one for every channel (C,), in the dtype of `like`."""
         config, xp = self.config, array_module(getattr(like, "data", like))
         scale, shift = config["scaling_factor"], config["shift_factor"] or 0.0
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
@@ -91,7 +95,7 @@ class Autoencoder(Module):
         return tuple(xp.asarray(np.asarray(value, like.dtype)) for value in (shift, scale))
 
     def _checked(self, x, option, what):
-        """x as a Tensor with the channels that this option says."""
+        """x as a Tensor, after checking that it has as many channels as this option says."""
         x = as_tensor(x)
         if x.ndim != 4 or x.shape[3] != self.config[option]:
             raise ValueError(f"this autoencoder takes {what} (N, H, W, {self.config[option]}), got {x.shape}")
@@ -104,13 +108,15 @@ class Autoencoder(Module):
         return x
 
     def work_in_bands(self, on=True):  # noqa: ARG002
-        """Whether what needs no gradient is computed in bands of rows, in less memory and to the same bits, by networks
-        that can; then `in_bands` says so. Returns self.
+        """Sets whether calls without gradients compute in bands of rows, which takes less memory and gives the same
+        bits, in networks that support it; `in_bands` then says so. Returns self.
         """
         return self
 
     def recompute_blocks(self, on=True):
-        """Whether residual blocks and attention keep nothing for backward and compute it again there. Returns self."""
+        """Sets whether residual blocks and attention store nothing for backward and recompute it there.
+        Returns self.
+        """
         for _, module in self.named_modules():
             if isinstance(module, ResnetBlock | Attention):
                 module.recompute = on
@@ -129,7 +135,7 @@ class EncoderBlock(Module):
 
 
 class DecoderBlock(Module):
-    """One level of the decoder: the same, with twice the resolution at its end."""
+    """One level of the decoder: like EncoderBlock, with twice the resolution at its end."""
 
     def __init__(self, cin, cout, layers, attends, upsample, resnet):
         self.resnets, self.attentions = _layers(cin, cout, layers, attends, resnet)
@@ -140,7 +146,7 @@ class DecoderBlock(Module):
 
 
 def _layers(cin, cout, layers, attends, resnet):
-    """(residual blocks, attention behind each) of one level; one head takes all channels."""
+    """(residual blocks, attention after each) of one level; one head has all channels."""
     resnets = [ResnetBlock(cin if i == 0 else cout, cout, **resnet) for i in range(layers)]
     return resnets, [Attention(cout, cout, resnet["groups"], EPS) for _ in range(layers if attends else 0)]
 
@@ -205,12 +211,12 @@ class AutoencoderKL(Autoencoder):
 
     Options are those of AutoencoderKL, with its defaults (`config` holds them all). The main ones:
     block_out_channels: channels of every level, from the top; every level but the last halves the resolution.
-    layers_per_block: residual blocks a level, one more in the decoder. latent_channels: of the latents.
-    down_block_types, up_block_types: a name a level, with attention or not. use_quant_conv, use_post_quant_conv: a
+    layers_per_block: residual blocks per level, one more in the decoder. latent_channels: of the latents.
+    down_block_types, up_block_types: one name per level, with attention or not. use_quant_conv, use_post_quant_conv: a
     1 x 1 convolution behind the encoder and before the decoder. mid_block_add_attention: attention at the bottom.
     scaling_factor, shift_factor, latents_mean, latents_std: see Autoencoder.scaled. sample_size and force_upcast are
     kept for diffusers; here everything is computed in the weights' precision. seed: of the initial weights.
-    ValueError, in one sentence, for options that are not built here.
+    Raises ValueError for unsupported options.
     """
 
     def __init__(
@@ -268,7 +274,7 @@ class AutoencoderKL(Autoencoder):
         return self._worked(self.decoder, bands.decoder, self.post_quant_conv(z) if self.post_quant_conv else z)
 
     def _worked(self, network, banded, x):
-        """network(x), or a sample at a time by its double in bands.py."""
+        """network(x), or its counterpart in bands.py, one sample at a time."""
         if not self.in_bands or grad_enabled() or not bands.serves(x.data) or not len(x):
             return network(x)
         return Tensor(np.concatenate([banded(network, one[None]) for one in x.data]))
@@ -291,7 +297,7 @@ def _check(config):
 
 
 def check_scale(config):
-    """ValueError unless latents can be scaled, and back, by what these options say."""
+    """Raises ValueError unless these options define an invertible scaling of latents."""
     if not config["scaling_factor"] or not np.isfinite(config["scaling_factor"]):
         raise ValueError(f"scaling_factor must be a number other than 0, got {config['scaling_factor']}")
     for option in ("latents_mean", "latents_std"):

@@ -1,17 +1,20 @@
-"""An autoencoder in little memory: layer by layer, and within a layer in bands of rows, to the bits of the whole.
+"""Computes an autoencoder in little memory: layer by layer, and within a layer in bands of rows, with the same bits as
+the whole.
 
-A layer is a convolution of what a normalisation makes of a map of features, and the normalisation wants to know mean
-and variance of the whole map. So the maps between layers are whole, and inside of a layer there are bands alone:
+A layer is a convolution of a normalised feature map, and the normalisation needs mean and variance of the whole map. So
+the maps between layers are whole, and within a layer there are only bands:
+
 
     y[band] = conv(silu(norm(x)[band and the rows beside it])) + shortcut(x)[band]
 
-with the statistics of all of x, summed in the kernel's own order before the first band (ops/group_norm.py). A
-residual block's second convolution writes where it reads: of the rows that a band has seen the next one needs the last
-two, normalised, and it gets those. So such a block holds its input and one more map.
+with the statistics of all of x, summed in the kernel's own order before the first band (ops/group_norm.py). A residual
+block's second convolution writes in place: of the rows that one band has read, the next needs the last two, normalised,
+and these are kept. So such a block holds its input and one more map.
+
 
     decoder(network, h), encoder(network, h)    those of autoencoder.py, of one sample and without gradients
 
-With NumPy in place of the compiled kernels the last bits may differ: it rounds products of larger matrices otherwise.
+With NumPy in place of the compiled kernels the last bits may differ: it rounds products of larger matrices differently.
 """
 
 from functools import partial
@@ -24,19 +27,19 @@ from pydiff.ops.conv2d import Window, as_padding, convolve
 from pydiff.ops.group_norm import normalised, statistics
 from pydiff.tensor import Tensor
 
-BAND = 1 << 21  # about as many numbers has a band, of the wider of what comes in and what goes out
+BAND = 1 << 21  # numbers in a band, about, of the wider of input and output
 # From so many pixels a side on, the kernel chooses its algorithm by the channels alone (csrc/cpu/conv2d_winograd.cpp):
 # it is the same for a band and for the whole. Winograd's tiles have 4 rows, and a band begins with one.
 LEAST, TILE = 16, 4
 
 
 def serves(x):
-    """Whether a map is one that can be worked so: CUDA's kernels normalise in one piece."""
+    """Whether this map can be processed in bands: CUDA's kernels normalise only whole maps."""
     return isinstance(x, np.ndarray) and backend.emulator is None
 
 
 def encoder(network, h):
-    """x (1, H, W, C) -> what the Encoder makes of it, an array."""
+    """The Encoder's output, an array, for x (1, H, W, C)."""
     steps = [partial(convolved, network.conv_in)]
     for block in network.down_blocks:
         steps += [*_layers(block), *(partial(convolved, resampler.conv) for resampler in block.downsamplers)]
@@ -44,7 +47,7 @@ def encoder(network, h):
 
 
 def decoder(network, h):
-    """z (1, h, w, C) -> what the Decoder makes of it, an array."""
+    """The Decoder's output, an array, for z (1, h, w, C)."""
     steps = [partial(convolved, network.conv_in), *_middle(network.mid_block)]
     for block in network.up_blocks:
         enlarged = (partial(convolved, resampler.conv, upsample=2) for resampler in block.upsamplers)
@@ -53,16 +56,16 @@ def decoder(network, h):
 
 
 def _through(h, steps):
-    """One after the other, and nothing holds a map that the next step does not read."""
+    """Applies the steps in sequence, without holding a map that the next step does not read."""
     for step in steps:
         before, h = h.shape, step(h)
         if h.shape != before:
-            backend.trim()  # layers with many channels want scratch memory, and those with large maps come behind them
+            backend.trim()  # layers with many channels need scratch memory, and those with large maps follow them
     return h
 
 
 def _layers(block):
-    """Residual blocks, with attention behind each if there is any."""
+    """Residual blocks, with attention after each if there is any."""
     for i, resnet in enumerate(block.resnets):
         yield partial(_residual, resnet)
         if block.attentions:
@@ -79,7 +82,7 @@ def _whole(layer, x):
 
 
 def _residual(block, x):
-    """A ResnetBlock that is told nothing, as autoencoders have them."""
+    """A ResnetBlock without a step embedding, as in autoencoders."""
     act = None if block.fused else block.act
     h = convolved(block.conv1, x, Norm(block.norm1, x, act))
     shortcut = None if block.conv_shortcut is None else Convolution(block.conv_shortcut)
@@ -116,7 +119,7 @@ def convolved(conv, x, norm=None, *, upsample=1, add=None, out=None):
 
 
 class Rows:
-    """Rows [begin, end) of a map (1, H, W, C), where they lie."""
+    """Rows [begin, end) of a map (1, H, W, C), as a view."""
 
     def __init__(self, x):
         self.x = x
@@ -126,8 +129,8 @@ class Rows:
 
 
 class NormalisedRows(Rows):
-    """The same, normalised; at most so many, in memory that the next ones take. What two bands see is made once: where
-    it was read, the first may have written.
+    """Like Rows, normalised, with a maximum number of rows; the next ones reuse the memory. Rows that two bands read
+    are normalised once: the first band may have overwritten them.
     """
 
     def __init__(self, x, norm, most):
@@ -151,7 +154,7 @@ def bands(height, width, channels):
 
 
 class Norm:
-    """A GroupNorm, and an activation behind it, of a map x (1, H, W, C): called with some of its rows."""
+    """A GroupNorm and the activation after it, for a map x (1, H, W, C): called with some of its rows."""
 
     def __init__(self, norm, x, act=None):
         self.mean, self.rstd = statistics(x, norm.groups, norm.eps)
@@ -159,14 +162,14 @@ class Norm:
         self.silu, self.act = norm.activation == "silu", act
 
     def __call__(self, rows, out):
-        """Of some rows, in `out`."""
+        """Normalises some rows into `out`."""
         normalised(rows, self.gamma, self.beta, self.mean, self.rstd, self.silu, out)
         if self.act is not None:
             out[...] = self.act(Tensor(out)).data
 
 
 class Convolution:
-    """A Conv2d of some rows of a map, which is enlarged first."""
+    """A Conv2d of some rows of a map, which is upsampled first."""
 
     def __init__(self, conv, upsample=1):
         self.weight, self.bias = conv.weight.data, None if conv.bias is None else conv.bias.data
@@ -174,14 +177,15 @@ class Convolution:
         self.upsample = upsample
 
     def result(self, height, width):
-        """(height, width, channels) of what it makes of an enlarged map of this size."""
+        """The output shape (height, width, channels) for an upsampled map of this size."""
         kh, kw, _, channels = self.weight.shape
         padded = height + self.top + self.bottom, width + sum(self.sides)
         return *((side - k) // self.stride + 1 for side, k in zip(padded, (kh, kw), strict=True)), channels
 
     def sees(self, first, last, height):
         """(begin, end, above, below): the rows of the map that rows [first, last) of the result see, and the rows of
-        zeros around them once they are enlarged, to `height` the whole map; of those a negative number is left out.
+        zeros around them once they are enlarged, to `height` the whole map; a negative number of them means rows to
+        omit.
         """
         above = first * self.stride - self.top
         below = above + (last - first - 1) * self.stride + self.weight.shape[0]
@@ -189,7 +193,7 @@ class Convolution:
         return begin, end, self.upsample * begin - above, below - self.upsample * end
 
     def __call__(self, rows, padding=(0, 0), add=None, out=None):
-        """rows, add: arrays (1, R, W, C). padding: rows of zeros above and below. out: where the result goes."""
+        """rows, add: arrays (1, R, W, C). padding: rows of zeros above and below. out: the array for the result."""
         window = Window((self.stride,) * 2, (tuple(padding), self.sides), (self.upsample,) * 2)
         if out is None:
             out = np.empty((1, *self.result(len(rows[0]), rows.shape[2])), rows.dtype)

@@ -1,8 +1,8 @@
 """CLIP's text tower: a transformer that reads a prompt from left to right (Radford et al. 2021, "Learning transferable
-visual models from natural language supervision", section 2.4). Stable Diffusion is told its states.
+visual models from natural language supervision", section 2.4). Stable Diffusion is conditioned on its states.
 
 Structure, option names and parameter names are those of transformers' CLIPTextModel and CLIPTextModelWithProjection, so
-their checkpoints are ours. Images, which CLIP reads by a second tower, are none of this file's business.
+checkpoints are interchangeable. CLIP's second tower, which reads images, is not part of this file.
 """
 
 from typing import NamedTuple
@@ -17,22 +17,22 @@ from pydiff.tensor import Tensor
 
 ACTIVATIONS = {
     "quick_gelu": ops.quick_gelu,  # OpenAI's own models
-    "gelu": ops.gelu,  # those of OpenCLIP
+    "gelu": ops.gelu,  # OpenCLIP's models
     "gelu_new": lambda x: ops.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: ops.gelu(x, approximate="tanh"),
     "relu": ops.relu,
     "silu": ops.silu,
     "swish": ops.silu,
 }
-WRONG_END = 2  # what configurations from before mid-2023 say of the last token, wrongly
+WRONG_END = 2  # the last token according to configurations from before mid-2023, wrongly
 
 
 class TextStates(NamedTuple):
-    """What the tower makes of N prompts of T tokens.
+    """The tower's output for N prompts of T tokens.
 
-    last_hidden_state: (N, T, C), of the last layer, or of an earlier one where that was asked for, normalised.
-    pooler_output: (N, C), the state at the end of each prompt. hidden_states: layers + 1 of (N, T, C), not normalised;
-    the first is the embedding. text_embeds: (N, projection_dim) with a projection, else None.
+    last_hidden_state: (N, T, C), of the last layer, or of an earlier one if requested, normalised. pooler_output: (N,
+    C), the state at the end of each prompt. hidden_states: layers + 1 of (N, T, C), not normalised; the first is the
+    embedding. text_embeds: (N, projection_dim) with a projection, else None.
     """
 
     last_hidden_state: Tensor
@@ -42,7 +42,7 @@ class TextStates(NamedTuple):
 
 
 class TextEmbeddings(Module):
-    """Every token's vector, plus that of its place."""
+    """The sum of token embeddings and position embeddings."""
 
     def __init__(self, vocabulary, places, channels):
         self.token_embedding = TokenEmbedding(vocabulary, channels)
@@ -53,7 +53,9 @@ class TextEmbeddings(Module):
 
 
 class SelfAttention(Module):
-    """Every token attends to itself and to those before it. Neither normalisation nor residual, but `add` is added."""
+    """Causal self-attention: every token attends to itself and to those before it. Without normalisation and residual
+    connection, but `add` is added.
+    """
 
     def __init__(self, channels, heads):
         self.k_proj, self.v_proj, self.q_proj = (Linear(channels, channels) for _ in range(3))
@@ -66,7 +68,7 @@ class SelfAttention(Module):
 
 
 class Mlp(Module):
-    """Two linear layers around an activation, for every token by itself; `add` is added."""
+    """Two linear layers around an activation, for every token separately; `add` is added."""
 
     def __init__(self, channels, inner, activation):
         self.fc1, self.fc2 = Linear(channels, inner), Linear(inner, channels)
@@ -91,7 +93,7 @@ class EncoderLayer(Module):
 
 
 class Encoder(Module):
-    """Layer after layer. Returns all states, the first of them what came in."""
+    """The layers in sequence. Returns all states, starting with the input."""
 
     def __init__(self, layers):
         self.layers = layers
@@ -109,9 +111,9 @@ class CLIPTextModel(Module):
 
     Options are those of transformers' CLIPTextConfig, with its defaults (`config` holds them). hidden_act: a name in
     ACTIVATIONS. eos_token_id: the token that ends a prompt; the state at its first place is the pooled one. With 2,
-    which old configurations say whatever the vocabulary, it is the place of the largest number, as then.
-    attention_dropout, of training, is not done here; initializer_*, pad_ and bos_token_id decide nothing. seed: of the
-    initial weights. Raises ValueError for options that are not built here.
+    which old configurations say for any vocabulary, the pooled state is at the largest token number, as it was then.
+    attention_dropout is ignored; initializer_*, pad_ and bos_token_id have no effect. seed: of the initial weights.
+    Raises ValueError for unsupported options.
     """
 
     def __init__(
@@ -129,8 +131,8 @@ class CLIPTextModel(Module):
         self.initialize(seed)
 
     def forward(self, ids, attention_mask=None, skip=0):
-        """ids: integers (N, T). attention_mask: (N, T), 0 for tokens that nobody shall see; Stable Diffusion gives
-        none, not even for padding. skip: how many of the last layers to leave out.
+        """ids: integers (N, T). attention_mask: (N, T), 0 for tokens to be ignored; Stable Diffusion uses none, not
+        even for padding. skip: how many of the last layers to skip.
         """
         ids = np.asarray(to_host(ids))
         places, layers = self.config["max_position_embeddings"], self.config["num_hidden_layers"]
@@ -155,12 +157,12 @@ class CLIPTextModel(Module):
         return Tensor(array_module(like.data).asarray(mask))
 
     def ends(self, ids):
-        """Where each prompt ends: (N,); 0 for one that does not."""
+        """The position of each prompt's end: (N,); 0 if it has none."""
         end = self.config["eos_token_id"]
         return ids.argmax(1) if end == WRONG_END else (ids == end).argmax(1)
 
     def load_state_dict(self, state):
-        """Also with the names that transformers gave the parameters before version 5, see `renamed`."""
+        """Also accepts the names that transformers gave the parameters before version 5, see `renamed`."""
         return super().load_state_dict(renamed(state))
 
 
@@ -179,15 +181,15 @@ class CLIPTextModelWithProjection(Module):
         return states._replace(text_embeds=self.text_projection(states.pooler_output))
 
     def load_state_dict(self, state):
-        """Without the places that old files count out."""
+        """Like CLIPTextModel's; ignores the position numbers that old files store."""
         return super().load_state_dict({name: a for name, a in state.items() if not name.endswith(".position_ids")})
 
 
 def renamed(weights: dict) -> dict:
-    """The parameters of a CLIPTextModel by the names they have since transformers 5.
+    """The parameters of a CLIPTextModel by their names since transformers 5.
 
-    Before, which is what almost all files have, everything began with text_model., and the places 0, 1, 2 .. were
-    stored too. A projection that a file has besides is left out.
+    Earlier files, which are almost all of them, start every name with text_model. and also store the positions 0, 1, 2,
+    .. An additional projection is omitted.
     """
     names = {name: name.removeprefix("text_model.") for name in weights}
     unused = ("embeddings.position_ids", "text_projection.weight")

@@ -70,8 +70,8 @@ class UNet2D(Module):
 
     Options are those of UNet2DModel, with its defaults (`config` holds them all). The main ones:
     in_channels, out_channels: of the image. block_out_channels: channels of every level, from the top.
-    layers_per_block: residual blocks a level. down_block_types, up_block_types: a name a level, with attention or not.
-    attention_head_dim: channels of a head (None: one head). norm_num_groups: groups of every normalisation.
+    layers_per_block: residual blocks a level. down_block_types, up_block_types: one name per level, with attention or
+    not. attention_head_dim: channels of a head (None: one head). norm_num_groups: groups of every normalisation.
     resnet_time_scale_shift: "default" (added) or "scale_shift". downsample_type, upsample_type: "conv" or "resnet", for
     the blocks with attention. act_fn: a name in ACTIVATIONS. num_class_embeds: number of classes, if any;
     class_embed_type: None for these, "timestep" for numbers, "identity" for vectors (temb_dim,). time_embedding_type:

@@ -1,13 +1,13 @@
-"""The U-Net of clips: an image network between whose layers stand layers that look along time alone (Singer et al.
-2022, "Make-A-Video", section 3.2; Ho et al. 2022, "Video diffusion models", section 3).
+"""The U-Net for clips: an image network with additional layers along time only between its layers (Singer et al. 2022,
+"Make-A-Video", section 3.2; Ho et al. 2022, "Video diffusion models", section 3).
 
-A residual block sees each frame by itself, then a temporal convolution each pixel by itself; the same with attention.
-That is far cheaper than filters over space and time at once, and as the temporal layers begin as the identity, an image
-network can be widened to clips (`widened`) and goes on learning. An image (N, H, W, C) passes them by, so that
+A residual block sees each frame separately, then a temporal convolution each pixel separately; attention works in the
+same way. This is far cheaper than filters over space and time at once, and because the temporal layers start as the
+identity, an image network can be widened to clips (`widened`) and trained further. An image (N, H, W, C) skips them, so
 the same network learns from images and clips.
 
-Structure, option names and parameter names are those of diffusers' UNet3DConditionModel, so its checkpoints are ours
-and ours are its; ClipUNet is the same with choices that diffusers does not have.
+Structure, option names and parameter names are those of diffusers' UNet3DConditionModel, so checkpoints are
+interchangeable; ClipUNet adds options that diffusers does not have.
 """
 
 import math
@@ -42,7 +42,7 @@ _UP = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
 class ClipBlock(Module):
     """Residual blocks, each followed by a temporal convolution and, if it attends, by attention in space and in time.
 
-    widths: pairs of channels in and out of the residual blocks. make: see `ClipUNet._maker`; None where nobody attends.
+    widths: pairs of channels in and out of the residual blocks. make: see `ClipUNet._maker`; None without attention.
     """
 
     def __init__(self, widths, make, resnet, dropout, behind_first=False):
@@ -59,7 +59,7 @@ class ClipBlock(Module):
         return x if frames is None else self.temp_convs[i](x, frames)
 
     def attend(self, i, x, context, mask, frames):
-        """The i-th attention in space and in time, where there is one."""
+        """The i-th attention in space and in time, if the block has one."""
         if not self.attentions:
             return x
         x = self.attentions[i](x) if context is None else self.attentions[i](x, context, mask)
@@ -124,10 +124,10 @@ def half_waves(count) -> np.ndarray:
 
 
 def _loud(cin, cout, gain):
-    """A linear layer whose results are `gain` times as large as its inputs to begin with, in the mean square.
+    """A linear layer whose outputs, at initialisation, are `gain` times as large as its inputs in the mean square.
 
-    The layers of the image network begin at 1 / sqrt(3): behind four of them a word in ten is hardly heard, and it
-    takes a thousand steps until it is.
+    With the image network's layers, which start at a gain of 1 / sqrt(3), the effect of one word in ten is too weak
+    after four layers, and it takes a thousand steps to grow.
     """
     layer = Linear(cin, cout)
     layer.weight.bound = gain * math.sqrt(3 / cin)
@@ -149,19 +149,20 @@ class PooledContext(Module):
 
 @register("ClipUNet")
 class ClipUNet(Module):
-    """Predicts from clips (x_t, t, context) what the process asks for.
+    """Predicts the process's target from clips (x_t, t, context).
 
     The main options: in_channels, out_channels: of a frame. block_out_channels: channels of every level, from the top.
-    down_block_types, up_block_types: a name a level, with attention or not. layers_per_block: residual blocks a level.
-    attention_head_dim: channels of a head, a number or one a level. cross_attention_dim: channels of a context; None
-    for a network without one, whose frames attend as UNet2D's images do. num_class_embeds: rows of a table of classes,
-    added to the step number. use_linear_projection: see UNet2DCondition. transformer_in: whether attention in time
-    comes first of all. activation: of the transformers' inner layers. temporal_dropout: in the temporal convolutions.
-    frame_positions: whether every frame is told its number beside the step number; nothing else tells frames apart but
-    the ends of the clip. pooled_context: whether the mean of the context is added to the step number, too (Saharia et
-    al. 2022, "Imagen", section 2.3), with one more layer behind the sum, so that every layer knows which way a thing
-    goes of which this is frame f. resnet_time_scale_shift: see UNet2D. pixel_positions: whether conv_in is told where
-    in the clip a pixel is. seed: of the initial weights. ValueError, in one sentence, for options that cannot be built.
+    down_block_types, up_block_types: one name per level, with attention or not. layers_per_block: residual blocks per
+    level. attention_head_dim: channels of a head, a number or one per level. cross_attention_dim: channels of a
+    context; None for a network without one, whose frames attend as UNet2D's images do. num_class_embeds: rows of the
+    class embedding, added to the step embedding. use_linear_projection: see UNet2DCondition. transformer_in: whether
+    the first layer is attention in time. activation: of the transformers' inner layers. temporal_dropout: in the
+    temporal convolutions. frame_positions: whether every frame's number is embedded next to the step number; otherwise
+    only the ends of the clip tell frames apart. pooled_context: whether the mean of the context is also added to the
+    step embedding (Saharia et al. 2022, "Imagen", section 2.3), with one more layer after the sum, so that every layer
+    knows in which direction the object in frame f moves. resnet_time_scale_shift: see UNet2D. pixel_positions: whether
+    conv_in also gets the position of each pixel in the clip. seed: of the initial weights. Raises ValueError for
+    options that cannot be built.
     """
 
     fixed = ("context",)  # see graph.py
@@ -215,7 +216,7 @@ class ClipUNet(Module):
         self.class_embedding: Any = None if classes is None else Embedding(classes, temb_dim)
         self.frame_embedding: Any = None
         if config["frame_positions"]:
-            # it begins as nothing, like every layer of time, unless it is to be seen beside the context
+            # it starts at zero, like every temporal layer, unless it must be visible next to the context
             self.frame_embedding = _loud(channels[0], temb_dim, 1.0 if config["pooled_context"] else 0.0)
         self.context_embedding: Any = None
         self.mixing: Any = None
@@ -229,7 +230,7 @@ class ClipUNet(Module):
         if config["transformer_in"]:
             self.transformer_in = TransformerTemporalModel(channels[0], 8, heads[0], groups, config["activation"])
 
-        self.down_blocks, skips = [], [channels[0]]  # channels of everything that the ascent will see again
+        self.down_blocks, skips = [], [channels[0]]  # channels of all skip connections
         for i, name in enumerate(config["down_block_types"]):
             make = self._maker(heads[i]) if _DOWN[name] else None
             shrink, padding = i < levels - 1, config["downsample_padding"]
@@ -274,7 +275,7 @@ class ClipUNet(Module):
         return self.body(x, **self.encoded(x.data, t, **condition))
 
     def checked(self, x):
-        """Samples that this network can take, as a Tensor."""
+        """The samples as a Tensor, after checking their shape."""
         x, c = as_tensor(x), self.options["in_channels"]
         if x.ndim not in (4, 5) or x.shape[-1] != c or 0 in x.shape[1:]:
             raise ValueError(f"this U-Net takes clips (N, F, H, W, {c}) or images (N, H, W, {c}), got {x.shape}")
@@ -283,10 +284,10 @@ class ClipUNet(Module):
     def encoded(
         self, like, t, *, encoder_hidden_states=None, encoder_attention_mask=None, class_labels=None, timestep_cond=None
     ):
-        """What a user gives for the body: Tensors by name for samples `like` (N, ..), as floating as they.
+        """The inputs of the body: Tensors by name for samples `like` (N, ..), in their dtype.
 
         encoder_hidden_states: (N, T, cross_attention_dim), the context, the same for all frames.
-        encoder_attention_mask: (N, T), 0 for what nobody shall see. class_labels: (N,). timestep_cond: (N,
+        encoder_attention_mask: (N, T), 0 for states to be ignored. class_labels: (N,). timestep_cond: (N,
         time_cond_proj_dim).
         """
         n, xp, width = len(like), array_module(like), self.options["cross_attention_dim"]
@@ -357,7 +358,9 @@ class ClipUNet(Module):
         return h if frames is None else h.reshape((*shape[:-1], h.shape[-1]))
 
     def position(self, right, down, along=None):
-        """Where every pixel is, ([F,] H, W, C), for conv_in: of the half waves (count, 2 WAVES) of each axis."""
+        """The embedding of every pixel's position, ([F,] H, W, C), added after conv_in; from the half waves (count, 2
+        WAVES) of each axis.
+        """
         in_time, below, beside = self.position_embedding
         below, beside = below(down), beside(right)
         where = below.reshape((len(below), 1, below.shape[1])) + beside
@@ -367,7 +370,7 @@ class ClipUNet(Module):
         return in_time.reshape((len(in_time), 1, 1, in_time.shape[1])) + where
 
     def recompute_blocks(self, on=True):
-        """Whether blocks and attention keep nothing for backward and compute it again there. Returns self."""
+        """Sets whether blocks and attention store nothing for backward and recompute it there. Returns self."""
         for _, module in self.named_modules():
             if isinstance(module, ResnetBlock | MultiHeadAttention):
                 module.recompute = on
@@ -383,8 +386,8 @@ DIFFUSERS = {  # what UNet3DConditionModel cannot choose
 
 @register("UNet3DConditionModel")
 class UNet3D(ClipUNet):
-    """The same network as diffusers' UNet3DConditionModel has it, with its options and defaults: always with a context,
-    attention in time behind conv_in, and geglu.
+    """diffusers' UNet3DConditionModel, with its options and defaults: always with a context, attention in time after
+    conv_in, and geglu.
     """
 
     def __init__(
@@ -432,10 +435,10 @@ OF_TIME = ("temp_", "transformer_in", "frame_embedding")  # in names of paramete
 
 
 def widened(image_model, temporal_dropout=0.0, seed=0) -> ClipUNet:
-    """The clip network with the weights of an image network, a UNet2D or UNet2DCondition: each of its frames is, to
-    begin with, what the image network makes of it. seed: of the temporal layers' inner weights.
+    """The clip network with the weights of an image network, a UNet2D or UNet2DCondition; initially, its output for
+    each frame is the image network's. seed: of the temporal layers' inner weights.
 
-    ValueError, in one sentence, for an image network with options that ClipUNet does not have.
+    Raises ValueError for an image network with options that ClipUNet does not have.
     """
     theirs = image_model.config
     if not isinstance(image_model, UNet2D | UNet2DCondition):
@@ -486,7 +489,7 @@ def _widened_config(image_model, theirs):
 
 
 def _mean(context, seen):
-    """The mean (N, D) of the states (N, T, D) that are seen, (N, T) truth values, None for all; 0 where none is."""
+    """The mean (N, D) of the states (N, T, D) that are seen, (N, T) bool, None for all; 0 if none is."""
     seen = np.ones(context.shape[:2]) if seen is None else seen
     share = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)  # (N, T)
     return (context * Tensor(array_module(context.data).asarray(share[..., None], context.dtype))).sum(axis=1)
@@ -501,7 +504,7 @@ def _vectors(name, value, like, expected):
 
 
 def _heads(config):
-    """Channels of a head, one number a level."""
+    """Channels of a head, one number per level."""
     heads = config["attention_head_dim"]
     return heads if isinstance(heads, list) else [heads] * len(config["block_out_channels"])
 

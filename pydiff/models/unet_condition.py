@@ -129,9 +129,9 @@ class UNet2DCondition(Module):
     """Predicts the process's target from (x_t, t, context): the noise, the clean sample or v.
 
     Options are those of UNet2DConditionModel, with its defaults (`config` holds them all). The main ones:
-    block_out_channels: channels of every level, from the top. down_block_types, up_block_types: a name a level, with
-    attention to the context or not. layers_per_block, transformer_layers_per_block, cross_attention_dim (channels of
-    the context), attention_head_dim: a number for all levels or one a level; attention_head_dim is the number of
+    block_out_channels: channels of every level, from the top. down_block_types, up_block_types: one name per level,
+    with attention to the context or not. layers_per_block, transformer_layers_per_block, cross_attention_dim (channels
+    of the context), attention_head_dim: a number for all levels or one per level; attention_head_dim is the number of
     *heads*, an old mistake that the checkpoints share. class_embed_type: None with num_class_embeds for class numbers,
     "timestep" for numbers, "projection", "simple_projection" and "identity" for vectors. addition_embed_type
     "text_time": Stable Diffusion XL's pooled text and sizes. time_cond_proj_dim: of a vector given beside the step

@@ -1,7 +1,7 @@
-"""Layers that look along time, for clips whose frames lie folded into the axis of samples: (N F, H, W, C).
+"""Layers along time, for clips whose frames are folded into the sample axis: (N F, H, W, C).
 
 Names and structure are those of diffusers' TemporalConvLayer and TransformerTemporalModel. Both start as the identity,
-so that an image network between whose layers they stand still draws its images, one a frame (Singer et al. 2022,
+so an image network with these layers in between still generates its images, one per frame (Singer et al. 2022,
 "Make-A-Video", section 3.2).
 """
 
@@ -16,7 +16,7 @@ from pydiff.nn.transformer import BasicTransformerBlock
 
 
 class TemporalConv(Module):
-    """A convolution over 3 neighbouring frames, each pixel by itself: (N, F, P, C) -> same shape, zeros outside.
+    """A convolution over 3 neighbouring frames, each pixel separately: (N, F, P, C) -> same shape, zeros outside.
 
     weight (3, 1, 1, C, C), in files PyTorch's Conv3d layout. zero: whether it starts at 0.
     """
@@ -33,7 +33,7 @@ class TemporalConv(Module):
 
 
 class TemporalConvLayer(Module):
-    """Four temporal convolutions, each behind a normalisation over the whole clip and silu, added to what came in.
+    """Four temporal convolutions, each after a normalisation over the whole clip and silu, added to the input.
 
     (N F, H, W, C) -> same shape. The last convolution starts at 0. dropout: before the second, third and fourth.
     """
@@ -60,7 +60,7 @@ class TemporalConvLayer(Module):
 
 
 class TemporalBlock(BasicTransformerBlock):
-    """A transformer block that attends to itself twice, as diffusers' "double self attention"."""
+    """A transformer block with two self-attentions, diffusers' "double self attention"."""
 
     def __init__(self, channels, heads, head_dim, activation="geglu"):
         super().__init__(channels, heads, head_dim, context_channels=channels, activation=activation)
@@ -72,7 +72,7 @@ class TemporalBlock(BasicTransformerBlock):
 
 
 class TransformerTemporalModel(Module):
-    """A transformer over the frames, each pixel by itself, between two projections, added to what came in.
+    """A transformer over the frames, for each pixel separately, between two projections, added to the input.
 
     (N F, H, W, C) -> same shape; heads head_dim channels inside. The last projection starts at 0.
     """

@@ -79,21 +79,18 @@ class Denoise(Function):
         if not kernel:
             return forward_arrays(x, f, f_uncond, step, history, noise)
         x_next, x0_hat = (empty(x, _flat_shape(x)) for _ in range(2))
-        past, table = [_flat(h) for h in history], _table(x, step, step.c)
-        key = None if noise is None else key_on(x, noise)
-        kernel(_flat(x), _flat(f), _flat(f_uncond), table, None, past, key, x_next, x0_hat)
+        past, key = [_flat(h) for h in history], None if noise is None else key_on(x, noise)
+        kernel(_flat(x), _flat(f), _flat(f_uncond), _table(x, step, step.c), None, past, key, x_next, x0_hat)
         return x_next.reshape(x.shape), x0_hat.reshape(x.shape)
 
     def backward(self, dx_next, dx0_hat):
         x, f, f_uncond = self.saved
-        xp = array_module(x)
-        dx_next, dx0_hat = (xp.zeros_like(x) if g is None else g for g in (dx_next, dx0_hat))
+        dx_next, dx0_hat = (array_module(x).zeros_like(x) if g is None else g for g in (dx_next, dx0_hat))
         kernel = native(f, "denoise_backward")
         if not kernel:
             return *backward_arrays(dx_next, dx0_hat, x, f, f_uncond, self.step), None
         dx, df = empty(x, _flat_shape(x)), empty(f, _flat_shape(x))
-        table = _table(x, self.step)
-        kernel(_flat(dx_next), _flat(dx0_hat), _flat(x), _flat(f), _flat(f_uncond), table, None, dx, df)
+        kernel(_flat(dx_next), _flat(dx0_hat), _flat(x), _flat(f), _flat(f_uncond), _table(x, self.step), None, dx, df)
         return dx.reshape(x.shape), df.reshape(x.shape), None
 
 
@@ -103,10 +100,8 @@ def _table(x, step, c=()):
     return sent(_kept(np.array(row, FLOAT32).tobytes()), x)
 
 
-@functools.lru_cache(maxsize=4096)
-def _kept(row):
-    """The table of these bytes, always the same array, which cannot be written to; see `sent`."""
-    return np.frombuffer(row, FLOAT32).reshape(1, -1)
+# The table of these bytes: always the same array, which cannot be written to; see `sent`.
+_kept = functools.lru_cache(maxsize=4096)(lambda row: np.frombuffer(row, FLOAT32).reshape(1, -1))
 
 
 def _flat_shape(x):

@@ -1,6 +1,6 @@
-"""The part of a page that shows clips as clips: a slider over time, and one over the steps of the noise.
+"""The part of a page that plays clips: one slider for time, one for the denoising steps.
 
-Noise cannot be compressed, so what a panel holds is bounded: see `room`.
+Noise cannot be compressed, so the size of a panel is bounded: see `room`.
 """
 
 from typing import NamedTuple
@@ -14,27 +14,27 @@ from pydiff.report.story import embedded, player
 from pydiff.report.trace import steps_to_record
 
 CLIPS = 9  # that are shown, if they are small
-STEPS = 16  # of the noise, about as many
-PANEL_VALUES = 650_000  # of a panel's clips, a byte each on a page that noise fills: about as many bytes
+STEPS = 16  # denoising steps that are shown, about
+PANEL_VALUES = 650_000  # in a panel's clips; noise takes about one byte per value on the page
 
 
 class Room(NamedTuple):
-    """What a panel has room for: clips, about so many steps of the noise, and frames reduced by a factor."""
+    """What a panel shows: this many clips and, about, denoising steps; frames reduced in size by a factor."""
 
     clips: int
     steps: int
     factor: int
 
     def values(self, shape):
-        """Numbers that a panel holds of clips of this shape (F, H, W, C)."""
+        """The number of values in a panel of clips of this shape (F, H, W, C)."""
         frames, height, width, c = shape
         moments = len({1, *steps_to_record(10**9, self.steps)} - {0})
         return self.clips * moments * frames * (height // self.factor) * (width // self.factor) * min(c, 4)
 
 
 def room(shape) -> Room:
-    """The most of clips (F, H, W, C) that fits into PANEL_VALUES: first fewer steps are shown, then fewer clips, then
-    their frames are reduced by block means, to no less than a pixel.
+    """The largest Room for clips (F, H, W, C) within PANEL_VALUES: first fewer steps are shown, then fewer clips, then
+    the frames are reduced by block means, at most to one pixel.
     """
     for clips, steps in ((CLIPS, STEPS), (CLIPS, STEPS // 2), (4, STEPS // 2)):
         if (made := Room(clips, steps, 1)).values(shape) <= PANEL_VALUES:
@@ -46,9 +46,9 @@ def room(shape) -> Room:
 
 
 def oversee(states, kept, shape):
-    """The states of a sampler, unchanged; `kept` gets (step, steps, x, x0) of some of them, x of the first clips.
+    """Passes the states of a sampler through; appends (step, steps, x, x0) of some, for the first clips, to `kept`.
 
-    shape: (F, H, W, C) of a clip; how many are kept: see `room`.
+    shape: (F, H, W, C) of a clip, from which `room` determines how many are kept.
     """
     wanted, (clips, steps, _) = None, room(shape)
     for state in states:
@@ -64,7 +64,7 @@ def clips_section(kept, codec, data=None):
     wait, factor = round(1000 / codec.rate), room(codec.shape).factor
 
     def sheet(clips):
-        """(frames, height, width, C) of clips uint8, every moment's frames in a grid."""
+        """(frames, height, width, C) of clips uint8, the frames of each moment in a grid."""
         clips = shrink(visible(clips), factor)
         return np.stack([grid(clips[:, f], columns, scale=1) for f in range(clips.shape[1])])
 

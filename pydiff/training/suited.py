@@ -1,8 +1,8 @@
-"""Options that suit the data, where nobody chose any: what is usual for images teaches clips no motion.
+"""Options that suit the data, for those that the user did not choose: the usual ones for images teach clips no motion.
 
-A clip says the same thing F times over, so that it is still recognised under noise in which an image is long lost, and
-it is there that its motion is decided. So noisier levels are drawn, and the error is that of the clean clip, which at
-those levels is large, and not that of the noise, which there is small. docs/clips.md has the figures.
+A clip shows the same object F times, so it is still recognisable under noise that hides a single image, and its motion
+is decided at these noise levels. So noisier levels are drawn, and the error is that of the clean clip, which is large
+at those levels, and not that of the noise, which is small there. docs/clips.md has the figures.
 """
 
 import dataclasses
@@ -15,18 +15,19 @@ CLIPS = {
     "steps": 6000, "batch_size": 4, "lr": 1.5e-3, "warmup": 50, "ema": 0.998, "groups": 4, "prediction": "x0",
     "timestep_sampling": "logit_normal", "timestep_shift": 3.0,
 }  # fmt: skip
-TOGETHER = {"timestep_shift": "timestep_sampling", "lr": "batch_size", "groups": "channels"}  # who chose one has both
+TOGETHER = {"timestep_shift": "timestep_sampling", "lr": "batch_size", "groups": "channels"}  # choosing one keeps both
 
 
 def suited(
     options, given: Collection[str], dataset, network=None, out=None, group: Group | None = None,
     announce: Callable[[str], object] = print,
 ):  # fmt: skip
-    """The options, with those of CLIPS, for clips, where they are not in `given`; `announce` gets a sentence on that.
+    """The options with those of CLIPS, if the data are clips, for names that are not in `given`; `announce` gets a
+    sentence on that.
 
-    options: Options. given: names of the options that somebody chose. dataset: what is to be learned from. network:
-    what is trained in place of the network that the options describe, or None; what suits that, nobody knows. out: the
-    folder of the run: one that goes on keeps its own. group: the processes that share the work.
+    options: Options. given: names of the options that the user chose. dataset: the training data. network: a network to
+    train instead of the one that the options describe, or None; no options are known to suit it. out: the folder of the
+    run: a resumed run keeps its options. group: the processes that share the work.
     """
     if dataset.noun != "clip" or network is not None or options.init_from is not None:
         return options

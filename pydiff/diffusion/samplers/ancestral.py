@@ -8,8 +8,8 @@ Notation: a step goes from t to the next, less noisy point s of the path, which 
     x0, eps                  x0, eps_theta                      "predicted x0", eps_theta
     std                      sigma_t                            sigma_t
 
-One evaluation a step; order 1. Several published samplers are these steps under another name or in another scale of x:
-`euler` is `ddim` with eta = 0, `euler_ancestral` and SDE-DPM-Solver++ of order 1 are `ddim` with eta = 1, which is
+One evaluation per step; order 1. Several published samplers are these steps under another name or in another scale of
+x: `euler` is `ddim` with eta = 0, `euler_ancestral` and SDE-DPM-Solver++ of order 1 are `ddim` with eta = 1, which is
 `ddpm` with the small variance.
 """
 
@@ -94,7 +94,7 @@ def euler_ancestral(model, x, process: Process, path: Path, **more):
 
     With rho = sigma / alpha and y = x / alpha: rho_up^2 = rho_s^2 (rho_t^2 - rho_s^2) / rho_t^2,
     rho_down^2 = rho_s^2 - rho_up^2, y_s = x0 + rho_down eps + rho_up z (k-diffusion's "Euler a"). It is `ddim` with
-    eta = 1. One evaluation a step, order 1 in distribution. Good for: varied images in 20 to 40 steps. Arguments: see
+    eta = 1. One evaluation per step, order 1 in distribution. Good for: varied images in 20 to 40 steps. Arguments: see
     `walk`.
     """
     return ddim(model, x, process, path, eta=1.0, **more)

@@ -33,7 +33,7 @@ def gauss_legendre():
 def lms(model, x, process: Process, path: Path, order=4, **more):
     """Linear multistep in rho: y_s = y + sum_k w_k eps_k, w_k = integral of the k-th Lagrange polynomial in rho.
 
-    Adams-Bashforth (1883) for non-uniform steps; k-diffusion's "LMS". order: 1 .. 4. One evaluation a step, order
+    Adams-Bashforth (1883) for non-uniform steps; k-diffusion's "LMS". order: 1 .. 4. One evaluation per step, order
     `order`. Good for: smooth late stages; at large steps it is less stable than `dpm_solver`. Others: see `walk`.
     """
     return walk(model, x, process, adams_stages(path, order, np.asarray), **more)
@@ -43,7 +43,7 @@ def deis(model, x, process: Process, path: Path, order=3, lower_order_final=True
     """Diffusion exponential integrator: as `lms`, but with a polynomial in log rho (Zhang and Chen 2023, log-rho AB).
 
     Their tAB-DEIS weights (eq. 15) with t = log rho, integrated exactly. order: 1 .. 4; lower_order_final: whether the
-    last two steps are of order 2 and 1, which is more stable with few steps. One evaluation a step, order `order`.
+    last two steps are of order 2 and 1, which is more stable with few steps. One evaluation per step, order `order`.
     Good for: 10 to 20 steps. The step to a clean end, where log rho is infinite, is of order 1. Others: see `walk`.
     """
     return walk(model, x, process, adams_stages(path, order, np.log, lower_order_final), **more)

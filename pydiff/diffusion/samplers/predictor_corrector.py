@@ -42,7 +42,7 @@ def unipc(
     order: 1 .. 4 (2 or 3 are usual). kind: "data" (x0-hat) or "noise" (eps-hat). b: "bh1" or "bh2", which differ at
     large steps. corrector: False uses only the predictor; a collection of numbers lists the steps (from 0) left
     uncorrected. lower_order_final: whether the last steps are of order .., 2, 1; a step to the clean end always has
-    order 1. One evaluation a step, order `order` + 1 with the corrector, `order` without. Good for: 5 to 15 steps.
+    order 1. One evaluation per step, order `order` + 1 with the corrector, `order` without. Good for: 5 to 15 steps.
     Others: see `walk`.
     """
     if not 1 <= order <= 4 or kind not in ("data", "noise") or b not in ("bh1", "bh2"):

@@ -35,7 +35,7 @@ class Churn(NamedTuple):
 def euler(model, x, process: Process, path: Path, churn=0.0, churn_range=(0.0, math.inf), churn_noise=1.0, **more):
     """Euler's method in rho: y_s = y + (rho_s - rho_t) eps. Karras et al. 2022, algorithm 2 without lines 6 to 8.
 
-    Without churn it is `ddim` with eta = 0. churn: see `heun`. One evaluation a step, order 1. Good for: a baseline.
+    Without churn it is `ddim` with eta = 0. churn: see `heun`. One evaluation per step, order 1. Good for: a baseline.
     Other arguments: see `walk`.
     """
     stages = []

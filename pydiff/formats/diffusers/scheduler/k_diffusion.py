@@ -34,7 +34,9 @@ def _float32(values):
 
 
 def _scheduler(sampler, asked, rounded=False, **fixed):
-    """Builds the Plan. asked: from process, t and sigma, ("t", sigma table) of every evaluation."""
+    """A function that builds the Plan. asked: a function of (process, t, sigma) that returns ("t", sigma table) of
+    every evaluation.
+    """
 
     def build(config, steps, timesteps=None, sigmas=None, begin=0, **_):
         process, t, sigma = _levels(config, steps, rounded, timesteps, sigmas)
