@@ -24,7 +24,7 @@ def dry_run(data, *, device="cpu", model=None, latent=None, **options) -> str:
         dataset = load(data, **reading(options.to_config()))
         lines = [dataset.summary()]
         if model != "autoencoder":
-            options = suited(options, given, dataset, model or latent, announce=lines.append)
+            options = suited(options, given, dataset, model, announce=lines.append, latent=latent is not None)
         if model == "autoencoder":
             task = AutoencoderTask(dataset, options)
         elif model == "classifier":

@@ -357,7 +357,7 @@ def train(
         with backend.use_device(device):  # a missing GPU is reported before a large data set is read
             dataset = load_data(data, **reading(options.to_config()))
             announce(f"{dataset.summary()}; training on {device}{group.described()}")
-            options = suited(options, given, dataset, model or latent, out, group, announce)
+            options = suited(options, given, dataset, model, out, group, announce, latent is not None)
             codec = opened_in(latent, dataset, out) if latent is not None else None if named else codec
             task, begin = warm(
                 lambda network: task_for(dataset, options, network, codec, images), options.init_from, out, model

@@ -41,6 +41,25 @@ def test_clips_get_what_suits_them_where_nobody_chose(names):
     assert len(notes) == bool(changed)
 
 
+def test_latents_are_learned_by_v_where_nobody_chose():
+    digits, notes = pydiff.data.load("digits"), []
+    assert suited(Options(), (), digits, announce=notes.append, latent=True).prediction == "v"
+    assert notes == ["as suits latents, where nothing else was asked for: prediction='v'"]
+    assert suited(Options(), {"prediction"}, digits, announce=refused, latent=True).prediction == "eps"
+    assert suited(Options(), (), digits, object(), announce=refused, latent=True).prediction == "eps"
+
+
+def test_a_run_in_latents_that_goes_on_keeps_its_own(tmp_path):
+    """Those that began before v was usual, too."""
+    digits = pydiff.data.load("digits").images[:8]
+    small = {"batch_size": 2, "channels": (4, 4), "groups": 2, "progress": False, "sample_every": 0, "seed": 1}
+    pydiff.train(digits, model="autoencoder", out=tmp_path / "ae", steps=1, latent_channels=2, **small)
+    small |= {"timesteps": 10, "head_dim": 2, "latent": tmp_path / "ae", "out": tmp_path / "run"}
+    assert pydiff.train(digits, steps=1, prediction="eps", **small).options["prediction"] == "eps"
+    assert pydiff.train(digits, steps=2, **small).options["prediction"] == "eps"
+    assert pydiff.train(digits, steps=1, **small | {"out": tmp_path / "new"}).options["prediction"] == "v"
+
+
 def test_a_run_that_goes_on_keeps_its_own(tmp_path):
     before = pydiff.train(CLIP_DATA, out=tmp_path, progress=False, **SMALL, lr=0.5, prediction="v", ema=0.5)
     chosen = {"channels": (4,), "groups": 2, "head_dim": 2, "timesteps": 10, "sample_every": 0}
