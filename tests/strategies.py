@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pydiff import backend, compiled
+from pydiff import backend, compiled, random
 from tests import emulated
 
 # 1, primes, powers of two, and neighbours of vector widths (4, 8, 16) and of tiles
 sizes = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33])
 small = st.sampled_from([1, 2, 3, 4, 5, 7, 8])
-seeds = st.integers(0, 2**32 - 1)
+seeds = words = st.integers(0, 2**32 - 1)
 
 LEVELS = compiled.levels() if backend.cpu is not None else []
 
@@ -38,6 +38,14 @@ def simd(request, monkeypatch):
     """Runs a test once for every instruction set this machine supports."""
     monkeypatch.setattr(backend, "cpu", importlib.import_module(compiled.LEVELS[request.param]))
     return request.param
+
+
+@st.composite
+def keys(draw, n, purposes):
+    """A random.Key of n samples for one of these purposes; samples, steps and seed up to the ends of their range."""
+    purpose = draw(st.sampled_from(purposes))
+    sample, step = ([draw(words) for _ in range(n)] for _ in range(2))
+    return random.key(draw(st.integers(0, 2**64 - 1)), purpose, sample, step)
 
 
 @pytest.fixture(params=[*LEVELS, "simt"])

@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
-from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
 from benchmarks.papers.unseen import wilson
-from pydiff import no_grad, random
+from pydiff import backend, no_grad, random
 from pydiff.data.moving import COLOURS, COMBINATIONS, DIRECTIONS, SHAPES, SPEEDS, caption, held_out, moving_shapes
 from pydiff.data.track import shuffled, track
 from pydiff.report.film import save_film
@@ -150,7 +149,7 @@ def main(arguments=None):
     one = clips[:: options.each]
     save_film(options.out / "held-out.webp", [grid(one[:, f], scale=4) for f in range(one.shape[1])], fps=8)
     found = {
-        "machine": describe(available_threads()), "steps": options.steps, "recipe": RECIPE,
+        "machine": describe(backend.threads()), "steps": options.steps, "recipe": RECIPE,
         "changes": json.loads((options.out / "run/config.json").read_text())["changes"],
         "parameters": run.parameters, "cpu_seconds_a_step": round(trained / steps, 3) if steps else None,
         "sampling": WAY, "best_guidance": guidance, "chance": CHANCE, "rows": rows,

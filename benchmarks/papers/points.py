@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
-from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
+from pydiff import backend
 from pydiff.data.points import FIRST_TURN, LAST_TURN, swiss_roll, swiss_roll_density
 from pydiff.diffusion import path
 from pydiff.diffusion.samplers import SAMPLERS as SAMPLERS_BY_NAME
@@ -109,7 +109,7 @@ def main(arguments=None):
         if sampler != "ddpm":  # which adds noise of its own
             exactly[name] = of_a_normal_distribution(run.process, sampler, steps, spacing)
     found = {
-        "machine": describe(available_threads()), "steps": options.steps, "recipe": RECIPE,
+        "machine": describe(backend.threads()), "steps": options.steps, "recipe": RECIPE,
         "parameters": run.parameters,
         "training": earlier.get("training") if finished else {"wall_s": round(seconds, 1), "cpu_s": round(cpu, 1)},
         "bits": {

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
-from pydiff import segment
+from pydiff import backend, segment
 from pydiff.data import load
 from pydiff.report.grid import save_png
 
@@ -105,7 +104,7 @@ def main(arguments=None):
         "shapes": scored("shapes", chosen.out / "shapes-run", chosen.steps),
         "folder of emoji": scored(folder, chosen.out / "emoji-run", chosen.steps),
     }
-    result = {"machine": describe(available_threads()), "recipe": RECIPE, "segmentation": found}
+    result = {"machine": describe(backend.threads()), "recipe": RECIPE, "segmentation": found}
     print(table(found))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
-from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
+from pydiff import backend
 from pydiff.data.tones import CLASSES, NOTES, SWEEPS, VOWELS, load_tones
 from pydiff.sound import measure, stft
 
@@ -157,11 +157,12 @@ def main(arguments=None):
     result = {
         "tones": rows,
         "steps": chosen.steps,
+        "recipe": RECIPE,
         "training_seconds": round(seconds, 1),
         "sampling_seconds": round(time.perf_counter() - began, 1),
         "sounds_of_each_class": chosen.count,
         "parameters": run.parameters,
-        "machine": describe(available_threads()),
+        "machine": describe(backend.threads()),
     }
     print(table(rows))
     if chosen.json is not None:

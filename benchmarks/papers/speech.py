@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
-from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
 from benchmarks.papers.sound import distances, features, variety
 from benchmarks.papers.spoken import Rows, kept, recognised, recogniser
 from benchmarks.papers.unseen import wilson
+from pydiff import backend
 from pydiff.data import Sounds, spoken
 from pydiff.report.write import training_time
 from pydiff.sound.wav import wav_bytes
@@ -147,7 +147,7 @@ def main(arguments=None):
 
     def written():
         """What was found so far, and the file with it, after every row: a stopped call has not been for nothing."""
-        result = {"machine": describe(available_threads()), "speech": found | {"rows": dict(rows)}}
+        result = {"machine": describe(backend.threads()), "speech": found | {"rows": dict(rows)}}
         if chosen.json is not None:
             chosen.json.write_text(json.dumps(result, indent=1) + "\n")
         return result

@@ -24,11 +24,10 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
-from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
 from benchmarks.papers.sound import distances, features, variety
 from benchmarks.papers.unseen import wilson
-from pydiff import nn, ops
+from pydiff import backend, nn, ops
 from pydiff.data import Sounds
 from pydiff.data.order import batch_indices
 from pydiff.data.spoken import (
@@ -189,7 +188,7 @@ def main(arguments=None):
         found["taught_by_synthetic_voices"] = taught_by_programs(chosen)
     if chosen.only != "synthetic":
         found["taught_by_recordings"] = taught_by_recordings(chosen)
-    result = {**earlier, "digits": found, "machine": describe(available_threads())}
+    result = {**earlier, "digits": found, "machine": describe(backend.threads())}
     print(table(found) if len(found) == 2 else json.dumps(found, indent=1))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")

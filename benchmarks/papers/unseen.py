@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 import pydiff
-from benchmarks.contenders import available_threads
 from benchmarks.machine import describe
+from pydiff import backend
 from pydiff.data import load
 from pydiff.data.emoji import GENDERS, TONES, factorial
 from pydiff.pipeline import Pipeline
@@ -214,7 +214,7 @@ def main(arguments=None):
         if len(runs) == 1 and not (chosen.out / "grid.png").exists():
             save_png(chosen.out / "grid.png", image(run, runs[0]["best"], sampling))
         result = {"top1": max(row["unseen"]["top1"] for row in runs[0]["scores"]), "runs": runs}
-        result["machine"] = describe(available_threads())
+        result["machine"] = describe(backend.threads())
         if chosen.json is not None:
             chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))

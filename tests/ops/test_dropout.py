@@ -10,9 +10,7 @@ from pydiff.reference.dropout import dropout as reference
 from pydiff.tensor import Tensor
 from tests.bits import assert_same_bits, check_any_batch, check_any_thread_count
 from tests.compare import array_path, assert_close, check_gradient, gradients, naive_kernels
-from tests.strategies import bfloat16, kernels, seeds, simd, simt, sizes, small, strided  # noqa: F401
-
-words = st.integers(0, 2**32 - 1)
+from tests.strategies import bfloat16, kernels, keys, seeds, simd, simt, sizes, small, strided  # noqa: F401
 
 
 @st.composite
@@ -22,9 +20,7 @@ def cases(draw, extent=small):
     n = draw(st.integers(1, 4))
     x = draw(strided(rng, (n, *draw(st.lists(extent, min_size=1, max_size=2)))))
     p = draw(st.one_of(st.sampled_from([0.0, 0.1, 0.5, 0.3, 1 - 2**-20, 2.0**-24]), st.floats(0, 0.99)))
-    purpose = draw(st.sampled_from([random.DROPOUT, random.DROPOUT + 256, 2**32 - 1]))
-    sample, step = ([draw(words) for _ in range(n)] for _ in range(2))
-    return rng, x, p, random.key(draw(st.integers(0, 2**64 - 1)), purpose, sample, step)
+    return rng, x, p, draw(keys(n, [random.DROPOUT, random.DROPOUT + 256, 2**32 - 1]))
 
 
 @given(cases(st.integers(1, 4)))

@@ -21,9 +21,7 @@ from tests.compare import (
     gradients,
     naive_kernels,
 )
-from tests.strategies import bfloat16, kernels, seeds, simd, simt, sizes, small, strided  # noqa: F401
-
-words = st.integers(0, 2**32 - 1)
+from tests.strategies import bfloat16, kernels, keys, seeds, simd, simt, sizes, small, strided  # noqa: F401
 
 
 @st.composite
@@ -33,9 +31,7 @@ def cases(draw, extent=small):
     n = draw(st.integers(1, 4))
     x0 = draw(strided(rng, (n, *draw(st.lists(extent, min_size=1, max_size=2)))))
     alpha, sigma = rng.uniform(0, 1, (2, n)) * draw(st.sampled_from([0.0, 1.0, 50.0]))
-    purpose = draw(st.sampled_from([random.NOISE, random.SAMPLE, 2**32 - 1]))
-    sample, step = ([draw(words) for _ in range(n)] for _ in range(2))
-    return rng, x0, alpha, sigma, random.key(draw(st.integers(0, 2**64 - 1)), purpose, sample, step)
+    return rng, x0, alpha, sigma, draw(keys(n, [random.NOISE, random.SAMPLE, 2**32 - 1]))
 
 
 @given(cases(st.integers(1, 4)))
