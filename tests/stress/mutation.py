@@ -99,6 +99,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "all are made with one length",
     ("pydiff/training/shards.py", "cut", "parts = min(parts, n)"): "min does not mind the order",
     (
+        "pydiff/tensor.py",
+        "Tensor.__init__",
+        "self.output_index = 1",
+    ): "read of what an operation made, which sets it",
+    (
         "pydiff/diffusion/samplers/adaptive_steps.py",
         "adaptive",
         "h[going] *= np.clip(safety / np.sqrt(np.maximum(1e-10, error)), 0.1, 5.0)",
