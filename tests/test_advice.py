@@ -198,6 +198,7 @@ FOLLOWED = {
         lambda: random.key(0, random.NOISE, np.array([1.0])),
         lambda: random.key(0, random.NOISE, np.array([1.0]).astype(np.int64))),
     ("segment.py", "open it with pydiff.load."): (lambda: segment.load("run"), lambda: pydiff.load("run")),
+    ("data/sources.py", "pydiff sample {} draws with it"): ("data run", "sample run -n 1 --steps 2"),
     ("mistakes.py", "np.asarray(a) makes one"): (
         lambda: Tensor(np.ones((2, 2)).view(np.matrix)),
         lambda: Tensor(np.asarray(np.ones((2, 2)).view(np.matrix)))),

@@ -291,7 +291,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, dict | ValueError]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
-        if text and not set(map(_usual, names)) & set(FILE_NAME):
+        if text.strip() and not set(map(_usual, names)) & set(FILE_NAME):
             yield 1, ValueError(f"the columns are {printable(', '.join(names))[:80]}, expected file_name and text")
             return
         reader.fieldnames = names
