@@ -40,8 +40,9 @@ cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
 DEVICES = ("cpu", "cuda", "simt")
 # Increases with every commit that changes the arithmetic of a kernel, and so the last bits of a training: checkpoints
 # record it, and a run that resumes with another generation says so. 2: Winograd's algorithm also for 3 x 3 kernels of
-# more than 512 x 512 weights. 3: layer norm, GELU and GEGLU have kernels. 4: causal and masked attention, too.
-KERNEL_GENERATION = 4
+# more than 512 x 512 weights. 3: layer norm, GELU and GEGLU have kernels. 4: causal and masked attention, too. 5: layer
+# norm reads a row twice instead of four times, and the gradient of linear weights adds up longer blocks of rows.
+KERNEL_GENERATION = 5
 
 
 class _Here(threading.local):

@@ -10,6 +10,7 @@ from pydiff import cli, nn, optim
 from pydiff.drawing import Order, draw
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.printed import printable, typed
+from pydiff.training import Options
 
 TINY = {"steps": 1, "batch_size": 2, "channels": (8, 16), "timesteps": 20, "sample_every": 0, "progress": False}
 
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accumulate": -2}, "accumulate must be a whole number of at least 0, got -2"),
+        ({"accumulate": -1}, "accumulate must be a whole number of at least 0, got -1"),
         ({"accumulate": 2, "shards": 3}, "accumulate and shards are the same option"),
         ({"seed": 2**64}, r"seed must be below 2\*\*64"),
         ({"groups": 7}, "groups=7 does not divide 8 channels"),
@@ -170,3 +171,7 @@ def test_gradients_that_are_no_arrays_are_refused():
             optimizer.step(1, 1e-3)
         p.data, p.grad = before, None
     optimizer.step(1, 1e-3)
+
+
+def test_no_accumulation_can_be_asked_for():
+    assert Options.from_keywords({"accumulate": 0}).shards == 0

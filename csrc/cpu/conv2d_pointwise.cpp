@@ -18,7 +18,7 @@
 //   - (3) copies some rows of x side by side, because a tile would otherwise meet a line of the cache in every step.
 //
 // Order of summation: (1) and (2) by blocks of at most panel_depth, as in conv2d_direct.cpp; (3) by the blocks and parts
-// that conv2d_methods.h names. How the result is cut into items changes no bit, so it may follow the number of threads.
+// of Cut. How the result is cut into items changes no bit, so it may follow the number of threads.
 #include <algorithm>
 
 #include "conv2d_methods.h"
@@ -185,14 +185,17 @@ void multiply_exchanged(int64_t rows, int64_t cin, int64_t cout, const float* dy
 
 // dw and dbias
 
-// How their sums are cut: the rows into blocks, and these into parts.
+// How their sums are cut: the rows into blocks, which a tile adds up without a stop, and these into parts, which may be
+// added up at the same time. By shapes only.
 struct Cut {
     int64_t rows, block, blocks, part, parts;
 
     explicit Cut(const Conv2dShape& s) : rows(s.n * s.h * s.w) {
-        blocks = ceil_div(rows, weight_block_pixels(s));
+        constexpr int64_t part_rows = 512, most = 32, all_floats = int64_t{1} << 21;  // of the sums of all parts
+        blocks = ceil_div(rows, panel_depth);
         block = ceil_div(rows, blocks);
-        part = weight_part_blocks(s, blocks, block);
+        const int64_t allowed = std::clamp<int64_t>(all_floats / std::max<int64_t>(1, s.cin * s.cout), 1, most);
+        part = std::max(ceil_div(blocks, allowed), ceil_div(part_rows, block));
         parts = ceil_div(blocks, part);
     }
 };

@@ -282,6 +282,9 @@ def test_adaptive_steps_keep_the_tolerance_they_are_given():
     assert found[2] < 0.2 * found[0]
     assert found[2] <= 0.01
     assert states[-1].steps == states[-1].step == len(states)
+    noisy_end = p._replace(t=p.t[:500], alpha=p.alpha[:501], sigma=p.sigma[:501])
+    states = list(samplers.adaptive(model, x, process, noisy_end, clip=None))
+    assert [state.steps for state in states] == [0] * (len(states) - 1) + [len(states)]  # known when it is over
 
 
 def test_adaptive_steps_refuse_what_cannot_work():
