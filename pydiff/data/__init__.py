@@ -66,7 +66,7 @@ NAMED_SOUNDS = {
     "synthetic-digits": load_synthetic_digits,
     "synthetic-speech": load_synthetic_speech,
 }
-_NAMES = ", ".join(map(repr, NAMED))
+_NAMES = ", ".join(map(repr, [*NAMED, *NAMED_SOUNDS]))
 
 
 def load(
@@ -171,7 +171,7 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
         if isinstance(source, str) and source in NAMED:
             wanted.only(repr(source))
             return NAMED[source]()
-        return load_path(Path(source).expanduser(), wanted, _NAMES)
+        return load_path(Path(source).expanduser(), wanted, [*NAMED, *NAMED_SOUNDS])
     if isinstance(source, Dataset):
         if given:
             raise ValueError(f"{given} were given with a Dataset, which brings its own; {given}= belongs to arrays")

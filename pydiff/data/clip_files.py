@@ -138,7 +138,7 @@ def load_clips(
         }
     elif still:
         notes.append(f"{plural(len(still), 'image')} beside the clips left out")
-    notes += notes_on(listed.others, listed.thumbnails, listed.empty) if only is None else []
+    notes += notes_on(listed.others, listed.thumbnails, listed.empty, listed.again) if only is None else []
     kept, split_notes = divided(list(sources), split, printable(str(root)), "clip")
     sources, notes = {path: sources[path] for path in kept}, [*split_notes, *notes]
     sizes = [found for found in map(_size_of, sources.values()) if found is not None]

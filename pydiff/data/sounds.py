@@ -120,7 +120,7 @@ def load_sounds(
 
     check_sound(rate, seconds, channels)
     found, name = files_in(root, SUFFIXES), printable(str(root))
-    left_out = notes_on([*found.others, *found.texts], found.thumbnails, found.empty)
+    left_out = notes_on([*found.others, *found.texts], found.thumbnails, found.empty, found.again)
     if not found.images:
         told = "".join(f"; {note}" for note in left_out)
         raise ValueError(f"{name} holds no sounds; expected files such as .wav in it or in its subfolders{told}")

@@ -32,7 +32,7 @@ _CONVERT = {
     ),
 }
 _CONVERT |= dict.fromkeys(("rar", "7z", "zst", "lz4"), "unpack it, and give the folder")
-_CONVERT |= dict.fromkeys(("h5", "hdf5", "mat"), "save their images with numpy.savez")
+_CONVERT |= dict.fromkeys(("h5", "hdf5", "mat", "pt", "pth", "tfrecord", "lmdb"), "save their images with numpy.savez")
 SHOWN = 6
 
 # Folders of thumbnails and system files; names in lower case.
@@ -63,9 +63,9 @@ def is_thumbnail(path: str, others: frozenset[str] | set[str]) -> bool:
     return any(stem.lower().endswith(end) and stem[: -len(end)] in others for end in THUMBNAIL)
 
 
-def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = ()) -> list[str]:
+def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = (), again: Sequence[str] = ()) -> list[str]:
     """Sentences on files that were left out (those of kinds that can be converted, with what to do, and the rest by
-    kind), and on folders with nothing in them.
+    kind), on folders with nothing in them, and on links to folders that were read already.
     """
     kinds = Counter(os.path.splitext(path)[1].lower().removeprefix(".") for path in others)
     notes, by_advice = [], {}
@@ -83,6 +83,9 @@ def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = ()) 
         notes.append(f"{plural(thumbnails, 'thumbnail')} left out, being small copies of others or in a folder of such")
     if empty:
         notes.append(f"nothing in {plural(len(empty), 'folder')} ({some([printable(p) for p in empty], ', ', SHOWN)})")
+    if again:
+        links = plural(len(again), "link")
+        notes.append(f"{links} to folders read already left out ({some([printable(p) for p in again], ', ', SHOWN)})")
     return notes
 
 
