@@ -8,6 +8,8 @@ path" (arrays.py has what NumPy and CuPy share). Environment, read once at impor
     PYDIFF_WINOGRAD on (default) or off: see use_winograd
     PYDIFF_THREADS  threads of the compiled CPU kernels (default: the processors this process may run on)
 
+A name that is nearly one of these is warned of.
+
 A device is "cpu" (NumPy), "cuda" (CuPy and the CUDA kernels) or "simt": NumPy arrays and the same CUDA kernels, run on
 the CPU by the emulator of csrc/simt, for tests and for stepping through a kernel (docs/simt.md). Each Python thread has
 its own current device: a new thread begins on the CPU, whatever the thread that started it is using.
@@ -16,6 +18,7 @@ its own current device: a new thread begins on the CPU, whatever the thread that
 import contextlib
 import os
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,23 @@ import numpy as np
 from pydiff import compiled
 
 FLOAT32 = np.dtype(np.float32)
+SETTINGS = ("PYDIFF_NATIVE", "PYDIFF_SIMD", "PYDIFF_WINOGRAD", "PYDIFF_THREADS", "PYDIFF_MPI_TIMEOUT")
+
+
+def misspelt(names) -> list[str]:
+    """A sentence for each of these names of environment variables that nothing reads and that is nearly a setting's."""
+    told = []
+    for name in names:
+        if name.startswith("PYDIFF_") and name not in SETTINGS:
+            import difflib
+
+            near = difflib.get_close_matches(name, SETTINGS, 1, 0.8)
+            told += [f"nothing reads the environment variable {name}; did you mean {near[0]}?"] if near else []
+    return told
+
+
+for _sentence in misspelt(os.environ):
+    warnings.warn(_sentence, RuntimeWarning, stacklevel=2)
 
 
 def _setting(name, allowed, default):

@@ -153,6 +153,32 @@ def test_threads_wrong(value):
     assert error == f"ValueError: PYDIFF_THREADS must be a whole number from 1 to 1024, got '{value}'"
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("PYDIFF_NUM_THREADS", "PYDIFF_THREADS"), ("PYDIFF_THREAD", "PYDIFF_THREADS"), ("PYDIFF_SMID", "PYDIFF_SIMD"),
+     ("PYDIFF_WINOGARD", "PYDIFF_WINOGRAD"), ("PYDIFF_MPI_TIMEOUTS", "PYDIFF_MPI_TIMEOUT")],
+)  # fmt: skip
+def test_a_misspelt_variable_is_warned_of(name, meant):
+    status, _, error = run("import pydiff", **{name: "2"})
+    assert status == 0
+    assert f"nothing reads the environment variable {name}; did you mean {meant}?" in error
+
+
+def test_other_variables_are_left_alone():
+    """Settings, those of the build and of the tests, and those of other programs."""
+    names = [*backend.SETTINGS, "PYDIFF_CUDA", "PYDIFF_CPU_LEVELS", "PYDIFF_REQUIRE_NATIVE", "PYDIFF_SIMT_RACE"]
+    names += [
+        "PYDIFF_HYPOTHESIS",
+        "PYDIFF_PTX",
+        "PYDIFF_GPU",
+        "PYDIFF_SIMT_UCONTEXT",
+        "PYDIFF_DATA",
+        "THREADS",
+        "OMP_NUM_THREADS",
+    ]
+    assert backend.misspelt(names) == []
+
+
 def test_the_default_is_the_processors_this_process_may_use():
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system does not bind processes to processors")

@@ -99,6 +99,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "all are made with one length",
     ("pydiff/training/shards.py", "cut", "parts = min(parts, n)"): "min does not mind the order",
     (
+        "pydiff/diffusion/timesteps.py",
+        "LossAware.draw",
+        't = np.minimum(self.T - 1, np.searchsorted(np.cumsum(p), random.uniform(key, dtype=np.float64), side="right"))',
+    ): "nor does minimum",
+    (
         "pydiff/ops/reduction.py",
         "mean",
         'return total * (total.size / x.size) if x.size else total / float("nan")',
