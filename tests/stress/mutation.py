@@ -101,7 +101,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
         "pydiff/diffusion/timesteps.py",
         "LossAware.draw",
-        't = np.minimum(self.T - 1, np.searchsorted(np.cumsum(p), random.uniform(key, dtype=np.float64), side="right"))',
+        "t = np.minimum(self.T - 1, np.searchsorted(np.cumsum(p), "
+        'random.uniform(key, dtype=np.float64), side="right"))',
     ): "nor does minimum",
     (
         "pydiff/ops/reduction.py",
