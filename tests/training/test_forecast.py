@@ -188,6 +188,12 @@ def test_pace_takes_no_step_in_vain(asked, taken):
     assert pace(trainer(size=8, steps=1)) is None
 
 
+def test_the_need_of_one_sample_grows_from_nothing():
+    need = need_of(trainer(size=8, batch_size=1))
+    assert (need.fixed, need.square, need.pixels) == (0.0, 0.0, 1)
+    assert need.linear > 1000
+
+
 def test_need_is_a_formula():
     need = Need(100.0, 2.0, 0.5, 10)
     assert need.of(3) == module.MARGIN * (100 + 3 * (20 + 50))
