@@ -28,7 +28,7 @@ FLOAT32 = np.dtype(np.float32)
 def _setting(name, allowed, default):
     value = os.environ.get(name) or default
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(a for a in allowed if a)}; got {value!r}")
+        raise compiled.wrong_setting(f"{name} must be one of {', '.join(a for a in allowed if a)}; got {value!r}")
     return value
 
 
