@@ -263,9 +263,7 @@ class Conditioning:
 
     def _numbered(self, labels) -> np.ndarray:
         """Labels, names or numbers, as numbers. Where class names are numbers, such as "5", a 5 is a name."""
-        if isinstance(labels, list | tuple) and {isinstance(label, str) for label in labels} == {True, False}:
-            labels = [str(label) for label in labels]  # as NumPy would
-        labels = np.asarray(labels)
+        labels = np.asarray(labels)  # of names and numbers together, names
         if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.ravel()):
             labels = labels.astype(str)
         names = any(_NUMBER.fullmatch(name) and name != str(i) for i, name in enumerate(self.classes or ()))

@@ -294,3 +294,18 @@ def test_paths_that_end_elsewhere():
         path_through(s, [5], end="dirty")
     with pytest.raises(ValueError, match="expected positive ones that fall strictly"):
         path_of_levels(s, [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "clean"),
+    [([], True), ([3.0], False), ([3.0, 3.0], True), ([1.0, 3.0], True), ([3.0, 0.0], True), ([3.0, -1.0], False),
+     ([3.0, np.nan], True), ([np.inf, 1.0], True), ([[3.0, 1.0]], True)],
+)  # fmt: skip
+def test_levels_fall_and_stay_above_zero(ratio, clean):
+    with pytest.raises(ValueError, match="expected positive ones that fall strictly"):
+        path_of_levels(schedule("linear"), ratio, clean)
+
+
+def test_a_path_may_have_one_level():
+    made = path_of_levels(schedule("linear"), [3.0])
+    np.testing.assert_allclose(made.ratio, [3.0, 0.0])

@@ -99,6 +99,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "all are made with one length",
     ("pydiff/training/shards.py", "cut", "parts = min(parts, n)"): "min does not mind the order",
     (
+        "pydiff/ops/reduction.py",
+        "mean",
+        'return total * (total.size / x.size) if x.size else total / float("nan")',
+    ): "of nothing the sum is 0, and NaN is what comes of 0 and NaN either way",
+    (
+        "pydiff/tensor.py",
+        "Tensor.__init__",
+        "self.output_index = 1",
+    ): "read of what an operation made, which sets it",
+    (
         "pydiff/diffusion/samplers/adaptive_steps.py",
         "adaptive",
         "h[going] *= np.clip(safety / np.sqrt(np.maximum(1e-10, error)), 0.1, 5.0)",
