@@ -48,7 +48,7 @@ for _sentence in misspelt(os.environ):
 def _setting(name, allowed, default):
     value = os.environ.get(name) or default
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(a for a in allowed if a)}; got {value!r}")
+        raise compiled.wrong_setting(f"{name} must be one of {', '.join(a for a in allowed if a)}; got {value!r}")
     return value
 
 

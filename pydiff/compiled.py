@@ -5,6 +5,7 @@ it was made on; a wheel has all. So the best one here may be missing: after a mo
 """
 
 import importlib
+import os
 import sys
 from importlib.util import find_spec
 
@@ -37,6 +38,15 @@ def levels():
 def _there(level):
     module = LEVELS[level]
     return sys.modules[module] is not None if module in sys.modules else find_spec(module) is not None
+
+
+def wrong_setting(message):
+    """The error for a wrong value of an environment variable, which is read while pydiff is imported: a ValueError, or
+    for the command `pydiff`, which has not begun then, an exit with one sentence.
+    """
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    command = name in ("pydiff", "pydiff.exe") or (name == "-m" and "pydiff" in sys.orig_argv)
+    return SystemExit(f"pydiff: {message}") if command else ValueError(message)
 
 
 def load_cpu(mode, wanted):

@@ -236,7 +236,7 @@ MAY_IMPORT = {
     "report.looks": "backend arrays ops tensor",
     "report": "arrays random codec codecs sound data printed store text",
     "report.words": "arrays backend report",
-    "drawing": "codecs formats.files printed report sound store",
+    "drawing": "codecs formats.files memory printed report sound store",
     "preview": "report",
     "trained": "",
     "trained.make_digits": "trained pydiff",

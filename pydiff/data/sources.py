@@ -4,7 +4,6 @@ A reader takes a path, or an object that acts as a folder, and the requested opt
 `load` then brings images to the requested size and number of channels, whichever reader they come from.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from pydiff.data.dataset import Dataset
 from pydiff.data.image import SUFFIXES
 from pydiff.data.sounds import SUFFIXES as SOUNDS
 from pydiff.data.unreadable import advice_on, readable
-from pydiff.printed import printable, typed
+from pydiff.printed import meant, printable, typed
 
 
 class Kind(NamedTuple):
@@ -70,12 +69,6 @@ def refuse_run(path: Path):
     raise ValueError(f"{shown} is the folder of a {what}, not of data; pydiff sample {typed(path)} draws with it")
 
 
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that a name is a misspelling of, if there is one."""
-    near = difflib.get_close_matches(name.lower().replace("_", "-").replace(" ", "-"), known, 1, 0.8)
-    return near[0] if near else None
-
-
 def load_path(path: Path, asked: Asked, known: Sequence[str]) -> Dataset:
     """The data at a path. known: the names of shipped sets, for the message if nothing is there."""
     if path.is_dir():
@@ -83,9 +76,8 @@ def load_path(path: Path, asked: Asked, known: Sequence[str]) -> Dataset:
         return load_tree(path, asked)
     shown = printable(str(path))
     if not path.exists():
-        near = nearest(path.name, known)
-        meant = f"; did you mean {near!r}?" if near else f"; expected {', '.join(map(repr, known))}, {EXPECTED}"
-        raise FileNotFoundError(f"there is no {shown!r}{meant}")
+        near = meant(path.name, known) or f"; expected {', '.join(map(repr, known))}, {EXPECTED}"
+        raise FileNotFoundError(f"there is no {shown!r}{near}")
     if not path.is_file():
         raise ValueError(f"{shown} is neither a file nor a folder; expected {EXPECTED}")
     name = path.name.lower()
