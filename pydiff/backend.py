@@ -18,7 +18,6 @@ its own current device: a new thread begins on the CPU, whatever the thread that
 import contextlib
 import os
 import threading
-import warnings
 from typing import Any
 
 import numpy as np
@@ -26,23 +25,7 @@ import numpy as np
 from pydiff import compiled
 
 FLOAT32 = np.dtype(np.float32)
-SETTINGS = ("PYDIFF_NATIVE", "PYDIFF_SIMD", "PYDIFF_WINOGRAD", "PYDIFF_THREADS", "PYDIFF_MPI_TIMEOUT")
-
-
-def misspelt(names) -> list[str]:
-    """A sentence for each of these names of environment variables that nothing reads and that is nearly a setting's."""
-    told = []
-    for name in names:
-        if name.startswith("PYDIFF_") and name not in SETTINGS:
-            import difflib
-
-            near = difflib.get_close_matches(name, SETTINGS, 1, 0.8)
-            told += [f"nothing reads the environment variable {name}; did you mean {near[0]}?"] if near else []
-    return told
-
-
-for _sentence in misspelt(os.environ):
-    warnings.warn(_sentence, RuntimeWarning, stacklevel=2)
+compiled.warn_of_misspelt(os.environ)
 
 
 def _setting(name, allowed, default):
