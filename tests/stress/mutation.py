@@ -102,6 +102,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "all are made with one length",
     ("pydiff/training/shards.py", "cut", "parts = min(parts, n)"): "min does not mind the order",
     (
+        "pydiff/diffusion/samplers/multistep.py",
+        "pndm",
+        "stages.append(weighted_stage(t, ends, values[-4:], ADAMS_BASHFORTH[min(4, len(values)) - 1]))",
+    ): "nor here",
+    (
         "pydiff/diffusion/editing.py",
         "inpaint",
         "x = ops.noise(x, np.full(n, ratio), np.full(n, up), key, keep=True)[0].data",
