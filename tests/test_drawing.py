@@ -93,7 +93,7 @@ def test_ctrl_c_keeps_a_part_of_a_grid_or_an_array(run, tmp_path, monkeypatch, s
 @pytest.mark.parametrize("name", ["some", "all.png", "all.npz"])
 def test_a_full_disk_names_the_file_and_keeps_what_was_there(run, tmp_path, monkeypatch, name):
     """The system names no file where a write finds no room."""
-    out, room = tmp_path / name, [3]
+    out, room = tmp_path / name, [2]
     kept = Order(1, 5, options={"steps": 1})
     if out.suffix:
         draw(run.pipeline, out, kept)
