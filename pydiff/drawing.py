@@ -134,10 +134,17 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
                 parts.append(samples)
             done += len(chosen)
     except KeyboardInterrupt:
-        if folder:
-            done = sum((out / f"{name}{suffix_of(pipeline.codec)}").exists() for name in names)
+        done = _in_folder(out, names, pipeline.codec) if folder else done
         left = "; the same command draws the others" if folder else ""
         raise Stopped(f"stopped; {done:,} of {order.total:,} are in {out}{left}") from None
+    except OSError as error:
+        if not folder or error.filename is None:
+            raise
+        done = _in_folder(out, names, pipeline.codec)
+        raise ValueError(
+            f"Could not write {printable(str(error.filename))}: {error.strerror}; {done:,} of {order.total:,} are in "
+            f"{printable(str(out))}, and the same command draws the others"
+        ) from error
     finally:
         if parts:
             shown = order.n if done == order.total else done
@@ -155,6 +162,11 @@ def check_room(order: Order, out: Path, codec):
         "give a smaller -n" if out.suffix == "" else "give a smaller -n, or a folder, where each is a file of its own"
     )
     memory.check(each * order.total, f"{order.total:,} {codec.noun}s in {printable(str(out))}", advice)
+
+
+def _in_folder(out, names, codec) -> int:
+    """How many of these samples are in the folder."""
+    return sum((out / f"{name}{suffix_of(codec)}").exists() for name in names)
 
 
 def share(missing, rank, size):
