@@ -102,6 +102,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "all are made with one length",
     ("pydiff/training/shards.py", "cut", "parts = min(parts, n)"): "min does not mind the order",
     (
+        "pydiff/store/files.py",
+        "sync_folder",
+        "descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY & os.O_CLOEXEC)",
+    ): "a folder opens without either, and Python closes what it opened in children by itself",
+    (
         "pydiff/diffusion/samplers/multistep.py",
         "pndm",
         "stages.append(weighted_stage(t, ends, values[-4:], ADAMS_BASHFORTH[min(4, len(values)) - 1]))",
