@@ -123,7 +123,7 @@ def test_the_last_steps_of_a_models_own_scheduler():
     own = SimpleNamespace(scheduler=lambda steps, begin: (steps, begin))
     for strength, begin in ((1.0, 0), (1, 0), (0.5, 10), (0.05, 19), (0.07, 19)):
         assert _own_scheduler(own, 20, strength) == ((20, begin), begin)
-    for strength, message in ((0, "strength is 0, expected above 0"), (1.01, "strength is 1.01"), (-1, "strength is -1"),
+    for strength, message in ((0, "strength is 0, expected above 0"), (1.01, "strength is 1.01"), (-1, "is -1"),
                               (0.049, "strength 0.049 of 20 steps is less than one step")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             _own_scheduler(own, 20, strength)
