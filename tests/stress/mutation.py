@@ -102,6 +102,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "all are made with one length",
     ("pydiff/training/shards.py", "cut", "parts = min(parts, n)"): "min does not mind the order",
     (
+        "pydiff/diffusion/continuous.py",
+        "edm",
+        "return lambda u: (np.ones_like(u / 1.0), (low + u * (high - low)) ** rho)",
+    ): "makes a float of a whole number, as the product does",
+    (
         "pydiff/store/files.py",
         "sync_folder",
         "descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY & os.O_CLOEXEC)",
