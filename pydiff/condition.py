@@ -264,8 +264,7 @@ class Conditioning:
     def _numbered(self, labels) -> np.ndarray:
         """Labels, names or numbers, as numbers. Where class names are numbers, such as "5", a 5 is a name."""
         labels = np.asarray(labels)  # of names and numbers together, names
-        if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.ravel()):
-            labels = labels.astype(str)
+        labels = np.asarray(labels.tolist()) if labels.dtype.kind == "O" else labels  # what the objects are
         names = any(_NUMBER.fullmatch(name) and name != str(i) for i, name in enumerate(self.classes or ()))
         if labels.dtype.kind == "U" or (labels.dtype.kind in "iu" and names):
             numbers = [self.number_of(str(name)) for name in labels.ravel().tolist()]

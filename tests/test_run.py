@@ -145,7 +145,19 @@ def test_bad_arguments(run, options, message):
         run.sample(**{"steps": 2, **options})
 
 
-@pytest.mark.parametrize("labels", [[1, 2, 3], [10, 0], [-1, 0], [0.5, 1.0], 10])
+def test_labels_of_any_kind_are_the_same_classes(conditional):
+    expected = conditional.sample(2, steps=2, labels=[3, 7])
+    for labels in (
+        (3, 7),
+        np.array([3, 7], np.uint8),
+        np.array([3, 7], object),
+        np.array(["3", "7"], object),
+        ["3", 7],
+    ):
+        assert np.array_equal(conditional.sample(2, steps=2, labels=labels), expected)
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3], [10, 0], [-1, 0], [0.5, 1.0], 10, [1, None], np.array([1.0, None])])
 def test_bad_labels(conditional, labels):
     with pytest.raises(ValueError, match="labels must be 2 whole numbers from 0 to 9"):
         conditional.sample(2, steps=2, labels=labels)

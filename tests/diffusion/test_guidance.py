@@ -68,8 +68,10 @@ def test_rescale_gives_x0_the_conditional_spread(prediction):
     np.testing.assert_allclose(x0_std(full), x0_std(f), rtol=1e-6)
     np.testing.assert_allclose(x0_std(half), (x0_std(full) + x0_std(none)) / 2, rtol=1e-6)
     assert (np.abs(x0_std(none) / x0_std(f) - 1) > 0.01).all()
-    with pytest.raises(ValueError, match="got rescale 2"):
-        guidance.classifier_free(conditional, unconditional, process, rescale=2.0)
+    for rescale, interval in ((2.0, (0.0, 1.0)), (-0.1, (0.0, 1.0)), (0.5, (2.0, 1.0)), (np.nan, (0.0, 1.0))):
+        with pytest.raises(ValueError, match=rf"got rescale {rescale} and interval"):
+            guidance.check_limits(interval, rescale)
+    guidance.check_limits((1.0, 1.0), 1.0)  # nowhere is an interval, too
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
