@@ -100,7 +100,21 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "AdamW.__init__",
         "for p, data, grad in zip(self.parameters, self._data, self._grads, strict=False):",
     ): "all are made with one length",
-    ("pydiff/training/shards.py", "cut", "parts = min(parts, n)"): "min does not mind the order",
+    (
+        "pydiff/diffusion/editing.py",
+        "inpaint",
+        "x = ops.noise(x, np.full(n, ratio), np.full(n, up), key, keep=True)[0].data",
+    ): "keeps the noise for a gradient that nobody asks for",
+    (
+        "pydiff/diffusion/editing.py",
+        "image_to_image",
+        "x = ops.noise(images, np.full(n, part.alpha[0]), np.full(n, part.sigma[0]), key, keep=True)[0].data",
+    ): "nor here",
+    (
+        "pydiff/diffusion/process.py",
+        "Process.scale",
+        "return np.where(np.abs(scale - 1.0) <= 1e-9, 1.0, scale)  # own scale, up to rounding: leave x unchanged",
+    ): "what is exactly so far off is rounding, too",
     (
         "pydiff/diffusion/continuous.py",
         "edm",
@@ -112,11 +126,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY & os.O_CLOEXEC)",
     ): "a folder opens without either, and Python closes what it opened in children by itself",
     (
-        "pydiff/diffusion/editing.py",
-        "inpaint",
-        "x = ops.noise(x, np.full(n, ratio), np.full(n, up), key, keep=True)[0].data",
-    ): "keeps the noise for a gradient that nobody asks for",
-    (
         "pydiff/ops/reduction.py",
         "mean",
         'return total * (total.size / x.size) if x.size else total / float("nan")',
@@ -126,11 +135,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "Tensor.__init__",
         "self.output_index = 1",
     ): "read of what an operation made, which sets it",
-    (
-        "pydiff/diffusion/samplers/adaptive_steps.py",
-        "adaptive",
-        "h[going] *= np.clip(safety / np.sqrt(np.maximum(1e-10, error)), 0.1, 5.0)",
-    ): "nor does maximum, which answers NaN in either",
     (
         "pydiff/training/gradient.py",
         "Gradient.of_step",

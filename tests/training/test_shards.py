@@ -9,6 +9,7 @@ from pydiff.training import DiffusionTask, LoopOptions, Options, Trainer, train_
 from pydiff.training.distributed import settled, share_of
 from pydiff.training.gradient import tree_sum
 from pydiff.training.shards import Node, TreeSum, cut, is_root, whole_nodes
+from pydiff.training.sums import pieces_of
 from tests.bits import assert_same_bits
 from tests.training.numbered_images import dataset
 
@@ -103,6 +104,15 @@ def test_parts_differ_by_one_at_most(n, parts):
     lengths = {end - first for first, end in pieces}
     assert max(lengths) - min(lengths) <= 1
     assert len(pieces) == min(n, parts)
+
+
+@pytest.mark.parametrize(
+    ("elements", "processes", "pieces"),
+    [(1 << 30, 1, 1), (1 << 30, 2, 64), (1 << 30, 32, 64), (1 << 30, 33, 66), (1 << 30, 249, 498), (1 << 30, 300, 500),
+     (1 << 14, 8, 1), ((1 << 15) - 1, 8, 1), (1 << 15, 8, 2), (5, 8, 1)],
+)  # fmt: skip
+def test_a_gradient_is_cut_into_pieces_worth_sending(elements, processes, pieces):
+    assert pieces_of(elements, processes) == pieces
 
 
 # ---- training with them, in one process ------------------------------------------------------------------------------
