@@ -103,6 +103,9 @@ def test_tests_that_reach_the_line_are_asked(tmp_path, monkeypatch):
     planter.visit(mutation.ast.parse(LOOPS))
     asked = {fault.number: mutation.chosen(fault, known, 60) for fault in planter.faults}
     assert asked == {3: ["t.py::up", "t.py::down"], 5: ["t.py::down"], 7: ["t.py::up"]}
+    more = {"sign.py:sign": [*functions["sign.py:sign"], "t.py::new"]}
+    newer = {**known, "functions": more, "seconds": {**seconds, "t.py::new": 3.0}}
+    assert mutation.chosen(planter.faults[-1], newer, 60) == ["t.py::up", "t.py::new"]
     file.write_text(LOOPS + "# changed since")
     assert mutation.chosen(planter.faults[-1], known, 60) == ["t.py::up", "t.py::down"]
     assert mutation.chosen(planter.faults[-1], {**known, "lines": {}}, 60) == ["t.py::up", "t.py::down"]

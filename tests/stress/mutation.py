@@ -454,9 +454,9 @@ def reaching(fault, known) -> list[str]:
     line = fault.number
     while line > 0 and str(line) not in file["lines"]:
         line -= 1
-    there = set(inside)
-    tests = [known["tests"][number] for number in file["lines"].get(str(line), ())]
-    return [test for test in tests if test in there] or inside
+    there = {known["tests"][number] for number in file["lines"].get(str(line), ())}
+    new = set(inside).difference(known["tests"])  # since the map of lines was made
+    return [test for test in inside if test in there or test in new] or inside
 
 
 def chosen(fault, known, budget) -> list[str]:
