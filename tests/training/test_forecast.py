@@ -209,4 +209,6 @@ def test_the_largest_side_has_an_end():
     exact = SimpleNamespace(of=lambda n, pixels: n * pixels)
     assert module._largest_side(exact, 2, 2 * 40**2) == 40
     assert module._largest_side(exact, 2, 2 * 40**2 - 1) == 32
-    assert module._largest_side(Need(0.0, 0.0, 1.0, 1), 3, module.MARGIN * 3 * 40**4) == 40
+    square = Need(0.0, 0.0, 1.0, 1)
+    assert module._largest_side(square, 3, square.of(3, 40**2)) == 40
+    assert module._largest_side(square, 3, square.of(3, 8**2) - 1) == 0
