@@ -113,7 +113,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
         "pydiff/diffusion/process.py",
         "Process.scale",
-        "return np.where(np.abs(scale - 1.0) <= 1e-9, 1.0, scale)  # own scale, up to rounding: leave x unchanged",
+        "return np.where(np.abs(scale - 1.0) <= 1e-9, 1.0, scale) # own scale, up to rounding: leave x unchanged",
     ): "what is exactly so far off is rounding, too",
     (
         "pydiff/diffusion/continuous.py",
