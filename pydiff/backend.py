@@ -8,6 +8,8 @@ path" (arrays.py has what NumPy and CuPy share). Environment, read once at impor
     PYDIFF_WINOGRAD on (default) or off: see use_winograd
     PYDIFF_THREADS  threads of the compiled CPU kernels (default: the processors this process may run on)
 
+A name that is nearly one of these is warned of.
+
 A device is "cpu" (NumPy), "cuda" (CuPy and the CUDA kernels) or "simt": NumPy arrays and the same CUDA kernels, run on
 the CPU by the emulator of csrc/simt, for tests and for stepping through a kernel (docs/simt.md). Each Python thread has
 its own current device: a new thread begins on the CPU, whatever the thread that started it is using.
@@ -23,6 +25,7 @@ import numpy as np
 from pydiff import compiled
 
 FLOAT32 = np.dtype(np.float32)
+compiled.warn_of_misspelt(os.environ)
 
 
 def _setting(name, allowed, default):

@@ -46,10 +46,11 @@ void by_vectors(int64_t c, Visit visit) {
 
 // The sum of all lanes, by halves.
 double sum_of(vfloat v) {
-    double lanes[simd_width];
-    for (int j = 0; j < simd_width; ++j) lanes[j] = static_cast<double>(v[j]);
-    for (int half = simd_width / 2; half > 0; half /= 2)
-        for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+    constexpr int half = simd_width / 2;
+    double lanes[half];
+    for (int j = 0; j < half; ++j) lanes[j] = static_cast<double>(v[j]) + static_cast<double>(v[j + half]);
+    for (int width = half / 2; width > 0; width /= 2)
+        for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
     return lanes[0];
 }
 
@@ -78,33 +79,47 @@ Sums row_sums(int64_t c, Add add) {
     return total;
 }
 
-struct Moments {
-    double mean, variance;
-};
+// The first values of a row tell about where it is.
+float first_guess(int64_t c, const float* x) {
+    return c < 4 ? x[0] : static_cast<float>(0.25 * ((0.0 + x[0] + x[1]) + (0.0 + x[2] + x[3])));
+}
 
-// Of the row x. The mean square less the square of the mean would lose every digit of values far from zero, so deviations
-// are taken from a centre near the mean.
-Moments moments_about(float centre, int64_t c, const float* x) {
-    const Sums sums = row_sums(c, [&](int64_t e, int64_t n, vfloat& first, vfloat& second) {
+// Of x - centre and of its square, over the row x.
+Sums deviations(float centre, int64_t c, const float* x) {
+    return row_sums(c, [&](int64_t e, int64_t n, vfloat& first, vfloat& second) {
         vfloat d = load_upto(x + e, n) - centre;
         for (int64_t j = n; j < simd_width; ++j) d[j] = 0.0f;  // behind the row
         first += d;
         second += d * d;
     });
-    const double size = static_cast<double>(c), off = sums.first / size;
-    return {centre + off, std::max(sums.second / size - off * off, 0.0)};  // below zero by rounding; NaN stays NaN
 }
 
-// The first values of a row tell about where it is. A centre off by delta costs digits in proportion to delta^2 over the
-// variance. That is too much only where those values are unlike all others, and then the mean is known by now.
-Moments row_moments(int64_t c, const float* x) {
-    const int64_t few = std::min<int64_t>(4, c);
-    double first = 0;
-    for (int64_t e = 0; e < few; ++e) first += static_cast<double>(x[e]);
-    const float centre = static_cast<float>(first / static_cast<double>(few));
-    const Moments found = moments_about(centre, c, x);
-    const double delta = found.mean - centre;
-    return delta * delta > 16 * found.variance ? moments_about(static_cast<float>(found.mean), c, x) : found;
+// mean and rstd of R rows. The mean square less the square of the mean would lose every digit of values far from zero, so
+// deviations are taken from a centre near the mean. A centre off by delta costs digits in proportion to delta^2 over the
+// variance: that is too much only where the first values are unlike all others, and then the mean is known by now.
+template <int R>
+void statistics(int64_t c, float eps, const float* x, float* mean, float* rstd) {
+    const double share = 1.0 / static_cast<double>(c);
+    double centre[R], first[R], second[R];
+    bool far[R];
+    const auto measure = [&](int k, float about) {
+        const Sums sums = deviations(about, c, x + k * c);
+        centre[k] = static_cast<double>(about), first[k] = sums.first, second[k] = sums.second;
+    };
+    const auto finish = [&](int k) {
+        const double off = first[k] * share, rest = second[k] * share - off * off;
+        const double variance = rest < 0 ? 0.0 : rest;  // by rounding; NaN stays NaN
+        mean[k] = static_cast<float>(centre[k] + off);
+        rstd[k] = static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(eps)));
+        far[k] = off * off > 16 * variance;
+    };
+    for (int k = 0; k < R; ++k) measure(k, first_guess(c, x + k * c));
+    for (int k = 0; k < R; ++k) finish(k);
+    for (int k = 0; k < R; ++k) {
+        if (!far[k]) continue;
+        measure(k, mean[k]);
+        finish(k);
+    }
 }
 
 }  // namespace
@@ -115,10 +130,8 @@ void layer_norm_forward(int64_t rows, int64_t c, float eps, const float* x, cons
     const auto normalise = [&](int64_t i, auto count) {
         constexpr int R = count.value;
         vfloat m[R], r[R];
+        statistics<R>(c, eps, x + i * c, mean + i, rstd + i);
         for (int k = 0; k < R; ++k) {
-            const Moments found = row_moments(c, x + (i + k) * c);
-            mean[i + k] = static_cast<float>(found.mean);
-            rstd[i + k] = static_cast<float>(1.0 / std::sqrt(found.variance + eps));
             m[k] = broadcast(mean[i + k]);
             r[k] = broadcast(rstd[i + k]);
         }
@@ -147,23 +160,27 @@ void layer_norm_backward(int64_t rows, int64_t c, const float* dy, const float* 
     if (c == 0) return;
     const int64_t grain = rows_of_block(c), blocks = (rows + grain - 1) / grain;
     const bool sums_wanted = dgamma || dbeta;
+    const double share = 1.0 / static_cast<double>(c);
     float* const sums = sums_wanted ? scratch(0, static_cast<size_t>(2 * blocks * c)) : nullptr;
     const auto rows_from = [&](int64_t i, auto count, float* block) {  // block: dbeta and dgamma of its rows
         constexpr int R = count.value;
         vfloat m[R], r[R], mean1[R], mean2[R];
+        Sums sums_of_row[R];
         for (int k = 0; k < R; ++k) {
             const float *const xk = x + (i + k) * c, *const dyk = dy + (i + k) * c;
             m[k] = broadcast(mean[i + k]);
             r[k] = broadcast(rstd[i + k]);
-            const Sums found = row_sums(c, [&](int64_t e, int64_t n, vfloat& first, vfloat& second) {
+            sums_of_row[k] = row_sums(c, [&](int64_t e, int64_t n, vfloat& first, vfloat& second) {
                 const vfloat h = (load_upto(xk + e, n) - m[k]) * r[k];
                 const vfloat g = load_upto(dyk + e, n);
                 const vfloat dh = gamma ? g * load_upto(gamma + e, n) : g;  // 2; zero behind the row
                 first += dh;
                 second += dh * h;
             });
-            mean1[k] = broadcast(static_cast<float>(found.first / static_cast<double>(c)));
-            mean2[k] = broadcast(static_cast<float>(found.second / static_cast<double>(c)));
+        }
+        for (int k = 0; k < R; ++k) {
+            mean1[k] = broadcast(static_cast<float>(sums_of_row[k].first * share));
+            mean2[k] = broadcast(static_cast<float>(sums_of_row[k].second * share));
         }
         by_vectors(c, [&](int64_t e, auto n) {
             const vfloat scale = gamma ? load_upto(gamma + e, n) : broadcast(1.0f);
