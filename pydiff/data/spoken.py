@@ -1,7 +1,7 @@
 """Speech from installed programs and recordings, never copied: named sets that are read when used.
 
     spoken-digits      0 to 9 in some thirty voices and twenty languages: recordings of Debian's tuxpaint-stamps-default
-                       (GPL-2), of saytime (GPL-2) and of the asterisk-core-sounds packages (CC-BY-SA-3.0); needs
+                       (GPL-2), of saytime (GPL) and of the asterisk-core-sounds packages (CC-BY-SA-3.0); needs
                        pydiff[audio]
     spoken-captions    sentences that describe drawings, read in French: tuxpaint-stamps-default
     spoken-prompts     what a telephone exchange says, at 8 kHz: asterisk-core-sounds-en-wav
