@@ -1,8 +1,8 @@
 """A recogniser of spoken digits in layers of pydiff's own, taught by synthetic voices; and what its benchmarks share.
 
-`benchmarks.papers.speech` trains several of them. They understand programs like those that they learned from, and not
-people: of 30 digits that people had recorded, one taught by forty synthetic voices knew a third. A judge of people's
-voices must have learned from people, and many of them: `benchmarks.papers.spoken`.
+`benchmarks.papers.speech` trains several of them. They understand programs like those that they learned from, and few of
+the digits that people have recorded: a judge of people's voices must have learned from many people, and is a library
+(`benchmarks.papers.spoken`).
 """
 
 import json
