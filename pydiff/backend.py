@@ -8,6 +8,8 @@ path" (arrays.py has what NumPy and CuPy share). Environment, read once at impor
     PYDIFF_WINOGRAD on (default) or off: see use_winograd
     PYDIFF_THREADS  threads of the compiled CPU kernels (default: the processors this process may run on)
 
+A name that is nearly one of these is warned of.
+
 A device is "cpu" (NumPy), "cuda" (CuPy and the CUDA kernels) or "simt": NumPy arrays and the same CUDA kernels, run on
 the CPU by the emulator of csrc/simt, for tests and for stepping through a kernel (docs/simt.md). Each Python thread has
 its own current device: a new thread begins on the CPU, whatever the thread that started it is using.
@@ -23,12 +25,13 @@ import numpy as np
 from pydiff import compiled
 
 FLOAT32 = np.dtype(np.float32)
+compiled.warn_of_misspelt(os.environ)
 
 
 def _setting(name, allowed, default):
     value = os.environ.get(name) or default
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(a for a in allowed if a)}; got {value!r}")
+        raise compiled.wrong_setting(f"{name} must be one of {', '.join(a for a in allowed if a)}; got {value!r}")
     return value
 
 
@@ -40,8 +43,9 @@ cuda = None  # pydiff._cuda, once `use_device("cuda")` has loaded it
 DEVICES = ("cpu", "cuda", "simt")
 # Increases with every commit that changes the arithmetic of a kernel, and so the last bits of a training: checkpoints
 # record it, and a run that resumes with another generation says so. 2: Winograd's algorithm also for 3 x 3 kernels of
-# more than 512 x 512 weights. 3: layer norm, GELU and GEGLU have kernels. 4: causal and masked attention, too.
-KERNEL_GENERATION = 4
+# more than 512 x 512 weights. 3: layer norm, GELU and GEGLU have kernels. 4: causal and masked attention, too. 5: layer
+# norm reads a row twice instead of four times, and the gradient of linear weights adds up longer blocks of rows.
+KERNEL_GENERATION = 5
 
 
 class _Here(threading.local):

@@ -5,6 +5,7 @@ The flags of `train` and `demo` are the fields of Options; tyro reads names, typ
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 import warnings
@@ -52,8 +53,10 @@ class Demo:
             training = replace(training, steps=min(training.steps, 500), sample_every=100)
         page = demo(out, training, self.device, 250 if self.quick else None, say)
         folder = page.parent
-        say(f"images    {folder / 'shipped.png'}, {folder / 'samples.png'}\nfilm      {next(folder.glob('film.*'))}")
-        say(f"page      {page}\nmodel     {folder / 'model'}   (pydiff sample {typed(folder)} -n 64)")
+        film = next(folder.glob("film.*"))
+        shipped, samples, film = map(name_of, (folder / "shipped.png", folder / "samples.png", film))
+        say(f"images    {shipped}, {samples}", f"film      {film}", f"page      {name_of(page)}")
+        say(f"model     {name_of(folder / 'model')}   (pydiff sample {typed(folder)} -n 64)")
 
 
 @dataclass
@@ -111,7 +114,7 @@ class Train:
         if is_first():
             show(run)
             shown = typed(self.out)
-            say(f"model in {self.out / 'model'}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
+            say(f"model in {name_of(self.out / 'model')}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
 
     def foretell(self, options, **more):
         """Prints the forecast of a dry run."""
@@ -129,8 +132,9 @@ class Train:
             return
         run: Any = train_command(self.data, self.out, options, self.device, model="classifier")
         say(
-            f"classifier of {', '.join(run.classes[:8])}{', ..' * (len(run.classes) > 8)} in {self.out / 'model'}; "
-            f"next: pydiff sample RUN --classifier {self.out} --label {run.classes[0]}"
+            f"classifier of {', '.join(run.classes[:8])}{', ..' * (len(run.classes) > 8)} in "
+            f"{name_of(self.out / 'model')}; "
+            f"next: pydiff sample RUN --classifier {typed(self.out)} --label {shlex.quote(run.classes[0])}"
         )
 
     def run_autoencoder(self, options):
@@ -148,7 +152,7 @@ class Train:
         run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **chosen)
         show(run)
         say(
-            f"autoencoder in {self.out / 'model'}; next: pydiff report {typed(self.out)}, "
+            f"autoencoder in {name_of(self.out / 'model')}; next: pydiff report {typed(self.out)}, "
             f"pydiff train {typed(self.data)} --latent {typed(self.out)} --out {typed(f'{self.out}-diffusion')}"
         )
 
@@ -269,7 +273,7 @@ class Sample:
             kind += f" (number {number} inside)" if run.conditioning.named_by_numbers else ""
         kept = f", {done.kept} of them from before" if done.kept else ""
         if group.first:
-            say(f"{plural(done.wanted, run.codec.noun)}{kind} in {out}{kept}")
+            say(f"{plural(done.wanted, run.codec.noun)}{kind} in {name_of(out)}{kept}")
 
     def redraw(self, run, out, n, prompts):
         """Draws n images for each prompt, starting from the given image."""
@@ -316,7 +320,7 @@ class Sample:
         said |= {"strength": self.strength, "negative_prompt": self.negative_prompt, "label": self.label}
         said = {name: str(value) for name, value in said.items() if value is not None}
         save_samples(out, made, run.codec, n, prompts, said)
-        say(f"{plural(len(made), run.codec.noun)} in {out}")
+        say(f"{plural(len(made), run.codec.noun)} in {name_of(out)}")
 
 
 @dataclass
@@ -351,11 +355,12 @@ class Report:
 
         run = load(self.run_folder).to(self.device)
         if not getattr(run, "draws", True):
-            say(run.report(self.out, self.data, n=self.n, seed=self.seed))
+            say(name_of(run.report(self.out, self.data, n=self.n, seed=self.seed)))
             return
         prompts = None if not self.prompt else self.prompt[0] if len(self.prompt) == 1 else list(self.prompt)
         words = {"prompts": prompts, "attributes": self.grid, "guidance": self.guidance}
-        say(run.report(self.out, self.data, n=self.n, sampler=self.sampler, steps=self.steps, seed=self.seed, **words))
+        how = {"sampler": self.sampler, "steps": self.steps, "seed": self.seed}
+        say(name_of(run.report(self.out, self.data, n=self.n, **how, **words)))
 
 
 @dataclass
@@ -430,7 +435,7 @@ class Segment:
         own, other = (result.scores[name]["mean iou"] for name in ("network", "threshold"))
         held = f"on {len(result.held_out)} held-out images"
         if result.page is not None:  # this is the first process
-            say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", result.page)
+            say(f"mean IoU {own:.3f} {held}, a threshold reaches {other:.3f}", name_of(result.page))
 
 
 @dataclass
@@ -493,8 +498,9 @@ class Invert:
         how = {"out": self.out, "device": self.device, "announce": say, "dry_run": self.dry_run}
         made = invert.learn(pipeline, self.images, self.word, **how, **options)
         if made is not None:
-            said = f'pydiff sample {self.model} --embedding {made.file} --prompt "a photo of {self.word}"'
-            say(f"{self.word} in {made.file}, after {made.steps} steps; draw with", said)
+            prompt = typed(f"a photo of {self.word}")
+            said = f"pydiff sample {typed(self.model)} --embedding {typed(made.file)} --prompt {prompt}"
+            say(f"{self.word} in {name_of(made.file)}, after {made.steps} steps; draw with", said)
 
 
 @dataclass
@@ -519,7 +525,7 @@ class Ink:
             raise ValueError(f"no emoji's caption contains {self.emoji!r}; try heart, apple or firefighter")
         page, rows = write_ink_page(self.out.expanduser(), data.images[found[0]], self.seed)
         worst = max(row[-1] for row in rows)
-        say(f"the density by steps is off the exact one by at most {100 * worst:.2f} % of its peak\n{page}")
+        say(f"the density by steps is off the exact one by at most {100 * worst:.2f} % of its peak", name_of(page))
 
 
 @dataclass
@@ -581,6 +587,18 @@ def say(*lines, to="stdout", image=False):
             print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
     except (OSError, ValueError):
         setattr(sys, to, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+
+
+def name_of(path):
+    """A path as it is printed: on one line, whatever its name."""
+    return printable(str(path))
+
+
+def complaint(error):
+    """What is printed of an error: one line. The system's errors without their numbers."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{name_of(os.fsdecode(error.filename))}: {error.strerror}"
+    return printable(str(error)) or "there is not enough memory"
 
 
 def tame(lines):
@@ -703,6 +721,6 @@ def main(arguments=None):
             say(f"\n{stopped}", to="stderr")
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError, MemoryError, CheckpointError) as error:
-        say(f"pydiff: {error if str(error) else 'there is not enough memory'}", to="stderr")
+        say(f"pydiff: {complaint(error)}", to="stderr")
         return 1
     return 0

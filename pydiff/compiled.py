@@ -5,10 +5,13 @@ it was made on; a wheel has all. So the best one here may be missing: after a mo
 """
 
 import importlib
+import os
 import sys
+import warnings
 from importlib.util import find_spec
 
 LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}  # best first
+SETTINGS = ("PYDIFF_NATIVE", "PYDIFF_SIMD", "PYDIFF_WINOGRAD", "PYDIFF_THREADS", "PYDIFF_MPI_TIMEOUT")
 
 
 def record():
@@ -37,6 +40,28 @@ def levels():
 def _there(level):
     module = LEVELS[level]
     return sys.modules[module] is not None if module in sys.modules else find_spec(module) is not None
+
+
+def wrong_setting(message):
+    """The error for a wrong value of an environment variable, which is read while pydiff is imported: a ValueError, or
+    for the command `pydiff`, which has not begun then, an exit with one sentence.
+    """
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    command = name in ("pydiff", "pydiff.exe") or (name == "-m" and "pydiff" in sys.orig_argv)
+    return SystemExit(f"pydiff: {message}") if command else ValueError(message)
+
+
+def warn_of_misspelt(names):
+    """A RuntimeWarning for each of these names of environment variables that nothing reads, and that is nearly one of
+    the SETTINGS.
+    """
+    for name in names:
+        if name.startswith("PYDIFF_") and name not in SETTINGS:
+            import difflib
+
+            if near := difflib.get_close_matches(name, SETTINGS, 1, 0.8):
+                message = f"nothing reads the environment variable {name}; did you mean {near[0]}?"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def load_cpu(mode, wanted):

@@ -19,7 +19,7 @@ import numpy as np
 
 from pydiff import text
 from pydiff.arrays import array_module
-from pydiff.printed import printable
+from pydiff.printed import meant, printable, spelled
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")  # a name that looks like a number
 LABELS = "class_labels"  # the name under which diffusers' networks take classes
@@ -263,9 +263,7 @@ class Conditioning:
 
     def _numbered(self, labels) -> np.ndarray:
         """Labels, names or numbers, as numbers. Where class names are numbers, such as "5", a 5 is a name."""
-        if isinstance(labels, list | tuple) and {isinstance(label, str) for label in labels} == {True, False}:
-            labels = [str(label) for label in labels]  # as NumPy would
-        labels = np.asarray(labels)
+        labels = np.asarray(labels)  # of names and numbers together, names
         if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.ravel()):
             labels = labels.astype(str)
         names = any(_NUMBER.fullmatch(name) and name != str(i) for i, name in enumerate(self.classes or ()))
@@ -283,18 +281,18 @@ class Conditioning:
     def number_of(self, name: str) -> int:
         """The number of the class with this name or, unless all names look like numbers, with this number.
 
-        Raises ValueError if there is neither. Names are matched as given and as printed, with control characters
-        escaped.
+        Raises ValueError if there is neither. Names are matched as given, as printed, with control characters escaped,
+        and by their characters, however these are encoded.
         """
-        classes, printed = self.classes or [], printable(name)
-        for known in (name, printed):
-            if known in classes:
-                return classes.index(known)
+        classes = self.classes or []
+        for form in (str, printable, spelled):
+            if (wanted := form(name)) in (known := [form(known) for known in classes]):
+                return known.index(wanted)
         if _NUMBER.fullmatch(name) and not self.named_by_numbers and 0 <= int(name) < len(classes):
             return int(name)
-        known = ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
-        number = "" if self.named_by_numbers else f" or a number below {len(classes)}"
-        raise ValueError(f"there is no class '{printed}'; choose one of {known}{number}")
+        choice = ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
+        choice += "" if self.named_by_numbers else f" or a number below {len(classes)}"
+        raise ValueError(f"there is no class '{printable(name)}'{meant(name, classes) or f'; choose one of {choice}'}")
 
     def to_config(self) -> dict:
         """A dict for JSON; `from_config` turns it into an equal Conditioning."""

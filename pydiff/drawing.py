@@ -9,6 +9,7 @@ samples to a folder that has some of them already.
 import contextlib
 import hashlib
 import itertools
+import math
 import os
 import re
 import tempfile
@@ -18,9 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pydiff import memory
 from pydiff.codecs import Frames
 from pydiff.formats.files import advice_on
-from pydiff.printed import printable
+from pydiff.printed import printable, spelled
 from pydiff.report import files
 from pydiff.report.grid import save_png
 from pydiff.report.video import save_clip
@@ -60,7 +62,9 @@ class Order:
 
     def told(self, i) -> dict[str, str]:
         """The metadata of the sample at this position."""
-        return ({} if self.prompts is None else {"prompt": self.prompts[i // self.n]}) | {"number": str(i % self.n)}
+        return ({} if self.prompts is None else {"prompt": spelled(self.prompts[i // self.n])}) | {
+            "number": str(i % self.n)
+        }
 
     def names(self, conditioning) -> list[str]:
         """File names of all samples, without the suffix: position, and prompt or class."""
@@ -101,6 +105,7 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
     first = group is None or group.first
     if order.n < 1:
         raise ValueError(f"n must be at least 1, got {order.n}")
+    check_room(order, out, pipeline.codec)
     names = order.names(pipeline.conditioning)
     if order.prompts is None:
         order.rows(pipeline.conditioning, np.arange(1))  # an unknown label raises before folders are made
@@ -129,16 +134,39 @@ def draw(pipeline, out: Path, order: Order, progress=False, group=None) -> Drawn
                 parts.append(samples)
             done += len(chosen)
     except KeyboardInterrupt:
-        if folder:
-            done = sum((out / f"{name}{suffix_of(pipeline.codec)}").exists() for name in names)
+        done = _in_folder(out, names, pipeline.codec) if folder else done
         left = "; the same command draws the others" if folder else ""
         raise Stopped(f"stopped; {done:,} of {order.total:,} are in {out}{left}") from None
+    except OSError as error:
+        if not folder or error.filename is None:
+            raise
+        done = _in_folder(out, names, pipeline.codec)
+        raise ValueError(
+            f"Could not write {printable(str(error.filename))}: {error.strerror}; {done:,} of {order.total:,} are in "
+            f"{printable(str(out))}, and the same command draws the others"
+        ) from error
     finally:
         if parts:
             shown = order.n if done == order.total else done
             prompts = order.prompts if done == order.total else None
             files.save_samples(out, np.concatenate(parts), pipeline.codec, shown, prompts, said)
     return Drawn(done, order.total - len(missing), order.total)
+
+
+def check_room(order: Order, out: Path, codec):
+    """Raises ValueError before anything is drawn if so many samples cannot be held in memory: the names of all of them,
+    and, where they are written together, the samples, twice.
+    """
+    each = 200 if out.suffix == "" else 200 + 2 * math.prod(codec.image_shape)
+    advice = (
+        "give a smaller -n" if out.suffix == "" else "give a smaller -n, or a folder, where each is a file of its own"
+    )
+    memory.check(each * order.total, f"{order.total:,} {codec.noun}s in {printable(str(out))}", advice)
+
+
+def _in_folder(out, names, codec) -> int:
+    """How many of these samples are in the folder."""
+    return sum((out / f"{name}{suffix_of(codec)}").exists() for name in names)
 
 
 def share(missing, rank, size):
@@ -193,7 +221,7 @@ def recipe(pipeline, order: Order) -> dict[str, str]:
     guidance = pipeline.default_guidance if guidance is None else guidance
     told |= {**order.options, "guidance": guidance, "sampler": sampler or _own(pipeline), "steps": steps}
     told |= {"negative_prompt": order.negative_prompt, "label": order.label, **pipeline.described}
-    return {name: str(value) for name, value in told.items() if value is not None}
+    return {name: spelled(str(value)) for name, value in told.items() if value is not None}
 
 
 def _own(pipeline):

@@ -10,6 +10,7 @@ import numpy as np
 
 from pydiff import ops
 from pydiff.arrays import array_module
+from pydiff.mistakes import Places, described
 
 
 def warmup_cosine(step, total, peak, warmup=0, floor=0.0):
@@ -32,17 +33,25 @@ def ema_decay(step, maximum):
 class AdamW:
     """Adam with decoupled weight decay for the parameters of one model.
 
-    model: nn.Module, all parameters of one dtype; they become views of one flat array. A replaced p.data or p.grad is
-    noticed: the next step adopts the new values. beta1, beta2, eps, weight_decay: as in Loshchilov & Hutter 2019. low:
-    None, or bfloat16: matrices and filters become views of a copy of p in it (training/precision.py). Attributes p, g,
-    m, v, ema: flat arrays (P,). ema starts as a copy of p. low: the copy, or None.
+    model: nn.Module, all parameters of one dtype; they become views of one flat array, and are again after model and
+    optimiser were copied or unpickled together. A replaced p.data or p.grad is noticed: the next step adopts the new
+    values. A step leaves parameters as they are that no longer require a gradient. beta1, beta2, eps, weight_decay: as
+    in Loshchilov & Hutter 2019. low: None, or bfloat16: matrices and filters become views of a copy of p in it
+    (training/precision.py). Attributes p, g, m, v, ema: flat arrays (P,). ema starts as a copy of p. low: the copy, or
+    None.
     """
 
     def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, low=None):
+        if not hasattr(model, "named_parameters"):
+            raise TypeError(
+                f"AdamW takes a model, whose parameters it then knows by name, got {type(model).__name__}; write "
+                "AdamW(model), and give the learning rate to step(step, lr)"
+            )
         self.hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
         self.parameters = model.parameters()
         names = {id(p): name for name, p in reversed(list(model.named_parameters()))}  # of a shared weight, the first
         self.names = [names[id(p)] for p in self.parameters]
+        self._places = Places(model)
         dtypes = {p.dtype for p in self.parameters}
         if len(dtypes) != 1:
             raise ValueError(f"AdamW needs parameters of one dtype, got {sorted(map(str, dtypes))}")
@@ -51,11 +60,26 @@ class AdamW:
         self.g, self.m, self.v = (xp.zeros_like(self.p) for _ in range(3))
         self.ema = self.p.copy()
         self.low = None if low is None else self.p.astype(low)
-        self.masters, self._grads = self.views(self.p), self.views(self.g)
-        copies = self.masters if low is None else self.views(self.low)
-        self._data = [copy if copy.ndim > 1 else own for copy, own in zip(copies, self.masters, strict=True)]
+        self._make_views()
         for p, data, grad in zip(self.parameters, self._data, self._grads, strict=True):
             p.data, p.grad, p.grad_buffer = data, None, grad
+
+    def _make_views(self):
+        self.masters, self._grads = self.views(self.p), self.views(self.g)
+        copies = self.masters if self.low is None else self.views(self.low)
+        self._data = [copy if copy.ndim > 1 else own for copy, own in zip(copies, self.masters, strict=True)]
+
+    def __setstate__(self, state):
+        """After copy.deepcopy or pickle, which make an array of its own of every view."""
+        self.__dict__.update(state)
+        old = list(zip(self._data, self._grads, strict=True))
+        self._make_views()
+        for p, data, grad, (was_data, was_grad) in zip(self.parameters, self._data, self._grads, old, strict=True):
+            p.grad_buffer = grad
+            if p.data is was_data:  # else it was replaced, which the next step will notice
+                p.data = data
+            if p.grad is was_grad:
+                p.grad = grad
 
     def views(self, flat):
         """Views of a flat buffer in the parameters' shapes."""
@@ -79,7 +103,10 @@ class AdamW:
         return self.g
 
     def adopt(self):
-        """Copies in the values of every p.data that was replaced by another array."""
+        """Copies in the values of every p.data that was replaced by another array. Raises ValueError if the model has
+        another Parameter in the place of one.
+        """
+        self._places.check()
         for name, p, data, master in zip(self.names, self.parameters, self._data, self.masters, strict=True):
             if p.data is not data:
                 self._take(name, master, p.data, "data")
@@ -95,7 +122,7 @@ class AdamW:
     def _take(self, name, target, source, what):
         if not isinstance(source, type(target)) or source.shape != target.shape:
             raise ValueError(
-                f"{name}.{what} was replaced by {type(source).__name__} of shape {getattr(source, 'shape', None)}, "
+                f"{name}.{what} was replaced by {described(source)}, "
                 f"expected an array {target.shape} on the optimiser's device; make a new optimiser for another model"
             )
         target[...] = source
@@ -103,15 +130,23 @@ class AdamW:
     def step(self, step, lr, ema_decay=0.999, clip=None, norm2=None):
         """One update with the gathered gradient; returns the square of its global norm before clipping, an array (1,).
 
-        step: 1 for the first. clip: largest norm allowed, None for any (Pascanu et al. 2013, algorithm 1).
-        norm2: `ops.squared_norm` of the gradient if already known. A gradient that is not finite changes nothing.
+        step: 1 for the first. lr: finite, at least 0. clip: largest norm allowed, None for any (Pascanu et al. 2013,
+        algorithm 1). norm2: `ops.squared_norm` of the gradient if already known. A gradient that is not finite changes
+        nothing.
         """
         if step < 1:
             raise ValueError(f"the first optimiser step is 1, got {step}")
+        if not 0 <= lr < math.inf:
+            raise ValueError(f"the learning rate must be a number of at least 0, got {lr}")
         self.adopt()
+        frozen = [(m, m.copy()) for p, m in zip(self.parameters, self.masters, strict=True) if not p.requires_grad]
         norm2 = ops.squared_norm(self.gather()) if norm2 is None else norm2
         schedule = array_module(self.p).asarray([lr, step, ema_decay, clip or 0.0], "float64")
         ops.adamw(self.p, self.g, self.m, self.v, self.ema, schedule, norm2, **self.hyper, low=self.low)
+        for master, before in frozen:
+            master[...] = before
+        if frozen:
+            self.round_copy()
         return norm2
 
     def first_bad_gradient(self):

@@ -2,7 +2,10 @@
 and paths as they are typed in a shell.
 """
 
+import contextlib
+import difflib
 import shlex
+import unicodedata
 
 
 def printable(path: str) -> str:
@@ -30,5 +33,34 @@ def first_line(error: Exception) -> str:
 
 
 def typed(path: object) -> str:
-    """A path quoted for a shell, for commands that are shown to be copied."""
-    return shlex.quote(printable(str(path)))
+    """A path quoted for a shell, for commands that are shown to be copied: control characters and bytes that are no
+    text as bash's $'..' has them, and with ./ before a name that would be taken for an option.
+    """
+    name = f"./{path}" if str(path).startswith("-") else str(path)
+    if printable(name) == name:
+        return shlex.quote(name)
+    text = "".join(c if c.isprintable() and c not in "\\'" else _octal(c) for c in name)
+    return f"$'{text}'"
+
+
+def spelled(name: str) -> str:
+    """A name as it is compared with others: accented letters as one character each, and what a terminal without UTF-8
+    gives as bytes read as that.
+    """
+    with contextlib.suppress(UnicodeError):
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8")
+    return unicodedata.normalize("NFC", name)
+
+
+def meant(name: str, known) -> str:
+    """ "; did you mean 'cat'?" if one of the known names is near, else "".
+
+    Upper and lower case, and - and _, count as equal.
+    """
+    plain = {spelled(one).lower().replace("_", "-").replace(" ", "-"): one for one in reversed([*known])}
+    near = difflib.get_close_matches(spelled(name).lower().replace("_", "-").replace(" ", "-"), plain, 1, 0.75)
+    return f"; did you mean '{printable(plain[near[0]])}'?" if near else ""
+
+
+def _octal(character):
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))

@@ -46,6 +46,7 @@ class Methods:
     def __int__(self) -> int: ...
     def __format__(self, spec: str) -> str: ...
     def __array__(self, *_arguments: Any, **_options: Any) -> Any: ...
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any: ...
 
     # Elementwise.
     def abs(self) -> Any:
@@ -60,8 +61,8 @@ class Methods:
     def sqrt(self) -> Any:
         """The square root of every element."""
 
-    def clip(self, low: Any, high: Any) -> Any:
-        """Every element, clipped to [low, high]."""
+    def clip(self, low: Any = None, high: Any = None) -> Any:
+        """Every element, clipped to [low, high]; one of the two may be left out."""
 
     # Along axes.
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
@@ -95,8 +96,8 @@ class Methods:
         """The matrix product, as NumPy has it."""
 
     # Of shape.
-    def flatten(self) -> Any:
-        """All elements in one row."""
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
+        """All elements in one row, or the axes from one to another as one axis."""
 
     def reshape(self, *shape: Any, **named: Any) -> Any:
         """The same elements in another shape, given as numbers or as a tuple."""

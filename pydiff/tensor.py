@@ -23,6 +23,7 @@ import numpy as np
 
 from pydiff.arrays import add, array_module
 from pydiff.backend import FLOAT32, is_bfloat16
+from pydiff.mistakes import described, plain, refuse_call
 
 if TYPE_CHECKING:
     from pydiff.signatures import Methods  # which pydiff.ops adds to Tensor
@@ -55,9 +56,11 @@ def _recording(on):
         _state.enabled = before
 
 
-def no_grad():
-    """Inside, operations are not recorded: for sampling and evaluation. Also works as a decorator."""
-    return _recording(False)
+def no_grad(function=None):
+    """Inside, operations are not recorded: for sampling and evaluation. Also works as a decorator, `@no_grad()` or
+    `@no_grad`.
+    """
+    return _recording(False) if function is None else _recording(False)(function)
 
 
 @contextlib.contextmanager
@@ -74,17 +77,11 @@ def _floating(dtype):
     return dtype.kind == "f" or is_bfloat16(dtype)
 
 
-def refuse_masked(a):
-    """Raises TypeError for masked arrays: their sums leave elements out, but their gradients would not."""
-    if isinstance(a, np.ndarray) and hasattr(a, "mask"):
-        raise TypeError(f"expected a plain array, got a {type(a).__name__}; .filled(value) makes one")
-
-
 def _array(data):
     """The array that a Tensor made from `data` holds: numbers, lists and NumPy scalars become arrays."""
     if isinstance(data, Tensor):
         raise TypeError("got a Tensor where an array was expected; use .data, or .detach() to cut the graph")
-    refuse_masked(data)
+    data = plain(data)
     if hasattr(data, "dtype"):
         return np.asarray(data) if isinstance(data, np.generic) else data
     data = np.asarray(data)
@@ -122,6 +119,8 @@ class Tensor(Methods):
     size = property(operator.attrgetter("data.size"))
 
     def __len__(self):
+        if not self.ndim:
+            raise TypeError("a Tensor without axes has no length; it is a single number, x.item()")
         return len(self.data)
 
     def __repr__(self):
@@ -234,16 +233,18 @@ class Function:
                 arrays.append(a.data)
                 needs.append(recording and a.requires_grad)
             else:
-                if type(a) is not np.ndarray:
-                    refuse_masked(a)
-                arrays.append(a)
+                arrays.append(a if type(a) is np.ndarray else plain(a))
                 needs.append(False)
         if not cls.integers and arrays and getattr(arrays[0], "dtype", FLOAT32).kind in "iub":
             raise TypeError(
                 f"{cls.__name__} needs floating-point numbers, got {arrays[0].dtype}; use .astype(np.float32)"
             )
         function.needs = needs
-        result = function.forward(*arrays, **options)
+        try:
+            result = function.forward(*arrays, **options)
+        except (TypeError, AttributeError) as error:
+            refuse_call(cls.forward, cls.__name__, arrays, options, error)
+            raise
         outputs = tuple(map(Tensor, result)) if isinstance(result, tuple) else (Tensor(result),)
         if True in needs:
             function.order = next(_counter)
@@ -338,8 +339,16 @@ def _leaves(root):
 
 
 def _accumulate(leaf, gradient):
-    """Adds to leaf.grad, an array that only the leaf owns: the incoming one may be shared with other tensors."""
+    """Adds to leaf.grad, an array that only the leaf owns: the incoming one may be shared with other tensors.
+
+    Raises ValueError if somebody has put something else in its place.
+    """
     if leaf.grad is not None:
+        if isinstance(leaf.grad, Tensor) or getattr(leaf.grad, "shape", None) != leaf.shape:
+            raise ValueError(
+                f"the gradient is added to .grad, but that was replaced by {described(leaf.grad)}, expected an array "
+                f"{leaf.shape}; to begin with zero write p.grad = None"
+            )
         if leaf.grad.dtype.itemsize < gradient.dtype.itemsize:
             leaf.grad = leaf.grad.astype(gradient.dtype)
         leaf.grad += gradient

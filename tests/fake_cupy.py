@@ -6,7 +6,7 @@
 - NumPy's functions find their way here (`__array_ufunc__`, `__array_function__`), if CuPy has one of that name.
 
 `happened` lists what a program with a GPU pays for: "wait" whenever the host asks for a value, "upload" for every array
-that is moved to the device, and the names of the kernels.
+that is moved to the device, and the names of the kernels. A `Pool` tells when CuPy's would ask the device for memory.
 
 It has the names that pydiff uses and no others; tests/test_device.py holds them against the real CuPy where that is
 installed. Stricter than CuPy in two places: indices and nested lists may not be NumPy arrays either.
@@ -15,11 +15,54 @@ installed. Stricter than CuPy in two places: indices and nested lists may not be
 import importlib.machinery
 import operator
 import types
+import weakref
+from collections import Counter
 
 import numpy as np
 
 NUMBERS = (bool, int, float, np.generic)
 happened = []
+
+
+class Pool:
+    """Within `with Pool() as pool`, what CuPy's memory pool would do: an array gets a block of its size, in units of
+    512 bytes, that was given back before, or else a new one of the device. (CuPy would also cut larger blocks.)
+
+    new: how many blocks the device gave. asked: the size of every array, in order.
+    """
+
+    active: "Pool | None" = None
+    UNIT = 512
+
+    def __init__(self):
+        self.new, self.asked, self.free, self.owners = 0, [], Counter(), set()
+
+    def __enter__(self):
+        Pool.active = self
+        return self
+
+    def __exit__(self, *_):
+        Pool.active = None
+
+    def take(self, host):
+        """A block for the memory of a host array, unless it is a view of one that has its block already."""
+        while isinstance(host.base, np.ndarray):
+            host = host.base
+        if id(host) in self.owners or host.nbytes == 0:
+            return
+        size = -(-host.nbytes // self.UNIT) * self.UNIT
+        self.asked.append(size)
+        if self.free[size]:
+            self.free[size] -= 1
+        else:
+            self.new += 1
+        self.owners.add(id(host))
+        weakref.finalize(host, self.give_back, id(host), size)
+
+    def give_back(self, owner, size):
+        """The memory of an array is no longer needed."""
+        self.owners.remove(owner)
+        self.free[size] += 1
 
 
 def _unwrap(value, of="argument"):
@@ -39,6 +82,8 @@ def _wrap(result):
         return [_wrap(r) for r in result]
     array = object.__new__(ndarray)
     array._host = np.asarray(result)
+    if Pool.active is not None:
+        Pool.active.take(array._host)
     return array
 
 

@@ -198,7 +198,25 @@ FOLLOWED = {
         lambda: random.key(0, random.NOISE, np.array([1.0])),
         lambda: random.key(0, random.NOISE, np.array([1.0]).astype(np.int64))),
     ("segment.py", "open it with pydiff.load."): (lambda: segment.load("run"), lambda: pydiff.load("run")),
-    ("tensor.py", ".filled(value) makes one"): (lambda: Tensor(masked()), lambda: Tensor(masked().filled(0))),
+    ("data/sources.py", "pydiff sample {} draws with it"): ("data run", "sample run -n 1 --steps 2"),
+    ("mistakes.py", "np.asarray(a) makes one"): (
+        lambda: Tensor(np.ones((2, 2)).view(np.matrix)),
+        lambda: Tensor(np.asarray(np.ones((2, 2)).view(np.matrix)))),
+    ("mistakes.py", "np.array(..) makes one"): (
+        lambda: ops.cross_entropy(Tensor(np.eye(2)), [0, 1]),
+        lambda: ops.cross_entropy(Tensor(np.eye(2)), np.array([0, 1]))),
+    ("ops/methods.py", "leave out= away"): (
+        lambda: Tensor(np.eye(2)).argmax(out=np.zeros(2)), lambda: Tensor(np.eye(2)).argmax()),
+    ("ops/methods.py", "leave out copy=True, or write x.copy()"): (
+        lambda: Tensor(np.eye(2)).reshape(4, copy=True),
+        lambda: (Tensor(np.eye(2)).reshape(4), Tensor(np.eye(2)).copy())),
+    ("ops/methods.py", "x.swapaxes(a, b) exchanges two of them"): (
+        lambda: Tensor(np.ones((2, 3, 4))).transpose(1, 2), lambda: Tensor(np.ones((2, 3, 4))).swapaxes(1, 2)),
+    ("ops/shape.py", "write concatenate(a, b, axis=-1)"): (
+        lambda: ops.concatenate([Tensor(np.eye(2)), Tensor(np.eye(2))]),
+        lambda: ops.concatenate(Tensor(np.eye(2)), Tensor(np.eye(2)), axis=-1)),
+    ("tensor.py", "it is a single number, x.item()"): (lambda: len(Tensor(2.0)), lambda: Tensor(2.0).item()),
+    ("mistakes.py", ".filled(value) makes one"): (lambda: Tensor(masked()), lambda: Tensor(masked().filled(0))),
     ("tensor.py", "use .data, or .detach() to cut the graph"): (
         lambda: Tensor(Tensor(np.ones(2))), lambda: (Tensor(Tensor(np.ones(2)).data), Tensor(np.ones(2)).detach())),
     ("tensor.py", "use .astype(np.float32)"): (

@@ -2,6 +2,10 @@
 numbers, and nothing that was asked for is ignored.
 """
 
+import os
+import re
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -10,6 +14,7 @@ from pydiff import cli, nn, optim
 from pydiff.drawing import Order, draw
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.printed import printable, typed
+from pydiff.training import Options
 
 TINY = {"steps": 1, "batch_size": 2, "channels": (8, 16), "timesteps": 20, "sample_every": 0, "progress": False}
 
@@ -24,7 +29,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accumulate": -2}, "accumulate must be a whole number of at least 0, got -2"),
+        ({"accumulate": -1}, "accumulate must be a whole number of at least 0, got -1"),
         ({"accumulate": 2, "shards": 3}, "accumulate and shards are the same option"),
         ({"seed": 2**64}, r"seed must be below 2\*\*64"),
         ({"groups": 7}, "groups=7 does not divide 8 channels"),
@@ -158,6 +163,46 @@ def test_commands_that_are_shown_can_be_typed(tmp_path, monkeypatch, capsys):
     assert typed("plain") == "plain"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["-x", "new\nline", "t\tab", "\x1b[31m", "q'\n", "back\\\n", "`x`\n", "lat\udce4", "\u202e", "it's", "$HOME"],
+)
+def test_a_shown_name_is_that_name_for_a_shell(name):
+    read = subprocess.run(["bash", "-c", f"printf %s {typed(name)}"], capture_output=True, check=True).stdout
+    assert os.path.normpath(os.fsdecode(read)) == os.path.normpath(name)
+    assert typed(name).isprintable()
+
+
+def test_names_are_printed_on_one_line(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sample", str(folder), "-n", "1", "--steps", "1", "--out", "a\nb"]) == 0
+    assert capsys.readouterr().out == "1 image in a\\nb\n"
+    assert cli.main(["sample", "no\nwhere"]) == 1
+    assert capsys.readouterr().err.startswith("pydiff: no\\nwhere is not a folder; ")
+    assert cli.main(["train", "digits", "--out", "x" * 300, "--steps", "1"]) == 1
+    assert capsys.readouterr().err == f"pydiff: {'x' * 300}/log.jsonl: File name too long\n"
+
+
+@pytest.mark.parametrize(
+    ("out", "advice"), [("a.png", "or a folder, where each is a file"), ("a", "give a smaller -n$")]
+)
+def test_more_samples_than_there_is_memory_for_are_refused_at_once(folder, tmp_path, monkeypatch, capsys, out, advice):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sample", str(folder), "-n", str(10**12), "--steps", "1", "--out", out]) == 1
+    said = capsys.readouterr().err.strip()
+    assert re.search(rf"1,000,000,000,000 images in {out} would take .* of memory, and .* are free; .*{advice}", said)
+    assert list(tmp_path.glob("a*")) == []
+
+
+def test_what_a_network_learned_to_predict_is_not_overruled(folder):
+    assert pydiff.load(folder, prediction="eps").process.prediction == "eps"
+    for wish in ({"prediction": "v"}, {"scheduler": "FlowMatchEulerDiscreteScheduler"}):
+        with pytest.raises(
+            CheckpointError, match=r"learned to predict eps, and was to be read as if that were (v|flow)"
+        ):
+            pydiff.load(folder, **wish)
+
+
 def test_gradients_that_are_no_arrays_are_refused():
     layer = nn.Linear(3, 2)
     layer.initialize(0)
@@ -170,3 +215,7 @@ def test_gradients_that_are_no_arrays_are_refused():
             optimizer.step(1, 1e-3)
         p.data, p.grad = before, None
     optimizer.step(1, 1e-3)
+
+
+def test_no_accumulation_can_be_asked_for():
+    assert Options.from_keywords({"accumulate": 0}).shards == 0

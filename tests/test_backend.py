@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -151,6 +152,26 @@ def test_threads_wrong(value):
     status, _, error = run("import pydiff; print(pydiff.threads())", PYDIFF_THREADS=value)
     assert status == 1
     assert error == f"ValueError: PYDIFF_THREADS must be a whole number from 1 to 1024, got '{value}'"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("PYDIFF_NUM_THREADS", "PYDIFF_THREADS"), ("PYDIFF_THREAD", "PYDIFF_THREADS"), ("PYDIFF_SMID", "PYDIFF_SIMD"),
+     ("PYDIFF_WINOGARD", "PYDIFF_WINOGRAD"), ("PYDIFF_MPI_TIMEOUTS", "PYDIFF_MPI_TIMEOUT")],
+)  # fmt: skip
+def test_a_misspelt_variable_is_warned_of(name, meant):
+    _, _, error = run("import warnings; warnings.simplefilter('error'); import pydiff", **{name: "2"})
+    assert error == f"RuntimeWarning: nothing reads the environment variable {name}; did you mean {meant}?"
+    assert run("import pydiff", **{name: "2"})[0] == 0
+
+
+def test_other_variables_are_left_alone():
+    """Settings, those of the build and of the tests, and those of other programs."""
+    names = [*compiled.SETTINGS, "PYDIFF_CUDA", "PYDIFF_CPU_LEVELS", "PYDIFF_REQUIRE_NATIVE", "PYDIFF_SIMT_RACE"]
+    names += ["PYDIFF_HYPOTHESIS", "PYDIFF_PTX", "PYDIFF_GPU", "PYDIFF_SIMT_UCONTEXT", "PYDIFF_DATA", "OMP_NUM_THREADS"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled.warn_of_misspelt(names)
 
 
 def test_the_default_is_the_processors_this_process_may_use():

@@ -91,6 +91,17 @@ def test_info_names_what_is_used():
     assert "not used: switched off by PYDIFF_NATIVE=off" in off.stdout
 
 
+def test_a_setting_that_is_none_is_one_sentence_for_the_command():
+    """It is read before the command begins; a program that imports pydiff gets its error."""
+    for command in (["-m", "pydiff", "info"], ["-c", "import pydiff"]):
+        ended = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, env={"PYDIFF_SIMD": "x"}, check=False
+        )
+        assert ended.returncode == 1
+        assert ended.stderr.endswith("PYDIFF_SIMD must be one of avx512, avx2, baseline; got 'x'\n")
+        assert ("Traceback" in ended.stderr) == (command[0] == "-c")
+
+
 def test_data_describes():
     done = pydiff_command("data", "digits")
     assert done.returncode == 0

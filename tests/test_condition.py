@@ -1,6 +1,7 @@
 """Condition and Conditioning: rows that stay together, what says "nothing asked for", and one sentence for the rest."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -187,6 +188,22 @@ def test_rows_hold_what_was_asked_for():
     same(BOTH.nothing_asked(3), BOTH.rows(np.arange(3)).null())
     assert BOTH.nothing_asked(3)[LABELS].tolist() == [3, 3, 3]
     assert Conditioning().rows(np.arange(3)).rows == Conditioning().nothing_asked(3).rows == 3
+
+
+def test_classes_are_known_by_their_characters_however_they_are_encoded():
+    """A Mac's shell takes accents apart; a terminal without UTF-8 hands over bytes."""
+    conditioning = Conditioning(["éa", "cat", "e\u0301b", "日本"])
+    apart = unicodedata.normalize("NFD", "éa")
+    as_bytes = "日本".encode().decode("ascii", "surrogateescape")
+    assert [conditioning.number_of(name) for name in (apart, "éb", as_bytes)] == [0, 2, 3]
+    both = Conditioning(["é", "e\u0301"])
+    assert [both.number_of(name) for name in ("é", "e\u0301")] == [0, 1]
+
+
+@pytest.mark.parametrize(("name", "meant"), [("Cat", "cat"), ("big_dog", "big dog"), ("birds", "bird")])
+def test_a_class_that_is_misspelled_is_asked_about(name, meant):
+    with pytest.raises(ValueError, match=f"there is no class '{name}'; did you mean '{meant}'"):
+        Conditioning(["cat", "big dog", "bird"]).number_of(name)
 
 
 def test_labels_of_every_kind():

@@ -271,6 +271,33 @@ def test_a_step_waits_once_for_the_device_when_all_of_it_is_under_way(options, u
 
 
 @pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("options", [{}, SMALL, {"shards": 2}, {"self_conditioning": True, "ema": 0.9}])
+def test_from_the_third_step_on_the_device_is_asked_for_no_memory(options):
+    """Every step wants arrays of the same sizes in the same order, and the pool has them from the step before."""
+    options = {**TINY, "steps": 6, **options}
+    with fake_cupy.Pool() as pool:
+        steps, sizes, new = training_steps(diffusion_trainer(load("digits"), pydiff.Options(**options), "cuda")), [], []
+        for _ in steps:
+            sizes.append(tuple(pool.asked))
+            new.append(pool.new)
+            pool.asked.clear()
+    assert new[1:] == [new[1]] * 5
+    assert sizes[2:] == [sizes[2]] * 4
+    assert len(sizes[2]) > 100
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_drawing_again_asks_the_device_for_no_memory():
+    run, new = train(device="cuda", **SMALL), []
+    with fake_cupy.Pool() as pool:
+        for seed in range(4):
+            run.sample(2, steps=5, guidance=2.0, seed=seed)
+            new.append(pool.new)
+    assert new[0] > 10
+    assert new[2:] == new[1:2] * 2
+
+
+@pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize("what", ["weight", "gradient"])
 def test_a_step_that_is_not_finite_is_taken_back_on_the_device(monkeypatch, what):
     """It is under way before anybody knows: the optimiser's kernel has to leave everything as it is."""

@@ -1,5 +1,6 @@
 """Samples drawn into files: checked first, written as they come, gone on with."""
 
+import errno
 import os
 import re
 import signal
@@ -87,6 +88,41 @@ def test_ctrl_c_keeps_a_part_of_a_grid_or_an_array(run, tmp_path, monkeypatch, s
     if suffix == ".npz":
         with np.load(tmp_path / "all.npz") as file:
             assert np.array_equal(file["images"], run.sample(4, steps=2))
+
+
+@pytest.mark.parametrize("name", ["some", "all.png", "all.npz"])
+def test_a_full_disk_names_the_file_and_keeps_what_was_there(run, tmp_path, monkeypatch, name):
+    """The system names no file where a write finds no room."""
+    out, room = tmp_path / name, [2]
+    kept = Order(1, 5, options={"steps": 1})
+    if out.suffix:
+        draw(run.pipeline, out, kept)
+    before = out.read_bytes() if out.suffix else b""
+    sync = os.fsync
+
+    def full(descriptor):
+        room[0] -= 1
+        if room[0] < 0 or out.suffix:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises((OSError, ValueError)) as caught:
+        draw(run.pipeline, out, Order(4, 5, options={"steps": 1}))
+    assert str(tmp_path / name) in str(caught.value)
+    assert "No space left on device" in str(caught.value)
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    if out.suffix:
+        assert out.read_bytes() == before
+        return
+    assert "; 1 of 4 are in" in str(caught.value)  # a file takes two: its own, and its folder's
+    monkeypatch.undo()
+    assert draw(run.pipeline, out, Order(4, 5, options={"steps": 1})) == (3, 1, 4)
+
+
+def test_an_array_has_the_name_that_was_given(run, tmp_path):
+    draw(run.pipeline, tmp_path / "a.NPZ", Order(1, 5, options={"steps": 1}))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.NPZ"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Editing for users: images in, images out, the same alone and in a batch, and one sentence for what cannot be."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import pydiff
 from pydiff import backend
+from pydiff.edit import _own_scheduler
 
 TINY = {"steps": 3, "batch_size": 8, "channels": (8,), "groups": 4, "progress": False}
 needs_kernels = pytest.mark.skipif(
@@ -114,3 +117,15 @@ def test_bad_arguments_are_one_sentence(run, images, call, message):
     with pytest.raises(ValueError, match=message) as error:
         call(run, images)
     assert "\n" not in str(error.value)
+
+
+def test_the_last_steps_of_a_models_own_scheduler():
+    own = SimpleNamespace(scheduler=lambda steps, begin: (steps, begin))
+    for strength, begin in ((1.0, 0), (1, 0), (0.5, 10), (0.05, 19), (0.07, 19)):
+        assert _own_scheduler(own, 20, strength) == ((20, begin), begin)
+    for strength, message in ((0, "strength is 0, expected above 0"), (1.01, "strength is 1.01"), (-1, "is -1"),
+                              (0.049, "strength 0.049 of 20 steps is less than one step")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            _own_scheduler(own, 20, strength)
+    with pytest.raises(ValueError, match="came without a scheduler that could fill in"):
+        _own_scheduler(SimpleNamespace(scheduler=None), 20, 0.5)

@@ -192,3 +192,34 @@ def test_dropout_for_another_number_of_samples_is_refused():
 def test_dropout_shares_that_cannot_be(p):
     with pytest.raises(ValueError, match=r"dropout must be at least 0 and below 1, got"):
         nn.Dropout(p)
+
+
+def test_sizes_may_be_numpys_numbers_and_must_be_some():
+    three, eight = np.int64(3), np.int32(8)
+    x = np.ones((1, 8, 8, 3), np.float32)
+    strided = nn.Conv2d(three, eight, np.int64(3), stride=np.int64(2), padding=(np.int64(1), 1), groups=np.int64(1))
+    assert strided(x).shape == (1, 4, 4, 8)
+    assert nn.ConvTranspose2d(three, eight, np.int64(2), stride=np.int64(2))(x).shape == (1, 16, 16, 8)
+    for make, message in (
+        (lambda: nn.Linear(-1, 3), "cin must be a whole number of at least 1, got -1"),
+        (lambda: nn.Linear(2, 3.0), r"cout must be a whole number of at least 1, got 3\.0"),
+        (lambda: nn.Conv2d(0, 3, 3), "cin must be a whole number of at least 1, got 0"),
+        (lambda: nn.Conv2d(3, 8, 0), "size must be a whole number >= 1 or a pair of them, got 0"),
+        (lambda: nn.Embedding(10, 0), "dim must be a whole number of at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_what_pytorch_users_call_on_a_module():
+    layer = nn.Linear(2, 3).initialize(0)
+    layer(np.ones((1, 2), np.float32)).sum().backward()
+    layer.to("cpu").zero_grad()
+    assert [p.grad for p in layer.parameters()] == [None, None]
+    for name, instead in (("eval", "there is no mode"), ("cuda", r'write \.to\("cuda"\)'), ("half", "astype")):
+        with pytest.raises(AttributeError, match=f"no attribute {name!r}; .*{instead}"):
+            getattr(layer, name)()
+    with pytest.raises(ValueError, match="device must be one of cpu, cuda, simt, got 'gpu'"):
+        layer.to("gpu")
+    layer.load_state_dict({"weight": [[1, 2], [3, 4], [5, 6]], "bias": [7, 8, 9]})
+    assert layer.weight.data.tolist() == [[1, 3, 5], [2, 4, 6]]

@@ -1,7 +1,9 @@
 """The optimiser: against its equations over several steps, against torch, and the memory it shares with the model."""
 
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -273,16 +275,13 @@ def test_constants_are_not_parameters():
 # ---- whoever replaces data or gradients is heard ---------------------------------------------------------------------
 
 
-def small_model():
-    class Two(nn.Module):
-        def __init__(self):
-            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
-            self.initialize(1)
+class Two(nn.Module):
+    def __init__(self):
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.initialize(1)
 
-        def forward(self, x):
-            return self.second(self.first(x))
-
-    return Two()
+    def forward(self, x):
+        return self.second(self.first(x))
 
 
 def one_step(model, optimizer, change=lambda: None, step=1):
@@ -293,7 +292,7 @@ def one_step(model, optimizer, change=lambda: None, step=1):
 
 
 def test_replaced_data_is_what_is_trained():
-    model, twin = small_model(), small_model()
+    model, twin = Two(), Two()
     new = np.full((3, 4), 0.25, np.float32)
     twin.first.weight.data[...] = new
     optimizer, expected = optim.AdamW(model), optim.AdamW(twin)
@@ -309,7 +308,7 @@ def test_replaced_data_is_what_is_trained():
 
 
 def test_a_replaced_gradient_is_what_the_step_goes_by():
-    model, frozen = small_model(), small_model()
+    model, frozen = Two(), Two()
     optimizer, expected = optim.AdamW(model), optim.AdamW(frozen)
     before = model.first.weight.data.copy()
 
@@ -326,7 +325,7 @@ def test_a_replaced_gradient_is_what_the_step_goes_by():
 
 
 def test_a_replacement_that_does_not_fit_is_refused():
-    model = small_model()
+    model = Two()
     optimizer = optim.AdamW(model)
     model.first.weight.data = np.zeros((3, 5), np.float32)
     with pytest.raises(
@@ -336,10 +335,65 @@ def test_a_replacement_that_does_not_fit_is_refused():
 
 
 def test_a_shared_weight_counts_once():
-    model = small_model()
+    model = Two()
     model.third = model.first
     assert len(model.parameters()) == 4
     optimizer = optim.AdamW(model)
     assert optimizer.p.size == sum(p.size for p in model.parameters()) == 3 * 4 + 4 + 4 * 2 + 2
     assert optimizer.names == ["first.weight", "first.bias", "second.weight", "second.bias"]
     assert "third.weight" in model.state_dict()  # a file has it under both names
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_with_its_model_is_trained(copied):
+    """Views become arrays of their own when they are copied; the parameters have to be views again."""
+    model = Two()
+    optimizer = optim.AdamW(model)
+    one_step(model, optimizer)
+    model.second.weight.data = model.second.weight.data * 2  # a step of the copy has to notice that, too
+    twin, other = copied((model, optimizer))
+    for step in (2, 3):
+        one_step(model, optimizer, step=step)
+        one_step(twin, other, step=step)
+    assert np.array_equal(other.p, optimizer.p)
+    for p, q in zip(twin.parameters(), model.parameters(), strict=True):
+        assert np.array_equal(p.data, q.data)
+        assert np.shares_memory(p.data, other.p)
+        assert not np.shares_memory(p.data, optimizer.p)
+        assert p.grad is not None
+        assert np.shares_memory(p.grad, other.g)
+
+
+def test_a_frozen_parameter_stays_as_it_is():
+    """Weight decay would change it without any gradient."""
+    model = Two()
+    optimizer = optim.AdamW(model, weight_decay=0.5)
+    model.first.weight.requires_grad = False
+    before, free = model.first.weight.data.copy(), model.second.weight.data.copy()
+    one_step(model, optimizer)
+    assert np.array_equal(model.first.weight.data, before)
+    assert not np.array_equal(model.second.weight.data, free)
+    model.first.weight.requires_grad = True
+    one_step(model, optimizer, step=2)
+    assert not np.array_equal(model.first.weight.data, before)
+
+
+def test_another_parameter_in_the_place_of_one_is_noticed():
+    model = Two()
+    optimizer = optim.AdamW(model)
+    one_step(model, optimizer)
+    model.first.weight = nn.Parameter(np.ones((3, 4), np.float32))
+    with pytest.raises(ValueError, match=r"first\.weight is another Parameter now; assign to first\.weight\.data"):
+        optimizer.step(2, 0.1)
+
+
+def test_what_is_no_model_and_no_rate():
+    model = Two()
+    with pytest.raises(TypeError, match=r"AdamW takes a model, .* got list; write AdamW\(model\)"):
+        optim.AdamW(model.parameters())
+    optimizer = optim.AdamW(model)
+    before = optimizer.p.copy()
+    for lr in (float("nan"), -1e-3, float("inf")):
+        with pytest.raises(ValueError, match="the learning rate must be a number of at least 0, got"):
+            optimizer.step(1, lr)
+    assert np.array_equal(optimizer.p, before)

@@ -11,7 +11,7 @@ import pytest
 import pydiff
 from pydiff.data import Dataset
 from pydiff.data.origin import Origin, from_files, to_files
-from pydiff.reopen import open_folder
+from pydiff.reopen import finish, open_folder
 from pydiff.store import checkpoint, newest
 from pydiff.store.folder import RunDirectory
 from pydiff.store.newest import read_newest
@@ -489,3 +489,15 @@ def test_samples_of_every_kind_are_kept(name):
     assert np.array_equal(again.images, samples.images)
     assert again.facts(1234) == samples.facts(1234)
     assert "1,234" in next(iter(samples.facts(1234).values()))
+
+
+def test_a_model_that_cannot_be_written_says_where_the_training_goes_on(tmp_path):
+    def save(_):
+        raise pydiff.CheckpointError("the disk is full.")
+
+    folder = RunDirectory(tmp_path / "fresh")
+    with pytest.raises(pydiff.CheckpointError, match=r"^the disk is full\.$"):
+        finish(folder, save)  # there is nothing to go on from
+    train(tmp_path / "run")
+    with pytest.raises(pydiff.CheckpointError, match=r"^the disk is full; the same command goes on from step 4 once"):
+        finish(RunDirectory(tmp_path / "run"), save)

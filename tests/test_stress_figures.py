@@ -64,3 +64,45 @@ def test_faults_are_known_by_the_same_names():
     planter = mutation.Planter("x.py", SOURCE.replace("a\n", "a + 1\n"))
     planter.visit(mutation.ast.parse(SOURCE.replace("a\n", "a + 1\n")))
     assert {fault.function for fault in planter.faults} == {"outer.inner", "A.method", "A.method.B.deep"}
+
+
+LOOPS = """
+def sign(a):
+    if a < 0:
+        return (
+            -1
+        )
+    return 1
+"""
+
+
+class Covered:
+    """As coverage.CoverageData says it of one file."""
+
+    def __init__(self, file, lines):
+        self.file, self.lines = str(file), lines
+
+    def measured_files(self):
+        return [self.file, "/elsewhere.py"]
+
+    def contexts_by_lineno(self, file):
+        return self.lines if file == self.file else {}
+
+
+def test_tests_that_reach_the_line_are_asked(tmp_path, monkeypatch):
+    file = tmp_path / "sign.py"
+    file.write_text(LOOPS)
+    below = ["t.py::down|run", "t.py::bad|run"]
+    data = Covered(file, {2: [""], 3: ["t.py::up|run", *below], 4: below, 7: ["t.py::up|setup", "t.py::up|run"]})
+    seconds = {"t.py::up": 1.0, "t.py::down": 2.0}
+    tests, files = covered.reached(data, tmp_path, {"t.py::bad"}, seconds)
+    functions = covered.entered(data, tmp_path, {"t.py::bad"})
+    known = {"functions": functions, "seconds": seconds, "tests": tests, "lines": files}
+    monkeypatch.setattr(mutation, "ROOT", tmp_path)
+    planter = mutation.Planter("sign.py", LOOPS)
+    planter.visit(mutation.ast.parse(LOOPS))
+    asked = {fault.number: mutation.chosen(fault, known, 60) for fault in planter.faults}
+    assert asked == {3: ["t.py::up", "t.py::down"], 5: ["t.py::down"], 7: ["t.py::up"]}
+    file.write_text(LOOPS + "# changed since")
+    assert mutation.chosen(planter.faults[-1], known, 60) == ["t.py::up", "t.py::down"]
+    assert mutation.chosen(planter.faults[-1], {**known, "lines": {}}, 60) == ["t.py::up", "t.py::down"]

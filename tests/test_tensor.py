@@ -11,6 +11,7 @@ import pydiff
 from pydiff import ops
 from pydiff.tensor import Function, Tensor, as_tensor, no_grad
 from tests.compare import assert_close, check_gradient
+from tests.peers import import_torch
 from tests.strategies import seeds
 
 
@@ -348,6 +349,123 @@ def test_methods_that_pytorch_users_expect():
         x.clamp()
     with pytest.raises(ValueError, match=r"expected -4 \.\. 3"):
         x.unsqueeze(5)
+
+
+def test_functions_of_numpy_go_to_the_method_of_that_name():
+    values = np.array([[0.5, 2.0, 1.25], [3.0, 0.75, 1.5]])
+    x = Tensor(values, requires_grad=True)
+    same = {
+        "reshape": (np.reshape(x, (3, 2)), values.reshape(3, 2)), "transpose": (np.transpose(x), values.T),
+        "from above": (np.clip(x, None, 1), values.clip(None, 1)), "below": (x.clip(min=1), values.clip(1)),
+        "all but one": (x.reshape(1, 2, 3).flatten(1), values.reshape(1, 6)), "square": (np.square(x), values**2),
+        "two of three": (x.reshape(1, 2, 3).flatten(0, 1), values), "C": (x.flatten("C"), values.ravel()),
+        "norm": (x.norm(2), np.linalg.norm(values)), "of rows": (x.norm(2, dim=1), np.linalg.norm(values, axis=1)),
+    }  # fmt: skip
+    for name, (got, expected) in same.items():
+        assert got.requires_grad, name
+        assert_close(got.data, expected, rtol=1e-12, what=name)
+    assert np.argmax(x, axis=1, keepdims=True).tolist() == [[1], [0]]
+    assert np.array_equal(x, values)
+    assert np.array_equal(values, x)
+    assert not np.array_equal(x, values + 1)
+    assert not np.array_equiv(x, values.T)
+    holes = Tensor([np.nan, np.inf, 1.0])
+    for name in ("isnan", "isinf", "isfinite"):
+        expected = getattr(np, name)(holes.data).tolist()
+        assert getattr(holes, name)().tolist() == getattr(np, name)(holes).tolist() == expected
+
+
+def test_axes_that_a_tensor_does_not_have_are_refused():
+    x = Tensor(np.ones((2, 3, 1)))
+    for attempt in (
+        lambda: x.transpose(0, 7, 2), lambda: x.permute(0, 1, 3), lambda: x.squeeze(5), lambda: x.swapaxes(0, 3),
+        lambda: x.flatten(3), lambda: x.squeeze(-4),
+    ):  # fmt: skip
+        with pytest.raises(np.exceptions.AxisError, match="out of bounds for array of dimension 3"):
+            attempt()
+    with pytest.raises(ValueError, match="takes all 3 axes"):
+        x.transpose(1, 2)
+    with pytest.raises(ValueError, match="start_dim 2 comes after end_dim 1"):
+        x.flatten(2, 1)
+    for attempt in (lambda: x.flatten("F"), lambda: x.ravel("F"), lambda: np.reshape(x, 6, order="F")):
+        with pytest.raises(ValueError, match="in order 'C', that of its rows, got order='F'"):
+            attempt()
+    with pytest.raises(ValueError, match="p=2, got p=1"):
+        x.norm(1)
+    with pytest.raises(ValueError, match="ddof 6 leaves nothing of the 6 numbers"):
+        x.std(ddof=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("cpu", r"x\.numpy\(\)"),
+        ("float", r"write x\.astype\('float32'\)"),
+        ("where", r"write pydiff\.ops\.where\(x, \.\.\)"),
+        ("add_", "no Tensor is changed in place"),
+        ("requires_grad_", r"write Tensor\(x\.data, requires_grad=True\)"),
+        ("cumsum", r"x\.data\.cumsum is that of the values alone"),
+        ("topk", "no attribute 'topk'$"),
+    ],
+)
+def test_attributes_of_other_libraries_are_named_with_what_to_write(name, instead):
+    with pytest.raises(AttributeError, match=instead):
+        getattr(Tensor([1.0, 2.0]), name)
+    assert getattr(Tensor([1.0]), name, None) is None
+
+
+def test_arguments_that_an_operation_does_not_take_are_named():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    for attempt, message in (
+        (lambda: ops.softmax(x, dim=1), "^Softmax got an unexpected keyword argument 'dim'; write axis=$"),
+        (lambda: ops.clip(x, 0), "^Clip missing 1 required positional argument: 'high'$"),
+        (lambda: ops.mean_squared_error(x, [[1, 2], [3, 4]]), "^MeanSquaredError needs arrays or Tensors, got list; "),
+        (lambda: ops.concatenate([x, x], axis=0), r"one by one; write concatenate\(a, b, axis=-1\)"),
+        (lambda: f"{x:.2f}", r"^'\.2f' is the format of a single number, but this Tensor has shape \(2, 2\)$"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            attempt()
+
+
+def test_tensors_are_indices_too():
+    x = Tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    (x[:, x.detach()[0] > 0].sum() + 10 * x[Tensor(np.array([1, 1])), Tensor(np.array([0, 2]))].sum()).backward()
+    assert x.grad.tolist() == [[0, 1, 1], [10, 1, 11]]
+
+
+def test_arrays_of_pytorch_are_numbers_and_matrices_are_none():
+    torch = import_torch()
+    theirs = torch.tensor([1.0, 2.0])
+    x = Tensor(theirs)
+    assert type(x.data) is np.ndarray
+    assert (x + theirs).tolist() == (theirs + x).tolist() == [2, 4]
+    for matrix in (np.eye(2).view(np.matrix), scipy_identity()):
+        with pytest.raises(TypeError, match=r"expected a plain array, got a matrix|got dtype object"):
+            Tensor(matrix)
+    with pytest.raises(TypeError, match="expected a plain array, got a matrix"):
+        Tensor(np.eye(2)) * np.eye(2).view(np.matrix)
+
+
+def scipy_identity():
+    return pytest.importorskip("scipy.sparse").eye(2)
+
+
+@pytest.mark.parametrize("put", [0, 0.0, [0, 0], "no", np.zeros(3), np.zeros((2, 2)), Tensor([0.0, 0.0])])
+def test_a_gradient_that_is_none_is_refused(put):
+    x = leaf(1.0, 2.0)
+    x.grad = put
+    with pytest.raises(ValueError, match=r"that was replaced by .*, expected an array \(2,\); .* write p\.grad = None"):
+        (2 * x).sum().backward()
+    x.grad = None
+    (2 * x).sum().backward()
+    assert x.grad.tolist() == [2, 2]
+
+
+def test_no_grad_with_and_without_parentheses():
+    x = leaf(1.0)
+    assert not no_grad(lambda: 2 * x)().requires_grad
+    assert not no_grad()(lambda: 2 * x)().requires_grad
+    assert (2 * x).requires_grad
 
 
 def test_small_integers_are_converted_as_the_message_says():

@@ -53,7 +53,7 @@ PLAIN = ("sum", "mean", "max", "min", "var", "std", "argmax", "argmin", "abs", "
 def test_a_method_can_be_called_as_it_is_declared(name):
     """With every parameter by name, and with all of them by position."""
     x = pydiff.Tensor([[1.0, 4.0], [9.0, 3.0]])
-    values = {"axis": 0, "keepdims": True, "ddof": 1, "low": 2.0, "high": 5.0}
+    values = {"axis": 0, "keepdims": True, "ddof": 1, "low": 2.0, "high": 5.0, "start_dim": 0, "end_dim": 1}
     parameters = list(inspect.signature(getattr(signatures.Methods, name)).parameters)[1:]
     made = [getattr(x, name)(**{p: values[p] for p in parameters}), getattr(x, name)(*(values[p] for p in parameters))]
     named, placed = (y.data if isinstance(y, pydiff.Tensor) else y for y in made)

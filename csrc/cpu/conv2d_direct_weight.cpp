@@ -21,6 +21,18 @@
 namespace pydiff {
 namespace {
 
+// dw adds up blocks of at most so many pixels, and those of a part before the parts: by shapes only.
+int64_t weight_block_pixels(const Conv2dShape& s) {
+    constexpr int64_t cache_floats = 48 << 10;  // a fifth of 1 MB of L2
+    return std::clamp<int64_t>(cache_floats / std::max<int64_t>(1, s.stride_w * s.cin + s.cout), 64, 512);
+}
+int64_t weight_part_blocks(const Conv2dShape& s, int64_t blocks, int64_t block_pixels) {
+    constexpr int64_t part_pixels = 256, most = 32, all_floats = int64_t{1} << 21;  // of the sums of all parts
+    const int64_t size = std::max<int64_t>(1, s.kh * s.kw * s.cin * s.cout);
+    const int64_t parts = std::clamp<int64_t>(all_floats / size, 1, most);
+    return std::max((blocks + parts - 1) / parts, (part_pixels + block_pixels - 1) / block_pixels);
+}
+
 enum Slot { dy_slot, partial_slot, bias_slot };
 
 // How the work is cut, by shapes only: the pixels into blocks of an image's lines and columns, and the blocks into

@@ -51,18 +51,6 @@ inline bool pointwise(const Conv2dShape& s) {
            s.oh == s.h && s.ow == s.w;
 }
 
-// dw adds up blocks of at most so many pixels, and those of a part before the parts: by shapes only.
-inline int64_t weight_block_pixels(const Conv2dShape& s) {
-    constexpr int64_t cache_floats = 48 << 10;  // a fifth of 1 MB of L2
-    return std::clamp<int64_t>(cache_floats / std::max<int64_t>(1, s.stride_w * s.cin + s.cout), 64, 512);
-}
-inline int64_t weight_part_blocks(const Conv2dShape& s, int64_t blocks, int64_t block_pixels) {
-    constexpr int64_t part_pixels = 256, most = 32, all_floats = int64_t{1} << 21;  // of the sums of all parts
-    const int64_t size = std::max<int64_t>(1, s.kh * s.kw * s.cin * s.cout);
-    const int64_t parts = std::clamp<int64_t>(all_floats / size, 1, most);
-    return std::max((blocks + parts - 1) / parts, (part_pixels + block_pixels - 1) / block_pixels);
-}
-
 // What output pixels (i, j) .. (i + rows - 1, j + columns - 1) of one image x see of it: lines of `pitch` floats, one
 // after the other, from the line and column that tap (0, 0) of pixel (i, j) meets. Where the image ends, a copy with
 // zeros in `copy` (seen_floats of them), and otherwise the image itself.

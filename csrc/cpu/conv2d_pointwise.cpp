@@ -18,7 +18,7 @@
 //   - (3) copies some rows of x side by side, because a tile would otherwise meet a line of the cache in every step.
 //
 // Order of summation: (1) and (2) by blocks of at most panel_depth, as in conv2d_direct.cpp; (3) by the blocks and parts
-// that conv2d_methods.h names. How the result is cut into items changes no bit, so it may follow the number of threads.
+// of Cut. How the result is cut into items changes no bit, so it may follow the number of threads.
 #include <algorithm>
 
 #include "conv2d_methods.h"
@@ -33,21 +33,21 @@ enum Slot { strip_slot, rows_slot, sums_slot, packed_slot, bias_slot };
 constexpr int64_t block_rows = 16 * tile_rows;  // x panel_depth floats: 96 KB
 
 // Parts of a result that every thread has some of to choose from; one thread alone takes what it likes best.
-int64_t wanted_items() { return threads() == 1 ? 1 : 8 * threads(); }
+int64_t wanted_items(int64_t of_each = 8) { return threads() == 1 ? 1 : of_each * threads(); }
 
 // The result (m, n) in items of at most `rows` x `columns`: whole blocks of rows and tiles of columns, as far as there
 // are such.
 struct Items {
     int64_t m, n, rows, columns, down, across;
 
-    Items(int64_t m_, int64_t n_, int64_t most_columns, int64_t least_columns) : m(m_), n(n_) {
+    Items(int64_t m_, int64_t n_, int64_t most_columns, int64_t least_columns, int64_t wanted) : m(m_), n(n_) {
         const auto cut = [](int64_t size, int64_t most, int64_t unit) {
             const int64_t units = ceil_div(size, unit), pieces = ceil_div(units, std::max<int64_t>(1, most / unit));
             return ceil_div(units, std::max<int64_t>(1, pieces)) * unit;
         };
         rows = std::max(block_rows, cut(m, 5 * block_rows, block_rows));
         columns = std::max<int64_t>(tile_columns, cut(n, most_columns, tile_columns));
-        while (ceil_div(m, rows) * ceil_div(n, columns) < wanted_items()) {
+        while (ceil_div(m, rows) * ceil_div(n, columns) < wanted) {
             if (columns > least_columns && columns > tile_columns && (4 * columns > rows || rows == block_rows))
                 columns = cut(n, columns - tile_columns, tile_columns);
             else if (rows > block_rows)
@@ -138,7 +138,7 @@ void multiply(const Product& p, const Rectangle& at) {
 
 void multiply(const Product& p) {
     if (p.m * p.n == 0) return;
-    const Items items(p.m, p.n, 128, 32);
+    const Items items(p.m, p.n, 128, 32, wanted_items());
     parallel_for(items.count(), 1, [&](int64_t i) { multiply(p, item_at(items, i)); }, nanoseconds(p.m, p.n, p.k));
 }
 
@@ -185,14 +185,17 @@ void multiply_exchanged(int64_t rows, int64_t cin, int64_t cout, const float* dy
 
 // dw and dbias
 
-// How their sums are cut: the rows into blocks, and these into parts.
+// How their sums are cut: the rows into blocks, which a tile adds up without a stop, and these into parts, which may be
+// added up at the same time. By shapes only.
 struct Cut {
     int64_t rows, block, blocks, part, parts;
 
     explicit Cut(const Conv2dShape& s) : rows(s.n * s.h * s.w) {
-        blocks = ceil_div(rows, weight_block_pixels(s));
+        constexpr int64_t part_rows = 512, most = 32, all_floats = int64_t{1} << 21;  // of the sums of all parts
+        blocks = ceil_div(rows, panel_depth);
         block = ceil_div(rows, blocks);
-        part = weight_part_blocks(s, blocks, block);
+        const int64_t allowed = std::clamp<int64_t>(all_floats / std::max<int64_t>(1, s.cin * s.cout), 1, most);
+        part = std::max(ceil_div(blocks, allowed), ceil_div(part_rows, block));
         parts = ceil_div(blocks, part);
     }
 };
@@ -263,7 +266,7 @@ void pointwise_backward_input(const Conv2dShape& s, const float* dy, const float
 void pointwise_backward_weight(const Conv2dShape& s, const float* dy, const float* x, float* dw, float* dbias) {  // (3)
     const Cut cut(s);
     const int64_t size = s.cin * s.cout;
-    const Items items(s.cin, s.cout, 320, 64);
+    const Items items(s.cin, s.cout, 320, 64, wanted_items(4));  // small ones pack x and dy oftener
     float* const biases = scratch(bias_slot, static_cast<size_t>(cut.parts * s.cout));
     const auto bias_of = [&](int64_t part, const Rectangle& at) {
         return dbias && at.r == 0 ? biases + part * s.cout + at.o : nullptr;

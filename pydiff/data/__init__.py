@@ -66,7 +66,7 @@ NAMED_SOUNDS = {
     "synthetic-digits": load_synthetic_digits,
     "synthetic-speech": load_synthetic_speech,
 }
-_NAMES = ", ".join(map(repr, NAMED))
+_NAMES = ", ".join(map(repr, [*NAMED, *NAMED_SOUNDS]))
 
 
 def load(
@@ -93,9 +93,9 @@ def load(
               scikit-image), "fashion" (28 x 28, needs Debian's dataset-fashion-mnist), "tones" (sounds, made by
               formula; docs/sound.md has the other named sounds); a folder of images, of sounds, of MNIST's IDX files,
               of CIFAR's batches or of .parquet files, or a .zip or .tar of one; a .npz, .npy or .parquet file; an array
-              (N, H, W), (N, H, W, C) or (N, C, H, W); a list of arrays, Pillow images, paths or (image, label); a pair
-              (x, y); a dict of arrays; a generator or another library's data set of these; or a Dataset. "./digits" is
-              a folder of that name
+              (N, H, W), (N, H, W, C) or (N, C, H, W), or of points (N, D); a list of arrays, Pillow images, paths or
+              (image, label); a pair (x, y); a dict of arrays; a generator or another library's data set of these; or a
+              Dataset. "./digits" is a folder of that name
     size      an integer or (height, width): images are resized by their shorter side and cropped in the middle
     channels  1 (grey), 3 (RGB) or 4 (RGBA); None reads it from the data
     labels    (N,) integers or strings, for arrays and lists only: folders and files bring their own
@@ -171,13 +171,13 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
         if isinstance(source, str) and source in NAMED:
             wanted.only(repr(source))
             return NAMED[source]()
-        return load_path(Path(source).expanduser(), wanted, _NAMES)
+        return load_path(Path(source).expanduser(), wanted, [*NAMED, *NAMED_SOUNDS])
     if isinstance(source, Dataset):
         if given:
             raise ValueError(f"{given} were given with a Dataset, which brings its own; {given}= belongs to arrays")
         wanted.only("a Dataset")
         return source
-    if is_pair(source) or isinstance(source, Mapping):
+    if is_pair(source, least=2) or isinstance(source, Mapping):
         if given:
             raise ValueError(f"{given} were given with data that bring their own; {given}= belongs to arrays")
         return load_mapping(source, wanted) if isinstance(source, Mapping) else load_pair(source, wanted)

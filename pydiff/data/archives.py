@@ -12,7 +12,7 @@ from pydiff.data.asked import Asked
 from pydiff.data.dataset import Dataset
 from pydiff.data.limits import Limit, check_memory
 from pydiff.data.listing import Found, files_in, in_order
-from pydiff.data.members import Members, TarMembers, ZipMembers
+from pydiff.data.members import BLOCK, CUT, Members, TarMembers, ZipMembers
 from pydiff.printed import first_line, printable
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -199,7 +199,7 @@ class PackedTar(Members):
         with (
             open(path, "rb") as raw,
             unpacked(raw) as stream,
-            tarfile.open(fileobj=_Counted(stream, room), mode="r|") as archive,  # pyright: ignore[reportCallIssue, reportArgumentType]
+            tarfile.open(fileobj=(counted := _Counted(stream, room)), mode="r|") as archive,  # pyright: ignore[reportCallIssue, reportArgumentType]
         ):
             for info in archive:
                 if not info.isdir() and not info.isreg():
@@ -211,6 +211,8 @@ class PackedTar(Members):
                         raise ValueError(f"{info.name!a:.80} has {len(data):,} bytes, and {info.size:,} are promised")
                     self.contents.append(data)
                 archive.members = []  # or it would keep them all
+            if not counted.ended:
+                self.skipped.append((printable(path.name), CUT))
 
     def read(self, number):
         """The contents of a member."""
@@ -240,10 +242,16 @@ class _Counted:
     """The unpacked stream that tarfile reads, with its length checked as it grows: headers can also claim gigabytes."""
 
     def __init__(self, stream, room):
-        self._stream, self._room, self._count = stream, room, 0
+        self._stream, self._room, self._count, self._last = stream, room, 0, b""
 
     def read(self, size):
         data = self._stream.read(size)
         self._count += len(data)
         self._room.passed(self._count)
+        self._last = (self._last + data)[-BLOCK:]
         return data
+
+    @property
+    def ended(self):
+        """Whether the last block that was read is the zeros at the end of an archive."""
+        return len(self._last) == BLOCK and not any(self._last)

@@ -137,7 +137,7 @@ def _channels_last(images: np.ndarray, layout: str | None) -> tuple[np.ndarray, 
     if images.ndim not in (3, 4) or 0 in shape:
         raise ValueError(
             f"images have shape {shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) "
-            "with at least one pixel; reshape them"
+            "with at least one pixel, or points (N, D); reshape them"
         )
     if layout is not None and len(layout) != images.ndim:
         raise ValueError(f"images have shape {shape}, which is not layout={layout!r}; leave it out")

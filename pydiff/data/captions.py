@@ -2,19 +2,21 @@
 WebDataset's .json and .cls beside it, which may also give its class.
 
     metadata.jsonl   {"file_name": "a.png", "text": "a red circle"}                  one JSON object per line
-    metadata.csv     file_name,text_en,text_de                                       separated by , ; or tabs
+    metadata.csv     file_name,text_en,text_de,label                                 separated by , ; or tabs
     a.txt, a.de.txt  one caption per line for a.png; the second in German
     a.json           {"caption": "a red circle", "label": 3} for a.png
     a.cls            3
 
 The first two are what Hugging Face's ImageFolder reads, the third is what trainers of Stable Diffusion read. Captions
 are under `text`, `caption`, `captions` or `prompt`, with or without `_` and a language; a value may be a string, a list
-of strings, or {language: either}. All captions of an image are collected, wherever they are found. File names are only
-looked up among the images that were found, so none can lead out of the folder.
+of strings, or {language: either}. All captions of an image are collected, wherever they are found. Classes are under
+`label`, `labels`, `class` or `fine_label`; other columns are named. File names are only looked up among the images that
+were found, so none can lead out of the folder.
 """
 
 import io
 import json
+import os
 import posixpath
 import re
 import unicodedata
@@ -42,11 +44,12 @@ class Caption(NamedTuple):
 
 
 class Captions:
-    """What was found. `of`: {path of an image: its captions}. `classes`: {path: class name} from files beside images.
-    `skipped`: (path, reason). `notes`: sentences.
+    """What was found. `of`: {path of an image: its captions}. `classes`: {path: class name} from metadata files and
+    files beside images. `skipped`: (path, reason). `notes`: sentences. root: the folder, if it is one.
     """
 
-    def __init__(self, images: Iterable[str]):
+    def __init__(self, images: Iterable[str], root: object = None):
+        self.root = os.path.abspath(root) if isinstance(root, os.PathLike) else None
         self.of: dict[str, list[Caption]] = {path: [] for path in images}
         self.classes: dict[str, str] = {}
         self.skipped: list[tuple[str, str]] = []
@@ -66,6 +69,8 @@ class Captions:
         Raises ValueError for a name that leads out of the folder.
         """
         for spelling in (name, name.replace("\\", "/")):
+            if self.root is not None and posixpath.isabs(spelling) and spelling.startswith(self.root + "/"):
+                spelling, folder = posixpath.relpath(spelling, self.root), ""
             path = posixpath.normpath(posixpath.join(folder, spelling))
             if path.startswith(("/", "../")) or path == "..":
                 raise ValueError("leads out of the folder")
@@ -82,7 +87,7 @@ def find_captions(root: Path, images: Sequence[str], texts: Sequence[str]) -> Ca
     """
     if not texts:
         return None
-    found = Captions(images)
+    found = Captions(images, root)
     for path in texts:
         if posixpath.basename(path).lower() in METADATA:
             _read_metadata(root, path, found)
@@ -94,12 +99,10 @@ def find_captions(root: Path, images: Sequence[str], texts: Sequence[str]) -> Ca
             _read_beside(root, path, stems, found)
     plain = [path for path in texts if path.lower().endswith(".txt")]
     lonely = [path for path in plain if not _read_txt(root, path, stems, found)]
-    if not any(found.of.values()):
-        return found if found.notes or found.skipped or found.classes else None
     if lonely:
         names = some([printable(path) for path in lonely], ", ", LISTED)
         found.notes.append(f"{plural(len(lonely), '.txt file')} without an image of that name: {names}")
-    return found
+    return found if any(found.of.values()) or found.notes or found.skipped or found.classes else None
 
 
 def columns(captions: Sequence[Sequence[Caption]], names: Sequence[str]) -> tuple[dict, list[str]]:
@@ -183,7 +186,7 @@ def _read_beside(root: Path, path: str, stems: dict[str, list[str]], found: Capt
             found.skipped.append((printable(path), "not a JSON object"))
             return
         facts = row
-    label = next((facts[key] for key in LABEL if isinstance(facts.get(key), int | str)), None)
+    label = _class_in(facts)
     try:
         texts = {key: language_of(key) for key in facts}
         captions = [c for key, lang in texts.items() if lang is not None for c in captions_in(facts[key], lang)]
@@ -193,7 +196,13 @@ def _read_beside(root: Path, path: str, stems: dict[str, list[str]], found: Capt
     for image in images:
         found.add(image, captions)
         if label is not None:
-            found.classes[image] = str(label)
+            found.classes[image] = label
+
+
+def _class_in(row: dict) -> str | None:
+    """The class that a row says, by name; None if it says none."""
+    label = next((row[key] for key in LABEL if isinstance(row.get(key), int | str)), None)
+    return None if label is None or not str(label).strip() else str(label).strip()
 
 
 def _read_text(root: Path, path: str, found: Captions, largest: int | None = None) -> str:
@@ -218,18 +227,25 @@ def _read_text(root: Path, path: str, found: Captions, largest: int | None = Non
 
 
 def _read_metadata(root: Path, path: str, found: Captions):
-    """Adds the captions in one metadata file; lines that cannot be used are listed in a note."""
+    """Adds the captions and classes in one metadata file; lines and columns that cannot be used are in a note."""
     rows = _json_rows if path.lower().endswith(".jsonl") else _csv_rows
-    folder, problems = posixpath.dirname(path), []
+    folder, problems, unused, classes, lines = posixpath.dirname(path), [], {}, 0, 0
     for line, row in rows(_read_text(root, path, found)):
+        lines += 1
         try:
             if isinstance(row, Exception):
                 raise row
+            row = {_usual(key): value for key, value in row.items()}
             name = next((row[key] for key in FILE_NAME if key in row), None)
             if not isinstance(name, str) or not name:
                 raise ValueError("no file_name")
             texts = {key: language_of(key) for key in row if isinstance(key, str)}
             captions = [c for key, lang in texts.items() if lang is not None for c in captions_in(row[key], lang)]
+            unused |= dict.fromkeys(key for key, lang in texts.items() if lang is None and key not in FILE_NAME + LABEL)
+            label = _class_in(row)
+            odd = next((row[key] for key in LABEL if label is None and row.get(key) not in (None, "")), None)
+            if odd is not None:
+                problems.append(f"line {line}: its label is {odd!r:.40}, expected a whole number or a string")
             image = found.image(folder, name)
         except ValueError as error:
             problems.append(f"line {line}: {error}")
@@ -239,9 +255,23 @@ def _read_metadata(root: Path, path: str, found: Captions):
             found.skipped.append((printable(posixpath.join(folder, name)), f"named in {where}, but no such image"))
         else:
             found.add(image, captions)
+            if label is not None:
+                found.classes[image], classes = label, classes + 1
+    if classes:
+        found.notes.append(f"classes are taken from {printable(path)}")
+    if unused:
+        shown = some([printable(key) for key in unused], ", ", LISTED)
+        found.notes.append(f"{printable(path)}: not used: {shown}")
+    if not lines and all(where != printable(path) for where, _ in found.skipped):
+        found.notes.append(f"{printable(path)} says nothing of any image")
     if problems:
         listed = some(problems, "; ", LISTED)
         found.notes.append(f"{printable(path)}: {plural(len(problems), 'line')} cannot be used ({listed})")
+
+
+def _usual(key):
+    """The name of a column in lower case, if it is one of those that are looked for."""
+    return key.lower() if isinstance(key, str) and key.lower() in FILE_NAME + LABEL else key
 
 
 def _json_rows(text: str) -> Iterator[tuple[int, dict | ValueError]]:
@@ -261,7 +291,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, dict | ValueError]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
-        if text and not set(names) & set(FILE_NAME):
+        if text.strip() and not set(map(_usual, names)) & set(FILE_NAME):
             yield 1, ValueError(f"the columns are {printable(', '.join(names))[:80]}, expected file_name and text")
             return
         reader.fieldnames = names

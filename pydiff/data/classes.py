@@ -20,13 +20,13 @@ _SPLIT = re.compile(
 )
 
 
-def natural(name: str) -> list:
+def natural(name: str) -> tuple:
     """A sort key that compares numbers in names as numbers, so that class10 comes after class9."""
     parts = re.split(r"([0-9]+)", name)
     digits = [part.lstrip("0") for part in parts[1::2]]
     keys: list = [(part,) for part in parts]
     keys[1::2] = [(len(number), number) for number in digits]
-    return [*keys, (name,)]
+    return keys, name
 
 
 def class_labels(labels, n: int) -> tuple[np.ndarray, list[str]]:
@@ -38,6 +38,9 @@ def class_labels(labels, n: int) -> tuple[np.ndarray, list[str]]:
         raise ValueError(f"labels have shape {labels.shape}, expected ({n},); for one-hot rows use .argmax(axis=1)")
     if labels.shape != (n,):
         raise ValueError(f"labels have shape {labels.shape}, expected ({n},); give one for each image")
+    if labels.dtype.kind == "f" and not np.array_equal(labels, np.floor(labels)):
+        odd = labels[~(labels == np.floor(labels))][0]
+        raise ValueError(f"labels are {labels.dtype}, and {odd} is no whole number; classes are integers or strings")
     if labels.dtype.kind == "f":
         raise ValueError(f"labels are {labels.dtype}, expected integers or strings; convert them with .astype(int)")
     if labels.dtype.kind not in "iubUS":

@@ -19,8 +19,9 @@ from pydiff.data.dataset import plural, some
 from pydiff.data.folder import _choose_size, labels_of
 from pydiff.data.image import MAX_PIXELS, look, not_a_file, read_image, read_size
 from pydiff.data.limits import USUAL, Limit, check_memory
-from pydiff.data.listing import find_files
+from pydiff.data.listing import files_in, find_files
 from pydiff.data.pixels import resize_image, to_channels
+from pydiff.data.unreadable import notes_on
 from pydiff.printed import printable
 
 FRAMES = 8  # of a clip, by default
@@ -122,20 +123,22 @@ def load_clips(
     """
     check_frames(frames, rate)
     frames = FRAMES if frames is None else frames
-    paths, texts, skipped = find_files(root, ANIMATED | FILMS)
-    paths = paths if only is None else [path for path in paths if only(root / path)]
+    listed = files_in(root, ANIMATED | FILMS)
+    texts, skipped = listed.texts, listed.skipped
+    paths = listed.images if only is None else [path for path in listed.images if only(root / path)]
     still = [path for path in paths if _suffix(path) == ".png" and not _is_animated(root / path)]
     paths, notes = [path for path in paths if path not in set(still)], []
     sources = {path: root / path for path in paths}
     if not paths:
-        folders = {}
-        for path in find_files(root)[0]:
+        listed, folders = files_in(root), {}
+        for path in listed.images:
             folders.setdefault(os.path.dirname(path), []).append(path)
         sources = {
             folder or ".": [root / p for p in sorted(of_one, key=_natural)] for folder, of_one in folders.items()
         }
     elif still:
         notes.append(f"{plural(len(still), 'image')} beside the clips left out")
+    notes += notes_on(listed.others, listed.thumbnails, listed.empty, listed.again) if only is None else []
     kept, split_notes = divided(list(sources), split, printable(str(root)), "clip")
     sources, notes = {path: sources[path] for path in kept}, [*split_notes, *notes]
     sizes = [found for found in map(_size_of, sources.values()) if found is not None]

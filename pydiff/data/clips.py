@@ -37,7 +37,7 @@ class Clips(Dataset):
     def _checked(samples):
         clips = as_array(samples, "clips")
         if clips.ndim != 5 or 0 in clips.shape:
-            raise ValueError(f"clips have shape {clips.shape}, expected (N, F, H, W, C), none of them 0")
+            raise ValueError(f"clips have shape {clips.shape}, expected (N, F, H, W, C), each at least 1")
         if clips.dtype != np.uint8 and clips.dtype != np.float32:
             raise ValueError(f"clips are {clips.dtype}, expected uint8, or float32 in [-1, 1]")
         if clips.dtype == np.float32 and not (clips.min() >= -1 and clips.max() <= 1):

@@ -294,7 +294,7 @@ def plural(count: int, singular: str, several: str | None = None) -> str:
 def _checked_images(images) -> np.ndarray:
     images = as_array(images)
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C), none of them 0; reshape them")
+        raise ValueError(f"images have shape {images.shape}, expected (N, H, W, C), each at least 1; reshape them")
     if images.dtype != np.uint8 and images.dtype != np.float32:
         raise ValueError(f"images are {images.dtype}, expected uint8 or float32; pydiff.data.load converts others")
     if images.dtype == np.float32 and not (images.min() >= -1 and images.max() <= 1):  # also catches NaN

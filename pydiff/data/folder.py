@@ -39,7 +39,7 @@ def load_folder(root, asked: Asked = NOTHING_ASKED) -> Dataset:
     """
     found = files_in(root)
     if not found.images:
-        told = "".join(f"; {note}" for note in notes_on(found.others, found.thumbnails))
+        told = "".join(f"; {note}" for note in notes_on(found.others + found.texts, found.thumbnails))
         raise ValueError(
             f"{printable(str(root))} holds no images; expected files such as .png or .jpg in it or in its "
             f"subfolders{told}"
@@ -87,8 +87,8 @@ def said_of(root, names: list[str], paths: list[str], found: Found) -> Said:
         if classes is None and not class_notes and (could := labels_of([inside(p) for p in paths])[1]):
             class_notes = [f"no classes: of {len(could)} folders, images of one alone can be used"]
         if told is not None and told.classes:
-            class_notes.append(f"{plural(len(told.classes), 'image')} with a class in a file beside it, not all")
-    notes = [*class_notes, *notes_on(found.others, found.thumbnails, found.empty)]
+            class_notes.append(f"{plural(len(told.classes), 'image')} with a class in a file, not all")
+    notes = [*class_notes, *notes_on(found.others, found.thumbnails, found.empty, found.again)]
     if told is None:
         return Said(labels, classes, {}, notes, [])
     more, caption_notes = words.columns([told.of[path] for path in of_file], names)

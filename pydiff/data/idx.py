@@ -27,7 +27,7 @@ def load_idx(root, asked: Asked = NOTHING_ASKED) -> Dataset:
     parts = ["train", "test"] if split == "all" else [split]
     found = [_part(root, PARTS.get(part, part), asked.limit) for part in parts if _pair(root, PARTS.get(part, part))]
     if not found:
-        raise ValueError(f"{printable(str(root))} has no IDX files for split={split!r}; leave it out")
+        raise ValueError(_lacking(root, split))
     images, labels = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     notes, other = [], [part for part in ("train", "test") if part not in parts and _pair(root, PARTS[part])]
     if other:
@@ -42,6 +42,18 @@ def load_idx(root, asked: Asked = NOTHING_ASKED) -> Dataset:
     return named_clothes(dataset)
 
 
+def _lacking(root, split) -> str:
+    """Why a folder with files of MNIST's has none that can be read."""
+    where = printable(str(root))
+    for part in PARTS.values():
+        images, labels = _files(root, part)
+        if images and not labels and split in ("train", "all"):
+            return f"{where} has {images[0]} without its labels; put them beside it, or give that file itself"
+        if labels and not images and split in ("train", "all"):
+            return f"{where} has {labels[0]} without its images; put them beside it"
+    return f"{where} has no IDX files for split={split!r}; leave it out"
+
+
 def load_idx_file(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
     """One file of images, (N, H, W) or (N, H, W, C), without labels."""
     images = read_idx(path, asked.limit)
@@ -52,12 +64,18 @@ def load_idx_file(path: Path, asked: Asked = NOTHING_ASKED) -> Dataset:
 
 
 def holds_idx(root) -> bool:
-    """Whether a folder or an archive holds files named as MNIST's, images and labels in IDX format."""
-    return any(_pair(root, part) for part in PARTS.values())
+    """Whether a folder or an archive holds files named as MNIST's, images or labels in IDX format."""
+    return any(any(_files(root, part)) for part in PARTS.values())
 
 
 def _pair(root, part: str):
-    """(images, labels), the two files of a part; None if one of them is missing."""
+    """(images, labels), the (name, file) of both for a part; None if one of them is missing."""
+    found = _files(root, part)
+    return None if None in found else tuple(found)
+
+
+def _files(root, part: str) -> list:
+    """[images, labels], the (name, file) of each for a part, or None."""
     files = {path.split("/")[-1]: path for path in root.paths()[0]} if hasattr(root, "paths") else None
     found = []
     for kind in ("images", "labels"):
@@ -65,15 +83,15 @@ def _pair(root, part: str):
         stems = [f"{part}-{kind}{mark}idx{axes}-ubyte" for mark in "-."]
         names = [stem + end for stem in stems for end in ("", ".gz")]
         if files is None:
-            paths = [root / name for name in names if (root / name).is_file()]
+            paths = [(name, root / name) for name in names if (root / name).is_file()]
         else:
-            paths = [root / files[name] for name in names if name in files]
+            paths = [(name, root / files[name]) for name in names if name in files]
         found.append(paths[0] if paths else None)
-    return None if None in found else tuple(found)
+    return found
 
 
 def _part(root, part, limit):
-    images, labels = (read_idx(file, limit, root) for file in _pair(root, part))  # pyright: ignore[reportOptionalIterable]
+    images, labels = (read_idx(file, limit, f"{root}/{name}") for name, file in _pair(root, part) or ())
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         where = printable(str(root))
         raise ValueError(f"{where} holds images {images.shape} and labels {labels.shape}, which do not fit together")

@@ -20,7 +20,7 @@ DROPPINGS = ("thumbs.db", "desktop.ini")
 class Found(NamedTuple):
     """Paths below a folder, in order. images. texts: files that may describe them (captions.py). skipped: the (path,
     reason) of folders that cannot be listed. others: all other files. thumbnails: how many were left out. empty:
-    folders with nothing in them.
+    folders with nothing in them. again: links to folders that were read already.
     """
 
     images: list[str]
@@ -29,6 +29,7 @@ class Found(NamedTuple):
     others: list[str]
     thumbnails: int
     empty: list[str]
+    again: list[str]
 
 
 def find_files(root, suffixes: Set[str] = SUFFIXES) -> tuple[list[str], list[str], list[tuple[str, str]]]:
@@ -40,9 +41,10 @@ def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
     """The files below `root`, a folder or an archive; images are those with these suffixes. Hidden files and folders of
     thumbnails are left out.
 
-    Follows links to folders, but enters each folder once, so that a loop of links ends.
+    Follows links to folders, but enters each folder once, so that a loop of links ends; what leads to one for a second
+    time is named.
     """
-    paths, skipped, empty = (*root.paths(), []) if hasattr(root, "paths") else _walk(root)
+    paths, skipped, empty, again = (*root.paths(), [], []) if hasattr(root, "paths") else _walk(root)
     suffixes = SUFFIXES | readable()[0] if suffixes is SUFFIXES else suffixes
     images, texts, beside, others, small, thumbnails = [], [], [], [], set(), 0
     folders = {"": (False, False)}  # path -> whether it is hidden, and whether one of thumbnails
@@ -72,7 +74,7 @@ def files_in(root, suffixes: Set[str] = SUFFIXES) -> Found:
         images, thumbnails = [path for path in images if path not in small], thumbnails + len(small)
         for path in beside:
             (texts if os.path.splitext(path)[0] in stems else others).append(path)
-    return Found(in_order(images), in_order(texts), skipped, others, thumbnails, in_order(empty))
+    return Found(in_order(images), in_order(texts), skipped, others, thumbnails, in_order(empty), in_order(again))
 
 
 def in_order(paths: list[str]) -> list[str]:
@@ -86,17 +88,20 @@ def _kind(folder: str) -> tuple[bool, bool]:
     return any(part.startswith(".") for part in parts), any(part.lower() in FOLDERS for part in parts)
 
 
-def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]], list[str]]:
-    """(paths of all files below a folder, (path, reason) of folders that cannot be listed, paths of empty folders)."""
-    paths, skipped, empty, entered, waiting = [], [], [], set(), [""]
+def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]], list[str], list[str]]:
+    """(paths of all files below a folder, (path, reason) of folders that cannot be listed, paths of empty folders,
+    links to folders that were read already).
+    """
+    paths, skipped, empty, again, entered, waiting = [], [], [], [], {}, [""]
     while waiting:
         folder = waiting.pop()
         before, inner = f"{folder}/" if folder else "", []
         try:
             status = os.stat(root / folder)
-            if (status.st_dev, status.st_ino) in entered:
+            if (first := entered.get((status.st_dev, status.st_ino))) is not None:
+                again.append(f"{folder} to {first or 'the folder itself'}")
                 continue
-            entered.add((status.st_dev, status.st_ino))
+            entered[status.st_dev, status.st_ino] = folder
             with os.scandir(root / folder) as entries:
                 found = sorted((entry.name, _is_folder(entry)) for entry in entries)
         except OSError as error:
@@ -109,7 +114,7 @@ def _walk(root: Path) -> tuple[list[str], list[tuple[str, str]], list[str]]:
         waiting += reversed(inner)  # popped from the end: first name first
         if folder and not found:
             empty.append(folder)
-    return paths, skipped, empty
+    return paths, skipped, empty, again
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

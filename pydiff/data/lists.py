@@ -24,15 +24,19 @@ from pydiff.printed import printable
 IMAGE_ROW = ("image", "img", "picture", "x")  # names of the image in a row that is a dict
 
 
-def is_pair(source) -> bool:
-    """Whether this is (x, y): images and labels. Their lengths may differ; that is reported later."""
+def is_pair(source, least: int = 3) -> bool:
+    """Whether this is (x, y): images and labels. Their lengths may differ; that is reported later.
+
+    least: axes of x if it is an array; 2 admits points (N, D), floats.
+    """
     if not isinstance(source, tuple | list) or len(source) != 2:
         return False
     x, y = source
     if hasattr(x, "__array__") and not _is_pillow(x):
         # Two arrays may also be two images: then the second has two or three axes. Labels may be a column.
-        labels = np.ndim(y) == 1 or (np.ndim(y) == 2 and (np.ndim(x) >= 4 or np.shape(y)[1] == 1))
-        return np.ndim(x) >= 3 and labels and not isinstance(y, str | bytes)
+        column = np.ndim(x) >= 3 and np.ndim(y) == 2 and (np.ndim(x) >= 4 or np.shape(y)[1] == 1)
+        several = np.ndim(x) >= 3 or (np.ndim(x) == least and np.asarray(x).dtype.kind == "f")  # or it is one image
+        return several and (np.ndim(y) == 1 or column) and not isinstance(y, str | bytes)
     several = isinstance(source, tuple) and isinstance(x, list | tuple) and len(x) > 0 and all(map(_is_image, x))
     return several and isinstance(y, list | tuple | np.ndarray) and not any(map(_has_pixels, y))
 

@@ -20,6 +20,7 @@ from pydiff.data.limits import check_memory
 from pydiff.printed import first_line, printable
 
 BLOCK = 512  # bytes; a .tar file consists of such blocks
+CUT = "it ends without the mark of an end, so members may be missing"
 END, DIRECTORY, MEMBER = struct.Struct("<4s4H2LH"), struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
 END64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR64 = 20  # bytes between the two
@@ -159,6 +160,8 @@ class TarMembers(Members):
                 stream.seek(here)
                 header = stream.read(BLOCK)
                 plain = None if _unusual(archive) else _plain(header)
+                if not header:
+                    self.skipped.append((printable(path.name), CUT))
                 if plain is None:
                     stream.seek(here)
                     try:

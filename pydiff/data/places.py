@@ -17,7 +17,7 @@ from pydiff.data.image import look
 from pydiff.data.listing import Found, files_in
 from pydiff.data.parquet import IMAGE_COLUMNS, column_of, parquets_among, parts_of, said_in
 from pydiff.data.sounds import SUFFIXES as SOUNDS
-from pydiff.data.sources import TREES
+from pydiff.data.sources import TREES, refuse_run
 from pydiff.data.unreadable import notes_on
 from pydiff.printed import first_line, printable
 
@@ -155,6 +155,7 @@ def places_of(path: Path, asked: Asked) -> Places:
     if not path.exists():
         raise FileNotFoundError(f"there is no {where!r}")
     if path.is_dir():
+        refuse_run(path)
         found = files_in(path)
         if files := [] if found.images else parquets_among(found):
             return _rows(path, files, asked)

@@ -24,7 +24,7 @@ class Points(Dataset):
     def _checked(samples):
         points = as_array(samples, "points")
         if points.ndim != 2 or 0 in points.shape or points.dtype.kind not in "fiu":
-            raise ValueError(f"points are {points.dtype} {points.shape}, expected numbers (N, D), none of them 0")
+            raise ValueError(f"points are {points.dtype} {points.shape}, expected real numbers (N, D), each at least 1")
         if not np.isfinite(points).all():
             raise ValueError("points hold NaN or infinite numbers; remove them")
         with np.errstate(over="ignore"):

@@ -115,15 +115,18 @@ def load_sounds(
     hold only silence are skipped and listed, as are those that take more memory than the limit while being read. Raises
     ValueError if no sound is left, if more than half are broken, or if all together take more than the limit.
     """
-    from pydiff.data.listing import find_files
+    from pydiff.data.listing import files_in
+    from pydiff.data.unreadable import notes_on
 
     check_sound(rate, seconds, channels)
-    paths, _, skipped = find_files(root, SUFFIXES)
-    if not paths:
-        raise ValueError(f"{root} holds no sounds; expected files such as .wav in it or in its subfolders")
-    paths, notes = divided(paths, split, printable(str(root)), "sound")
-    files, name = {path: root / path for path in paths}, printable(str(root))
-    return load_files(name, files, rate, seconds, channels, skipped=skipped, limit=limit, notes=notes)
+    found, name = files_in(root, SUFFIXES), printable(str(root))
+    left_out = notes_on([*found.others, *found.texts], found.thumbnails, found.empty, found.again)
+    if not found.images:
+        told = "".join(f"; {note}" for note in left_out)
+        raise ValueError(f"{name} holds no sounds; expected files such as .wav in it or in its subfolders{told}")
+    paths, notes = divided(found.images, split, name, "sound")
+    files, notes = {path: root / path for path in paths}, [*notes, *left_out]
+    return load_files(name, files, rate, seconds, channels, skipped=found.skipped, limit=limit, notes=notes)
 
 
 def load_files(

@@ -4,7 +4,7 @@ A reader takes a path, or an object that acts as a folder, and the requested opt
 `load` then brings images to the requested size and number of channels, whichever reader they come from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from pydiff.data.dataset import Dataset
 from pydiff.data.image import SUFFIXES
 from pydiff.data.sounds import SUFFIXES as SOUNDS
 from pydiff.data.unreadable import advice_on, readable
-from pydiff.printed import printable
+from pydiff.printed import meant, printable, typed
 
 
 class Kind(NamedTuple):
@@ -57,13 +57,27 @@ def load_tree(root, asked: Asked) -> Dataset:
     return kind.load(root, asked.only(f"{printable(str(root))} ({kind.name})", *kind.serves))
 
 
-def load_path(path: Path, asked: Asked, known: str) -> Dataset:
+def refuse_run(path: Path):
+    """Raises ValueError if a folder is that of a run or of a model, whose images are not data but samples."""
+    if (path / "config.json").is_file() and ((path / "pipeline").is_dir() or (path / "checkpoints").is_dir()):
+        what = "run"
+    elif (path / "pydiff.json").is_file() or (path / "model_index.json").is_file():
+        what = "model"
+    else:
+        return
+    shown = printable(str(path))
+    raise ValueError(f"{shown} is the folder of a {what}, not of data; pydiff sample {typed(path)} draws with it")
+
+
+def load_path(path: Path, asked: Asked, known: Sequence[str]) -> Dataset:
     """The data at a path. known: the names of shipped sets, for the message if nothing is there."""
     if path.is_dir():
+        refuse_run(path)
         return load_tree(path, asked)
     shown = printable(str(path))
     if not path.exists():
-        raise FileNotFoundError(f"there is no {shown!r}; expected {known}, {EXPECTED}")
+        near = meant(path.name, known) or f"; expected {', '.join(map(repr, known))}, {EXPECTED}"
+        raise FileNotFoundError(f"there is no {shown!r}{near}")
     if not path.is_file():
         raise ValueError(f"{shown} is neither a file nor a folder; expected {EXPECTED}")
     name = path.name.lower()
@@ -79,5 +93,11 @@ def load_path(path: Path, asked: Asked, known: str) -> Dataset:
         raise ValueError(f"{shown} is one {what}; give the folder that it is in")
     if suffix in (".pkl", ".pickle"):
         raise ValueError(f"{shown} is a pickle, which could run anything; save its arrays with numpy.savez")
+    if suffix in (".csv", ".tsv", ".jsonl", ".json", ".txt"):
+        raise ValueError(
+            f"{shown} is a file of text; to describe images, name it metadata.csv or metadata.jsonl, put it into their "
+            "folder, with a column file_name, and give the folder"
+        )
     advice = advice_on(suffix.removeprefix("."))
-    raise ValueError(f"cannot load data from {shown!r}{f' ({advice})' if advice else ''}; expected {known}, {EXPECTED}")
+    names = ", ".join(map(repr, known))
+    raise ValueError(f"cannot load data from {shown!r}{f' ({advice})' if advice else ''}; expected {names}, {EXPECTED}")

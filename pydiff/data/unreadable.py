@@ -1,4 +1,4 @@
-"""Files in a folder of images that are not images, or cannot be read: what they are, and what to do about them."""
+"""Files in a folder that are not samples, or cannot be read: what they are, and what to do about them."""
 
 import functools
 import importlib
@@ -14,12 +14,17 @@ LIBRARIES = {"heic": "pillow-heif", "heif": "pillow-heif", "hif": "pillow-heif",
 _MODULES = {"pillow-heif": "pillow_heif", "pillow-jxl-plugin": "pillow_jxl"}
 _FORMATS = {"pillow-heif": "HEIF", "pillow-jxl-plugin": "JXL"}
 _RAW = "cr2 cr3 nef arw dng orf rw2 raf pef srw"
+_COMPRESSED = "m4a m4b aac wma ape wv tta amr ac3 dts caf ra mka"  # sounds that nothing here decodes
 _CONVERT = {
     **dict.fromkeys(_RAW.split(), "develop them to JPEG or TIFF, with darktable or rawpy"),
     **dict.fromkeys(("jp2", "j2k", "jpx", "tga", "ico", "icns", "pcx", "dds", "qoi"), "convert them to PNG"),
     **dict.fromkeys(("psd", "xcf", "kra", "exr", "hdr"), "export them as PNG or TIFF"),
     **dict.fromkeys(("svg", "eps", "ai", "pdf"), "render them to PNG"),
-    **dict.fromkeys(("mp4", "mov", "avi", "mkv", "webm", "m4v"), "take images out of them, with ffmpeg"),
+    **dict.fromkeys(
+        ("mp4", "mov", "avi", "mkv", "webm", "m4v"),
+        "take images out of them, with ffmpeg, or give frames= to learn clips (--frames)",
+    ),
+    **dict.fromkeys(_COMPRESSED.split(), "convert them to .wav or .flac, with ffmpeg"),
     **dict.fromkeys(("dcm", "nii", "fits", "fit"), "convert their slices to PNG or .npy"),
     **dict.fromkeys(
         ("npy", "npz", "parquet", "zip", "tar", "tgz", "h5", "hdf5", "mat"),
@@ -27,7 +32,7 @@ _CONVERT = {
     ),
 }
 _CONVERT |= dict.fromkeys(("rar", "7z", "zst", "lz4"), "unpack it, and give the folder")
-_CONVERT |= dict.fromkeys(("h5", "hdf5", "mat"), "save their images with numpy.savez")
+_CONVERT |= dict.fromkeys(("h5", "hdf5", "mat", "pt", "pth", "tfrecord", "lmdb"), "save their images with numpy.savez")
 SHOWN = 6
 
 # Folders of thumbnails and system files; names in lower case.
@@ -58,9 +63,9 @@ def is_thumbnail(path: str, others: frozenset[str] | set[str]) -> bool:
     return any(stem.lower().endswith(end) and stem[: -len(end)] in others for end in THUMBNAIL)
 
 
-def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = ()) -> list[str]:
-    """Sentences on files that were left out (images of other kinds, with what to do, and the rest by kind), and on
-    folders with nothing in them.
+def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = (), again: Sequence[str] = ()) -> list[str]:
+    """Sentences on files that were left out (those of kinds that can be converted, with what to do, and the rest by
+    kind), on folders with nothing in them, and on links to folders that were read already.
     """
     kinds = Counter(os.path.splitext(path)[1].lower().removeprefix(".") for path in others)
     notes, by_advice = [], {}
@@ -78,11 +83,14 @@ def notes_on(others: Sequence[str], thumbnails: int, empty: Sequence[str] = ()) 
         notes.append(f"{plural(thumbnails, 'thumbnail')} left out, being small copies of others or in a folder of such")
     if empty:
         notes.append(f"nothing in {plural(len(empty), 'folder')} ({some([printable(p) for p in empty], ', ', SHOWN)})")
+    if again:
+        links = plural(len(again), "link")
+        notes.append(f"{links} to folders read already left out ({some([printable(p) for p in again], ', ', SHOWN)})")
     return notes
 
 
 def advice_on(kind: str) -> str:
-    """What to do about files with this suffix; "" if they are not images."""
+    """What to do about files with this suffix; "" if there is nothing to be done."""
     if kind in LIBRARIES:
         return f"pip install {LIBRARIES[kind]} makes them readable"
     return _CONVERT.get(kind, "")

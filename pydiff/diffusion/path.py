@@ -93,7 +93,8 @@ def path_of_levels(schedule: Schedule, ratio, clean: bool = True) -> Path:
     the ratios are strictly decreasing, positive and finite.
     """
     ratio = np.asarray(ratio, dtype=np.float64)
-    if ratio.ndim != 1 or len(ratio) < 2 - clean or not ((np.diff(ratio) < 0).all() and ratio[-1] > 0):
+    falling = ratio.ndim == 1 and len(ratio) >= 2 - clean and (np.diff(ratio) < 0).all()
+    if not (falling and ratio[-1] > 0 and ratio[0] < np.inf):
         raise ValueError(f"got the noise-to-signal ratios {ratio.tolist()}, expected positive ones that fall strictly")
     scale = schedule.scale(np.ones_like(ratio), ratio)
     alpha, sigma, t = scale, scale * ratio, schedule.t_at(np.ones_like(ratio), ratio)

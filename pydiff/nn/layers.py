@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 
 from pydiff import ops
+from pydiff.mistakes import at_least_one
 from pydiff.nn.deferred import Deferred
 from pydiff.nn.module import Module, Parameter
 from pydiff.nn.module import _state as state
-from pydiff.tensor import grad_enabled
+from pydiff.ops.conv2d import as_pair
+from pydiff.tensor import Tensor, grad_enabled
 
 
 class Linear(Module):
     """y = x weight + bias (+ add) on the last axis; weight (cin, cout)."""
 
     def __init__(self, cin, cout, bias=True):
+        cin, cout = at_least_one("cin", cin), at_least_one("cout", cout)
         bound = 1 / math.sqrt(cin)  # PyTorch's default: He et al. 2015 with a = sqrt(5)
         self.weight = Parameter(np.zeros((cin, cout), np.float32), bound, file_axes=(1, 0))
         self.bias = Parameter(np.zeros(cout, np.float32), bound) if bias else None
@@ -34,7 +37,7 @@ class Conv2d(Module):
     """
 
     def __init__(self, cin, cout, size, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups=1, bias=True):
-        height, width = (size, size) if isinstance(size, int) else size
+        cin, cout, (height, width) = at_least_one("cin", cin), at_least_one("cout", cout), as_pair(size, "size", 1)
         bound = 1 / math.sqrt(cin // groups * height * width)
         weight = np.zeros((height, width, cin // groups, cout), np.float32)
         self.weight = Parameter(weight, bound, file_axes=(3, 2, 0, 1))
@@ -54,7 +57,7 @@ class ConvTranspose2d(Module):
     """ops.conv_transpose2d; weight (height, width, cout / groups, cin)."""
 
     def __init__(self, cin, cout, size, stride=1, padding=0, output_padding=0, dilation=1, groups=1, bias=True):
-        height, width = (size, size) if isinstance(size, int) else size
+        cin, cout, (height, width) = at_least_one("cin", cin), at_least_one("cout", cout), as_pair(size, "size", 1)
         bound = 1 / math.sqrt(cout // groups * height * width)  # PyTorch counts the outputs here
         weight = np.zeros((height, width, cout // groups, cin), np.float32)
         self.weight = Parameter(weight, bound, file_axes=(3, 2, 0, 1))
@@ -96,11 +99,12 @@ class Embedding(Module):
     """A table of vectors, looked up by number: integers (N,), on the host -> Tensor (N, dim)."""
 
     def __init__(self, count, dim):
+        count, dim = at_least_one("count", count), at_least_one("dim", dim)
         # Uniform with the variance 1 of PyTorch's normal default.
         self.weight = Parameter(np.zeros((count, dim), np.float32), bound=math.sqrt(3))
 
     def forward(self, labels):
-        labels = np.asarray(labels)
+        labels = np.asarray(labels.numpy() if isinstance(labels, Tensor) else labels)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise ValueError(f"labels must be a list of integers, got {labels.dtype} {labels.shape}")
         if labels.size and not (labels.min() >= 0 and labels.max() < len(self.weight)):

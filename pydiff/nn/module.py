@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pydiff import random
+from pydiff import backend, random
 from pydiff.arrays import array_module, to_host
+from pydiff.mistakes import of_module
 from pydiff.recompute import recompute
 from pydiff.tensor import Tensor, grad_enabled
 
@@ -108,10 +109,22 @@ class Module:
         return self
 
     def to(self, xp):
-        """Moves every parameter to the device of this array library, numpy or cupy. Returns self."""
+        """Moves every parameter to the device of this array library, numpy or cupy, or to "cpu", "cuda" or "simt".
+        Returns self.
+        """
+        if isinstance(xp, str):
+            with backend.use_device(xp) as library:
+                return self.to(library)
         for p in self.parameters():
             p.to(xp)
         return self
+
+    def zero_grad(self):
+        """Sets the gradient of every parameter to None."""
+        for p in self.parameters():
+            p.grad = None
+
+    __getattr__ = of_module
 
     def state_dict(self):
         """{name: NumPy array in the layout of checkpoint files}."""
@@ -128,6 +141,7 @@ class Module:
             raise ValueError(
                 f"the weights do not fit this model: missing {missing[:3] or 'none'}, unknown {extra[:3] or 'none'}"
             )
+        state = {name: v if array_module(v) is not np else np.asarray(v) for name, v in state.items()}
         for name, p in parameters.items():  # check all before changing any
             expected = tuple(p.shape[i] for i in p.file_axes)
             if state[name].shape != expected:

@@ -20,6 +20,8 @@ other than 2 x 2 have none and take the array path.
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pydiff.arrays import array_module, contiguous, empty
 from pydiff.backend import native, widened
 from pydiff.ops.shape import repeat_pixels, sum_pixels
@@ -85,7 +87,7 @@ def conv2d(
 
 def check_groups(groups, *channels):
     """Raises ValueError unless each of these channel counts is divisible by groups."""
-    if not isinstance(groups, int) or groups < 1 or any(c % groups for c in channels):
+    if not isinstance(groups, int | np.integer) or groups < 1 or any(c % groups for c in channels):
         raise ValueError(f"cannot cut {' and '.join(map(str, channels))} channels into {groups!r} equal groups")
 
 
@@ -108,6 +110,7 @@ def check_addends(x, bias, bias_shapes, add, shape):
 def as_pair(value, name, minimum):
     """(vertical, horizontal) from one integer or a pair. Raises ValueError for others, or below the minimum."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    pair = tuple(int(v) if isinstance(v, np.integer) else v for v in pair)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= minimum for v in pair):
         raise ValueError(f"{name} must be a whole number >= {minimum} or a pair of them, got {value!r}")
     return pair

@@ -188,11 +188,12 @@ class Abs(Function):
 
 
 class Clip(Function):
-    """x limited to [low, high]; the gradient passes inside and at the bounds."""
+    """x limited to [low, high], None for no bound; the gradient passes inside and at the bounds."""
 
     integers = True
 
     def forward(self, x, low, high):
+        low, high = -np.inf if low is None else low, np.inf if high is None else high
         self.inside = (x >= low) & (x <= high)
         return array_module(x).clip(x, low, high)
 

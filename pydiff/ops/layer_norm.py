@@ -35,10 +35,9 @@ class LayerNorm(Function):
         rows = contiguous(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
         kernel = native(rows, "layer_norm_forward")
         if kernel:
-            gamma, beta = _contiguous(gamma), _contiguous(beta)
             y = empty(rows, rows.shape)
-            mean, rstd = (array_module(x).empty(len(rows), FLOAT32) for _ in range(2))
-            kernel(rows, gamma, beta, eps, y, mean, rstd)
+            mean, rstd = array_module(x).empty((2, len(rows)), FLOAT32)
+            kernel(rows, _contiguous(gamma), _contiguous(beta), eps, y, mean, rstd)
         else:
             y, mean, rstd = forward_arrays(rows, gamma, beta, eps)
         self.saved, self.shape = (rows, gamma, mean, rstd), x.shape
@@ -49,7 +48,8 @@ class LayerNorm(Function):
         dy = contiguous(dy).reshape(x.shape)
         kernel = native(x, "layer_norm_backward")
         if kernel:
-            dgamma, dbeta = (array_module(x).empty(x.shape[-1:], FLOAT32) if need else None for need in self.needs[1:])
+            parameter = array_module(x).empty
+            dgamma, dbeta = (parameter(x.shape[-1], FLOAT32) if need else None for need in self.needs[1:])
             dx = empty(x, x.shape)
             kernel(dy, x, gamma, mean, rstd, dx, dgamma, dbeta)
         else:

@@ -8,10 +8,10 @@ import math
 
 import numpy as np
 
+from pydiff.arrays import array_module
 from pydiff.ops.elementwise import (
     absolute,
     add,
-    clip,
     divide,
     exp,
     log,
@@ -22,7 +22,7 @@ from pydiff.ops.elementwise import (
     subtract,
     tanh,
 )
-from pydiff.ops.names import METHODS, PROPERTIES, axis_called_dim, listed
+from pydiff.ops.names import METHODS, PROPERTIES, axis_called_dim, flatten, in_order, limited, listed
 from pydiff.ops.reduction import matmul, maximum, mean, summation
 from pydiff.ops.shape import index, reshape, transpose
 from pydiff.tensor import Tensor, as_tensor
@@ -38,6 +38,8 @@ def variance(x, axis=None, keepdims=False, ddof=0):
     off = subtract(x, mean(x, axis, True))
     square = mean(multiply(off, off), axis, keepdims)
     count = x.size // max(square.size, 1)
+    if ddof >= count > 0:
+        raise ValueError(f"ddof {ddof} leaves nothing of the {count} numbers that the variance is of")
     return square if not ddof else multiply(square, count / (count - ddof))
 
 
@@ -64,12 +66,27 @@ def exponential(base, x):
     return exp(multiply(x, math.log(base) if isinstance(base, int | float) else np.log(base)))
 
 
-def _reshape_method(x, *shape, **named):
+def _reshape_method(x, *shape, order="C", copy=None, **named):
+    in_order(order)
+    if copy:
+        raise ValueError("reshape copies no elements of a Tensor; leave out copy=True, or write x.copy()")
     return reshape(x, *(() if named and not shape else (listed(shape),)), **named)
 
 
 def _transpose_method(x, *axes, **named):
-    return transpose(x, *((listed(axes) or None,) if axes else ()), **named)
+    axes = None if axes == (None,) else listed(axes)
+    if axes and len(axes) != x.ndim:
+        raise ValueError(f"transpose takes all {x.ndim} axes, as NumPy's does; x.swapaxes(a, b) exchanges two of them")
+    return transpose(x, *((axes or None,) if axes else ()), **named)
+
+
+def _place_of(name):
+    def method(x, axis=None, out=None, keepdims=False):
+        if out is not None:
+            raise TypeError(f"{name} makes a new array; leave out= away")
+        return getattr(x.data, name)(axis, keepdims=bool(keepdims))
+
+    return method
 
 
 def _compared(name):
@@ -79,6 +96,10 @@ def _compared(name):
         return Tensor(getattr(x.data, name)(y.data if isinstance(y, Tensor) else y))
 
     return compare
+
+
+def _tested(ufunc):
+    return lambda x: Tensor(getattr(array_module(x.data), ufunc.__name__)(x.data))
 
 
 def _not(x):
@@ -97,7 +118,12 @@ def _without_out(operation):
 
 
 def _format(x, spec):
-    return format(x.item(), spec) if spec and x.size == 1 else format(str(x), spec)
+    if spec and x.size == 1:
+        return format(x.item(), spec)
+    try:
+        return format(str(x), spec)
+    except ValueError:
+        raise TypeError(f"{spec!r} is the format of a single number, but this Tensor has shape {x.shape}") from None
 
 
 def _no_array(_x, *_arguments, **_options):
@@ -108,6 +134,8 @@ def _no_array(_x, *_arguments, **_options):
 _UFUNCS = {
     np.add: add, np.subtract: subtract, np.multiply: multiply, np.true_divide: divide, np.negative: negative,
     np.power: lambda x, y: power(x, y) if isinstance(x, Tensor) else exponential(x, y), np.matmul: product,
+    np.square: lambda x: multiply(x, x), np.positive: lambda x: x.copy(),
+    np.isnan: _tested(np.isnan), np.isinf: _tested(np.isinf), np.isfinite: _tested(np.isfinite),
     np.exp: exp, np.log: log, np.sqrt: sqrt, np.tanh: tanh, np.absolute: absolute,
     np.less: lambda x, y: as_tensor(x) < y, np.less_equal: lambda x, y: as_tensor(x) <= y,
     np.greater: lambda x, y: as_tensor(x) > y, np.greater_equal: lambda x, y: as_tensor(x) >= y,
@@ -121,6 +149,15 @@ def _of_numpy(_x, ufunc, method, *inputs, **options):
     if method != "__call__" or options or ufunc not in _UFUNCS:
         raise TypeError(f"np.{ufunc.__name__} has no derivative here; use an operation of pydiff.ops, or x.data")
     return _UFUNCS[ufunc](*inputs)
+
+
+def _function_of_numpy(_x, function, _types, arguments, options):
+    """What NumPy's functions that are no ufuncs do with a Tensor: call its method of that name, or ask for an array,
+    which is refused. Those that would take the refusal for an answer compare the values.
+    """
+    if function in (np.array_equal, np.array_equiv):
+        arguments = tuple(x.numpy() if isinstance(x, Tensor) else x for x in arguments)
+    return np.empty(0).__array_function__(function, (), arguments, options)
 
 
 class _Ufunc:
@@ -163,11 +200,12 @@ _METHODS = {
     "__format__": _format,
     "__array__": _no_array,
     "__array_ufunc__": _Ufunc(),
+    "__array_function__": _function_of_numpy,
     "abs": absolute,
     "exp": exp,
     "log": log,
     "sqrt": sqrt,
-    "clip": _without_out(clip),
+    "clip": _without_out(limited),
     "dot": product,
     "matmul": product,
     "sum": axis_called_dim(_without_out(summation)),
@@ -176,9 +214,9 @@ _METHODS = {
     "min": axis_called_dim(_without_out(minimum), same=False),
     "var": axis_called_dim(_without_out(variance), same=False),
     "std": axis_called_dim(_without_out(standard_deviation), same=False),
-    "argmax": axis_called_dim(lambda x, axis=None: x.data.argmax(axis)),
-    "argmin": axis_called_dim(lambda x, axis=None: x.data.argmin(axis)),
-    "flatten": lambda x: reshape(x, (x.size,)),
+    "argmax": axis_called_dim(_place_of("argmax")),
+    "argmin": axis_called_dim(_place_of("argmin")),
+    "flatten": flatten,
     "reshape": _reshape_method,
     "transpose": _transpose_method,
 }

@@ -4,6 +4,12 @@ Nothing here has a derivative of its own. If the two libraries mean different th
 taken, and PyTorch's keyword (`dim`) is refused with a message that says what to write.
 """
 
+import math
+import operator
+
+import numpy as np
+
+from pydiff.mistakes import of_tensor
 from pydiff.ops.elementwise import clip, multiply, power, relu, sigmoid, sqrt, tanh
 from pydiff.ops.reduction import log_softmax, softmax, summation
 from pydiff.ops.shape import broadcast_to, reshape, transpose
@@ -33,24 +39,49 @@ def axis_called_dim(operation, same=True):
     return method
 
 
-def clamp(x, min=None, max=None):
-    """x limited to [min, max]; one of the two may be omitted. See `clip`."""
-    if min is None and max is None:
-        raise ValueError("clamp needs min or max")
-    return clip(x, -float("inf") if min is None else min, float("inf") if max is None else max)
+def limited(x, low=None, high=None, min=None, max=None):
+    """x limited to [low, high], also called min and max; one of the two may be omitted. See `clip`."""
+    low, high = min if low is None else low, max if high is None else high
+    if low is None and high is None:
+        raise ValueError("clip needs min or max")
+    return clip(x, low, high)
+
+
+def counted(x, axis):
+    """An axis of x, counted from the front. Raises numpy.exceptions.AxisError if x has no such axis."""
+    if not -x.ndim <= operator.index(axis) < x.ndim:
+        raise np.exceptions.AxisError(axis, x.ndim)
+    return axis % x.ndim
 
 
 def swapaxes(x, first, second):
     """x with two of its axes exchanged."""
-    order = list(range(x.ndim))
+    first, second, order = counted(x, first), counted(x, second), list(range(x.ndim))
     order[first], order[second] = order[second], order[first]
     return transpose(x, tuple(order))
+
+
+def flatten(x, start_dim=0, end_dim=-1, order="C"):
+    """x with the axes from start_dim to end_dim made one; all of them by default. order: NumPy's, which is "C" here."""
+    if start_dim == "C":  # where NumPy has the order
+        start_dim = 0
+    in_order(order if start_dim not in ("F", "A", "K") else start_dim)
+    first, last = (counted(x, axis) for axis in (start_dim, end_dim)) if x.ndim else (0, 0)
+    if first > last:
+        raise ValueError(f"start_dim {start_dim} comes after end_dim {end_dim} in {x.shape}")
+    return reshape(x, (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]))
+
+
+def in_order(order):
+    """Raises ValueError unless the order of elements is that of the rows, NumPy's "C"."""
+    if order not in (None, "C"):
+        raise ValueError(f"the elements of a Tensor are in order 'C', that of its rows, got order={order!r}")
 
 
 def squeeze(x, axis=None):
     """x without its axes of length 1, or without the given ones. Raises ValueError if one of these is longer."""
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    gone = {a % x.ndim for a in axes if axis is not None or x.shape[a] == 1}
+    gone = {counted(x, a) for a in axes if axis is not None or x.shape[a] == 1}
     if any(x.shape[a] != 1 for a in gone):
         raise ValueError(f"an axis of {x.shape} that is longer than 1 cannot be taken away, axis={axis}")
     return reshape(x, tuple(n for a, n in enumerate(x.shape) if a not in gone))
@@ -69,8 +100,10 @@ def copied(x):
     return multiply(x, 1) if x.requires_grad else Tensor(x.data.copy())
 
 
-def norm(x, axis=None, keepdims=False):
-    """The square root of the sum of squares."""
+def norm(x, p=2, axis=None, keepdims=False):
+    """The square root of the sum of squares. p: PyTorch's, of which there is 2 (also called "fro")."""
+    if p not in (2, "fro"):
+        raise ValueError(f"norm is the root of the sum of squares, p=2, got p={p!r}")
     return sqrt(summation(multiply(x, x), axis, keepdims))
 
 
@@ -85,22 +118,32 @@ def _array_method(name):
     return lambda x, *arguments, **options: Tensor(getattr(x.data, name)(*arguments, **options))
 
 
+def _missing(x, name):
+    from pydiff import ops
+
+    of_tensor(x, name, ops.__all__)
+
+
 METHODS = {
+    "__getattr__": _missing,
     "__pos__": copied,
     "all": _array_method("all"),
     "any": _array_method("any"),
     "astype": astype,
-    "clamp": clamp,
+    "clamp": limited,
     "clone": copied,
     "copy": copied,
     "dim": lambda x: x.ndim,
     "expand": lambda x, *shape: broadcast_to(x, listed(shape)),
+    "isfinite": lambda x: np.isfinite(x),
+    "isinf": lambda x: np.isinf(x),
+    "isnan": lambda x: np.isnan(x),
     "log_softmax": axis_called_dim(log_softmax),
     "norm": axis_called_dim(norm),
     "numel": lambda x: x.size,
     "permute": lambda x, *axes: transpose(x, listed(axes)),
     "pow": power,
-    "ravel": lambda x: reshape(x, (x.size,)),
+    "ravel": lambda x, order="C": flatten(x, order=order),
     "relu": relu,
     "sigmoid": sigmoid,
     "softmax": axis_called_dim(softmax),

@@ -4,7 +4,7 @@ import numpy as np
 
 from pydiff.arrays import array_module, join, split, to_host
 from pydiff.ops.elementwise import unbroadcast
-from pydiff.tensor import Function
+from pydiff.tensor import Function, Tensor
 
 
 class Reshape(Function):
@@ -24,8 +24,9 @@ class Transpose(Function):
     integers = True
 
     def forward(self, x, axes=None):
+        y = x.transpose(axes)  # refuses axes that are none
         self.axes = tuple(reversed(range(x.ndim))) if axes is None else tuple(a % x.ndim for a in axes)
-        return x.transpose(self.axes)
+        return y
 
     def backward(self, g):
         return g.transpose(tuple(np.argsort(self.axes)))
@@ -49,6 +50,7 @@ class Index(Function):
 
     def forward(self, x, index):
         xp, parts = array_module(x), index if isinstance(index, tuple) else (index,)
+        parts = [i.data if isinstance(i, Tensor) else i for i in parts]
         self.shape, self.index = x.shape, tuple(xp.asarray(i) if isinstance(i, np.ndarray) else i for i in parts)
         self.basic = all(isinstance(i, slice | int | np.integer) or i is None or i is Ellipsis for i in parts)
         return x[self.index]
@@ -86,6 +88,8 @@ class Concatenate(Function):
     integers = True
 
     def forward(self, *arrays, axis=-1):
+        if not arrays or isinstance(arrays[0], list | tuple):
+            raise TypeError("concatenate takes its arrays one by one; write concatenate(a, b, axis=-1)")
         self.axis, self.sizes = axis, [a.shape[axis] for a in arrays]
         self.channels_of_two = len(arrays) == 2 and axis in (-1, arrays[0].ndim - 1)
         return join(*arrays) if self.channels_of_two else array_module(*arrays).concatenate(arrays, axis=axis)

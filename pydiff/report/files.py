@@ -10,7 +10,7 @@ from pydiff.report.video import SUFFIXES as FILMS
 from pydiff.report.video import save_clips
 from pydiff.sound.codec import SoundCodec
 from pydiff.sound.wav import wav_bytes
-from pydiff.store.files import write_atomic
+from pydiff.store.files import write_atomic, writing
 
 PAUSE = 0.25  # seconds between sounds that share a file
 
@@ -30,7 +30,8 @@ def save_samples(out: Path, samples, codec, n: int, prompts=None, said=None):
     sounds, said, suffix = isinstance(codec, SoundCodec), said or {}, out.suffix.lower()
     (out if suffix == "" else out.parent).mkdir(parents=True, exist_ok=True)
     if suffix == ".npz":
-        np.savez_compressed(out, images=samples)
+        with writing(out) as file:
+            np.savez_compressed(file, images=samples)
     elif suffix == ".png":
         together = said if prompts is None else {**said, "prompt": "\n".join(prompts)}
         save_png(out, grid(codec.show(samples), columns=n if prompts else None), together)

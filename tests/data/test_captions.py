@@ -107,7 +107,9 @@ def test_a_folder_without_captions_has_none(tmp_path):
     dataset = load(folder(tmp_path, {"notes.md": "x"}))
     assert dataset.captions is None
     assert dataset.notes == ["1 other file left out (.md 1)"]
-    assert load(folder(tmp_path, {"README.txt": "x", "a.txt": ""})).captions is None
+    dataset = load(folder(tmp_path, {"README.txt": "x", "a.txt": ""}))
+    assert dataset.captions is None
+    assert "1 .txt file without an image of that name: README.txt" in dataset.notes
 
 
 def test_captions_stay_with_their_images(tmp_path):
@@ -118,6 +120,42 @@ def test_captions_stay_with_their_images(tmp_path):
     for part in (dataset, load(dataset, size=5), dataset.subset([3, 0]), *dataset.split(0.5)):
         expected = [("abcde"[int(v)],) for v in part.images[:, 0, 0, 0]]
         assert list(part.captions) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", "file_name,label,score\na.png,cat,1\nb.png,dog,2\nc.png, cat ,3\n"),
+        ("metadata.csv", "File_Name;Label;score\na.png;cat;1\nb.png;dog;2\nc.png;cat;3\n"),
+        ("metadata.jsonl", jsonl(*({"image": f"{i}.png", "class": c, "score": 1} for i, c in ("ax", "by", "cx")))),
+    ],
+)  # fmt: skip
+def test_labels_in_metadata_are_classes_and_other_columns_are_named(tmp_path, name, text):
+    dataset = load(folder(tmp_path, {name: text}))
+    assert [dataset.classes[i] for i in dataset.labels] in (["cat", "dog", "cat"], ["x", "y", "x"])
+    assert dataset.notes == [f"classes are taken from {name}", f"{name}: not used: score"]
+
+
+def test_labels_of_some_images_and_labels_that_are_none_are_said(tmp_path):
+    rows = jsonl({"file_name": "a.png", "label": 1.5}, {"file_name": "b.png", "label": "x"}, {"file_name": "c.png"})
+    dataset = load(folder(tmp_path, {"metadata.jsonl": rows}))
+    assert dataset.classes is None
+    assert "1 image with a class in a file, not all" in dataset.notes
+    assert any("line 1: its label is 1.5, expected a whole number or a string" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("text", ["", "file_name,text\n", "\n\n"])
+def test_metadata_that_say_nothing_are_said(tmp_path, text):
+    assert load(folder(tmp_path, {"metadata.csv": text})).notes == ["metadata.csv says nothing of any image"]
+
+
+def test_whole_paths_of_images_in_the_folder_are_found(tmp_path):
+    rows = (
+        f"file_name,text\n{tmp_path}/a.png,x\n{tmp_path}/sub/b.png,y\n{tmp_path.parent}/c.png,z\n{tmp_path}x/a.png,q\n"
+    )
+    root = folder(tmp_path, {"metadata.csv": rows}, ["a.png", "sub/b.png", "c.png"])
+    assert captions(root) == {0: ("x",), 1: ("y",), 2: ()}
+    assert any("line 4: leads out of the folder; line 5: leads out" in note for note in load(root).notes)
 
 
 # ---- what is odd or broken -----------------------------------------------------------------------------------------

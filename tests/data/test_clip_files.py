@@ -105,6 +105,15 @@ def test_single_frames_short_and_broken_clips_are_listed(tmp_path):
     assert single.shape == (1, 12, 12, 3)
 
 
+def test_what_lies_beside_clips_is_told(tmp_path):
+    save(tmp_path / "a.gif", frames_of(8), 100)
+    for name in ("poster.jpg", "raw.psd"):
+        (tmp_path / name).write_bytes(b"x")
+    notes = load(tmp_path, frames=8).notes
+    assert "1 other file left out (.jpg 1)" in notes
+    assert "left out: 1 .psd; export them as PNG or TIFF" in notes
+
+
 def test_long_clips_are_cut(tmp_path):
     frames = frames_of(20)
     save(tmp_path / "long.webp", frames)

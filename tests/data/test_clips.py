@@ -174,6 +174,9 @@ def test_masks_of_clips_say_which_frames_and_where(form):
 def test_an_array_of_two_axes_is_points():
     points = np.random.default_rng(0).standard_normal((30, 3)) * 5 + 2
     data = load(points, labels=np.arange(30) % 2)
+    pair = load((points, np.arange(30) % 2))
+    assert np.array_equal(pair.images, data.images)
+    assert (pair.labels.tolist(), pair.classes) == (data.labels.tolist(), data.classes)
     assert isinstance(data, Points)
     assert data.shape == (3,)
     assert data.images.dtype == np.float32
@@ -188,9 +191,10 @@ def test_an_array_of_two_axes_is_points():
     assert codec.show(data.images).shape == (30, 96, 96, 1)
     for wrong, message in [
         (np.full((3, 2), np.nan), "NaN"),
-        (np.zeros((3, 0)), "expected numbers"),
+        (np.zeros((3, 0)), "expected real numbers"),
+        (np.ones((3, 2), complex), "complex128 .* expected real numbers"),
         (np.full((3, 2), 1e300), "too large"),
-        (np.array([["a", "b"]]), "expected numbers"),
+        (np.array([["a", "b"]]), "expected real numbers"),
     ]:
         with pytest.raises(ValueError, match=message):
             load(wrong)

@@ -165,9 +165,9 @@ def test_a_file_that_is_no_array(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"a.zip cannot be read \(File is not a zip file\); fetch it again"):
         load(tmp_path / "a.zip")
-    (tmp_path / "a.txt").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"cannot load data from '.*a.txt'; expected 'digits'"):
-        load(tmp_path / "a.txt")
+    (tmp_path / "a.bin").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"cannot load data from '.*a.bin'; expected 'digits'"):
+        load(tmp_path / "a.bin")
 
 
 def test_a_folder_with_the_name_of_a_data_set(tmp_path, monkeypatch):

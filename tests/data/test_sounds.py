@@ -203,6 +203,18 @@ def test_a_folder_is_one_of_sounds_if_it_holds_more_of_them_than_images(tmp_path
     assert load(tmp_path).shape == (1, 8000, 1)
 
 
+def test_files_that_are_no_sounds_are_told_with_what_to_do(tmp_path):
+    for name in ("a.m4a", "b.wma", "cover.jpg", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"holds no .*; left out: 1 \.m4a, 1 \.wma; convert them to \.wav or \.flac"):
+        load(tmp_path, rate=8000)
+    for i in range(2):
+        (tmp_path / f"{i}.wav").write_bytes(wav(sine(300 + i, 8000), 8000))
+    notes = load(tmp_path).notes
+    assert "left out: 1 .m4a, 1 .wma; convert them to .wav or .flac, with ffmpeg" in notes
+    assert "2 other files left out (.jpg 1, .txt 1)" in notes
+
+
 def test_pieces_and_ends():
     x = np.arange(10.0)[:, None]
     (only,), padded, cut = pieces_of(x, 13)

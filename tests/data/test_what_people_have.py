@@ -132,6 +132,21 @@ def test_classes_are_in_the_order_that_people_count_in(tmp_path):
     assert [dataset.classes[label] for label in dataset.labels] == names
 
 
+def test_a_class_may_be_called_as_another_and_a_number(tmp_path):
+    names = ["cat10", "cat", "cat2", "2", "", "cat2b", "cat02"]
+    dataset = load(np.zeros((7, 4, 4), np.uint8), labels=names)
+    assert dataset.classes == ["", "2", "cat", "cat02", "cat2", "cat2b", "cat10"]
+    for name in ("dog", "dog2", "dog10"):
+        image_folder(tmp_path / name, 1)
+    assert load(tmp_path).classes == ["dog", "dog2", "dog10"]
+
+
+@pytest.mark.parametrize(("label", "odd"), [(0.5, "0.5"), (float("nan"), "nan")])
+def test_labels_that_are_no_whole_numbers_are_named(label, odd):
+    with pytest.raises(ValueError, match=f"{odd} is no whole number"):
+        load(np.zeros((2, 4, 4), np.uint8), labels=np.array([1.0, label]))
+
+
 def test_labels_that_count_from_one_are_names(tmp_path):
     data = load(np.zeros((9, 8, 8), np.uint8), labels=[1, 2, 3] * 3)
     assert noted(data, "the classes are called 1, 2, 3, and numbered 0 .. 2 inside: labels are their names")
@@ -246,6 +261,54 @@ def test_folders_that_give_no_class_are_said(tmp_path):
     assert noted(load(tmp_path / "a"), "no classes: of 2 folders, images of one alone can be used")
 
 
+def test_links_to_folders_that_were_read_are_named(tmp_path):
+    image_folder(tmp_path / "a", 2)
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "round").symlink_to(".")
+    dataset = load(tmp_path)
+    assert len(dataset) == 2
+    assert "2 links to folders read already left out (b to a, round to the folder itself)" in dataset.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Digits", "digits"), ("swiss_roll", "swiss-roll"), ("moving shapes", "moving-shapes"), ("tone", "tones"),
+        ("spoken_digit", "spoken-digits"),
+    ],
+)  # fmt: skip
+def test_names_of_sets_that_are_misspelled(name, meant):
+    with pytest.raises(FileNotFoundError, match=f"there is no '{name}'; did you mean '{meant}'"):
+        load(name)
+
+
+def test_every_named_set_is_named():
+    from pydiff.data import NAMED, NAMED_SOUNDS
+
+    with pytest.raises(FileNotFoundError) as caught:
+        load("nowhere-at-all")
+    assert all(f"'{name}'" in str(caught.value) for name in (*NAMED, *NAMED_SOUNDS))
+
+
+def test_the_folder_of_a_run_is_no_data(tmp_path):
+    pydiff.train("digits", out=tmp_path / "run", **TINY)
+    for folder, what in ((tmp_path / "run", "run"), (tmp_path / "run/model", "model")):
+        for attempt in (load, lambda folder: load(folder, cache_gb=0.1)):
+            with pytest.raises(
+                ValueError, match=f"{folder} is the folder of a {what}, .*; pydiff sample {folder} draws"
+            ):
+                attempt(folder)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.txt", "list.json"])
+def test_lists_in_files_are_told_where_they_belong(tmp_path, name):
+    (image_folder(tmp_path) / name).write_text("file_name,text\n0.png,red\n")
+    with pytest.raises(ValueError, match=r"name it metadata\.csv or metadata\.jsonl, .* give the folder"):
+        load(tmp_path / name)
+    (tmp_path / name).rename(tmp_path / "metadata.csv")
+    assert load(tmp_path).captions[0] == ("red",)
+
+
 def test_classes_that_are_called_train_stay_classes(tmp_path):
     for name in ("train", "plane"):
         image_folder(tmp_path / name, 2)
@@ -318,6 +381,23 @@ def test_archives_go_by_their_first_bytes(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="File is not a zip file"):
         load(tmp_path / "x.zip")
+
+
+def test_a_tar_that_was_cut_between_two_members_is_noticed(tmp_path):
+    """What is there is whole; only the mark of the end is missing."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(image_folder(tmp_path / "p"), "p")
+    data, ends = (tmp_path / "a.tar").read_bytes(), []
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        ends = [-(-(member.offset_data + member.size) // 512) * 512 for member in archive if member.isreg()]
+    whole = load(tmp_path / "a.tar")
+    assert (len(whole), whole.skipped) == (3, [])
+    for name, pack in (("cut.tar", bytes), ("cut.tar.gz", gzip.compress)):
+        (tmp_path / name).write_bytes(pack(data[: ends[1]]))
+        part = load(tmp_path / name)
+        assert (len(part), part.skipped) == (
+            2, [(name, "it ends without the mark of an end, so members may be missing")]
+        )  # fmt: skip
 
 
 def test_archives_that_are_hostile(tmp_path):
@@ -465,6 +545,22 @@ def test_mnist_in_folders_archives_and_alone(tmp_path):
     alone = load(tmp_path / "train-images.idx3-ubyte")
     assert (len(alone), alone.labels) == (6, None)
     assert noted(alone, "no labels; give its folder for both")
+
+
+def test_mnist_without_its_other_half_is_said(tmp_path):
+    digits = RNG.integers(0, 256, (4, 28, 28), dtype=np.uint8)
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes(idx(digits))
+    with pytest.raises(ValueError, match=f"{tmp_path} has {file.name} without its labels; .* or give that file itself"):
+        load(tmp_path)
+    assert len(load(file)) == 4
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    labels.write_bytes(idx(np.arange(4, dtype=np.uint8))[:-1])
+    with pytest.raises(ValueError, match=f"{labels} cannot be read .its header promises 4 bytes"):
+        load(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path} has {labels.name} without its images"):
+        load(tmp_path)
 
 
 class Python2(pickle._Pickler):

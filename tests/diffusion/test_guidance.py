@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from pydiff import ops
+from pydiff.condition import Condition
 from pydiff.diffusion import guidance, samplers
+from pydiff.diffusion.denoiser import denoiser, together
 from pydiff.diffusion.path import path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.walk import _Answer, _guided
@@ -131,3 +134,35 @@ def test_the_guided_answer_is_that_of_classifier_free_guidance(dtype):
     np.testing.assert_array_equal(guided, np.array([[2.0, 8.0]], dtype))
     assert guided.dtype == dtype
     assert _guided(_Answer(asked, None, 1.0, 1.0, 3.0, (0.0, 0.0))) is asked
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (3, 4, 2, 2), (3, 5, 1, 2)], ids=["1 wide", "square", "line"])
+def test_what_more_a_network_returns_is_left_out_unless_it_is_asked_for(shape, learned):
+    """Also where an image is as wide as it has channels."""
+    channels = shape[-1]
+
+    def network(x, t):
+        del t
+        return ops.concatenate(x * 2.0, x * 3.0)
+
+    model, _ = denoiser(network, Process(LINEAR), channels, Condition(rows=3), learned=learned)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    expected = np.concatenate([x * 2, x * 3], -1) if learned else x * 2
+    np.testing.assert_array_equal(model(x, np.zeros(3, np.int64)), expected)
+
+
+class Several:
+    several = ("context",)
+
+
+def test_conditions_are_asked_together_where_the_network_can():
+    """What the network takes several of is joined; everything else has to be the same."""
+    a, b, sizes = np.arange(12.0).reshape(2, 3, 2), np.ones((2, 3, 2)), np.array([[8, 8], [4, 4]])
+    both = together(Several(), {"context": a, "sizes": sizes}, {"context": b, "sizes": sizes.copy()})
+    np.testing.assert_array_equal(both["context"], np.concatenate([a, b]))
+    np.testing.assert_array_equal(both["sizes"], sizes)
+    assert together(Several(), {"context": a}, {"context": a}, {"context": b})["context"].shape == (6, 3, 2)
+    for other in ({"context": b, "sizes": sizes + 1}, {"context": b, "sizes": sizes[:1]}, {"context": b[:, :2]}):
+        assert together(Several(), {"context": a, "sizes": sizes}, {"sizes": sizes, **other}) is None
+    assert together(object(), {"context": a}, {"context": a}) is None

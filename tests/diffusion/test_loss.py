@@ -80,6 +80,16 @@ def test_kl_of_normals_by_quadrature():
         assert got == pytest.approx(np.sum(p * log_ratio) * (x[1] - x[0]), abs=1e-6)
 
 
+def test_decoder_is_the_probability_of_a_level():
+    """To within what the approximation of the normal distribution costs."""
+    levels, mean, std = np.arange(256) / 127.5 - 1.0, 0.2, 0.15
+    ends = [[-math.inf], *((level + 1 / 255 - mean) / std for level in levels[:-1, None]), [math.inf]]
+    below = np.array([0.5 * (1 + math.erf(end[0] / math.sqrt(2))) for end in ends])
+    nll = discretized_nll(levels, np.full(256, mean), Tensor(np.full(256, 2 * math.log(std)))).data
+    np.testing.assert_allclose(np.exp(-nll), np.diff(below), atol=6e-4)
+    assert np.abs(np.exp(-nll) - np.diff(below)).sum() < 5e-3
+
+
 def test_decoder_probabilities_sum_to_one():
     levels = np.linspace(-1, 1, 256)
     for std, mean in ((0.02, 0.1), (0.3, -0.9)):

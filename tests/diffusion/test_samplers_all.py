@@ -105,6 +105,19 @@ def test_wrong_noise_is_caught(monkeypatch, name, factor):
         assert_moments(STOCHASTIC[name])
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_noise_is_stirred_in_where_it_was_asked_for(name):
+    """churn_range is of sigma / alpha, whatever the schedule's own scale."""
+    process = Process(schedule(name), "eps")
+    p = path(process.schedule, 12)
+    for i in range(len(p.t)):
+        rho = p.sigma[i] / p.alpha[i]
+        for low, high, stirred in ((0.9, 1.1, True), (1.1, 2.0, False), (0.5, 0.9, False)):
+            stage, sigma = runge_kutta.raised(process, p, i, runge_kutta.Churn(3.0, low * rho, high * rho))
+            stirred = stirred and i > 0  # nothing is noisier than the beginning
+            assert (stage.churn is not None and sigma > p.sigma[i]) == stirred
+
+
 def test_third_order_sde_needs_the_right_sign():
     """Where diffusers has -1/2 the integral has +1/2; with the wrong sign the covariance is off (docs/samplers.md)."""
 
@@ -282,6 +295,9 @@ def test_adaptive_steps_keep_the_tolerance_they_are_given():
     assert found[2] < 0.2 * found[0]
     assert found[2] <= 0.01
     assert states[-1].steps == states[-1].step == len(states)
+    noisy_end = p._replace(t=p.t[:500], alpha=p.alpha[:501], sigma=p.sigma[:501])
+    states = list(samplers.adaptive(model, x, process, noisy_end, clip=None))
+    assert [state.steps for state in states] == [0] * (len(states) - 1) + [len(states)]  # known when it is over
 
 
 def test_adaptive_steps_refuse_what_cannot_work():

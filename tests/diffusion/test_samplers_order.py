@@ -280,3 +280,20 @@ def test_pndm_asks_as_often_as_its_warmup_says(warmup, more):
     p = path(process.schedule, steps)
     list(samplers.pndm(model, np.ones((1, 2)), process, p, warmup=warmup))
     assert len(asked) == steps + more
+
+
+def test_orders_of_the_steps():
+    """Single steps come in rounds of 1, 2, .. order; multisteps grow to it. The step to a clean end is of order 1."""
+    s = schedule("linear")
+    for steps, clean, order, single, multi, lower in (
+        (7, True, 3, [1, 2, 3, 1, 2, 3, 1], [1, 2, 3, 3, 3, 3, 1], [1, 2, 3, 3, 3, 2, 1]),
+        (7, False, 3, [1, 2, 3, 1, 2, 3, 1], [1, 2, 3, 3, 3, 3, 3], [1, 2, 3, 3, 3, 2, 1]),
+        (6, True, 3, [1, 2, 3, 1, 1, 1], [1, 2, 3, 3, 3, 1], [1, 2, 3, 3, 2, 1]),
+        (6, False, 3, [1, 2, 3, 1, 2, 3], [1, 2, 3, 3, 3, 3], [1, 2, 3, 3, 2, 1]),
+        (5, True, 2, [1, 2, 1, 2, 1], [1, 2, 2, 2, 1], [1, 2, 2, 2, 1]),
+        (1, True, 2, [1], [1], [1]),
+    ):
+        p = path_of_levels(s, np.geomspace(20.0, 0.5, steps + 1 - clean), clean=clean)
+        assert exponential.singlestep_orders(p, order) == single
+        assert exponential.multistep_orders(p, order) == multi
+        assert exponential.multistep_orders(p, order, lower_order_final=True) == lower

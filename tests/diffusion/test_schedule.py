@@ -294,3 +294,28 @@ def test_paths_that_end_elsewhere():
         path_through(s, [5], end="dirty")
     with pytest.raises(ValueError, match="expected positive ones that fall strictly"):
         path_of_levels(s, [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "clean"),
+    [([], True), ([3.0], False), ([3.0, 3.0], True), ([1.0, 3.0], True), ([3.0, 0.0], True), ([3.0, -1.0], False),
+     ([3.0, np.nan], True), ([np.inf, 1.0], True), ([[3.0, 1.0]], True)],
+)  # fmt: skip
+def test_levels_fall_and_stay_above_zero(ratio, clean):
+    with pytest.raises(ValueError, match="expected positive ones that fall strictly"):
+        path_of_levels(schedule("linear"), ratio, clean)
+
+
+def test_a_path_may_have_one_level():
+    made = path_of_levels(schedule("linear"), [3.0])
+    np.testing.assert_allclose(made.ratio, [3.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "edm", "flow"])
+def test_levels_are_asked_for_within_the_table(name):
+    s = schedule(name, 50)
+    for t in (0, 49, 0.0, 49.0, 48.5, [0, 49]):
+        assert np.isfinite(s.at(t)).all()
+    for t in (-1, 50, -0.01, 49.01, np.nan, [3, 50], [-0.5, 3.0]):
+        with pytest.raises(ValueError, match=r"expected 0 \.\. 49"):
+            s.at(t)

@@ -10,6 +10,8 @@ from pydiff.graph import Played
 from pydiff.models import UNet1D, UNet2D, build, name_of
 from pydiff.models.unet1d import LineConv
 from pydiff.tensor import Tensor, no_grad
+from pydiff.training import Options
+from pydiff.training.networks import build_line_unet
 from tests.bits import assert_same_bits
 from tests.compare import assert_close
 from tests.peers import import_diffusers
@@ -202,3 +204,19 @@ def test_it_is_saved_played_and_refuses():
     ):
         with pytest.raises(ValueError, match=message):
             UNet1D(**{**SMALL, **options})
+
+
+@pytest.mark.parametrize(
+    ("length", "channels", "attention"),
+    [(64, 2, [1]), (511, 2, [1]), (512, 3, [1, 2]), (2047, 3, [1, 2]), (2048, 4, [1, 2, 3]), (2052, 4, [2, 3])],
+)
+def test_levels_follow_the_length(length, channels, attention):
+    """A quarter of the positions a level, at least about eight of them; attention where there are at most 128."""
+    made = build_line_unet(Options(), (1, length, 2), None, None).config
+    assert made["block_out_channels"] == [32, 64, 96, 128][:channels]
+    assert (made["attention"], made["strides"]) == (attention, [4] * (channels - 1))
+    assert (made["in_channels"], made["out_channels"]) == (2, 2)
+    told = build_line_unet(Options(channels=(8, 16), groups=4, attention=(0,)), (1, length, 1), None, None).config
+    assert (told["block_out_channels"], told["attention"]) == ([8, 16], [0])
+    twice = build_line_unet(Options(self_conditioning=True, variance="learned"), (1, length, 2), None, None).config
+    assert (twice["in_channels"], twice["out_channels"]) == (4, 4)

@@ -138,6 +138,26 @@ def test_kernel_over_several_blocks(shape):
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("first", [1e3, -3e9])
+@pytest.mark.parametrize("c", [5, 64, 1280])
+def test_rows_that_begin_unlike_the_rest(first, c):
+    """Deviations from the first values would lose the digits of all others."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, c))
+    x[:, :4] += first
+    x[3, 0] = -first
+    check_kernel(op({"eps": 1e-5}), [x, 1 + 0.5 * rng.standard_normal(c), rng.standard_normal(c)], rng)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_constant_row_becomes_the_shift():
+    beta = np.arange(70, dtype=np.float32)
+    for value in (0.1, 1e20, -3e-30):
+        y = ops.layer_norm(Tensor(np.full((6, 70), value, np.float32)), None, Tensor(beta))
+        np.testing.assert_array_equal(y.data, np.broadcast_to(beta, (6, 70)))
+
+
+@pytest.mark.usefixtures("kernels")
 def test_same_bits_in_any_batch_and_on_any_number_of_threads():
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, 5, 133, 70)).astype(np.float32)

@@ -42,6 +42,8 @@ def test_label_drop_changes_the_result():
         ({"steps": 2.5}, ValueError, "steps must be a whole number"),
         ({"lr": -1.0}, ValueError, "lr must be a number from 0"),
         ({"lr": float("nan")}, ValueError, "lr must be a number"),
+        ({"lr": True}, ValueError, "lr must be a number .* got True"),
+        ({"lr": "fast"}, ValueError, "lr must be a number .* got 'fast'"),
         ({"ema": 1.0}, ValueError, "ema must be a number"),
         ({"dropout": 1.0}, ValueError, "dropout must be a number"),
         ({"prediction": "noise"}, ValueError, "prediction must be one of eps, x0, v, flow, edm, edm_v; got 'noise'"),

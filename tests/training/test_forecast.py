@@ -23,7 +23,7 @@ from pydiff.training import (
     training_steps,
 )
 from pydiff.training import forecast as module
-from pydiff.training.forecast import Need, at_once, check_room, need_of
+from pydiff.training.forecast import Need, at_once, check_room, need_of, pace
 from tests.training.test_loop import Slope
 
 SMALL = {"channels": (8, 16), "groups": 4, "steps": 5}
@@ -177,6 +177,21 @@ def test_a_dry_run_of_what_cannot_fit_is_the_same_refusal(monkeypatch):
 @pytest.mark.parametrize(("size", "words"), [(7, "7 bytes"), (1234, "1.23 kB"), (2.5e10, "25 GB"), (3e15, "3,000 TB")])
 def test_sizes_in_words(size, words):
     assert memory.told(size) == words
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(1, 2), (3, 4), (9, 5)])
+def test_pace_takes_no_step_in_vain(asked, taken):
+    """One more than are timed, and no more than there are."""
+    trained = trainer(size=8)
+    assert pace(trained, asked) > 0
+    assert trained.step == taken
+    assert pace(trainer(size=8, steps=1)) is None
+
+
+def test_the_need_of_one_sample_grows_from_nothing():
+    need = need_of(trainer(size=8, batch_size=1))
+    assert (need.fixed, need.square, need.pixels) == (0.0, 0.0, 1)
+    assert need.linear > 1000
 
 
 def test_need_is_a_formula():

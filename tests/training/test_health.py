@@ -47,6 +47,15 @@ def test_a_loss_that_rises_slowly_rises_too():
     assert "at step 30 and was back at step 31" in said
 
 
+def test_a_rise_is_over_when_the_loss_has_been_back_for_a_while():
+    """Steps 21, 22, 24, 25 and 28 are high: one rise, back at step 29; then another one."""
+    one = [1.0] * 20 + [60.0, 60.0, 1.0, 60.0, 60.0, 1.0, 1.0, 60.0] + [1.0] * 10
+    (said,) = seen(one)
+    assert "rose from 1 to 60 at step 21 and was back at step 29;" in said
+    (said,) = seen([*one, 70.0, 70.0, 70.0, 1.0, 1.0, 1.0])
+    assert "to 70 at step 39 and was back at step 42, the worst of 2 times;" in said
+
+
 @pytest.mark.parametrize("spread", [0.1, 0.7, 1.5])
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_is_no_rise(spread, seed):

@@ -273,6 +273,12 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             stored = None if stored is None else (stored, directory)
             scheduler, said = _asked_scheduler(stored, wishes, directory)
         process = _process(extra) if scheduler is None else scheduler.process
+        if "schedule" in extra and process.prediction != _process(extra).prediction:
+            learned = _process(extra).prediction
+            raise CheckpointError(
+                f"{directory} learned to predict {learned}, and was to be read as if that were {process.prediction}; "
+                "leave that out."
+            )
         conditioning = Conditioning.from_config(extra, reader)
         if wishes.classes is not None:
             _check_names(wishes.classes, conditioning.classes, directory)
