@@ -1,7 +1,7 @@
 """A recogniser of spoken digits in layers of pydiff's own, taught by synthetic voices; and what its benchmarks share.
 
-`benchmarks.papers.speech` trains several of them. They understand programs like those that they learned from, and few of
-the digits that people have recorded: a judge of people's voices must have learned from many people, and is a library
+`benchmarks.papers.speech` trains several of them. They understand programs like those that they learned from, and few
+of the digits that people have recorded: a judge of people's voices must have learned from many people, and is a library
 (`benchmarks.papers.spoken`).
 """
 
