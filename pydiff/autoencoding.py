@@ -132,7 +132,7 @@ class AutoencoderRun:
 
         directory = self.directory if directory is None else directory
         if directory is None:
-            raise ValueError("this run has no directory yet; give the report one, or save the run first")
+            raise ValueError("this run has no directory of its own; say where the page shall be, directory= (--out)")
         history = {"name": self.name, "log": self.log(), "step": self.step, "options": self.options}
         return write_autoencoder_report(self.codec, self.dataset(data), directory, **history, **options)
 

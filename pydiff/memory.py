@@ -35,6 +35,17 @@ def check(size: float, what: str, advice: str):
         raise ValueError(f"{what} would take {told(size)} of memory, and {told(there)} are free; {advice}")
 
 
+LARGE = 100_000  # samples; only where more are asked for it is looked how much memory is free
+
+
+def check_many(n: int, each: int, noun: str):
+    """Raises ValueError if n samples, where that is a large number, take more memory than is free at so many bytes
+    each.
+    """
+    if n > LARGE:
+        check(int(n) * (each + 32), f"{n:,} {noun}s at once", "ask for fewer at a time")
+
+
 def told(size: float) -> str:
     """A number of bytes in words: 1.2 GB."""
     units = ["bytes", "kB", "MB", "GB", "TB"]

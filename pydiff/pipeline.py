@@ -7,11 +7,12 @@ Data flow in one direction, from words to samples: conditioning -> denoiser -> s
 samples.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 
-from pydiff import backend
+from pydiff import backend, memory
 from pydiff.codec import Pixels
 from pydiff.condition import Conditioning
 from pydiff.diffusion import path, samplers
@@ -82,7 +83,7 @@ class Pipeline:
         """
         from tqdm import tqdm
 
-        all_numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        all_numbers = self._numbers(n, 2 * math.prod(self.codec.image_shape))
         n, batch_size = len(all_numbers), self.batch_size if batch_size is None else batch_size
         if n < 1 or batch_size < 1:
             name, value = ("n", n) if n < 1 else ("batch_size", batch_size)
@@ -120,7 +121,7 @@ class Pipeline:
         n: how many, or their numbers (N,). asked: their Condition; None lets the conditioning choose. sampler: None for
         the scheduler that the model came with, else ddim. options: of the sampler.
         """
-        numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        numbers = self._numbers(n, 16 * math.prod(self.codec.shape))  # x, what is predicted of it, and the next x
         steps = self.default_steps(sampler) if steps is None else steps
         asked = self.conditioning.rows(numbers) if asked is None else asked
         guidance = self.default_guidance if guidance is None else guidance
@@ -183,6 +184,13 @@ class Pipeline:
         """
         return None
 
+    def _numbers(self, n, each):
+        """The numbers (N,) of n samples. Raises ValueError if these would take more memory than is free, at so many
+        bytes each.
+        """
+        memory.check_many(len(n) if np.ndim(n) else n, each, self.codec.noun)
+        return np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+
     def check_memory(self, size, n=1):
         """Raises MemoryError if n samples of this size at a time need more memory than is free, if that is known."""
 
@@ -207,6 +215,16 @@ class Pipeline:
     def parameters(self) -> int:
         """Number of trained parameters."""
         return sum(p.size for p in self.model.parameters())
+
+
+def how_many(n) -> int:
+    """n as a number of samples. Raises TypeError or ValueError unless it is one that can be counted in memory."""
+    if not isinstance(n, int | np.integer):
+        raise TypeError(f"n is how many samples to draw, a whole number, got {n!r:.50}")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    memory.check_many(int(n), 0, "sample")
+    return int(n)
 
 
 def pixels_of(model, self_conditioning=False) -> Pixels:

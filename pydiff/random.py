@@ -53,8 +53,9 @@ def key(seed: int, purpose: int, sample, step=0) -> Key:
     Raises ValueError unless 0 <= seed < 2^64 and purpose, sample and step are in 0 .. 2^32 - 1; TypeError if not
     integers.
     """
-    if not isinstance(seed, (int, np.integer)) or not isinstance(purpose, (int, np.integer)):
-        raise TypeError(f"seed and purpose must be integers, got {seed!r} and {purpose!r}; convert them with int()")
+    for name, value in (("seed", seed), ("purpose", purpose)):
+        if not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} must be a whole number, got {value!r:.50}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}, expected 0 <= seed < 2**64; take it modulo 2**64")
     if not 0 <= purpose <= MASK:

@@ -17,7 +17,7 @@ from pydiff.data.origin import Origin
 from pydiff.formats import opened as opened_model
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.latent_space import opened_in
-from pydiff.pipeline import Pipeline, pixels_of
+from pydiff.pipeline import Pipeline, how_many, pixels_of
 from pydiff.preview import preview_png
 from pydiff.printed import all_printable, printable
 from pydiff.reopen import all_or_some, describe, finish, open_folder
@@ -240,7 +240,7 @@ class Run:
 
         directory = self.directory if directory is None else directory
         if directory is None:
-            raise ValueError("this run has no directory yet; give write_report one, or save the run first")
+            raise ValueError("this run has no directory of its own; say where the page shall be, directory= (--out)")
         dataset, whole, note = self._dataset, True, ""
         if dataset is None or data is not None:
             dataset, whole, note = all_or_some(self.origin, self._read, data)
@@ -262,8 +262,8 @@ class Run:
 def _of_each(n, prompts):
     """(numbers, prompts) for n samples of each prompt, one prompt after the other, or for n samples without prompts."""
     if prompts is None:
-        return np.arange(16 if n is None else n), None
-    prompts, n = [prompts] if isinstance(prompts, str) else list(prompts), 1 if n is None else n
+        return np.arange(16 if n is None else how_many(n)), None
+    prompts, n = [prompts] if isinstance(prompts, str) else list(prompts), 1 if n is None else how_many(n)
     return np.tile(np.arange(n), len(prompts)), [prompt for prompt in prompts for _ in range(n)]
 
 

@@ -15,6 +15,7 @@ from pydiff.codec import from_uint8
 from pydiff.data.masks import Masked, load_masked
 from pydiff.formats.diffusers.parameters import ways_to_write
 from pydiff.formats.diffusers.unet import read_config, read_model
+from pydiff.formats.files import folder_path
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.models import MODELS, name_of
 from pydiff.report.masks_page import write_masks_page
@@ -116,7 +117,7 @@ def load(directory, device="cpu") -> Segmenter:
     """The Segmenter in a run's folder or its model folder. Raises FileNotFoundError or CheckpointError if there is
     none.
     """
-    directory = Path(directory).expanduser()
+    directory = folder_path(directory)
     directory = directory / "model" if (directory / "model").is_dir() else directory
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a segmentation run")

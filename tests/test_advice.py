@@ -199,6 +199,8 @@ FOLLOWED = {
         lambda: random.key(0, random.NOISE, np.array([1.0]).astype(np.int64))),
     ("segment.py", "open it with pydiff.load."): (lambda: segment.load("run"), lambda: pydiff.load("run")),
     ("data/sources.py", "pydiff sample {} draws with it"): ("data run", "sample run -n 1 --steps 2"),
+    ("run.py", "say where the page shall be, directory= (--out)"): (
+        "report digits", "report digits --steps 2 -n 2 --out page"),
     ("mistakes.py", "np.asarray(a) makes one"): (
         lambda: Tensor(np.ones((2, 2)).view(np.matrix)),
         lambda: Tensor(np.asarray(np.ones((2, 2)).view(np.matrix)))),
@@ -243,6 +245,7 @@ def told_tones():
 
 # What another test does, or nobody can do here.
 ELSEWHERE = {
+    ("autoencoding.py", "say where the page shall be, directory= (--out)"): "test_autoencoding.py",
     ("autoencoding.py", "train a diffusion model in its latents: pydiff train DATA --latent {}"):
         "test_autoencoding.py",
     ("backend.py", "pip install 'pydiff[cuda13]', or [cuda12] for a driver of CUDA 12"): "needs a GPU",

@@ -219,3 +219,60 @@ def test_gradients_that_are_no_arrays_are_refused():
 
 def test_no_accumulation_can_be_asked_for():
     assert Options.from_keywords({"accumulate": 0}).shards == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "error", "message"),
+    [
+        (-1, ValueError, "n must be at least 1, got -1"),
+        (2.5, TypeError, r"n is how many samples to draw, a whole number, got 2\.5"),
+        ("a", TypeError, "a whole number, got 'a'"),
+        ([3, 3], TypeError, r"a whole number, got \[3, 3\]"),
+        (
+            10**12,
+            ValueError,
+            r"1,000,000,000,000 \w+s at once would take .* are free; ask for fewer at a time",
+        ),
+    ],
+)
+def test_how_many_samples_is_named_as_it_was_given(folder, n, error, message):
+    run = pydiff.load(folder)
+    with pytest.raises(error, match=message):
+        run.sample(n, steps=1)
+    if n == 10**12:
+        with pytest.raises(error, match=message):
+            run.report(n=n, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "said"), [(None, TypeError, "None"), (3, TypeError, "3"), ("", ValueError, "")]
+)
+def test_a_folder_that_is_no_path(folder, path, error, said):
+    run = pydiff.load(folder)
+    message = f"is {said or 'empty'}, expected the path of a folder"
+    for attempt in (run.save, pydiff.load):
+        with pytest.raises(error, match=f"directory {message}"):
+            attempt(path)
+    if path is not None:
+        with pytest.raises(error, match=f"out {message}"):
+            pydiff.train("digits", out=path, steps=1, progress=False)
+        with pytest.raises(error, match=f"directory {message}"):
+            run.report(path)
+
+
+def test_a_model_is_saved_in_the_home_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    pydiff.load(folder).save("~/mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert pydiff.load("~/mine").step == pydiff.load(folder).step
+
+
+def test_a_run_that_never_began_may_be_asked_for_again(folder, tmp_path):
+    """As the message advises, in the same folder."""
+    options = {"steps": 1, "batch_size": 2, "channels": (8, 16), "timesteps": 20, "progress": False, "sample_every": 0}
+    with pytest.raises(ValueError, match="or leave out init_from"):
+        pydiff.train("digits", out=tmp_path / "run", init_from=folder, **{**options, "channels": (8, 8)})
+    assert pydiff.train("digits", out=tmp_path / "run", **options).step == 1
+    with pytest.raises(ValueError, match="holds a run with seed = 0, not 1"):
+        pydiff.train("digits", out=tmp_path / "run", seed=1, **options)

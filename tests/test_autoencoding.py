@@ -550,7 +550,7 @@ def test_the_page_shows_what_is_lost_and_what_is_near(made, digits, tmp_path):
     assert (tmp_path / "samples.png").stat().st_size > 100
     plain = AutoencoderRun(made.autoencoder, digits.shape, {}, dataset=Dataset("two", digits.images[:2]))
     assert "∞" not in plain.report(tmp_path / "two").read_text("utf-8")
-    with pytest.raises(ValueError, match="has no directory yet"):
+    with pytest.raises(ValueError, match="has no directory of its own"):
         plain.report()
 
 

@@ -179,7 +179,7 @@ def test_permutations_differ_and_are_uniform():
     [
         ((-1, 0, 0, 0), ValueError, "seed is -1"),
         ((2**64, 0, 0, 0), ValueError, "seed is 18446744073709551616"),
-        ((0.5, 0, 0, 0), TypeError, "seed and purpose must be integers, got 0.5"),
+        ((0.5, 0, 0, 0), TypeError, "seed must be a whole number, got 0.5"),
         ((0, 2**32, 0, 0), ValueError, "purpose is 4294967296"),
         ((0, 0, [0, -1], 0), ValueError, "sample runs from -1 to 0"),
         ((0, 0, 0, 2**32), ValueError, "step runs from 4294967296"),

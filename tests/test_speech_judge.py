@@ -1,16 +1,21 @@
 """The benchmarks of speech, points and masks: who is held out from whom, and pages that show what was recorded."""
 
+import sys
+import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import pydiff
 from benchmarks import tables
-from benchmarks.papers import segmentation, speech, spoken
+from benchmarks.papers import recogniser, segmentation, speech, spoken
+from benchmarks.papers.spoken import Judge
 from pydiff.data import Sounds, load
-from pydiff.data.spoken import Recording, speaker_voices
+from pydiff.data.spoken import Recording, load_spoken_digits, speaker_voices
 from pydiff.sound import measure
-from tests.sound.make import sine
+from tests.sound.make import sine, wav
 
 DOCS, RESULTS = Path(__file__).parents[1] / "docs", Path(tables.__file__).parent / "results"
 
@@ -34,16 +39,100 @@ def test_nobody_judges_what_it_has_heard(monkeypatch):
     assert not {*speech.OTHERS} & {*speech.spoken.DIGITS}
 
 
-def test_one_person_of_each_language_with_three_is_held_out(monkeypatch):
-    said = [
-        Recording(Path(f"{v}/{d}"), d, v) for v in ("fr 1", "fr 2", "fr_CA prompts", "de 1", "de 2") for d in (0, 1)
-    ]
-    monkeypatch.setattr(spoken, "digit_recordings", lambda: said)
-    heard, held = spoken.people()
-    assert len({one.voice for one in held}) == 1
-    assert held[0].voice.startswith("fr")
-    assert not {one.voice for one in heard} & {one.voice for one in held}
-    assert len(heard) + len(held) == len(said)
+class Ear(Judge):
+    """A judge without a library, which hears the digit d in a tone of 200 + 60 d Hz."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def _heard(self, samples):
+        return round((measure.pitch(samples / 32767, self.rate) - 200) / 60)
+
+
+def digits_by(voices, folder):
+    """Recordings of three tones, one a digit, by each of the voices."""
+    made = []
+    for voice in voices:
+        for digit in range(3):
+            path = folder / f"{voice} {digit}.wav"
+            path.write_bytes(wav(sine(200 + 60 * digit, 8000, 0.4)))
+            made.append(Recording(path, digit, voice))
+    return made
+
+
+def test_the_judge_hears_sounds_of_any_loudness_and_says_what_it_missed():
+    sounds = np.stack([a * sine(200 + 60 * d, 8000, 0.5) for d, a in ((3, 0.5), (7, 0.01), (2, 0.9))])
+    sounds = sounds[:, None, :, None].astype(np.float32)
+    assert Ear(8000).hears(sounds).tolist() == [3, 7, 2]
+    found = spoken.recognised(Ear(8000), sounds, np.array([3, 7, 4]))
+    assert found["recognised"] == 2 / 3
+    assert found["sounds"] == 3
+    assert found["not_recognised"] == {"four": 1}
+    assert found["interval"][0] < 2 / 3 < found["interval"][1]
+
+
+def test_a_judge_that_is_not_installed_is_told_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    with pytest.raises(ImportError, match="pip install pocketsphinx"):
+        Judge(8000)
+    monkeypatch.setitem(sys.modules, "pocketsphinx", types.SimpleNamespace(Decoder=None))
+    with pytest.raises(FileNotFoundError, match="pocketsphinx-testdata"):
+        Judge(8000, tmp_path / "none")
+
+
+def test_the_judge_understands_people():
+    pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed")
+    pytest.importorskip("soundfile", reason="ogg needs soundfile: not installed")
+    if not spoken.TIDIGITS.is_dir() or not spoken.people():
+        pytest.skip("pocketsphinx-testdata, or every recording in English, is not installed")
+    data = load_spoken_digits(recordings=[one for theirs in spoken.people().values() for one in theirs])
+    judge = Judge(data.rate)
+    assert spoken.recognised(judge, data.images, data.labels)["recognised"] >= 0.95
+    hard = data.images[:, :, ::-1] + 0.02 * pydiff.random.normal(
+        pydiff.random.key(0, pydiff.random.DATA, 0), data.shape
+    )
+    heard = judge.hears(hard)
+    assert (heard == data.labels).mean() < 0.6
+    assert np.array_equal(heard, judge.hears(hard[::-1])[::-1])  # nothing is left of what was heard before
+
+
+def test_the_script_of_digits_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    voices = ("en_GB 1", "en_US 1", "fr 1")
+    recorded = digits_by(voices, tmp_path)
+    monkeypatch.setattr(spoken, "digit_recordings", lambda: recorded)
+    monkeypatch.setattr(spoken, "synthetic_voices", list)
+    monkeypatch.setattr(spoken, "Judge", Ear)
+    monkeypatch.setattr(spoken, "RECIPE", {**spoken.RECIPE, "channels": (8, 8), "batch_size": 4})
+    monkeypatch.setattr(spoken, "GUIDANCE", (1.0,))
+    monkeypatch.setattr(spoken, "TEMPOS", (1.1,))
+    monkeypatch.setattr(spoken, "BANDS", 16)
+    monkeypatch.setattr(spoken, "fitting", lambda *_: {"size": 128, "hop": 32})
+    monkeypatch.setattr(spoken, "DRAWN", {"steps": 2})
+    trained = []
+    train = spoken.pydiff.train
+    monkeypatch.setattr(spoken.pydiff, "train", lambda data, **how: trained.append(data) or train(data, **how))
+    arguments = ["--out", str(tmp_path / "out"), "--steps", "1", "--count", "2", "--json", str(tmp_path / "s.json")]
+    first = spoken.main(arguments)["digits"]
+    assert first["people"] == 2
+    assert first["learned_from"] == first["rows"]["training sounds"]["sounds"] == 6  # one of them, at two tempos
+    assert set(first["rows"]) == {
+        "recordings, en_GB 1", "recordings, en_US 1", "recordings, together",
+        "recordings, through 16 bands", "recordings, through 32 bands", "held out (en_GB 1)",
+        "held out (en_GB 1): nearest training sounds",
+        "training sounds", "training sounds, through 16 bands", "samples, guidance 1",
+        "samples, guidance 1: nearest training sounds",
+    }  # fmt: skip
+    for name in ("recordings, together", "held out (en_GB 1)", "held out (en_GB 1): nearest training sounds"):
+        assert first["rows"][name]["recognised"] == 1
+    assert spoken.table(first).count("\n") == 12
+    monkeypatch.setattr(Ear, "hears", lambda *_: pytest.fail("a row was made again"))
+    assert spoken.main(arguments)["digits"]["rows"] == first["rows"]
+    monkeypatch.setattr(spoken, "Judge", partial(Judge, folder=tmp_path / "none"))
+    with pytest.raises(SystemExit, match="the judge of spoken digits needs"):
+        spoken.main(arguments)
+    monkeypatch.setattr(spoken, "digit_recordings", lambda: recorded[3:6])
+    with pytest.raises(SystemExit, match="install the packages"):
+        spoken.main(arguments)
 
 
 def test_other_tempos_are_other_pitches():
@@ -58,8 +147,8 @@ def test_other_tempos_are_other_pitches():
 
 def test_what_was_made_is_kept(tmp_path):
     made = load("tones", rate=2000, seconds=0.1).subset(np.arange(4))
-    first = spoken.kept(tmp_path / "deep/tones.npz", lambda: made)
-    second = spoken.kept(tmp_path / "deep/tones.npz", lambda: pytest.fail("it was made again"))
+    first = recogniser.kept(tmp_path / "deep/tones.npz", lambda: made)
+    second = recogniser.kept(tmp_path / "deep/tones.npz", lambda: pytest.fail("it was made again"))
     for again in (first, second):
         assert again.fingerprint() == made.fingerprint()
         assert (again.classes, again.rate) == (made.classes, made.rate)

@@ -28,8 +28,8 @@ import numpy as np
 
 import pydiff
 from benchmarks.machine import describe
+from benchmarks.papers.recogniser import Rows, kept, recognised, recogniser
 from benchmarks.papers.sound import distances, features, variety
-from benchmarks.papers.spoken import Rows, kept, recognised, recogniser
 from benchmarks.papers.unseen import wilson
 from pydiff import backend
 from pydiff.data import Sounds, spoken

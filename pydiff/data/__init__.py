@@ -7,7 +7,7 @@ only `Dataset`, `batch_indices`, `flip` and the two functions that convert betwe
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,10 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
         return from_array(source, labels, captions, asked=wanted.only("an array", "layout", "bits"))
     if (items := listed(source, wanted.limit)) is not None:
         return load_list(items, labels, captions, wanted)
+    if hasattr(source, "dataset") and hasattr(source, "__iter__"):
+        raise TypeError(f"a {type(source).__name__} gives batches in an order of its own; give its .dataset")
+    if hasattr(source, "__iter__") and not isinstance(source, str | bytes | Set):
+        raise TypeError(f"a {type(source).__name__} says neither how many it has nor which; give list(..) of it")
     raise TypeError(f"cannot load data from {type(source).__name__}; expected {_NAMES}, {EXPECTED}")
 
 

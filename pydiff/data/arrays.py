@@ -123,10 +123,15 @@ def captions_of(captions, n: int) -> list[list[words.Caption]]:
         if isinstance(texts, np.ndarray) and texts.dtype.kind == "S":
             texts = np.char.decode(texts, "utf-8", "replace")
         rows = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
+        if isinstance(texts, str | bytes):
+            raise TypeError(f"captions are the text {texts!r:.50}; give a list with one for each image")
         if len(rows) != n:
             raise ValueError(f"there are captions for {len(rows)} images, and {n} images")
-        for row, of_one in zip(rows, found, strict=True):
-            cleaned = [c._replace(text=words.clean(c.text)) for c in words.captions_in(row, language)]
+        for number, (row, of_one) in enumerate(zip(rows, found, strict=True)):
+            try:
+                cleaned = [c._replace(text=words.clean(c.text)) for c in words.captions_in(row, language)]
+            except ValueError as error:
+                raise ValueError(f"caption number {number}: {error}") from None
             of_one += [c for c in dict.fromkeys(cleaned) if c.text]
     return found
 

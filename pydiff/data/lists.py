@@ -170,8 +170,9 @@ def load_pair(source: Sequence, asked: Asked = NOTHING_ASKED) -> Dataset:
 
 
 def load_mapping(source: Mapping, asked: Asked = NOTHING_ASKED) -> Dataset:
-    """A data set from {"images": .., "labels": ..}, with names as in a .npz file."""
-    return from_named(dict(source), "the dict", "dict", asked.only("a dict of arrays", "layout", "bits"))
+    """A data set from {"images": .., "labels": ..}, with names as in a .npz file; None counts as left out."""
+    given = {name: value for name, value in source.items() if value is not None}
+    return from_named(given, "the dict", "dict", asked.only("a dict of arrays", "layout", "bits"))
 
 
 def _is_file(item) -> bool:

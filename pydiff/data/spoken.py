@@ -1,7 +1,8 @@
 """Speech from installed programs and recordings, never copied: named sets that are read when used.
 
     spoken-digits      0 to 9 in some thirty voices and twenty languages: recordings of Debian's tuxpaint-stamps-default
-                       (GPL-2) and of the asterisk-core-sounds packages (CC-BY-SA-3.0); needs pydiff[audio]
+                       (GPL-2), of saytime (GPL) and of the asterisk-core-sounds packages (CC-BY-SA-3.0); needs
+                       pydiff[audio]
     spoken-captions    sentences that describe drawings, read in French: tuxpaint-stamps-default
     spoken-prompts     what a telephone exchange says, at 8 kHz: asterisk-core-sounds-en-wav
     synthetic-digits   0 to 9 in English by espeak-ng and flite, called as programs: the same bits every time
@@ -15,6 +16,7 @@ training from test data; no option asks for a person.
 import dataclasses
 import re
 import shutil
+import struct
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -25,8 +27,10 @@ from pydiff.sound.wav import Unreadable, read_wav
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")  # where Debian's packages put them
 PROMPTS = Path("/usr/share/asterisk/sounds")
+CLOCK = Path("/usr/share/saytime")
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SECONDS = 0.75
+SLOWLY = 1.0  # seconds, for people: at 0.75 the slowest of them would be cut in two
 # Accents and variants of espeak-ng, and voices of flite, in English.
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
@@ -49,7 +53,7 @@ class Recording(NamedTuple):
     voice: str
 
 
-def digit_recordings(stamps: Path = STAMPS, prompts: Path = PROMPTS) -> list[Recording]:
+def digit_recordings(stamps: Path = STAMPS, prompts: Path = PROMPTS, clock: Path = CLOCK) -> list[Recording]:
     """The installed recordings of digits, in order of voice and digit."""
     found = []
     for path in (stamps / "symbols/math").glob("[0-9]*.ogg"):
@@ -63,10 +67,11 @@ def digit_recordings(stamps: Path = STAMPS, prompts: Path = PROMPTS) -> list[Rec
         heard[language] += bool(files)
         voice = f"{language} prompts{f' {heard[language]}' if heard[language] > 1 else ''}"
         found += [Recording(path, int(path.stem), voice) for path in files]
+    found += [Recording(path, int(path.stem), "en_US clock") for path in clock.glob("[0-9].au")]
     return sorted(found, key=lambda one: (one.voice, one.digit))
 
 
-def load_spoken_digits(rate: int | None = None, seconds: float = SECONDS, recordings=None) -> Sounds:
+def load_spoken_digits(rate: int | None = None, seconds: float = SLOWLY, recordings=None) -> Sounds:
     """The recorded digits as Sounds with the classes zero to nine. Raises FileNotFoundError if none are installed."""
     recordings = digit_recordings() if recordings is None else recordings
     if not recordings:
@@ -74,9 +79,22 @@ def load_spoken_digits(rate: int | None = None, seconds: float = SECONDS, record
             f"there are no recordings of digits in {STAMPS} or {PROMPTS}; install Debian's packages "
             "tuxpaint-stamps-default or asterisk-core-sounds-en-wav"
         )
-    sources = {f"{one.voice}/{one.digit}": one.path for one in recordings}
+    sources = {f"{one.voice}/{one.digit}": with_header(one.path) for one in recordings}
     labels = {name: one.digit for name, one in zip(sources, recordings, strict=True)}
     return load_files("spoken-digits", sources, rate, seconds, labels=labels, classes=DIGITS)
+
+
+def with_header(path: Path) -> Path | bytes:
+    """The path of a sound file; or, of an .au file without its header, the contents as a .wav file. Such files hold
+    8,000 bytes a second, logarithmic (mu-law, ITU-T G.711), as /dev/audio took them.
+    """
+    data = path.read_bytes() if path.suffix == ".au" else b".snd"
+    if data[:4] == b".snd":
+        return path
+    head = struct.pack(
+        "<4sI8sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVEfmt ", 16, 7, 1, 8000, 8000, 1, 8, b"data", len(data)
+    )
+    return head + data + bytes(len(data) % 2)
 
 
 def load_captions(rate: int | None = None, seconds: float = 1.0) -> Sounds:

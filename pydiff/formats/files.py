@@ -17,6 +17,18 @@ from pydiff.formats.safetensors import CheckpointError, damaged
 CHUNK = 64 << 20  # bytes given to one write or read
 
 
+def folder_path(value, name="directory") -> Path:
+    """The path of a folder that somebody gave, with ~ expanded. Raises TypeError or ValueError for what is no path.
+
+    name: of the argument.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} is {value!r:.60}, expected the path of a folder")
+    if not str(value):
+        raise ValueError(f"{name} is empty, expected the path of a folder")
+    return Path(value).expanduser()
+
+
 class RegularFile:
     """An open regular file, not a folder or a pipe: its `size`, and any of its bytes.
 

@@ -1,11 +1,12 @@
 """Writes the files of a report: report.html, the denoising film and the grid of samples."""
 
+import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 
-from pydiff import random
+from pydiff import memory, random
+from pydiff.formats.files import folder_path
 from pydiff.printed import typed
 from pydiff.report import attributes as patterns
 from pydiff.report import listen, words
@@ -25,6 +26,7 @@ from pydiff.text import PromptWarning
 
 SLIDER_VALUES = 1_500_000  # for x, x0, eps and the forward process each: keeps the page at a few megabytes
 SEARCH_VALUES = 500_000_000  # of training pixels compared with the samples: a few seconds
+FRAMES = 120  # a page has no more images than that of each sample: its way from noise, several times
 LONG = 80  # characters of a caption under an image
 SMALL, MEDIUM = 64, 128  # longest sides of images on the page; larger ones are reduced by block means
 
@@ -46,7 +48,8 @@ def write_report(
 
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    directory = Path(directory).expanduser()
+    memory.check_many(n, FRAMES * math.prod(pipeline.codec.image_shape), pipeline.codec.noun)
+    directory = folder_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     codec, schedule = pipeline.codec, pipeline.process.schedule
     steps = min(250, schedule.T) if steps is None else steps

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pydiff.formats import safetensors as tensorfile
-from pydiff.formats.files import RegularFile, disk
+from pydiff.formats.files import RegularFile, disk, folder_path
 from pydiff.formats.safetensors import CheckpointError, Made, Weight
 from pydiff.store import sealed
 
@@ -204,7 +204,7 @@ def save_model(
         dtype = "float64" if any(getattr(a, "dtype", None) == np.float64 for a in made) else "float32"
     if dtype not in DTYPES:
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
-    target = Path(directory).resolve()
+    target = folder_path(directory).resolve()
     _json(extra, "extra")
     texts = {INDEX: index, SCHEDULER: scheduler, CONFIG: {"_class_name": class_name, **config}}
     texts |= {BESIDE_CONFIGS[name]: config for name, (config, _) in beside.items()}

@@ -13,9 +13,9 @@ import contextlib
 import json
 import os
 import warnings
-from pathlib import Path
 
 from pydiff.backend import arithmetic
+from pydiff.formats.files import folder_path
 from pydiff.store import checkpoint, sealed
 from pydiff.store.files import write_atomic
 from pydiff.store.log import Log
@@ -50,7 +50,7 @@ class RunDirectory:
     """The folder of a training run; see the top of this file. log: its Log."""
 
     def __init__(self, path):
-        self.path = Path(path).expanduser()
+        self.path = folder_path(path, "out")
         self.checkpoints = self.path / "checkpoints"
         self.log = Log(self.path / "log.jsonl")
 
@@ -91,9 +91,9 @@ class RunDirectory:
         self.changed = {}
         config = {"schema": SCHEMA, **identity, "options": options.to_config(), "changes": []}
         file = self.path / "config.json"
-        if not file.exists():
-            strangers = sorted(p.name for p in self.path.iterdir() if p.name not in BEFORE and p.suffix != ".tmp")
-            if strangers:
+        strangers = sorted(p.name for p in self.path.iterdir() if p.name not in BEFORE and p.suffix != ".tmp")
+        if not file.exists() or strangers == [file.name]:  # a run that never began may have been asked for wrongly
+            if not file.exists() and strangers:
                 raise FileExistsError(
                     f"{self.path} is not empty and holds no run (it has {strangers[0]}); choose another folder"
                 )

@@ -5,6 +5,8 @@ pydiff.load("digits"), `pydiff sample digits`: handwritten digits, by class. A s
 
 from pathlib import Path
 
+from pydiff.formats.files import folder_path
+
 NAMES = ("digits",)
 FOLDER = Path(__file__).parent
 
@@ -13,5 +15,5 @@ def place(path: str | Path) -> Path:
     """The path of a model: for a name in NAMES the folder that comes with pydiff, unless the current folder has
     something of that name; for anything else the path itself, with ~ expanded.
     """
-    asked = Path(path).expanduser()
+    asked = folder_path(path)
     return FOLDER / asked if str(path) in NAMES and not asked.exists() else asked

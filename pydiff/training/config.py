@@ -96,7 +96,8 @@ class LoopOptions:
                     raise ValueError(f"{name} must be a whole number of at least 0, got {count!r}")
                 if other in keywords:
                     raise TypeError(f"{name} and {other} are the same option; give one of them")
-        keywords = {ALSO_CALLED.get(name, name): value for name, value in keywords.items()}
+        paths = {name: os.fspath(value) for name, value in keywords.items() if isinstance(value, os.PathLike)}
+        keywords = {ALSO_CALLED.get(name, name): value for name, value in {**keywords, **paths}.items()}
         for name in keywords:
             if name not in cls.__dataclass_fields__:
                 import difflib

@@ -336,6 +336,15 @@ def test_npz_with_captions(tmp_path):
         load(tmp_path / "d.npz")
 
 
+def test_a_text_is_no_list_of_captions():
+    """Of five letters for five images, nobody would notice."""
+    for captions in ("hello", b"hello", {"de": "hallo"}):
+        with pytest.raises(TypeError, match=r"captions are the text .* give a list with one for each image"):
+            load(np.zeros((5, 4, 4), np.uint8), captions=captions)
+    with pytest.raises(ValueError, match="caption number 1: its text is 7, not a string"):
+        load(np.zeros((2, 4, 4), np.uint8), captions=["a", 7])
+
+
 def test_arrays_with_captions():
     images = np.zeros((2, 4, 4), np.uint8)
     assert load(images, captions=["a", ["b", "c"]]).captions == (("a",), ("b", "c"))

@@ -1,5 +1,6 @@
 """Speech that is installed, or made by installed programs: read at use, the same on repeat; skipped where it is not."""
 
+import io
 import shutil
 import subprocess
 
@@ -23,7 +24,8 @@ def test_recorded_digits_are_found_and_read():
     assert len({one.voice for one in found}) >= 5
     few = [one for one in found if one.voice.startswith("en")][:10]
     sounds = spoken.load_spoken_digits(recordings=few)
-    assert sounds.shape == (1, 6000, 1)
+    assert sounds.shape == (1, 8000, 1)
+    assert len(sounds) == len(few)  # no word is cut in two
     assert sounds.classes == spoken.DIGITS
     assert set(sounds.labels) == {one.digit for one in few}
 
@@ -79,6 +81,24 @@ def test_a_program_that_fails_is_told_in_one_sentence(monkeypatch, status, sound
     assert "\n" not in str(error.value)
 
 
+def test_bytes_without_a_header_are_read_as_the_telephone_device_wrote_them(tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="mu-law needs soundfile: not installed")
+    x = (0.5 * sine(440, 8000, 0.3)).astype(np.float32)
+    bare, whole = tmp_path / "4.au", tmp_path / "5.au"
+    soundfile.write(bare, x[:-1], 8000, format="RAW", subtype="ULAW")  # an odd number of bytes, which RIFF pads
+    soundfile.write(whole, x, 8000, format="AU", subtype="ULAW")
+    assert spoken.with_header(whole) == whole
+    read, rate = soundfile.read(io.BytesIO(spoken.with_header(bare)))
+    assert rate == 8000
+    assert len(read) == len(x) - 1
+    assert np.abs(read - x[:-1]).max() < 0.02
+    sounds = spoken.load_spoken_digits(
+        recordings=[spoken.Recording(path, int(path.stem), "en") for path in (bare, whole)]
+    )
+    assert sounds.labels.tolist() == [4, 5]
+    assert np.abs(sounds.images[0, 0, 3000:5000] - sounds.images[1, 0, 3000:5000]).max() < 0.02
+
+
 def test_names_of_files_are_understood(tmp_path, monkeypatch):
     stamps, prompts = tmp_path / "stamps", tmp_path / "asterisk"
     (stamps / "symbols/math").mkdir(parents=True)
@@ -90,10 +110,14 @@ def test_names_of_files_are_understood(tmp_path, monkeypatch):
         (prompts / "xx_YY_f_Nobody/digits" / name).write_bytes(wav(sine(500)))
     (prompts / "xx_YY_m_Noone/digits/2.wav").write_bytes(wav(sine(500)))
     (prompts / "zz/digits/4.gsm").write_bytes(bytes(33))
-    voices = ["de 1", "en_US 1", "fr 2", "xx_YY prompts", "xx_YY prompts 2", "zz prompts"]
-    found = spoken.digit_recordings(stamps, prompts)
-    assert [(one.voice, one.digit) for one in found] == list(zip(voices, (3, 3, 3, 7, 2, 4), strict=True))
-    found = found[:4]
+    clock = tmp_path / "saytime"
+    clock.mkdir()
+    for name in ("5.au", "15.au", "oh.au"):
+        (clock / name).write_bytes(bytes(33))
+    voices = ["de 1", "en_US 1", "en_US clock", "fr 2", "xx_YY prompts", "xx_YY prompts 2", "zz prompts"]
+    found = spoken.digit_recordings(stamps, prompts, clock)
+    assert [(one.voice, one.digit) for one in found] == list(zip(voices, (3, 3, 5, 3, 7, 2, 4), strict=True))
+    found = [found[i] for i in (0, 1, 3, 4)]
     sounds = spoken.load_spoken_digits(recordings=found)
     assert sounds.labels.tolist() == [3, 3, 3, 7]
     monkeypatch.setattr(spoken, "STAMPS", tmp_path / "none")

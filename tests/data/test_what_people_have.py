@@ -300,6 +300,25 @@ def test_the_folder_of_a_run_is_no_data(tmp_path):
                 attempt(folder)
 
 
+def test_iterables_are_told_what_to_give():
+    class Loader:
+        dataset = [np.zeros((4, 4), np.uint8)] * 3
+
+        def __iter__(self):
+            yield self.dataset
+
+    class Endless:
+        def __iter__(self):
+            yield from Loader.dataset
+
+    with pytest.raises(TypeError, match=r"a Loader gives batches in an order of its own; give its \.dataset"):
+        load(Loader())
+    with pytest.raises(TypeError, match=r"a Endless says neither .*; give list\(\.\.\) of it"):
+        load(Endless())
+    assert len(load(Loader().dataset)) == len(load(list(Endless()))) == 3
+    assert load({"images": np.zeros((3, 4, 4), np.uint8), "labels": None}).classes is None
+
+
 @pytest.mark.parametrize("name", ["list.csv", "list.txt", "list.json"])
 def test_lists_in_files_are_told_where_they_belong(tmp_path, name):
     (image_folder(tmp_path) / name).write_text("file_name,text\n0.png,red\n")

@@ -101,7 +101,7 @@ def test_a_page_of_no_samples_is_refused(n, tmp_path):
 
 
 def test_a_run_without_a_directory_needs_one():
-    with pytest.raises(ValueError, match="no directory yet"):
+    with pytest.raises(ValueError, match="no directory of its own"):
         Run.of_pipeline(Example().pipeline, {}).report()
 
 

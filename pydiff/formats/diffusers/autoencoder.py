@@ -15,7 +15,7 @@ from pydiff.formats import safetensors
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, INDEX, read_json
 from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, reshaped, ways_to_write
-from pydiff.formats.files import RegularFile, disk
+from pydiff.formats.files import RegularFile, disk, folder_path
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
 from pydiff.models import MODELS, Autoencoder, AutoencoderKL, AutoencoderTiny, build, name_of
@@ -115,7 +115,7 @@ def save(directory: Path, model: Autoencoder, extra: dict, dtype: str | None = N
     """
     if dtype not in (None, *checkpoint.DTYPES):
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(checkpoint.DTYPES)}")
-    target = Path(directory).resolve()
+    target = folder_path(directory).resolve()
     config, arrays = beside(model)
     if os.path.lexists(target) and (others := set(_names(target)) - {FOLDER, checkpoint.SEAL}):
         raise CheckpointError(f"{target} holds {min(others)!a}, expected a model alone: choose another folder.")

@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pydiff.formats import safetensors
 from pydiff.formats.diffusers import autoencoder
 from pydiff.formats.diffusers.folder import CONFIG, INDEX, SCHEDULER
 from pydiff.formats.diffusers.parameters import ways_to_write
+from pydiff.formats.files import folder_path
 from pydiff.formats.safetensors import CheckpointError, Made
 from pydiff.models import name_of
 from pydiff.stable_diffusion import StableDiffusion
@@ -29,7 +29,7 @@ def save(directory, pipeline: StableDiffusion, dtype: str | None = None) -> list
     """
     if dtype not in (None, *checkpoint.DTYPES):
         raise ValueError(f"got dtype {dtype!r}, expected one of {', '.join(checkpoint.DTYPES)}")
-    target = Path(directory).resolve()
+    target = folder_path(directory).resolve()
     encoder: Any = pipeline.conditioning.encoder
     if os.path.lexists(target) and (not target.is_dir() or (os.listdir(target) and not (target / SEAL).is_file())):
         raise CheckpointError(f"{target} holds something else than a model that pydiff wrote: choose another folder.")
