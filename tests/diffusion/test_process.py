@@ -214,3 +214,14 @@ def test_levels_between_the_steps():
     np.testing.assert_allclose(process.to_x0(x_t, eps, half), x0, rtol=1e-12)
     with pytest.raises(ValueError, match="integers"):
         process.transition_variance(half)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", ["linear", "flow", "edm"])
+def test_both_estimates_add_up_to_x_in_any_scale(name, prediction):
+    """alpha x0-hat + sigma eps-hat = x, whatever the network answers."""
+    process = Process(schedule(name, 50), prediction)
+    for alpha, sigma in ((0.9, 0.3), (0.2, 0.98), (1.0, 7.0), (0.05, 3.0), (2.0, 0.01)):
+        (u, v), (u_eps, v_eps) = process.x0_coefficients(alpha, sigma), process.eps_coefficients(alpha, sigma)
+        np.testing.assert_allclose(alpha * u + sigma * u_eps, 1.0, rtol=1e-9)
+        np.testing.assert_allclose(alpha * v + sigma * v_eps, 0.0, atol=1e-9 * abs(alpha * v))

@@ -111,6 +111,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "x = ops.noise(images, np.full(n, part.alpha[0]), np.full(n, part.sigma[0]), key, keep=True)[0].data",
     ): "nor here",
     (
+        "pydiff/diffusion/samplers/walk.py",
+        "_ask",
+        "raw = tuple(map(float, process.eps_coefficients(alpha, sigma))) if stage.raw_eps else (1.0, 0.0)",
+    ): "is multiplied by that zero",
+    (
         "pydiff/diffusion/process.py",
         "Process.scale",
         "return np.where(np.abs(scale - 1.0) <= 1e-9, 1.0, scale) # own scale, up to rounding: leave x unchanged",
