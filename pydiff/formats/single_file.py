@@ -11,7 +11,7 @@ from pydiff.formats.diffusers import autoencoder, text_encoder, unet_condition
 from pydiff.formats.diffusers.folder import CONFIG, INDEX, SCHEDULER, read_json
 from pydiff.formats.diffusers.parameters import Checked
 from pydiff.formats.diffusers.pipeline import NOTHING, Loaded, Wishes
-from pydiff.formats.diffusers.stable_diffusion import Parts, assembled, check_family, refuse_too_large
+from pydiff.formats.diffusers.stable_diffusion import Parts, assembled, check_family, needed_scheduler, refuse_too_large
 from pydiff.formats.files import RegularFile
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.text import bpe
@@ -42,7 +42,7 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
         if not wishes.low_memory:
             refuse_too_large(bytes_needed, memory.free(), path)
         if wishes.config is not None:
-            parts = _by_folder(found, Path(wishes.config).expanduser(), path)
+            parts = _by_folder(found, Path(wishes.config).expanduser(), wishes, path)
         else:
             parts = _by_itself(found, wishes, told, path)
     return assembled(parts, wishes, path)
@@ -62,20 +62,21 @@ def _opened(path, stack) -> tuple[dict[str, Weight], int | None]:
     return found, steps if type(steps) is int else None
 
 
-def _by_folder(found, folder: Path, path) -> Parts:
+def _by_folder(found, folder: Path, wishes, path) -> Parts:
     """The parts, with the configurations of a diffusers folder, which need not contain weights."""
     if not (folder / INDEX).is_file():
         raise CheckpointError(f"{folder} has no {INDEX}, expected the folder of a whole model: give another as config.")
     check_family(read_json(folder / INDEX), folder)
+    source = folder / "scheduler" / SCHEDULER
+    scheduler, notes = needed_scheduler((read_json(source), source), None, wishes, path)
+    tokenizer, tokens = text_encoder.open_tokenizer(folder / "tokenizer")
     config = unet_condition.read_config(read_json(folder / "unet" / CONFIG), folder / "unet" / CONFIG)
     unet = unet_condition.read_model(config, found.unet[1], path, deferred=True)
     config = autoencoder.read_config(read_json(folder / "vae" / CONFIG), folder / "vae" / CONFIG)
     vae = autoencoder.read_model(config, found.vae[1], path, deferred=True)
     config = text_encoder.read_config(read_json(folder / "text_encoder" / CONFIG), folder / "text_encoder" / CONFIG)
     text = text_encoder.read_model(_bare(config), found.text[1], path, deferred=True)
-    tokenizer, tokens = text_encoder.open_tokenizer(folder / "tokenizer")
-    source = folder / "scheduler" / SCHEDULER
-    return Parts(unet, vae, text, tokenizer, tokens, (read_json(source), source), None, [])
+    return Parts(unet, vae, text, tokenizer, tokens, scheduler, notes)
 
 
 def _bare(checked: Checked) -> Checked:
@@ -87,16 +88,16 @@ def _by_itself(found, wishes, told, path) -> Parts:
     """The parts, configured from their shapes and from what is known of the published models."""
     config, weights = found.unet
     prediction, notes = _prediction(found, wishes, told, path)
-    config["sample_size"] = V_SIDE if found.version == 2 and prediction == "v" else EPS_SIDE
-    unet = unet_condition.read_model(Checked(unet_condition.CLASS, config, []), weights, path, deferred=True)
-    vae = autoencoder.read_model(Checked("AutoencoderKL", found.vae[0], []), found.vae[1], path, deferred=True)
-    text = text_encoder.read_model(Checked("CLIPTextModel", found.text[0], []), found.text[1], path, deferred=True)
-    tokenizer = bpe.clip(PADDING[found.version])
     schedule = dict(LCM_SCHEDULE if config.get("time_cond_proj_dim") else SCHEDULE)
     schedule["prediction_type"] = {"v": "v_prediction"}.get(prediction, "epsilon")
     if found.betas is not None:
         notes += _checked_betas(schedule, found.betas, path)
-    return Parts(unet, vae, text, tokenizer, 77, (schedule, path), None, notes)
+    scheduler, about = needed_scheduler((schedule, path), None, wishes, path)
+    config["sample_size"] = V_SIDE if found.version == 2 and prediction == "v" else EPS_SIDE
+    unet = unet_condition.read_model(Checked(unet_condition.CLASS, config, []), weights, path, deferred=True)
+    vae = autoencoder.read_model(Checked("AutoencoderKL", found.vae[0], []), found.vae[1], path, deferred=True)
+    text = text_encoder.read_model(Checked("CLIPTextModel", found.text[0], []), found.text[1], path, deferred=True)
+    return Parts(unet, vae, text, bpe.clip(PADDING[found.version]), 77, scheduler, [*notes, *about])
 
 
 def _prediction(found, wishes, told, path) -> tuple[str, list[str]]:

@@ -37,13 +37,13 @@ def name_of(model: Module) -> str:
     )
 
 
-def build(name: str, config: dict) -> Any:
+def build(name: str, config: dict, most: int | None = None) -> Any:
     """A model of this class and configuration with zero weights, to be loaded. Raises ValueError for an
-    unknown class.
+    unknown class, and for a network of more than `most` numbers, see nn.blank.
     """
     if name not in MODELS:
         raise ValueError(f"there is no model class {name!r:.60}; known are {', '.join(MODELS)}")
-    with blank():
+    with blank(most):
         return MODELS[name](**config)
 
 

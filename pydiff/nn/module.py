@@ -34,6 +34,10 @@ class Parameter(Tensor):
 
     def __init__(self, data, bound=0.0, file_axes=None):
         super().__init__(data, requires_grad=True)
+        if (room := getattr(_state, "room", None)) is not None:
+            _state.room = room - self.size
+            if _state.room < 0:
+                raise ValueError("it describes a larger network than its weights are of")
         self.bound, self.file_axes = bound, file_axes or tuple(range(self.ndim))
 
     def to(self, xp):
@@ -162,13 +166,18 @@ def training(seed, step, sample):
 
 
 @contextlib.contextmanager
-def blank():
-    """Inside, new models keep zeros instead of drawing initial weights, for weights that are loaded next."""
-    before, _state.blank = getattr(_state, "blank", False), True
+def blank(most: int | None = None):
+    """Inside, new models keep zeros instead of drawing initial weights, for weights that are loaded next.
+
+    most: how many numbers the parameters may have together, for a configuration of unknown origin. One that goes beyond
+    raises ValueError as soon as it does: before memory is filled, and however many layers would follow.
+    """
+    before = getattr(_state, "blank", False), getattr(_state, "room", None)
+    _state.blank, _state.room = True, most
     try:
         yield
     finally:
-        _state.blank = before
+        _state.blank, _state.room = before
 
 
 def _with_the_same_dropout(forward):

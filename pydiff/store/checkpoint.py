@@ -13,6 +13,7 @@ says what is guaranteed and how it was tested.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -154,17 +155,30 @@ class Model(NamedTuple):
     class_name: str
 
 
-class OpenModel(NamedTuple):
-    """A Model whose weights are still in their file, readable while the folder is open.
+class OpenModel:
+    """A Model whose weights are still in their files, readable while the folder is open.
 
-    beside: {folder: (config, weights)} of the networks beside the U-Net, see BESIDE.
+    What its JSON files say, config, extra and class_name, is there at once. The files of weights are as large as the
+    model, and are compared with the seal when weights are first asked for, all of them: what the JSON files already rule
+    out is refused without reading on.
     """
 
-    config: dict
-    weights: Mapping[str, Weight]
-    extra: dict
-    class_name: str
-    beside: dict[str, tuple[dict, dict[str, Weight]]]
+    def __init__(self, config: dict, extra: dict, class_name: str, contents: Callable[[], tuple[dict, dict]]):
+        self.config, self.extra, self.class_name, self._contents = config, extra, class_name, contents
+
+    @functools.cached_property
+    def _checked(self):
+        return self._contents()
+
+    @property
+    def weights(self) -> Mapping[str, Weight]:
+        """{name: weight} of the U-Net. Raises CheckpointError if a file of the folder is damaged."""
+        return self._checked[0]
+
+    @property
+    def beside(self) -> dict[str, tuple[dict, dict[str, Weight]]]:
+        """{folder: (config, weights)} of the networks beside the U-Net, see BESIDE. Raises as `weights` does."""
+        return self._checked[1]
 
     def network(self, folder: str) -> tuple[dict, Arrays] | None:
         """(config, arrays) of the network in this folder beside the U-Net, read into memory; None if there is none."""
@@ -253,7 +267,8 @@ def open_model(
     known: Iterable[str] = (MODEL_CLASS,),
     elsewhere: Callable[[dict], Mapping[str, Mapping[str, Weight]]] | None = None,
 ) -> Iterator[OpenModel]:
-    """Opens a folder written by save_model whose network is of one of the `known` classes; every byte is checked.
+    """Opens a folder written by save_model whose network is of one of the `known` classes; every byte is checked before
+    it is used, see OpenModel.
 
     config comes without its underscored keys, which are diffusers' bookkeeping. Half-precision arrays come as float32.
     elsewhere: a function of `extra` that returns weights that were left out: {WEIGHTS or one of BESIDE_WEIGHTS: {name:
@@ -274,8 +289,6 @@ def open_model(
     texts = {name: sealed.read_checked(path / place[name], entries[place[name]]) for name in place.keys() - arrays}
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(RegularFile(path / place[name])) for name in sorted(arrays)}
-        for name, file in files.items():
-            sealed.check(file, entries[place[name]])
         source = path / place[CONFIG]
         config = tensorfile.parse_json(texts[CONFIG].tobytes(), source)
         found, known = config.get("_class_name"), list(known)
@@ -284,8 +297,14 @@ def open_model(
                 f"{source} is for the class {found!a:.60}, expected {' or '.join(known)}: use another."
             )
         config = {key: value for key, value in config.items() if not key.startswith("_")}
-        weights = {name: tensorfile.contents(file, file.path) for name, file in files.items()} | left_out
-        yield OpenModel(config, weights[WEIGHTS], extra, found, _beside(path, texts, weights))
+
+        def contents():
+            for name, file in files.items():
+                sealed.check(file, entries[place[name]])
+            weights = {name: tensorfile.contents(file, file.path) for name, file in files.items()} | left_out
+            return weights[WEIGHTS], _beside(path, texts, weights)
+
+        yield OpenModel(config, extra, found, contents)
 
 
 def _beside(path, texts, arrays):

@@ -5,7 +5,6 @@ vae/config.json, vae/diffusion_pytorch_model.safetensors
 As with U-Nets, sizes in the configuration are compared with the shapes in the file first.
 """
 
-import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +13,16 @@ from pathlib import Path
 from pydiff.formats import safetensors
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, INDEX, read_json
-from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, reshaped, ways_to_write
+from pydiff.formats.diffusers.parameters import (
+    Checked,
+    attention_renamed,
+    fill,
+    misfits,
+    reshaped,
+    room_for,
+    ways_to_write,
+    with_defaults,
+)
 from pydiff.formats.files import RegularFile, disk, folder_path
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
@@ -97,16 +105,22 @@ def read_model(
 
     Raises CheckpointError if configuration and weights do not match.
     """
+    weights = compared(checked_config, weights, source)
+    with misfits(source):
+        model = build(checked_config.class_name, checked_config.config, room_for(weights))
+        fill(model, reshaped(weights, model), deferred)
+    return model
+
+
+def compared(checked_config: Checked, weights: Mapping[str, Weight], source: object) -> dict[str, Weight]:
+    """The weights, under the names of today, of an autoencoder whose sizes they were found to have; see
+    unet.compared.
+    """
     class_name, config, _ = checked_config
     weights = {attention_renamed(name): weight for name, weight in weights.items()}
-    try:
-        full = {name: p.default for name, p in inspect.signature(MODELS[class_name]).parameters.items()} | config
-        _compare(_EXPECTED[class_name](full), weights, source)
-        model = build(class_name, config)
-        fill(model, reshaped(weights, model), deferred)
-    except (ValueError, TypeError, MemoryError, OverflowError, AttributeError) as error:
-        raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
-    return model
+    with misfits(source):
+        _compare(_EXPECTED[class_name](with_defaults(MODELS[class_name], config)), weights, source)
+    return weights
 
 
 def save(directory: Path, model: Autoencoder, extra: dict, dtype: str | None = None) -> None:

@@ -2,8 +2,11 @@
 before reading the first array.
 """
 
+import contextlib
+import functools
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +18,7 @@ from pydiff.nn.deferred import defer
 
 TILE = 128  # rows and columns of a matrix that is transposed by tiles
 LARGE = 1 << 22  # numbers of an array that are read at a time, about
+SPARE = 8  # times the numbers in a file that a network may take: constructors replace layers that they have made
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # inside an attention
 
 
@@ -34,6 +38,32 @@ def attention_renamed(name: str) -> str:
     if len(parts) > 3 and "attentions" in parts:
         parts[-2] = OLD_NAMES.get(parts[-2], parts[-2])
     return ".".join(parts)
+
+
+def room_for(weights: Mapping[str, Weight]) -> int:
+    """How many numbers a network with these weights may take while it is built; see nn.blank."""
+    return SPARE * sum(math.prod(weight.shape) for weight in weights.values())
+
+
+@functools.cache
+def _defaults(cls) -> dict:
+    return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+
+
+def with_defaults(cls: type[Module], config: Mapping) -> dict:
+    """A configuration with the class's own values for the options that it leaves out."""
+    return {**_defaults(cls), **config}
+
+
+@contextlib.contextmanager
+def misfits(source: object) -> Iterator[None]:
+    """Inside, what a network's constructor, or the comparison of its options with weights, objects to is raised as a
+    CheckpointError about `source`.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, MemoryError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
 
 
 def fill(model: Module, weights: Mapping[str, Weight], deferred: bool = False):

@@ -6,8 +6,9 @@ network says what it was trained for. If that is missing, `notes` say so and the
 assumed silently. docs/folders.md lists what opens and what is refused.
 """
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,30 +181,51 @@ def load(directory, wishes: Wishes = NOTHING, weights: np.ndarray | None = None)
     return loaded
 
 
-def _load_theirs(directory, wishes) -> Loaded:
+class Described(NamedTuple):
+    """What the JSON files of a folder of diffusers say, checked: all that can be judged before weights are read. shape:
+    (H, W, C) of what the network draws. channels: what its further ones are for, keyword arguments of Pipeline.
+    scheduler: None without one. notes: on the network; on the scheduler.
+    """
+
+    parts: folder.Parts
+    checked: Checked
+    shape: tuple[int, int, int]
+    channels: dict
+    scheduler: StoredScheduler | None
+    notes: tuple[list[str], list[str]]
+
+
+def described(directory: Path, wishes: Wishes = NOTHING) -> Described:
+    """What is in the JSON files of a folder that diffusers wrote, a pipeline of one U-Net.
+
+    Raises CheckpointError for what pydiff does not have, or cannot be.
+    """
     _refuse_unused(directory, wishes, "config", "embedding", "skip_layers")
     parts = folder.read_parts(directory)
-    notes = list(parts.notes)
     checked = read_unet_config(*parts.config, known_class=parts.unet_class)
     if checked.class_name == CONTEXT_CLASS:
         raise CheckpointError(
             f"{parts.config[1]} is a {CONTEXT_CLASS} alone, which draws nothing without a text encoder, its tokenizer, "
             "an autoencoder and a scheduler: give the folder of the whole model, which has model_index.json."
         )
+    shape, channels = _shape(checked, wishes, parts.config[1])
+    scheduler, said = scheduler_for(parts.scheduler, parts.scheduler_class, wishes, directory)
+    return Described(parts, checked, shape, channels, scheduler, ([*checked.notes, *parts.notes], said))
+
+
+def _load_theirs(directory, wishes) -> Loaded:
+    parts, checked, shape, channels, scheduler, (notes, about) = described(directory, wishes)
     with weights.open_folder(parts.unet, parts.names, wishes.variant) as found:
         if found.others:
             rest = ", ".join(found.others)
             notes.append(f"{parts.unet} has several files of weights: {found.taken} was taken, not {rest:.200}")
-        shape, kind = _shape(checked, wishes, parts.config[1])
         coded, said = _codec(parts.autoencoder, shape, wishes, parts.config[1])
-        notes += said
         model = read_model(checked, found.weights, parts.config[1])
     model.config["sample_size"] = _size(coded.shape)
-    scheduler, said = scheduler_for(parts.scheduler, parts.scheduler_class, wishes, directory)
-    conditioning, about = _conditioning(model, parts.class_names, wishes, parts.config[1])
+    conditioning, asked = _conditioning(model, parts.class_names, wishes, parts.config[1])
     process = Process(schedule_from_config(ASSUMED), "eps") if scheduler is None else scheduler.process
-    pipeline = Pipeline(model, process, coded, conditioning, scheduler=scheduler, **kind)
-    return Loaded(pipeline, {}, [*checked.notes, *notes, *said, *about])
+    pipeline = Pipeline(model, process, coded, conditioning, scheduler=scheduler, **channels)
+    return Loaded(pipeline, {}, [*notes, *said, *about, *asked])
 
 
 def _refuse_unused(directory, wishes, *names):
@@ -245,26 +267,34 @@ def _codec(found, shape, wishes, source) -> tuple[Pixels | Latents, list[str]]:
         raise CheckpointError(f"{folder}: {error}.") from error
 
 
-def _load_ours(directory, wishes, weights=None) -> Loaded:
+class DescribedOurs(NamedTuple):
+    """What the JSON files of a folder of ours say, checked: all that can be judged before weights are read. scheduler:
+    None without one. notes: sentences.
+    """
+
+    checked: Checked
+    process: Process
+    scheduler: StoredScheduler | None
+    notes: list[str]
+
+
+def described_ours(found: checkpoint.OpenModel, directory: Path, wishes: Wishes = NOTHING) -> DescribedOurs:
+    """What is in the JSON files of a folder that pydiff wrote. found: the folder, opened; its weights are not read.
+
+    Raises CheckpointError for what no pydiff wrote, or a later one.
+    """
     _refuse_unused(directory, wishes, *UNUSED)
-    with checkpoint.open_model(directory, MODELS, weights) as found:
-        extra = found.extra
-        if extra.get("schema", 1) not in range(1, SCHEMA + 1):
-            schema = extra["schema"]
-            raise CheckpointError(
-                f"{directory} is of schema {schema!a:.40}, and this pydiff knows up to {SCHEMA}: use a newer one."
-            )
-        if "segmentation" in extra:
-            raise CheckpointError(f"{directory} holds a segmenter, which draws nothing; pydiff.segment.load opens it.")
-        check_extra(extra, directory / checkpoint.SEAL)
-        checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
-        model = read_model(checked, found.weights, directory)
-        reader = found.network("text_encoder")
-        parts = {}
-        if "vae" in found.beside:
-            parts["vae"] = autoencoder.of_beside(found.beside["vae"], directory / "vae")
-    try:
-        beside = extra.get("self_conditioning", False)
+    extra = found.extra
+    if extra.get("schema", 1) not in range(1, SCHEMA + 1):
+        schema = extra["schema"]
+        raise CheckpointError(
+            f"{directory} is of schema {schema!a:.40}, and this pydiff knows up to {SCHEMA}: use a newer one."
+        )
+    if "segmentation" in extra:
+        raise CheckpointError(f"{directory} holds a segmenter, which draws nothing; pydiff.segment.load opens it.")
+    check_extra(extra, directory / checkpoint.SEAL)
+    checked = read_unet_config({**found.config, "_class_name": found.class_name}, directory)
+    with _followed(directory):
         scheduler, said = None, []
         if wishes.scheduler or wishes.prediction or "scheduler" in extra:
             stored = extra.get("scheduler")
@@ -273,12 +303,34 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             stored = None if stored is None else (stored, directory)
             scheduler, said = _asked_scheduler(stored, wishes, directory)
         process = _process(extra) if scheduler is None else scheduler.process
-        if "schedule" in extra and process.prediction != _process(extra).prediction:
-            learned = _process(extra).prediction
+        if "schedule" in extra and process.prediction != (learned := _process(extra).prediction):
             raise CheckpointError(
                 f"{directory} learned to predict {learned}, and was to be read as if that were {process.prediction}; "
                 "leave that out."
             )
+    return DescribedOurs(checked, process, scheduler, [*checked.notes, *said])
+
+
+@contextlib.contextmanager
+def _followed(directory: Path) -> Iterator[None]:
+    """Inside, what the parts of a model object to is raised as a CheckpointError about the seal."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{directory / checkpoint.SEAL} cannot be followed ({error!a:.200}).") from error
+
+
+def _load_ours(directory, wishes, weights=None) -> Loaded:
+    with checkpoint.open_model(directory, MODELS, weights) as found:
+        checked, process, scheduler, notes = described_ours(found, directory, wishes)
+        extra = found.extra
+        model = read_model(checked, found.weights, directory)
+        reader = found.network("text_encoder")
+        parts = {}
+        if "vae" in found.beside:
+            parts["vae"] = autoencoder.of_beside(found.beside["vae"], directory / "vae")
+    with _followed(directory):
+        beside = extra.get("self_conditioning", False)
         conditioning = Conditioning.from_config(extra, reader)
         if wishes.classes is not None:
             _check_names(wishes.classes, conditioning.classes, directory)
@@ -293,12 +345,8 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
             scheduler=scheduler,
         )
         check_together(model, pipeline.codec, conditioning, beside, directory / checkpoint.SEAL)
-    except CheckpointError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"{directory / checkpoint.SEAL} cannot be followed ({error!a:.200}).") from error
     history = {name: extra[name] for name in HISTORY if name in extra}
-    return Loaded(pipeline, history, [*checked.notes, *said])
+    return Loaded(pipeline, history, notes)
 
 
 def _process(extra) -> Process:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from pydiff.formats import embeddings, weights
 from pydiff.formats.diffusers import autoencoder, text_encoder, unet_condition
 from pydiff.formats.diffusers.folder import CONFIG, INDEX, SCHEDULER, read_json
 from pydiff.formats.diffusers.pipeline import NOTHING, Loaded, Wishes, scheduler_for
+from pydiff.formats.diffusers.scheduler.stored import StoredScheduler
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.latents import Latents
 from pydiff.nn import Module
@@ -45,17 +46,14 @@ FAMILIES = {  # a part, or a word in the pipeline's class -> what the folder is
 
 
 class Parts(NamedTuple):
-    """unet, vae, text: the networks. tokenizer; tokens: at most this many per prompt. scheduler: (config, path) or
-    None. scheduler_class: what model_index.json says. notes: sentences.
-    """
+    """unet, vae, text: the networks. tokenizer; tokens: at most this many per prompt. notes: sentences."""
 
     unet: Module
     vae: Module
     text: Module
     tokenizer: Tokenizer
     tokens: int
-    scheduler: tuple[Mapping, object] | None
-    scheduler_class: str | None
+    scheduler: StoredScheduler
     notes: list[str]
 
 
@@ -98,6 +96,10 @@ def load(directory: Path, wishes: Wishes = NOTHING) -> Loaded:
     if missing:
         raise CheckpointError(f"{directory} lacks {', '.join(f'{name}/' for name in missing)}: complete the folder.")
     notes = [f"{name} is not used" for name in IGNORED if _class_of(index, name)]
+    path = directory / "scheduler" / SCHEDULER
+    stored = (read_json(path), path) if os.path.exists(path) else None
+    scheduler, about = needed_scheduler(stored, _class_of(index, "scheduler"), wishes, directory)
+    tokenizer, tokens = text_encoder.open_tokenizer(directory / "tokenizer")
     if not wishes.low_memory:
         check_room(directory)
     unet, said = _unet(directory / "unet", _variant(directory / "unet", wishes, weights.STEM, notes, needed=True))
@@ -108,20 +110,20 @@ def load(directory: Path, wishes: Wishes = NOTHING) -> Loaded:
     variant = _variant(directory / "text_encoder", wishes, text_encoder.STEMS, notes)
     kind = _class_of(index, "text_encoder")
     text, said = text_encoder.open_folder(directory / "text_encoder", variant, kind, deferred=True)
-    notes += said
-    tokenizer, tokens = text_encoder.open_tokenizer(directory / "tokenizer")
-    path = directory / "scheduler" / SCHEDULER
-    scheduler = (read_json(path), path) if os.path.exists(path) else None
-    parts = Parts(unet, vae, text, tokenizer, tokens, scheduler, _class_of(index, "scheduler"), notes)
-    return assembled(parts, wishes, directory)
+    notes += [*said, *about]
+    return assembled(Parts(unet, vae, text, tokenizer, tokens, scheduler, notes), wishes, directory)
+
+
+def needed_scheduler(stored, known_class, wishes, source) -> tuple[StoredScheduler, list[str]]:
+    """As pipeline.scheduler_for, for what cannot be drawn without one: raises CheckpointError if there is none."""
+    if stored is None and wishes.scheduler is None:
+        raise CheckpointError(f"{source} has no scheduler: give one with scheduler= (--scheduler).")
+    return scheduler_for(stored, known_class, wishes, source)  # pyright: ignore[reportReturnType]
 
 
 def assembled(parts: Parts, wishes: Wishes, source: object) -> Loaded:
     """A pipeline of these parts. Raises CheckpointError if they do not match."""
-    if parts.scheduler is None and wishes.scheduler is None:
-        raise CheckpointError(f"{source} has no scheduler: give one with scheduler= (--scheduler).")
-    scheduler: Any
-    scheduler, notes = scheduler_for(parts.scheduler, parts.scheduler_class, wishes, source)
+    scheduler, notes = parts.scheduler, list(parts.notes)
     check_together(parts, source)
     try:
         codec = Latents(parts.vae, _size(parts, wishes, source))  # pyright: ignore[reportArgumentType]
@@ -135,7 +137,6 @@ def assembled(parts: Parts, wishes: Wishes, source: object) -> Loaded:
         )  # fmt: skip
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}.") from error
-    notes = [*parts.notes, *notes]
     if pipeline.few_steps:
         notes.append(
             "its scheduler is that of turbo models: unless told otherwise it draws in 1 step, without guidance"

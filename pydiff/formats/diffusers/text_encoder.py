@@ -4,7 +4,6 @@ text_encoder/   config.json; model.safetensors or pytorch_model.bin, variants an
 tokenizer/      vocab.json and merges.txt, or tokenizer.json; tokenizer_config.json, special_tokens_map.json
 """
 
-import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, read_json
-from pydiff.formats.diffusers.parameters import Checked, fill
+from pydiff.formats.diffusers.parameters import Checked, fill, misfits, room_for, with_defaults
 from pydiff.formats.files import disk, read_file
 from pydiff.formats.safetensors import CheckpointError, Weight, damaged, parse_json
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, checked, either, number, whole
@@ -67,19 +66,23 @@ def read_model(
     Raises CheckpointError if configuration and weights do not match.
     """
     class_name, config, _ = checked_config
-    bare = renamed(dict(weights))
-    try:
-        full = {n: p.default for n, p in inspect.signature(MODELS[CLASSES[0]]).parameters.items()} | config
-        _compare(full, bare, source)
-        model = build(class_name, config)
+    bare = compared(checked_config, weights, source)
+    with misfits(source):
+        model = build(class_name, config, room_for(weights))
         if class_name == CLASSES[0]:
             fill(model, bare, deferred)
         else:
             projection = {"text_projection.weight": weights["text_projection.weight"]}
             fill(model, {f"text_model.{name}": weight for name, weight in bare.items()} | projection, deferred)
-    except (ValueError, TypeError, KeyError, MemoryError, OverflowError, AttributeError) as error:
-        raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
     return model
+
+
+def compared(checked_config: Checked, weights: Mapping[str, Weight], source: object) -> dict[str, Weight]:
+    """The tower's weights, under their bare names, found to have the sizes in the configuration; see unet.compared."""
+    bare = renamed(dict(weights))
+    with misfits(source):
+        _compare(with_defaults(MODELS[CLASSES[0]], checked_config.config), bare, source)
+    return bare
 
 
 def _compare(config, weights, source):

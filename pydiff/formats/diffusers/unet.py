@@ -4,11 +4,10 @@ Sizes in the configuration are compared with the shapes in the file first: a con
 of memory and time. The network's structure then follows from names and shapes that the file really contains.
 """
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill
+from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, misfits, room_for, with_defaults
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
 from pydiff.models import MODELS, build
@@ -109,16 +108,24 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: P
 
     Raises CheckpointError if configuration and weights do not match.
     """
-    class_name, config, _ = checked_config
-    try:
-        if class_name == CLASS:
-            weights = renamed(weights)
-            _compare(MODELS[CLASS], config, weights, source)
-        model = build(class_name, config)
+    weights = compared(checked_config, weights, source)
+    with misfits(source):
+        model = build(checked_config.class_name, checked_config.config, room_for(weights))
         fill(model, weights)
-    except (ValueError, TypeError, MemoryError, OverflowError, AttributeError) as error:
-        raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
     return model
+
+
+def compared(checked_config: Checked, weights: Mapping[str, Weight], source: object) -> Mapping[str, Weight]:
+    """The weights, under the names of today, of a network whose sizes they were found to have. Reads and builds nothing.
+
+    Raises CheckpointError if they are of another network.
+    """
+    if checked_config.class_name != CLASS:
+        return weights
+    weights = renamed(weights)
+    with misfits(source):
+        _compare(with_defaults(MODELS[CLASS], checked_config.config), weights, source)
+    return weights
 
 
 def renamed(weights: Mapping[str, Weight]) -> dict[str, Weight]:
@@ -132,11 +139,10 @@ def _renamed(name: str) -> str:
     return attention_renamed(".".join(parts))
 
 
-def _compare(cls, config, weights, source):
+def _compare(full, weights, source):
     """Checks every size in the configuration against a shape in the file, so that nothing larger than the file is
     built.
     """
-    full = {n: p.default for n, p in inspect.signature(cls).parameters.items()} | config
     channels, layers = full["block_out_channels"], int(full["layers_per_block"])
     temb = full["time_embedding_dim"] or 4 * channels[0]
     expected = {

@@ -1,9 +1,16 @@
 """A UNet2DConditionModel from its config.json and weights, checked before anything is built, as in unet.py."""
 
-import inspect
 from collections.abc import Mapping
 
-from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, reshaped
+from pydiff.formats.diffusers.parameters import (
+    Checked,
+    attention_renamed,
+    fill,
+    misfits,
+    reshaped,
+    room_for,
+    with_defaults,
+)
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
 from pydiff.models import MODELS, build
@@ -85,16 +92,19 @@ def read_model(
 
     Raises CheckpointError if configuration and weights do not match.
     """
-    config = checked_config.config
-    weights = {attention_renamed(name): weight for name, weight in weights.items()}
-    try:
-        full = {name: p.default for name, p in inspect.signature(MODELS[CLASS]).parameters.items()} | config
-        _compare(full, weights, source)
-        model = build(CLASS, config)
+    weights = compared(checked_config, weights, source)
+    with misfits(source):
+        model = build(CLASS, checked_config.config, room_for(weights))
         fill(model, reshaped(weights, model), deferred)
-    except (ValueError, TypeError, KeyError, MemoryError, OverflowError, AttributeError) as error:
-        raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
     return model
+
+
+def compared(checked_config: Checked, weights: Mapping[str, Weight], source: object) -> dict[str, Weight]:
+    """The weights, under the names of today, of a network whose sizes they were found to have; see unet.compared."""
+    weights = {attention_renamed(name): weight for name, weight in weights.items()}
+    with misfits(source):
+        _compare(with_defaults(MODELS[CLASS], checked_config.config), weights, source)
+    return weights
 
 
 def _compare(config, weights, source):
