@@ -18,6 +18,7 @@ from pydiff.data import load as load_data
 from pydiff.data.origin import Origin
 from pydiff.formats.diffusers import autoencoder as autoencoder_folder
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.formats.schema import UNFIT, checked, listed, whole
 from pydiff.latent_space import LatentSpace, open_autoencoder
 from pydiff.preview import preview_png
 from pydiff.printed import all_printable, printable
@@ -29,6 +30,8 @@ from pydiff.training import AutoencoderOptions, AutoencoderTask, Interrupted, fi
 from pydiff.training.autoencoder import network_for
 from pydiff.training.changes import heard
 from pydiff.training.forecast import check_room
+
+HISTORY = {"shape": listed(whole(1, 65536), 3, 3)}
 
 
 class AutoencoderRun:
@@ -237,7 +240,7 @@ def _unfinished(folder, config, found, notes):
             raise ValueError(f"its checkpoint has {flat.size:,} weights, and its network {model.config}")
         for p, part in zip(parameters, np.split(flat, np.cumsum([p.size for p in parameters])[:-1]), strict=True):
             p.data = part.reshape(p.shape).copy()
-    except (ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
+    except UNFIT as error:
         raise CheckpointError(f"{folder.path} cannot be followed ({error!a:.200}).") from error
     step = found.state["step"]
     notes += [*how_far(folder, config, step), "its latents are not scaled yet: that is measured when training ends"]
@@ -249,6 +252,7 @@ def _followed(model, history, folder, notes):
     """The AutoencoderRun of this model, with this history."""
     size, channels = model.config.get("sample_size") or 8 * model.factor, model.config["in_channels"]
     sides = size if isinstance(size, list) else [size, size]
+    checked(history, HISTORY, "the autoencoder's history")
     shape = history.get("shape") or [*(max(1, side // model.factor) * model.factor for side in sides), channels]
     for note in notes:
         logging.getLogger("pydiff").warning("%s", note)
@@ -256,7 +260,7 @@ def _followed(model, history, folder, notes):
         beside = {"origin": Origin.from_config(history.get("origin", {})), "step": history.get("step", 0)}
         beside |= {} if folder is None else {"directory": folder.path, "log": folder.log}
         made = AutoencoderRun(model, shape, history.get("options", {}), **beside)
-    except (ValueError, TypeError, AttributeError) as error:
+    except UNFIT as error:
         raise CheckpointError(f"the autoencoder cannot be followed ({error!a:.200}).") from error
     made.notes = tuple(notes)
     return made

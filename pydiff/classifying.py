@@ -18,9 +18,13 @@ from pydiff.arrays import to_host
 from pydiff.condition import LABELS, Conditioning
 from pydiff.data import load as load_data
 from pydiff.data.origin import Origin
+from pydiff.formats.diffusers import own_networks
+from pydiff.formats.diffusers.extra import check_codec
 from pydiff.formats.diffusers.parameters import fill, ways_to_write
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.formats.schema import UNFIT
 from pydiff.models import build, name_of
+from pydiff.nn import room_for
 from pydiff.printed import all_printable, printable
 from pydiff.reopen import finish, is_run
 from pydiff.store import checkpoint
@@ -189,14 +193,16 @@ def load_classifier(directory) -> ClassifierRun:
     with checkpoint.open_model(folder, [CLASS]) as found:
         told: Any = found.extra.get("classifier")
         try:
-            model = build(CLASS, found.config)
+            config = own_networks.read_config(found.config, CLASS, folder)
+            model = build(CLASS, config, room_for(found.weights))
             fill(model, found.weights)
             options = Options.from_keywords(told["options"])
+            check_codec(told["codec"], folder)
             made = ClassifierRun(
                 model, codec.from_config(told["codec"]), build_process(options), told["classes"], told["options"],
                 origin=Origin.from_config(told["origin"]), step=told["step"],
             )  # fmt: skip
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
+        except UNFIT as error:
             raise CheckpointError(f"{folder} cannot be followed ({error!a:.200}).") from error
     if model.config["classes"] != len(made.classes):
         raise CheckpointError(f"{folder} names {len(made.classes)} classes, and its network knows another number.")

@@ -160,6 +160,19 @@ def test_normalisations_start_as_the_identity():
 # ---- observe -------------------------------------------------------------------------------------------------------
 
 
+def test_a_blank_network_takes_no_more_numbers_than_it_may():
+    def many():
+        return nn.Linear(10, 10), nn.Linear(10, 10)
+
+    with nn.blank(most=220):
+        many()
+        with nn.blank():  # of somebody who knows what it builds
+            nn.Linear(1000, 1000)
+    with nn.blank(most=219), pytest.raises(ValueError, match="describes a larger network than its weights are of"):
+        many()
+    many()  # outside, nothing is counted
+
+
 def test_observe_sees_every_forward_innermost_first():
     net, seen = Net(), []
     x = np.ones((2, 3), np.float32)

@@ -1,10 +1,11 @@
 """The tools of tests/stress that count: figures of several runs, and which test enters which function."""
 
 import json
+import random
 
 import pytest
 
-from tests.stress import covered, fuzz, mutation
+from tests.stress import covered, folder_fuzz, fuzz, mutation, right_folders
 
 
 def test_figures_of_two_runs_become_those_of_one():
@@ -31,6 +32,17 @@ def test_a_run_ends_by_its_count_or_by_its_time():
     assert (list(until), until.count) == ([0, 1, 2], 3)
     until = fuzz.Until(3, minutes=0)
     assert (list(until), until.count) == ([], 0)
+
+
+def test_folders_are_spoiled_judged_opened_and_restored(tmp_path):
+    found = folder_fuzz.run(400, seed=1, draw=1)
+    assert found["bad"] == []
+    assert found["count"] == 400
+    assert {"judged, refused", "judged, passed", "refused", "opened, drawn"} <= found.keys()
+    for target in folder_fuzz.targets(right_folders.make(tmp_path)):
+        target.spoil(random.Random(1))
+        target.restore()
+        assert folder_fuzz.tried(target, whole=True, draw=True)[0] == "opened, drawn", target.name
 
 
 SOURCE = '''

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from pydiff.formats.safetensors import CheckpointError
 
+# What is raised where values of a wrong type or size reach code that is written for right ones.
+UNFIT = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError)
+
 
 class Rule(NamedTuple):
     """allows: whether a value is valid. expected: which values are, in words."""

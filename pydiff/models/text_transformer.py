@@ -15,9 +15,12 @@ class TextTransformer(Module):
     """
 
     def __init__(self, *, pieces, tokens, width=64, layers=2, heads=4, seed=0):
+        self.config = {"pieces": pieces, "tokens": tokens, "width": width, "layers": layers, "heads": heads}
+        for name, count in self.config.items():
+            if type(count) is not int or count < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {count!r:.60}")
         if width % heads:
             raise ValueError(f"{width} channels do not divide into {heads} heads")
-        self.config = {"pieces": pieces, "tokens": tokens, "width": width, "layers": layers, "heads": heads}
         self.token_embedding, self.position_embedding = TokenEmbedding(pieces, width), TokenEmbedding(tokens, width)
         self.blocks = [
             BasicTransformerBlock(width, heads, width // heads, activation="gelu", bias=True) for _ in range(layers)

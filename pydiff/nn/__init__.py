@@ -16,7 +16,7 @@ from pydiff.nn.layers import (
     Linear,
     TokenEmbedding,
 )
-from pydiff.nn.module import Module, Parameter, _state, _with_the_same_dropout, blank, observe, training
+from pydiff.nn.module import Module, Parameter, _state, _with_the_same_dropout, blank, observe, room_for, training
 from pydiff.nn.temporal import TemporalConvLayer, TransformerTemporalModel
 from pydiff.nn.transformer import BasicTransformerBlock, FeedForward, Transformer2DModel, once_for_each
 
@@ -43,5 +43,6 @@ __all__ = [
     "blank",
     "observe",
     "once_for_each",
+    "room_for",
     "training",
 ]

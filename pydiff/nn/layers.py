@@ -69,6 +69,13 @@ class ConvTranspose2d(Module):
         return ops.conv_transpose2d(x, self.weight, self.bias, **self.options, groups=self.groups)
 
 
+def _positive(eps):
+    """The number that keeps a normalisation from dividing by zero. Raises ValueError for what is none."""
+    if not isinstance(eps, int | float) or not 0 <= eps < math.inf:
+        raise ValueError(f"eps of a normalisation must be a number of at least 0, got {eps!r:.60}")
+    return eps
+
+
 class GroupNorm(Module):
     """ops.group_norm with a scale and a shift per channel; activation None or "silu"."""
 
@@ -77,7 +84,7 @@ class GroupNorm(Module):
             raise ValueError(f"{channels} channels do not divide into {groups} groups; choose another norm_num_groups")
         self.weight = Parameter(np.ones(channels, np.float32))
         self.bias = Parameter(np.zeros(channels, np.float32))
-        self.groups, self.eps, self.activation = groups, eps, activation
+        self.groups, self.eps, self.activation = groups, _positive(eps), activation
 
     def forward(self, x):
         return ops.group_norm(x, self.weight, self.bias, self.groups, self.eps, self.activation)
@@ -89,7 +96,7 @@ class LayerNorm(Module):
     def __init__(self, channels, eps=1e-5, affine=True, bias=True):
         self.weight = Parameter(np.ones(channels, np.float32)) if affine else None
         self.bias = Parameter(np.zeros(channels, np.float32)) if affine and bias else None
-        self.eps = eps
+        self.eps = _positive(eps)
 
     def forward(self, x):
         return ops.layer_norm(x, self.weight, self.bias, self.eps)

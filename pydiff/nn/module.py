@@ -7,9 +7,10 @@ that Hugging Face's diffusers writes; weights are stored channels-last here and 
 
 import contextlib
 import functools
+import math
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pydiff.recompute import recompute
 from pydiff.tensor import Tensor, grad_enabled
 
 _state = threading.local()
+SPARE = 8  # times the numbers of its weights that a network may take: constructors replace layers that they have made
 
 
 class Parameter(Tensor):
@@ -178,6 +180,13 @@ def blank(most: int | None = None):
         yield
     finally:
         _state.blank, _state.room = before
+
+
+def room_for(weights: Mapping[str, Any]) -> int:
+    """How many numbers a network with these weights, arrays by name, may take while it is built: the `most` of
+    `blank`.
+    """
+    return SPARE * sum(math.prod(weight.shape) for weight in weights.values())
 
 
 def _with_the_same_dropout(forward):

@@ -159,8 +159,8 @@ class OpenModel:
     """A Model whose weights are still in their files, readable while the folder is open.
 
     What its JSON files say, config, extra and class_name, is there at once. The files of weights are as large as the
-    model, and are compared with the seal when weights are first asked for, all of them: what the JSON files already rule
-    out is refused without reading on.
+    model, and are compared with the seal when weights are first asked for, all of them: what the JSON files rule out is
+    refused without reading on.
     """
 
     def __init__(self, config: dict, extra: dict, class_name: str, contents: Callable[[], tuple[dict, dict]]):

@@ -22,8 +22,9 @@ import numpy as np
 from pydiff.formats import safetensors
 from pydiff.formats.files import read_file
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.formats.schema import UNFIT
 from pydiff.models.bert import BertModel, options_of
-from pydiff.nn import blank
+from pydiff.nn import blank, room_for
 from pydiff.tensor import no_grad
 from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, listed, register
 from pydiff.text.wordpiece import WordPiece
@@ -128,7 +129,7 @@ class Bert(TextEncoder):
         if network is None:
             raise ValueError("the network that reads the captions is not beside the model")
         options, weights = network
-        with blank():
+        with blank(room_for(weights)):
             made = BertModel(**options_of(options))
         made, told = made.load_state_dict(weights), config["tokenizer"]
         return cls(made, WordPiece(told["vocabulary"], told["lowercase"])).checked(config)
@@ -169,7 +170,7 @@ def read_folder(folder: Path) -> Bert:
     """The encoder in a folder written by transformers. Raises CheckpointError if it cannot be read."""
     try:
         return Bert(*_parts(folder))
-    except (ValueError, TypeError, KeyError, AttributeError, MemoryError) as error:
+    except UNFIT as error:
         raise CheckpointError(
             f"{folder} holds no BERT that can be read ({str(error) or type(error).__name__})"
         ) from error
@@ -187,6 +188,6 @@ def _parts(folder):
     if normalizer.get("strip_accents") not in (None, lowercase):
         raise ValueError("accents that go without case, or stay without it, are not built here")
     weights = safetensors.decode(read_file(folder / WEIGHTS), folder / WEIGHTS)
-    with blank():
+    with blank(room_for(weights)):
         network = BertModel(**options_of(config))
     return network.load_state_dict(weights), WordPiece(model["vocab"], lowercase)

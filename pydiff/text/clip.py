@@ -15,6 +15,7 @@ import numpy as np
 
 from pydiff.models import build
 from pydiff.models.clip import CLIPTextModel, CLIPTextModelWithProjection
+from pydiff.nn import room_for
 from pydiff.tensor import no_grad
 from pydiff.text import bpe
 from pydiff.text.bpe import Special, Tokenizer
@@ -94,7 +95,7 @@ class Clip(TextEncoder):
         name = options.get("_class_name", CLIPTextModel.__name__)
         if name not in (CLIPTextModel.__name__, CLIPTextModelWithProjection.__name__):
             raise ValueError(f"the network that reads the captions is a {name!r:.60}, expected CLIP's")
-        made = build(name, {key: value for key, value in options.items() if not key.startswith("_")})
+        made = build(name, {key: value for key, value in options.items() if not key.startswith("_")}, room_for(weights))
         tokenizer = tokenizer_from(config["tokenizer"])
         return cls(made.load_state_dict(weights), tokenizer, config["tokens"], config["skip"]).checked(config)
 

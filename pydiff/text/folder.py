@@ -9,6 +9,7 @@ from pathlib import Path
 from pydiff.formats import safetensors
 from pydiff.formats.files import read_file
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.formats.schema import UNFIT
 from pydiff.models import MODELS
 from pydiff.store import checkpoint
 from pydiff.text import bert
@@ -38,7 +39,7 @@ def _of_model(folder):
         network = found.network("text_encoder")
     try:
         return from_config(config, network).frozen()
-    except (ValueError, TypeError, KeyError) as error:
+    except UNFIT as error:
         raise CheckpointError(f"{folder} holds a text encoder that cannot be read ({error})") from error
 
 

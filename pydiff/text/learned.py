@@ -16,7 +16,7 @@ import numpy as np
 
 from pydiff.arrays import to_host
 from pydiff.models.text_transformer import TextTransformer
-from pydiff.nn import blank
+from pydiff.nn import blank, room_for
 from pydiff.tensor import no_grad
 from pydiff.text.encoder import HIDDEN_STATES, TextEncoder, listed, register
 from pydiff.text.subwords import PAD, START, Subwords, split
@@ -158,7 +158,7 @@ class Learned(TextEncoder):
         if network is None:
             raise ValueError("the network that reads the captions is not beside the model")
         options, weights = network
-        with blank():
+        with blank(room_for(weights)):
             made = TextTransformer(**{k: v for k, v in options.items() if not k.startswith("_")})
         made.load_state_dict(weights)
         encoder = cls(Subwords(**config["tokenizer"]), made, config.get("trained_along", True))

@@ -307,6 +307,7 @@ LYING = {
     "no numbers and 2^61 rows": Rebuilt("0", "FloatStorage", 12, (0, 1 << 61, 3), (1, 1, 1)),
     "no halves and 2^61 rows": Rebuilt("0", "HalfStorage", 12, (0, 1 << 61), (1, 1)),
     "no bfloat16s and 2^61 rows": Rebuilt("0", "BFloat16Storage", 12, (0, 1 << 61), (1, 1)),
+    "a row of 2^61 bfloat16s, none times": Rebuilt("0", "BFloat16Storage", 12, (1, 0, 1 << 61), (0, 1, 1), offset=2),
     "70 axes": Rebuilt("0", "FloatStorage", 12, (1,) * 70, (1,) * 70),
     "a key that leaves the archive": Rebuilt("../../etc/passwd", "FloatStorage", 12, (3, 4), (4, 1)),
     "a key that is missing": Rebuilt("7", "FloatStorage", 12, (3, 4), (4, 1)),

@@ -1,40 +1,47 @@
-"""Fuzz model folders: whatever stands in their JSON files, pydiff.load opens them or raises one of two errors.
+"""Fuzz model folders: whatever stands in their JSON files, they open or one of two errors is raised.
 
-    python -m tests.stress.folder_fuzz --count 40000 --json benchmarks/results/folder-fuzz.json
+    python -m tests.stress.folder_fuzz --count 1000000 --json benchmarks/results/folder-fuzz.json
 
-The files of right folders, of diffusers and of pydiff, are changed in meaning (values, names, structure), in text and
-in bytes; a seal that pydiff wrote is made to fit again in half of its cases, so that what it vouches for is reached.
-Allowed are FileNotFoundError and CheckpointError of one printable sentence, quickly, and without memory. What
-still opens is drawn from, now and then: a ValueError of one sentence is allowed there, too.
+The files of right folders, of diffusers, of transformers and of pydiff, are changed in meaning (values, names,
+structure), in text and in bytes; seals that pydiff wrote are made to fit again, so that what they vouch for is reached.
+
+Most of the changed files go to the function that judges them, which is what opening the folder begins with: it reads
+no weights and builds no network. One in 60, and all of which nothing can be judged alone, are opened as a user would;
+one in `--draw` of what opens is drawn from. Allowed are FileNotFoundError and CheckpointError of one printable
+sentence, quickly, and without memory; in drawing, a ValueError of one sentence, too.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 import logging
+import os
 import random
 import resource
-import shutil
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import pydiff
-from pydiff.diffusion import Process, schedule
-from pydiff.formats import safetensors as tensorfile
+from pydiff.formats import weights
+from pydiff.formats.diffusers import autoencoder, folder, pipeline, stable_diffusion, text_encoder, unet, unet_condition
+from pydiff.formats.diffusers.extra import RULES as EXTRA
 from pydiff.formats.diffusers.scheduler import SCHEDULERS
 from pydiff.formats.diffusers.scheduler.config import OPTIONS
-from pydiff.formats.diffusers.unet import RULES
 from pydiff.formats.safetensors import CheckpointError
-from pydiff.models import UNet2D
+from pydiff.models import MODELS
 from pydiff.store import checkpoint, sealed
-from tests.models.configurations import SMALL
-from tests.stress import fuzz
+from pydiff.text.folder import read as read_text_encoder
+from tests.stress import fuzz, right_folders
+from tests.stress.right_folders import NETWORKS, STEM
 
 NUMBERS = [0, 1, -1, 2, 3, 4, 5, 7, 8, 10, 16, 100, 999, 1000, 1001, 20000, 10**6, 10**9, 2**31, 2**63, 10**18, 10**30,
            10**300, 0.0, 0.5, -0.5, 1.0, 1.5, 1e-30, 1e-8, 1e8, 1e300, float("inf"), float("-inf"),
@@ -47,10 +54,13 @@ WORDS = ["", "x", "\x1b[2J\n", "../../x", "\ud800", "0", "é" * 500, "linear", "
          "default", "resnet", "conv", "silu", "gelu", "UNet2DModel", "UNet2DConditionModel", "VQModel",
          "UNetUnconditionalModel", "DDPMPipeline", "PNDMPipeline", "KarrasVePipeline", "UNetMidBlock2D",
          "DownBlock2D", "AttnDownBlock2D", "AttnUpBlock2D", "SkipDownBlock2D", "eps", "x0", "v", "flow", "edm",
-         "cosine", "pixels", *SCHEDULERS]  # fmt: skip
+         "cosine", "pixels", "waveform", "spectrogram", "frames", "points", "latents", "learned", "clip", "bert",
+         "glove",
+         "AutoencoderKL", "AutoencoderTiny", "PointsMLP", "UNet1D", "ClipUNet", "CLIPTextModel", "CLIPTokenizer",
+         "StableDiffusionPipeline", "LDMPipeline", "CrossAttnDownBlock2D", "DownEncoderBlock2D", "BPE", "WordPiece",
+         "quick_gelu", "<|endoftext|>", *SCHEDULERS]  # fmt: skip
 TEXT = [b'"a":1,', b"NaN", b"-Infinity", b"[" * 3000, b"9" * 5000, b"\xff", b"\\ud800", b"\xef\xbb\xbf", b"{", b"}",
         b",", b"\0", b'"_class_name":"x",', b"1e999", b"-0", b"true", b"null", b"//"]  # fmt: skip
-STEM = "diffusion_pytorch_model"
 
 
 def value(rng: random.Random, depth=0):
@@ -63,7 +73,8 @@ def value(rng: random.Random, depth=0):
     if kind < 0.85 or depth > 2:
         return rng.choice([None, True, False, [], {}])
     if kind < 0.93:
-        return [value(rng, depth + 1) for _ in range(rng.choice([1, 2, 2, 3, 4, 17, 300]))]
+        longest = 300 if rng.random() < 0.03 else 17
+        return [value(rng, depth + 1) for _ in range(rng.choice([1, 2, 2, 3, 4, longest]))]
     return {rng.choice(WORDS): value(rng, depth + 1) for _ in range(rng.choice([1, 2, 5]))}
 
 
@@ -118,48 +129,153 @@ def garbled(data: bytes, rng: random.Random) -> bytes:
 
 def written(config, rng: random.Random) -> bytes:
     """As JSON, with what Python's writer puts out for what JSON does not know."""
-    data = json.dumps(config, indent=rng.choice([None, 1])).encode()
+    data = json.dumps(config, indent=1 if rng.random() < 0.1 else None).encode()
     return garbled(data, rng) if rng.random() < 0.15 else data
 
 
-# ---- right folders ---------------------------------------------------------------------------------------------------
-
-NETWORKS = {
-    "plain": {},
-    "classes": {"num_class_embeds": 3},
-    "learned time": {"time_embedding_type": "learned", "num_train_timesteps": 200},
-    "vectors, scale and shift": {"class_embed_type": "identity", "resnet_time_scale_shift": "scale_shift"},
-}
+# ---- one file --------------------------------------------------------------------------------------------------------
 
 
-def make(root: Path) -> dict[str, Path]:
-    """{name: a folder}: pydiff's, and what diffusers would have made of the same."""
-    made = {}
-    for name, options in NETWORKS.items():
-        ours = root / f"ours, {name}"
-        network = UNet2D(**SMALL, sample_size=8, seed=1, **options)
-        pydiff.Run(network, Process(schedule("cosine", 200), "v"), {"lr": 1e-3}).save(ours)
-        theirs = root / f"theirs, {name}"
-        shutil.copytree(ours, theirs)
-        (theirs / "pydiff.json").unlink()
-        index = json.loads((theirs / "model_index.json").read_text())
-        index["id2label"] = {"0": "a", "1": "b", "2": "c"}
-        (theirs / "model_index.json").write_text(json.dumps(index))
-        made |= {ours.name: ours, theirs.name: theirs}
-    shards = root / "shards"
-    shutil.copytree(made["theirs, plain"], shards)
-    file = shards / f"unet/{STEM}.safetensors"
-    arrays = tensorfile.decode(np.frombuffer(bytearray(file.read_bytes()), np.uint8), file)
-    file.unlink()
-    table = {}
-    for i, part in enumerate((sorted(arrays)[::2], sorted(arrays)[1::2]), 1):
-        table |= dict.fromkeys(part, f"{STEM}-0000{i}-of-00002.safetensors")
-        (shards / f"unet/{STEM}-0000{i}-of-00002.safetensors").write_bytes(
-            tensorfile.encode({n: arrays[n] for n in part})
-        )
-    index = {"metadata": {"total_size": 1}, "weight_map": table}
-    (shards / f"unet/{STEM}.safetensors.index.json").write_text(json.dumps(index))
-    return made | {"shards": shards}
+class Kind(NamedTuple):
+    """What is done with a changed folder.
+
+    judge: reads the changed file as opening the folder begins to; None for what only opening judges. open: as a user
+    does. draw: with what was opened; None for what does not draw. whole: one in so many is opened.
+    """
+
+    judge: Callable | None
+    open: Callable
+    draw: Callable | None = None
+    whole: int = 60
+
+
+class Target:
+    """One file of a folder, put back when its turn is over.
+
+    where: the folder that is judged and opened. file: in it. kind: see Kind. names: of options that may be added. base:
+    what is changed in place of the file's own contents. resealed: whether the folder's seal is made to fit.
+    """
+
+    def __init__(self, name, where: Path, file, kind: Kind, names=(), base=None, resealed=False):
+        self.name, self.where, self.path, self.kind = name, where, where / file, kind
+        self.names, self.resealed, self.good = sorted(names), resealed, self.path.read_bytes()
+        self.config = json.loads(self.good) if base is None and self.path.suffix == ".json" else base
+        self.seal = where / checkpoint.SEAL
+        if resealed:
+            self.good_seal = self.seal.read_bytes()
+            content = json.loads(self.good_seal)
+            self.sort, self.info, self.entries = content["kind"], content["info"], content["files"]
+
+    def spoil(self, rng: random.Random):
+        """Writes other contents."""
+        if self.resealed and self.path == self.seal:
+            info = {**self.info, "extra": changed(self.info["extra"], rng, self.names)}
+            _write(self.seal, sealed._seal(self.sort, info, self.entries))
+            return
+        if self.config is None:
+            data = garbled(self.good, rng) if rng.random() < 0.5 else of_lines(self.good, rng)
+        else:
+            data = written(changed(self.config, rng, self.names), rng)
+        _write(self.path, data)
+        if self.resealed:
+            entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            entries = {**self.entries, str(self.path.relative_to(self.where)): entry}
+            _write(self.seal, sealed._seal(self.sort, self.info, entries))
+
+    def restore(self):
+        """Puts the right contents back."""
+        _write(self.path, self.good)
+        if self.resealed:
+            _write(self.seal, self.good_seal)
+
+
+def _write(path, data):
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def of_lines(data: bytes, rng: random.Random) -> bytes:
+    """A text with lines taken out, doubled, or made of other words."""
+    lines = data.split(b"\n")
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        at = rng.randrange(len(lines))
+        words = [*WORDS, *lines[at].decode("utf-8", "replace").split()]
+        line = " ".join(rng.choice(words) for _ in range(rng.choice([1, 2, 2, 3])))
+        lines[at : at + 1] = rng.choice([[], [lines[at]] * 2, [line.encode("utf-8", "surrogatepass")]])
+        lines = lines or [b""]
+    return b"\n".join(lines)
+
+
+# ---- every kind of file that is read ---------------------------------------------------------------------------------
+
+
+def small(shape) -> bool:
+    """Whether drawing something of this shape takes no time."""
+    return all(type(n) is int for n in shape) and np.prod(shape, dtype=float) <= 64 * 64 * 4
+
+
+def drawn(run) -> bool:
+    """Draws from what was opened, if that is small. Returns whether it was."""
+    return small(run.shape) and run.sample(1, steps=2).dtype in (np.uint8, np.float32)
+
+
+def encoded(run) -> bool:
+    """Encodes an image of the size that an autoencoder is for, if that is small."""
+    shape = run.codec.pixels.shape
+    return small(shape) and run.encode(np.zeros((1, *shape), np.uint8)).dtype == np.float32
+
+
+def judge_ours(where: Path):
+    """The seal, and the JSON files that it vouches for."""
+    with checkpoint.open_model(where, MODELS) as found:
+        pipeline.described_ours(found, where)
+
+
+def judge_scheduler(where: Path):
+    """Of a pipeline."""
+    path = where / "scheduler/scheduler_config.json"
+    pipeline.scheduler_for((folder.read_json(path), path), None, pipeline.NOTHING, where)
+
+
+def judge_family(where: Path):
+    """The model_index.json of Stable Diffusion."""
+    if stable_diffusion.is_one(where):
+        stable_diffusion.check_family(folder.read_json(where / folder.INDEX), where)
+    else:
+        pipeline.described(where)
+
+
+def judge_tokenizer(where: Path):
+    """Also tokenizes with it."""
+    tokenizer, _ = text_encoder.open_tokenizer(where / "tokenizer")
+    row = tokenizer.row("a cat, ça 猫 <|endoftext|>", 8)
+    if len(row) != 8 or not all(type(number) is int for number in row):
+        raise TypeError(f"tokens that are no numbers: {row}")
+
+
+def judge_network(part: str, module, stems=(STEM,)) -> Callable:
+    """A judge of a config.json: of every option, and of the sizes, which are compared with the weights."""
+    weights_of: dict[Path, dict] = {}
+
+    def judge(where):
+        path = where / part / "config.json"
+        if where not in weights_of:
+            with weights.open_folder(path.parent, os.listdir(path.parent), None, stems) as found:
+                weights_of[where] = found.weights
+        module.compared(module.read_config(folder.read_json(path), path), weights_of[where], path)
+
+    return judge
+
+
+def judge_shards(where: Path):
+    """The index, and the headers of the files that it names."""
+    with weights.open_folder(where / "unet", os.listdir(where / "unet")):
+        pass
+
+
+OURS, THEIRS = Kind(judge_ours, pydiff.load, drawn), Kind(pipeline.described, pydiff.load, drawn)
+OURS_WHOLE = Kind(judge_ours, pydiff.load, drawn, whole=8)  # codecs and text encoders are judged with the networks
+WHOLE = Kind(None, pydiff.load, drawn)
 
 
 def usual_options(name) -> dict:
@@ -169,126 +285,202 @@ def usual_options(name) -> dict:
     return {"_class_name": name, **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
 
 
-class Target:
-    """One file of a folder, put back when its turn is over."""
-
-    def __init__(self, name, folder, file, names=(), base=None, resealed=False):
-        self.name, self.folder, self.path, self.names = name, folder, folder / file, names
-        self.good, self.seal = self.path.read_bytes(), resealed
-        self.seal_path = folder / "pydiff.json"
-        self.good_seal = self.seal_path.read_bytes() if self.seal_path.exists() else b""
-        self.config = json.loads(self.good) if base is None else base
-
-    def spoil(self, rng):
-        if self.seal:
-            self._reseal(rng)
-        else:
-            self.path.write_bytes(written(changed(self.config, rng, self.names), rng))
-
-    def _reseal(self, rng):
-        """Other contents, and a seal that vouches for them."""
-        info, entries = sealed.inspect(self.folder, checkpoint.SEAL, "pydiff model")
-        if self.path == self.seal_path:
-            info = {**info, "extra": changed(info["extra"], rng, self.names)}
-        else:
-            data = written(changed(self.config, rng, self.names), rng)
-            self.path.write_bytes(data)
-            name = str(self.path.relative_to(self.folder))
-            entries = {
-                **entries,
-                name: {**entries[name], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
-            }
-        self.seal_path.write_bytes(sealed._seal("pydiff model", info, entries))
-
-    def restore(self):
-        self.path.write_bytes(self.good)
-        if self.good_seal:
-            self.seal_path.write_bytes(self.good_seal)
-
-
 def targets(made: dict[str, Path]) -> list[Target]:
-    """Every kind of file that is read."""
-    found, scheduler = [], "scheduler/scheduler_config.json"
+    """Every kind of file, in every kind of folder."""
+    options = {name: sorted(module.RULES) for name, module in (("unet", unet), ("context", unet_condition))}
+    unet_kind = THEIRS._replace(judge=judge_network("unet", unet))
+    found = []
     for name in NETWORKS:
-        theirs, ours = made[f"theirs, {name}"], made[f"ours, {name}"]
-        found.append(Target(f"config.json, {name}", theirs, "unet/config.json", sorted(RULES)))
-        found.append(Target(f"config.json, {name}, resealed", ours, "unet/config.json", sorted(RULES), resealed=True))
-    every_option = sorted(set().union(*OPTIONS.values()))
+        ours, theirs = made[f"ours, {name}"], made[f"theirs, {name}"]
+        found += [
+            Target(f"unet/config.json, {name}", theirs, "unet/config.json", unet_kind, options["unet"]),
+            Target(f"unet/config.json, {name}", ours, "unet/config.json", OURS, options["unet"], resealed=True),
+            Target(f"pydiff.json, {name}", ours, "pydiff.json", OURS, EXTRA, resealed=True),
+        ]
+    every_option = set().union(*OPTIONS.values())
+    scheduler = THEIRS._replace(judge=judge_scheduler)
     for name in SCHEDULERS:
-        base = usual_options(name)
-        found.append(Target(f"scheduler, {name}", made["theirs, plain"], scheduler, every_option, base))
-    theirs, ours = made["theirs, classes"], made["ours, classes"]
-    names = ["unet", "scheduler", "vae", "_class_name", "id2label", "safety_checker"]
-    found.append(Target("model_index.json", theirs, "model_index.json", names))
-    found.append(Target("index of shards", made["shards"], f"unet/{STEM}.safetensors.index.json", ["weight_map"]))
-    found.append(Target("pydiff.json", ours, "pydiff.json"))
-    for name in NETWORKS:
-        extra = ["schema", "variance", "codec", "schedule", "prediction", "scheduler", "classes", "self_conditioning"]
+        where = made["theirs, plain"]
         found.append(
-            Target(f"pydiff.json, {name}, resealed", made[f"ours, {name}"], "pydiff.json", extra, resealed=True)
-        )
+            Target(
+                f"scheduler_config.json, {name}", where, "scheduler/scheduler_config.json", scheduler, every_option,
+                usual_options(name),
+            )
+        )  # fmt: skip
+    parts = ["unet", "scheduler", "vae", "vqvae", "text_encoder", "_class_name", "id2label", "safety_checker"]
+    for name in ("classes", "latents"):
+        found.append(Target(f"model_index.json, {name}", made[f"theirs, {name}"], "model_index.json", THEIRS, parts))
+    shards = THEIRS._replace(judge=judge_shards)
+    index = f"unet/{STEM}.safetensors.index.json"
+    found.append(Target("index of shards", made["theirs, shards"], index, shards, ["weight_map"]))
+    broken = THEIRS._replace(judge=checkpoint.extra_of)
+    found.append(Target("pydiff.json, its seal broken", made["ours, plain"], "pydiff.json", broken))
+    return found + _other_kinds(made, options) + _latent_kinds(made) + _text_kinds(made, options, parts)
+
+
+def _other_kinds(made, options) -> list[Target]:
+    """Points, sounds, clips, segmenters and classifiers."""
+    found = []
+    for name in ("points", "sound", "spectrum", "clips"):
+        where = made[f"ours, {name}"]
+        found.append(Target(f"pydiff.json, {name}", where, "pydiff.json", OURS_WHOLE, EXTRA, resealed=True))
+        names = MODELS[json.loads((where / "unet/config.json").read_bytes())["_class_name"]].__init__.__kwdefaults__
+        found.append(Target(f"unet/config.json, {name}", where, "unet/config.json", WHOLE, names, resealed=True))
+    segmenter = Kind(None, pydiff.segment.load, lambda made: made.predict(np.zeros((1, 4, 4, 3), np.uint8)) is not None)
+    classifier = Kind(
+        None, pydiff.load, lambda run: run.log_probabilities(np.zeros((1, 4, 4, 1), np.uint8)) is not None
+    )
+    for name, kind, names in (
+        ("segmenter", segmenter, options["unet"]),
+        ("classifier", classifier, ("line", "classes")),
+    ):
+        where = made[f"ours, {name}"]
+        found.append(Target(f"pydiff.json, {name}", where, "pydiff.json", kind, resealed=True))
+        found.append(Target(f"unet/config.json, {name}", where, "unet/config.json", kind, names, resealed=True))
     return found
+
+
+def _latent_kinds(made) -> list[Target]:
+    """Autoencoders, alone and beside a U-Net."""
+    rules, where = autoencoder.RULES, made["ours, autoencoder"]
+    alone = Kind(None, pydiff.load, encoded)
+    beside, tiny = judge_network("vqvae", autoencoder), judge_network("", autoencoder)
+    return [
+        Target("pydiff.json, autoencoder", where, "pydiff.json", alone, resealed=True),
+        Target("vae/config.json, autoencoder", where, "vae/config.json", alone, rules["AutoencoderKL"], resealed=True),
+        Target(
+            "vae/config.json, tiny", made["theirs, tiny autoencoder"], "config.json", alone._replace(judge=tiny),
+            rules["AutoencoderTiny"],
+        ),
+        Target(
+            "vae/config.json, latents", made["theirs, latents"], "vqvae/config.json", THEIRS._replace(judge=beside),
+            rules["AutoencoderKL"],
+        ),
+        Target("pydiff.json, latents", made["ours, latents"], "pydiff.json", OURS_WHOLE, EXTRA, resealed=True),
+        Target(
+            "vae/config.json, ours", made["ours, latents"], "vae/config.json", WHOLE, rules["AutoencoderKL"],
+            resealed=True,
+        ),
+    ]  # fmt: skip
+
+
+def _text_kinds(made, options, parts) -> list[Target]:
+    """Stable Diffusion, text encoders and tokenizers."""
+    where, one, ours = made["theirs, stable diffusion"], made["theirs, one tokenizer file"], made["ours, captions"]
+    judges = {
+        "unet": (judge_network("unet", unet_condition), options["context"]),
+        "vae": (judge_network("vae", autoencoder), autoencoder.RULES["AutoencoderKL"]),
+        "text_encoder": (judge_network("text_encoder", text_encoder, text_encoder.STEMS), text_encoder.RULES),
+    }
+    found = [
+        Target(f"{part}/config.json, text", where, f"{part}/config.json", THEIRS._replace(judge=judge), names)
+        for part, (judge, names) in judges.items()
+    ]
+    said = ["added_tokens_decoder", "bos_token", "pad_token", "model_max_length", "tokenizer_class"]
+    tokenizer = THEIRS._replace(judge=judge_tokenizer)
+    found += [
+        Target(f"tokenizer/{file}", place, f"tokenizer/{file}", tokenizer, names)
+        for place, file, names in (
+            (where, "vocab.json", ()),
+            (where, "merges.txt", ()),
+            (where, "tokenizer_config.json", said),
+            (where, "special_tokens_map.json", said),
+            (one, "tokenizer.json", ["added_tokens", "model"]),
+        )
+    ]
+    names = MODELS["BertModel"].__init__.__kwdefaults__
+    bert = Kind(None, read_text_encoder, lambda encoder: bool(encoder.encode(["a cat, ça"])))
+    return [
+        *found,
+        Target("model_index.json, text", where, "model_index.json", THEIRS._replace(judge=judge_family), parts),
+        Target("bert/config.json", made["theirs, bert"], "config.json", bert, names),
+        Target("bert/tokenizer.json", made["theirs, bert"], "tokenizer.json", bert, ["model", "normalizer"]),
+        Target("pydiff.json, captions", ours, "pydiff.json", OURS_WHOLE, EXTRA, resealed=True),
+        Target("unet/config.json, captions", ours, "unet/config.json", WHOLE, options["context"], resealed=True),
+        Target("text_encoder/config.json, captions", ours, "text_encoder/config.json", WHOLE, resealed=True),
+    ]  # fmt: skip
 
 
 # ---- one folder ------------------------------------------------------------------------------------------------------
 
 
-def tried(folder: Path, draw: bool) -> tuple[str, str]:
+def said_of(error: Exception, what: str) -> tuple[str, str]:
+    """(what, the sentence), if it is one."""
+    sentence = str(error)
+    return ("bad sentence" if not sentence.isprintable() or not 0 < len(sentence) <= 1200 else what), sentence
+
+
+def tried(target: Target, whole: bool, draw: bool) -> tuple[str, str]:
     """(what happened, the sentence or the exception)."""
+    kind, drawing = target.kind, ""
     try:
-        run = pydiff.load(folder)
-    except (CheckpointError, FileNotFoundError) as error:
-        sentence = str(error)
-        bad = not sentence.isprintable() or len(sentence) > 1200
-        return ("bad sentence" if bad else "refused"), sentence
-    except Exception as error:  # what this script looks for
-        return "other exception", f"{type(error).__name__}: {error}"
-    if not draw or not all(type(n) is int for n in run.shape) or np.prod(run.shape) > 64 * 64 * 4:
-        return "opened", ""
-    try:
+        if not whole:
+            kind.judge(target.where)  # pyright: ignore[reportOptionalCall]
+            return "judged, passed", ""
+        made = kind.open(target.where)
+        if not draw or kind.draw is None:
+            return "opened", ""
+        drawing = "drawing: "
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            images = run.sample(1, steps=2)
-    except (ValueError, ImportError, TypeError) as error:
-        sentence = str(error)
-        return ("bad sentence" if not sentence.isprintable() else "opened, not drawn"), sentence
-    except Exception as error:
-        return "other exception", f"drawing: {type(error).__name__}: {error}"
-    return ("opened, drawn" if images.dtype == np.uint8 else "other exception"), ""
+            return ("opened, drawn" if kind.draw(made) else "opened"), ""
+    except (CheckpointError, FileNotFoundError) as error:
+        return said_of(error, "refused" if whole else "judged, refused")
+    except (ValueError, TypeError, ImportError, MemoryError) as error:
+        if drawing:
+            return said_of(error, "opened, not drawn")
+        return "other exception", f"{type(error).__name__}: {error}"
+    except Exception as error:  # what this script looks for
+        return "other exception", f"{drawing}{type(error).__name__}: {error}"
 
 
-def main() -> None:
-    parser = fuzz.options(__doc__, 40_000)
-    parser.add_argument("--draw", type=int, default=5, help="draw from one in so many that open")
-    options = parser.parse_args()
-    fuzz.check(options)
-    logging.getLogger("pydiff").addHandler(logging.NullHandler())
-    rng, results, kinds, bad, slowest = random.Random(options.seed), {}, Counter(), [], (0.0, "")
+def run(count: int, seed: int, minutes: float = float("inf"), draw: int = 5) -> dict:
+    """Changes so many files, or as many as it can in so many minutes, and says what happened. draw: from one in so many
+    that open.
+    """
+    rng, results, kinds, bad, slowest = random.Random(seed), {}, Counter(), [], (0.0, "")
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
-        every = targets(make(Path(directory)))
+        every = targets(right_folders.make(Path(directory)))
+        with contextlib.suppress(ImportError):
+            import scipy.stats  # noqa: F401 - by use_beta_sigmas, and seconds that are not the reader's
+        shares = [1 if target.kind.judge is None else 6 for target in every]  # what cannot be judged alone is slow
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for _ in fuzz.Until(options.count, options.minutes):
-            target = every[rng.randrange(len(every))]
+        for _ in fuzz.Until(count, minutes):
+            target = rng.choices(every, shares)[0]
             target.spoil(rng)
+            whole = target.kind.judge is None or rng.randrange(target.kind.whole) == 0
             start = time.perf_counter()
-            what, sentence = tried(target.folder, draw=rng.randrange(options.draw) == 0)
-            slowest = max(
-                slowest, (time.perf_counter() - start, target.path.read_bytes()[:300].decode("utf-8", "replace"))
-            )
+            what, sentence = tried(target, whole, draw=rng.randrange(draw) == 0)
+            took = time.perf_counter() - start
+            if took > slowest[0]:
+                slowest = took, f"{target.name}: {contents(target)[:300]}"
             if what in ("bad sentence", "other exception") and len(bad) < fuzz.KEPT:
-                contents = target.path.read_bytes()[:1500].decode("utf-8", "replace")
-                bad.append({"file": target.name, "what": what, "said": sentence[:500], "contents": contents})
+                bad.append({"file": target.name, "what": what, "said": sentence[:500], "contents": contents(target)})
             target.restore()
             kinds[what] += 1
             results.setdefault(target.name.split(",")[0], Counter())[what] += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    result = {
-        "count": sum(kinds.values()), "seeds": [options.seed], **kinds, "by_file": results, "bad": bad,
+    return {
+        "count": sum(kinds.values()), "seeds": [seed], **kinds, "by_file": results, "bad": bad,
         "slowest_seconds": round(slowest[0], 3), "slowest": slowest[1], "peak_memory_growth_kb": grown,
         "seconds": round(time.perf_counter() - began),
     }  # fmt: skip
+
+
+def main() -> None:
+    parser = fuzz.options(__doc__, 1_000_000)
+    parser.add_argument("--draw", type=int, default=5, help="draw from one in so many that open")
+    options = parser.parse_args()
+    fuzz.check(options)
+    logging.getLogger("pydiff").addHandler(logging.NullHandler())
+    result = run(options.count, options.seed, options.minutes, options.draw)
     fuzz.finish(options, result)
-    sys.exit(bool(bad))
+    sys.exit(bool(result["bad"]))
+
+
+def contents(target: Target) -> str:
+    """The beginning of the changed file."""
+    return target.path.read_bytes()[:1500].decode("utf-8", "replace")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from pydiff.formats.diffusers.parameters import (
     fill,
     misfits,
     reshaped,
-    room_for,
     ways_to_write,
     with_defaults,
 )
@@ -27,6 +26,7 @@ from pydiff.formats.files import RegularFile, disk, folder_path
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
 from pydiff.models import MODELS, Autoencoder, AutoencoderKL, AutoencoderTiny, build, name_of
+from pydiff.nn import room_for
 from pydiff.store import checkpoint, sealed
 
 FOLDER = "vae"  # of it, in a pipeline
@@ -211,7 +211,7 @@ def holds_autoencoder(folder: Path) -> bool:
         if (folder / FOLDER).is_dir() and not (folder / "unet").exists():
             index = folder / INDEX  # which may say that there should be one
             return (folder / FOLDER / CONFIG).is_file() and not (index.is_file() and "unet" in read_json(index))
-        return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("_class_name") in RULES
+        return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("_class_name") in tuple(RULES)
     except CheckpointError:
         return False
 

@@ -44,6 +44,24 @@ RULES = {
 SCHEDULE = {"name": TEXT, "T": whole(2, MAX_T)}
 _SIZE = either(whole(1, 65536), listed(whole(1, 65536), 2, 2))
 CODEC = {"kind": TEXT, "shape": listed(whole(1, 1 << 31), 1, 8), "size": _SIZE}
+_SOUND = {"rate": whole(1, 1 << 31), "length": whole(1, 1 << 31), "channels": whole(1, 65536)}
+_WINDOW = whole(1, 1 << 24)
+CODECS = {  # further options by kind
+    "frames": {"rate": number(1e-6, 1e9)},
+    "points": {
+        "mean": listed(_ANY_NUMBER, 1, 1 << 20),
+        "scale": number(1e-30, 1e30),
+        "reach": either(NULL, number(0, 1e30)),
+    },
+    "waveform": _SOUND,
+    "spectrogram": {
+        **_SOUND,
+        "bands": either(NULL, _WINDOW),
+        "window": _WINDOW,
+        "hop": _WINDOW,
+        "iterations": whole(0, 1 << 20),
+    },
+}
 NULL_ROW = {"dtype": one_of("bool", "int32", "int64", "float16", "float32", "float64"), "row": ANYTHING}
 
 
@@ -52,11 +70,17 @@ def check_extra(extra: Mapping, source: object):
     a later version.
     """
     checked(extra, RULES, source)
-    for name, rules in (("schedule", SCHEDULE), ("codec", CODEC)):
-        checked(extra.get(name, {}), rules, f"{source}, {name},")
+    checked(extra.get("schedule", {}), SCHEDULE, f"{source}, schedule,")
+    check_codec(extra.get("codec", {}), source)
     for name, row in extra.get("nothing", {}).items():
         if checked(row, NULL_ROW, f"{source}, nothing,")[0].keys() != NULL_ROW.keys():
             raise CheckpointError(f"{source} says of {name!a:.60} no row and dtype: correct it or use another.")
+
+
+def check_codec(config: Mapping, source: object):
+    """Raises CheckpointError for options that no codec of pydiff has been written with."""
+    checked(config, CODEC, f"{source}, codec,")
+    checked(config, CODECS.get(config.get("kind", ""), {}), f"{source}, codec,")
 
 
 def check_together(model: Module, codec: Codec, conditioning: Conditioning, self_conditioning: bool, source: object):

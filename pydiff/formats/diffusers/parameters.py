@@ -13,12 +13,13 @@ import numpy as np
 
 from pydiff import backend
 from pydiff.formats.safetensors import CheckpointError, Made, Weight
+from pydiff.formats.schema import UNFIT
 from pydiff.nn import Module
 from pydiff.nn.deferred import defer
+from pydiff.printed import printable
 
 TILE = 128  # rows and columns of a matrix that is transposed by tiles
 LARGE = 1 << 22  # numbers of an array that are read at a time, about
-SPARE = 8  # times the numbers in a file that a network may take: constructors replace layers that they have made
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # inside an attention
 
 
@@ -40,11 +41,6 @@ def attention_renamed(name: str) -> str:
     return ".".join(parts)
 
 
-def room_for(weights: Mapping[str, Weight]) -> int:
-    """How many numbers a network with these weights may take while it is built; see nn.blank."""
-    return SPARE * sum(math.prod(weight.shape) for weight in weights.values())
-
-
 @functools.cache
 def _defaults(cls) -> dict:
     return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
@@ -58,12 +54,13 @@ def with_defaults(cls: type[Module], config: Mapping) -> dict:
 @contextlib.contextmanager
 def misfits(source: object) -> Iterator[None]:
     """Inside, what a network's constructor, or the comparison of its options with weights, objects to is raised as a
-    CheckpointError about `source`.
+    CheckpointError about `source`, of one short line whatever the options are.
     """
     try:
         yield
-    except (ValueError, TypeError, LookupError, MemoryError, OverflowError, AttributeError) as error:
-        raise CheckpointError(f"{source}: {str(error) or type(error).__name__}: use another.") from error
+    except UNFIT as error:
+        said = printable(str(error))[:400] or type(error).__name__
+        raise CheckpointError(f"{source}: {said}: use another.") from error
 
 
 def fill(model: Module, weights: Mapping[str, Weight], deferred: bool = False):

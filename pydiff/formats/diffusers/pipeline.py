@@ -29,6 +29,7 @@ from pydiff.formats.diffusers.scheduler.write import DDPM_PIPELINE, Written, sch
 from pydiff.formats.diffusers.unet import CLASS, Checked, read_model
 from pydiff.formats.diffusers.unet import read_config as read_unet_config
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.formats.schema import UNFIT
 from pydiff.latents import Latents
 from pydiff.models import MODELS, name_of
 from pydiff.pipeline import Pipeline, pixels_of
@@ -316,7 +317,7 @@ def _followed(directory: Path) -> Iterator[None]:
     """Inside, what the parts of a model object to is raised as a CheckpointError about the seal."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
+    except UNFIT as error:
         raise CheckpointError(f"{directory / checkpoint.SEAL} cannot be followed ({error!a:.200}).") from error
 
 

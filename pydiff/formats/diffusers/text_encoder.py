@@ -11,13 +11,13 @@ from typing import Any
 
 from pydiff.formats import weights as weight_files
 from pydiff.formats.diffusers.folder import CONFIG, read_json
-from pydiff.formats.diffusers.parameters import Checked, fill, misfits, room_for, with_defaults
+from pydiff.formats.diffusers.parameters import Checked, fill, misfits, with_defaults
 from pydiff.formats.files import disk, read_file
 from pydiff.formats.safetensors import CheckpointError, Weight, damaged, parse_json
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, checked, either, number, whole
 from pydiff.models import MODELS, build
 from pydiff.models.clip import renamed
-from pydiff.nn import Module
+from pydiff.nn import Module, room_for
 from pydiff.text.bpe import END, START, Special, Tokenizer
 
 STEMS = ("model", "pytorch_model")  # transformers' names of weights
@@ -161,7 +161,7 @@ def _tokenizer(vocabulary, merges, said, added, source) -> Tokenizer:
     specials, numbers = {}, {}
     for name, entry in entries.items():
         text: Any = entry.get("content") if isinstance(entry, dict) else entry
-        if text not in vocabulary:
+        if not isinstance(text, str) or text not in vocabulary:
             raise damaged(source, f"its {name} {text!a:.40} is not in its vocabulary")
         numbers[name] = vocabulary[text]
         normalized = isinstance(entry, dict) and entry.get("normalized") is True
@@ -190,11 +190,14 @@ def _tokenizer_json(path: Path):
     model = found.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(f"{path} is of another tokenizer than CLIP's byte pairs: use another.")
-    pairs: Any = model.get("merges")
-    pairs = [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in pairs or () if isinstance(p, str | list)]
+    pairs: Any = model.get("merges") or []
+    added: Any = found.get("added_tokens") or []
+    if not isinstance(pairs, list) or not isinstance(added, list):
+        raise damaged(path, "its merges and added_tokens are not lists")
+    pairs = [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in pairs if isinstance(p, str | list)]
     if any(len(pair) != 2 or not all(isinstance(part, str) for part in pair) for pair in pairs):
         raise damaged(path, "its merges are not pairs of tokens")
-    added = [e for e in found.get("added_tokens") or () if isinstance(e, dict) and type(e.get("id")) is int]
+    added = [e for e in added if isinstance(e, dict) and type(e.get("id")) is int]
     return model["vocab"], pairs, [e for e in added if isinstance(e.get("content"), str) and e["content"]]
 
 

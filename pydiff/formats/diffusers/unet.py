@@ -7,12 +7,13 @@ of memory and time. The network's structure then follows from names and shapes t
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, misfits, room_for, with_defaults
+from pydiff.formats.diffusers import own_networks, unet_condition
+from pydiff.formats.diffusers.parameters import Checked, attention_renamed, fill, misfits, with_defaults
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
 from pydiff.models import MODELS, build
 from pydiff.models.registry import PARTS
-from pydiff.nn import Module
+from pydiff.nn import Module, room_for
 
 CLASS = "UNet2DModel"
 OLD_CLASSES = ("UNetUnconditionalModel", "UNetModel", "UNet2D")  # what it was called in diffusers 0.0 and 0.1
@@ -69,7 +70,7 @@ def read_config(config: Mapping, source: Path, known_class: str | None = None) -
     """The options in a config.json. known_class: what the model_index.json says, for a config.json that does not.
 
     Raises CheckpointError for another class, for options that pydiff does not have, and for values out of range. The
-    options of registered classes are not checked.
+    options of classes that somebody else registered are not checked.
     """
     found = config.get("_class_name", known_class)
     notes = []
@@ -84,8 +85,10 @@ def read_config(config: Mapping, source: Path, known_class: str | None = None) -
         raise CheckpointError(
             f"{source} is for the class {found!a:.60}, expected {' or '.join(networks)}: use another."
         )
+    if found == unet_condition.CLASS:
+        return unet_condition.read_config(config, source)
     if found != CLASS:
-        return Checked(found, {key: value for key, value in config.items() if not key.startswith("_")}, notes)
+        return Checked(found, own_networks.read_config(config, found, source), notes)
     config = dict(config)
     for option in ("down_block_types", "up_block_types"):
         if _BLOCKS.allows(config.get(option)):
@@ -116,10 +119,12 @@ def read_model(checked_config: Checked, weights: Mapping[str, Weight], source: P
 
 
 def compared(checked_config: Checked, weights: Mapping[str, Weight], source: object) -> Mapping[str, Weight]:
-    """The weights, under the names of today, of a network whose sizes they were found to have. Reads and builds nothing.
+    """The weights, under the names of today, of a network that has these sizes. Reads and builds nothing.
 
     Raises CheckpointError if they are of another network.
     """
+    if checked_config.class_name == unet_condition.CLASS:
+        return unet_condition.compared(checked_config, weights, source)
     if checked_config.class_name != CLASS:
         return weights
     weights = renamed(weights)

@@ -8,13 +8,12 @@ from pydiff.formats.diffusers.parameters import (
     fill,
     misfits,
     reshaped,
-    room_for,
     with_defaults,
 )
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
 from pydiff.models import MODELS, build
-from pydiff.nn import Module
+from pydiff.nn import Module, room_for
 
 CLASS = "UNet2DConditionModel"
 

@@ -1,6 +1,7 @@
 """Model folders without diffusers at hand: mutated, hostile, large; what is said, what is refused, what it costs."""
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -14,13 +15,16 @@ import numpy as np
 import pytest
 
 import pydiff
+from pydiff import nn
 from pydiff.diffusion import Process, schedule
 from pydiff.formats import safetensors as tensorfile
 from pydiff.formats import weights
+from pydiff.formats.diffusers import unet
 from pydiff.formats.safetensors import CheckpointError
-from pydiff.models import UNet2D
+from pydiff.models import UNet2D, registry
 from pydiff.store import checkpoint, sealed
 from tests.models.configurations import SMALL
+from tests.stress import right_folders
 from tests.test_cli import pydiff_command
 
 OLD = Path(__file__).parents[2] / "recorded" / "old-runs"
@@ -89,6 +93,98 @@ def test_nothing_in_the_seal_can_ask_for_much(tmp_path):
         checkpoint.save_model(tmp_path / "n", model.config, model.state_dict(), extra)
         refused += one_sentence(tmp_path / "n") is not None
     assert refused > 100
+
+
+def resealed(folder, file, **changes):
+    """Other options in a sealed config.json, and a seal that vouches for them."""
+    edit(folder / file, lambda config: {**config, **changes})
+    info, entries = sealed.inspect(folder, "pydiff.json", "pydiff model")
+    data = (folder / file).read_bytes()
+    entries[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "pydiff.json").write_bytes(sealed._seal("pydiff model", info, entries))
+
+
+@pytest.mark.parametrize("name", ["our seal", "our network", "their scheduler", "their network"])
+def test_json_is_judged_before_weights_are_read(tmp_path, theirs, name, monkeypatch):
+    """Weights are as large as the model: what is wrong in the small files is said at once."""
+    ours = tmp_path / "ours"
+    extra = {"schedule": {"name": "nobody", "T": 100}} if name == "our seal" else {}
+    model = UNet2D(**SMALL)
+    checkpoint.save_model(ours, model.config, model.state_dict(), extra, index=None)
+    if name == "our network":
+        resealed(ours, "unet/config.json", norm_eps=-1.0)
+    if name == "their scheduler":
+        edit(theirs / "scheduler/scheduler_config.json", lambda config: {**config, "beta_schedule": "nobody"})
+    if name == "their network":
+        edit(theirs / "unet/config.json", lambda config: {**config, "norm_eps": -1.0})
+
+    def read(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(sealed, "check", read)
+    monkeypatch.setattr(weights, "open_folder", read)
+    with pytest.raises(CheckpointError, match=r"nobody|norm_eps = -1\.0"):
+        pydiff.load(ours if name.startswith("our") else theirs)
+
+
+def test_every_file_of_weights_is_compared_with_the_seal_when_some_are_used(tmp_path):
+    made = right_folders.make(tmp_path)
+    for file in ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"):
+        folder = shutil.copytree(made["ours, latents"], tmp_path / file.partition("/")[0])
+        data = bytearray((folder / file).read_bytes())
+        data[-1] ^= 1
+        (folder / file).write_bytes(data)
+        for part in ("weights", "beside"):
+            with (
+                checkpoint.open_model(folder, ["UNet2DModel"]) as found,
+                pytest.raises(CheckpointError, match=f"{file} is damaged: its SHA-256 is"),
+            ):
+                getattr(found, part)
+
+
+OF_OUR_NETWORKS = {
+    "a number that is a word": ("sound", {"norm_eps": "x"}, "norm_eps = 'x', expected a number"),
+    "layers without end": ("points", {"layers": 10**9}, "layers = 1000000000, expected a whole number"),
+    "more layers than weights": ("clips", {"layers_per_block": 200}, "larger network than its weights are of"),
+    "an option of nobody": ("clips", {"\x1b[2J": 1}, r"does not know \(\['\\x1b\[2J'\]\): use the pydiff that"),
+    "strides without end": ("sound", {"strides": [2] * 15}, r"strides needs 1 whole numbers"),
+    "sizes of another": ("captions", {"cross_attention_dim": 65536}, "describes another network than the weights"),
+    "blocks without end": (
+        "captions", {"down_block_types": ["DownBlock2D"] * 16}, "down_block_types needs 2 of CrossAttnDownBlock2D"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_OUR_NETWORKS)
+def test_options_of_our_own_networks_have_their_rules(tmp_path, name):
+    kind, changes, words = OF_OUR_NETWORKS[name]
+    folder = right_folders.make(tmp_path)[f"ours, {kind}"]
+    resealed(folder, "unet/config.json", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        pydiff.load(folder)
+    assert len(one_sentence(folder)) < 700
+
+
+def test_a_class_of_somebody_else_builds_no_more_than_its_weights(tmp_path, monkeypatch):
+    class Tower(nn.Module):
+        def __init__(self, *, layers):
+            self.config = {"layers": layers}
+            self.rows = [nn.Linear(4, 4) for _ in range(layers)]
+
+    monkeypatch.setitem(registry.MODELS, "Tower", Tower)
+    three = Tower(layers=3)
+    checked = unet.read_config({"_class_name": "Tower", "layers": 10**12}, tmp_path)
+    arrays = {name: tensorfile.Weight(a.shape, a.copy) for name, a in three.state_dict().items()}
+    with pytest.raises(CheckpointError, match="it describes a larger network than its weights are of"):
+        unet.read_model(checked, arrays, tmp_path)
+    again = unet.read_model(checked._replace(config={"layers": 3}), arrays, tmp_path)
+    assert again.config == {"layers": 3}
+
+
+def test_a_class_that_is_no_name_is_one_sentence(tmp_path):
+    folder = right_folders.make(tmp_path)["theirs, tiny autoencoder"]
+    edit(folder / "config.json", lambda config: {**config, "_class_name": {"a": 1}})
+    assert "is for the class {'a': 1}" in one_sentence(folder)
 
 
 def test_a_folder_of_ours_in_the_place_of_a_network(theirs):

@@ -373,6 +373,19 @@ DAMAGES = {
     "merges that are no text": (lambda f: _merges(f, b"\xff\xfe"), "is not text in UTF-8"),
     "lines of three": (lambda f: _merges(f, b"#version: 0.2\na b c\n"), "its lines are not pairs of tokens"),
     "no text config": (lambda f: (f / "text_encoder/config.json").unlink(), r"expected config\.json"),
+    "merges that are none": (
+        lambda f: _tokens(f, lambda t: t["model"].update(merges=7)), "its merges and added_tokens are not lists"
+    ),
+    "added tokens that are none": (
+        lambda f: _tokens(f, lambda t: t.update(added_tokens=True)), "its merges and added_tokens are not lists"
+    ),
+    "a start that is a list": (
+        lambda f: _edit_json(f / "tokenizer/tokenizer_config.json", bos_token={"content": ["<|startoftext|>"]}),
+        "its bos_token .* is not in its vocabulary",
+    ),
+    "fewer blocks than levels": (
+        lambda f: _edit_json(f / "unet/config.json", down_block_types=["CrossAttnDownBlock2D"]), "down_block_types"
+    ),
     "vocabulary of text": (
         lambda f: _tokens(f, lambda t: t["model"]["vocab"].update({"a": "b"})),
         "is not one of tokens",

@@ -4,7 +4,7 @@ import numpy as np
 
 from pydiff.diffusion import samplers
 from pydiff.diffusion.path import Path
-from pydiff.formats.diffusers.scheduler.plan import BETAS, Plan, clipping, level_by_index, process_of
+from pydiff.formats.diffusers.scheduler.plan import BETAS, Plan, check_noisy, clipping, level_by_index, process_of
 from pydiff.formats.diffusers.scheduler.tables import alpha_bar_of, respaced, sigma_table, spaced, t_of_sigma
 
 EULER = {**BETAS, "timestep_spacing": "linspace", "steps_offset": 0, "final_sigmas_type": "zero"}
@@ -41,6 +41,7 @@ def _scheduler(sampler, asked, rounded=False, **fixed):
     def build(config, steps, timesteps=None, sigmas=None, begin=0, **_):
         process, t, sigma = _levels(config, steps, rounded, timesteps, sigmas)
         t, sigma, steps = t[begin:], sigma[begin:], steps - begin
+        check_noisy(sigma[:steps])
         if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
             t = np.log(sigma[:steps]) / 4.0
         path = Path(t, np.ones(steps + 1), sigma[: steps + 1])

@@ -50,6 +50,12 @@ def clipping(config) -> dict:
     return {"clip": None}
 
 
+def check_noisy(sigma):
+    """Raises ValueError if a level (steps,) from which a step begins has no noise: the step divides by it."""
+    if (np.asarray(sigma) == 0).any():
+        raise ValueError("a step begins at a level without noise, by which it divides; use a beta_start above 0")
+
+
 def level_by_index(timesteps, alpha, sigma) -> Callable:
     """The level of the evaluation that t belongs to; of the second one if t is evaluated twice, as in diffusers."""
     asked = np.asarray(timesteps, np.float64)

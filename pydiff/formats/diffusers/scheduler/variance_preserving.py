@@ -6,7 +6,7 @@ from pydiff.diffusion import samplers
 from pydiff.diffusion.path import path_through
 from pydiff.diffusion.samplers.walk import walk
 from pydiff.formats.diffusers.scheduler import stages
-from pydiff.formats.diffusers.scheduler.plan import BETAS, Plan, clipping, process_of
+from pydiff.formats.diffusers.scheduler.plan import BETAS, Plan, check_noisy, clipping, process_of
 from pydiff.formats.diffusers.scheduler.tables import alpha_bar_of, spaced
 
 SPACED = {**BETAS, "timestep_spacing": "leading", "steps_offset": 0}
@@ -31,6 +31,7 @@ def ddpm(config, steps, literal=True, timesteps=None, begin=0, **_):
         raise ValueError("variance_type 'learned' is not supported; learned_range is what published networks use")
     alpha_bar = alpha_bar_of(config, floor=False)
     t = (_whole_t(config, steps) if timesteps is None else timesteps.astype(np.int64))[begin:]
+    check_noisy(1 - alpha_bar[t])
     made = stages.ddpm_stages(t.tolist(), stages.Levels(alpha_bar, 1.0), kind, noisy_end=literal)
 
     def sample(model, x, process, **options):
@@ -42,6 +43,7 @@ def ddpm(config, steps, literal=True, timesteps=None, begin=0, **_):
 def ddim(config, steps, literal=True, begin=0, **_):
     """Builds the Plan of diffusers' DDIMScheduler."""
     alpha_bar, t = alpha_bar_of(config, floor=False), _whole_t(config, steps)[begin:]
+    check_noisy(1 - alpha_bar[t])
     level = stages.Levels(alpha_bar, 1.0 if config["set_alpha_to_one"] else alpha_bar[0])
     stride = config["num_train_timesteps"] // steps
 
