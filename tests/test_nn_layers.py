@@ -86,6 +86,14 @@ def test_groups_that_do_not_divide(groups, channels):
         nn.GroupNorm(groups, channels)
 
 
+@pytest.mark.parametrize("eps", ["x", None, -1e-5, math.inf, math.nan])
+def test_normalisations_need_a_number_that_is_one(eps):
+    for make in (lambda: nn.GroupNorm(2, 4, eps), lambda: nn.LayerNorm(4, eps)):
+        with pytest.raises(ValueError, match="eps of a normalisation must be a number of at least 0"):
+            make()
+    nn.GroupNorm(2, 4, np.float32(1e-5))
+
+
 @pytest.mark.parametrize("head_dim", [0, -8, 9])
 def test_heads_that_do_not_fit(head_dim):
     with pytest.raises(

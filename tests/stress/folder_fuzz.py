@@ -8,7 +8,7 @@ structure), in text and in bytes; seals that pydiff wrote are made to fit again,
 Most of the changed files go to the function that judges them, which is what opening the folder begins with: it reads
 no weights and builds no network. One in 60, and all of which nothing can be judged alone, are opened as a user would;
 one in `--draw` of what opens is drawn from. Allowed are FileNotFoundError and CheckpointError of one printable
-sentence, quickly, and without memory; in drawing, a ValueError of one sentence, too.
+sentence, quickly, without memory, and without a warning of NumPy's; in drawing, a ValueError of one sentence, too.
 """
 
 import contextlib
@@ -439,7 +439,9 @@ def run(count: int, seed: int, minutes: float = float("inf"), draw: int = 5) -> 
     that open.
     """
     rng, results, kinds, bad, slowest = random.Random(seed), {}, Counter(), [], (0.0, "")
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory) as directory, warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
         every = targets(right_folders.make(Path(directory)))
         with contextlib.suppress(ImportError):
             import scipy.stats  # noqa: F401 - by use_beta_sigmas, and seconds that are not the reader's

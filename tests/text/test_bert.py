@@ -111,6 +111,8 @@ def test_folders_that_hold_no_encoder(folder, captioned, tmp_path):
         (tmp_path / "silent", "has not learned from captions"),
         (copy("t5", config={"model_type": "t5"}), "is a text model of the kind 't5', and pydiff reads "),
         (copy("other", config={**bert, "hidden_size": 16}), "holds no BERT that can be read .*must have shape"),
+        (copy("deep", config={**bert, "num_hidden_layers": 10**12}), "larger network than its weights are of"),
+        (copy("flat", config={**bert, "layer_norm_eps": "x"}), "eps of a normalisation must be a number"),
         (copy("weightless", model=None), "model.safetensors"),
         (copy("bpe", tokenizer={"model": {"type": "BPE"}}), "of another kind than BERT's WordPiece"),
         (copy("odd", tokenizer={**tokenizer, "model": {"type": "WordPiece", "vocab": {"a": 0}}}), r"has no \[PAD\]"),

@@ -351,7 +351,8 @@ def _load_ours(directory, wishes, weights=None) -> Loaded:
 
 
 def _process(extra) -> Process:
-    return Process(schedule_from_config(extra["schedule"]), extra.get("prediction", "eps"))
+    with np.errstate(all="ignore"):  # a schedule of what is no number is refused, which NumPy need not announce
+        return Process(schedule_from_config(extra["schedule"]), extra.get("prediction", "eps"))
 
 
 def _shape(checked: Checked, wishes: Wishes, source) -> tuple[tuple[int, int, int], dict]:

@@ -95,10 +95,14 @@ def test_nothing_in_the_seal_can_ask_for_much(tmp_path):
     assert refused > 100
 
 
-def resealed(folder, file, **changes):
-    """Other options in a sealed config.json, and a seal that vouches for them."""
-    edit(folder / file, lambda config: {**config, **changes})
+def resealed(folder, file, /, **changes):
+    """Other options in a sealed config.json, or in the seal itself, and a seal that vouches for them."""
     info, entries = sealed.inspect(folder, "pydiff.json", "pydiff model")
+    if file == "pydiff.json":
+        info["extra"] |= changes
+        (folder / file).write_bytes(sealed._seal("pydiff model", info, entries))
+        return
+    edit(folder / file, lambda config: {**config, **changes})
     data = (folder / file).read_bytes()
     entries[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "pydiff.json").write_bytes(sealed._seal("pydiff model", info, entries))
@@ -140,6 +144,52 @@ def test_every_file_of_weights_is_compared_with_the_seal_when_some_are_used(tmp_
                 pytest.raises(CheckpointError, match=f"{file} is damaged: its SHA-256 is"),
             ):
                 getattr(found, part)
+
+
+SPECTRUM = {
+    "kind": "spectrogram", "rate": 4000, "length": 64, "channels": 1, "bands": 8, "hop": 8, "iterations": 60,
+    "window": 32,
+}  # fmt: skip
+OF_OUR_SEALS = {
+    "a rate that no clock has": ("spectrum", {"codec": {**SPECTRUM, "rate": 10**30}}, "rate = 1000000000000"),
+    "no rate": ("sound", {"codec": {"kind": "waveform", "length": 16, "channels": 1}}, "KeyError"),
+    "axes without end": (
+        "classifier", {"codec": {"kind": "pixels", "shape": [4] * 900}}, "codec, has shape = .*, expected a list of 1"
+    ),
+    "a codec of nobody": ("classifier", {"codec": {"kind": [1]}}, "codec, has kind = .*, expected a short text"),
+    "a mean of nothing": ("points", {"codec": {"kind": "points", "mean": [], "scale": 1.0}}, "has mean = "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_OUR_SEALS)
+def test_options_of_our_own_codecs_have_their_rules(tmp_path, name):
+    kind, changes, words = OF_OUR_SEALS[name]
+    folder = right_folders.make(tmp_path)[f"ours, {kind}"]
+    if kind == "classifier":
+        changes = {"classifier": {**checkpoint.extra_of(folder)["classifier"], **changes}}
+    resealed(folder, "pydiff.json", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        pydiff.load(folder)
+    assert len(one_sentence(folder)) < 700
+
+
+@pytest.mark.parametrize(
+    "changes", [{"heads": 0}, {"heads": False}, {"tokens": -0.5}, {"layers": 10**12}, {"width": "4"}]
+)
+def test_a_reader_of_captions_that_cannot_be_is_one_sentence(tmp_path, changes):
+    folder = right_folders.make(tmp_path)["ours, captions"]
+    resealed(folder, "text_encoder/config.json", **changes)
+    words = r"must be a whole number of at least 1|larger network than its weights|missing|must have shape"
+    with pytest.raises(CheckpointError, match=words):
+        pydiff.load(folder)
+
+
+def test_an_autoencoder_of_no_shape_is_one_sentence(tmp_path):
+    folder = right_folders.make(tmp_path)["ours, autoencoder"]
+    info, entries = sealed.inspect(folder, "pydiff.json", "pydiff autoencoder")
+    info["extra"]["shape"] = [8] * 900
+    (folder / "pydiff.json").write_bytes(sealed._seal("pydiff autoencoder", info, entries))
+    assert "has shape = " in one_sentence(folder)
 
 
 OF_OUR_NETWORKS = {

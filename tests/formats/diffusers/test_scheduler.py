@@ -262,6 +262,17 @@ def test_what_is_not_supported_is_said_in_a_sentence(config, steps, message):
         from_diffusers(config, steps)
 
 
+@pytest.mark.parametrize("name", ["DDPM", "DDIM", "EulerDiscrete", "LMSDiscrete", "KDPM2AncestralDiscrete"])
+def test_a_level_without_noise_is_only_the_last(name):
+    """diffusers divides 0 by 0 there, and draws what is no number."""
+    config = {"_class_name": f"{name}Scheduler", "num_train_timesteps": 50, "beta_start": 0.0, "beta_end": 0.012}
+    with pytest.raises(ValueError, match="a step begins at a level without noise, by which it divides"):
+        from_diffusers(config, 20)
+    scheduler = from_diffusers({**config, "beta_start": 1e-4}, 20)
+    for state in scheduler.sample(lambda x, _: 0.1 * x, np.ones((1, 2, 2, 1), np.float32), seed=0):
+        assert np.isfinite(state.x).all()
+
+
 def test_add_noise_wants_a_t_of_the_scheduler():
     scheduler = from_diffusers({"_class_name": "EulerDiscreteScheduler"}, 5)
     x = np.zeros((1, 2))
