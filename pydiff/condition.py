@@ -303,6 +303,10 @@ class Conditioning:
     @classmethod
     def from_config(cls, config, network=None) -> "Conditioning":
         """The Conditioning that `to_config` described. network: the text encoder's network, see `text.from_config`."""
-        rows = {name: np.array(r["row"], r["dtype"]) for name, r in config.get("nothing", {}).items()}
+        with np.errstate(over="ignore"):  # told below
+            rows = {name: np.array(r["row"], r["dtype"]) for name, r in config.get("nothing", {}).items()}
+        for name, row in rows.items():
+            if not np.isfinite(row).all():
+                raise ValueError(f"the row of {printable(name)} that asks for nothing is not finite")
         encoder = text.from_config(config["text_encoder"], network) if config.get("text_encoder") else None
         return cls(config.get("classes"), rows, encoder, config.get("withheld", True))

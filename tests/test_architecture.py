@@ -154,10 +154,11 @@ MAY_IMPORT = {
     "formats.safetensors": "",
     "formats.files": "formats.safetensors",
     "formats.pytorch": "formats.safetensors formats.files",
+    "formats.schema": "formats.safetensors",
     "store": "backend formats.safetensors formats.files",
-    "text": "arrays tensor models",
+    "text": "arrays tensor nn models",
     "text.learned": "arrays tensor nn models text",
-    "text.bert": "tensor nn models formats.safetensors formats.files text",
+    "text.bert": "tensor nn models formats.safetensors formats.files formats.schema text",
     "printed": "",
     "condition": "arrays text printed",
     "diffusion.table": "",
@@ -172,28 +173,30 @@ MAY_IMPORT = {
     "edit": "backend diffusion",
     "likelihood": "arrays backend tensor random diffusion",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
-    "formats.schema": "formats.safetensors",
     "formats.diffusers.scheduler": "codec diffusion formats.safetensors formats.schema",
     "formats.diffusers.folder": "formats.safetensors formats.files",
-    "formats.diffusers.parameters": "backend nn formats.safetensors",
-    "formats.diffusers.unet": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
-    "formats.diffusers.autoencoder": "models store formats.safetensors formats.files formats.schema formats.weights "
+    "formats.diffusers.parameters": "backend nn printed formats.safetensors formats.schema",
+    "formats.diffusers.own_networks": "formats.safetensors formats.schema",
+    "formats.diffusers.autoencoder": "models nn store formats.safetensors formats.files formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.parameters",
     "formats.diffusers.unet_condition": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
+    "formats.diffusers.unet": "models nn formats.safetensors formats.schema formats.diffusers.parameters "
+    "formats.diffusers.own_networks formats.diffusers.unet_condition",
     "formats.diffusers.text_encoder": "models nn text formats.safetensors formats.files formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.parameters",
-    "text.folder": "models formats.safetensors formats.files formats.diffusers.text_encoder store text",
+    "text.folder": "models formats.safetensors formats.files formats.schema formats.diffusers.text_encoder store text",
     "formats.embeddings": "formats.safetensors formats.files formats.pytorch",
     "formats.ldm": "formats.safetensors",
     "formats.diffusers.extra": "codec condition nn formats.safetensors formats.schema formats.diffusers.scheduler",
     "latent_space": "arrays tensor models codec latents store formats.safetensors formats.diffusers.autoencoder",
     "formats.diffusers.pipeline": "codec latents condition diffusion models pipeline store formats.safetensors "
-    "formats.weights "
+    "formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
     "formats.diffusers.scheduler formats.diffusers.extra",
     "formats.diffusers.stable_diffusion": "memory condition nn text latents stable_diffusion formats.safetensors "
     "formats.weights formats.embeddings formats.diffusers.folder formats.diffusers.autoencoder "
-    "formats.diffusers.text_encoder formats.diffusers.unet_condition formats.diffusers.pipeline",
+    "formats.diffusers.text_encoder formats.diffusers.unet_condition formats.diffusers.pipeline "
+    "formats.diffusers.scheduler",
     "formats.diffusers.stable_diffusion_write": "models store text stable_diffusion formats.files formats.safetensors "
     "formats.diffusers.autoencoder formats.diffusers.folder formats.diffusers.parameters",
     "formats.single_file": "memory text formats.safetensors formats.files formats.pytorch formats.ldm "
@@ -243,7 +246,7 @@ MAY_IMPORT = {
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen printed",
     "autoencoding": "backend data latent_space formats printed store training report preview reopen",
-    "classifying": "backend arrays tensor codec condition data formats models ops printed random reopen store training",
+    "classifying": "backend arrays tensor nn codec condition data formats models ops printed random reopen store training",
     "steering": "backend arrays tensor ops condition diffusion pipeline",
     "dry_run": "backend memory data latent_space training warm",
     "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats store trained "
@@ -321,8 +324,9 @@ FLOORS = {
         ],
         # 10 of it for types, 5 for networks and parts of pipelines told apart, and blocks that are told nothing, 5 for
         # the bfloat16 copy of the weights in optim.py, 40 for optimisers that are copied with their model, for
-        # parameters that are frozen or replaced, and for sizes that are none
-        700,
+        # parameters that are frozen or replaced, and for sizes that are none, 20 for networks of unknown origin, which
+        # take no more numbers than their weights have
+        720,
     ),
     "process": (
         [

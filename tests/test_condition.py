@@ -103,6 +103,13 @@ def test_drop_replaces_these_rows_alone_and_of_all_arrays(n, data):
     same(dropped.take(indices), made.take(indices).drop(where[indices]))  # half a batch is that half
 
 
+@pytest.mark.parametrize(("dtype", "value"), [("float32", 1e300), ("float16", 1e5), ("float64", float("nan"))])
+def test_a_stored_row_that_is_not_finite_is_refused(dtype, value):
+    """And NumPy does not announce it, as it would announce an overflow."""
+    with pytest.raises(ValueError, match="^the row of class_labels that asks for nothing is not finite$"):
+        Conditioning.from_config({"nothing": {"class_labels": {"dtype": dtype, "row": [0.0, value]}}})
+
+
 def test_null_says_nothing_in_every_row():
     null = condition(3).null()
     assert null[LABELS].tolist() == [4, 4, 4]

@@ -99,7 +99,7 @@ def _open_index(path: Path, stack: contextlib.ExitStack, lasting: bool) -> dict[
         if not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", shard, re.ASCII) or shard.startswith("."):
             raise CheckpointError(f"{path} names the file {shard!a:.80}, expected one beside it: do not trust it.")
         if not os.path.exists(path.parent / shard):
-            raise CheckpointError(f"{path.parent} lacks {shard}, which {path.name} names: complete the folder.")
+            raise CheckpointError(f"{path.parent} lacks {shard!a:.80}, which {path.name} names: complete the folder.")
         opened = open_file(path.parent / shard, stack, lasting)
         for name in (name for name, file in table.items() if file == shard):
             if name not in opened:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pydiff import ops
 from pydiff.arrays import to_host
+from pydiff.mistakes import at_least_one
 from pydiff.models.registry import register
 from pydiff.nn import LayerNorm, Linear, Module, TokenEmbedding
 from pydiff.tensor import Tensor
@@ -163,8 +164,7 @@ def _check(config):
     """Raises ValueError for configurations that are not supported."""
     for option in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                    "max_position_embeddings", "type_vocab_size"):  # fmt: skip
-        if type(config[option]) is not int or config[option] < 1:
-            raise ValueError(f"{option} must be a whole number of at least 1, got {config[option]!r}")
+        at_least_one(option, config[option])
     if config["hidden_size"] % config["num_attention_heads"]:
         raise ValueError(
             f"{config['hidden_size']} channels do not divide into {config['num_attention_heads']} heads; choose "

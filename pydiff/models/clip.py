@@ -11,6 +11,7 @@ import numpy as np
 
 from pydiff import ops
 from pydiff.arrays import array_module, to_host
+from pydiff.mistakes import at_least_one
 from pydiff.models.registry import register
 from pydiff.nn import LayerNorm, Linear, Module, TokenEmbedding
 from pydiff.tensor import Tensor
@@ -200,8 +201,7 @@ def _check(config):
     """One sentence for every configuration that these classes cannot build."""
     for option in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                    "max_position_embeddings"):  # fmt: skip
-        if not isinstance(config[option], int) or config[option] < 1:
-            raise ValueError(f"{option} must be a whole number of at least 1, got {config[option]!r}")
+        at_least_one(option, config[option])
     if config["hidden_size"] % config["num_attention_heads"]:
         raise ValueError(
             f"{config['hidden_size']} channels do not divide into {config['num_attention_heads']} heads; choose "

@@ -4,6 +4,7 @@ Every subword of a caption attends to all others (Vaswani et al. 2017, the encod
 before the layers, Xiong et al. 2020); unlike CLIP's text tower it is not causal, as it predicts nothing.
 """
 
+from pydiff.mistakes import at_least_one
 from pydiff.models.registry import twin
 from pydiff.nn import BasicTransformerBlock, LayerNorm, Module, TokenEmbedding, blank
 
@@ -17,8 +18,7 @@ class TextTransformer(Module):
     def __init__(self, *, pieces, tokens, width=64, layers=2, heads=4, seed=0):
         self.config = {"pieces": pieces, "tokens": tokens, "width": width, "layers": layers, "heads": heads}
         for name, count in self.config.items():
-            if type(count) is not int or count < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {count!r:.60}")
+            at_least_one(name, count)
         if width % heads:
             raise ValueError(f"{width} channels do not divide into {heads} heads")
         self.token_embedding, self.position_embedding = TokenEmbedding(pieces, width), TokenEmbedding(tokens, width)

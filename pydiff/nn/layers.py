@@ -70,7 +70,7 @@ class ConvTranspose2d(Module):
         return ops.conv_transpose2d(x, self.weight, self.bias, **self.options, groups=self.groups)
 
 
-def _positive(eps):
+def _positive(eps: Any) -> float:
     """The number that keeps a normalisation from dividing by zero. Raises ValueError for what is none."""
     if not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
         raise ValueError(f"eps of a normalisation must be a number of at least 0, got {eps!r:.60}")

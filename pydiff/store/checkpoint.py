@@ -7,7 +7,7 @@
 
 A model folder is a diffusers pipeline folder, but without model_index.json and scheduler/ if diffusers has no
 equivalent of the process. In pydiff 0.1 it had config.json and the weights beside the seal; that is still read. Loading
-checks every byte against the seal's SHA-256 before parsing any, and returns exactly what was saved or raises
+checks every byte against the seal's SHA-256 before using it, and returns exactly what was saved or raises
 CheckpointError. sealed.py says how a folder is written so that no crash loses the previous one; docs/checkpoints.md
 says what is guaranteed and how it was tested.
 """
@@ -163,7 +163,7 @@ class OpenModel:
     refused without reading on.
     """
 
-    def __init__(self, config: dict, extra: dict, class_name: str, contents: Callable[[], tuple[dict, dict]]):
+    def __init__(self, config: dict, extra: dict, class_name: str, contents: Callable[[], tuple[Mapping, dict]]):
         self.config, self.extra, self.class_name, self._contents = config, extra, class_name, contents
 
     @functools.cached_property
