@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pydiff.arrays import array_module
+from pydiff.printed import meant
 
 
 def plain(a):
@@ -48,9 +49,95 @@ def refuse_call(function, name, arguments, options, error):
 
 def at_least_one(name, value):
     """A size as a Python int. Raises ValueError unless it is a whole number of at least 1."""
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r:.60}")
     return int(value)
+
+
+def is_number(value) -> bool:
+    """Whether this is one real number, of Python or NumPy, neither a bool nor NaN: whether it can be compared."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) and value == value
+
+
+# What options are called in other libraries for diffusion models -> what they are called here.
+_ELSEWHERE = {
+    **dict.fromkeys(("num_inference_steps", "num_steps", "sampling_timesteps", "max_train_steps"), "steps"),
+    **dict.fromkeys(("train_num_steps", "num_train_steps", "epochs", "num_epochs", "num_train_epochs"), "steps"),
+    **dict.fromkeys(("guidance_scale", "cfg_scale", "cond_scale"), "guidance"),
+    **dict.fromkeys(("generator", "random_state", "manual_seed"), "seed"),
+    **dict.fromkeys(("num_images", "num_samples", "num_images_per_prompt", "n_samples"), "n"),
+    **dict.fromkeys(("learning_rate", "train_lr"), "lr"),
+    **dict.fromkeys(("train_batch_size", "bs"), "batch_size"),
+    **dict.fromkeys(("image_size", "resolution"), "size"),
+    **dict.fromkeys(("num_train_timesteps", "num_timesteps", "n_timesteps"), "timesteps"),
+    **dict.fromkeys(("output_dir", "results_folder", "save_dir"), "out"),
+    **dict.fromkeys(("prediction_type", "objective"), "prediction"),
+    **dict.fromkeys(("class_labels", "classes", "y"), "labels"),
+    **dict.fromkeys(("random_flip", "horizontal_flip"), "flip"),
+    "beta_schedule": "schedule",
+    "block_out_channels": "channels",
+    "layers_per_block": "layers",
+    "ema_decay": "ema",
+    "gradient_accumulation_steps": "accumulate",
+    "mixed_precision": "precision",
+    "save_every": "checkpoint_every",
+    "mask_image": "mask",
+    "image": "images",
+    "prompt": "prompts",
+    "callback": "watch",
+}
+
+
+def near_option(name, known) -> str:
+    """ "; it is called 'steps' here" or "; did you mean 'steps'?" if an unknown option means a known one, else ""."""
+    other = _ELSEWHERE.get(name)
+    return f"; it is called {other!r} here" if other in known else meant(name, known)
+
+
+def refuse_unknown(given, known, beside=()):
+    """Raises TypeError for the first of these keywords that is not a known one, and says which one it may mean.
+
+    beside: names that are taken elsewhere, which it may mean as well.
+    """
+    for name in given:
+        if name not in known:
+            listed = f"; there are {', '.join(known)}" if len(known) <= 24 else ""
+            raise TypeError(f"there is no option {name!r}{near_option(name, [*known, *beside]) or listed}")
+
+
+def keywords(*functions, apart=()) -> list[str]:
+    """Names of the arguments of these functions that can be given by name, without those in `apart`."""
+    found = [p for function in functions for p in inspect.signature(function).parameters.values()]
+    names = dict.fromkeys(p.name for p in found if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    return [name for name in names if name not in ("self", *apart)]
+
+
+def made_fit(images, shape) -> str:
+    """What makes these images uint8 (N, *shape): half a sentence."""
+    if images.shape == shape:
+        return "images[None] is an array of one image"
+    if not images.size:
+        return "give at least one"
+    *size, channels = shape
+    if channels == 1 and images.shape[1:] == tuple(size):
+        return "images[..., None] has the axis of channels"
+    if images.shape[1:] == (channels, *size) and len(size) == 2:
+        return "images.transpose(0, 2, 3, 1) has the channels last"
+    if images.shape[1:] != shape and images.shape[1:-1] == tuple(size):
+        other = images.shape[-1]
+        return f"they have {other} channel{'s' * (other != 1)} where the model's have {channels}; convert them"
+    if images.shape[1:] != shape:
+        return "resize them first"
+    if images.dtype == bool:
+        return "images * np.uint8(255) are black and white"
+    low, high = images.min(), images.max()
+    if images.dtype.kind == "f" and -1 <= low < 0 and high <= 1:
+        return "pydiff.data.to_uint8(images) makes them of floats from -1 to 1"
+    if images.dtype.kind == "f" and low >= 0 and high <= 1:
+        return "np.rint(images * 255).astype(np.uint8) makes them of floats from 0 to 1"
+    if low >= 0 and high <= 255:
+        return "images.astype(np.uint8) makes them of numbers from 0 to 255"
+    return f"bring them from {low:g} .. {high:g} to 0 .. 255 first"
 
 
 # What PyTorch's users look for in a Module -> what it is here.

@@ -140,7 +140,8 @@ MAY_IMPORT = {
     "random": "",
     "reference": "",
     "signatures": "",
-    "mistakes": "arrays",
+    "printed": "",
+    "mistakes": "arrays printed",
     "tensor": "signatures backend arrays mistakes",
     "recompute": "tensor",
     "graph": "arrays tensor",
@@ -148,9 +149,9 @@ MAY_IMPORT = {
     "nn": "backend arrays tensor random ops recompute mistakes",
     "optim": "backend arrays ops mistakes",
     "models": "backend arrays tensor ops nn",
-    "codec": "arrays",
+    "codec": "arrays mistakes",
     "codecs": "arrays codec",
-    "latents": "arrays tensor models codec",
+    "latents": "arrays tensor models codec mistakes",
     "formats.safetensors": "",
     "formats.files": "formats.safetensors",
     "formats.pytorch": "formats.safetensors formats.files",
@@ -158,22 +159,21 @@ MAY_IMPORT = {
     "text": "arrays tensor models",
     "text.learned": "arrays tensor nn models text",
     "text.bert": "tensor nn models formats.safetensors formats.files text",
-    "printed": "",
     "condition": "arrays text printed",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
-    "diffusion": "backend arrays tensor random graph ops codec",
+    "diffusion": "backend arrays tensor random graph ops codec mistakes",
     "sound": "arrays codec",
     "data": "memory random codec codecs sound condition printed formats.safetensors formats.pytorch",
     "text.make_glove": "text data",
-    "pipeline": "backend codec condition diffusion memory",
+    "pipeline": "backend codec condition diffusion memory mistakes",
     "stable_diffusion": "memory arrays tensor ops nn models condition diffusion latents pipeline",
-    "edit": "backend diffusion",
+    "edit": "backend data diffusion mistakes",
     "likelihood": "arrays backend tensor random diffusion",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
     "formats.schema": "formats.safetensors",
-    "formats.diffusers.scheduler": "codec diffusion formats.safetensors formats.schema",
+    "formats.diffusers.scheduler": "codec diffusion mistakes formats.safetensors formats.schema",
     "formats.diffusers.folder": "formats.safetensors formats.files",
     "formats.diffusers.parameters": "backend nn formats.safetensors",
     "formats.diffusers.unet": "models nn formats.safetensors formats.schema formats.diffusers.parameters",
@@ -211,7 +211,7 @@ MAY_IMPORT = {
     "training.health": "",
     "training.keeping": "formats.safetensors training.health",
     "training.reading": "data",
-    "training.config": "data diffusion models store text training.reading",
+    "training.config": "data diffusion mistakes models store text training.reading",
     "training.networks": "codec models training.config",
     "training.captions": "text data",
     "training.task": (
@@ -234,7 +234,7 @@ MAY_IMPORT = {
     "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
     "report.looks": "backend arrays ops tensor",
-    "report": "arrays random codec codecs sound data formats.files memory printed store text",
+    "report": "arrays random codec codecs sound data formats.files memory mistakes printed store text",
     "report.words": "arrays backend report",
     "drawing": "codecs formats.files memory printed report sound store",
     "preview": "report",
@@ -246,8 +246,8 @@ MAY_IMPORT = {
     "classifying": "backend arrays tensor codec condition data formats models ops printed random reopen store training",
     "steering": "backend arrays tensor ops condition diffusion pipeline",
     "dry_run": "backend memory data latent_space training warm",
-    "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats store trained "
-    "printed training report preview reopen warm",
+    "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats mistakes store "
+    "trained printed training report preview reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
     "invert": "memory data formats store text training",
     "bench": "",
@@ -331,14 +331,15 @@ FLOORS = {
             "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py",
         ],
         # 40 of it for prompts and their arithmetic in condition.py, 35 for classes by name, numbers among them, 10 for
-        # codecs that have networks and encode a data set once, 10 for images that are given
-        910,
+        # codecs that have networks and encode a data set once, 10 for images that are given, 10 for options that are
+        # no numbers
+        920,
     ),
     # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
     # processes; 30 for runs that are gone on with and come back to; 5 for models that have ways of their own; 20 for
     # classifiers and what they steer; 15 for training in bfloat16; 3 for corners of a batch, which foretell a step; 2
-    # for options that suit the data; 10 for numbers of samples that are none, or too many
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 710),
+    # for options that suit the data; 15 for numbers of samples that are none, or too many, and for misspelt options
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 725),
 }  # fmt: skip
 # run.py is the longest: every argument of sampling and training is documented there.
 FILE_LINES, FUNCTION_LINES = 400, 45
@@ -403,7 +404,7 @@ def test_every_floor_is_short(floor):
 def test_a_run_is_a_facade():
     """It holds a pipeline and a folder, and hands on; what it can do is done below, where nobody knows a run."""
     (run,) = (n for n in TREES["pydiff.run"].body if isinstance(n, ast.ClassDef) and n.name == "Run")
-    assert run.end_lineno - run.lineno < 225
+    assert run.end_lineno - run.lineno < 235
     for module, tree in TREES.items():
         if module in ("pydiff.run", "pydiff.cli", "pydiff"):
             continue
@@ -430,12 +431,13 @@ def lines_that_name(pattern, allowed):
 def test_labels_are_known_at_the_door_and_in_the_data_only():
     """Everybody else hands on a Condition. The others' labels are those of a loss, a table,
     a network's own argument, an axis and a form."""
-    others = ("ops/reduction.py", "nn", "models/", "report/loss.py", "report/sections.py", "report/autoencoder.py")
-    assert len(lines_that_name(r"\blabels\b", ("data/", "condition.py", *others))) <= 11
+    others = ("ops/reduction.py", "nn", "models/", "report/loss.py", "report/sections.py", "report/autoencoder.py",
+              "mistakes.py")  # fmt: skip
+    assert len(lines_that_name(r"\blabels\b", ("data/", "condition.py", *others))) <= 12
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/", "segment.py", "latent_space.py")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/", "segment.py", "latent_space.py", "mistakes.py")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]
