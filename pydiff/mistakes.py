@@ -27,9 +27,21 @@ def plain(a):
     return a
 
 
+def array_of(values):
+    """Numbers, or lists of them, as an array. Raises ValueError for lists whose rows have different lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError(f"got a {type(values).__name__} with rows of different lengths, expected one shape") from error
+
+
 def described(value):
     """What somebody has put in the place of an array."""
     shape = getattr(value, "shape", None)
+    if shape == () and value.dtype.hasobject:
+        return f"{value.item()!r}"[:50]
     return f"{value!r}"[:50] if shape is None else f"{type(value).__name__} of shape {shape}"
 
 
@@ -150,6 +162,17 @@ _OF_MODULE = {
     "modules": "; write named_modules()",
 }
 _OF_TENSOR = {
+    **dict.fromkeys(("mul", "sub", "div", "mm", "bmm", "floor_divide", "neg"), "; write the operator, x * y or x @ y"),
+    **dict.fromkeys(("chunk", "split", "unbind", "narrow", "select"), "; write x[first:last], which is an operation"),
+    **dict.fromkeys(
+        ("repeat", "tile", "expand_as"), "; write x.expand(..) and x.reshape(..), or ops.concatenate(x, x)"
+    ),
+    **dict.fromkeys(("is_leaf", "grad_fn"), "; x.maker is the Function that made it, None for a leaf"),
+    "retain_grad": "; gradients are kept for leaves alone, those that were made with requires_grad=True",
+    "zero_grad": "; write x.grad = None, or optimiser.zero_grad()",
+    "contiguous": "; leave it out, operations take arrays in any order",
+    "type": "; write x.astype(..), x.dtype is what it has",
+    "t": "; write x.T",
     **dict.fromkeys(
         ("to", "cpu", "cuda", "device"),
         "; it lies where its array x.data does, model.to(device) moves a model, x.numpy() is the values here",
@@ -162,6 +185,27 @@ _OF_TENSOR = {
     "int": "; write x.astype('int32')",
     "bool": "; write x.astype('bool')",
 }
+
+
+# What other libraries call an operation -> what it is here.
+_OF_OPS = {
+    **dict.fromkeys(("cat", "concat", "hstack", "vstack"), "concatenate(a, b, axis=-1)"),
+    **dict.fromkeys(("stack",), "concatenate(a[None], b[None], axis=0)"),
+    **dict.fromkeys(("mse_loss", "mse"), "mean_squared_error"),
+    **dict.fromkeys(("sum", "max", "min", "mul", "sub", "div", "abs", "pow", "neg"),
+                    "a method or an operator of Tensor, x.sum() or x * y, or summation, amax, multiply .."),
+    **dict.fromkeys(("mm", "bmm", "dot", "einsum"), "matmul"),
+    **dict.fromkeys(("dense", "fc"), "linear"),
+    **dict.fromkeys(("interpolate", "resize"), "resample"),
+    "swish": "silu",
+    "scaled_dot_product_attention": "attention",
+}  # fmt: skip
+
+
+def of_ops(name, operations):
+    """Raises AttributeError for an operation that pydiff.ops does not have, and says what to write in its place."""
+    told = f"; write {_OF_OPS[name]}" if name in _OF_OPS else meant(name, operations)
+    raise AttributeError(f"module 'pydiff.ops' has no attribute {name!r}{told}")
 
 
 def of_module(module, name):

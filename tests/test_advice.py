@@ -4,6 +4,7 @@ reason why that cannot be done on this machine, or the test that does it.
 """
 
 import ast
+import operator
 import re
 import shlex
 from pathlib import Path
@@ -214,6 +215,11 @@ FOLLOWED = {
         lambda: (Tensor(np.eye(2)).reshape(4), Tensor(np.eye(2)).copy())),
     ("ops/methods.py", "x.swapaxes(a, b) exchanges two of them"): (
         lambda: Tensor(np.ones((2, 3, 4))).transpose(1, 2), lambda: Tensor(np.ones((2, 3, 4))).swapaxes(1, 2)),
+    ("ops/names.py", "PyTorch's x.size(0) is x.shape[0]"): (
+        lambda: Tensor(np.ones((2, 3))).size(0), lambda: Tensor(np.ones((2, 3))).shape[0]),
+    ("ops/methods.py", "x.data[{}] = .. changes the values, and ops.where(condition, x, y) makes a new one"): (
+        lambda: operator.setitem(Tensor(np.ones(2)), 0, 3.0),
+        lambda: (operator.setitem(Tensor(np.ones(2)).data, 0, 3.0), ops.where(np.eye(2), np.ones(2), np.zeros(2)))),
     ("ops/shape.py", "write concatenate(a, b, axis=-1)"): (
         lambda: ops.concatenate([Tensor(np.eye(2)), Tensor(np.eye(2))]),
         lambda: ops.concatenate(Tensor(np.eye(2)), Tensor(np.eye(2)), axis=-1)),

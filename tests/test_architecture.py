@@ -145,7 +145,7 @@ MAY_IMPORT = {
     "tensor": "signatures backend arrays mistakes",
     "recompute": "tensor",
     "graph": "arrays tensor",
-    "ops": "backend arrays tensor random mistakes",
+    "ops": "backend arrays tensor random mistakes printed",
     "nn": "backend arrays tensor random ops recompute mistakes",
     "optim": "backend arrays ops mistakes",
     "models": "backend arrays tensor ops nn",
@@ -312,8 +312,9 @@ SPINE_OPS = [
 ]
 FLOORS = {
     # 20 of it to tell type checkers what a Tensor and a Function are, 10 for gradients wider than what they are of, 20
-    # for small arrays that are moved to a GPU once, 10 for gradients that were replaced by something else
-    "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", *SPINE_OPS], 1515),
+    # for small arrays that are moved to a GPU once, 10 for gradients that were replaced by something else,
+    # 20 for the larger and the smaller of two
+    "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", *SPINE_OPS], 1545),
     "network": (
         [
             "nn/module.py", "nn/layers.py", "nn/attention.py", "optim.py", "models/registry.py", "models/blocks.py",

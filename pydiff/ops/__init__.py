@@ -1,5 +1,6 @@
 """Every operation, one per line, and the operators and methods that they give to Tensor."""
 
+from pydiff.mistakes import of_ops
 from pydiff.ops import methods
 from pydiff.ops.adamw import adamw, global_norm, squared_norm
 from pydiff.ops.attention import attention
@@ -14,6 +15,8 @@ from pydiff.ops.elementwise import (
     divide,
     exp,
     log,
+    maximum,
+    minimum,
     multiply,
     negative,
     power,
@@ -32,10 +35,10 @@ from pydiff.ops.layer_norm import layer_norm
 from pydiff.ops.noise import noise, noise_loss
 from pydiff.ops.pool import avg_pool2d, max_pool2d
 from pydiff.ops.reduction import (
+    amax,
     cross_entropy,
     log_softmax,
     matmul,
-    maximum,
     mean,
     mean_squared_error,
     softmax,
@@ -50,6 +53,7 @@ __all__ = [
     "absolute",
     "adamw",
     "add",
+    "amax",
     "attention",
     "average_pool",
     "avg_pool2d",
@@ -79,6 +83,7 @@ __all__ = [
     "maximum",
     "mean",
     "mean_squared_error",
+    "minimum",
     "multiply",
     "negative",
     "noise",
@@ -100,5 +105,10 @@ __all__ = [
     "upsample_nearest",
     "where",
 ]
+
+
+def __getattr__(name):
+    of_ops(name, __all__)
+
 
 methods.attach()  # from here on `x + y` and `x.sum()` have a meaning

@@ -15,6 +15,8 @@ from pydiff.ops.elementwise import (
     divide,
     exp,
     log,
+    maximum,
+    minimum,
     multiply,
     negative,
     power,
@@ -23,14 +25,14 @@ from pydiff.ops.elementwise import (
     tanh,
 )
 from pydiff.ops.names import METHODS, PROPERTIES, axis_called_dim, flatten, in_order, limited, listed
-from pydiff.ops.reduction import matmul, maximum, mean, summation
+from pydiff.ops.reduction import amax, matmul, mean, summation
 from pydiff.ops.shape import index, reshape, transpose
 from pydiff.tensor import Tensor, as_tensor
 
 
-def minimum(x, axis=None, keepdims=False):
+def amin(x, axis=None, keepdims=False):
     """The smallest element along an axis; arguments as for `max`."""
-    return negative(maximum(negative(x), axis, keepdims))
+    return negative(amax(negative(x), axis, keepdims))
 
 
 def variance(x, axis=None, keepdims=False, ddof=0):
@@ -126,6 +128,13 @@ def _format(x, spec):
         raise TypeError(f"{spec!r} is the format of a single number, but this Tensor has shape {x.shape}") from None
 
 
+def _not_assigned(_x, index, _value):
+    raise TypeError(
+        f"no Tensor is changed in place, which its history would not show; x.data[{index!r:.40}] = .. changes the "
+        "values, and ops.where(condition, x, y) makes a new one"
+    )
+
+
 def _no_array(_x, *_arguments, **_options):
     raise TypeError("NumPy cannot make an array of a Tensor, for its history would be lost; use x.data or x.numpy()")
 
@@ -137,6 +146,7 @@ _UFUNCS = {
     np.square: lambda x: multiply(x, x), np.positive: lambda x: x.copy(),
     np.isnan: _tested(np.isnan), np.isinf: _tested(np.isinf), np.isfinite: _tested(np.isfinite),
     np.exp: exp, np.log: log, np.sqrt: sqrt, np.tanh: tanh, np.absolute: absolute,
+    np.maximum: maximum, np.minimum: minimum,
     np.less: lambda x, y: as_tensor(x) < y, np.less_equal: lambda x, y: as_tensor(x) <= y,
     np.greater: lambda x, y: as_tensor(x) > y, np.greater_equal: lambda x, y: as_tensor(x) >= y,
     np.equal: lambda x, y: as_tensor(x) == y, np.not_equal: lambda x, y: as_tensor(x) != y,
@@ -185,6 +195,7 @@ _METHODS = {
     "__matmul__": product,
     "__rmatmul__": lambda x, y: product(y, x),
     "__getitem__": index,
+    "__setitem__": _not_assigned,
     "__lt__": _compared("__lt__"),
     "__le__": _compared("__le__"),
     "__gt__": _compared("__gt__"),
@@ -210,8 +221,8 @@ _METHODS = {
     "matmul": product,
     "sum": axis_called_dim(_without_out(summation)),
     "mean": axis_called_dim(_without_out(mean)),
-    "max": axis_called_dim(_without_out(maximum), same=False),
-    "min": axis_called_dim(_without_out(minimum), same=False),
+    "max": axis_called_dim(_without_out(amax), same=False),
+    "min": axis_called_dim(_without_out(amin), same=False),
     "var": axis_called_dim(_without_out(variance), same=False),
     "std": axis_called_dim(_without_out(standard_deviation), same=False),
     "argmax": axis_called_dim(_place_of("argmax")),

@@ -22,6 +22,7 @@ IMAGE, TOKENS = (2, 5, 6, 4), (2, 3, 4)
 CALLS = {
     "absolute": ([(2, 3)], {}),
     "add": ([(2, 3), (3,)], {}),
+    "amax": ([(2, 3, 4)], {"axis": 1, "keepdims": True}),
     "attention": ([TOKENS] * 3, {"heads": 2, "scale": 0.7, "causal": True, "key_mask": np.eye(2, 3, dtype=bool)}),
     "average_pool": ([IMAGE], {"factor": 2}),
     "avg_pool2d": (
@@ -54,9 +55,10 @@ CALLS = {
     "log_softmax": ([(2, 3)], {"axis": 0}),
     "matmul": ([(2, 3), (3, 4)], {}),
     "max_pool2d": ([IMAGE], {"kernel": 3, "stride": (2, 1), "padding": 1, "ceil_mode": True}),
-    "maximum": ([(2, 3, 4)], {"axis": 1, "keepdims": True}),
+    "maximum": ([(2, 3), (3,)], {}),
     "mean": ([(2, 3, 4)], {"axis": (0, 2), "keepdims": True}),
     "mean_squared_error": ([(2, 3), (2, 3)], {}),
+    "minimum": ([(2, 3), (3,)], {}),
     "multiply": ([(2, 3), (3,)], {}),
     "negative": ([(2, 3)], {}),
     "noise_loss": ([IMAGE], {"x0": np.ones(IMAGE), "p": np.ones(2), "q": np.ones(2), "weight": np.ones(2), "key": KEY}),
