@@ -375,6 +375,8 @@ def train(
             except Interrupted as interrupted:
                 interrupted.run = run
                 raise
+            finally:
+                run.directory = None if folder is None else folder.path  # it may have been moved
             tell(told)
             run.notes = (*trainer.notes, *told)
             if folder is not None:

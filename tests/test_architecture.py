@@ -186,7 +186,8 @@ MAY_IMPORT = {
     "formats.embeddings": "formats.safetensors formats.files formats.pytorch",
     "formats.ldm": "formats.safetensors",
     "formats.diffusers.extra": "codec condition nn formats.safetensors formats.schema formats.diffusers.scheduler",
-    "latent_space": "arrays tensor models codec latents store formats.safetensors formats.diffusers.autoencoder",
+    "latent_space": "arrays tensor models codec latents store formats.files formats.safetensors "
+    "formats.diffusers.autoencoder",
     "formats.diffusers.pipeline": "codec latents condition diffusion models pipeline store formats.safetensors "
     "formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
@@ -209,7 +210,7 @@ MAY_IMPORT = {
     "training.precision": "backend tensor",
     "training.changes": "training.rate",
     "training.health": "",
-    "training.keeping": "formats.safetensors training.health",
+    "training.keeping": "formats.safetensors printed training.health",
     "training.reading": "data",
     "training.config": "data diffusion mistakes models store text training.reading",
     "training.networks": "codec models training.config",
@@ -241,7 +242,7 @@ MAY_IMPORT = {
     "trained": "formats.files",
     "trained.make_digits": "trained pydiff",
     "reopen": "data pipeline formats store",
-    "warm": "models store training reopen printed",
+    "warm": "models store training reopen printed formats.files",
     "autoencoding": "backend data latent_space formats printed store training report preview reopen",
     "classifying": "backend arrays tensor codec condition data formats models ops printed random reopen store training",
     "steering": "backend arrays tensor ops condition diffusion pipeline",
