@@ -2,6 +2,7 @@
 arguments that a function does not have, attributes that PyTorch's and NumPy's classes have.
 """
 
+import functools
 import inspect
 from typing import Any
 
@@ -115,6 +116,18 @@ def refuse_unknown(given, known, beside=()):
         if name not in known:
             listed = f"; there are {', '.join(known)}" if len(known) <= 24 else ""
             raise TypeError(f"there is no option {name!r}{near_option(name, [*known, *beside]) or listed}")
+
+
+def by_name(function):
+    """The same function, whose unknown keywords are refused as `refuse_unknown` does. Also a decorator."""
+    known = keywords(function)
+
+    @functools.wraps(function)
+    def called(*arguments, **options):
+        refuse_unknown(options, known)
+        return function(*arguments, **options)
+
+    return called
 
 
 def keywords(*functions, apart=()) -> list[str]:

@@ -4,6 +4,7 @@ reason why that cannot be done on this machine, or the test that does it.
 """
 
 import ast
+import glob
 import operator
 import re
 import shlex
@@ -127,6 +128,11 @@ FOLLOWED = {
     ("data/arrays.py", "save it with numpy.savez(path, images=..., labels=...)"): (
         lambda: (np.savez("a.npz", foo=np.zeros(3)), load("a.npz")),
         lambda: (np.savez("a.npz", images=np.zeros((3, 8, 8)), labels=[0, 1, 2]), load("a.npz"))),
+    ("data/arrays.py", "give images[None] then, or layout='NHW' if they are grey ones"): (
+        lambda: load(np.zeros((8, 8, 3), np.uint8)),
+        lambda: (load(np.zeros((8, 8, 3), np.uint8)[None]), load(np.zeros((8, 8, 3), np.uint8), layout="NHW"))),
+    ("data/sources.py", "give the folder, or in Python the list glob.glob({})"): (
+        lambda: load("p/*.png"), lambda: (load("p"), load(glob.glob("p/*.png")))),
     ("data/held.py", "fill them with .filled(0)"): (lambda: load(masked()), lambda: load(masked().filled(0))),
     ("data/held.py", "convert them with .float()"): (lambda: load(brains()), lambda: load(brains().float())),
     ("data/arrays.py",

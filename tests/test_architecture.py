@@ -165,7 +165,7 @@ MAY_IMPORT = {
     "diffusion.continuous": "diffusion.schedule diffusion.table",
     "diffusion": "backend arrays tensor random graph ops codec mistakes",
     "sound": "arrays codec",
-    "data": "memory random codec codecs sound condition printed formats.safetensors formats.pytorch",
+    "data": "memory random codec codecs sound condition mistakes printed formats.safetensors formats.pytorch",
     "text.make_glove": "text data",
     "pipeline": "backend codec condition diffusion memory mistakes",
     "stable_diffusion": "memory arrays tensor ops nn models condition diffusion latents pipeline",

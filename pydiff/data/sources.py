@@ -76,6 +76,10 @@ def load_path(path: Path, asked: Asked, known: Sequence[str]) -> Dataset:
         return load_tree(path, asked)
     shown = printable(str(path))
     if not path.exists():
+        if any(c in path.name for c in "*?["):
+            raise FileNotFoundError(
+                f"there is no {shown!r}; give the folder, or in Python the list glob.glob({shown!r})"
+            )
         near = meant(path.name, known) or f"; expected {', '.join(map(repr, known))}, {EXPECTED}"
         raise FileNotFoundError(f"there is no {shown!r}{near}")
     if not path.is_file():
