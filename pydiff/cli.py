@@ -655,6 +655,8 @@ def show(run):
 
 def prompts_in(path):
     """The non-empty lines of a file, or of the standard input for "-". Raises ValueError if there are none."""
+    if str(path) == "-" and sys.stdin is None:
+        raise ValueError("the standard input is closed; give a file with a prompt a line")
     try:
         text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
     except UnicodeDecodeError:

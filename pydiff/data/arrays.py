@@ -19,7 +19,7 @@ from pydiff.data.classes import class_labels, named_labels, renumbered
 from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset, some
 from pydiff.data.held import as_array
-from pydiff.data.limits import USUAL, Limit, check_memory
+from pydiff.data.limits import USUAL, Limit, check_memory, check_system
 from pydiff.data.points import Points
 from pydiff.printed import first_line, printable
 
@@ -260,6 +260,7 @@ def read_npy(path: Path, limit: Limit = USUAL) -> np.ndarray:
             return _parse_npy(stream, path.stat().st_size)
     except Exception as error:  # damaged headers make NumPy raise a dozen types of error, even SyntaxError
         check_memory(error)
+        check_system(error)
         raise ValueError(f"{where} cannot be read ({first_line(error)}); save it again with numpy.save") from error
 
 
@@ -278,6 +279,7 @@ def read_npz(path: Path, limit: Limit = USUAL) -> dict[str, np.ndarray]:
                     arrays[member.filename.removesuffix(".npy")] = _parse_npy(stream, member.file_size)
     except Exception as error:  # as above, and zipfile and zlib add theirs
         check_memory(error)
+        check_system(error)
         raise ValueError(f"{where} cannot be read ({first_line(error)}); save it again with numpy.savez") from error
     limit.check_unfolding(total, path.stat().st_size, where)
     return arrays

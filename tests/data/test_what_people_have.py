@@ -3,6 +3,7 @@
 Whatever is decided, converted or left out is in the notes; nothing unfolds beyond the limit.
 """
 
+import errno
 import gzip
 import io
 import os
@@ -929,3 +930,38 @@ def test_one_image_and_flattened_images_are_told():
     assert load(np.zeros((9, 2))).notes[0] == "array (9, 2) read as points (N, D)"
     with pytest.raises(TypeError, match="captions are 3; give a list with one for each image"):
         load(np.zeros((9, 8, 8)), captions=3)
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    """Root may read everything, so the system's answer is stood in for."""
+
+    def refused(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    np.save(tmp_path / "a.npy", np.zeros((2, 8, 8)))
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8)))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", encoded(PICTURES[0]))
+    idx_bytes = struct.pack(">HBBIII", 0, 8, 3, 2, 4, 4) + bytes(32)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr("io.open", refused)
+    monkeypatch.setattr("zipfile.ZipFile", refused)
+    for name in ("a.npy", "a.npz", "a.zip", "train-images-idx3-ubyte"):
+        with pytest.raises(PermissionError) as caught:
+            load(tmp_path / name)
+        assert caught.value.filename == str(tmp_path / name)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match="folder"):
+        load(tmp_path / "folder")
+
+
+def test_classes_of_some_images_alone_are_not_said_to_be_taken(tmp_path):
+    for number in range(3):
+        PICTURES[number].save(tmp_path / f"{number}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,red\n1.png,blue\n2.png,\n")
+    data = load(tmp_path)
+    assert data.classes is None
+    assert "2 images with a class in a file, not all" in data.notes
+    assert not any("classes are taken" in note for note in data.notes)
