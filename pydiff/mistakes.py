@@ -215,6 +215,33 @@ _OF_OPS = {
 }  # fmt: skip
 
 
+# What PyTorch has in torch.nn -> what it is here.
+_OF_NN = {
+    **dict.fromkeys(("Sequential", "ModuleList", "ModuleDict"), "; assign modules, or a list of them, to a Module"),
+    **dict.fromkeys(("MSELoss", "L1Loss"), "; pydiff.ops.mean_squared_error(x, y) is an operation"),
+    "CrossEntropyLoss": "; pydiff.ops.cross_entropy(logits, labels) is an operation",
+    "BatchNorm2d": "; GroupNorm(groups, channels) needs no batch",
+    "functional": "; operations are in pydiff.ops",
+    **{name: f"; pydiff.ops.{name.lower()}(x) is an operation" for name in ("ReLU", "SiLU", "GELU", "Sigmoid", "Tanh")},
+    **dict.fromkeys(("Upsample", "MaxPool2d", "AvgPool2d", "Softmax", "Flatten"), "; operations are in pydiff.ops"),
+}
+_OF_OPTIMIZER = {
+    "param_groups": "; the learning rate is given to step(step, lr), for all parameters alike",
+    **dict.fromkeys(("state_dict", "load_state_dict"), "; its state is the arrays p, m, v and ema"),
+}
+
+
+def of_nn(name, classes):
+    """Raises AttributeError for a class that pydiff.nn does not have, and says what there is in its place."""
+    raise AttributeError(f"module 'pydiff.nn' has no attribute {name!r}{_OF_NN.get(name) or meant(name, classes)}")
+
+
+def of_optimizer(optimizer, name):
+    """Raises AttributeError for an attribute that an optimiser does not have, and says what there is in its place."""
+    told = _OF_OPTIMIZER.get(name, "")
+    raise AttributeError(f"{type(optimizer).__name__!r} object has no attribute {name!r}{told}")
+
+
 def of_ops(name, operations):
     """Raises AttributeError for an operation that pydiff.ops does not have, and says what to write in its place."""
     told = f"; write {_OF_OPS[name]}" if name in _OF_OPS else meant(name, operations)

@@ -21,6 +21,8 @@ def warm(task_of, folder, out=None, model=None):
     task_of: makes the task for a network, or for None, if the options describe the network. folder: None for randomly
     initialised weights; begin is then None. out: the run's folder. model: the network, if the caller gave it.
     """
+    if model is not None and not hasattr(model, "named_parameters"):
+        raise TypeError(f"model is {model!r:.60}, expected a network, a Module; see DiffusionTask")
     task = task_of(model)
     if folder is None:
         return task, None

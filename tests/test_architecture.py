@@ -323,8 +323,8 @@ FLOORS = {
         ],
         # 10 of it for types, 5 for networks and parts of pipelines told apart, and blocks that are told nothing, 5 for
         # the bfloat16 copy of the weights in optim.py, 40 for optimisers that are copied with their model, for
-        # parameters that are frozen or replaced, and for sizes that are none
-        700,
+        # parameters that are frozen or replaced, and for sizes that are none, 5 for weights that are none
+        705,
     ),
     "process": (
         [

@@ -432,6 +432,10 @@ def test_arguments_that_an_operation_does_not_take_are_named():
             attempt()
 
 
+def linear():
+    return pydiff.nn.Linear(3, 2).initialize(0)
+
+
 def test_what_users_of_pytorch_and_numpy_write_is_said_to_be_otherwise_here():
     x = Tensor(np.ones((2, 3)), requires_grad=True)
     for attempt, error, message in (
@@ -444,6 +448,12 @@ def test_what_users_of_pytorch_and_numpy_write_is_said_to_be_otherwise_here():
         (lambda: ops.cat, AttributeError, r"write concatenate\(a, b, axis=-1\)"),
         (lambda: ops.mse_loss, AttributeError, "write mean_squared_error"),
         (lambda: ops.sigmiod, AttributeError, "did you mean 'sigmoid'"),
+        (lambda: pydiff.nn.Sequential, AttributeError, "assign modules, or a list of them, to a Module"),
+        (lambda: pydiff.nn.ReLU, AttributeError, r"pydiff\.ops\.relu\(x\) is an operation"),
+        (lambda: pydiff.nn.Lienar, AttributeError, "did you mean 'Linear'"),
+        (lambda: pydiff.optim.AdamW(linear()).param_groups, AttributeError, r"is given to step\(step, lr\)"),
+        (lambda: linear().load_state_dict(None), TypeError, "weights are a dict of arrays, .* got None"),
+        (lambda: pydiff.train("digits", model=3), TypeError, "model is 3, expected a network"),
         (lambda: pydiff.DDPMPipeline, AttributeError, r"here it is pydiff\.load\(folder\)"),
         (lambda: pydiff.manual_seed, AttributeError, "here it is seed="),
         (lambda: ops.conv2d(np.ones((1, 3, 8, 8)), np.ones((3, 3, 3, 5))), ValueError, "channels are last here"),
