@@ -63,7 +63,8 @@ class DiffusersScheduler:
             _, argument, wrong = str(error).rpartition("unexpected keyword argument ")
             if not argument:
                 raise
-            meant = near_option(wrong.strip("'"), BESIDE) or "; name a sampler that has it"
+            near = "" if wrong.strip("'") in BESIDE else near_option(wrong.strip("'"), BESIDE)
+            meant = near or "; name a sampler that has it"
             raise TypeError(f"this scheduler has no option {wrong}{meant}") from error
 
     def add_noise(self, x0, eps, t):
