@@ -235,7 +235,7 @@ MAY_IMPORT = {
     "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
     "report.looks": "backend arrays ops tensor",
-    "report": "arrays random codec codecs sound data formats.files memory mistakes printed store text",
+    "report": "arrays random codec codecs sound data formats.files memory pipeline printed store text",
     "report.words": "arrays backend report",
     "drawing": "codecs formats.files memory printed report sound store",
     "preview": "report",

@@ -154,7 +154,7 @@ def test_bad_arguments_are_one_sentence(run, images, call, message):
         (lambda run, _: run.interpolate(0, 1, "a"), ValueError, "shares must be a list of numbers"),
         (lambda run, _: run.interpolate(0, 1, [0.5], stps=2), TypeError, "no option 'stps'; did you mean 'steps'"),
         (lambda run, _: run.report("page", nn=2), TypeError, "no option 'nn'"),
-        (lambda run, _: run.report("page", n="a"), ValueError, "n must be a whole number of at least 1, got 'a'"),
+        (lambda run, _: run.report("page", n="a"), TypeError, "n is how many samples to draw, .* got 'a'"),
     ],
 )
 def test_mistakes_are_said_in_words_of_ours(run, images, call, error, message):

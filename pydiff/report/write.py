@@ -7,7 +7,7 @@ import numpy as np
 
 from pydiff import memory, random
 from pydiff.formats.files import folder_path
-from pydiff.mistakes import at_least_one
+from pydiff.pipeline import how_many
 from pydiff.printed import typed
 from pydiff.report import attributes as patterns
 from pydiff.report import listen, words
@@ -50,7 +50,7 @@ def write_report(
     """
     from tqdm import tqdm
 
-    at_least_one("n", n)
+    how_many(n)
     memory.check_many(n, FRAMES * math.prod(pipeline.codec.image_shape), pipeline.codec.noun)
     directory = folder_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
