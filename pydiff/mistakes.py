@@ -206,7 +206,7 @@ _OF_OPS = {
     **dict.fromkeys(("stack",), "concatenate(a[None], b[None], axis=0)"),
     **dict.fromkeys(("mse_loss", "mse"), "mean_squared_error"),
     **dict.fromkeys(("sum", "max", "min", "mul", "sub", "div", "abs", "pow", "neg"),
-                    "a method or an operator of Tensor, x.sum() or x * y, or summation, amax, multiply .."),
+                    "a method or an operator of Tensor, x.sum() or x * y, or summation, maximum, multiply .."),
     **dict.fromkeys(("mm", "bmm", "dot", "einsum"), "matmul"),
     **dict.fromkeys(("dense", "fc"), "linear"),
     **dict.fromkeys(("interpolate", "resize"), "resample"),

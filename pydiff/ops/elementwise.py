@@ -242,5 +242,5 @@ class Where(Function):
 
 add, subtract, multiply, divide, negative = Add.apply, Subtract.apply, Multiply.apply, Divide.apply, Negative.apply
 power, exp, log, sqrt, tanh, sigmoid = Power.apply, Exp.apply, Log.apply, Sqrt.apply, Tanh.apply, Sigmoid.apply
-maximum, minimum = Maximum.apply, Minimum.apply
+elementwise_maximum, elementwise_minimum = Maximum.apply, Minimum.apply
 silu, relu, absolute, clip, where = SiLU.apply, ReLU.apply, Abs.apply, Clip.apply, Where.apply

@@ -13,10 +13,10 @@ from pydiff.ops.elementwise import (
     absolute,
     add,
     divide,
+    elementwise_maximum,
+    elementwise_minimum,
     exp,
     log,
-    maximum,
-    minimum,
     multiply,
     negative,
     power,
@@ -25,14 +25,14 @@ from pydiff.ops.elementwise import (
     tanh,
 )
 from pydiff.ops.names import METHODS, PROPERTIES, axis_called_dim, flatten, in_order, limited, listed
-from pydiff.ops.reduction import amax, matmul, mean, summation
+from pydiff.ops.reduction import matmul, maximum, mean, summation
 from pydiff.ops.shape import index, reshape, transpose
 from pydiff.tensor import Tensor, as_tensor
 
 
-def amin(x, axis=None, keepdims=False):
+def minimum(x, axis=None, keepdims=False):
     """The smallest element along an axis; arguments as for `max`."""
-    return negative(amax(negative(x), axis, keepdims))
+    return negative(maximum(negative(x), axis, keepdims))
 
 
 def variance(x, axis=None, keepdims=False, ddof=0):
@@ -146,7 +146,7 @@ _UFUNCS = {
     np.square: lambda x: multiply(x, x), np.positive: lambda x: x.copy(),
     np.isnan: _tested(np.isnan), np.isinf: _tested(np.isinf), np.isfinite: _tested(np.isfinite),
     np.exp: exp, np.log: log, np.sqrt: sqrt, np.tanh: tanh, np.absolute: absolute,
-    np.maximum: maximum, np.minimum: minimum,
+    np.maximum: elementwise_maximum, np.minimum: elementwise_minimum,
     np.less: lambda x, y: as_tensor(x) < y, np.less_equal: lambda x, y: as_tensor(x) <= y,
     np.greater: lambda x, y: as_tensor(x) > y, np.greater_equal: lambda x, y: as_tensor(x) >= y,
     np.equal: lambda x, y: as_tensor(x) == y, np.not_equal: lambda x, y: as_tensor(x) != y,
@@ -221,8 +221,8 @@ _METHODS = {
     "matmul": product,
     "sum": axis_called_dim(_without_out(summation)),
     "mean": axis_called_dim(_without_out(mean)),
-    "max": axis_called_dim(_without_out(amax), same=False),
-    "min": axis_called_dim(_without_out(amin), same=False),
+    "max": axis_called_dim(_without_out(maximum), same=False),
+    "min": axis_called_dim(_without_out(minimum), same=False),
     "var": axis_called_dim(_without_out(variance), same=False),
     "std": axis_called_dim(_without_out(standard_deviation), same=False),
     "argmax": axis_called_dim(_place_of("argmax")),

@@ -36,6 +36,8 @@ class Max(Function):
     integers = True
 
     def forward(self, x, axis=None, keepdims=False):
+        if isinstance(axis, float) or getattr(axis, "ndim", 0):
+            raise TypeError("maximum is taken along axes; np.maximum(x, y) has the larger of two, element by element")
         self.axis = axis = _axes(axis)
         y = x.max(axis=axis, keepdims=keepdims)
         self.largest = x == _keep(y, x.shape, axis)
@@ -141,6 +143,6 @@ class CrossEntropy(Function):
         return d * (g / len(self.labels)), None
 
 
-summation, amax, matmul = Sum.apply, Max.apply, Matmul.apply
+summation, maximum, matmul = Sum.apply, Max.apply, Matmul.apply
 softmax, log_softmax = Softmax.apply, LogSoftmax.apply
 mean_squared_error, cross_entropy = MeanSquaredError.apply, CrossEntropy.apply

@@ -22,7 +22,6 @@ IMAGE, TOKENS = (2, 5, 6, 4), (2, 3, 4)
 CALLS = {
     "absolute": ([(2, 3)], {}),
     "add": ([(2, 3), (3,)], {}),
-    "amax": ([(2, 3, 4)], {"axis": 1, "keepdims": True}),
     "attention": ([TOKENS] * 3, {"heads": 2, "scale": 0.7, "causal": True, "key_mask": np.eye(2, 3, dtype=bool)}),
     "average_pool": ([IMAGE], {"factor": 2}),
     "avg_pool2d": (
@@ -44,6 +43,8 @@ CALLS = {
     "dropout": ([IMAGE], {"p": 0.3, "key": KEY}),
     "embedding": ([(4, 3)], {"ids": np.array([[0, 2], [3, 0]])}),
     "erf": ([(2, 3)], {}),
+    "elementwise_maximum": ([(2, 3), (3,)], {}),
+    "elementwise_minimum": ([(2, 3), (3,)], {}),
     "exp": ([(2, 3)], {}),
     "geglu": ([(2, 6)], {}),
     "gelu": ([(2, 3)], {"approximate": "tanh"}),
@@ -55,10 +56,9 @@ CALLS = {
     "log_softmax": ([(2, 3)], {"axis": 0}),
     "matmul": ([(2, 3), (3, 4)], {}),
     "max_pool2d": ([IMAGE], {"kernel": 3, "stride": (2, 1), "padding": 1, "ceil_mode": True}),
-    "maximum": ([(2, 3), (3,)], {}),
+    "maximum": ([(2, 3, 4)], {"axis": 1, "keepdims": True}),
     "mean": ([(2, 3, 4)], {"axis": (0, 2), "keepdims": True}),
     "mean_squared_error": ([(2, 3), (2, 3)], {}),
-    "minimum": ([(2, 3), (3,)], {}),
     "multiply": ([(2, 3), (3,)], {}),
     "negative": ([(2, 3)], {}),
     "noise_loss": ([IMAGE], {"x0": np.ones(IMAGE), "p": np.ones(2), "q": np.ones(2), "weight": np.ones(2), "key": KEY}),

@@ -49,8 +49,8 @@ def test_mean(case):
 def test_max(case):
     rng, x, options = case
     x = rng.permutation(x.size).reshape(x.shape) / 8.0  # no two equal: at a tie the slope depends on the direction
-    assert_close(ops.amax(Tensor(x), **options).data, x.max(**options), rtol=0)
-    check_gradient(lambda x: ops.amax(x, **options), lambda x: x.max(**options), [x], rng)
+    assert_close(ops.maximum(Tensor(x), **options).data, x.max(**options), rtol=0)
+    check_gradient(lambda x: ops.maximum(x, **options), lambda x: x.max(**options), [x], rng)
 
 
 def test_methods_are_these_operations():
@@ -67,13 +67,13 @@ def test_the_mean_of_nothing_is_nan():
 
 def test_equal_largest_elements_share_the_gradient():
     _, dx = gradients(
-        lambda x: ops.amax(x, axis=1), [np.array([[2.0, 1.0, 2.0], [0.0, 0.0, 0.0]])], np.array([1.0, 3.0])
+        lambda x: ops.maximum(x, axis=1), [np.array([[2.0, 1.0, 2.0], [0.0, 0.0, 0.0]])], np.array([1.0, 3.0])
     )
     assert dx.tolist() == [[0.5, 0, 0.5], [1, 1, 1]]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("op", [ops.summation, ops.mean, ops.amax, ops.softmax])
+@pytest.mark.parametrize("op", [ops.summation, ops.mean, ops.maximum, ops.softmax])
 def test_dtype_stays(op, dtype):
     x = np.arange(6, dtype=dtype).reshape(2, 3)
     y, dx = gradients(op, [x], np.ones(op(Tensor(x)).shape))
