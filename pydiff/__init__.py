@@ -52,10 +52,24 @@ LATER = {
 }
 
 
+# What users of PyTorch and diffusers look for -> what it is here.
+ELSEWHERE = {
+    **dict.fromkeys(("zeros", "ones", "randn", "rand", "arange", "from_numpy", "as_tensor"), "pydiff.Tensor(array)"),
+    **dict.fromkeys(("manual_seed", "Generator"), "seed=, an option of everything random"),
+    **dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "DiffusionPipeline", "StableDiffusionPipeline", "from_pretrained"),
+                    "pydiff.load(folder)"),
+    **dict.fromkeys(("Adam", "AdamW"), "pydiff.optim.AdamW(model)"),
+    **dict.fromkeys(("Dataset", "DataLoader"), "pydiff.data.load(..)"),
+    "UNet2DModel": "pydiff.models.UNet2D",
+    "UNet2DConditionModel": "pydiff.models.UNet2DCondition",
+}  # fmt: skip
+
+
 def __getattr__(name):
     module, attribute = LATER.get(name, (f"{__name__}.{name}", ""))
     if name.startswith("_") or (name not in LATER and importlib.util.find_spec(module) is None):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        told = f"; here it is {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{told}")
     found = importlib.import_module(module)
     globals()[name] = getattr(found, attribute) if attribute else found
     return globals()[name]

@@ -187,6 +187,7 @@ def train_autoencoder(
             made = AutoencoderRun(finished, dataset.shape, options.to_config(), **history, step=trainer.step)
             if folder is not None:
                 finish(folder, made.save)
+                made.directory = folder.path  # it may have been moved
     return made
 
 

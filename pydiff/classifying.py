@@ -21,6 +21,7 @@ from pydiff.data.origin import Origin
 from pydiff.formats.diffusers import own_networks
 from pydiff.formats.diffusers.extra import check_codec
 from pydiff.formats.diffusers.parameters import fill, ways_to_write
+from pydiff.formats.files import folder_path
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.formats.schema import UNFIT
 from pydiff.models import build, name_of
@@ -150,7 +151,7 @@ def train_classifier(
                 interrupted.run = made
                 raise
             finally:
-                made.step = trainer.step
+                made.step, made.directory = trainer.step, None if folder is None else folder.path
             if folder is not None:
                 finish(folder, made.save)
     return made
@@ -181,7 +182,7 @@ def load_classifier(directory) -> ClassifierRun:
 
     Raises FileNotFoundError or CheckpointError if there is none, or if it is unfinished or damaged.
     """
-    directory = Path(directory).expanduser()
+    directory = folder_path(directory, "classifier")
     if not holds_classifier(directory):
         raise FileNotFoundError(
             f"{directory} holds no classifier; train one: pydiff train DATA --model classifier --out {directory}"

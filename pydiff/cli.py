@@ -113,8 +113,9 @@ class Train:
         )  # fmt: skip
         if is_first():
             show(run)
-            shown = typed(self.out)
-            say(f"model in {name_of(self.out / 'model')}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
+            out = place_of(run, self.out)
+            shown = typed(out)
+            say(f"model in {name_of(out / 'model')}; next: pydiff sample {shown} -n 64, pydiff report {shown}")
 
     def foretell(self, options, **more):
         """Prints the forecast of a dry run."""
@@ -131,10 +132,11 @@ class Train:
             self.foretell(options.to_config(), model="classifier")
             return
         run: Any = train_command(self.data, self.out, options, self.device, model="classifier")
+        out = place_of(run, self.out)
         say(
             f"classifier of {', '.join(run.classes[:8])}{', ..' * (len(run.classes) > 8)} in "
-            f"{name_of(self.out / 'model')}; "
-            f"next: pydiff sample RUN --classifier {typed(self.out)} --label {shlex.quote(run.classes[0])}"
+            f"{name_of(out / 'model')}; "
+            f"next: pydiff sample RUN --classifier {typed(out)} --label {shlex.quote(run.classes[0])}"
         )
 
     def run_autoencoder(self, options):
@@ -151,9 +153,10 @@ class Train:
             return
         run = train(self.data, out=self.out, device=self.device, announce=say, model="autoencoder", **chosen)
         show(run)
+        out = place_of(run, self.out)
         say(
-            f"autoencoder in {name_of(self.out / 'model')}; next: pydiff report {typed(self.out)}, "
-            f"pydiff train {typed(self.data)} --latent {typed(self.out)} --out {typed(f'{self.out}-diffusion')}"
+            f"autoencoder in {name_of(out / 'model')}; next: pydiff report {typed(out)}, "
+            f"pydiff train {typed(self.data)} --latent {typed(out)} --out {typed(f'{out}-diffusion')}"
         )
 
 
@@ -594,6 +597,11 @@ def name_of(path):
     return printable(str(path))
 
 
+def place_of(run, out):
+    """The folder of a run as it was asked for or, if it was moved meanwhile, where it is."""
+    return out if run.directory in (None, out.expanduser()) else run.directory
+
+
 def complaint(error):
     """What is printed of an error: one line. The system's errors without their numbers."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
@@ -647,6 +655,8 @@ def show(run):
 
 def prompts_in(path):
     """The non-empty lines of a file, or of the standard input for "-". Raises ValueError if there are none."""
+    if str(path) == "-" and sys.stdin is None:
+        raise ValueError("the standard input is closed; give a file with a prompt a line")
     try:
         text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
     except UnicodeDecodeError:
@@ -657,6 +667,20 @@ def prompts_in(path):
     if not lines:
         raise ValueError(f"{path} holds no prompts; write one a line")
     return lines
+
+
+MAY_BE_EMPTY = ("--prompt", "--negative-prompt", "--sentence")
+
+
+def refuse_empty(arguments):
+    """Raises ValueError for an argument without a character, as a variable of the shell that is not set leaves it: for
+    a path it would mean the current folder.
+    """
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag, given, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+        if given and not value and flag not in MAY_BE_EMPTY:
+            what = flag if flag.startswith("-") else f"the argument after {before}" if before else "the command"
+            raise ValueError(f"{what} is empty; give it a value, or leave it out")
 
 
 @contextlib.contextmanager
@@ -678,8 +702,16 @@ def wide_enough(least=20):
 
 def main(arguments=None):
     """Entry point of the `pydiff` command; returns the exit status. Errors that a user can correct are printed as one
-    sentence.
+    sentence, and another Ctrl-C, while the first is answered, ends the command without one.
     """
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(arguments):
+    """`main`, but for Ctrl-C while it is answering an earlier one."""
     from pydiff.store.checkpoint import CheckpointError
     from pydiff.text import PromptWarning
     from pydiff.training import Interrupted
@@ -696,6 +728,7 @@ def main(arguments=None):
         union = union | other
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
     try:
+        refuse_empty(sys.argv[1:] if arguments is None else arguments)
         with wide_enough():
             command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
         if isinstance(command, Train):

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from pydiff.arrays import to_host
+from pydiff.mistakes import made_fit
 
 LOW, HIGH = PIXEL_RANGE = (-1.0, 1.0)  # black and white as floats
 NOISE_RANGE = 3.0  # black and white are +-3 standard deviations of noise, which hold 99.7 % of a normal distribution
@@ -180,9 +181,8 @@ class Levels(Codec):
 
     def _unfit(self, samples):
         expected = ", ".join(map(str, self.shape))
-        return ValueError(
-            f"{self.called} are {samples.dtype} {samples.shape}, expected uint8 (N, {expected}); resize them first"
-        )
+        what = f"{self.called} are {samples.dtype} {samples.shape}, expected uint8 (N, {expected})"
+        return ValueError(f"{what}; {made_fit(samples, self.shape)}")
 
     def decode(self, x):
         """Floats (N, *shape) in [-1, 1] to uint8. Values outside are clipped."""

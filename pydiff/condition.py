@@ -187,6 +187,8 @@ class Conditioning:
         place of "nothing asked for". Raises ValueError for labels, names or shapes that do not fit.
         """
         n = len(numbers)
+        if not isinstance(condition, Mapping | None):
+            raise TypeError(f"condition is {condition!r:.60}, expected a dict of arrays, or a Condition")
         given = dict(condition.repeat(n) if isinstance(condition, Condition) else condition or {})
         if prompts is not None:
             given |= self.embed(prompts).repeat(n)

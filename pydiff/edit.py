@@ -8,8 +8,10 @@ codec.
 import numpy as np
 
 from pydiff import backend
+from pydiff.data.held import several
 from pydiff.diffusion import editing, path, samplers
 from pydiff.diffusion.samplers import SAMPLERS
+from pydiff.mistakes import at_least_one, described, is_number, keywords, refuse_unknown
 
 
 def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trailing", strength=1.0, **common):
@@ -22,6 +24,7 @@ def inpaint(pipeline, images, mask, *, resample=None, steps=None, spacing="trail
     strength: for the model's own scheduler and for models trained to inpaint, see `image_to_image`. `common`: see
     `edited`.
     """
+    images = several(images)
     given, mask = _mask(mask, pipeline.codec, images)
     resample = (0 if pipeline.edits_by_scheduler else 5) if resample is None else resample
     beside = pipeline.beside(images, given)
@@ -53,6 +56,9 @@ def image_to_image(
     sampler: None is the scheduler that a Stable Diffusion model came with, or ddim. steps: of the whole way from noise,
     50 if None, or the scheduler's default. options: of the sampler, a dict. `common`: see `edited`.
     """
+    images = several(images)
+    if not isinstance(options, dict | None):
+        raise TypeError(f"options are those of the sampler, a dict such as {{'eta': 1.0}}, got {options!r:.60}")
     if sampler is None and pipeline.edits_by_scheduler:
         steps = pipeline.default_steps() if steps is None else steps
         made, _ = _own_scheduler(pipeline, steps, strength)
@@ -73,15 +79,17 @@ def image_to_image(
     return edited(pipeline, images, draw, **common)
 
 
-def variations(pipeline, images, strength=0.3, *, steps=50, spacing="trailing", **common):
+def variations(pipeline, images, strength=0.3, *, steps=None, spacing="trailing", **common):
     """Images like these, N samples: their noise, found by DDIM inversion, is mixed with `strength` (0 .. 1) of other
-    noise.
+    noise. steps: 50 if None, or all T if there are fewer.
 
     Raises ValueError if the model's schedule or prediction does not allow the inversion. `common`: see `edited`.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength is {strength}, expected 0 (the same image) .. 1 (another); choose one between")
-    way = path(pipeline.process.schedule, steps, spacing)
+    images = several(images)
+    if not (is_number(strength) and 0 <= strength <= 1):
+        told = f"{strength!r:.60}, expected 0 (the same image) .. 1 (another)"
+        raise ValueError(f"strength is {told}; choose one between")
+    way = path(pipeline.process.schedule, pipeline.default_steps("ddim") if steps is None else steps, spacing)
     if way.alpha[0] == 0:
         raise ValueError(
             "this model's schedule ends in noise alone, to which no image can be traced; use image_to_image"
@@ -98,16 +106,20 @@ def variations(pipeline, images, strength=0.3, *, steps=50, spacing="trailing", 
     return edited(pipeline, images, draw, **common)
 
 
-def interpolate(pipeline, seed_a, seed_b, shares, *, asked=None, steps=50, spacing="trailing", guidance=1.0):
+def interpolate(pipeline, seed_a, seed_b, shares, *, asked=None, steps=None, spacing="trailing", guidance=1.0):
     """Images between those that sample(1, seed_a) and sample(1, seed_b) draw: K samples.
 
     shares: (K,) from 0 (the first) to 1 (the second). The noises are interpolated on the great circle and denoised by
-    DDIM. asked: a Condition of K rows; None takes the condition of sample number 0 for all of them.
+    DDIM. asked: a Condition of K rows; None takes the condition of sample number 0 for all of them. steps: 50 if None,
+    or all T if there are fewer.
     """
-    shares = np.asarray(shares, np.float64)
-    if shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all():
-        raise ValueError(f"shares must be a list of numbers from 0 to 1, got {shares.tolist()}")
+    shares = np.asarray(shares)
+    numbers = shares.ndim == 1 and shares.dtype.kind in "iuf" and len(shares) > 0
+    if not (numbers and ((shares >= 0) & (shares <= 1)).all()):
+        raise ValueError(f"shares must be a list of numbers from 0 to 1, got {shares.tolist()!r:.60}")
+    shares = shares.astype(np.float64)
     pipeline.check_free()
+    steps = pipeline.default_steps("ddim") if steps is None else steps
     codec, process = pipeline.codec, pipeline.process
     way, first = path(process.schedule, steps, spacing), np.zeros(len(shares), np.int64)
     a, b = (samplers.initial_noise(codec.shape, seed, [0])[0] for seed in (seed_a, seed_b))
@@ -120,6 +132,25 @@ def interpolate(pipeline, seed_a, seed_b, shares, *, asked=None, steps=50, spaci
     for state in backend.on_device(pipeline.device, states):
         x = state.x
     return pipeline.decoded(x)
+
+
+WORDS = ("labels", "condition", "prompts", "negative_prompt")  # what becomes one Condition
+
+
+def given(edit, conditioning, images, options, n=None):
+    """The options of an edit, with labels, prompts and conditions among them made one Condition.
+
+    edit: one of the functions above. images: N samples. n: how many results there will be, if not N. Raises TypeError
+    for images that are none, and for an option that the edit does not have.
+    """
+    known = keywords(edit, *(() if edit is interpolate else (edited,)), apart=("pipeline", "draw", "asked", "beside"))
+    refuse_unknown(options, [*dict.fromkeys((*known, *WORDS))])
+    words = {name: options.pop(name) for name in WORDS if name in options}
+    if any(word is not None for word in words.values()):
+        n, numbers = len(several(images)) if n is None else n, options.get("numbers")
+        numbers = np.arange(n) if numbers is None else np.asarray(numbers)
+        options["asked"] = conditioning.rows(numbers, **words)
+    return options
 
 
 def edited(
@@ -138,11 +169,11 @@ def edited(
     if asked is None and guidance not in (None, 1):
         raise ValueError("guidance needs labels, the class wanted for each image; give labels or leave guidance out")
     guidance = (pipeline.default_guidance if asked is not None else 1.0) if guidance is None else guidance
-    batch_size = pipeline.batch_size if batch_size is None else batch_size
+    batch_size = at_least_one("batch_size", pipeline.batch_size if batch_size is None else batch_size)
     x0 = pipeline.codec.encode_given(images)
     numbers = np.arange(len(x0)) if numbers is None else np.asarray(numbers)
-    if numbers.shape != (len(x0),) or batch_size < 1:
-        raise ValueError(f"{len(x0)} images need as many numbers and a batch_size of at least 1, got {numbers}")
+    if numbers.shape != (len(x0),):
+        raise ValueError(f"{len(x0)} images need as many numbers, one each, got {numbers.tolist()!r:.60}")
     asked = pipeline.conditioning.nothing_asked(len(x0)) if asked is None else asked
     pipeline.check_memory(x0.shape[1:3], min(batch_size, len(x0)))
     parts = []
@@ -165,8 +196,8 @@ def _own_scheduler(pipeline, steps, strength):
     """
     if pipeline.scheduler is None:
         raise ValueError("this model came without a scheduler that could fill in; leave out resample=0")
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength is {strength}, expected above 0 (nothing is changed) up to 1 (all is drawn anew)")
+    if not (is_number(strength) and 0 < strength <= 1):
+        raise ValueError(f"strength is {strength!r}, expected above 0 (nothing is changed) up to 1 (all is drawn anew)")
     begin = steps - min(int(steps * strength), steps)
     if begin == steps:
         raise ValueError(f"strength {strength} of {steps} steps is less than one step; use more of either")
@@ -184,7 +215,8 @@ def _mask(mask, codec, images):
     mask = codec.mask_axes(given)
     fits = mask.ndim == len(shape) > 0 and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
     if not fits or (len(shape) == 4 and mask.shape[1:3] != shape[1:3]) or mask.dtype.kind not in "biuf":
-        raise ValueError(f"mask is {given.dtype} {given.shape}, expected {codec.mask_forms} to go with {shape}")
+        told = f"{given.dtype} {given.shape}" if given.ndim else described(mask.item())
+        raise ValueError(f"mask is {told}, expected {codec.mask_forms} to go with {shape}")
     mask = mask.astype(np.float32)
     if not ((mask >= 0) & (mask <= 1)).all():
         raise ValueError(f"mask goes from {mask.min()} to {mask.max()}, expected 0 (keep) .. 1 (draw); divide by 255?")

@@ -21,6 +21,7 @@ from pydiff.arrays import to_host
 from pydiff.codec import NOISE_RANGE, Pixels, register, to_uint8
 from pydiff.formats import safetensors
 from pydiff.formats.diffusers import autoencoder as autoencoder_folder
+from pydiff.formats.files import folder_path
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.latents import Latents
 from pydiff.models import Autoencoder, name_of
@@ -220,7 +221,7 @@ def open_autoencoder(source, beside=None) -> Autoencoder:
         return source
     if isinstance(getattr(source, "autoencoder", None), Autoencoder):
         return source.autoencoder
-    path = Path(source).expanduser()
+    path = folder_path(source, "latent")
     copy = None if beside is None else sealed.resolve((Path(beside).expanduser() / COPY).absolute())
     if not path.is_dir():
         if copy is None or not copy.is_dir():

@@ -12,6 +12,7 @@ import numpy as np
 
 from pydiff.arrays import array_module, to_host
 from pydiff.codec import NOISE_RANGE, PIXEL_RANGE, Codec, from_uint8, register, to_uint8
+from pydiff.mistakes import made_fit
 from pydiff.models import Autoencoder
 from pydiff.tensor import no_grad
 
@@ -50,7 +51,9 @@ class Latents(Codec):
         samples = np.asarray(samples)
         channels = self.autoencoder.config["in_channels"]
         if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] != channels or not len(samples):
-            raise ValueError(f"images are {samples.dtype} {samples.shape}, expected uint8 (N, H, W, {channels})")
+            advice = made_fit(samples, (*samples.shape[-3:-1], channels))
+            what = f"images are {samples.dtype} {samples.shape}, expected uint8 (N, H, W, {channels})"
+            raise ValueError(f"{what}; {advice}")
         check_size(samples.shape[1:3], self.factor)
         return np.concatenate([self.encode_floats(from_uint8(image[None])) for image in samples])
 

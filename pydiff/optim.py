@@ -10,7 +10,7 @@ import numpy as np
 
 from pydiff import ops
 from pydiff.arrays import array_module
-from pydiff.mistakes import Places, described
+from pydiff.mistakes import Places, described, of_optimizer
 
 
 def warmup_cosine(step, total, peak, warmup=0, floor=0.0):
@@ -40,6 +40,8 @@ class AdamW:
     (training/precision.py). Attributes p, g, m, v, ema: flat arrays (P,). ema starts as a copy of p. low: the copy, or
     None.
     """
+
+    __getattr__ = of_optimizer
 
     def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, low=None):
         if not hasattr(model, "named_parameters"):

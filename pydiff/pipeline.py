@@ -18,6 +18,7 @@ from pydiff.condition import Conditioning
 from pydiff.diffusion import path, samplers
 from pydiff.diffusion.denoiser import check_sampler, denoiser
 from pydiff.diffusion.samplers import SAMPLERS
+from pydiff.mistakes import at_least_one
 
 
 class Pipeline:
@@ -85,9 +86,7 @@ class Pipeline:
 
         all_numbers = self._numbers(n, 2 * math.prod(self.codec.image_shape))
         n, batch_size = len(all_numbers), self.batch_size if batch_size is None else batch_size
-        if n < 1 or batch_size < 1:
-            name, value = ("n", n) if n < 1 else ("batch_size", batch_size)
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        batch_size = at_least_one("batch_size", batch_size)
         asked, parts = self.conditioning.rows(all_numbers) if asked is None else asked, []
         steps = self.default_steps(sampler) if steps is None else steps
         with tqdm(total=n * steps, unit="image step", unit_scale=True, disable=not progress, delay=1) as bar:
@@ -188,8 +187,9 @@ class Pipeline:
         """The numbers (N,) of n samples. Raises ValueError if these would take more memory than is free, at so many
         bytes each.
         """
-        memory.check_many(len(n) if np.ndim(n) else n, each, self.codec.noun)
-        return np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        numbers = numbered(n)
+        memory.check_many(len(numbers), each, self.codec.noun)
+        return numbers
 
     def check_memory(self, size, n=1):
         """Raises MemoryError if n samples of this size at a time need more memory than is free, if that is known."""
@@ -217,9 +217,17 @@ class Pipeline:
         return sum(p.size for p in self.model.parameters())
 
 
+def numbered(n) -> np.ndarray:
+    """The numbers (N,) of samples: 0 .. n-1, or n itself if it is a list of them. Raises as `how_many` does."""
+    numbers = np.asarray(n) if np.ndim(n) else np.arange(how_many(n))
+    if numbers.ndim != 1 or not len(numbers):
+        raise ValueError(f"n is how many samples to draw, at least 1, or their numbers, got {n!r:.50}")
+    return numbers
+
+
 def how_many(n) -> int:
     """n as a number of samples. Raises TypeError or ValueError unless it is one that can be counted in memory."""
-    if not isinstance(n, int | np.integer):
+    if not isinstance(n, int | np.integer) or isinstance(n, bool):
         raise TypeError(f"n is how many samples to draw, a whole number, got {n!r:.50}")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")

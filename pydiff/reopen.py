@@ -170,6 +170,7 @@ def keep_data(folder: RunDirectory, origin: Origin):
 
 def finish(folder: RunDirectory, save):
     """Writes the finished model by save(path). Raises CheckpointError if the disk write fails."""
+    folder.follow()
     try:
         save(folder.path / "model")
     except CheckpointError as error:

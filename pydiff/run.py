@@ -17,7 +17,8 @@ from pydiff.data.origin import Origin
 from pydiff.formats import opened as opened_model
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.latent_space import opened_in
-from pydiff.pipeline import Pipeline, how_many, pixels_of
+from pydiff.mistakes import keywords, refuse_unknown
+from pydiff.pipeline import Pipeline, how_many, numbered, pixels_of
 from pydiff.preview import preview_png
 from pydiff.printed import all_printable, printable
 from pydiff.reopen import all_or_some, describe, finish, open_folder
@@ -154,7 +155,7 @@ class Run:
 
         All other keywords are options of the sampler, such as order, churn, clip or threshold; see its docstring.
         """
-        self.to(device or self.device)
+        self.to(self.device if device is None else device)
         numbers, prompts = _of_each(n, prompts)
         asked = self.conditioning.rows(numbers, labels, condition, prompts, negative_prompt)
         return self.pipeline.sample(numbers, seed, sampler, steps, asked, guidance, eta, **more)
@@ -183,8 +184,8 @@ class Run:
         number of images, or their numbers. prompts: one for each of them, or one for all. The other arguments are those
         of `sample`, apart from batch_size and progress.
         """
-        self.to(device or self.device)
-        numbers = np.arange(n) if np.ndim(n) == 0 else np.asarray(n)
+        self.to(self.device if device is None else device)
+        numbers = numbered(n)
         asked = self.conditioning.rows(numbers, labels, condition, prompts, negative_prompt)
         return self.pipeline.sample_states(numbers, seed, sampler, steps, asked, guidance, eta, **more)
 
@@ -194,22 +195,27 @@ class Run:
         All edits take labels, condition and negative_prompt as `sample` does, and prompts, one for each image or one
         for all; without any of these, the model draws unconditionally.
         """
-        return edit.inpaint(self.pipeline, images, mask, **_asked(self.conditioning, len(images), options))
+        return edit.inpaint(self.pipeline, images, mask, **edit.given(edit.inpaint, self.conditioning, images, options))
 
     def image_to_image(self, images, strength=0.5, **options):
         """Adds noise to the images and denoises them again: (N, H, W, C) uint8. See `edit.image_to_image`."""
-        return edit.image_to_image(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
+        return edit.image_to_image(
+            self.pipeline, images, strength, **edit.given(edit.image_to_image, self.conditioning, images, options)
+        )
 
     def variations(self, images, strength=0.3, **options):
         """Images like these: (N, H, W, C) uint8. See `edit.variations`."""
-        return edit.variations(self.pipeline, images, strength, **_asked(self.conditioning, len(images), options))
+        return edit.variations(
+            self.pipeline, images, strength, **edit.given(edit.variations, self.conditioning, images, options)
+        )
 
     def interpolate(self, seed_a, seed_b, shares, *, label=None, condition=None, **options):
         """Images between those of two seeds: (K, H, W, C) uint8. See `edit.interpolate`. label: class of all."""
         n, words = np.size(shares), ("prompts", "negative_prompt")
         given = {"condition": condition} | {name: options.pop(name) for name in words if name in options}
         given |= {} if label is None else {"labels": np.full(n, label)}
-        return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **_asked(self.conditioning, n, given), **options)
+        given = edit.given(edit.interpolate, self.conditioning, None, {**given, **options}, n)
+        return edit.interpolate(self.pipeline, seed_a, seed_b, shares, **given)
 
     def steered(self, classifier, by="noise"):
         """This model as a Run that is steered by the classes of a ClassifierRun (classifier guidance); see steering.py.
@@ -236,8 +242,9 @@ class Run:
         data: where the training data are, if they have moved. Without them, the page shows only the few samples that
         were kept with the run, and no nearest neighbours.
         """
-        from pydiff.report import write_report
+        from pydiff.report.write import OF_THE_RUN, write_report
 
+        refuse_unknown(options, keywords(write_report, apart=OF_THE_RUN))
         directory = self.directory if directory is None else directory
         if directory is None:
             raise ValueError("this run has no directory of its own; say where the page shall be, directory= (--out)")
@@ -267,16 +274,6 @@ def _of_each(n, prompts):
     return np.tile(np.arange(n), len(prompts)), [prompt for prompt in prompts for _ in range(n)]
 
 
-def _asked(conditioning, n, options):
-    """The options of an edit of n samples, with labels, prompts and conditions among them made one Condition."""
-    names = ("labels", "condition", "prompts", "negative_prompt")
-    words = {name: options.pop(name) for name in names if name in options}
-    if any(word is not None for word in words.values()):
-        numbers = options.get("numbers")
-        options["asked"] = conditioning.rows(np.arange(n) if numbers is None else np.asarray(numbers), **words)
-    return options
-
-
 def load(directory, **wishes):
     """Opens the folder of a run, or a model folder written by Run.save or by diffusers. Returns a Run, or an
     AutoencoderRun or ClassifierRun if that is what the folder holds.
@@ -295,6 +292,7 @@ def load(directory, **wishes):
 
     Raises FileNotFoundError or CheckpointError for a missing or damaged folder. docs/folders.md lists what opens.
     """
+    refuse_unknown(wishes, pipeline_folder.Wishes._fields)
     directory = shipped(directory)
     if not directory.is_dir() and not directory.is_file():
         raise FileNotFoundError(f"{directory} is not a folder; give the folder of a run or of a saved model")
@@ -377,6 +375,8 @@ def train(
             except Interrupted as interrupted:
                 interrupted.run = run
                 raise
+            finally:
+                run.directory = None if folder is None else folder.path  # it may have been moved
             tell(told)
             run.notes = (*trainer.notes, *told)
             if folder is not None:

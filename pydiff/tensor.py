@@ -23,7 +23,7 @@ import numpy as np
 
 from pydiff.arrays import add, array_module
 from pydiff.backend import FLOAT32, is_bfloat16
-from pydiff.mistakes import described, plain, refuse_call
+from pydiff.mistakes import array_of, described, plain, refuse_call
 
 if TYPE_CHECKING:
     from pydiff.signatures import Methods  # which pydiff.ops adds to Tensor
@@ -84,7 +84,7 @@ def _array(data):
     data = plain(data)
     if hasattr(data, "dtype"):
         return np.asarray(data) if isinstance(data, np.generic) else data
-    data = np.asarray(data)
+    data = array_of(data)
     return data.astype(np.float32) if data.dtype.kind in "fi" else data
 
 
@@ -103,7 +103,8 @@ class Tensor(Methods):
         if type(data) is not np.ndarray:
             data = _array(data)
         if data.dtype.kind not in "fiub" and not _floating(data.dtype):
-            raise TypeError(f"a Tensor holds real numbers, got dtype {data.dtype}")
+            found = described(data) if data.dtype.hasobject and data.shape == () else f"dtype {data.dtype}"
+            raise TypeError(f"a Tensor holds real numbers, got {found}")
         if requires_grad and not _floating(data.dtype):
             raise TypeError(f"only floating-point tensors can require a gradient, got dtype {data.dtype}")
         self.data: Any = data  # NumPy's or CuPy's
@@ -141,13 +142,16 @@ class Tensor(Methods):
         """The same data without its history: a constant from here on."""
         return Tensor(self.data)
 
-    def backward(self, grad=None, finished=None):
+    def backward(self, grad=None, finished=None, retain_graph=False):
         """Adds d(self)/d(leaf), contracted with `grad`, to the .grad of every leaf that requires one.
 
         grad: array of self's shape, the gradient of the final quantity with respect to self; optional for a tensor with
         a single element, where it defaults to 1. finished: called with each leaf as soon as its .grad is final, while
-        the rest is still being computed. Frees the graph: a second backward through it raises RuntimeError.
+        the rest is still being computed. Frees the graph: a second backward through it raises RuntimeError, and
+        retain_graph, PyTorch's option against that, is refused.
         """
+        if retain_graph:
+            raise ValueError("backward frees the graph; add the losses and call backward once, or compute them again")
         if grad is None:
             if self.size != 1:
                 raise ValueError(

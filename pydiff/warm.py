@@ -3,6 +3,9 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
+
+from pydiff.formats.files import folder_path
 from pydiff.models import build, name_of
 from pydiff.printed import printable
 from pydiff.reopen import open_folder
@@ -18,6 +21,8 @@ def warm(task_of, folder, out=None, model=None):
     task_of: makes the task for a network, or for None, if the options describe the network. folder: None for randomly
     initialised weights; begin is then None. out: the run's folder. model: the network, if the caller gave it.
     """
+    if model is not None and not hasattr(model, "named_parameters"):
+        raise TypeError(f"model is {model!r:.60}, expected a network, a Module; see DiffusionTask")
     task = task_of(model)
     if folder is None:
         return task, None
@@ -41,7 +46,7 @@ class Source:
     def opened(self):
         """The contents of the folder. Raises FileNotFoundError or CheckpointError if there is no model."""
         if self._opened is None:
-            path = Path(self.folder).expanduser()
+            path = folder_path(self.folder, "init_from")
             if not path.is_dir():
                 raise FileNotFoundError(f"{path} is not a folder; init_from is that of a run or of a saved model")
             self._opened = open_folder(path)
@@ -83,6 +88,12 @@ class Source:
         theirs, ours = self.opened.pipeline.process.prediction, trainer.task.process.prediction
         if theirs != ours:
             trainer.notes.append(f"those were trained to predict {theirs}, and this run learns to predict {ours}")
+        theirs, ours = self.opened.pipeline.process.schedule, trainer.task.process.schedule
+        if theirs.T != ours.T:
+            trainer.notes.append(f"those were trained with timesteps = {theirs.T}, and this run has {ours.T}")
+        elif not np.allclose([theirs.alpha, theirs.sigma], [ours.alpha, ours.sigma], rtol=1e-3, atol=1e-4):
+            told = f"{printable(theirs.name)!r}, and this run has {ours.name!r}"
+            trainer.notes.append(f"those were trained with another noise schedule, {told}")
 
     def _weights(self, task):
         """A state_dict for the model that the task trains."""

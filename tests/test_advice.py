@@ -4,6 +4,8 @@ reason why that cannot be done on this machine, or the test that does it.
 """
 
 import ast
+import glob
+import operator
 import re
 import shlex
 from pathlib import Path
@@ -126,6 +128,11 @@ FOLLOWED = {
     ("data/arrays.py", "save it with numpy.savez(path, images=..., labels=...)"): (
         lambda: (np.savez("a.npz", foo=np.zeros(3)), load("a.npz")),
         lambda: (np.savez("a.npz", images=np.zeros((3, 8, 8)), labels=[0, 1, 2]), load("a.npz"))),
+    ("data/arrays.py", "give images[None] then, or layout='NHW' if they are grey ones"): (
+        lambda: load(np.zeros((8, 8, 3), np.uint8)),
+        lambda: (load(np.zeros((8, 8, 3), np.uint8)[None]), load(np.zeros((8, 8, 3), np.uint8), layout="NHW"))),
+    ("data/sources.py", "give the folder, or in Python the list glob.glob({})"): (
+        lambda: load("p/*.png"), lambda: (load("p"), load(glob.glob("p/*.png")))),
     ("data/held.py", "fill them with .filled(0)"): (lambda: load(masked()), lambda: load(masked().filled(0))),
     ("data/held.py", "convert them with .float()"): (lambda: load(brains()), lambda: load(brains().float())),
     ("data/arrays.py",
@@ -214,6 +221,11 @@ FOLLOWED = {
         lambda: (Tensor(np.eye(2)).reshape(4), Tensor(np.eye(2)).copy())),
     ("ops/methods.py", "x.swapaxes(a, b) exchanges two of them"): (
         lambda: Tensor(np.ones((2, 3, 4))).transpose(1, 2), lambda: Tensor(np.ones((2, 3, 4))).swapaxes(1, 2)),
+    ("ops/names.py", "PyTorch's x.size(0) is x.shape[0]"): (
+        lambda: Tensor(np.ones((2, 3))).size(0), lambda: Tensor(np.ones((2, 3))).shape[0]),
+    ("ops/methods.py", "x.data[{}] = .. changes the values, and ops.where(condition, x, y) makes a new one"): (
+        lambda: operator.setitem(Tensor(np.ones(2)), 0, 3.0),
+        lambda: (operator.setitem(Tensor(np.ones(2)).data, 0, 3.0), ops.where(np.eye(2), np.ones(2), np.zeros(2)))),
     ("ops/shape.py", "write concatenate(a, b, axis=-1)"): (
         lambda: ops.concatenate([Tensor(np.eye(2)), Tensor(np.eye(2))]),
         lambda: ops.concatenate(Tensor(np.eye(2)), Tensor(np.eye(2)), axis=-1)),

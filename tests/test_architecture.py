@@ -140,17 +140,18 @@ MAY_IMPORT = {
     "random": "",
     "reference": "",
     "signatures": "",
-    "mistakes": "arrays",
+    "printed": "",
+    "mistakes": "arrays printed",
     "tensor": "signatures backend arrays mistakes",
     "recompute": "tensor",
     "graph": "arrays tensor",
-    "ops": "backend arrays tensor random mistakes",
+    "ops": "backend arrays tensor random mistakes printed",
     "nn": "backend arrays tensor random ops recompute mistakes",
     "optim": "backend arrays ops mistakes",
-    "models": "backend arrays tensor ops nn",
-    "codec": "arrays",
+    "models": "backend arrays tensor ops nn mistakes",
+    "codec": "arrays mistakes",
     "codecs": "arrays codec",
-    "latents": "arrays tensor models codec",
+    "latents": "arrays tensor models codec mistakes",
     "formats.safetensors": "",
     "formats.files": "formats.safetensors",
     "formats.pytorch": "formats.safetensors formats.files",
@@ -159,21 +160,20 @@ MAY_IMPORT = {
     "text": "arrays tensor nn models",
     "text.learned": "arrays tensor nn models text",
     "text.bert": "tensor nn models formats.safetensors formats.files formats.schema text",
-    "printed": "",
     "condition": "arrays text printed",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
-    "diffusion": "backend arrays tensor random graph ops codec",
+    "diffusion": "backend arrays tensor random graph ops codec mistakes",
     "sound": "arrays codec",
-    "data": "memory random codec codecs sound condition printed formats.safetensors formats.pytorch",
+    "data": "memory random codec codecs sound condition mistakes printed formats.safetensors formats.pytorch",
     "text.make_glove": "text data",
-    "pipeline": "backend codec condition diffusion memory",
+    "pipeline": "backend codec condition diffusion memory mistakes",
     "stable_diffusion": "memory arrays tensor ops nn models condition diffusion latents pipeline",
-    "edit": "backend diffusion",
+    "edit": "backend data diffusion mistakes",
     "likelihood": "arrays backend tensor random diffusion",
     "formats.weights": "formats.safetensors formats.files formats.pytorch",
-    "formats.diffusers.scheduler": "codec diffusion formats.safetensors formats.schema",
+    "formats.diffusers.scheduler": "codec diffusion mistakes formats.safetensors formats.schema",
     "formats.diffusers.folder": "formats.safetensors formats.files",
     "formats.diffusers.parameters": "backend nn printed formats.safetensors formats.schema",
     "formats.diffusers.own_networks": "formats.safetensors formats.schema",
@@ -188,7 +188,8 @@ MAY_IMPORT = {
     "formats.embeddings": "formats.safetensors formats.files formats.pytorch",
     "formats.ldm": "formats.safetensors",
     "formats.diffusers.extra": "codec condition nn formats.safetensors formats.schema formats.diffusers.scheduler",
-    "latent_space": "arrays tensor models codec latents store formats.safetensors formats.diffusers.autoencoder",
+    "latent_space": "arrays tensor models codec latents store formats.files formats.safetensors "
+    "formats.diffusers.autoencoder",
     "formats.diffusers.pipeline": "codec latents condition diffusion models pipeline store formats.safetensors "
     "formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.unet formats.diffusers.autoencoder formats.diffusers.parameters "
@@ -212,9 +213,9 @@ MAY_IMPORT = {
     "training.precision": "backend tensor",
     "training.changes": "training.rate",
     "training.health": "",
-    "training.keeping": "formats.safetensors training.health",
+    "training.keeping": "formats.safetensors printed training.health",
     "training.reading": "data",
-    "training.config": "data diffusion models store text training.reading",
+    "training.config": "data diffusion mistakes models store text training.reading",
     "training.networks": "codec models training.config",
     "training.captions": "text data",
     "training.task": (
@@ -237,20 +238,20 @@ MAY_IMPORT = {
     "training.segment": "arrays tensor models ops data training.config training.task",
     "training": "",
     "report.looks": "backend arrays ops tensor",
-    "report": "arrays random codec codecs sound data formats.files memory printed store text",
+    "report": "arrays random codec codecs sound data formats.files memory pipeline printed store text",
     "report.words": "arrays backend report",
     "drawing": "codecs formats.files memory printed report sound store",
     "preview": "report",
     "trained": "formats.files",
     "trained.make_digits": "trained pydiff",
     "reopen": "data pipeline formats store",
-    "warm": "models store training reopen printed",
+    "warm": "models store training reopen printed formats.files",
     "autoencoding": "backend data latent_space formats printed store training report preview reopen",
     "classifying": "backend arrays tensor nn codec condition data formats models ops printed random reopen store training",
     "steering": "backend arrays tensor ops condition diffusion pipeline",
     "dry_run": "backend memory data latent_space training warm",
-    "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats store trained "
-    "printed training report preview reopen warm",
+    "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats mistakes store "
+    "trained printed training report preview reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
     "invert": "memory data formats store text training",
     "bench": "",
@@ -315,8 +316,9 @@ SPINE_OPS = [
 ]
 FLOORS = {
     # 20 of it to tell type checkers what a Tensor and a Function are, 10 for gradients wider than what they are of, 20
-    # for small arrays that are moved to a GPU once, 10 for gradients that were replaced by something else
-    "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", *SPINE_OPS], 1515),
+    # for small arrays that are moved to a GPU once, 10 for gradients that were replaced by something else,
+    # 20 for the larger and the smaller of two
+    "maths": (["backend.py", "arrays.py", "tensor.py", "recompute.py", "random.py", *SPINE_OPS], 1545),
     "network": (
         [
             "nn/module.py", "nn/layers.py", "nn/attention.py", "optim.py", "models/registry.py", "models/blocks.py",
@@ -325,8 +327,8 @@ FLOORS = {
         # 10 of it for types, 5 for networks and parts of pipelines told apart, and blocks that are told nothing, 5 for
         # the bfloat16 copy of the weights in optim.py, 40 for optimisers that are copied with their model, for
         # parameters that are frozen or replaced, and for sizes that are none, 20 for networks of unknown origin, which
-        # take no more numbers than their weights have
-        720,
+        # take no more numbers than their weights have, 5 for weights that are none
+        725,
     ),
     "process": (
         [
@@ -335,14 +337,15 @@ FLOORS = {
             "diffusion/samplers/walk.py", "diffusion/samplers/ancestral.py",
         ],
         # 40 of it for prompts and their arithmetic in condition.py, 35 for classes by name, numbers among them, 10 for
-        # codecs that have networks and encode a data set once, 10 for images that are given
-        910,
+        # codecs that have networks and encode a data set once, 10 for images that are given, 10 for options that are
+        # no numbers
+        920,
     ),
     # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
     # processes; 30 for runs that are gone on with and come back to; 5 for models that have ways of their own; 20 for
     # classifiers and what they steer; 15 for training in bfloat16; 3 for corners of a batch, which foretell a step; 2
-    # for options that suit the data; 10 for numbers of samples that are none, or too many
-    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 710),
+    # for options that suit the data; 15 for numbers of samples that are none, or too many, and for misspelt options
+    "loop": (["training/loop.py", "training/task.py", "pipeline.py", "run.py"], 725),
 }  # fmt: skip
 # run.py is the longest: every argument of sampling and training is documented there.
 FILE_LINES, FUNCTION_LINES = 400, 45
@@ -407,7 +410,7 @@ def test_every_floor_is_short(floor):
 def test_a_run_is_a_facade():
     """It holds a pipeline and a folder, and hands on; what it can do is done below, where nobody knows a run."""
     (run,) = (n for n in TREES["pydiff.run"].body if isinstance(n, ast.ClassDef) and n.name == "Run")
-    assert run.end_lineno - run.lineno < 225
+    assert run.end_lineno - run.lineno < 235
     for module, tree in TREES.items():
         if module in ("pydiff.run", "pydiff.cli", "pydiff"):
             continue
@@ -434,12 +437,13 @@ def lines_that_name(pattern, allowed):
 def test_labels_are_known_at_the_door_and_in_the_data_only():
     """Everybody else hands on a Condition. The others' labels are those of a loss, a table,
     a network's own argument, an axis and a form."""
-    others = ("ops/reduction.py", "nn", "models/", "report/loss.py", "report/sections.py", "report/autoencoder.py")
-    assert len(lines_that_name(r"\blabels\b", ("data/", "condition.py", *others))) <= 11
+    others = ("ops/reduction.py", "nn", "models/", "report/loss.py", "report/sections.py", "report/autoencoder.py",
+              "mistakes.py")  # fmt: skip
+    assert len(lines_that_name(r"\blabels\b", ("data/", "condition.py", *others))) <= 12
 
 
 def test_only_the_codec_and_the_data_know_what_a_pixel_is():
-    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/", "segment.py", "latent_space.py")
+    codecs = ("data/", "codec.py", "latents.py", "codecs/", "sound/", "segment.py", "latent_space.py", "mistakes.py")
     assert lines_that_name(r"\bto_uint8\b|\bfrom_uint8\b|\(-1(\.0)?, 1(\.0)?\)", codecs) == [
         *lines_that_name(r'"flow": lambda', ("data/",))  # v = x0 - eps happens to have these coefficients
     ]

@@ -213,3 +213,24 @@ def test_help_of_an_option_is_one_line():
                 if isinstance(field, ast.AnnAssign) and "\n" in str(getattr(getattr(text, "value", None), "value", "")):
                     several.append(f"{path.name}: {node.name}.{ast.unparse(field.target)}")
     assert several == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["train", "digits", "--out", ""], "--out is empty"),
+        (["train", "digits", "--out="], "--out is empty"),
+        (["train", "digits", "--init-from", ""], "--init-from is empty"),
+        (["sample", "", "-n", "1"], "the argument after sample is empty"),
+        (["sample", "digits", "--label", ""], "--label is empty"),
+        (["sample", "digits", "-n", ""], "-n is empty"),
+        (["report", "digits", "--out", ""], "--out is empty"),
+        ([""], "the command is empty"),
+    ],
+)
+def test_a_variable_of_the_shell_that_is_not_set_is_no_path(arguments, what, tmp_path, monkeypatch, capsys):
+    """An empty path would be the current folder, which results would be written over."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err == f"pydiff: {what}; give it a value, or leave it out\n"
+    assert list(tmp_path.iterdir()) == []

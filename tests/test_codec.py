@@ -59,19 +59,20 @@ def test_float_samples_of_a_data_set_stay_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "samples",
+    ("samples", "advice"),
     [
-        LEVELS[:, :7],
-        LEVELS[..., :1],
-        LEVELS[0],
-        LEVELS.astype(np.int64),
-        LEVELS / 255.0,
-        np.zeros((2, 8, 8, 2, 1), "u1"),
+        (LEVELS[:, :7], "resize them first"),
+        (LEVELS[..., :1], "they have 1 channel where the model's have 2; convert them"),
+        (LEVELS[0], r"images\[None\] is"),
+        (LEVELS.astype(np.int64), r"images.astype\(np.uint8\) makes them"),
+        (LEVELS / 255.0, r"np.rint\(images \* 255\).astype\(np.uint8\) makes them"),
+        (np.zeros((2, 8, 8, 2, 1), "u1"), "resize them first"),
     ],
 )
-def test_samples_that_do_not_fit(samples):
+def test_samples_that_do_not_fit(samples, advice):
     for encode in (IMAGES.encode, IMAGES.encode_given):
-        with pytest.raises(ValueError, match=r"images are \w+ \(.*\), expected uint8 \(N, 8, 8, 2\); resize") as error:
+        expected = rf"images are \w+ \(.*\), expected uint8 \(N, 8, 8, 2\); {advice}"
+        with pytest.raises(ValueError, match=expected) as error:
             encode(samples)
         assert "\n" not in str(error.value)
 

@@ -244,6 +244,19 @@ def test_guidance_options_and_options_of_the_sampler_count(classes):
         ({"ordre": 3}, TypeError, "sampler 'ddim' has no option 'ordre'; it takes eta, clip, raw_eps, threshold"),
         ({"variance": "learned_range", "sampler": "ddpm"}, ValueError, "this model has no learned variance"),
         ({"kind": "sde", "sampler": "adaptive"}, TypeError, "sampler 'adaptive' has no option 'kind'"),
+        ({"stpes": 3}, TypeError, "has no option 'stpes'; did you mean 'steps'"),
+        ({"label": 1}, TypeError, "has no option 'label'; did you mean 'labels'"),
+        ({"guidance_scale": 3}, TypeError, "has no option 'guidance_scale'; it is called 'guidance' here"),
+        ({"eta": "a"}, ValueError, "eta is 'a', expected 0"),
+        ({"eta": "a", "sampler": "dpm2"}, ValueError, "eta is 'a', expected 0"),
+        ({"steps": "a"}, ValueError, "got 'a' steps, expected a whole number"),
+        ({"steps": 2.5}, ValueError, "got 2.5 steps, expected a whole number"),
+        ({"threshold": "a"}, ValueError, "threshold is the share of pixels .* got 'a'"),
+        ({"clip": 3}, TypeError, r"clip is 3, expected \(low, high\) or None"),
+        ({"churn": "a", "sampler": "euler"}, TypeError, "churn is 'a', expected a number"),
+        ({"batch_size": 2.5}, ValueError, "batch_size must be a whole number of at least 1, got 2.5"),
+        ({"condition": 3}, TypeError, "condition is 3, expected a dict of arrays"),
+        ({"device": 0}, ValueError, "device must be one of cpu, cuda, simt, got 0"),
         ({"interval": (0, 1)}, ValueError, "guidance is 1; give another guidance"),
         ({"rescale": 0.5, "sampler": "adaptive"}, ValueError, "use another sampler"),
     ],
@@ -251,3 +264,28 @@ def test_guidance_options_and_options_of_the_sampler_count(classes):
 def test_options_that_a_sampler_does_not_have(plain, options, error, message):
     with pytest.raises(error, match=message):
         plain.sample(2, **{"steps": 3, **options})
+
+
+def test_a_wrong_interval_of_guidance(classes):
+    run = pydiff.train(classes, progress=False, **{**FEW, "timesteps": 50})
+    for more in ({"interval": 3}, {"interval": "ab"}, {"interval": (2, 1)}, {"rescale": "a"}):
+        with pytest.raises(ValueError, match=r"expected 0 \.\. 1 and \(low, high\)"):
+            run.sample(1, steps=2, guidance=2, **more)
+
+
+def test_a_number_of_samples_that_is_none(plain):
+    for n in ("a", 2.5, True, None):
+        with pytest.raises(TypeError, match="how many samples to draw, a whole number"):
+            plain.sample_states(n)
+    for n in (0, -1, []):
+        with pytest.raises(ValueError, match="at least 1"):
+            plain.sample_states(n)
+
+
+def test_every_name_that_sampling_takes_may_be_meant():
+    from pydiff.diffusion.denoiser import BESIDE
+    from pydiff.mistakes import keywords
+    from pydiff.pipeline import Pipeline
+
+    taken = keywords(pydiff.Run.sample, Pipeline.sample, Pipeline.sample_states, apart=("asked",))
+    assert set(BESIDE) == set(taken)

@@ -249,6 +249,14 @@ def test_the_advice_of_a_refusal_works(tmp_path):
         train(tmp_path / "run", prediction="v")
     begun = train(tmp_path / "another", prediction="v", init_from=str(tmp_path / "run"))
     assert "those were trained to predict eps, and this run learns to predict v" in begun.notes
+    fewer = train(tmp_path / "fewer", timesteps=40, init_from=str(tmp_path / "run"))
+    had = train(tmp_path / "run").options["timesteps"]
+    assert f"those were trained with timesteps = {had}, and this run has 40" in fewer.notes
+    other = train(tmp_path / "other", schedule="linear", init_from=str(tmp_path / "run"))
+    assert "those were trained with another noise schedule, 'cosine', and this run has 'linear'" in other.notes
+    assert not any("those were" in note for note in train(tmp_path / "same", init_from=str(tmp_path / "run")).notes)
+    with pytest.raises(ValueError, match="init_from is empty, expected the path of a folder"):
+        train(tmp_path / "empty", init_from="")
     with pytest.raises(ValueError, match="use steps = 4 or more"):
         train(tmp_path / "run", steps=3)
     assert train(tmp_path / "run", steps=4).step == 4

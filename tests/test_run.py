@@ -131,8 +131,8 @@ def test_a_run_shows_itself(run):
     [
         ({"n": 0}, "^n must be at least 1, got 0"),
         ({"n": 0, "batch_size": 0}, "^n must be at least 1, got 0"),
-        ({"n": 1, "batch_size": 0}, "^batch_size must be at least 1, got 0"),
-        ({"batch_size": -3}, "^batch_size must be at least 1, got -3"),
+        ({"n": 1, "batch_size": 0}, "^batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": -3}, "^batch_size must be a whole number of at least 1, got -3"),
         ({"sampler": "euler?"}, "sampler must be one of"),
         ({"steps": 1001}, "expected 1 .. 1000"),
         ({"labels": [1]}, "trained without classes"),

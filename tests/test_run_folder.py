@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pydiff
 from pydiff import backend, compiled
 from pydiff.store import checkpoint
 from pydiff.store.folder import KernelWarning, RunDirectory
+from pydiff.training.keeping import Keeper
 
 TINY = {"steps": 4, "batch_size": 4, "channels": (8,), "groups": 4, "warmup": 1, "timesteps": 20, "sample_every": 0}
 TINY |= {"checkpoint_every": 2, "keep": 9}
@@ -101,6 +103,39 @@ def test_a_second_process_is_kept_out_whatever_is_deleted(tmp_path):
         second = subprocess.run([sys.executable, "-c", script, out], capture_output=True, text=True, check=False)
         assert "another process is training in" in second.stderr
     subprocess.run([sys.executable, "-c", script, out], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("model", ["unet", "autoencoder", "classifier"])
+def test_a_folder_that_is_moved_while_it_trains_is_followed(model, tmp_path, monkeypatch, capfd):
+    """Checkpoints, log and model come where the folder is now; another of its old name is not touched."""
+    monkeypatch.chdir(tmp_path)
+    kept = Keeper.took
+
+    def moved(keeper, entry):
+        if entry["step"] == 2:
+            os.rename("run", "elsewhere")
+            os.mkdir("run")
+        kept(keeper, entry)
+
+    monkeypatch.setattr(Keeper, "took", moved)
+    options = {"steps": 4, "checkpoint_every": 3, "sample_every": 0, "batch_size": 2, "channels": (8,), "groups": 4}
+    made = pydiff.train("digits", out="run", model=None if model == "unet" else model, **options)
+    assert list(Path("run").iterdir()) == []
+    assert made.directory == tmp_path / "elsewhere"
+    assert len(Path("elsewhere/log.jsonl").read_text().splitlines()) == 4
+    assert [path.name for path in sorted(Path("elsewhere/checkpoints").iterdir())] == ["step-00000003", "step-00000004"]
+    assert pydiff.load("elsewhere").step == 4
+    assert "step 2: the folder of the run was moved; it goes on in " in capfd.readouterr().err
+
+
+def test_a_process_that_changes_its_folder_goes_on_where_it_began(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    kept = Keeper.took
+    monkeypatch.setattr(Keeper, "took", lambda keeper, entry: (os.chdir(tmp_path / "other"), kept(keeper, entry)))
+    train("run")
+    assert list((tmp_path / "other").iterdir()) == []
+    assert pydiff.load(tmp_path / "run").step == pydiff.load(tmp_path / "run").options["steps"]
 
 
 def test_links_are_not_followed_when_writing(tmp_path):

@@ -29,6 +29,16 @@ def test_a_training_ends_whatever_becomes_of_its_streams(streams, tmp_path):
     assert finished(out)
 
 
+def test_commands_that_begin_without_streams(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as without:
+        without.setattr("sys.stdout", None)
+        assert cli.main(["data", "digits"]) == 0
+    monkeypatch.setattr("sys.stdin", None)
+    assert cli.main(["sample", "digits", "-n", "1", "--prompts", "-"]) == 1
+    assert capsys.readouterr().err == "pydiff: the standard input is closed; give a file with a prompt a line\n"
+
+
 LONG = [*TRAIN, "--steps", "100000", "--checkpoint-every", "100000", "--out"]
 
 

@@ -406,6 +406,11 @@ def test_axes_that_a_tensor_does_not_have_are_refused():
         ("requires_grad_", r"write Tensor\(x\.data, requires_grad=True\)"),
         ("cumsum", r"x\.data\.cumsum is that of the values alone"),
         ("topk", "no attribute 'topk'$"),
+        ("mul", r"write the operator, x \* y"),
+        ("chunk", r"write x\[first:last\]"),
+        ("is_leaf", r"x\.maker is the Function"),
+        ("zero_grad", r"write x\.grad = None"),
+        ("t", r"write x\.T$"),
     ],
 )
 def test_attributes_of_other_libraries_are_named_with_what_to_write(name, instead):
@@ -427,6 +432,39 @@ def test_arguments_that_an_operation_does_not_take_are_named():
             attempt()
 
 
+def linear():
+    return pydiff.nn.Linear(3, 2).initialize(0)
+
+
+def test_what_users_of_pytorch_and_numpy_write_is_said_to_be_otherwise_here():
+    x = Tensor(np.ones((2, 3)), requires_grad=True)
+    for attempt, error, message in (
+        (lambda: x.size(0), TypeError, r"as in NumPy; PyTorch's x\.size\(0\) is x\.shape\[0\]"),
+        (lambda: x.__setitem__(0, 1.0), TypeError, r"x\.data\[0\] = \.\. changes the values, and ops\.where"),
+        (lambda: x.sum().backward(retain_graph=True), ValueError, "add the losses and call backward once"),
+        (lambda: x @ Tensor(np.ones((2, 3))), ValueError, "as many columns of x as rows of y"),
+        (lambda: Tensor([[1, 2], [3]]), ValueError, "got a list with rows of different lengths"),
+        (lambda: Tensor(None), TypeError, "holds real numbers, got None"),
+        (lambda: ops.cat, AttributeError, r"write concatenate\(a, b, axis=-1\)"),
+        (lambda: ops.mse_loss, AttributeError, "write mean_squared_error"),
+        (lambda: ops.sigmiod, AttributeError, "did you mean 'sigmoid'"),
+        (lambda: pydiff.nn.Sequential, AttributeError, "assign modules, or a list of them, to a Module"),
+        (lambda: pydiff.nn.ReLU, AttributeError, r"pydiff\.ops\.relu\(x\) is an operation"),
+        (lambda: pydiff.nn.Lienar, AttributeError, "did you mean 'Linear'"),
+        (lambda: pydiff.optim.AdamW(linear()).param_groups, AttributeError, r"is given to step\(step, lr\)"),
+        (lambda: linear().load_state_dict(None), TypeError, "weights are a dict of arrays, .* got None"),
+        (lambda: pydiff.train("digits", model=3), TypeError, "model is 3, expected a network"),
+        (lambda: pydiff.DDPMPipeline, AttributeError, r"here it is pydiff\.load\(folder\)"),
+        (lambda: pydiff.manual_seed, AttributeError, "here it is seed="),
+        (lambda: ops.conv2d(np.ones((1, 3, 8, 8)), np.ones((3, 3, 3, 5))), ValueError, "channels are last here"),
+    ):
+        with pytest.raises(error, match=message):
+            attempt()
+    assert x.size == 6
+    assert isinstance(x.size, int)
+    assert x.mean([0, 1]).item() == x.max([0]).data.max() == 1
+
+
 def test_tensors_are_indices_too():
     x = Tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
     (x[:, x.detach()[0] > 0].sum() + 10 * x[Tensor(np.array([1, 1])), Tensor(np.array([0, 2]))].sum()).backward()
@@ -440,7 +478,9 @@ def test_arrays_of_pytorch_are_numbers_and_matrices_are_none():
     assert type(x.data) is np.ndarray
     assert (x + theirs).tolist() == (theirs + x).tolist() == [2, 4]
     for matrix in (np.eye(2).view(np.matrix), scipy_identity()):
-        with pytest.raises(TypeError, match=r"expected a plain array, got a matrix|got dtype object"):
+        with pytest.raises(
+            TypeError, match=r"expected a plain array, got a matrix|real numbers, got <.* sparse matrix"
+        ):
             Tensor(matrix)
     with pytest.raises(TypeError, match="expected a plain array, got a matrix"):
         Tensor(np.eye(2)) * np.eye(2).view(np.matrix)

@@ -24,7 +24,8 @@ from pydiff.data.digits import load_digits
 from pydiff.data.emoji import load_emoji
 from pydiff.data.faces import load_faces
 from pydiff.data.fashion import load_fashion
-from pydiff.data.lists import is_pair, listed, load_list, load_mapping, load_pair
+from pydiff.data.libraries import names_in, part_of, rows_of
+from pydiff.data.lists import is_pair, listed, load_list, load_mapping, load_pair, one_of
 from pydiff.data.moving import SIZE, moving_shapes
 from pydiff.data.order import batch_indices, flip, pick_captions
 from pydiff.data.pixels import from_uint8, to_uint8
@@ -40,6 +41,7 @@ from pydiff.data.spoken import (
 )
 from pydiff.data.stream import load_streamed
 from pydiff.data.tones import load_tones
+from pydiff.mistakes import by_name
 from pydiff.printed import printable
 
 __all__ = [
@@ -69,6 +71,7 @@ NAMED_SOUNDS = {
 _NAMES = ", ".join(map(repr, [*NAMED, *NAMED_SOUNDS]))
 
 
+@by_name
 def load(
     source,
     size=None,
@@ -115,6 +118,7 @@ def load(
     """
     if isinstance(cache_gb, bool) or not isinstance(cache_gb, int | float | np.number) or not 0 <= cache_gb < 1 << 40:
         raise ValueError(f"cache_gb is {cache_gb!r}, expected GB of decoded images that are kept, 0 for all in memory")
+    source = _plain_source(source)
     sound = rate is not None or seconds is not None or isinstance(source, Sounds)
     if cache_gb and (sound or (isinstance(source, str) and source in NAMED_SOUNDS)):
         raise ValueError("cache_gb is for images; leave it out for sounds")
@@ -140,6 +144,17 @@ def load(
         return load_clips(path, frames, frame_rate, wanted.size, wanted.channels, wanted.limit, split=split)
     dataset = _of_length(_loaded(source, labels, captions, wanted), frames, frame_rate)
     return _fitted(dataset, wanted)
+
+
+def _plain_source(source):
+    """A path of bytes as text; anything else as it is. Raises TypeError for an open file, and for what was in one."""
+    if isinstance(source, bytes):
+        if len(source) > 4096 or b"\0" in source:
+            raise TypeError(f"these {len(source):,} bytes are what is in a file; give its path")
+        return os.fsdecode(source) if os.path.exists(source) else source
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        raise TypeError("this is an open file; give its path")
+    return source
 
 
 def _is_path(source) -> bool:
@@ -172,6 +187,13 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
             wanted.only(repr(source))
             return NAMED[source]()
         return load_path(Path(source).expanduser(), wanted, [*NAMED, *NAMED_SOUNDS])
+    if (found := part_of(source, wanted)) is not None:
+        dataset = _loaded(found[0], labels, captions, wanted._replace(split=None))
+        return dataclasses.replace(dataset, notes=[*dataset.notes, found[1]])
+    alone = isinstance(source, tuple) and len(source) in (1, 2) and all(part is None for part in source[1:])
+    if alone and hasattr(source[0], "__array__") and np.ndim(source[0]) >= 4:
+        source = source[0]  # (x,) and (x, None): images without labels
+    source = rows_of(source)
     if isinstance(source, Dataset):
         if given:
             raise ValueError(f"{given} were given with a Dataset, which brings its own; {given}= belongs to arrays")
@@ -186,11 +208,11 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
     if hasattr(source, "__array__") and not (isinstance(source, np.ndarray) and source.dtype.hasobject):
         return from_array(source, labels, captions, asked=wanted.only("an array", "layout", "bits"))
     if (items := listed(source, wanted.limit)) is not None:
-        return load_list(items, labels, captions, wanted)
+        return load_list(items, labels, captions, wanted, names_in(source))
     if hasattr(source, "dataset") and hasattr(source, "__iter__"):
-        raise TypeError(f"a {type(source).__name__} gives batches in an order of its own; give its .dataset")
+        raise TypeError(f"{one_of(source)} gives batches in an order of its own; give its .dataset")
     if hasattr(source, "__iter__") and not isinstance(source, str | bytes | Set):
-        raise TypeError(f"a {type(source).__name__} says neither how many it has nor which; give list(..) of it")
+        raise TypeError(f"{one_of(source)} says neither how many it has nor which; give list(..) of it")
     raise TypeError(f"cannot load data from {type(source).__name__}; expected {_NAMES}, {EXPECTED}")
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 from pydiff.data.asked import Asked
 from pydiff.data.dataset import Dataset
-from pydiff.data.limits import Limit, check_memory
+from pydiff.data.limits import Limit, check_memory, check_system
 from pydiff.data.listing import Found, files_in, in_order
 from pydiff.data.members import BLOCK, CUT, Members, TarMembers, ZipMembers
 from pydiff.printed import first_line, printable
@@ -155,6 +155,7 @@ def open_archive(path: Path, limit: Limit, whole: bool = True) -> Archive:
         raise ValueError(str(error)) from None
     except Exception as error:  # zipfile, tarfile, zlib, lzma and bz2 raise a dozen types for damaged files
         check_memory(error)
+        check_system(error)
         raise ValueError(f"{where} cannot be read ({first_line(error)}); fetch it again") from error
     if not members.numbers and members.skipped:
         member, reason = members.skipped[0]

@@ -19,7 +19,7 @@ from pydiff.data.classes import class_labels, named_labels, renumbered
 from pydiff.data.clips import RATE, Clips
 from pydiff.data.dataset import Dataset, some
 from pydiff.data.held import as_array
-from pydiff.data.limits import USUAL, Limit, check_memory
+from pydiff.data.limits import USUAL, Limit, check_memory, check_system
 from pydiff.data.points import Points
 from pydiff.printed import first_line, printable
 
@@ -96,7 +96,7 @@ def from_array(
     images, kind, more, values = as_array(images), Dataset, {}, None
     asked.limit.check(images.nbytes + 4 * images.size, f"{name} {images.shape}")
     if images.ndim == 2:
-        kind, layout = Points, f"array {images.shape} read as points (N, D)"
+        kind, layout = Points, f"array {images.shape} read as points (N, D){_flat(images.shape[1])}"
     elif images.ndim == 5 and images.size:
         kind, layout = Clips, f"array {images.shape} read as clips (N, F, H, W, C)"
         more: dict[str, Any] = {"rate": RATE if asked.rate is None else float(asked.rate)}
@@ -116,12 +116,24 @@ def from_array(
     return kind(name, images, ranks, classes, notes=notes + renumbered(classes), **more)
 
 
+def _flat(n: int) -> str:
+    """What makes images of rows of n numbers, in brackets, if they may be flattened ones."""
+    for channels in (1, 3):
+        side = math.isqrt(n // channels)
+        if side >= 8 and side * side * channels == n:
+            axes = f"-1, {side}, {side}" + (f", {channels}" if channels > 1 else "")
+            return f" (x.reshape({axes}) if they are images in rows)"
+    return ""
+
+
 def captions_of(captions, n: int) -> list[list[words.Caption]]:
     """The captions of each of n images from N strings, from N sequences of strings, or from {language: those}."""
     found: list[list[words.Caption]] = [[] for _ in range(n)]
     for language, texts in (captions if isinstance(captions, dict) else {"": captions}).items():
         if isinstance(texts, np.ndarray) and texts.dtype.kind == "S":
             texts = np.char.decode(texts, "utf-8", "replace")
+        if not hasattr(texts, "__iter__"):
+            raise TypeError(f"captions are {texts!r:.50}; give a list with one for each image")
         rows = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
         if isinstance(texts, str | bytes):
             raise TypeError(f"captions are the text {texts!r:.50}; give a list with one for each image")
@@ -146,6 +158,11 @@ def _channels_last(images: np.ndarray, layout: str | None) -> tuple[np.ndarray, 
         )
     if layout is not None and len(layout) != images.ndim:
         raise ValueError(f"images have shape {shape}, which is not layout={layout!r}; leave it out")
+    if images.ndim == 3 and layout is None and shape[2] in (3, 4) and min(shape[:2]) >= 8:
+        raise ValueError(
+            f"images have shape {shape}, which looks like one image (H, W, C); give images[None] then, or "
+            "layout='NHW' if they are grey ones"
+        )
     if images.ndim == 3:
         return images[..., None], f"array {shape} read as (N, H, W)"
     # An axis of length 1..4 is the channel axis. If there is none, two equal axes are those of a square image, and the
@@ -243,6 +260,7 @@ def read_npy(path: Path, limit: Limit = USUAL) -> np.ndarray:
             return _parse_npy(stream, path.stat().st_size)
     except Exception as error:  # damaged headers make NumPy raise a dozen types of error, even SyntaxError
         check_memory(error)
+        check_system(error)
         raise ValueError(f"{where} cannot be read ({first_line(error)}); save it again with numpy.save") from error
 
 
@@ -261,6 +279,7 @@ def read_npz(path: Path, limit: Limit = USUAL) -> dict[str, np.ndarray]:
                     arrays[member.filename.removesuffix(".npy")] = _parse_npy(stream, member.file_size)
     except Exception as error:  # as above, and zipfile and zlib add theirs
         check_memory(error)
+        check_system(error)
         raise ValueError(f"{where} cannot be read ({first_line(error)}); save it again with numpy.savez") from error
     limit.check_unfolding(total, path.stat().st_size, where)
     return arrays

@@ -33,6 +33,7 @@ LABEL = ("label", "labels", "class", "fine_label")
 FILE_NAME = ("file_name", "filename", "file", "image")
 TEXT = re.compile(r"(?:text|caption|prompt)s?(?:[_-]([a-z]{2}(?:[_-][a-z]{2,4})?))?", re.IGNORECASE)
 LARGEST_TXT = 2**20  # bytes; a larger .txt is not a caption
+CLASSES_FROM = "classes are taken from"  # how a note begins
 LISTED = 5  # how many lines or names a note lists
 
 
@@ -258,7 +259,7 @@ def _read_metadata(root: Path, path: str, found: Captions):
             if label is not None:
                 found.classes[image], classes = label, classes + 1
     if classes:
-        found.notes.append(f"classes are taken from {printable(path)}")
+        found.notes.append(f"{CLASSES_FROM} {printable(path)}")
     if unused:
         shown = some([printable(key) for key in unused], ", ", LISTED)
         found.notes.append(f"{printable(path)}: not used: {shown}")

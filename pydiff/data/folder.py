@@ -87,6 +87,7 @@ def said_of(root, names: list[str], paths: list[str], found: Found) -> Said:
         if classes is None and not class_notes and (could := labels_of([inside(p) for p in paths])[1]):
             class_notes = [f"no classes: of {len(could)} folders, images of one alone can be used"]
         if told is not None and told.classes:
+            told.notes[:] = [note for note in told.notes if not note.startswith(words.CLASSES_FROM)]
             class_notes.append(f"{plural(len(told.classes), 'image')} with a class in a file, not all")
     notes = [*class_notes, *notes_on(found.others, found.thumbnails, found.empty, found.again)]
     if told is None:

@@ -5,6 +5,29 @@ from typing import Any
 import numpy as np
 
 
+def several(samples: Any) -> np.ndarray:
+    """Samples that were given to be edited, (N, ...): an array of any library, or a list of arrays or Pillow images.
+
+    Raises TypeError for one Pillow image, a name and whatever else is no array, ValueError for images that differ in
+    size.
+    """
+    if hasattr(samples, "convert") and hasattr(samples, "getbands"):
+        raise TypeError("this is one image; give a list of images, [image]")
+    if isinstance(samples, list | tuple) and samples and all(hasattr(sample, "shape") for sample in samples):
+        samples = [as_array(sample) for sample in samples]
+    if isinstance(samples, list | tuple) and len({np.shape(sample) for sample in samples if not _is_name(sample)}) > 1:
+        raise ValueError("the images are of different sizes; resize them, or give them one by one")
+    array = as_array(samples)
+    if array.dtype.kind not in "iufb" or not array.ndim:
+        told = f"{type(samples).__name__} {samples!r:.40}" if samples is not None else "None"
+        raise TypeError(f"got {told}, expected samples (N, ...): an array, or a list of arrays or Pillow images")
+    return array
+
+
+def _is_name(sample) -> bool:
+    return isinstance(sample, str | bytes)
+
+
 def as_array(values: Any, what: str = "images") -> np.ndarray:
     """`values` as an array in this machine's byte order, without a copy if none is needed.
 

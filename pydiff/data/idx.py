@@ -12,7 +12,7 @@ import numpy as np
 
 from pydiff.data.asked import NOTHING_ASKED, Asked
 from pydiff.data.dataset import Dataset
-from pydiff.data.limits import USUAL, Limit
+from pydiff.data.limits import USUAL, Limit, check_system
 from pydiff.printed import printable
 
 PARTS = {"train": "train", "test": "t10k"}
@@ -117,6 +117,7 @@ def read_idx(file, limit: Limit = USUAL, where=None) -> np.ndarray:
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
             shape, data = _read(stream, size, limit, where)
     except (OSError, EOFError, zlib.error, _Wrong) as error:
+        check_system(error)
         raise ValueError(f"{where} cannot be read ({error}); fetch it again") from error
     return np.frombuffer(data, np.uint8).reshape(shape)
 

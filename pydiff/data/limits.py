@@ -4,6 +4,7 @@ A small file can claim gigabytes: 3 GB of zeros compress to 3 MB. So there is on
 user can raise; until then, nothing may expand to many times its own size either.
 """
 
+import errno
 from typing import NamedTuple
 
 GIB = 1 << 30
@@ -47,6 +48,14 @@ def check_memory(error: Exception):
     told = str(error)
     if isinstance(error, MemoryError) or "out of memory" in told or told.startswith("Error -4 "):  # Pillow's, zlib's
         raise MemoryError(f"there is not enough memory ({told or type(error).__name__})") from error
+
+
+def check_system(error: Exception):
+    """Raises the system's error again where the file itself may be sound: it may not be read, or the disk, or the
+    number of files that may be open, is at its end.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE):
+        raise error
 
 
 def _enough(size: int) -> int:

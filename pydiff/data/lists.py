@@ -4,6 +4,7 @@ like a list: generators, and data sets such as those of torchvision.
 Images are arrays (H, W) or (H, W, C), Pillow images, or paths; objects with `__array__` count as arrays.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +15,19 @@ import numpy as np
 from pydiff.data import captions as words
 from pydiff.data.arrays import LABEL_KEYS, captions_of, from_array, from_named
 from pydiff.data.asked import NOTHING_ASKED, Asked
-from pydiff.data.classes import class_labels, renumbered
+from pydiff.data.classes import class_labels, named_labels, renumbered
 from pydiff.data.dataset import Dataset
 from pydiff.data.folder import path_of, read_images
 from pydiff.data.held import as_array
 from pydiff.data.limits import Limit
 from pydiff.printed import printable
 
-IMAGE_ROW = ("image", "img", "picture", "x")  # names of the image in a row that is a dict
+# Names of the image in a row that is a dict; the last ones of its file.
+IMAGE_ROW = ("image", "img", "picture", "x", "pixel_values", "jpg", "png",
+             "image_path", "file_name", "filename", "filepath", "path", "file")  # fmt: skip
+
+
+NO_NAMES: Mapping = {}  # never written to
 
 
 def is_pair(source, least: int = 3) -> bool:
@@ -58,42 +64,60 @@ def listed(source: Iterable, limit: Limit) -> list | None:
     return items
 
 
-def load_list(source: Sequence, labels=None, captions=None, asked: Asked = NOTHING_ASKED) -> Dataset:
+def load_list(
+    source: Sequence, labels=None, captions=None, asked: Asked = NOTHING_ASKED, names: Mapping[Any, Any] = NO_NAMES
+) -> Dataset:
     """A data set from a list of images, of (image, label), or of rows {"image": .., "label": .., "text": ..}.
 
-    Raises ValueError or TypeError for lists that cannot be used.
+    names: {column of labels, or None: what labels 0 .. K - 1 are called}. Raises ValueError or TypeError for lists that
+    cannot be used.
     """
     items: list[Any] = list(source)
     if not items:
         raise ValueError("the list of images is empty; give at least one")
+    if all(isinstance(item, tuple | list) and len(item) == 1 for item in items):
+        items = [item[0] for item in items]  # as a TensorDataset of images alone gives them
+    column, told = None, []
     if all(map(is_pair, items)):
         raise ValueError("this is a list of pairs (x, y), as of training and test data; give one of them")
     if all(isinstance(item, Mapping) and _image_in(item) is not None for item in items):
-        items, labels, captions = _of_rows(items, labels, captions)
+        items, labels, captions, column = _of_rows(items, labels, captions)
+    elif all(isinstance(item, Mapping) for item in items):
+        columns = ", ".join(printable(str(key)) for key in dict.fromkeys(key for item in items for key in item))
+        bare = next((i for i, item in enumerate(items) if _image_in(item) is None), 0)
+        raise ValueError(
+            f"row {bare} has no image; the columns are {columns}, and an image is looked for in "
+            f"{', '.join(IMAGE_ROW[:5])}"
+        )
     elif all(isinstance(item, tuple | list) and len(item) == 2 and _is_image(item[0]) for item in items):
         if labels is not None:
             raise ValueError("labels were given beside a list of (image, label); give one of them")
         if not all(isinstance(label, str | bytes) or np.asarray(label).dtype.kind in "iub" for _, label in items):
             raise ValueError("a list of pairs needs a label for each image, a number or a name")
         items, labels = [image for image, _ in items], [label for _, label in items]
+    if labels is not None and column in names:
+        labels, note = named_labels(labels, names[column], "the data set")
+        told = [note]
     wrong = next((i for i, item in enumerate(items) if not _is_image(item)), None)
     if wrong is not None:
         raise TypeError(
             f"number {wrong} of a list of images is {_kind(items[wrong])}, expected arrays (H, W) or (H, W, C), Pillow "
-            "images, paths, or (image, label)"
+            f"images, paths, or (image, label){_apart(items[wrong])}"
         )
     arrays = [
         as_array(item, f"pixels of number {i}")
         for i, item in enumerate(items)
-        if not _is_file(item) and not _is_pillow(item)
+        if not _is_file(item) and not _is_pillow(item) and not isinstance(item, bytes)
     ]
     if len(arrays) == len(items) and len({(a.shape, a.dtype) for a in arrays}) == 1:
-        return from_array(np.stack(arrays), labels, captions, "list", asked.only("a list of arrays", "layout", "bits"))
-    return _of_several_kinds(items, labels, captions, asked.only("a list of images", "pages", "bits"))
+        asked = asked.only("a list of arrays", "layout", "bits")
+        return from_array(np.stack(arrays), labels, captions, "list", asked, told)
+    found = _of_several_kinds(items, labels, captions, asked.only("a list of images", "pages", "bits"))
+    return dataclasses.replace(found, notes=[*found.notes, *told])
 
 
 def _of_rows(items, labels, captions):
-    """(images, labels, captions) from rows that are dicts."""
+    """(images, labels, captions, the column of the labels or None) from rows that are dicts."""
     found = [{str(key).lower(): value for key, value in item.items()} for item in items]
     label = next((key for key in (*words.LABEL, *LABEL_KEYS) if key in found[0]), None)
     told = next((key for key in found[0] if words.language_of(key) is not None), None)
@@ -103,13 +127,18 @@ def _of_rows(items, labels, captions):
         raise ValueError(f"some rows have {label or told!r}, and others do not; give it in all of them")
     labels = [row[label] for row in found] if label else labels
     captions = [row[told] for row in found] if told else captions
-    return [_image_in(item) for item in items], labels, captions
+    column = None if label is None else next(key for key in items[0] if str(key).lower() == label)
+    return [_image_in(item) for item in items], labels, captions, column
 
 
 def _image_in(item):
     """The image in an item of a list: the item, the first of a pair, or the value under an image's name in a dict."""
     if isinstance(item, Mapping):
-        return next((value for key, value in item.items() if str(key).lower() in IMAGE_ROW), None)
+        named = {str(key).lower(): value for key, value in item.items()}
+        value = next((named[key] for key in IMAGE_ROW if named.get(key) is not None), None)
+        if isinstance(value, Mapping):  # of Hugging Face, where nothing was decoded
+            return value.get("bytes") or value.get("path")
+        return value
     return item[0] if isinstance(item, tuple | list) and len(item) == 2 else item
 
 
@@ -117,8 +146,19 @@ def _kind(item) -> str:
     """A few words that say what an item is."""
     if hasattr(item, "__array__"):
         return f"an array of shape {np.shape(item)}"
-    name = type(item).__name__
-    return "None" if item is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return "None" if item is None else one_of(item)
+
+
+def _apart(item) -> str:
+    """What makes a list of images of this item, if it holds several."""
+    several = hasattr(item, "__array__") and np.ndim(item) > 3
+    return "; numpy.concatenate(list) is one array of all images in it" if several else ""
+
+
+def one_of(value) -> str:
+    """The name of a value's class with an article."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _of_several_kinds(items, labels, captions, asked) -> Dataset:
@@ -149,7 +189,7 @@ def _source(i, item):
         if not path.exists():
             raise FileNotFoundError(f"there is no {printable(str(path))!r}, number {i} of the list")
         return path
-    if _is_pillow(item):
+    if _is_pillow(item) or isinstance(item, bytes):
         return item
     array = as_array(item, f"pixels of number {i}")
     array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
@@ -184,7 +224,7 @@ def _is_pillow(item) -> bool:
 
 
 def _is_image(item) -> bool:
-    return _is_file(item) or _has_pixels(item)
+    return _is_file(item) or isinstance(item, bytes) or _has_pixels(item)  # bytes are what is in a file
 
 
 def _has_pixels(item) -> bool:

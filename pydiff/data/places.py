@@ -14,6 +14,7 @@ from pydiff.data.classes import divided
 from pydiff.data.clip_files import FILMS
 from pydiff.data.folder import FRAME, Said, path_of, said_of
 from pydiff.data.image import look
+from pydiff.data.limits import check_system
 from pydiff.data.listing import Found, files_in
 from pydiff.data.parquet import IMAGE_COLUMNS, column_of, parquets_among, parts_of, said_in
 from pydiff.data.sounds import SUFFIXES as SOUNDS
@@ -101,6 +102,7 @@ class Rows(Places):
             try:
                 self.opened.append(pq.ParquetFile(file))
             except (arrow.ArrowException, OSError) as error:
+                check_system(error)
                 raise ValueError(
                     f"{printable(str(file))} cannot be read ({first_line(error)}); fetch it again"
                 ) from error

@@ -4,6 +4,8 @@ A reader takes a path, or an object that acts as a folder, and the requested opt
 `load` then brings images to the requested size and number of channels, whichever reader they come from.
 """
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,10 +74,16 @@ def refuse_run(path: Path):
 def load_path(path: Path, asked: Asked, known: Sequence[str]) -> Dataset:
     """The data at a path. known: the names of shipped sets, for the message if nothing is there."""
     if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         refuse_run(path)
         return load_tree(path, asked)
     shown = printable(str(path))
     if not path.exists():
+        if any(c in path.name for c in "*?["):
+            raise FileNotFoundError(
+                f"there is no {shown!r}; give the folder, or in Python the list glob.glob({shown!r})"
+            )
         near = meant(path.name, known) or f"; expected {', '.join(map(repr, known))}, {EXPECTED}"
         raise FileNotFoundError(f"there is no {shown!r}{near}")
     if not path.is_file():

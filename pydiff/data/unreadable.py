@@ -33,6 +33,7 @@ _CONVERT = {
 }
 _CONVERT |= dict.fromkeys(("rar", "7z", "zst", "lz4"), "unpack it, and give the folder")
 _CONVERT |= dict.fromkeys(("h5", "hdf5", "mat", "pt", "pth", "tfrecord", "lmdb"), "save their images with numpy.savez")
+_CONVERT |= dict.fromkeys(("arrow", "feather"), "give what datasets.load_from_disk(folder) returns, in Python")
 SHOWN = 6
 
 # Folders of thumbnails and system files; names in lower case.

@@ -5,15 +5,23 @@ variance.
 import inspect
 import math
 
+import numpy as np
+
 from pydiff.arrays import array_module, contiguous
 from pydiff.diffusion.guidance import check_limits, check_scale, classifier_free, level_of
 from pydiff.diffusion.samplers import SAMPLERS, walk
 from pydiff.diffusion.self_conditioning import SelfConditioned
 from pydiff.graph import Played
+from pydiff.mistakes import is_number, near_option
 from pydiff.tensor import no_grad
 
 # Arguments of samplers that are set by the caller and not chosen by the user.
 GIVEN = {"model", "x", "process", "path", "seed", "sample", "guidance", "noise", "stages"}
+# What `Run.sample` takes beside the options of a sampler, which a misspelt name may mean.
+BESIDE = (
+    "n", "seed", "sampler", "steps", "labels", "guidance", "eta", "prompts", "negative_prompt", "condition", "device",
+    "spacing", "interval", "rescale", "batch_size", "progress",
+)  # fmt: skip
 
 
 def denoiser(
@@ -96,13 +104,23 @@ def together(network, *conditions):
     return joined if several else None
 
 
-def sampler_options(name) -> list[str]:
-    """Names of the options of a sampler, without the arguments that every caller sets."""
+def sampler_options(name) -> dict:
+    """{name: default} of the options of a sampler, without the arguments that every caller sets."""
     keywords = inspect.signature(SAMPLERS[name]).parameters
-    names = dict.fromkeys(n for n, p in keywords.items() if p.kind is not p.VAR_KEYWORD)
+    found = {n: p.default for n, p in keywords.items() if p.kind is not p.VAR_KEYWORD}
     if any(p.kind is p.VAR_KEYWORD for p in keywords.values()):
-        names |= dict.fromkeys(inspect.signature(walk).parameters)
-    return [n for n in names if n not in GIVEN]
+        for n, p in inspect.signature(walk).parameters.items():
+            found.setdefault(n, p.default)
+    return {n: default for n, default in found.items() if n not in GIVEN}
+
+
+def _check_kind(option, value, default):
+    """Raises TypeError for an option that is a number, or a pair of them, by its default, and got something else."""
+    if isinstance(default, int | float) and not isinstance(default, bool) and not is_number(value):
+        raise TypeError(f"{option} is {value!r:.60}, expected a number; {default} if it is left out")
+    pair = np.shape(value) == (2,) and all(map(is_number, np.asarray(value).tolist()))
+    if isinstance(default, tuple) and len(default) == 2 and value is not None and not pair:
+        raise TypeError(f"{option} is {value!r:.60}, expected (low, high) or None; {default} if it is left out")
 
 
 def check_sampler(name, options, interval=None, rescale=0.0, *, self_conditioning=False, learned_variance=False):
@@ -112,9 +130,11 @@ def check_sampler(name, options, interval=None, rescale=0.0, *, self_conditionin
     if name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {name!r}")
     known = sampler_options(name)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
-            raise TypeError(f"sampler {name!r} has no option {option!r}; it takes {', '.join(known)}")
+            meant = near_option(option, [*known, *BESIDE]) or f"; it takes {', '.join(known)}"
+            raise TypeError(f"sampler {name!r} has no option {option!r}{meant}")
+        _check_kind(option, value, known[option])
     if name == "adaptive" and (self_conditioning or interval is not None or rescale):
         raise ValueError(
             "adaptive steps differ from image to image, which self-conditioning, interval and rescale cannot "

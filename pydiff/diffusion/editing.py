@@ -16,14 +16,15 @@ from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers import SamplerState, ddim, ddim_inversion, ddpm_step
 from pydiff.diffusion.samplers.walk import Stage, start_scale, walk
+from pydiff.mistakes import is_number
 
 RESAMPLED = 1 << 28  # counters of the noise of RePaint's steps up start here, beyond those of the steps down
 
 
 def shortened(path: Path, strength: float) -> Path:
     """The last part of a path: `strength` of its steps, at least one. Raises ValueError unless it is in (0 .. 1]."""
-    if not 0.0 < strength <= 1.0:
-        raise ValueError(f"strength is {strength}, expected above 0 (nothing is changed) up to 1 (all is drawn anew)")
+    if not (is_number(strength) and 0.0 < strength <= 1.0):
+        raise ValueError(f"strength is {strength!r}, expected above 0 (nothing is changed) up to 1 (all is drawn anew)")
     keep = max(1, round(strength * len(path.t)))
     first = len(path.t) - keep
     return Path(path.t[first:], path.alpha[first:], path.sigma[first:])
@@ -76,8 +77,8 @@ def variations(model, images, process: Process, path: Path, amount=0.3, seed=0, 
     amount: 0 (the images themselves, as far as the inversion is exact) .. 1 (unrelated ones); the mixture sqrt(1 -
     amount^2) noise + amount fresh keeps the variance (inversion: Song et al. 2021, section 4.3).
     """
-    if not 0.0 <= amount <= 1.0:
-        raise ValueError(f"amount is {amount}, expected 0 (the same image) .. 1 (another); choose a number between")
+    if not (is_number(amount) and 0.0 <= amount <= 1.0):
+        raise ValueError(f"amount is {amount!r}, expected 0 (the same image) .. 1 (another); choose a number between")
     numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
     traced, scale = _traced(process, path)
     for state in ddim_inversion(model, images * images.dtype.type(scale), process, traced, iterations=1):
@@ -125,8 +126,8 @@ def inpaint(
     times in all. mask: broadcasts to images; values between 0 and 1 mix. Takes resample x steps evaluations. Other
     arguments: see `walk`. Yields a state after every step.
     """
-    if resample < 1:
-        raise ValueError(f"resample is {resample}, expected 1 (each step once) or more; 5 to 10 are usual")
+    if not is_number(resample) or resample < 1 or resample != int(resample):
+        raise ValueError(f"resample is {resample!r:.60}, expected 1 (each step once) or more; 5 to 10 are usual")
     numbers = np.arange(len(images)) if sample is None else np.asarray(sample)
     n, steps = len(images), len(path.t)
     mask = array_module(images).asarray(mask, images.dtype)

@@ -15,6 +15,7 @@ import numpy as np
 
 from pydiff.arrays import array_module, column
 from pydiff.diffusion.process import Process
+from pydiff.mistakes import is_number
 from pydiff.tensor import Tensor
 
 
@@ -55,8 +56,9 @@ def check_scale(scale: float):
 
 def check_limits(interval: tuple[float, float], rescale: float):
     """Raises ValueError unless rescale is in 0 .. 1 and the interval is (low, high)."""
-    if not 0.0 <= rescale <= 1.0 or not interval[0] <= interval[1]:
-        raise ValueError(f"got rescale {rescale} and interval {interval}, expected 0 .. 1 and (low, high)")
+    two = np.shape(interval) == (2,) and all(map(is_number, interval)) and interval[0] <= interval[1]
+    if not (is_number(rescale) and 0.0 <= rescale <= 1.0 and two):
+        raise ValueError(f"got rescale {rescale!r} and interval {interval!r:.60}, expected 0 .. 1 and (low, high)")
 
 
 def autoguidance(model: Callable, bad_model: Callable, process: Process, scale: float, interval=(0.0, math.inf)):

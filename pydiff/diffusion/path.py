@@ -13,6 +13,7 @@ import numpy as np
 
 from pydiff.diffusion.continuous import Level, level_of
 from pydiff.diffusion.schedule import Schedule, exponential_sigmas, karras_sigmas
+from pydiff.mistakes import is_number
 
 
 class Path(NamedTuple):
@@ -73,6 +74,9 @@ def path(schedule: Schedule, steps: int, spacing: str = "trailing", offset: int 
     log sigma between the schedule's smallest and largest sigma / alpha, which gives fractional t; or "continuous",
     evenly spaced in the time of the schedule's own formula (continuous.py). Raises ValueError for others.
     """
+    if not is_number(steps) or steps != int(steps):
+        raise ValueError(f"got {steps!r:.60} steps, expected a whole number; 20 to 50 are usual")
+    steps = int(steps)
     if spacing == "continuous":
         return path_of_level(schedule, level_of(schedule), steps, last=1.0 / schedule.T)
     if spacing in SIGMA_SPACINGS:

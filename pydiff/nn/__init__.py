@@ -5,6 +5,7 @@ the parameter's name (`down_blocks.0.resnets.0.conv1.weight`). Names and default
 that Hugging Face's diffusers writes; weights are stored channels-last here and transposed only in files.
 """
 
+from pydiff.mistakes import of_nn
 from pydiff.nn.attention import Attention, MultiHeadAttention
 from pydiff.nn.layers import (
     Conv2d,
@@ -46,3 +47,7 @@ __all__ = [
     "room_for",
     "training",
 ]
+
+
+def __getattr__(name):
+    of_nn(name, __all__)

@@ -17,7 +17,7 @@ import numpy as np
 
 from pydiff import backend, random
 from pydiff.arrays import array_module, to_host
-from pydiff.mistakes import of_module
+from pydiff.mistakes import described, of_module
 from pydiff.recompute import recompute
 from pydiff.tensor import Tensor, grad_enabled
 
@@ -141,6 +141,8 @@ class Module:
 
         Raises ValueError unless names and shapes match exactly.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"weights are a dict of arrays, as state_dict() gives them, got {described(state)}")
         parameters = dict(self.named_parameters())
         missing, extra = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
         if missing or extra:

@@ -1,5 +1,6 @@
 """Every operation, one per line, and the operators and methods that they give to Tensor."""
 
+from pydiff.mistakes import of_ops
 from pydiff.ops import methods
 from pydiff.ops.adamw import adamw, global_norm, squared_norm
 from pydiff.ops.attention import attention
@@ -12,6 +13,8 @@ from pydiff.ops.elementwise import (
     add,
     clip,
     divide,
+    elementwise_maximum,
+    elementwise_minimum,
     exp,
     log,
     multiply,
@@ -62,6 +65,8 @@ __all__ = [
     "denoise",
     "divide",
     "dropout",
+    "elementwise_maximum",
+    "elementwise_minimum",
     "embedding",
     "erf",
     "exp",
@@ -100,5 +105,10 @@ __all__ = [
     "upsample_nearest",
     "where",
 ]
+
+
+def __getattr__(name):
+    of_ops(name, __all__)
+
 
 methods.attach()  # from here on `x + y` and `x.sum()` have a meaning

@@ -68,8 +68,9 @@ def conv2d(
     check_groups(groups, x.shape[3], w.shape[3])
     if x.shape[3] != groups * w.shape[2]:
         per_group = f" per group of {groups}" if groups > 1 else ""
+        last = "; channels are last here, x.transpose(0, 2, 3, 1)" if x.shape[1] == groups * w.shape[2] else ""
         raise ValueError(
-            f"x has {x.shape[3]} channels, but the filters of shape {w.shape} take {w.shape[2]}{per_group}"
+            f"x has {x.shape[3]} channels, but the filters of shape {w.shape} take {w.shape[2]}{per_group}{last}"
         )
     stride, upsample, dilation = (
         as_pair(value, name, minimum=1)

@@ -176,6 +176,30 @@ class ReLU(Function):
         return g * self.positive
 
 
+class Maximum(Function):
+    """The larger of two numbers; where they are equal, each gets half of the gradient. NaN if one of them is."""
+
+    integers, choose, first = True, "maximum", "__gt__"
+
+    def forward(self, x, y):
+        xp = array_module(x, y)
+        larger = xp.asarray(x)
+        self.share = 0.5 * (larger == y) + getattr(larger, self.first)(y)
+        self.shapes = np.shape(x), np.shape(y)
+        return getattr(xp, self.choose)(x, y)
+
+    def backward(self, g):
+        share = self.share.astype(g.dtype)
+        dx = unbroadcast(g * share, self.shapes[0]) if self.needs[0] else None
+        return dx, unbroadcast(g * (1 - share), self.shapes[1]) if self.needs[1] else None
+
+
+class Minimum(Maximum):
+    """The smaller of two numbers; like `Maximum` in all else."""
+
+    choose, first = "minimum", "__lt__"
+
+
 class Abs(Function):
     integers = True
 
@@ -218,4 +242,5 @@ class Where(Function):
 
 add, subtract, multiply, divide, negative = Add.apply, Subtract.apply, Multiply.apply, Divide.apply, Negative.apply
 power, exp, log, sqrt, tanh, sigmoid = Power.apply, Exp.apply, Log.apply, Sqrt.apply, Tanh.apply, Sigmoid.apply
+elementwise_maximum, elementwise_minimum = Maximum.apply, Minimum.apply
 silu, relu, absolute, clip, where = SiLU.apply, ReLU.apply, Abs.apply, Clip.apply, Where.apply

@@ -13,6 +13,8 @@ from pydiff.ops.elementwise import (
     absolute,
     add,
     divide,
+    elementwise_maximum,
+    elementwise_minimum,
     exp,
     log,
     multiply,
@@ -126,6 +128,13 @@ def _format(x, spec):
         raise TypeError(f"{spec!r} is the format of a single number, but this Tensor has shape {x.shape}") from None
 
 
+def _not_assigned(_x, index, _value):
+    raise TypeError(
+        f"no Tensor is changed in place, which its history would not show; x.data[{index!r:.40}] = .. changes the "
+        "values, and ops.where(condition, x, y) makes a new one"
+    )
+
+
 def _no_array(_x, *_arguments, **_options):
     raise TypeError("NumPy cannot make an array of a Tensor, for its history would be lost; use x.data or x.numpy()")
 
@@ -137,6 +146,7 @@ _UFUNCS = {
     np.square: lambda x: multiply(x, x), np.positive: lambda x: x.copy(),
     np.isnan: _tested(np.isnan), np.isinf: _tested(np.isinf), np.isfinite: _tested(np.isfinite),
     np.exp: exp, np.log: log, np.sqrt: sqrt, np.tanh: tanh, np.absolute: absolute,
+    np.maximum: elementwise_maximum, np.minimum: elementwise_minimum,
     np.less: lambda x, y: as_tensor(x) < y, np.less_equal: lambda x, y: as_tensor(x) <= y,
     np.greater: lambda x, y: as_tensor(x) > y, np.greater_equal: lambda x, y: as_tensor(x) >= y,
     np.equal: lambda x, y: as_tensor(x) == y, np.not_equal: lambda x, y: as_tensor(x) != y,
@@ -185,6 +195,7 @@ _METHODS = {
     "__matmul__": product,
     "__rmatmul__": lambda x, y: product(y, x),
     "__getitem__": index,
+    "__setitem__": _not_assigned,
     "__lt__": _compared("__lt__"),
     "__le__": _compared("__le__"),
     "__gt__": _compared("__gt__"),

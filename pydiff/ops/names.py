@@ -155,7 +155,19 @@ METHODS = {
     "unsqueeze": axis_called_dim(unsqueeze),
     "view": lambda x, *shape: reshape(x, listed(shape)),
 }
+
+
+class Count(int):
+    """x.size, NumPy's number of elements, which says what to write where PyTorch has a method of that name."""
+
+    __slots__ = ()
+
+    def __call__(self, *_):
+        raise TypeError("size is the number of elements here, as in NumPy; PyTorch's x.size(0) is x.shape[0]")
+
+
 PROPERTIES = {
     "mT": lambda x: swapaxes(x, -1, -2),
     "nbytes": lambda x: x.data.nbytes,
+    "size": lambda x: Count(x.data.size),
 }

@@ -5,6 +5,11 @@ from pydiff.ops.elementwise import exact, unbroadcast
 from pydiff.tensor import Function
 
 
+def _axes(axis):
+    """Axes as NumPy takes them: several as a tuple."""
+    return tuple(axis) if isinstance(axis, list) else axis
+
+
 def _keep(g, shape, axis):
     """g with the reduced axes put back as axes of length 1, ready to broadcast to `shape`."""
     if axis is None:
@@ -17,8 +22,8 @@ class Sum(Function):
     integers = True
 
     def forward(self, x, axis=None, keepdims=False):
-        self.shape, self.axis = x.shape, axis
-        return x.sum(axis=axis, keepdims=keepdims)
+        self.shape, self.axis = x.shape, _axes(axis)
+        return x.sum(axis=self.axis, keepdims=keepdims)
 
     def backward(self, g):
         # A real array rather than a broadcast view: consumers may need contiguous memory.
@@ -31,8 +36,11 @@ class Max(Function):
     integers = True
 
     def forward(self, x, axis=None, keepdims=False):
+        if isinstance(axis, float) or getattr(axis, "ndim", 0):
+            raise TypeError("maximum is taken along axes; np.maximum(x, y) has the larger of two, element by element")
+        self.axis = axis = _axes(axis)
         y = x.max(axis=axis, keepdims=keepdims)
-        self.axis, self.largest = axis, x == _keep(y, x.shape, axis)
+        self.largest = x == _keep(y, x.shape, axis)
         return y
 
     def backward(self, g):
@@ -86,6 +94,8 @@ class Matmul(Function):
     def forward(self, x, y):
         if x.ndim < 2 or y.ndim < 2:
             raise ValueError(f"matmul needs matrices or stacks of them, got shapes {x.shape} and {y.shape}")
+        if x.shape[-1] != y.shape[-2]:
+            raise ValueError(f"matmul needs as many columns of x as rows of y, got shapes {x.shape} and {y.shape}")
         self.x, self.y = x, y
         return exact(x @ y)
 

@@ -35,6 +35,8 @@ def show(image, stream=None, width=None):
 
 def has_colour(stream):
     """Whether the stream is a terminal that shows colours and half blocks (https://no-color.org is respected)."""
+    if stream is None:  # the process was started without one
+        return False
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("", "dumb") or not stream.isatty():
         return False
     try:

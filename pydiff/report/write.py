@@ -7,6 +7,7 @@ import numpy as np
 
 from pydiff import memory, random
 from pydiff.formats.files import folder_path
+from pydiff.pipeline import how_many
 from pydiff.printed import typed
 from pydiff.report import attributes as patterns
 from pydiff.report import listen, words
@@ -30,6 +31,9 @@ FRAMES = 120  # a page has no more images than that of each sample: its way from
 LONG = 80  # characters of a caption under an image
 SMALL, MEDIUM = 64, 128  # longest sides of images on the page; larger ones are reduced by block means
 
+# What `write_report` is told by the run itself; all else are options.
+OF_THE_RUN = ("pipeline", "dataset", "directory", "name", "log", "step", "options", "whole", "note", "count", "opening")
+
 
 def write_report(
     pipeline, dataset, directory, *, name, log, step, options, n=16, seed=0, sampler="ddpm", steps=None, prompts=None,
@@ -46,8 +50,7 @@ def write_report(
     """
     from tqdm import tqdm
 
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    how_many(n)
     memory.check_many(n, FRAMES * math.prod(pipeline.codec.image_shape), pipeline.codec.noun)
     directory = folder_path(directory)
     directory.mkdir(parents=True, exist_ok=True)

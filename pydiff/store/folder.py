@@ -50,9 +50,12 @@ class RunDirectory:
     """The folder of a training run; see the top of this file. log: its Log."""
 
     def __init__(self, path):
-        self.path = folder_path(path, "out")
-        self.checkpoints = self.path / "checkpoints"
+        self._is_at(folder_path(path, "out"))
         self.log = Log(self.path / "log.jsonl")
+        self._descriptor: int | None = None  # of the folder, while it is locked
+
+    def _is_at(self, path):
+        self.path, self.checkpoints = path, path / "checkpoints"
 
     @contextlib.contextmanager
     def locked(self):
@@ -72,13 +75,28 @@ class RunDirectory:
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._descriptor = descriptor
             yield
         except BlockingIOError:
             raise RuntimeError(
                 f"another process is training in {self.path}; wait for it or choose another folder"
             ) from None
         finally:
+            self._descriptor = None
             os.close(descriptor)
+
+    def follow(self):
+        """Returns where the folder is now if it was moved or renamed while it is locked, or the process changed its
+        current folder; from then on everything is written there. None if it is where it was, or if it is gone.
+        """
+        if self._descriptor is None or _same(self.path, self._descriptor):
+            return None
+        path = sealed.path_of(self._descriptor)
+        if path is None or not _same(path, self._descriptor):
+            return None
+        self._is_at(path)
+        self.log.path = path / "log.jsonl"
+        return path
 
     def open(self, identity, options):
         """Starts a new run here, or resumes the one here if it is the same: returns (arrays, state) of its newest
@@ -221,6 +239,14 @@ class RunDirectory:
         (self.path / "samples").mkdir(exist_ok=True)
         for file in (self.path / "samples" / f"step-{step:08d}.png", self.path / "samples.png"):
             write_atomic(file, png)
+
+
+def _same(path, descriptor) -> bool:
+    """Whether this is the path of an open folder."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def changes_after(changes, changed, step):

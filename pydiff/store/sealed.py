@@ -184,6 +184,18 @@ def make_folders(path: Path) -> None:
     _sync_folder(path.parent)
 
 
+def path_of(descriptor: int) -> Path | None:
+    """The path that an open folder has now, by what the system says; None if it does not say."""
+    try:
+        import fcntl
+
+        if hasattr(fcntl, "F_GETPATH"):  # macOS
+            return Path(os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    except (ImportError, OSError):
+        return None
+
+
 def _publish(partial: Path, target: Path) -> None:
     if os.path.lexists(target):
         _rename(partial, _pending(target))

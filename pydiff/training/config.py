@@ -14,12 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 from pydiff.diffusion import Process, schedule
+from pydiff.mistakes import refuse_unknown
 from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
 from pydiff.training.reading import ReadingOptions
 
 ALSO_CALLED = {"accumulate": "shards"}  # in one process, shards are gradient accumulation
+# What `pydiff.train` takes beside options, which a misspelt name may mean.
+BESIDE = ("out", "progress", "device", "model", "images", "latent", "announce", "watch", "distributed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +102,9 @@ class LoopOptions:
         paths = {name: os.fspath(value) for name, value in keywords.items() if isinstance(value, os.PathLike)}
         keywords = {ALSO_CALLED.get(name, name): value for name, value in {**keywords, **paths}.items()}
         for name in keywords:
-            if name not in cls.__dataclass_fields__:
-                import difflib
-
-                if name in ("labels", "captions") and issubclass(cls, Options):
-                    raise TypeError(f"{name} belong to the data: train(pydiff.data.load(images, {name}={name}), ..)")
-                near = difflib.get_close_matches(name, cls.__dataclass_fields__, 1)
-                raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+            if name in ("labels", "captions") and issubclass(cls, Options):
+                raise TypeError(f"{name} belong to the data: train(pydiff.data.load(images, {name}={name}), ..)")
+        refuse_unknown(keywords, cls.__dataclass_fields__, (*ALSO_CALLED, *BESIDE))
         return cls(**keywords).check()
 
     def to_config(self):

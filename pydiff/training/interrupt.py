@@ -17,21 +17,41 @@ class Interrupted(KeyboardInterrupt):
         self.run: Any = None
 
 
+class Stop:
+    """Whether a stop was requested: `set` may be called in a signal's handler at any moment.
+
+    It is no threading.Event, whose lock is not reentrant: a signal that arrives while the handler of another holds that
+    lock would wait for it forever.
+    """
+
+    asked = False
+
+    def is_set(self) -> bool:
+        """Whether a stop was requested."""
+        return self.asked
+
+    def set(self):
+        """Requests it."""
+        self.asked = True
+
+
 @contextlib.contextmanager
 def stop_request():
-    """An Event that is set by Ctrl-C, a termination request or a lost terminal. A second Ctrl-C raises
+    """A Stop that is set by Ctrl-C, a termination request or a lost terminal. A second Ctrl-C raises
     KeyboardInterrupt.
 
     An ignored signal stays ignored: under nohup, a lost terminal stops nothing.
     """
-    stop = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only
         return
 
     def request(number, _frame):
         if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(
+                "stopped at once; the same command goes on from the newest checkpoint, if there is one"
+            )
         stop.set()
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

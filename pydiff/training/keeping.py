@@ -3,6 +3,7 @@ training: a failed write is reported once and tried again at the next interval; 
 """
 
 from pydiff.formats.safetensors import CheckpointError
+from pydiff.printed import printable
 from pydiff.training.health import Health
 
 LOG, CHECKPOINT, PREVIEW = "the log", "a checkpoint", "samples.png"
@@ -23,6 +24,10 @@ class Keeper:
 
     def took(self, entry: dict):
         """Logs a step that was taken."""
+        if self.folder is not None and (place := self.folder.follow()) is not None:
+            self.say(
+                f"step {self.trainer.step:,}: the folder of the run was moved; it goes on in {printable(str(place))}"
+            )
         self.health.saw(entry)
         if reason := self.log.append(entry):
             self._failed(LOG, reason, "it is kept, and tried again")

@@ -43,6 +43,8 @@ CALLS = {
     "dropout": ([IMAGE], {"p": 0.3, "key": KEY}),
     "embedding": ([(4, 3)], {"ids": np.array([[0, 2], [3, 0]])}),
     "erf": ([(2, 3)], {}),
+    "elementwise_maximum": ([(2, 3), (3,)], {}),
+    "elementwise_minimum": ([(2, 3), (3,)], {}),
     "exp": ([(2, 3)], {}),
     "geglu": ([(2, 6)], {}),
     "gelu": ([(2, 3)], {"approximate": "tanh"}),

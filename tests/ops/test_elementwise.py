@@ -52,6 +52,8 @@ BINARY = {
     "subtract": (ops.subtract, np.subtract, normal),
     "multiply": (ops.multiply, np.multiply, normal),
     "divide": (ops.divide, np.divide, nonzero),
+    "maximum": (ops.elementwise_maximum, np.maximum, normal),
+    "minimum": (ops.elementwise_minimum, np.minimum, normal),
 }
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 
@@ -89,6 +91,22 @@ def test_binary_with_broadcasting(name, data):
     # a constant on either side
     check_gradient(lambda x: op(x, y), lambda x: expected(x, y), [x], rng, rtol=1e-5)
     check_gradient(lambda y: op(x, y), lambda y: expected(x, y), [y], rng, rtol=1e-5)
+
+
+def test_the_larger_and_the_smaller_of_two():
+    """Elementwise, as NumPy's and PyTorch's; equal ones share the gradient, and NaN stays."""
+    x = Tensor(np.array([-1.0, 0.0, 2.0]), requires_grad=True)
+    for larger in (ops.elementwise_maximum(x, 0), ops.elementwise_maximum(0, x), np.maximum(x, 0)):
+        assert larger.data.tolist() == [0, 0, 2]
+    for smaller in (ops.elementwise_minimum(x, 0), np.minimum(x, 0.0)):
+        assert smaller.data.tolist() == [-1, 0, 0]
+    np.maximum(x, 0).sum().backward()
+    assert x.grad.tolist() == [0, 0.5, 1]
+    assert np.isnan(ops.elementwise_maximum(np.array([1.0, np.nan]), np.array([np.nan, 1.0])).data).all()
+    assert np.maximum(Tensor(np.array([1, 5])), 3).data.tolist() == [3, 5]
+    for other in (0.0, x, x.data):
+        with pytest.raises(TypeError, match=r"^maximum is taken along axes; np\.maximum\(x, y\) has the larger of two"):
+            ops.maximum(x, other)
 
 
 @given(data=st.data())

@@ -38,6 +38,9 @@ def test_label_drop_changes_the_result():
     ("options", "error", "message"),
     [
         ({"stpes": 3}, TypeError, "no option 'stpes'; did you mean 'steps'"),
+        ({"devcie": "cpu"}, TypeError, "no option 'devcie'; did you mean 'device'"),
+        ({"num_train_timesteps": 9}, TypeError, "no option 'num_train_timesteps'; it is called 'timesteps' here"),
+        ({"epochs": 9}, TypeError, "no option 'epochs'; it is called 'steps' here"),
         ({"steps": 0}, ValueError, "steps must be a whole number of at least 1, got 0"),
         ({"steps": 2.5}, ValueError, "steps must be a whole number"),
         ({"lr": -1.0}, ValueError, "lr must be a number from 0"),

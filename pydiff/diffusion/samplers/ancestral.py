@@ -19,6 +19,7 @@ from pydiff.codec import PIXEL_RANGE
 from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process, posterior_coefficients
 from pydiff.diffusion.samplers.walk import Stage, walk
+from pydiff.mistakes import is_number
 
 VARIANCES = ("small", "large", "learned_range")
 
@@ -77,8 +78,8 @@ def ddim(
     Good for: a fixed map from noise to image (interpolation, inversion); 50 steps and more. Other arguments: see
     `walk`.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta is {eta}, expected 0 (deterministic) .. 1 (as noisy as DDPM); choose a number between")
+    if not (is_number(eta) and 0.0 <= eta <= 1.0):
+        raise ValueError(f"eta is {eta!r}, expected 0 (deterministic) .. 1 (as noisy as DDPM); choose a number between")
     stages = []
     for t, ends in steps_of(path):
         a, b, std = ddim_step(*ends, eta)

@@ -21,6 +21,7 @@ from pydiff.diffusion.path import Path
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.ancestral import ddim, ddim_step, steps_of
 from pydiff.diffusion.samplers.walk import Stage, walk
+from pydiff.mistakes import is_number
 
 
 class Churn(NamedTuple):
@@ -77,8 +78,8 @@ def dpm2(model, x, process: Process, path: Path, eta=0.0, **more):
     "DPM2". eta = 0: rho_end = rho_s. eta = 1: "DPM2 a": down to rho_end = rho_down as in `euler_ancestral`, then fresh
     noise back up to rho_s. 2 S - 1 evaluations; order 2 for eta = 0. Good for: as `heun`. Other arguments: see `walk`.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta is {eta}, expected 0 (deterministic) .. 1 (ancestral); choose a number between")
+    if not (is_number(eta) and 0.0 <= eta <= 1.0):
+        raise ValueError(f"eta is {eta!r:.60}, expected 0 (deterministic) .. 1 (ancestral); choose a number between")
     stages = []
     for t, (alpha, sigma, alpha_s, sigma_s) in steps_of(path):
         begin, rho = len(stages), sigma / alpha if alpha else math.inf

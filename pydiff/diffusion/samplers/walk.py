@@ -19,6 +19,7 @@ from pydiff import ops, random
 from pydiff.arrays import array_module, contiguous
 from pydiff.codec import PIXEL_RANGE
 from pydiff.diffusion.process import Process
+from pydiff.mistakes import is_number
 
 
 class SamplerState(NamedTuple):
@@ -95,8 +96,8 @@ def walk(
     stages = [_plain(stage) for stage in stages]  # pyright: ignore[reportAssignmentType]
     last_use = {j: i for i, stage in enumerate(stages) for j, _, _ in stage.past}
     noise_of = _Noise(seed, np.arange(len(x)) if sample is None else np.asarray(sample), noise)
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is the share of pixels that stay as they are, 0 to 1; got {threshold}")
+    if threshold is not None and not (is_number(threshold) and 0 <= threshold <= 1):
+        raise ValueError(f"threshold is the share of pixels that stay as they are, 0 to 1; got {threshold!r:.60}")
     limits = (-math.inf, math.inf) if clip is None or threshold is not None else clip
     steps, step, first, kept, x0 = sum(stage.last for stage in stages), 0, None, {}, None
     for i, stage in enumerate(stages):

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from pydiff.diffusion.denoiser import BESIDE
 from pydiff.diffusion.process import Process
 from pydiff.diffusion.samplers.walk import SamplerState
 from pydiff.formats.diffusers.scheduler import consistency, edm, flow, k_diffusion, others, solvers, variance_preserving
 from pydiff.formats.diffusers.scheduler.config import of_class
 from pydiff.formats.diffusers.scheduler.plan import Plan
+from pydiff.mistakes import is_number, near_option
 
 SCHEDULERS: dict[str, tuple[Callable[..., Plan], dict]] = {
     **variance_preserving.SCHEDULERS,
@@ -58,8 +60,12 @@ class DiffusersScheduler:
         try:
             return self.plan.sample(model, x, self.process, **{**self.plan.options, **options})
         except TypeError as error:
-            wrong = str(error).rpartition("argument ")[2]
-            raise TypeError(f"this scheduler has no option {wrong}; name a sampler that has it") from error
+            _, argument, wrong = str(error).rpartition("unexpected keyword argument ")
+            if not argument:
+                raise
+            near = "" if wrong.strip("'") in BESIDE else near_option(wrong.strip("'"), BESIDE)
+            meant = near or "; name a sampler that has it"
+            raise TypeError(f"this scheduler has no option {wrong}{meant}") from error
 
     def add_noise(self, x0, eps, t):
         """x0 (N, ...) with noise eps at the level of t (N,): one of `timesteps`, or any t for DDPM, DDIM and PNDM."""
@@ -106,6 +112,8 @@ def from_diffusers(
     own = _own(name, config["num_train_timesteps"], timesteps, sigmas)
     for what, values in own.items():
         steps = len(values) - (what == "sigmas" and name == "EulerDiscreteScheduler")  # which names the last level too
+    if steps is not None and not (is_number(steps) and steps == int(steps)):
+        raise ValueError(f"got {steps!r:.60} steps, expected a whole number; 20 to 50 are usual")
     if steps is None or not 1 <= steps <= config["num_train_timesteps"]:
         advice = "use at least one" if steps is None or steps < 1 else "use fewer"
         raise ValueError(f"got {steps} steps, expected 1 .. {config['num_train_timesteps']}; {advice}")

@@ -14,6 +14,7 @@ from pydiff.diffusion.schedule import schedule
 from pydiff.formats.diffusers.scheduler import stages
 from pydiff.formats.diffusers.scheduler.plan import BETAS, Plan, clipping, level_by_index, process_of
 from pydiff.formats.diffusers.scheduler.tables import alpha_bar_of
+from pydiff.mistakes import is_number
 
 SIGMA_DATA = 0.5  # of LCM's c_skip and c_out
 
@@ -103,8 +104,8 @@ def tcd(config, steps, timesteps=None, **_):
     t = _distilled_timesteps(config, steps, timesteps)
 
     def sample(model, x, process, eta=0.3, **options):
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta is {eta}, expected 0 (deterministic) .. 1; choose a number between")
+        if not (is_number(eta) and 0.0 <= eta <= 1.0):
+            raise ValueError(f"eta is {eta!r:.60}, expected 0 (deterministic) .. 1; choose a number between")
         made = []
         for i, step in enumerate(t.tolist()):
             after = int(t[i + 1]) if i + 1 < len(t) else 0
