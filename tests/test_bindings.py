@@ -171,6 +171,14 @@ def test_attention_of_no_channels(kernels):  # noqa: F811
     function("attention_backward")(q, q, k, k, q, lse, 3, 1.0, False, None, q.copy(), k.copy(), k.copy())
 
 
+@pytest.mark.parametrize("cout", [1, 4, 5, 33])
+def test_a_convolution_of_no_columns(cout):
+    x, w, y = np.ones((2, 9, 9, 17), F32), np.ones((1, 1, 17, cout), F32), np.ones((2, 3, 0, cout), F32)
+    function("conv2d_forward")(x, w, None, None, (3, 2), (0, 0), 1, y)
+    function("conv2d_backward_input")(y, w, (3, 2), (0, 0), 1, x)
+    assert (x == 0).all()
+
+
 # ---- overlap -------------------------------------------------------------------------------------------------------
 
 
