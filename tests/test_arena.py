@@ -54,7 +54,7 @@ def nothing_is_left():
     before, outside = in_use(), handler()
     yield
     gc.collect()
-    assert in_use() == before
+    assert in_use() <= before  # less where a cache let go of what another test had left there
     assert handler() == outside == "default_allocator"
     backend.cpu.arena_trim()
     assert before or counters()["reserved"] == 0

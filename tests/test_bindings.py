@@ -179,6 +179,27 @@ def test_a_convolution_of_no_columns(cout):
     assert (x == 0).all()
 
 
+def test_a_convolution_of_no_channels(kernels):  # noqa: F811
+    """Of many taps, in weights that take no memory: nobody goes through them."""
+    taps, y, bias = 1 << 16 if kernels == "simt" else 2**31 - 1, np.ones((2, 3, 4, 5), F32), np.arange(5, dtype=F32)
+    x, weights = np.ones((2, 3, 4, 0), F32), np.ones((taps, 1, 0, 5), F32)
+    function("conv2d_forward")(x, weights, bias, None, (1, 1), (0, 0), 1, y)
+    assert (y == bias).all()
+    dx, dbias = np.ones((2, 3, 4, 5), F32), np.ones(5, F32)
+    nothing, weights = np.ones((2, 3, 4, 0), F32), np.ones((taps, 1, 5, 0), F32)
+    function("conv2d_backward_input")(nothing, weights, (1, 1), (0, 0), 1, dx)
+    assert (dx == 0).all()
+    dw = np.ones((taps, 1, 0, 5), F32)
+    function("conv2d_backward_weight")(y, nothing, (1, 1), (0, 0), 1, dw, dbias)
+    np.testing.assert_array_equal(dbias, 24 * bias)
+
+
+def test_kernels_that_are_too_large_to_count():
+    x, weights, y = np.ones((2, 3, 4, 0), F32), np.ones((2**31, 1, 0, 5), F32), np.ones((2, 3, 4, 5), F32)
+    with pytest.raises(ValueError, match=r"^kernel, stride and padding must be below 2\^31$"):
+        function("conv2d_forward")(x, weights, None, None, (1, 1), (0, 0), 1, y)
+
+
 # ---- overlap -------------------------------------------------------------------------------------------------------
 
 
