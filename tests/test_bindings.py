@@ -194,10 +194,25 @@ def test_a_convolution_of_no_channels(kernels):  # noqa: F811
     np.testing.assert_array_equal(dbias, 24 * bias)
 
 
-def test_kernels_that_are_too_large_to_count():
-    x, weights, y = np.ones((2, 3, 4, 0), F32), np.ones((2**31, 1, 0, 5), F32), np.ones((2, 3, 4, 5), F32)
-    with pytest.raises(ValueError, match=r"^kernel, stride and padding must be below 2\^31$"):
-        function("conv2d_forward")(x, weights, None, None, (1, 1), (0, 0), 1, y)
+@pytest.mark.parametrize("where", ["x", "w", "y"])
+def test_sizes_that_are_too_large_to_count(where):
+    """Of no images or channels, for which there is memory."""
+    x, w, y = np.ones((0, 5, 5, 0), F32), np.ones((1, 1, 0, 4), F32), np.ones((0, 5, 5, 4), F32)
+    function("conv2d_forward")(x, w, None, None, (1, 1), (0, 0), 1, y)
+    if where == "x":
+        x = np.ones((0, 5, 2**31, 0), F32)
+    elif where == "w":
+        w = np.ones((2**31, 1, 0, 4), F32)
+    else:
+        y = np.ones((0, 2**40, 5, 4), F32)
+    message = r"^the sizes of images and kernel, stride and padding must be below 2\^31$"
+    for name, arguments in (
+        ("conv2d_forward", (x, w, None, None, (1, 1), (0, 0), 1, y)),
+        ("conv2d_backward_input", (y, w, (1, 1), (0, 0), 1, x)),
+        ("conv2d_backward_weight", (y, x, (1, 1), (0, 0), 1, w, None)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            function(name)(*arguments)
 
 
 # ---- overlap -------------------------------------------------------------------------------------------------------

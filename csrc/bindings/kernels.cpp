@@ -35,9 +35,10 @@ Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, Pair st
     positive(s.kh, "kernel height");
     positive(s.kw, "kernel width");
     if (pad.first < (forward ? 1 - up : 0) || pad.second < 0) throw py::value_error("padding must not be negative");
-    // so that sums and products of these with sizes stay within 64 bits
-    if (std::max({s.kh, s.kw, stride.first, stride.second, pad.first, pad.second}) > std::numeric_limits<int32_t>::max())
-        throw py::value_error("kernel, stride and padding must be below 2^31");
+    // so that sums and products of these stay within 64 bits, and the CUDA kernels may count them in int
+    if (std::max({s.h, s.w, s.cin, s.kh, s.kw, s.cout, s.oh, s.ow, stride.first, stride.second, pad.first,
+                  pad.second}) > std::numeric_limits<int32_t>::max())
+        throw py::value_error("the sizes of images and kernel, stride and padding must be below 2^31");
     if (w[2] != s.cin)
         throw py::value_error("w must take " + std::to_string(s.cin) + " channels as x has, got " + text(w));
     if (y[0] != s.n || y[3] != s.cout)
