@@ -64,7 +64,7 @@ PAIR = Number(
     (1, 1), (2**31, 1), (1, 2**63 - 1), (0, 1), (1, 0), (-1, 1), (1,), (1, 1, 1), 1, "ab", None, (1.5, 1), (2**80, 1)
 )
 PADDING = Number((1, 1), (0, 2**31), (2**63 - 1, 0), (-1, 0), (0, -1), (1,), 1, None, ("a", "b"), (2**80, 1))
-FACTOR = Number(1, 0, -1, 3, 4, *NOT_WHOLE)
+FACTOR = Number(1, 0, -1, 3, 4, -(2**63), 2**63 - 1, *NOT_WHOLE)
 SEED, PURPOSE = Number(2**64 - 1, -1, 2**64, *NOT_WHOLE), Number(3, -1, 2**32, *NOT_WHOLE)
 GROUPS = Number(2, 0, -1, 3, -(2**62), *NOT_WHOLE)
 HEADS = Number(2, 0, -2, 3, *NOT_WHOLE)

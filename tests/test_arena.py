@@ -54,7 +54,7 @@ def nothing_is_left():
     before, outside = in_use(), handler()
     yield
     gc.collect()
-    assert in_use() == before
+    assert in_use() <= before  # less where a cache let go of what another test had left there
     assert handler() == outside == "default_allocator"
     backend.cpu.arena_trim()
     assert before or counters()["reserved"] == 0
@@ -463,6 +463,7 @@ def test_steps_of_a_training_use_the_same_memory():
 
 
 def test_training_returns_its_memory():
+    before = in_use()  # by what other tests left in caches
     run = pydiff.train("digits", progress=False, **TINY)
     assert not in_force()
     now = counters()
@@ -472,7 +473,8 @@ def test_training_returns_its_memory():
     del run
     gc.collect()
     backend.cpu.arena_trim()
-    assert counters()["reserved"] == 0
+    assert in_use() == before
+    assert before or counters()["reserved"] == 0
 
 
 def test_what_training_computes_does_not_depend_on_it(monkeypatch):

@@ -171,6 +171,50 @@ def test_attention_of_no_channels(kernels):  # noqa: F811
     function("attention_backward")(q, q, k, k, q, lse, 3, 1.0, False, None, q.copy(), k.copy(), k.copy())
 
 
+@pytest.mark.parametrize("cout", [1, 4, 5, 33])
+def test_a_convolution_of_no_columns(cout):
+    x, w, y = np.ones((2, 9, 9, 17), F32), np.ones((1, 1, 17, cout), F32), np.ones((2, 3, 0, cout), F32)
+    function("conv2d_forward")(x, w, None, None, (3, 2), (0, 0), 1, y)
+    function("conv2d_backward_input")(y, w, (3, 2), (0, 0), 1, x)
+    assert (x == 0).all()
+
+
+def test_a_convolution_of_no_channels(kernels):  # noqa: F811
+    """Of many taps, in weights that take no memory: nobody goes through them."""
+    taps, y, bias = 1 << 16 if kernels == "simt" else 2**31 - 1, np.ones((2, 3, 4, 5), F32), np.arange(5, dtype=F32)
+    x, weights = np.ones((2, 3, 4, 0), F32), np.ones((taps, 1, 0, 5), F32)
+    function("conv2d_forward")(x, weights, bias, None, (1, 1), (0, 0), 1, y)
+    assert (y == bias).all()
+    dx, dbias = np.ones((2, 3, 4, 5), F32), np.ones(5, F32)
+    nothing, weights = np.ones((2, 3, 4, 0), F32), np.ones((taps, 1, 5, 0), F32)
+    function("conv2d_backward_input")(nothing, weights, (1, 1), (0, 0), 1, dx)
+    assert (dx == 0).all()
+    dw = np.ones((taps, 1, 0, 5), F32)
+    function("conv2d_backward_weight")(y, nothing, (1, 1), (0, 0), 1, dw, dbias)
+    np.testing.assert_array_equal(dbias, 24 * bias)
+
+
+@pytest.mark.parametrize("where", ["x", "w", "y"])
+def test_sizes_that_are_too_large_to_count(where):
+    """Of no images or channels, for which there is memory."""
+    x, w, y = np.ones((0, 5, 5, 0), F32), np.ones((1, 1, 0, 4), F32), np.ones((0, 5, 5, 4), F32)
+    function("conv2d_forward")(x, w, None, None, (1, 1), (0, 0), 1, y)
+    if where == "x":
+        x = np.ones((0, 5, 2**31, 0), F32)
+    elif where == "w":
+        w = np.ones((2**31, 1, 0, 4), F32)
+    else:
+        y = np.ones((0, 2**40, 5, 4), F32)
+    message = r"^the sizes of images and kernel, stride and padding must be below 2\^31$"
+    for name, arguments in (
+        ("conv2d_forward", (x, w, None, None, (1, 1), (0, 0), 1, y)),
+        ("conv2d_backward_input", (y, w, (1, 1), (0, 0), 1, x)),
+        ("conv2d_backward_weight", (y, x, (1, 1), (0, 0), 1, w, None)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            function(name)(*arguments)
+
+
 # ---- overlap -------------------------------------------------------------------------------------------------------
 
 

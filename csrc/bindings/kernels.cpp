@@ -26,18 +26,19 @@ int64_t positive(int64_t value, const char* name) {
 
 // ---------------------------------------------------------------- conv2d
 
-// least: padding above the image. Of an enlarged image a forward pass may leave out the first rows of what one pixel became.
+// Of an enlarged image a forward pass may leave out the first rows of what one pixel became: negative padding above it.
 Conv2dShape conv2d_shape(const Shape& x, const Shape& w, const Shape& y, Pair stride, Pair pad, int64_t up,
-                         int64_t least = 0) {
+                         bool forward = false) {
     if (up != 1 && up != 2) throw py::value_error("the upsampling factor must be 1 or 2, got " + std::to_string(up));
     const Conv2dShape s{x[0], up * x[1], up * x[2], x[3], w[0], w[1], w[3], y[1], y[2],
                         positive(stride.first, "stride"), positive(stride.second, "stride"), pad.first, pad.second, up};
     positive(s.kh, "kernel height");
     positive(s.kw, "kernel width");
-    if (pad.first < least || pad.second < 0) throw py::value_error("padding must not be negative");
-    // so that sums and products of these with sizes stay within 64 bits
-    if (std::max({stride.first, stride.second, pad.first, pad.second}) > std::numeric_limits<int32_t>::max())
-        throw py::value_error("stride and padding must be below 2^31");
+    if (pad.first < (forward ? 1 - up : 0) || pad.second < 0) throw py::value_error("padding must not be negative");
+    // so that sums and products of these stay within 64 bits, and the CUDA kernels may count them in int
+    if (std::max({s.h, s.w, s.cin, s.kh, s.kw, s.cout, s.oh, s.ow, stride.first, stride.second, pad.first,
+                  pad.second}) > std::numeric_limits<int32_t>::max())
+        throw py::value_error("the sizes of images and kernel, stride and padding must be below 2^31");
     if (w[2] != s.cin)
         throw py::value_error("w must take " + std::to_string(s.cin) + " channels as x has, got " + text(w));
     if (y[0] != s.n || y[3] != s.cout)
@@ -60,7 +61,7 @@ void bind_conv2d_forward(py::object x, py::object w, py::object bias, py::object
     const Argument xa = call.array(x, "x", {-1, -1, -1, -1}, floating);
     const Argument wa = call.array(w, "w", {-1, -1, -1, -1}, {xa.type});
     const Argument ya = call.array(y, "y", {-1, -1, -1, -1}, {xa.type}, Use::out);
-    const Conv2dShape s = conv2d_shape(xa.shape, wa.shape, ya.shape, stride, pad, up, 1 - up);
+    const Conv2dShape s = conv2d_shape(xa.shape, wa.shape, ya.shape, stride, pad, up, true);
     const Argument ba = bias_array(call, bias, "bias", s), aa = call.optional(add, "add", ya.shape, {xa.type});
     const int64_t step = step_of(ba, s);
     call.run(xa.type, [&](auto zero, auto... rest) {

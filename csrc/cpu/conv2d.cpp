@@ -70,6 +70,13 @@ void add_rest(const Conv2dShape& s, const Addends& addends, float* y) {
     });
 }
 
+// y where there are no products: their taps may still be very many, in weights that take no memory.
+void addends_alone(const Conv2dShape& s, const Addends& addends, float* y) {
+    const float* const bias = addends.bias_step ? nullptr : addends.bias;
+    for (int64_t e = 0; e < s.n * s.oh * s.ow * s.cout; ++e) y[e] = bias ? bias[e % s.cout] : 0.0f;
+    add_rest(s, addends, y);
+}
+
 using Memory = std::unique_ptr<float[]>;
 Memory memory(int64_t count) { return Memory(new float[static_cast<size_t>(count)]); }
 
@@ -129,6 +136,7 @@ void use_winograd(bool on) { winograd_allowed = on; }
 
 template <>
 void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const Addends& addends, float* y) {
+    if (s.cin == 0) return addends_alone(s, addends, y);
     if (by_winograd(s)) return winograd_forward(s, x, w, addends, y);
     if (s.up == 2) return conv2d_forward(without_upsampling(s), upsampled(s, x).get(), w, addends, y);
     if (!narrow_output_suits(s))
@@ -140,6 +148,10 @@ void conv2d_forward(const Conv2dShape& s, const float* x, const float* w, const 
 
 template <>
 void conv2d_backward_input(const Conv2dShape& s, const float* dy, const float* w, float* dx) {  // (1)
+    if (s.cout == 0) {
+        std::fill(dx, dx + s.n * (s.h / s.up) * (s.w / s.up) * s.cin, 0.0f);
+        return;
+    }
     if (by_winograd(mirrored(s))) return winograd_backward_input(mirrored(s), s.up, dy, w, dx);
     if (s.up == 2) {
         const Memory made = memory(s.n * s.h * s.w * s.cin);
@@ -164,15 +176,15 @@ void conv2d_backward_weight(const Conv2dShape& s, const float* dy, const float* 
         if (dbias) std::fill(dbias, dbias + groups * s.cout, 0.0f);
         return;
     }
-    const bool winograd = by_winograd(s);
+    const bool empty = s.cin * s.cout == 0, winograd = by_winograd(s);
     if (winograd) {  // (2)
         winograd_backward_weight(s, dy, x, dw);
-    } else {  // (2), (3)
+    } else if (!empty) {  // (2), (3)
         const float* const seen = s.up == 2 ? (made = upsampled(s, x)).get() : x;
         const auto way = pointwise(s) ? pointwise_backward_weight : direct_backward_weight;
         way(without_upsampling(s), dy, seen, dw, dbias_step ? nullptr : dbias);
     }
-    if (dbias && (winograd || dbias_step)) backward_bias(groups, s.n / groups * pixels, s.cout, dy, dbias);  // (3)
+    if (dbias && (empty || winograd || dbias_step)) backward_bias(groups, s.n / groups * pixels, s.cout, dy, dbias);  // (3)
 }
 
 }  // namespace pydiff

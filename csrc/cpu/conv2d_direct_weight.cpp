@@ -21,16 +21,10 @@
 namespace pydiff {
 namespace {
 
-// dw adds up blocks of at most so many pixels, and those of a part before the parts: by shapes only.
+// dw adds up blocks of at most so many pixels: by shapes only.
 int64_t weight_block_pixels(const Conv2dShape& s) {
     constexpr int64_t cache_floats = 48 << 10;  // a fifth of 1 MB of L2
     return std::clamp<int64_t>(cache_floats / std::max<int64_t>(1, s.stride_w * s.cin + s.cout), 64, 512);
-}
-int64_t weight_part_blocks(const Conv2dShape& s, int64_t blocks, int64_t block_pixels) {
-    constexpr int64_t part_pixels = 256, most = 32, all_floats = int64_t{1} << 21;  // of the sums of all parts
-    const int64_t size = std::max<int64_t>(1, s.kh * s.kw * s.cin * s.cout);
-    const int64_t parts = std::clamp<int64_t>(all_floats / size, 1, most);
-    return std::max((blocks + parts - 1) / parts, (part_pixels + block_pixels - 1) / block_pixels);
 }
 
 enum Slot { dy_slot, partial_slot, bias_slot };
@@ -51,7 +45,7 @@ struct Plan {
         rows = ceil_div(s.oh, down);
         blocks = s.n * down * across;
         const int64_t size = std::max<int64_t>(1, depth * s.cout);
-        part = weight_part_blocks(s, blocks, rows * columns);
+        part = blocks_of_a_part(s, blocks, rows * columns, 256);
         parts = ceil_div(blocks, part);
         const int64_t unit = exchanged ? tile_columns : tile_rows;
         const int64_t wanted = std::max(ceil_div(items, parts), ceil_div(size, cache_floats));

@@ -61,6 +61,15 @@ struct Seen {
 int64_t seen_floats(const Conv2dShape& s, int64_t rows, int64_t columns);
 Seen see(const Conv2dShape& s, const float* x, int64_t i, int64_t rows, int64_t j, int64_t columns, float* copy);
 
+// dw's sums are cut into blocks of pixels, and these into parts that may be added up at the same time, each in memory of
+// its own. The blocks of a part, of `least` pixels or more; by shapes only, on which the order of summation depends.
+inline int64_t blocks_of_a_part(const Conv2dShape& s, int64_t blocks, int64_t block_pixels, int64_t least) {
+    constexpr int64_t most = 32, all_floats = int64_t{1} << 21;  // parts; of the sums of all
+    const int64_t size = std::max<int64_t>(1, s.kh * s.kw * s.cin * s.cout);
+    const int64_t parts = std::clamp<int64_t>(all_floats / size, 1, most);
+    return std::max((blocks + parts - 1) / parts, (least + block_pixels - 1) / block_pixels);
+}
+
 // out[0, e] = sum over parts of out[part, e], in their order, for e < count; `size` floats from one part to the next.
 inline void sum_parts(int64_t parts, int64_t size, int64_t count, float* out) {
     for (int64_t part = 1; part < parts; ++part)

@@ -82,6 +82,7 @@ using Tile = void (*)(const Conv2dShape&, const float*, int64_t, const float*, i
 // The equation of conv2d.cpp. weight(tap, o, c) is the factor for output o.
 template <class Weight>
 void correlate(const Conv2dShape& s, const float* x, const Weight& weight, const float* bias, float* y) {
+    if (s.n * s.oh * s.ow == 0) return;  // no columns would see a negative number of pixels
     static_assert(most_outputs == 4, "one entry for each number of outputs");
     constexpr Tile tiles[most_outputs] = {tile<1>, tile<2>, tile<3>, tile<4>};
     const Tile make = tiles[s.cout - 1];

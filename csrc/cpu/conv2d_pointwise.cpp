@@ -191,11 +191,9 @@ struct Cut {
     int64_t rows, block, blocks, part, parts;
 
     explicit Cut(const Conv2dShape& s) : rows(s.n * s.h * s.w) {
-        constexpr int64_t part_rows = 512, most = 32, all_floats = int64_t{1} << 21;  // of the sums of all parts
         blocks = ceil_div(rows, panel_depth);
         block = ceil_div(rows, blocks);
-        const int64_t allowed = std::clamp<int64_t>(all_floats / std::max<int64_t>(1, s.cin * s.cout), 1, most);
-        part = std::max(ceil_div(blocks, allowed), ceil_div(part_rows, block));
+        part = blocks_of_a_part(s, blocks, block, 512);
         parts = ceil_div(blocks, part);
     }
 };

@@ -115,7 +115,7 @@ def columns(captions: Sequence[Sequence[Caption]], names: Sequence[str]) -> tupl
     languages = sorted({language for of_one in captions for _, language in of_one} - {""})
     total = plural(sum(map(len, captions)), "caption")
     note = f"{total} for {plural(len(captions) - len(without), 'image')}"
-    note += f", in {' and '.join(languages)}" if languages else ""
+    note += f", in {some(languages, ' and ', LISTED)}" if languages else ""
     note += f"; without one: {some(without, ', ', LISTED)}" if without else ""
     texts = tuple(tuple(text for text, _ in of_one) for of_one in captions)
     return {"captions": texts, "languages": tuple(tuple(lang for _, lang in of_one) for of_one in captions)}, [note]
@@ -137,7 +137,7 @@ def captions_in(value, language: str = "") -> Iterator[Caption]:
     """Captions from a string, a list of strings or {language: either}; None yields none. Else raises ValueError."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from captions_in(inner, str(key).lower())
+            yield from captions_in(inner, clean(str(key)).lower())
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from captions_in(inner, language)

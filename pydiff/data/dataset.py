@@ -161,7 +161,7 @@ class Dataset:
             return self
         kept = [[i for i, lang in enumerate(row) if not lang or lang in languages] for row in self.languages]
         if not any(kept):
-            found = ", ".join(sorted({lang for row in self.languages for lang in row}))
+            found = some(sorted({lang for row in self.languages for lang in row}), ", ", 5)
             raise ValueError(f"{self.name} has captions in {found} and none in {' or '.join(languages)}")
         parts = {
             name: tuple(tuple(row[i] for i in those) for row, those in zip(getattr(self, name), kept, strict=True))

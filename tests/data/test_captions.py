@@ -223,6 +223,23 @@ def test_hostile_names_are_listed_in_print(tmp_path, name):
     assert all(line.isprintable() for line in text.splitlines())
 
 
+@pytest.mark.parametrize("language", ["en\ud800", "en\x1b[31m", "en\n", "\ud800\ud801"])
+def test_hostile_languages_are_told_in_print(tmp_path, language):
+    rows = [{"file_name": "a.png", "text": {language: "x"}}, {"file_name": "b.png", "caption_de": "y"}]
+    dataset = load(folder(tmp_path, {"metadata.jsonl": "\n".join(map(json.dumps, rows))}))
+    assert dataset.captions == (("x",), ("y",), ())
+    assert dataset.languages[0][0] in ("en", "en[31m", "")
+    assert all(note.isprintable() for note in dataset.notes)
+
+
+def test_languages_without_number_are_told_in_part(tmp_path):
+    text = {f"l{i:03}": f"x{i}" for i in range(900)}
+    dataset = load(folder(tmp_path, {"metadata.jsonl": jsonl({"file_name": "a.png", "text": text})}))
+    assert any(note.startswith("900 captions") and "and 895 more" in note for note in dataset.notes), dataset.notes
+    with pytest.raises(ValueError, match=r"has captions in l000, .*and 895 more and none in fr$"):
+        dataset.in_languages(["fr"])
+
+
 def test_names_in_windows_spelling_and_with_composed_or_decomposed_umlauts(tmp_path):
     names = [f"sub/{unicodedata.normalize(form, c)}.png" for form, c in (("NFC", "ä"), ("NFD", "ö"), ("NFC", "ü"))]
     rows = [{"file_name": f"sub\\{c}.png", "text": c} for c in (unicodedata.normalize("NFD", "ä"), "ö", "ü")]
