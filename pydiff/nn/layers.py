@@ -4,7 +4,6 @@ Weights are stored channels-last; initial values have PyTorch's distributions.
 """
 
 import math
-import numbers
 from typing import Any
 
 import numpy as np
@@ -72,9 +71,9 @@ class ConvTranspose2d(Module):
 
 def _positive(eps: Any) -> float:
     """The number that keeps a normalisation from dividing by zero. Raises ValueError for what is none."""
-    if not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
+    if not isinstance(eps, int | float | np.floating) or not 0 <= eps < math.inf:
         raise ValueError(f"eps of a normalisation must be a number of at least 0, got {eps!r:.60}")
-    return eps
+    return float(eps)
 
 
 class GroupNorm(Module):
