@@ -384,11 +384,15 @@ void bind_dropout_forward(py::object x, float p, float scale, uint64_t seed, uin
 
 // ---------------------------------------------------------------- denoise
 
-// table (rows, 9 + k)
-void check_denoise_table(const Shape& table, size_t history) {
+void check_history(size_t history) {
     if (history > most_history)
         throw py::value_error("denoise takes at most " + std::to_string(most_history) + " history arrays, got " +
                               std::to_string(history));
+}
+
+// table (rows, 9 + k)
+void check_denoise_table(const Shape& table, size_t history) {
+    check_history(history);
     if (table[0] < 1 || table[1] != static_cast<int64_t>(9 + history))
         throw py::value_error("denoise takes rows of 9 coefficients and one per history array, got " + text(table) +
                               " for " + std::to_string(history) + " arrays");
@@ -406,9 +410,10 @@ DenoiseTable denoise_table(Call& call, const Argument& table, const py::object& 
 }
 
 void bind_denoise_forward(py::object x, py::object f, py::object f_uncond, py::object table, py::object row,
-                          const std::vector<py::object>& history, py::object noise, py::object x_next,
-                          py::object x0_hat) {
+                          const py::sequence& given, py::object noise, py::object x_next, py::object x0_hat) {
     Call call;
+    check_history(given.size());  // before a list is made of it, however long it is
+    const std::vector<py::object> history(given.begin(), given.end());
     const Argument xa = call.array(x, "x", {-1, -1}, single), fa = call.array(f, "f", xa.shape, floating);
     const Argument ua = call.optional(f_uncond, "f_uncond", xa.shape, {fa.type});
     const Argument ta = call.array(table, "table", {-1, -1}, single);
