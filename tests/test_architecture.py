@@ -247,7 +247,8 @@ MAY_IMPORT = {
     "reopen": "data pipeline formats store",
     "warm": "models store training reopen printed formats.files",
     "autoencoding": "backend data latent_space formats printed store training report preview reopen",
-    "classifying": "backend arrays tensor nn codec condition data formats models ops printed random reopen store training",
+    "classifying": "backend arrays tensor nn codec condition data formats models ops printed random reopen store "
+    "training",
     "steering": "backend arrays tensor ops condition diffusion pipeline",
     "dry_run": "backend memory data latent_space training warm",
     "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats mistakes store "

@@ -216,7 +216,7 @@ def test_sizes_that_are_too_large_to_count(where):
 
 
 def test_a_history_without_end_takes_no_memory():
-    with pytest.raises(ValueError, match="^denoise takes at most 16 history arrays, got 1099511627776$"):
+    with pytest.raises(ValueError, match=r"^denoise takes at most 16 history arrays, got 1099511627776$"):
         call("denoise_forward", {**good_arguments("denoise_forward"), "history": np.zeros((2**40, 0), F32)})
 
 

@@ -106,7 +106,7 @@ def test_drop_replaces_these_rows_alone_and_of_all_arrays(n, data):
 @pytest.mark.parametrize(("dtype", "value"), [("float32", 1e300), ("float16", 1e5), ("float64", float("nan"))])
 def test_a_stored_row_that_is_not_finite_is_refused(dtype, value):
     """And NumPy does not announce it, as it would announce an overflow."""
-    with pytest.raises(ValueError, match="^the row of class_labels that asks for nothing is not finite$"):
+    with pytest.raises(ValueError, match=r"^the row of class_labels that asks for nothing is not finite$"):
         Conditioning.from_config({"nothing": {"class_labels": {"dtype": dtype, "row": [0.0, value]}}})
 
 

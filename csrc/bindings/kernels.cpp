@@ -410,16 +410,16 @@ DenoiseTable denoise_table(Call& call, const Argument& table, const py::object& 
 }
 
 void bind_denoise_forward(py::object x, py::object f, py::object f_uncond, py::object table, py::object row,
-                          const py::sequence& given, py::object noise, py::object x_next, py::object x0_hat) {
+                          const py::sequence& history, py::object noise, py::object x_next, py::object x0_hat) {
     Call call;
-    check_history(given.size());  // before a list is made of it, however long it is
-    const std::vector<py::object> history(given.begin(), given.end());
+    check_history(history.size());  // before a list is made of it, however long it is
+    const std::vector<py::object> past(history.begin(), history.end());
     const Argument xa = call.array(x, "x", {-1, -1}, single), fa = call.array(f, "f", xa.shape, floating);
     const Argument ua = call.optional(f_uncond, "f_uncond", xa.shape, {fa.type});
     const Argument ta = call.array(table, "table", {-1, -1}, single);
-    DenoiseTable step = denoise_table(call, ta, row, history.size());
-    for (size_t i = 0; i < history.size(); ++i)
-        step.history[i] = call.array(history[i], "history", xa.shape, single).as<float>();
+    DenoiseTable step = denoise_table(call, ta, row, past.size());
+    for (size_t i = 0; i < past.size(); ++i)
+        step.history[i] = call.array(past[i], "history", xa.shape, single).as<float>();
     const Argument na = call.array(x_next, "x_next", xa.shape, single, Use::out);
     const Argument ha = call.array(x0_hat, "x0_hat", xa.shape, single, Use::out);
     NoiseKey key{};

@@ -102,7 +102,7 @@ class LoopOptions:
         paths = {name: os.fspath(value) for name, value in keywords.items() if isinstance(value, os.PathLike)}
         keywords = {ALSO_CALLED.get(name, name): value for name, value in {**keywords, **paths}.items()}
         for name in keywords:
-            if name in ("labels", "captions") and issubclass(cls, Options):
+            if name in ("labels", "captions") and Options in cls.__mro__:
                 raise TypeError(f"{name} belong to the data: train(pydiff.data.load(images, {name}={name}), ..)")
         refuse_unknown(keywords, cls.__dataclass_fields__, (*ALSO_CALLED, *BESIDE))
         return cls(**keywords).check()
