@@ -226,6 +226,9 @@ FOLLOWED = {
     ("ops/methods.py", "x.data[{}] = .. changes the values, and ops.where(condition, x, y) makes a new one"): (
         lambda: operator.setitem(Tensor(np.ones(2)), 0, 3.0),
         lambda: (operator.setitem(Tensor(np.ones(2)).data, 0, 3.0), ops.where(np.eye(2), np.ones(2), np.zeros(2)))),
+    ("ops/reduction.py", "np.maximum(x, y) is that of two, element by element"): (
+        lambda: ops.maximum(Tensor(np.ones(2)), 0.5), lambda: np.maximum(Tensor(np.ones(2)), 0.5)
+    ),
     ("ops/shape.py", "write concatenate(a, b, axis=-1)"): (
         lambda: ops.concatenate([Tensor(np.eye(2)), Tensor(np.eye(2))]),
         lambda: ops.concatenate(Tensor(np.eye(2)), Tensor(np.eye(2)), axis=-1)),

@@ -37,7 +37,7 @@ class Max(Function):
 
     def forward(self, x, axis=None, keepdims=False):
         if isinstance(axis, float) or getattr(axis, "ndim", 0):
-            raise TypeError("maximum is taken along axes; np.maximum(x, y) has the larger of two, element by element")
+            raise TypeError("maximum is taken along axes; np.maximum(x, y) is that of two, element by element")
         self.axis = axis = _axes(axis)
         y = x.max(axis=axis, keepdims=keepdims)
         self.largest = x == _keep(y, x.shape, axis)

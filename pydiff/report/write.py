@@ -32,7 +32,7 @@ LONG = 80  # characters of a caption under an image
 SMALL, MEDIUM = 64, 128  # longest sides of images on the page; larger ones are reduced by block means
 
 # What `write_report` is told by the run itself; all else are options.
-OF_THE_RUN = ("pipeline", "dataset", "directory", "name", "log", "step", "options", "whole", "note", "count", "opening")
+OF_THE_RUN = ("pipeline", "dataset", "directory", "name", "log", "step", "options", "whole", "note", "count")
 
 
 def write_report(
