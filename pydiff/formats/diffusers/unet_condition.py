@@ -111,6 +111,11 @@ def _compare(config, weights, source):
     built.
     """
     channels = config["block_out_channels"]
+    for name in ("down_block_types", "up_block_types"):
+        if len(config[name]) != len(channels):
+            raise CheckpointError(
+                f"{source} has {len(config[name])} {name} for {len(channels)} block_out_channels: use another."
+            )
     temb, kernels = (
         config["time_embedding_dim"] or 4 * channels[0],
         (config["conv_in_kernel"], config["conv_out_kernel"]),
