@@ -197,7 +197,7 @@ class UNet2DCondition(Module):
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "seed", "__class__")}
         self.config = {k: _as_json(v) for k, v in config.items()}
-        _check(self.config)
+        check(self.config)
         channels, levels = list(block_out_channels), len(block_out_channels)
         temb_dim = time_embedding_dim or 4 * channels[0]
 
@@ -433,7 +433,7 @@ def _for_levels(value, levels):
     return value if isinstance(value, list) else [value] * levels
 
 
-def _check(config):
+def check(config: dict) -> None:
     """Raises ValueError for configurations that this class does not support."""
     levels = len(config["block_out_channels"])
     for option, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):

@@ -13,6 +13,7 @@ from pydiff.formats.diffusers.parameters import (
 from pydiff.formats.safetensors import CheckpointError, Weight
 from pydiff.formats.schema import ANYTHING, NULL, TEXT, TRUTH, checked, either, listed, number, one_of, whole
 from pydiff.models import MODELS, build
+from pydiff.models.unet_condition import check
 from pydiff.nn import Module, room_for
 
 CLASS = "UNet2DConditionModel"
@@ -101,8 +102,10 @@ def read_model(
 def compared(checked_config: Checked, weights: Mapping[str, Weight], source: object) -> dict[str, Weight]:
     """The weights, under the names of today, of a network whose sizes they were found to have; see unet.compared."""
     weights = {attention_renamed(name): weight for name, weight in weights.items()}
+    config = with_defaults(MODELS[CLASS], checked_config.config)
     with misfits(source):
-        _compare(with_defaults(MODELS[CLASS], checked_config.config), weights, source)
+        check(config)
+        _compare(config, weights, source)
     return weights
 
 
@@ -111,11 +114,6 @@ def _compare(config, weights, source):
     built.
     """
     channels = config["block_out_channels"]
-    for name in ("down_block_types", "up_block_types"):
-        if len(config[name]) != len(channels):
-            raise CheckpointError(
-                f"{source} has {len(config[name])} {name} for {len(channels)} block_out_channels: use another."
-            )
     temb, kernels = (
         config["time_embedding_dim"] or 4 * channels[0],
         (config["conv_in_kernel"], config["conv_out_kernel"]),

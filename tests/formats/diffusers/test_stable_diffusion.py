@@ -384,7 +384,12 @@ DAMAGES = {
         "its bos_token .* is not in its vocabulary",
     ),
     "fewer blocks than levels": (
-        lambda f: _edit_json(f / "unet/config.json", down_block_types=["CrossAttnDownBlock2D"]), "down_block_types"
+        lambda f: _edit_json(f / "unet/config.json", down_block_types=["CrossAttnDownBlock2D"]),
+        "down_block_types needs 2 of CrossAttnDownBlock2D",
+    ),
+    "fewer values than levels": (
+        lambda f: _edit_json(f / "unet/config.json", transformer_layers_per_block=[1]),
+        r"transformer_layers_per_block needs one value a level, 2 of them, got \[1\]",
     ),
     "vocabulary of text": (
         lambda f: _tokens(f, lambda t: t["model"]["vocab"].update({"a": "b"})),
