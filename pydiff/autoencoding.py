@@ -162,7 +162,7 @@ def train_autoencoder(
     """
     group = join(distributed)
     with group.together(), group.own_processors(device):
-        announce, tell = heard(announce, group.first)
+        announce, tell = heard(announce, group.first, watch)
         options = settled(AutoencoderOptions.from_keywords(options), out, group)
         with backend.use_device(device):
             dataset = load_data(data, size=options.size)

@@ -24,6 +24,7 @@ from pydiff.formats import embeddings
 from pydiff.store.files import write_atomic
 from pydiff.text.clip import Clip
 from pydiff.training import Interrupted, train_task
+from pydiff.training.changes import heard
 from pydiff.training.forecast import MARGIN, duration, fitted, peak
 from pydiff.training.inversion import InversionOptions, InversionTask
 from pydiff.training.loop import Trainer
@@ -49,7 +50,7 @@ def learn(pipeline, data, word: str, *, out=None, device="cpu", progress=True, a
     None. options: of InversionOptions. Raises ValueError for inputs that cannot work, and Interrupted (a
     KeyboardInterrupt) after Ctrl-C, with checkpoint and file of what was learned so far.
     """
-    announce = announce or (lambda *_: None)
+    announce, _ = heard(announce, first=True)
     options = InversionOptions.from_keywords(options)
     encoder = _checked(pipeline, word, options)
     height, width, channels = pipeline.codec.image_shape

@@ -60,6 +60,15 @@ def refuse_call(function, name, arguments, options, error):
         raise TypeError(f"{name} needs arrays or Tensors, got {kind}; np.array(..) makes one") from error
 
 
+def refuse_lists(name, arguments, error):
+    """Raises TypeError if an attribute was missed because a list, a number, a text or None was given in the place of an
+    array or Tensor. Otherwise does nothing.
+    """
+    if isinstance(error.obj, list | tuple | str | int | float | None) and any(a is error.obj for a in arguments):
+        made = "" if error.obj is None else "; np.array(.., np.float32) makes one"
+        raise TypeError(f"{name} takes arrays or Tensors, got {described(error.obj)}{made}") from error
+
+
 def at_least_one(name, value):
     """A size as a Python int. Raises ValueError unless it is a whole number of at least 1."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
@@ -72,7 +81,7 @@ def is_number(value) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) and value == value
 
 
-# What options are called in other libraries for diffusion models -> what they are called here.
+# What options, and arguments of layers, are called in other libraries -> what they are called here.
 _ELSEWHERE = {
     **dict.fromkeys(("num_inference_steps", "num_steps", "sampling_timesteps", "max_train_steps"), "steps"),
     **dict.fromkeys(("train_num_steps", "num_train_steps", "epochs", "num_epochs", "num_train_epochs"), "steps"),
@@ -98,6 +107,14 @@ _ELSEWHERE = {
     "image": "images",
     "prompt": "prompts",
     "callback": "watch",
+    **dict.fromkeys(("in_features", "in_channels", "in_dim", "dim_in"), "cin"),
+    **dict.fromkeys(("out_features", "out_channels", "out_dim", "dim_out"), "cout"),
+    **dict.fromkeys(("num_channels", "normalized_shape"), "channels"),
+    **dict.fromkeys(("embedding_dim", "embed_dim"), "dim"),
+    "kernel_size": "size",
+    "num_groups": "groups",
+    "num_embeddings": "count",
+    "betas": "beta1",
 }
 
 
@@ -128,6 +145,19 @@ def by_name(function):
         return function(*arguments, **options)
 
     return called
+
+
+@functools.cache
+def _keywords_of(constructor):
+    kinds = [p.kind for p in inspect.signature(constructor).parameters.values()]
+    return None if inspect.Parameter.VAR_KEYWORD in kinds else keywords(constructor)
+
+
+def refuse_misnamed(cls, options):
+    """Raises TypeError, as `refuse_unknown` does, for a keyword that a class's constructor does not have."""
+    known = _keywords_of(cls.__init__)
+    if known is not None:
+        refuse_unknown(options, known)
 
 
 def keywords(*functions, apart=()) -> list[str]:
@@ -234,6 +264,15 @@ _OF_OPTIMIZER = {
 def of_nn(name, classes):
     """Raises AttributeError for a class that pydiff.nn does not have, and says what there is in its place."""
     raise AttributeError(f"module 'pydiff.nn' has no attribute {name!r}{_OF_NN.get(name) or meant(name, classes)}")
+
+
+def of_models(name, models, classes):
+    """Raises AttributeError for a network that pydiff.models does not have, and says which one is it here.
+
+    models: the classes by the names that checkpoints give them.
+    """
+    told = f"; here it is {models[name].__name__}" if name in models else meant(name, classes)
+    raise AttributeError(f"module 'pydiff.models' has no attribute {name!r}{told}")
 
 
 def of_optimizer(optimizer, name):

@@ -10,7 +10,7 @@ import numpy as np
 
 from pydiff import ops
 from pydiff.arrays import array_module
-from pydiff.mistakes import Places, described, of_optimizer
+from pydiff.mistakes import Places, by_name, described, of_optimizer
 
 
 def warmup_cosine(step, total, peak, warmup=0, floor=0.0):
@@ -43,6 +43,7 @@ class AdamW:
 
     __getattr__ = of_optimizer
 
+    @by_name
     def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, low=None):
         if not hasattr(model, "named_parameters"):
             raise TypeError(

@@ -348,7 +348,7 @@ def train(
                            watch=watch, distributed=distributed, **options)  # fmt: skip
     group = join(distributed)
     with group.together(), group.own_processors(device):
-        announce, tell = heard(announce, group.first)
+        announce, tell = heard(announce, group.first, watch)
         named = {"codec": codec} if isinstance(codec, str) else {}
         given, options = options, settled(Options.from_keywords(options | named), out, group)
         low_precision(options, device)  # is refused before data are read

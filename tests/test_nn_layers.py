@@ -1,6 +1,8 @@
 """Layers against their equations, and dropout as a pure function of (seed, step, sample, layer)."""
 
+import copy
 import math
+import pickle
 import threading
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pydiff
 from pydiff import nn
 from pydiff.reference.attention import attention
 from pydiff.reference.conv2d import conv2d
@@ -231,3 +234,34 @@ def test_what_pytorch_users_call_on_a_module():
         layer.to("gpu")
     layer.load_state_dict({"weight": [[1, 2], [3, 4], [5, 6]], "bias": [7, 8, 9]})
     assert layer.weight.data.tolist() == [[1, 3, 5], [2, 4, 6]]
+
+
+class Doubled(nn.Module):
+    def __init__(self, cin, **others):
+        self.inner, self.others = nn.Linear(cin, cin), others
+
+    def forward(self, x, twice):
+        return self.inner(x) * twice.factor
+
+
+def test_words_of_other_libraries_and_what_is_no_array():
+    for attempt, message in (
+        (lambda: nn.Linear(in_features=2, out_features=3), "no option 'in_features'; it is called 'cin' here"),
+        (lambda: nn.Conv2d(2, 3, kernel_size=3), "no option 'kernel_size'; it is called 'size' here"),
+        (lambda: nn.GroupNorm(num_groups=2, channels=4), "no option 'num_groups'; it is called 'groups' here"),
+        (lambda: nn.LayerNorm(normalized_shape=4), "no option 'normalized_shape'; it is called 'channels' here"),
+        (lambda: nn.Embedding(count=2, embedding_dim=4), "no option 'embedding_dim'; it is called 'dim' here"),
+        (lambda: nn.Linear(2, 3, bais=False), "no option 'bais'; did you mean 'bias'"),
+        (lambda: pydiff.optim.AdamW(nn.Linear(2, 3), betas=(0.9, 0.99)), "'betas'; it is called 'beta1' here"),
+        (lambda: pydiff.Options(stpes=3), "no option 'stpes'; did you mean 'steps'"),
+        (lambda: nn.Linear(2, 3)([[1.0, 2.0]]), r"Linear takes arrays or Tensors, got \[\[1\.0, 2\.0\]\]; np\.array"),
+        (lambda: nn.Conv2d(2, 3, 1)(None), "Conv2d takes arrays or Tensors, got None$"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            attempt()
+    with pytest.raises(AttributeError, match="has no attribute 'UNet2DModel'; here it is UNet2D"):
+        pydiff.models.UNet2DModel  # noqa: B018
+    made = copy.deepcopy(pickle.loads(pickle.dumps(Doubled(2, more=3))))
+    assert made.others == {"more": 3}
+    with pytest.raises(AttributeError, match="'dict' object has no attribute 'factor'"):  # a mistake of its own
+        made(np.ones((1, 2), np.float32), {})

@@ -1,5 +1,6 @@
 """Networks, one class per file; registry.py finds them by the names that checkpoints give them."""
 
+from pydiff.mistakes import of_models
 from pydiff.models.autoencoder import Autoencoder, AutoencoderKL, Posterior
 from pydiff.models.autoencoder_tiny import AutoencoderTiny
 from pydiff.models.bert import BertModel
@@ -37,3 +38,7 @@ __all__ = [
     "twin",
     "widened",
 ]
+
+
+def __getattr__(name):
+    of_models(name, MODELS, __all__)

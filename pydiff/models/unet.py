@@ -267,10 +267,15 @@ def check_told(told: bool, class_labels):
 
 
 def for_each(values, n, name):
-    """One value per image, (n,), from (n,) values or a single one. Raises ValueError for other shapes."""
+    """One value per image, (n,), from (n,) values or a single one. Raises ValueError for other shapes, TypeError for
+    what is no number.
+    """
     if np.shape(values) not in ((), (1,), (n,)):
         raise ValueError(f"{n} images need {n} {name} or a single one, got an array of shape {np.shape(values)}")
-    return np.broadcast_to(np.asarray(values), (n,))
+    values = np.asarray(values)
+    if values.dtype.kind not in "iufb":
+        raise TypeError(f"{name} must be numbers, got {values.tolist()!r:.60}")
+    return np.broadcast_to(values, (n,))
 
 
 def _whole(t):

@@ -17,7 +17,7 @@ import numpy as np
 
 from pydiff import backend, random
 from pydiff.arrays import array_module, to_host
-from pydiff.mistakes import described, of_module
+from pydiff.mistakes import described, of_module, refuse_lists, refuse_misnamed
 from pydiff.recompute import recompute
 from pydiff.tensor import Tensor, grad_enabled
 
@@ -59,12 +59,20 @@ class Module:
     config: dict[str, Any]  # of a model: the keyword arguments it was constructed with
     forward: Callable[..., Any]
 
+    def __new__(cls, *_, **options):
+        refuse_misnamed(cls, options)
+        return super().__new__(cls)
+
     def __call__(self, *args, **kwargs) -> Any:
         if self.recompute and grad_enabled():
             forward = functools.partial(self.forward, **kwargs) if kwargs else self.forward
             output = recompute(forward, _with_the_same_dropout(forward), self.parameters(), args)
         else:
-            output = self.forward(*args, **kwargs)
+            try:
+                output = self.forward(*args, **kwargs)
+            except AttributeError as error:
+                refuse_lists(type(self).__name__, args, error)
+                raise
         if getattr(_state, "observer", None):
             _state.observer(self, output)
         return output

@@ -32,11 +32,15 @@ def told(place, changed: dict, step: int, options) -> list[str]:
     return sentences
 
 
-def heard(announce, first):
+def heard(announce, first, watch=None):
     """(announce, tell): for lines meant only for a caller that listens, and for sentences that should reach somebody.
 
-    first: whether this is the process that reports.
+    first: whether this is the process that reports. watch: what gets the images, in a while. Raises TypeError for what
+    cannot be called, before it has to be.
     """
+    for name, listener in (("announce", announce), ("watch", watch)):
+        if listener is not None and not callable(listener):
+            raise TypeError(f"{name} is a function, which will be called, got {listener!r:.60}")
     if not first:
         return (lambda _: None), (lambda _: None)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pydiff.diffusion import Process, schedule
-from pydiff.mistakes import refuse_unknown
+from pydiff.mistakes import refuse_misnamed, refuse_unknown
 from pydiff.models import UNet2D, UNet2DCondition
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
@@ -28,6 +28,10 @@ BESIDE = ("out", "progress", "device", "model", "images", "latent", "announce", 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
     """Options of the training loop, independent of what is trained."""
+
+    def __new__(cls, **options):
+        refuse_misnamed(cls, options)
+        return super().__new__(cls)
 
     steps: int = 2000
     """Optimiser steps."""

@@ -168,8 +168,14 @@ def test_bad_configurations(options, message):
 
 
 def test_unknown_options_are_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'channels'"):
+    with pytest.raises(TypeError, match="no option 'channels'; did you mean 'in_channels'"):
         UNet2D(**SMALL, channels=3)
+
+
+@pytest.mark.parametrize("t", [None, "3", [None, None], ["1", "2"]])
+def test_step_numbers_are_numbers(t):
+    with pytest.raises(TypeError, match="step numbers must be numbers, got "):
+        UNet2D(**SMALL)(np.zeros((2, 4, 4, 3), np.float32), t)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def test_label_drop_changes_the_result():
         ({"attention": (5,)}, ValueError, "attention names levels"),
         ({"batch_size": True}, ValueError, "batch_size must be a whole number"),
         ({"seed": 2**64}, ValueError, "seed must be below"),
+        ({"announce": 3}, TypeError, "announce is a function, which will be called, got 3"),
+        ({"watch": "images"}, TypeError, "watch is a function, which will be called, got 'images'"),
         ({"flip": 1}, ValueError, "flip must be True or False"),
     ],
 )
