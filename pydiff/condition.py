@@ -19,6 +19,7 @@ import numpy as np
 
 from pydiff import text
 from pydiff.arrays import array_module
+from pydiff.mistakes import callers_level
 from pydiff.printed import meant, printable, spelled
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")  # a name that looks like a number
@@ -227,7 +228,7 @@ class Conditioning:
         encoded = {}  # each prompt is encoded once and alone, so that its vectors depend on nothing else
         for prompt in dict.fromkeys(prompt for terms in parts for _, prompt in terms):
             for remark in self.encoder.remarks(prompt):
-                warnings.warn(remark, text.PromptWarning, stacklevel=2)
+                warnings.warn(remark, text.PromptWarning, stacklevel=callers_level())
             encoded[prompt] = Condition(self.encoder.encode([prompt]))
         rows = [functools.reduce(operator.add, (encoded[t] * factor for factor, t in terms)) for terms in parts]
         arrays = {name: np.concatenate([row[name] for row in rows]) for name in (rows[0] if rows else ())}

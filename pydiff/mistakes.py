@@ -4,6 +4,7 @@ arguments that a function does not have, attributes that PyTorch's and NumPy's c
 
 import functools
 import inspect
+import sys
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,14 @@ def refuse_lists(name, arguments, error):
     if isinstance(error.obj, list | tuple | str | int | float | None) and any(a is error.obj for a in arguments):
         made = "" if error.obj is None else "; np.array(.., np.float32) makes one"
         raise TypeError(f"{name} takes arrays or Tensors, got {described(error.obj)}{made}") from error
+
+
+def callers_level() -> int:
+    """The stacklevel with which the function that asks for it warns about the line that called pydiff."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("pydiff", "contextlib"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def at_least_one(name, value):

@@ -15,6 +15,7 @@ from pydiff.formats import opened as model_files
 from pydiff.formats.diffusers import pipeline as pipeline_folder
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.pipeline import Pipeline
+from pydiff.printed import printable
 from pydiff.store import checkpoint, kept
 from pydiff.store.folder import RunDirectory, trained_in
 from pydiff.store.log import Log
@@ -190,8 +191,11 @@ def origin_of(folder: RunDirectory, config: dict) -> Origin:
         if known is not None:
             arrays, about = known
             return Origin.from_config(about["origin"], from_files(arrays, about["words"]))
-    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+    except CheckpointError as error:
         logging.getLogger("pydiff").warning("%s", error)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        logging.getLogger("pydiff").warning("%s is not used: %s", printable(str(folder.path / "data")), reason)
     if (samples := config.get("samples")) is not None:
         said |= {"count": samples[0], "shape": samples[1:]}
     return Origin.from_config(said)

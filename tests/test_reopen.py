@@ -12,7 +12,7 @@ import pydiff
 from pydiff.data import Dataset
 from pydiff.data.origin import Origin, from_files, to_files
 from pydiff.reopen import finish, open_folder
-from pydiff.store import checkpoint, newest
+from pydiff.store import checkpoint, kept, newest
 from pydiff.store.folder import RunDirectory
 from pydiff.store.newest import read_newest
 from tests.report.test_page import Reader
@@ -497,6 +497,30 @@ def test_samples_of_every_kind_are_kept(name):
     assert np.array_equal(again.images, samples.images)
     assert again.facts(1234) == samples.facts(1234)
     assert "1,234" in next(iter(samples.facts(1234).values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda words: words.update(kind="picture"), None),  # as 0.1 called an image
+        (lambda words: words.update(kind="smell"), "data is not used: its samples are of the kind 'smell', which"),
+        (lambda words: words.pop("captions"), "data is not used: 'captions' is missing"),
+    ],
+)
+def test_samples_kept_by_another_pydiff_are_read_or_left_out_with_a_sentence(tmp_path, caplog, change, said):
+    train(tmp_path / "run")
+    arrays, about = kept.read(tmp_path / "run/data")
+    change(about["words"])
+    shutil.rmtree(tmp_path / "run/data")
+    kept.write(tmp_path / "run/data", arrays, about)
+    run = pydiff.load(tmp_path / "run")
+    if said is None:
+        assert not caplog.records
+        assert len(run.origin.samples) > 0
+    else:
+        assert said in caplog.text
+        assert run.origin.samples is None
+        assert run.step == 4
 
 
 def test_a_model_that_cannot_be_written_says_where_the_training_goes_on(tmp_path):

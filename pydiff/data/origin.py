@@ -124,8 +124,12 @@ def to_files(samples: Dataset) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def from_files(arrays: Mapping[str, np.ndarray], words: Mapping) -> Dataset:
-    """The data set that `to_files` was given, without its columns of numbers."""
-    kinds = {cls.noun: cls for cls in (Dataset, *Dataset.__subclasses__())}
+    """The data set that `to_files` was given, without its columns of numbers. Raises ValueError for kinds of data that
+    do not exist here.
+    """
+    kinds = {cls.noun: cls for cls in (Dataset, *Dataset.__subclasses__())} | {"picture": Dataset}  # as 0.1 called it
+    if words["kind"] not in kinds:
+        raise ValueError(f"its samples are of the kind {words['kind']!a:.40}, which this pydiff does not know")
     kind = kinds[words["kind"]]
     more = {name: words["more"][name] for name in _further(kind)} | {name: words[name] for name in _WORDS}
     return kind(words["name"], arrays["images"], arrays.get("labels"), words["classes"], **more)

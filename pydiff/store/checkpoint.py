@@ -27,6 +27,7 @@ import numpy as np
 from pydiff.formats import safetensors as tensorfile
 from pydiff.formats.files import RegularFile, disk, folder_path
 from pydiff.formats.safetensors import CheckpointError, Made, Weight
+from pydiff.mistakes import callers_level
 from pydiff.store import sealed
 
 MANIFEST = "manifest.json"
@@ -127,7 +128,8 @@ def latest(directory: str | os.PathLike) -> Path | None:
     """
     newest, passed_over = survey(directory)
     for path, reason in passed_over:
-        warnings.warn(f"Passed over the checkpoint {path.name}: {reason}", CheckpointWarning, stacklevel=2)
+        said = f"Passed over the checkpoint {path.name}: {reason}"
+        warnings.warn(said, CheckpointWarning, stacklevel=callers_level())
     return newest
 
 

@@ -16,6 +16,7 @@ import warnings
 
 from pydiff.backend import arithmetic
 from pydiff.formats.files import folder_path
+from pydiff.mistakes import callers_level
 from pydiff.store import checkpoint, sealed
 from pydiff.store.files import write_atomic
 from pydiff.store.log import Log
@@ -219,7 +220,7 @@ class RunDirectory:
                 f"{self.path} goes on with other arithmetic than it was trained with ({'; '.join(changed)}): its last "
                 "bits may not be those of an uninterrupted run",
                 KernelWarning,
-                stacklevel=4,
+                stacklevel=callers_level(),
             )
 
     @staticmethod

@@ -100,6 +100,7 @@ def test_a_resume_across_generations_of_kernels_is_said(tmp_path):
     with pytest.warns(KernelWarning, match=message) as caught:
         found, _ = opened(tmp_path)
     assert len(caught) == 1
+    assert caught[0].filename == __file__  # the line that called pydiff
     assert found[1]["step"] == 3  # said, not refused
 
 
