@@ -247,8 +247,11 @@ def _facts(pipeline, dataset, log, step, count):
 
 
 def training_time(times):
-    """Total seconds between log entries, from their times in seconds, without pauses (over 20 times the median)."""
+    """Total seconds between log entries, from their times in seconds, without pauses (over 20 times the median)
+    and without moments at which the clock was set back.
+    """
     waits = np.diff(np.asarray(times, np.float64))
+    waits = waits[waits >= 0]
     return float(waits[waits <= 20 * np.median(waits)].sum()) if waits.size else 0.0
 
 

@@ -6,10 +6,12 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 
 from pydiff.store.files import write_atomic
 
 IN_MEMORY = 10_000  # entries kept without a folder; beyond that, every other one of the older half is dropped
+NUMBERS = {"loss", "lr", "time", "images_per_second"}  # what pages are made of
 WAITING = 1_000  # lines kept while the disk is full
 
 
@@ -107,5 +109,6 @@ def _entry(line: bytes) -> dict | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    step = entry.get("step") if isinstance(entry, dict) else None
-    return entry if isinstance(step, int) and not isinstance(step, bool) else None
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        return None
+    return entry if all(type(entry[name]) in (int, float, NoneType) for name in NUMBERS & entry.keys()) else None

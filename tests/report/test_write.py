@@ -147,6 +147,8 @@ def test_neighbours_are_numbered_in_the_data_set_even_when_only_some_are_searche
 def test_pauses_are_no_training_time():
     assert training_time([0, 1, 2, 3, 1000, 1001]) == 4
     assert training_time([5]) == 0
+    assert training_time([0, 1, 2, 3, -3600, -3599, -3598]) == 5  # the clock was set back
+    assert training_time([5, 4]) == 0
 
 
 def test_notebook_summary_shows_stored_samples_or_draws_some(tmp_path):

@@ -77,3 +77,15 @@ def test_a_log_in_memory_writes_nothing_and_copies_what_it_is_given(tmp_path, mo
     assert log.entries == [*entries(2), {"step": 3}]
     assert given_entries == entries(2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["loss", "lr", "time", "images_per_second"])
+def test_a_line_that_no_training_wrote_is_left_out_and_counted(tmp_path, name):
+    path = tmp_path / "log.jsonl"
+    filled(path, 2)
+    for wrong in ("slow", [1.0], True, {}):
+        path.write_text(path.read_text() + json.dumps({"step": 3, name: wrong}) + "\n")
+    path.write_text(path.read_text() + json.dumps({"step": 3, name: None}) + "\n")
+    log = Log(path)
+    assert log.entries == [*entries(2), {"step": 3, name: None}]
+    assert log.damaged == 4
