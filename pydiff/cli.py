@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import tyro
 
 from pydiff.data.dataset import plural
-from pydiff.printed import printable, typed
+from pydiff.printed import expanded, printable, typed
 from pydiff.training import Options, ReadingOptions
 
 # Written out for type checkers and editors; tests/test_types.py compares them with the tables.
@@ -250,7 +250,7 @@ class Sample:
             run = run.steered(self.classifier, self.steer_by or "noise")
         elif self.steer_by is not None:
             raise ValueError("--steer-by says how a classifier steers; give that too, --classifier")
-        out = (self.out or default_name(run.codec)).expanduser()
+        out = expanded(self.out or default_name(run.codec))
         check_name(out, run.codec)
         choices = {"sampler": self.sampler, "steps": self.steps, "guidance": self.guidance, "eta": self.eta}
         prompts = [*self.prompt, *(prompts_in(self.prompts) if self.prompts is not None else [])] or None
@@ -434,7 +434,7 @@ class Segment:
         if is_first():
             say(data.summary())
         names = ("steps", "batch_size", "lr", "dice", "mirror", "seed", "device")
-        result = segment.train(data, out=self.out.expanduser(), **{name: getattr(self, name) for name in names})
+        result = segment.train(data, out=expanded(self.out), **{name: getattr(self, name) for name in names})
         own, other = (result.scores[name]["mean iou"] for name in ("network", "threshold"))
         held = f"on {len(result.held_out)} held-out images"
         if result.page is not None:  # this is the first process
@@ -526,7 +526,7 @@ class Ink:
         found = [i for i, told in enumerate(words) if self.emoji.lower() in told.lower()]
         if not found:
             raise ValueError(f"no emoji's caption contains {self.emoji!r}; try heart, apple or firefighter")
-        page, rows = write_ink_page(self.out.expanduser(), data.images[found[0]], self.seed)
+        page, rows = write_ink_page(expanded(self.out), data.images[found[0]], self.seed)
         worst = max(row[-1] for row in rows)
         say(f"the density by steps is off the exact one by at most {100 * worst:.2f} % of its peak", name_of(page))
 
@@ -599,7 +599,7 @@ def name_of(path):
 
 def place_of(run, out):
     """The folder of a run as it was asked for or, if it was moved meanwhile, where it is."""
-    return out if run.directory in (None, out.expanduser()) else run.directory
+    return out if run.directory in (None, expanded(out)) else run.directory
 
 
 def complaint(error):
@@ -658,7 +658,7 @@ def prompts_in(path):
     if str(path) == "-" and sys.stdin is None:
         raise ValueError("the standard input is closed; give a file with a prompt a line")
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
+        text = sys.stdin.read() if str(path) == "-" else expanded(path).read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text in UTF-8; save it as that") from None
     except OSError as error:

@@ -8,14 +8,13 @@ there.
 import contextlib
 import shutil
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pydiff import trained
 from pydiff.data import load as load_data
-from pydiff.printed import typed
+from pydiff.printed import expanded, typed
 from pydiff.report.acts import Moment, section
 from pydiff.report.grid import grid, save_png
 from pydiff.report.terminal import show
@@ -47,7 +46,7 @@ def demo(out, options, device="cpu", page_steps=None, say=print):
     page_steps: steps of the reverse process on the page; None for all of them, as in the lecture. say: called with
     lines of text, and with image=True for lines that form an image.
     """
-    out, options = Path(out).expanduser(), options.check()
+    out, options = expanded(out), options.check()
     first = first_act(out, device)
     say(f"Act 1: digits that nobody wrote, drawn in {first.seconds:.1f} s by the model that comes with pydiff.")
     say(in_terminal(first.images), image=True)

@@ -21,6 +21,7 @@ from pydiff import memory
 from pydiff.data import is_sound
 from pydiff.data import load as load_data
 from pydiff.formats import embeddings
+from pydiff.printed import expanded
 from pydiff.store.files import write_atomic
 from pydiff.text.clip import Clip
 from pydiff.training import Interrupted, train_task
@@ -62,7 +63,7 @@ def learn(pipeline, data, word: str, *, out=None, device="cpu", progress=True, a
     begin_at(encoder, word, options)
     pipeline.to(device).check_memory(pipeline.codec.shape[:2])
     task = InversionTask(dataset, pipeline.model, pipeline.process, pipeline.codec, encoder, word, options)
-    file = None if out is None else Path(out).expanduser() / f"{_file_name(word)}.safetensors"
+    file = None if out is None else expanded(out) / f"{_file_name(word)}.safetensors"
     announce(f"{dataset.summary()}; learning {word} ({options.vectors} x {encoder.width} numbers) on {device}")
     try:
         with task.as_it_is():

@@ -25,6 +25,7 @@ from pydiff.formats.files import folder_path
 from pydiff.formats.safetensors import CheckpointError
 from pydiff.latents import Latents
 from pydiff.models import Autoencoder, name_of
+from pydiff.printed import expanded
 from pydiff.store import sealed
 
 AT_ONCE = 1 << 17  # pixels that are encoded or decoded at a time; samples do not depend on it
@@ -222,7 +223,7 @@ def open_autoencoder(source, beside=None) -> Autoencoder:
     if isinstance(getattr(source, "autoencoder", None), Autoencoder):
         return source.autoencoder
     path = folder_path(source, "latent")
-    copy = None if beside is None else sealed.resolve((Path(beside).expanduser() / COPY).absolute())
+    copy = None if beside is None else sealed.resolve((expanded(beside) / COPY).absolute())
     if not path.is_dir():
         if copy is None or not copy.is_dir():
             raise FileNotFoundError(f"{path} is not a folder; give the folder of an autoencoder's run, or a vae/")

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import shlex
 import unicodedata
+from pathlib import Path
 
 
 def printable(path: str) -> str:
@@ -15,6 +16,14 @@ def printable(path: str) -> str:
     except UnicodeEncodeError:  # a lone surrogate that stands for no byte: not from a file system
         text = path.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def expanded(path) -> Path:
+    """A path as somebody has typed it, with ~ expanded. Raises ValueError if that is the home of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no user has this home folder; write the path in full") from error
 
 
 def all_printable(values):

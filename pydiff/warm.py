@@ -1,13 +1,12 @@
 """A training that starts from existing weights: the average of a run, or those in a model's folder."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 
 from pydiff.formats.files import folder_path
 from pydiff.models import build, name_of
-from pydiff.printed import printable
+from pydiff.printed import expanded, printable
 from pydiff.reopen import open_folder
 from pydiff.store import checkpoint
 from pydiff.training import DiffusionTask
@@ -58,7 +57,7 @@ class Source:
         """
         if task.options.channels or name_of(task.network) != UNET:
             return None
-        described = None if out is None else Path(out).expanduser() / "pipeline"
+        described = None if out is None else expanded(out) / "pipeline"
         if described is not None and checkpoint.holds_model(described):
             with checkpoint.open_model(described, (UNET,), lambda _: {checkpoint.WEIGHTS: {}}) as found:
                 config = found.config
@@ -79,7 +78,7 @@ class Source:
         digest = hashlib.sha256()
         for name in sorted(weights):
             digest.update(weights[name].tobytes())
-        at = {"folder": str(Path(self.folder).expanduser().absolute()), "step": self.opened.step}
+        at = {"folder": str(expanded(self.folder).absolute()), "step": self.opened.step}
         begun = {**at, "sha256": digest.hexdigest()}
         if folder is not None and folder.noted("begun_with", begun)["sha256"] != begun["sha256"]:
             raise ValueError(f"{folder.path} began with other weights than {self.shown} has now; choose another folder")

@@ -268,6 +268,25 @@ def test_a_model_is_saved_in_the_home_folder(folder, tmp_path, monkeypatch):
     assert pydiff.load("~/mine").step == pydiff.load(folder).step
 
 
+def test_the_home_of_nobody_is_refused_by_its_name(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path, run = "~no-such-user/x", pydiff.load(folder)
+    for attempt in (
+        lambda: run.save(path),
+        lambda: pydiff.load(path),
+        lambda: pydiff.data.load(path),
+        lambda: pydiff.train("digits", out=path, **TINY),
+        lambda: pydiff.train("digits", init_from=path, **TINY),
+        lambda: run.report(path),
+    ):
+        with pytest.raises(ValueError, match=r"~no-such-user/x: no user has this home folder; write the path in full$"):
+            attempt()
+    for words in (["sample", path], ["sample", str(folder), "--out", path], ["data", path]):
+        assert cli.main(words) == 1
+        assert "~no-such-user/x: no user has this home folder; write the path in full" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_never_began_may_be_asked_for_again(folder, tmp_path):
     """As the message advises, in the same folder."""
     options = {"steps": 1, "batch_size": 2, "channels": (8, 16), "timesteps": 20, "progress": False, "sample_every": 0}

@@ -8,7 +8,6 @@ only `Dataset`, `batch_indices`, `flip` and the two functions that convert betwe
 import dataclasses
 import os
 from collections.abc import Mapping, Set
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ from pydiff.data.spoken import (
 from pydiff.data.stream import load_streamed
 from pydiff.data.tones import load_tones
 from pydiff.mistakes import by_name
-from pydiff.printed import printable
+from pydiff.printed import expanded, printable
 
 __all__ = [
     "Clips",
@@ -132,13 +131,13 @@ def load(
             raise ValueError("cache_gb is for a folder, a .zip, .tar or .parquet file; leave it out")
         if frames is not None or frame_rate is not None:
             raise ValueError("frames and frame_rate are for clips, and cache_gb is for images; leave one of them out")
-        return load_streamed(Path(source).expanduser(), cache_gb, wanted)  # pyright: ignore[reportArgumentType]
+        return load_streamed(expanded(source), cache_gb, wanted)  # pyright: ignore[reportArgumentType]
     if isinstance(source, str) and source == "moving-shapes" and (size or frames or frame_rate):
         wanted.only("'moving-shapes'")
         return moving_shapes(frames=frames, size=(wanted.size or (SIZE,))[0], rate=frame_rate or RATE)
     if isinstance(source, str) and source == "animated-emoji":
         return animated_emoji(frames, frame_rate, wanted.size, wanted.channels)
-    path = Path(source).expanduser() if isinstance(source, str | os.PathLike) and source not in NAMED else None
+    path = expanded(source) if isinstance(source, str | os.PathLike) and source not in NAMED else None
     if path is not None and path.is_dir() and (frames is not None or frame_rate is not None or holds_clips(path)):
         wanted.only(f"{printable(str(path))} (clips)", "split")
         return load_clips(path, frames, frame_rate, wanted.size, wanted.channels, wanted.limit, split=split)
@@ -186,7 +185,7 @@ def _loaded(source, labels, captions, wanted: Asked) -> Dataset:
         if isinstance(source, str) and source in NAMED:
             wanted.only(repr(source))
             return NAMED[source]()
-        return load_path(Path(source).expanduser(), wanted, [*NAMED, *NAMED_SOUNDS])
+        return load_path(expanded(source), wanted, [*NAMED, *NAMED_SOUNDS])
     if (found := part_of(source, wanted)) is not None:
         dataset = _loaded(found[0], labels, captions, wanted._replace(split=None))
         return dataclasses.replace(dataset, notes=[*dataset.notes, found[1]])
@@ -221,7 +220,7 @@ def is_sound(source) -> bool:
     if isinstance(source, str) and (source in NAMED or source in NAMED_SOUNDS):
         return source in NAMED_SOUNDS
     if isinstance(source, (str, os.PathLike)):
-        return holds_sounds(Path(source).expanduser())
+        return holds_sounds(expanded(source))
     return isinstance(source, Sounds)
 
 
@@ -243,7 +242,7 @@ def _load_sounds(source, size, channels, labels, captions, rate, seconds, wanted
         return NAMED_SOUNDS[source](**{name: value for name, value in given.items() if value is not None})
     if not isinstance(source, (str, os.PathLike)) or source in NAMED:
         raise ValueError("rate and seconds are for a folder of sounds or a named set of sounds; leave them out")
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.is_dir():
         reason = "is not a folder of sounds" if path.exists() else "is not there"
         raise ValueError(f"{str(source)!r} {reason}; rate and seconds are for sounds")

@@ -8,7 +8,7 @@ import numpy as np
 from pydiff.data.folder import read_depth
 from pydiff.data.image import look, read_image
 from pydiff.data.limits import limit_of
-from pydiff.printed import printable
+from pydiff.printed import expanded, printable
 
 
 def image_from(path: Path, size: Sequence[int] | None, channels: int, limit: float | None = None) -> np.ndarray:
@@ -18,7 +18,7 @@ def image_from(path: Path, size: Sequence[int] | None, channels: int, limit: flo
     uses. limit: GiB of memory that it may take while being read, 4 if None. Raises ValueError if the file is not a
     usable image.
     """
-    path, most = Path(path).expanduser(), limit_of(limit)
+    path, most = expanded(path), limit_of(limit)
     seen = look(path, most)
     found = tuple(size) if size is not None else None if seen is None else seen.size
     top = read_depth([seen.top] if seen and seen.top else [], None)[0]

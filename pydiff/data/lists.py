@@ -7,7 +7,6 @@ Images are arrays (H, W) or (H, W, C), Pillow images, or paths; objects with `__
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from pydiff.data.dataset import Dataset
 from pydiff.data.folder import path_of, read_images
 from pydiff.data.held import as_array
 from pydiff.data.limits import Limit
-from pydiff.printed import printable
+from pydiff.printed import expanded, printable
 
 # Names of the image in a row that is a dict; the last ones of its file.
 IMAGE_ROW = ("image", "img", "picture", "x", "pixel_values", "jpg", "png",
@@ -185,7 +184,7 @@ def _source(i, item):
     from PIL import Image
 
     if _is_file(item):
-        path = Path(item).expanduser()
+        path = expanded(item)
         if not path.exists():
             raise FileNotFoundError(f"there is no {printable(str(path))!r}, number {i} of the list")
         return path

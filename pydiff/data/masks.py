@@ -19,7 +19,7 @@ from pydiff.data.limits import check_memory
 from pydiff.data.listing import find_files
 from pydiff.data.moving import SHAPES, coverage
 from pydiff.data.pixels import check_size, crop_box
-from pydiff.printed import printable
+from pydiff.printed import expanded, printable
 
 IMAGES, MASKS = ("images", "image", "imgs"), ("masks", "mask", "labels", "annotations", "segmentations")
 MOST = 64  # classes; more values than this are smoothed edges, not classes
@@ -136,7 +136,7 @@ def load_masked(source, size=None) -> Masked:
         return source
     if isinstance(source, str) and source == "shapes":
         return shapes(size=SIZE if size is None else size[0])
-    root = Path(source).expanduser()
+    root = expanded(source)
     if not root.is_dir():
         raise FileNotFoundError(
             f"there is no folder {str(source)!r}; expected shapes, or a folder with images and masks"

@@ -10,13 +10,12 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pydiff.data.dataset import Dataset, plural
-from pydiff.printed import printable
+from pydiff.printed import expanded, printable
 
 LONG, FEW = 500, 8  # kept with the samples: characters of a name or caption, captions per sample
 KEPT, KEPT_BYTES = 36, 4 << 20  # samples kept with a run: as many as the page shows, up to this many bytes
@@ -42,7 +41,7 @@ class Origin:
     def of(cls, dataset: Dataset, source) -> "Origin":
         """The Origin of a data set that was loaded from `source`, anything that `pydiff.data.load` takes."""
         path = None
-        if isinstance(source, str | os.PathLike) and (found := Path(source).expanduser()).exists():
+        if isinstance(source, str | os.PathLike) and (found := expanded(source)).exists():
             path = os.fspath(found.absolute())
         count, size = len(dataset), max(1, dataset.samples([0]).nbytes)
         kept = max(1, min(count, KEPT, KEPT_BYTES // size))

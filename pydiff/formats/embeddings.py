@@ -15,13 +15,14 @@ import numpy as np
 from pydiff.formats import pytorch, safetensors
 from pydiff.formats.files import RegularFile
 from pydiff.formats.safetensors import CheckpointError, Made, Weight
+from pydiff.printed import expanded
 
 MOST = 1 << 24  # bytes of a file
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """{word: its vectors (k, C) float32}. Raises CheckpointError for any other file."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(RegularFile(path))
         if file.size > MOST:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pydiff.formats.safetensors import CheckpointError, damaged
+from pydiff.printed import expanded
 
 CHUNK = 64 << 20  # bytes given to one write or read
 
@@ -26,7 +27,7 @@ def folder_path(value, name="directory") -> Path:
         raise TypeError(f"{name} is {value!r:.60}, expected the path of a folder")
     if not str(value):
         raise ValueError(f"{name} is empty, expected the path of a folder")
-    return Path(value).expanduser()
+    return expanded(value)
 
 
 class RegularFile:

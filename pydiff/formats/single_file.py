@@ -14,6 +14,7 @@ from pydiff.formats.diffusers.pipeline import NOTHING, Loaded, Wishes
 from pydiff.formats.diffusers.stable_diffusion import Parts, assembled, check_family, needed_scheduler, refuse_too_large
 from pydiff.formats.files import RegularFile
 from pydiff.formats.safetensors import CheckpointError, Weight
+from pydiff.printed import expanded
 from pydiff.text import bpe
 
 SCHEDULE = {  # of all published models of versions 1 and 2
@@ -42,7 +43,7 @@ def load(path: Path, wishes: Wishes = NOTHING) -> Loaded:
         if not wishes.low_memory:
             refuse_too_large(bytes_needed, memory.free(), path)
         if wishes.config is not None:
-            parts = _by_folder(found, Path(wishes.config).expanduser(), wishes, path)
+            parts = _by_folder(found, expanded(wishes.config), wishes, path)
         else:
             parts = _by_itself(found, wishes, told, path)
     return assembled(parts, wishes, path)

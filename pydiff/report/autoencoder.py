@@ -1,10 +1,8 @@
 """The page of an autoencoder: originals, latents, reconstructions, neighbours and interpolations in both spaces."""
 
-from pathlib import Path
-
 import numpy as np
 
-from pydiff.printed import typed
+from pydiff.printed import expanded, typed
 from pydiff.report import loss, sections
 from pydiff.report.grid import grid, save_png
 from pydiff.report.markup import data_json, duration, fill, img, kind, number, text
@@ -28,7 +26,7 @@ def write_autoencoder_report(codec, dataset, directory, *, name, log, step, opti
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    directory = Path(directory).expanduser()
+    directory = expanded(directory)
     directory.mkdir(parents=True, exist_ok=True)
     images = dataset.samples(spread(len(dataset), n))
     searched = spread(len(dataset), SEARCHED)

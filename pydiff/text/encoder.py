@@ -3,10 +3,11 @@ fingerprint.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+
+from pydiff.printed import expanded
 
 HIDDEN_STATES = "encoder_hidden_states"  # the name under which diffusers' networks take the vectors of a text
 
@@ -122,10 +123,10 @@ def named(kind: str) -> TextEncoder:
     """The encoder of this name, or the one in this folder, see folder.py. Raises ValueError if there is neither."""
     if kind in kinds():
         return ENCODERS[kind]()
-    if Path(kind).expanduser().is_dir():
+    if expanded(kind).is_dir():
         from pydiff.text.folder import read
 
-        return read(Path(kind).expanduser())
+        return read(expanded(kind))
     raise ValueError(f"there is no text encoder {kind!r:.60}, nor such a folder; known are {', '.join(kinds())}")
 
 

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from pydiff.diffusion import Process, schedule
 from pydiff.mistakes import refuse_misnamed, refuse_unknown
 from pydiff.models import UNet2D, UNet2DCondition
+from pydiff.printed import expanded
 from pydiff.store.folder import WITHOUT_EFFECT
 from pydiff.text import kinds
 from pydiff.training.reading import ReadingOptions
@@ -206,7 +206,7 @@ class Options(ReadingOptions, LoopOptions):
         _between(self, "cache_gb", 0, math.inf)
         if not isinstance(self.text, str | os.PathLike):
             raise ValueError(f"text must be a name or a folder, got {self.text!r}; 'none' for no captions")
-        if self.text not in (known := ("auto", "none", *kinds())) and not Path(self.text).expanduser().is_dir():
+        if self.text not in (known := ("auto", "none", *kinds())) and not expanded(self.text).is_dir():
             raise ValueError(f"text must be one of {', '.join(known)}, or the folder of an encoder; got {self.text!r}")
         for name in ("dropout", "label_drop"):
             _between(self, name, 0, 1)
