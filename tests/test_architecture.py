@@ -153,14 +153,14 @@ MAY_IMPORT = {
     "codecs": "arrays codec",
     "latents": "arrays tensor models codec mistakes",
     "formats.safetensors": "",
-    "formats.files": "formats.safetensors",
+    "formats.files": "printed formats.safetensors",
     "formats.pytorch": "formats.safetensors formats.files",
     "formats.schema": "formats.safetensors",
-    "store": "backend formats.safetensors formats.files",
-    "text": "arrays tensor nn models",
+    "store": "backend mistakes formats.safetensors formats.files",
+    "text": "arrays printed tensor nn models",
     "text.learned": "arrays tensor nn models text",
     "text.bert": "tensor nn models formats.safetensors formats.files formats.schema text",
-    "condition": "arrays text printed",
+    "condition": "arrays text printed mistakes",
     "diffusion.table": "",
     "diffusion.schedule": "diffusion.table",
     "diffusion.continuous": "diffusion.schedule diffusion.table",
@@ -185,10 +185,10 @@ MAY_IMPORT = {
     "formats.diffusers.text_encoder": "models nn text formats.safetensors formats.files formats.schema formats.weights "
     "formats.diffusers.folder formats.diffusers.parameters",
     "text.folder": "models formats.safetensors formats.files formats.schema formats.diffusers.text_encoder store text",
-    "formats.embeddings": "formats.safetensors formats.files formats.pytorch",
+    "formats.embeddings": "printed formats.safetensors formats.files formats.pytorch",
     "formats.ldm": "formats.safetensors",
     "formats.diffusers.extra": "codec condition nn formats.safetensors formats.schema formats.diffusers.scheduler",
-    "latent_space": "arrays tensor models codec latents store formats.files formats.safetensors "
+    "latent_space": "arrays printed tensor models codec latents store formats.files formats.safetensors "
     "formats.diffusers.autoencoder",
     "formats.diffusers.pipeline": "codec latents condition diffusion models pipeline store formats.safetensors "
     "formats.schema formats.weights "
@@ -200,7 +200,7 @@ MAY_IMPORT = {
     "formats.diffusers.scheduler",
     "formats.diffusers.stable_diffusion_write": "models store text stable_diffusion formats.files formats.safetensors "
     "formats.diffusers.autoencoder formats.diffusers.folder formats.diffusers.parameters",
-    "formats.single_file": "memory text formats.safetensors formats.files formats.pytorch formats.ldm "
+    "formats.single_file": "printed memory text formats.safetensors formats.files formats.pytorch formats.ldm "
     "formats.diffusers.folder formats.diffusers.autoencoder formats.diffusers.text_encoder "
     "formats.diffusers.unet_condition formats.diffusers.parameters formats.diffusers.pipeline "
     "formats.diffusers.stable_diffusion",
@@ -215,7 +215,7 @@ MAY_IMPORT = {
     "training.health": "",
     "training.keeping": "formats.safetensors printed training.health",
     "training.reading": "data",
-    "training.config": "data diffusion mistakes models store text training.reading",
+    "training.config": "data diffusion printed mistakes models store text training.reading",
     "training.networks": "codec models training.config",
     "training.captions": "text data",
     "training.task": (
@@ -244,7 +244,7 @@ MAY_IMPORT = {
     "preview": "report",
     "trained": "formats.files",
     "trained.make_digits": "trained pydiff",
-    "reopen": "data pipeline formats store",
+    "reopen": "printed data pipeline formats store",
     "warm": "models store training reopen printed formats.files",
     "autoencoding": "backend data latent_space formats printed store training report preview reopen",
     "classifying": "backend arrays tensor nn codec condition data formats models ops printed random reopen store "
@@ -254,7 +254,7 @@ MAY_IMPORT = {
     "run": "autoencoding classifying steering latent_space backend condition data pipeline edit formats mistakes store "
     "trained printed training report preview reopen warm",
     "segment": "backend arrays tensor codec data formats models report store training",
-    "invert": "memory data formats store text training",
+    "invert": "printed memory data formats store text training",
     "bench": "",
     "demo": "data report store trained training run printed",
     "info": "backend compiled emulator pydiff",
@@ -328,8 +328,9 @@ FLOORS = {
         # 10 of it for types, 5 for networks and parts of pipelines told apart, and blocks that are told nothing, 5 for
         # the bfloat16 copy of the weights in optim.py, 40 for optimisers that are copied with their model, for
         # parameters that are frozen or replaced, and for sizes that are none, 20 for networks of unknown origin, which
-        # take no more numbers than their weights have, 5 for weights that are none
-        725,
+        # take no more numbers than their weights have, 5 for weights that are none, 5 for words of other libraries and
+        # lists in the place of arrays
+        730,
     ),
     "process": (
         [
@@ -339,8 +340,8 @@ FLOORS = {
         ],
         # 40 of it for prompts and their arithmetic in condition.py, 35 for classes by name, numbers among them, 10 for
         # codecs that have networks and encode a data set once, 10 for images that are given, 10 for options that are
-        # no numbers
-        920,
+        # no numbers, 1 for warnings that name the line to be changed
+        921,
     ),
     # 40 of it for prompts, and for the schedulers that models bring; 20 for a text encoder trained along and several
     # processes; 30 for runs that are gone on with and come back to; 5 for models that have ways of their own; 20 for
