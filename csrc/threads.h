@@ -28,7 +28,7 @@ inline int quota() {
 #endif
 
 inline int default_threads() {
-    if (const char* text = std::getenv("PYDIFF_THREADS")) {
+    if (const char* text = std::getenv("PYDIFF_THREADS"); text && *text) {
         char* end = nullptr;
         const long n = std::strtol(text, &end, 10);
         if (end == text || *end != '\0' || n < 1 || n > most_threads)

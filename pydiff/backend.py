@@ -26,6 +26,7 @@ from pydiff import compiled
 
 FLOAT32 = np.dtype(np.float32)
 compiled.warn_of_misspelt(os.environ)
+compiled.check_threads(os.environ)
 
 
 def _setting(name, allowed, default):

@@ -606,7 +606,17 @@ def complaint(error):
     """What is printed of an error: one line. The system's errors without their numbers."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{name_of(os.fsdecode(error.filename))}: {error.strerror}"
+    if isinstance(error, FileNotFoundError) and not current_folder():
+        return "the current folder was removed; change into another"
     return printable(str(error)) or "there is not enough memory"
+
+
+def current_folder() -> str:
+    """Its path, or "" if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def tame(lines):

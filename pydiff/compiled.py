@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 LEVELS = {"avx512": "pydiff._cpu_avx512", "avx2": "pydiff._cpu_avx2", "baseline": "pydiff._cpu"}  # best first
 SETTINGS = ("PYDIFF_NATIVE", "PYDIFF_SIMD", "PYDIFF_WINOGRAD", "PYDIFF_THREADS", "PYDIFF_MPI_TIMEOUT")
+MOST_THREADS = 1024  # as in csrc/threads.h
 
 
 def record():
@@ -49,6 +50,13 @@ def wrong_setting(message):
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     command = name in ("pydiff", "pydiff.exe") or (name == "-m" and "pydiff" in sys.orig_argv)
     return SystemExit(f"pydiff: {message}") if command else ValueError(message)
+
+
+def check_threads(environment):
+    """Tells of a wrong PYDIFF_THREADS now, rather than in the first kernel: csrc/threads.h reads it."""
+    value = environment.get("PYDIFF_THREADS")
+    if value and not (value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_THREADS):
+        raise wrong_setting(f"PYDIFF_THREADS must be a whole number from 1 to {MOST_THREADS}, got {value!r}")
 
 
 def warn_of_misspelt(names):

@@ -287,6 +287,19 @@ def test_the_home_of_nobody_is_refused_by_its_name(folder, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+def test_a_current_folder_that_was_removed_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    try:
+        assert cli.main(["train", "digits", "--out", "run", "--steps", "1"]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            "pydiff: the current folder was removed; change into another"
+        )
+    finally:
+        os.chdir(tmp_path)
+
+
 def test_a_run_that_never_began_may_be_asked_for_again(folder, tmp_path):
     """As the message advises, in the same folder."""
     options = {"steps": 1, "batch_size": 2, "channels": (8, 16), "timesteps": 20, "progress": False, "sample_every": 0}

@@ -147,9 +147,16 @@ def test_threads(value):
 
 
 @needs_kernels
-@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "1025", "99999999999999999999", " ", "2 "])
-def test_threads_wrong(value):
-    status, _, error = run("import pydiff; print(pydiff.threads())", PYDIFF_THREADS=value)
+def test_threads_of_nothing_are_those_of_the_machine():
+    _, output, _ = run("import pydiff; print(pydiff.threads())", PYDIFF_THREADS="")
+    assert int(output) == backend.threads() >= 1 or "PYDIFF_THREADS" in os.environ
+
+
+@pytest.mark.parametrize("native", ["auto", "off"])
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "1025", "99999999999999999999", " ", "2 ", "\u0662"])
+def test_threads_wrong(value, native):
+    """Told when pydiff is imported, not by the first kernel in the middle of something."""
+    status, _, error = run("import pydiff", PYDIFF_THREADS=value, PYDIFF_NATIVE=native)
     assert status == 1
     assert error == f"ValueError: PYDIFF_THREADS must be a whole number from 1 to 1024, got '{value}'"
 

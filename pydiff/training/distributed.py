@@ -399,7 +399,7 @@ class Processes(Group):
             with backend.use_device(device) as cupy:
                 beside = hosts[: self.rank].count(hosts[self.rank])
                 cupy.cuda.Device(beside % cupy.cuda.runtime.getDeviceCount()).use()  # pyright: ignore[reportAttributeAccessIssue]
-        if "PYDIFF_THREADS" in os.environ:
+        if os.environ.get("PYDIFF_THREADS"):
             yield
             return
         before = backend.threads()
