@@ -686,11 +686,15 @@ def refuse_empty(arguments):
     """Raises ValueError for an argument without a character, as a variable of the shell that is not set leaves it: for
     a path it would mean the current folder.
     """
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        flag, given, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
-        if given and not value and flag not in MAY_BE_EMPTY:
-            what = flag if flag.startswith("-") else f"the argument after {before}" if before else "the command"
+    flag = before = ""  # the last flag, which may have several values, and the last argument
+    for argument in arguments:
+        named = len(argument) > 1 and argument[0] == "-" and not argument[1].isdigit()
+        name, given, value = argument.partition("=") if named else (flag, "=", argument)
+        if given and not value and name not in MAY_BE_EMPTY:
+            what = f"the argument after {before}" if before else "the command"
+            what = name if named or name == before != "" else what
             raise ValueError(f"{what} is empty; give it a value, or leave it out")
+        flag, before = name, argument
 
 
 @contextlib.contextmanager

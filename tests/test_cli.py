@@ -225,6 +225,7 @@ def test_help_of_an_option_is_one_line():
         (["sample", "digits", "--label", ""], "--label is empty"),
         (["sample", "digits", "-n", ""], "-n is empty"),
         (["report", "digits", "--out", ""], "--out is empty"),
+        (["sample", "digits", "--prompt", "", "a cat", "--n=3", ""], "the argument after --n=3 is empty"),
         ([""], "the command is empty"),
     ],
 )
@@ -234,3 +235,7 @@ def test_a_variable_of_the_shell_that_is_not_set_is_no_path(arguments, what, tmp
     assert cli.main(arguments) == 1
     assert capsys.readouterr().err == f"pydiff: {what}; give it a value, or leave it out\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_may_be_empty():
+    cli.refuse_empty(["sample", "RUN", "--prompt", "", "a cat", "", "--negative-prompt=", "--sentence", "", "-n", "-3"])
