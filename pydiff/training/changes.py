@@ -32,6 +32,14 @@ def told(place, changed: dict, step: int, options) -> list[str]:
     return sentences
 
 
+def undrawn(model) -> list[str]:
+    """A sentence on a network whose weights are those that constructors leave to `Module.initialize`."""
+    drawn = [p for p in model.parameters() if p.bound]
+    if not drawn or any(p.data.any() for p in drawn):
+        return []
+    return ["every weight of the network is 0, and many networks never leave that: draw them, model.initialize(seed)"]
+
+
 def heard(announce, first, watch=None):
     """(announce, tell): for lines meant only for a caller that listens, and for sentences that should reach somebody.
 

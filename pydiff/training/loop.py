@@ -19,7 +19,7 @@ from pydiff import backend, nn, optim
 from pydiff.arrays import array_module, to_host
 from pydiff.store.folder import RunDirectory
 from pydiff.store.log import Log
-from pydiff.training.changes import told
+from pydiff.training.changes import told, undrawn
 from pydiff.training.distributed import Group, join, settled
 from pydiff.training.gradient import Gradient
 from pydiff.training.interrupt import Interrupted, stop_request
@@ -205,6 +205,7 @@ def opened(task, options, out=None, device="cpu", group=None, begin=None):
     if out is None or not trainer.group.first:
         if begin and trainer.group.first:
             begin(trainer, None)
+        trainer.notes += undrawn(task.model)
         trainer.share()
         yield trainer, None
         return
@@ -215,6 +216,7 @@ def opened(task, options, out=None, device="cpu", group=None, begin=None):
             trainer.restore(arrays, state["step"])
         elif begin:
             begin(trainer, folder)
+        trainer.notes += undrawn(task.model)
         trainer.notes += told(folder.path, folder.changed, trainer.step, options)
         trainer.share()
         yield trainer, folder

@@ -18,7 +18,7 @@ from pydiff.optim import ema_decay
 from pydiff.store import checkpoint
 from pydiff.store.log import Log
 from pydiff.tensor import Tensor
-from pydiff.training import LoopOptions, StepState, Task, Trainer, loop, training_steps
+from pydiff.training import LoopOptions, StepState, Task, Trainer, loop, train_task, training_steps
 from pydiff.training.loop import GIVE_UP_AFTER, learning_rate
 from pydiff.training.loop import log_entry as entry
 from tests.trainers import diffusion_trainer
@@ -377,3 +377,37 @@ def test_the_loss_that_is_shown_is_an_average_of_the_last_fifty_steps_or_so(monk
     for i, loss in enumerate(losses):
         expected.append(loss if i == 0 else 0.98 * expected[-1] + 0.02 * loss)
     assert [text.split(",")[0] for text in shown] == [f"loss {smooth:.4f}" for smooth in expected]
+
+
+class Lines(Task):
+    """y = 2 x, by two layers, the first of which gets no gradient while the second is 0."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def batch(self, step, numbers):  # noqa: ARG002
+        return np.linspace(-1, 1, len(numbers), dtype=np.float32)[:, None]
+
+    def losses(self, x):
+        return ((self.model(x) - 2 * x) ** 2).reshape(-1)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        self.first, self.second = nn.Linear(1, 4), nn.Linear(4, 1, bias=False)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_a_network_whose_weights_were_never_drawn_is_told(tmp_path):
+    options = LoopOptions(steps=2, batch_size=4)
+    for out in (None, tmp_path / "run"):
+        trainer = train_task(Lines(Two()), options, out, progress=False)
+        assert len(trainer.notes) == 1
+        assert trainer.notes[0].startswith("every weight of the network is 0, ")
+        assert trainer.notes[0].endswith("draw them, model.initialize(seed)")
+        assert not trainer.model.second.weight.data.any()  # which is why
+    drawn = train_task(Lines(Two().initialize(0)), options, progress=False)
+    assert not drawn.notes
+    assert drawn.model.second.weight.data.any()
