@@ -141,6 +141,7 @@ MAY_IMPORT = {
     "reference": "",
     "signatures": "",
     "printed": "",
+    "console": "printed",
     "mistakes": "arrays printed",
     "tensor": "signatures backend arrays mistakes",
     "recompute": "tensor",
@@ -259,7 +260,7 @@ MAY_IMPORT = {
     "demo": "data report store trained training run printed",
     "info": "backend compiled emulator pydiff",
     "cli": "backend codec data demo diffusion store report drawing dry_run pydiff training run segment invert bench "
-    "info text printed",
+    "info text printed console",
     "__main__": "cli",
 }
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 import pydiff
 from pydiff import cli
+from pydiff.console import refuse_empty
 
 TINY = ["--channels", "8", "8", "--groups", "4", "--batch-size", "4"]
 
@@ -238,4 +239,4 @@ def test_a_variable_of_the_shell_that_is_not_set_is_no_path(arguments, what, tmp
 
 
 def test_prompts_may_be_empty():
-    cli.refuse_empty(["sample", "RUN", "--prompt", "", "a cat", "", "--negative-prompt=", "--sentence", "", "-n", "-3"])
+    refuse_empty(["sample", "RUN", "--prompt", "", "a cat", "", "--negative-prompt=", "--sentence", "", "-n", "-3"])

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 import pydiff
 from benchmarks.papers.clips import RECIPE
-from pydiff.cli import chosen, flags, main
+from pydiff.cli import chosen, main
 from pydiff.codecs.frames import Frames
+from pydiff.console import flags
 from pydiff.data.moving import moving_shapes
 from pydiff.training import Options
 from pydiff.training.networks import build_network
