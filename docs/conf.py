@@ -20,7 +20,7 @@ html_title = f"pydiff {version}"
 myst_enable_extensions = ["fieldlist"]
 myst_heading_anchors = 3
 
-autodoc2_packages = [{"path": "../pydiff", "exclude_files": ["cli.py", "__main__.py", "moved.py"]}]
+autodoc2_packages = [{"path": "../pydiff", "exclude_files": ["cli.py", "console.py", "__main__.py", "moved.py"]}]
 autodoc2_output_dir = "reference"
 autodoc2_render_plugin = "myst"
 autodoc2_hidden_objects = ["private", "dunder", "inherited"]
