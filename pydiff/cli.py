@@ -6,14 +6,22 @@ The flags of `train` and `demo` are the fields of Options; tyro reads names, typ
 import os
 import shlex
 import sys
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from pydiff.console import complaint, flags, name_of, prompts_in, refuse_empty, say, wide_enough
+from pydiff.console import (
+    complaint,
+    flags,
+    name_of,
+    prompts_in,
+    refuse_empty,
+    say,
+    warnings_in_sentences,
+    wide_enough,
+)
 from pydiff.data.dataset import plural
 from pydiff.printed import expanded, typed
 from pydiff.training import Options, ReadingOptions
@@ -643,14 +651,7 @@ def _main(arguments):
             command = tyro.cli(union, args=arguments, prog="pydiff", description=DESCRIPTION, config=config)
         if isinstance(command, Train):
             command.named = flags(sys.argv[1:] if arguments is None else arguments)
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", PromptWarning)
-            shown = warnings.showwarning
-            warnings.showwarning = lambda message, category, *where: (
-                say(f"pydiff: {message}", to="stderr")
-                if category is PromptWarning
-                else shown(message, category, *where)
-            )
+        with warnings_in_sentences(PromptWarning):
             command.run()
     except Interrupted as stopped:
         if is_first():

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
+import warnings
 
 from pydiff.printed import expanded, printable
 
@@ -92,6 +93,25 @@ def refuse_empty(arguments):
             what = name if named or name == before != "" else what
             raise ValueError(f"{what} is empty; give it a value, or leave it out")
         flag, before = name, argument
+
+
+@contextlib.contextmanager
+def warnings_in_sentences(always):
+    """Inside, a warning of ours is a sentence, without the line of Python that Python shows with it; those of the
+    category `always` also when they were shown before.
+    """
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message, category, *where, **more):
+            if category.__module__.partition(".")[0] == "pydiff":
+                say(f"pydiff: {message}", to="stderr")
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.simplefilter("always", always)
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

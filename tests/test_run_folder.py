@@ -66,6 +66,22 @@ def test_other_arithmetic_is_said(half_way, change, message):
         assert train(half_way).step == 4
 
 
+def test_the_command_says_it_in_a_sentence(half_way):
+    """Without the line of Python that Python shows with a warning."""
+    rewrite_state(half_way, lambda state: state["arithmetic"].update(generation=0))
+    flags = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", *typed(value))]
+    command = [sys.executable, "-m", "pydiff", "train", "digits", "--out", half_way, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    said = [line for line in done.stderr.splitlines() if "arithmetic" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"pydiff: {half_way} goes on with other arithmetic")
+    assert "main()" not in done.stderr
+
+
+def typed(value):
+    return map(str, value) if isinstance(value, tuple) else [str(value)]
+
+
 def test_a_checkpoint_of_before_says_nothing(half_way):
     """pydiff 0.1 wrote the step alone, with kernels of generation 1."""
     rewrite_state(half_way, lambda state: [state.pop(name) for name in ("run", "arithmetic")])
