@@ -13,6 +13,8 @@ from pydiff.arrays import to_host
 from pydiff.codec import NOISE_RANGE, PIXEL_RANGE, Codec, register, to_uint8
 from pydiff.sound import plot, spectrum
 
+MOST_WEIGHTS = 1 << 27  # bands times window of a spectrogram: half as many float64, 512 MB
+
 
 class SoundCodec(Codec):
     """Base class of both. rate: samples per second. length: samples of a sound. channels: 1 or more."""
@@ -113,6 +115,8 @@ class Spectrogram(SoundCodec):
             raise ValueError(
                 f"a spectrogram needs an even window, hop <= size / 4, bands <= size / 2; got {size}, {hop}, {bands}"
             )
+        if bands is not None and bands * size > MOST_WEIGHTS:
+            raise ValueError(f"{bands} mel bands over a window of {size} have too many weights; take a shorter window")
         self.frames = spectrum.frames_of(self.length, hop)
 
     @property

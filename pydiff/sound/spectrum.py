@@ -127,7 +127,6 @@ def from_mel(values, size: int, rate: int, iterations: int = 40) -> np.ndarray:
     weights = mel_filters(values.shape[-1], size, rate)
     found = values @ _spreading(values.shape[-1], size, rate) + 1e-12
     wanted = values @ weights.T
-    square = weights @ weights.T
-    for _ in range(iterations):
-        found = found * (wanted / (found @ square + 1e-12))
+    for _ in range(iterations):  # weights @ weights.T has a row and a column a bin, and would be large for long windows
+        found = found * (wanted / (found @ weights @ weights.T + 1e-12))
     return found

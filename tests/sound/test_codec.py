@@ -111,5 +111,9 @@ def test_impossible_windows_are_refused():
     for wrong in ({"size": 33}, {"hop": 200}, {"bands": 1000}):
         with pytest.raises(ValueError, match="an even window"):
             Spectrogram(8000, 4000, **wrong)
+    with pytest.raises(
+        ValueError, match="4096 mel bands over a window of 131072 have too many weights; take a shorter"
+    ):
+        Spectrogram(8000, 4000, bands=4096, size=1 << 17)
     with pytest.raises(ValueError, match="at least 1"):
         Waveform(8000, 0)

@@ -1,5 +1,7 @@
 """Spectra, the way back from them, mel bands: against sums written out, and as properties."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -70,6 +72,17 @@ def test_mel_bands_rise_and_can_be_undone(bands, size, rate):
     assert (again >= 0).all()
     assert np.abs(again @ weights - values).max() < 0.05 * values.max()
     assert np.array_equal(spectrum.from_mel(0 * values, size, rate) < 1e-9, np.ones_like(again, bool))
+
+
+def test_long_windows_take_memory_in_proportion():
+    values = np.random.default_rng(0).uniform(0, 1, (2, 1, 3, 32))
+    tracemalloc.start()
+    try:
+        again = spectrum.from_mel(values, 1 << 16, 8000, iterations=2)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20  # a number for each pair of bins would be 8 GB
+    finally:
+        tracemalloc.stop()
+    assert again.shape == (2, 1, 3, (1 << 15) + 1)
 
 
 def test_a_thousand_hertz_are_a_thousand_mel():

@@ -1,6 +1,6 @@
 """The suite, or parts of it, in random orders: no test may need, or disturb, another one.
 
-    python -m tests.stress.shuffled [--times 5] [--seed 0] [--json tests/stress/shuffled.json] [tests/store ..]
+    python -m tests.stress.shuffled [--times 5] [--seed 0] [--json FILE [--more]] [tests/store ..]
 
 Every order is that of its seed, and can be had again. Each is run by a process of its own, so that what one order left
 in memory cannot help the next; processes that a test leaves running are ended, and count as failures. `--load N` keeps
@@ -101,11 +101,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--load", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=120, help="that one order may take")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="a list of runs, of which this becomes one")
+    parser.add_argument("--more", action="store_true", help="keep the runs that are in the file")
     arguments = parser.parse_args()
     others = [multiprocessing.Process(target=busy, daemon=True) for _ in range(arguments.load)]
     for other in others:
         other.start()
+    before = json.loads(arguments.json.read_text()) if arguments.more else []
     figures = {"tests": arguments.tests, "load": arguments.load, "orders": [], "failed": []}
     for seed in range(arguments.seed, arguments.seed + arguments.times):
         one = run(seed, arguments.tests, arguments.minutes)
@@ -113,7 +115,7 @@ def main() -> int:
         figures["failed"] += [f"seed {seed}: {failed}" for failed in one.pop("failed")]
         figures["orders"].append(one)
         if arguments.json:
-            arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+            arguments.json.write_text(json.dumps([*before, figures], indent=1) + "\n")
     for other in others:
         other.terminate()
     return 1 if figures["failed"] else 0

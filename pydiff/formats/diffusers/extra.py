@@ -45,7 +45,7 @@ SCHEDULE = {"name": TEXT, "T": whole(2, MAX_T)}
 _SIZE = either(whole(1, 65536), listed(whole(1, 65536), 2, 2))
 CODEC = {"kind": TEXT, "shape": listed(whole(1, 1 << 31), 1, 8), "size": _SIZE}
 _SOUND = {"rate": whole(1, 1 << 31), "length": whole(1, 1 << 31), "channels": whole(1, 65536)}
-_WINDOW = whole(1, 1 << 24)
+_WINDOW = whole(1, 1 << 20)
 CODECS = {  # further options by kind
     "frames": {"rate": number(1e-6, 1e9)},
     "points": {
