@@ -16,12 +16,14 @@ The steps, in this order; the result is that of the library `tokenizers`, agains
 
 import functools
 import gzip
-import itertools
+import operator
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from pydiff.text.pairs import join
 
 FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 MERGES = 49152 - 256 - 2  # of those in the file, how many OpenAI uses
@@ -94,23 +96,7 @@ class Tokenizer:
     def _numbers_of_piece(self, piece):
         parts = [BYTES[byte] for byte in piece.encode("utf-8", "replace")]
         parts[-1] += LAST
-        while len(parts) > 1:
-            pairs = set(itertools.pairwise(parts))
-            first = min(pairs, key=lambda pair: self.ranks.get(pair, len(self.ranks)))
-            if first not in self.ranks:
-                break
-            parts = joined(parts, first)
-        return [self.vocabulary.get(part, self.unknown) for part in parts]
-
-
-def joined(parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
-    """`parts` with the two of `pair` joined wherever they are neighbours, from the left."""
-    made, i = [], 0
-    while i < len(parts):
-        both = tuple(parts[i : i + 2]) == pair
-        made.append(parts[i] + parts[i + 1] if both else parts[i])
-        i += 2 if both else 1
-    return made
+        return [self.vocabulary.get(part, self.unknown) for part in join(parts, self.ranks, operator.add)]
 
 
 def normalized(text: str) -> str:

@@ -19,8 +19,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+from pydiff.text.pairs import join
+
 MERGES = 4096  # the most that are learned
 WORDS = 20_000  # the most frequent words of the captions, from which the merges are learned
+LONG = 2048  # letters of a word; what is longer, such as an image as a text, is not learned from
 END = 256  # added to the last byte of a word
 PAD, START = 0, 1  # numbers that are not pieces: padding after a caption, and its start
 _FIRST = 2  # number of the byte 0
@@ -54,7 +57,7 @@ class Subwords:
         """Learns merges while a pair occurs at least twice; of equally frequent pairs, the one with the smaller
         numbers. Deterministic.
         """
-        counts = Counter(word for text in texts for word in split(text))
+        counts = Counter(word for text in texts for word in split(text) if len(word) <= LONG)
         chosen = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:WORDS]
         spelled, times = [_bytes(word) for word, _ in chosen], [count for _, count in chosen]
         pairs, where = Counter(), defaultdict(set)  # how often, and in which words
@@ -91,14 +94,7 @@ class Subwords:
         return [piece for word in split(text) for piece in self.pieces(word)]
 
     def _pieces(self, word: str) -> tuple[int, ...]:
-        pieces = _bytes(word)
-        while len(pieces) > 1:
-            pairs = set(pairwise(pieces)) & self._rank.keys()
-            if not pairs:
-                break
-            first = min(pairs, key=self._rank.__getitem__)
-            pieces = _merged(pieces, first, _FIRST + 2 * END + self._rank[first])
-        return tuple(pieces)
+        return tuple(join(_bytes(word), self._rank, lambda a, b: _FIRST + 2 * END + self._rank[a, b]))
 
     def spelled(self, piece: int) -> str:
         """The text of a piece; bytes that are not a whole letter as \\xNN, the end of a word as a space."""
