@@ -292,9 +292,9 @@ class Conditioning:
                 return known.index(wanted)
         if _NUMBER.fullmatch(name) and not self.named_by_numbers and 0 <= int(name) < len(classes):
             return int(name)
-        choice = ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
+        choice = "; choose one of " + ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
         choice += "" if self.named_by_numbers else f" or a number below {len(classes)}"
-        raise ValueError(f"there is no class '{printable(name)}'{meant(name, classes) or f'; choose one of {choice}'}")
+        raise ValueError(f"there is no class '{printable(name):.200}'{meant(name, classes) or choice}")
 
     def to_config(self) -> dict:
         """A dict for JSON; `from_config` turns it into an equal Conditioning."""
