@@ -65,6 +65,8 @@ def refuse_lists(name, arguments, error):
     """Raises TypeError if an attribute was missed because a list, a number, a text or None was given in the place of an
     array or Tensor. Otherwise does nothing.
     """
+    if error.name is None:
+        return  # raised by hand: it does not say on what
     if isinstance(error.obj, list | tuple | str | int | float | None) and any(a is error.obj for a in arguments):
         made = "" if error.obj is None else "; np.array(.., np.float32) makes one"
         raise TypeError(f"{name} takes arrays or Tensors, got {described(error.obj)}{made}") from error

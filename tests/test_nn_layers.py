@@ -241,6 +241,8 @@ class Doubled(nn.Module):
         self.inner, self.others = nn.Linear(cin, cin), others
 
     def forward(self, x, twice):
+        if twice is None:
+            raise AttributeError("twice was not told")
         return self.inner(x) * twice.factor
 
 
@@ -265,3 +267,5 @@ def test_words_of_other_libraries_and_what_is_no_array():
     assert made.others == {"more": 3}
     with pytest.raises(AttributeError, match="'dict' object has no attribute 'factor'"):  # a mistake of its own
         made(np.ones((1, 2), np.float32), {})
+    with pytest.raises(AttributeError, match=r"^twice was not told$"):
+        made(np.ones((1, 2), np.float32), None)
